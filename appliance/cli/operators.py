@@ -208,12 +208,11 @@ def run() -> None:
 @click.argument("recipes", nargs=-1, required=True, type=_PATH)
 @click.option("--follow/--no-follow", default=False, help="Wait until the last run has ended.")
 @click.option(
-    "--sweep",
-    metavar="FOLDER",
-    type=click.Path(path_type=Path),
-    help="Train every combination of the recipe's lists, stop those that fall behind, and write the table and a plot "
-    "to this new folder.",
+    "--sweep/--no-sweep",
+    default=False,
+    help="Train every combination of the recipe's lists, stop those that fall behind, and write a table and a plot.",
 )
+@click.option("--folder", metavar="FOLDER", type=click.Path(path_type=Path), help="With --sweep: a new folder.")
 @GATES
 @click.option("--tier", metavar="TIER", help="The tier of materiality that the adapters are meant for, such as high.")
 @click.option(
@@ -225,7 +224,8 @@ def start(
     caller: Caller,
     recipes: tuple[Path, ...],
     follow: bool,
-    sweep: Path | None,
+    sweep: bool,
+    folder: Path | None,
     gates: str | None,
     tier: str | None,
     on: str | None,
@@ -240,10 +240,12 @@ def start(
     from appliance.client.planning import plan_run
     from appliance.client.runs import load_recipe, propose_run
 
-    if sweep is not None:
+    if sweep != (folder is not None):
+        raise BadInput("run start: expected --sweep and --folder together, got one of them")
+    if folder is not None:
         if len(recipes) != 1:
             raise BadInput(f"run start: expected one recipe with --sweep, got {len(recipes)}")
-        train_sweep(caller, recipes[0], sweep, gates, tier, on)
+        train_sweep(caller, recipes[0], folder, gates, tier, on)
         return
     loaded = [(str(path), load_recipe(path)) for path in recipes]
     door = caller.reading()

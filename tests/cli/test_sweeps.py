@@ -50,7 +50,7 @@ def test_every_combination_is_signed_at_once_and_one_that_falls_behind_is_cancel
 ) -> None:
     desk = open_desk("imported")
     folder = desk.folder / "chosen"
-    told = desk.as_("olga", "run", "start", _recipe(desk), "--sweep", str(folder), "--yes")
+    told = desk.as_("olga", "run", "start", _recipe(desk), "--sweep", "--folder", str(folder), "--yes")
     assert told.code == 0, told.err
     assert told.err.rindex("You are about to sign") < told.err.index("signed:")
     said = one_line(told.err)
@@ -88,7 +88,7 @@ def test_what_cannot_be_swept_is_said_before_anybody_signs(
     desk = open_desk("imported")
     path = _recipe(desk, text)
     more = [path for _ in words]
-    told = desk.as_("olga", "run", "start", path, *more, "--sweep", str(desk.folder / "chosen"), "--yes")
+    told = desk.as_("olga", "run", "start", path, *more, "--sweep", "--folder", str(desk.folder / "chosen"), "--yes")
     assert told.code == 2 and said in one_line(told.err)
     assert desk.ordered() == 0 and not (desk.folder / "chosen").exists()
 
@@ -97,7 +97,7 @@ def test_more_combinations_than_policy_lets_a_sweep_order_are_refused_whole(open
     desk = open_desk("imported")
     desk.site.adopt(policy_set(most_sweep_runs=2))
     before = desk.ordered()
-    told = desk.as_("olga", "run", "start", _recipe(desk), "--sweep", str(desk.folder / "chosen"), "--yes")
+    told = desk.as_("olga", "run", "start", _recipe(desk), "--sweep", "--folder", str(desk.folder / "chosen"), "--yes")
     assert told.code == 2, told.err
     assert "expected at most 2 combinations (policy, most_sweep_runs), got 3" in one_line(told.err)
     assert desk.ordered() == before
@@ -105,6 +105,14 @@ def test_more_combinations_than_policy_lets_a_sweep_order_are_refused_whole(open
 
 def test_a_folder_that_is_there_is_not_written_to(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("imported")
-    told = desk.as_("olga", "run", "start", _recipe(desk), "--sweep", str(desk.folder), "--yes")
+    told = desk.as_("olga", "run", "start", _recipe(desk), "--sweep", "--folder", str(desk.folder), "--yes")
     assert told.code == 5 and "expected a new folder to write to, got one that is there" in one_line(told.err)
+    assert desk.ordered() == 0
+
+
+@pytest.mark.parametrize("words", [("--sweep",), ("--folder", "chosen")])
+def test_a_sweep_has_a_folder_and_nothing_else_has(open_desk: Callable[[str], Desk], words: tuple[str, ...]) -> None:
+    desk = open_desk("imported")
+    told = desk.as_("olga", "run", "start", _recipe(desk, RECIPE.replace("[4, 8, 16]", "8")), *words, "--yes")
+    assert told.code == 2 and "expected --sweep and --folder together" in one_line(told.err)
     assert desk.ordered() == 0
