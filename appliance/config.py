@@ -43,7 +43,7 @@ SETTINGS = (
     ),
     Setting("migration_url", "APPLIANCE_MIGRATION_URL", None, "the owner's login, where it is not the service's"),
     Setting("process", "APPLIANCE_PROCESS", None, "this process's name, where several serve one PostgreSQL"),
-    Setting("roles", "APPLIANCE_ROLES", "people, units, runs", "what this process does of these; PostgreSQL alone"),
+    Setting("roles", "APPLIANCE_ROLES", "people, units, runs", "what this process does; fewer need PostgreSQL"),
     Setting("shared", "APPLIANCE_SHARED", None, "the folder of sealed folders and checkpoints; the home unless set"),
     Setting("keys", "APPLIANCE_KEYS", "keys", "the keyring's folder, mode 0700, the same for every process"),
     Setting("listen", "APPLIANCE_LISTEN", "127.0.0.1:8331", "HOST:PORT of the units' door, or `off`"),
@@ -66,34 +66,36 @@ SETTINGS = (
     Setting("notice_smtp", "APPLIANCE_NOTICE_SMTP", "off", "HOST:PORT of a mail server that carries notices, or `off`"),
     Setting("notice_from", "APPLIANCE_NOTICE_FROM", None, "the address that mails with notices come from"),
     Setting("notice_to", "APPLIANCE_NOTICE_TO", None, "a person's address, such as `{person}@bank.example`"),
-    Setting("notice_minutes", "APPLIANCE_NOTICE_MINUTES", "15", "a person gets one notice in so many minutes at most"),
+    Setting("notice_minutes", "APPLIANCE_NOTICE_MINUTES", "15", "minutes between two notices to one person, at least"),
     Setting("traces", "APPLIANCE_TRACES", "off", "URL of a collector that takes traces by OTLP over HTTP, or `off`"),
     Setting("plaintext", "APPLIANCE_PLAINTEXT", None, "`accepted`: a listener beyond loopback may do without TLS"),
     Setting("rehash", "APPLIANCE_REHASH", "60", "minutes between two checks of every sealed folder, or `off`"),
-    Setting("import_minutes", "APPLIANCE_IMPORT_MINUTES", "10", "what a small import may take by the clock"),
-    Setting("import_cpu_minutes", "APPLIANCE_IMPORT_CPU_MINUTES", "5", "what a small import may take of the CPU"),
+    Setting("import_minutes", "APPLIANCE_IMPORT_MINUTES", "10", "minutes that a small import may take"),
+    Setting(
+        "import_cpu_minutes", "APPLIANCE_IMPORT_CPU_MINUTES", "5", "minutes of CPU time that a small import may use"
+    ),
     Setting("engine", "APPLIANCE_ENGINE", "builtin", "what answers units: `builtin` or `vllm`"),
     Setting("vllm_packages", "APPLIANCE_VLLM_PACKAGES", None, "the folder where vLLM and its libraries are installed"),
     Setting(
         "harness_packages", "APPLIANCE_HARNESS_PACKAGES", None, "the folder where lm-eval and evaluate are installed"
     ),
-    Setting("runs_on", "APPLIANCE_RUNS_ON", "here", "where runs train whose order does not choose: `here` or `slurm`"),
+    Setting("runs_on", "APPLIANCE_RUNS_ON", "here", "where runs ordered without --on train: `here` or `slurm`"),
     Setting(
         "slurm_folder", "APPLIANCE_SLURM_FOLDER", None, "the folder that every node of the cluster sees under this path"
     ),
     Setting(
         "slurm_partition", "APPLIANCE_SLURM_PARTITION", None, "the partition of its jobs; Slurm's default unless set"
     ),
-    Setting("slurm_account", "APPLIANCE_SLURM_ACCOUNT", None, "the account of persons whom policy gives none"),
-    Setting("slurm_time_limit", "APPLIANCE_SLURM_TIME_LIMIT", None, "of a job, as sbatch takes it, such as 1-00:00:00"),
+    Setting("slurm_account", "APPLIANCE_SLURM_ACCOUNT", None, "the account of people to whom policy gives none"),
+    Setting("slurm_time_limit", "APPLIANCE_SLURM_TIME_LIMIT", None, "a job's time limit, such as 1-00:00:00"),
     Setting("slurm_cpus", "APPLIANCE_SLURM_CPUS", "1", "the CPUs that a job asks for"),
     Setting("slurm_memory", "APPLIANCE_SLURM_MEMORY", None, "the memory that a job asks for, such as 32G"),
     Setting("slurm_gres", "APPLIANCE_SLURM_GRES", None, "what else a job asks for, such as gpu:1"),
     Setting("slurm_python", "APPLIANCE_SLURM_PYTHON", None, "the nodes' Python that has the appliance installed"),
     Setting("slurm_scratch", "APPLIANCE_SLURM_SCRATCH", _SCRATCH, "the nodes' folder for what a job reads and writes"),
-    Setting("slurm_warning", "APPLIANCE_SLURM_WARNING", "120", "seconds before its time limit a job is told"),
-    Setting("slurm_patience", "APPLIANCE_SLURM_PATIENCE", "15", "minutes that slurmctld may be gone"),
-    Setting("slurm_commands", "APPLIANCE_SLURM_COMMANDS", "/usr/bin", "the folder of sbatch, squeue and scontrol"),
+    Setting("slurm_warning", "APPLIANCE_SLURM_WARNING", "120", "seconds before the time limit to warn a job"),
+    Setting("slurm_patience", "APPLIANCE_SLURM_PATIENCE", "15", "minutes to wait for slurmctld before a run fails"),
+    Setting("slurm_commands", "APPLIANCE_SLURM_COMMANDS", "/usr/bin", "the folder of Slurm's commands, such as sbatch"),
 )
 ROLES = frozenset({"people", "units", "runs"})
 VARIABLES = {setting.name: setting.variable for setting in SETTINGS if setting.name != "home"}

@@ -179,17 +179,21 @@ TRAINING = {
     "truncated-frame": Code((BadInput,), "a worker's message was cut off", "look at the worker's log"),
     "worker-ended": Code((Unavailable,), "a worker has ended without a result", "look at its log; try again"),
     "rank-ended": Code((Unavailable,), "a process of a training run has ended", "look at its log; `run resume`"),
-    "slurm-refused": Code((BadInput,), "Slurm did not take a job", "correct what its words name, then `run resume`"),
+    "slurm-refused": Code(
+        (BadInput,), "Slurm did not take a job", "correct what Slurm's message names, then `run resume`"
+    ),
     "slurm-unreachable": Code((Unavailable,), "slurmctld did not answer in time", "`run resume` once it does"),
-    "slurm-missing": Code((Unavailable,), "a command of Slurm's is not there", "install it, or set `slurm_commands`"),
+    "slurm-missing": Code((Unavailable,), "a Slurm command was not found", "install it, or set `slurm_commands`"),
     "slurm-job": Code((Unavailable,), "a job has ended before its worker began", "look at the worker's log"),
     "slurm-cancelled": Code((Unavailable,), "somebody cancelled the job in Slurm", "`run resume`"),
     "slurm-deadline": Code((Unavailable,), "the job passed its deadline in Slurm", "`run resume`"),
     "slurm-node": Code((Unavailable,), "a node reported an error without a code", "look at the worker's log"),
-    "other-code": Code((Unavailable,), "a node has another version of the appliance", "install the service's there"),
+    "other-code": Code(
+        (Unavailable,), "a node has another version of the appliance", "install the service's version there"
+    ),
     "service-silent": Code((Unavailable,), "a node waited too long for the service", "`run resume`"),
     "shared-folder": Code(
-        (Unavailable,), "the folder shared with the nodes does not work", "look at its room and mount"
+        (Unavailable,), "the folder shared with the nodes does not work", "check its free space and its mount"
     ),
     "slots-full": Code((TooMany,), "vLLM holds as many adapters as it can", "wait until one is idle; docs/vllm.md"),
     "rank": Code((Conflict,), "the adapter's rank is too large for vLLM", "train it with a smaller one; docs/vllm.md"),
@@ -210,9 +214,11 @@ LOG = {
     "clock": Code((Unavailable,), "the clock differs too much from the log's time", "set it; see `clock reset`"),
     "locked": Code((Conflict,), "another service of this log runs", "stop it, or name each process: docs/hosts.md"),
     "other-build": Code((Conflict,), "other processes of this log run another build", "install one build everywhere"),
-    "fenced": Code((Unavailable,), "other processes took over from this one", "nothing: it ends; start it again"),
-    "no-contact": Code((Unavailable,), "the process has not reached the database for 5 s", "nothing: it goes on then"),
-    "no-engine": Code((Unavailable,), "this process has no engine (`roles`)", "ask at a gateway's door"),
+    "fenced": Code((Unavailable,), "other processes took over from this one", "start this process again"),
+    "no-contact": Code(
+        (Unavailable,), "the process has not reached the database for 5 s", "nothing: it continues once it does"
+    ),
+    "no-engine": Code((Unavailable,), "this process has no engine (`roles`)", "use a process with the role `units`"),
     "schema": Code((Tampered,), "the database is not what the migrations make", "see operations, *The database*"),
     "commit-unknown": Code((Unavailable,), "the database did not say whether it committed", "nothing: it is looked up"),
     "missing": Code((Tampered,), "the ledger lacks an entry", "stop, and restore a backup"),
