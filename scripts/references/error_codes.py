@@ -205,7 +205,7 @@ TRAINING = {
     "wall-missing": Code((Unavailable,), "the sandbox could not be built", "`appliance doctor` says what is missing"),
     "wall-open": Code((Unavailable,), "a probe got through the sandbox", "stop, and look at `appliance doctor`"),
     "interrupted": Code((), "the service ended during the job", "order it again, or `run resume`"),
-    "disk": Code((Unavailable,), "the disk is full or fails", "make room; `appliance storage` says what lies where"),
+    "disk": Code((Unavailable,), "the disk is full or fails", "free space; `appliance storage` lists what uses it"),
     "program-ended": Code((Unavailable,), "a program of the appliance ended without an answer", "look at its log"),
     "closing": Code((Unavailable,), "the service ends, so a check was left", "nothing: it is repeated"),
 }

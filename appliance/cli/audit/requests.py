@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @reads
 @click.pass_obj
 def request(caller: Caller, identifier: str, file: Path | None) -> None:
-    """Find a unit's request by its answer's id: both entries, the adapter, and by whose word it answered.
+    """Find a unit's request by its answer's id: both entries, the adapter, and who released it.
 
     Each entry is proved to be in the log before it is printed; the proof itself is printed last, and written to a file
     with --output.

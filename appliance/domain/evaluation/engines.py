@@ -29,7 +29,7 @@ def _is_close(found: object) -> bool:
 def describe_engine(name: str, found: Mapping[str, Any]) -> str:
     """One line for a reviewer."""
     if "refused" in found:
-        return f"{name} takes no such adapter ({found['refused']})"
+        return f"{name} cannot load this adapter ({found['refused']})"
     shown = [f"{member} {found[member]}" for member in ("accuracy", "loss") if member in found]
     return (
         f"{name} {found['version']}, {found['form']}: {', '.join(shown) or 'probe alone'} on {found['rows']} held-out "

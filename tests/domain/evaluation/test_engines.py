@@ -46,7 +46,7 @@ def test_a_reviewer_reads_version_form_figures_and_tolerance() -> None:
         "vllm 0.32.0, nf4-double as bfloat16: accuracy 0.900000, loss 0.310000 on 11 held-out rows; its probe is off "
         "by 0.020000 of the largest logit, 0.100000 is allowed"
     )
-    assert describe_engine("vllm", {"refused": "rank"}) == "vllm takes no such adapter (rank)"
+    assert describe_engine("vllm", {"refused": "rank"}) == "vllm cannot load this adapter (rank)"
 
 
 def _released(metrics: dict[str, Any] | None) -> LogBuilder:

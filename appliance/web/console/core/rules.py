@@ -23,7 +23,7 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
     (
         r"separation of duties:",
         INVARIANT,
-        "Ask another person: who made a thing cannot approve it, and some roles exclude others.",
+        "Ask another person: you cannot approve what you made, and some roles exclude others.",
     ),
     (r"administrators:", INVARIANT, "Enrol another administrator first."),
     (r"principal: expected a name", ORDER, "Choose another name: a name belongs to one principal for good."),
@@ -46,7 +46,7 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
     (r"on behalf of:", STATE, "Decide in your own name, or have the reviewer delegate to you again."),
     # Orders.
     (r"order ", ORDER, "The person who signs an order has to be the one that it names."),
-    (r"order:", STATE, "Sign the order again: it has expired, or does not wait any more."),
+    (r"order:", STATE, "Sign the order again: it has expired, or no longer waits."),
     (r"verb:|rules:", STATE, "Two administrators have to raise the rules version: appliance rules raise."),
     (r"clock", INVARIANT, "Correct the machine's clock, or have two administrators reset it: appliance clock reset."),
     (r"until:", POLICY, "Give an end within the time that policy allows."),
@@ -87,9 +87,9 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
         POLICY,
         "The reviewer has to approve again: what the approval rested on has changed, or its time is over.",
     ),
-    (r"review ", STATE, "The reviewer has to approve again: what the approval rested on does not stand any more."),
+    (r"review ", STATE, "The reviewer has to approve again: what the approval rested on has changed or ended."),
     (r"finding:", ORDER, "Name the entry of an open finding: appliance finding list."),
-    (r"finding .*: expected an open one", STATE, "It is closed. Nothing is to be done."),
+    (r"finding .*: expected an open one", STATE, "It is closed. You need not do anything."),
     (r"finding", STATE, "Somebody whom the finding names has to close it; its owner removes what it found."),
     (r"condition of |conditions?:", CONDITION, "Meet the condition, or get a new approval with another one."),
     (r"adapter: expected (an earlier|one that answered)", STATE, "Name a version that answered this task before."),
@@ -112,6 +112,8 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
     # Runs, data, evaluation.
     (r"sweep .*: expected at most", POLICY, "Order fewer runs in one sweep: policy bounds them."),
     (r"sweep:", ORDER, "Let the recipe validate: a sweep chooses by validation losses."),
+    (r"slurm:", POLICY, "Train on the service's machine, or have the policy give you an account: slurm_accounts."),
+    (r"on: ", INVARIANT, "Train on the service's machine: appliance run start --on here."),
     (r"run: |step |steps:", ORDER, "Name a run, and steps of it that have a training checkpoint: appliance run list."),
     (r"run .*, order:", ORDER, "Prepare the order again from the run's page."),
     (r"run .*: expected .*; order a run", POLICY, "Order a run for that tier, and have a second person authorise it."),
@@ -143,7 +145,7 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
     (r"policy", SITE, "The site's own policies have to allow it: appliance policy show."),
     (r"witness [^:]*:", ORDER, "Give each witness a key of its own."),
     (r"witnesses:", POLICY, "Enough witnesses have to cosign the log again: appliance witness request."),
-    (r"worker, disk:|disk of", MACHINE, "Make room on the disk: appliance storage says what lies where."),
+    (r"worker, disk:|disk of", MACHINE, "Free space on the disk: appliance storage lists what uses it."),
 )
 """(How a reason begins, the kind of rule, what would allow it). The first that fits counts."""
 _RULES = tuple((re.compile(begins), kind, allows) for begins, kind, allows in _ROWS)
