@@ -78,7 +78,7 @@ def measure(folder: Path, plan: Plan) -> Iterator[Row]:
         if plan.peers:
             with _servers(base, adapters, plan) as servers:
                 yield from _beside_peers(running, servers, adapters, plan)
-        yield from _alone(running["ours"], running["machine"], adapters, plan)
+        yield from _alone(running["ours"], running["machine"], base, adapters, plan)
         yield from _load_cost(running["ours"], adapters[0], plan)
     with start_program(base, plan.device, "ours") as ours:
         if plan.device == "cpu":
@@ -170,7 +170,7 @@ def _rates(found: Found) -> Iterator[Row]:
     )
 
 
-def _alone(ours: Program, machine: Program, adapters: list[str], plan: Plan) -> Iterator[Row]:
+def _alone(ours: Program, machine: Program, base: Path, adapters: list[str], plan: Plan) -> Iterator[Row]:
     """One stream: how much of what the memory gives is read."""
     slot = Path(adapters[0]).name
     wanted = {"prompts": [PROMPTS[0]], "slots": [slot], "tokens": 2 * plan.tokens}
@@ -181,6 +181,7 @@ def _alone(ours: Program, machine: Program, adapters: list[str], plan: Plan) -> 
     limit = found["bandwidth"] / read
     said = f"bandwidth ({found['bandwidth'] / 1e9:.0f} GB/s) over the bytes of a token ({read / MB:.0f} MB)"
     yield row("tokens a second, one stream, one adapter", found["alone"], "1/s", against=said, theirs=limit)
+    yield from serving_prompts.measure_stream(ours, Path(adapters[0]), base, plan.model.find_gguf(), plan.rounds)
 
 
 def _load_cost(ours: Program, adapter: str, plan: Plan) -> Iterator[Row]:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
+from scripts.benches import serving_llama
 from scripts.benches.measure import Row, interleaved, row
 from scripts.benches.programs import ROOT, Program, start_program
 
 LLAMA = ROOT / ".venv-bench-llama" / "bin" / "python"
 """The environment that `scripts/bench` makes from the extra `bench-llama`."""
 TOKENS, WORDS = 512, 10_000
+STREAM_TOKENS, STREAM_PROMPT = 128, 48
 
 
 def measure(ours: Program, gguf: Path, *, rounds: int, reads: int) -> Iterator[Row]:
@@ -38,6 +42,38 @@ def measure(ours: Program, gguf: Path, *, rounds: int, reads: int) -> Iterator[R
         ratio_at_least=0.8,
         note="mark 1.0×",
     )
+
+
+def measure_stream(ours: Program, adapter: Path, base: Path, gguf: Path, rounds: int) -> Iterator[Row]:
+    """One answer with one adapter, beside llama.cpp with the same; nothing where that is not installed."""
+    if not LLAMA.exists():
+        return
+    prompt = "Name the parties, what each of them owes to the other, and the date by which it is due, in one sentence."
+    with tempfile.TemporaryDirectory() as name, start_program(gguf, "cpu", "llama", LLAMA) as llama:
+        file = Path(name) / "adapter.gguf"
+        serving_llama.write_adapter(adapter, base, file)
+        llama("load", adapter=str(file))
+        ids = random.Random(1).sample(range(100, WORDS), STREAM_PROMPT)
+        turns = {
+            "ours": lambda: ours("answer", prompts=[prompt], slots=[adapter.name], tokens=STREAM_TOKENS),
+            "llama": lambda: llama("draw", ids=ids, tokens=STREAM_TOKENS),
+        }
+        for turn in turns.values():
+            turn()
+        found = interleaved(max(rounds, 3), **{name: partial(_drawn, turn) for name, turn in turns.items()})
+    yield row(
+        *(f"tokens a second, one stream of {STREAM_TOKENS} tokens, one adapter", found["ours"], "1/s"),
+        against=f"llama.cpp with that adapter, {gguf.stem.rpartition('.')[2]}",
+        theirs=found["llama"],
+        ratio=found.ratio("ours", "llama"),
+        ratio_at_least=0.5,
+        note="mark 1.0×",
+    )
+
+
+def _drawn(turn: Callable[[], list[float]]) -> list[float]:
+    seconds, drawn, *_ = turn()
+    return [drawn / seconds]
 
 
 def _rate(one: Program, ids: list[int], reads: int) -> list[float]:

@@ -54,7 +54,7 @@ def test_a_run_waits_is_listed_with_whom_it_waits_for_and_begins_once_authorised
     shown = one_line(told_.err)
     assert shown.index("The order of olga, entry") < shown.index("You are the second person")
     assert "learning rate" in shown and "dataset: clauses@1" in shown, "the recipe is shown before the signature"
-    assert begun == [""], "the queue heard of it"
+    assert begun == ["here"], "the queue heard of it"
     row = desk.site.state.runs.get(run)
     assert row is not None and row.status == "queued" and row.authorised is not None
     document = desk.site.ledger.documents_of(row.authorised.index)["order"]

@@ -18,7 +18,7 @@ from scripts.kit.appliance import ROOT, Appliance, Refused, found_site, free_por
 from scripts.kit.tiny_model import build_base, clauses, write_csv
 from tests.attacks.streaming import under_way
 
-PACKAGES = ROOT / ".venv-vllm" / "lib" / "python3.11" / "site-packages"
+PACKAGES = next((ROOT / ".venv-vllm" / "lib").glob("python3*/site-packages"), ROOT / ".venv-vllm")
 LABELS = ("payment", "secrecy", "term")
 
 
