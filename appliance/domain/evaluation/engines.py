@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from appliance.domain.core.names import OtherEngine
+if TYPE_CHECKING:
+    from appliance.domain.core.names import OtherEngine
+
 
 VLLM: OtherEngine = "vllm"
 _SHARE = re.compile(r"[01]\.[0-9]{1,12}")

@@ -95,6 +95,7 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
     (r"adapter: expected (an earlier|one that answered)", STATE, "Name a version that answered this task before."),
     (r"adapter: ", ORDER, "Name a sealed adapter: appliance adapter list."),
     (r"adapter .*: expected the manifest", STATE, "The order is for other bytes. Prepare it again from the adapter."),
+    (r"adapter .*: expected one that was judged on", STATE, "Train it again: runs are judged on the engine now."),
     (r"adapter .*: expected one made for release", STATE, "Train it again with the purpose release."),
     (r"adapter .*: expected its bytes whole", STATE, "Its files changed on disk. Restore them, or train it again."),
     (r"adapter .*: expected one whose approvals", INVARIANT, "Roll back instead: no emergency is needed for that."),
@@ -135,6 +136,8 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
     (r"gates:", POLICY, "Name a gate set that policy requires: appliance policy show."),
     (r"licence:|classification:", POLICY, "Use a word that policy lists, or have the policy changed."),
     (r"import", STATE, "It has ended, or was never ordered. Order another import."),
+    (r"slurm: ", POLICY, "Have the policy name the account in slurm_accounts, or run it here: --on here."),
+    (r"on: ", ORDER, "Train it on this machine: --on here."),
     (r"recipe, |plan, ", MACHINE, "Change the recipe as the reason says: appliance run plan advises."),
     # What is kept.
     (r"legal hold of entry|hold:", STATE, "An administrator has to lift the hold first, or name another subject."),
