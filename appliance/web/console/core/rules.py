@@ -136,8 +136,6 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
     (r"gates:", POLICY, "Name a gate set that policy requires: appliance policy show."),
     (r"licence:|classification:", POLICY, "Use a word that policy lists, or have the policy changed."),
     (r"import", STATE, "It has ended, or was never ordered. Order another import."),
-    (r"slurm: ", POLICY, "Have the policy name the account in slurm_accounts, or run it here: --on here."),
-    (r"on: ", ORDER, "Train it on this machine: --on here."),
     (r"recipe, |plan, ", MACHINE, "Change the recipe as the reason says: appliance run plan advises."),
     # What is kept.
     (r"legal hold of entry|hold:", STATE, "An administrator has to lift the hold first, or name another subject."),
