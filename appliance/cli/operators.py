@@ -212,11 +212,16 @@ def run() -> None:
     default=False,
     help="Train every combination of the recipe's lists, stop those that fall behind, and write a table and a plot.",
 )
-@click.option("--folder", metavar="FOLDER", type=click.Path(path_type=Path), help="With --sweep: a new folder.")
+@click.option(
+    "--folder",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="With --sweep: the new folder for its table and plot.",
+)
 @GATES
 @click.option("--tier", metavar="TIER", help="The tier of materiality that the adapters are meant for, such as high.")
 @click.option(
-    "--on", type=click.Choice(["here", "slurm"]), help="Where to train: runs_on of the settings unless given."
+    "--on", type=click.Choice(["here", "slurm"]), help="Where to train; without it the setting runs_on decides."
 )
 @signs
 @click.pass_obj
