@@ -19,7 +19,7 @@ def test_a_unit_ends_its_own_token_by_the_token_or_by_its_id(open_desk: Callable
     file.write_text(token + "\n")
     told = desk.as_("legal", "token", "revoke", "legal", "--token", str(file), "--reason", "it leaked", "--yes")
     assert told.code == 0, told.err
-    for text in ("revoke-tokens", f"token:  {digest}", "open nothing more"):
+    for text in ("revoke-tokens", f"token:  {digest}", "stop working"):
         assert text in " ".join(told.err.split()) or text in told.err or text in told.out, text
     assert desk.site.state.tokens.get(f"legal/{digest}") is not None
     file.write_text(digest)
@@ -56,7 +56,7 @@ def test_a_unit_enrols_an_application_by_its_proof_lists_it_and_ends_it(open_des
     assert desk.as_("legal", *revoke, "--issued-before", "now", "--yes").code == 2
     ended = desk.as_("otto", *revoke, "--reason", "It is not used.", "--yes")
     assert ended.code == 0, ended.err
-    assert "The application and all its tokens open nothing more" in one_line(ended.err)
+    assert "The application and all its tokens stop working" in one_line(ended.err)
     (listed,) = json.loads(desk.as_("audrey", "token", "applications", "--json").out)
     row = desk.site.state.applications.get("legal/indexer")
     assert row is not None and listed == row.model_dump(mode="json") and row.revoked is not None

@@ -84,8 +84,8 @@ def tokens_revoked(case: Case) -> Changes:
 
 def _meaning(order: RevokeTokens) -> str:
     if order.application is not None:
-        return "The application and all its tokens open nothing more; what they are being answered is cut off."
-    return "These tokens open nothing more; what they are being answered is cut off."
+        return "The application and all its tokens stop working, and answers that they are receiving are cut off."
+    return "These tokens stop working, and answers that they are receiving are cut off."
 
 
 VERBS = (
@@ -94,7 +94,7 @@ VERBS = (
         may=may_revoke_tokens,
         signers=("the unit", "release-owner:UNIT", "administrator"),
         meaning=_meaning,
-        summary="Tokens of a unit, or an application with all of its tokens, open nothing more.",
+        summary="Tokens of a unit, or an application with all of its tokens, stop working.",
         event=TokensRevoked,
         apply=tokens_revoked,
         changes_answers=True,
