@@ -335,6 +335,7 @@ def summary(demo: Demo) -> None:
         print(f"    .venv/bin/appliance {command} {person}")
     print("In a browser, once the service has stopped or was ended (appliance stop):")
     print(f"    APPLIANCE_CONSOLE=127.0.0.1:8330 .venv/bin/appliance console --open {person}")
+    print("To sign there: docs/console.md, Passkeys on the demo.")
     print(f"\nThe demo ended well, after {time.monotonic() - demo.started:.0f} s.")
 
 

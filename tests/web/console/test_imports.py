@@ -149,6 +149,21 @@ def test_what_was_not_checked_or_has_a_problem_is_not_prepared(desk: Console, mo
     assert "row 2" in page.text and 'name="check"' not in page.text
 
 
+def test_the_form_is_offered_again_with_its_short_fields_and_no_text(desk: Console) -> None:
+    page = dataset(desk, put_rows(desk), instruction=SECRET, classification="odd: one")
+    address = html.unescape(re.findall(r'href="(/sign/import-dataset\?[^"]+)"', page.text)[0])
+    form = desk.signed_in("olga").get(address).text
+    assert 'value="letters"' in form and 'value="odd: one"' in form and "text=text\nlabel=label</textarea>" in form
+    assert "the+bank" not in address and "row" not in address and FILE not in address
+    assert '<option value="confidential">' in form and "NAME@VERSION" not in form
+
+
+def put_rows(desk: Console) -> Browser:
+    browser = desk.signed_in("olga")
+    put(browser, ROWS)
+    return browser
+
+
 def test_a_check_is_shown_to_who_asked_for_it(desk: Console) -> None:
     browser, other = desk.signed_in("olga"), desk.signed_in("vera")
     put(browser, ROWS)

@@ -253,6 +253,11 @@ def test_what_changed_since_it_was_opened_is_opened_again(desk: Console) -> None
     assert last_types(desk, size) == ["order.refused"]
 
 
+def test_a_reviewer_of_one_field_finds_it_filled_in(desk: Console) -> None:
+    form = desk.signed_in("rita").get("/sign/review").text
+    assert re.search(r'name="field" value="privacy"', form)
+
+
 def test_an_order_that_says_more_than_its_session_opened_is_refused(desk: Console) -> None:
     """A page that lies, or a statement made elsewhere."""
     passkey = desk.site.enroll_passkey("rita", new_passkey(**HERE))
@@ -370,7 +375,8 @@ def test_a_proof_that_does_not_hold_is_no_file(desk: Console) -> None:
 def test_what_policy_refuses_is_refused_before_it_is_made(home: Path) -> None:
     with console("staffed", home) as desk:
         browser = desk.signed_in("rita")
-        assert "passkeys_on_localhost" in browser.get("/passkeys/new").text
+        page = browser.get("/passkeys/new").text
+        assert "passkeys_on_localhost" in page and "adopt a policy set that allows it" in page
         made = new_passkey(**HERE)
         fields = {"csrf": browser.csrf, "name": "blue", "data": encode_base64url(made.creation_data)}
         assert browser.post("/passkeys/new", fields).status_code == 403

@@ -66,11 +66,18 @@ _HINTS = {
     "file": "200 MB at most; a larger one is imported on the command line",
     "held_out": "a share of the rows, such as 0.2",
     "held_out_file": "instead of a share: a file of its own, in the same format",
-    "columns": "PART=COLUMN, one a line; empty: the file's columns have the parts' names",
+    "columns": "PART=COLUMN, one a line, such as text=body; empty: the file's columns have the parts' names",
     "labels": "one a line; empty: those that occur in the file",
     "instruction": "the system message of every row",
     "tasks": "divided by spaces",
     "subject": "adapter:NAME@VERSION, dataset:NAME …",
+    "licence": "an SPDX identifier such as Apache-2.0, LicenseRef-NAME, or a word that policy lists",
+    "classification": "a word that policy lists",
+    "meaning": "what you checked, and what your decision means; it is signed and others read it",
+    "on_behalf_of": "who delegated this to you",
+    "not_before": "a day; no answer before it",
+    "not_after": "a day; no answer from then on",
+    "answers_a_day": "requests admitted in one day of UTC",
 }
 
 
@@ -132,9 +139,13 @@ def _fields(model: type[Order], name: str, member: dict[str, Any]) -> list[Field
             return [of_file]
         own = Field(name=HELD_OUT_FILE, label="held-out file", kind="file", optional=True, hint=_HINTS[HELD_OUT_FILE])
         return [of_file.model_copy(update={"label": "held out"}), own]
-    return [_field(name, member)]
+    found = _field(name, member)
+    if issubclass(model, ImportRows) and name in _NEW_NAMES:
+        return [found.model_copy(update={"hint": "a name; the appliance counts its versions"})]
+    return [found]
 
 
+_NEW_NAMES = ("dataset", "validation_set")
 _OF_ROWS: dict[str, tuple[Kind, bool, str]] = {
     "file": ("file", False, ""),
     "columns": ("lines", True, ""),

@@ -130,7 +130,7 @@ def _facts(found: Mapping[str, Any], blind: bool) -> tuple[tuple[str, str], ...]
     if found["max_tokens"] is not None:
         lengths = f"{found['max_tokens']} tokens at most, {found['mean_tokens']} in the mean"
         facts.append(("length", f"{lengths}, of the base's context of {found['context_length']}"))
-    facts.append(("texts that came before", str(found["duplicate_count"])))
+    facts.append(("duplicate texts", str(found["duplicate_count"])))
     return tuple(facts)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import partial
+from urllib.parse import urlencode
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -142,6 +143,8 @@ def form(context: Context, viewer: Viewer, query: FormQuery) -> Form:
     if query.verb == AdoptPolicy.verb:
         given = policy_in_force(context)
     known = _suggestions(context, viewer)
+    if len(known["field"]) == 1:
+        given = {"field": known["field"][0], **given}
     fields = [one.model_copy(update={"suggestions": known.get(one.name, ())}) for one in fields_of(query.verb, given)]
     return Form(
         verb=query.verb,
@@ -178,6 +181,10 @@ def _suggestions(context: Context, viewer: Viewer) -> dict[str, tuple[str, ...]]
         "principal": people_,
         "owner": people_,
         "field": viewer.places("reviewer"),
+        "classification": state.parameters.classifications,
+        "licence": state.parameters.licences,
+        "exposure": state.parameters.exposures,
+        "purpose": state.parameters.purposes,
     }
     found |= {f"recipe.{name}": found[name] for name in ("base", "dataset")}
     return {name: values[-MOST_SUGGESTED:] for name, values in found.items()}
@@ -245,6 +252,7 @@ class _Prepare:
             title=VERBS[verb].title,
             verb=verb,
             fields=fields,
+            again=_form_again(verb, fields),
             checked=self._checks.read(desk.context, viewer.name, key),
         )
 
@@ -267,8 +275,24 @@ class _Prepare:
         value = to_sign(desk.context, viewer, proposal, desk.site.url)
         shell = make_shell(desk.context, viewer, desk.pages)
         return desk.render(
-            "signing/sign.html", page=PAGE, shell=shell, value=value, path=request.url.path, empty=ASSERTION_FIELDS
+            "signing/sign.html",
+            page=PAGE,
+            shell=shell,
+            value=value,
+            path=request.url.path,
+            empty=ASSERTION_FIELDS,
+            again=_form_again(verb, given),
         )
+
+
+def _form_again(verb: str, fields: Mapping[str, str]) -> str:
+    """The form with its short fields filled in. An address is remembered by browsers, so texts are not in it."""
+    kept = [one.name for one in fields_of(verb, {}) if one.kind not in _NOT_IN_AN_ADDRESS]
+    given = [f"{name}:{fields[name]}" for name in kept if fields.get(name)]
+    return f"/sign/{verb}?{urlencode([('given', one) for one in given])}"
+
+
+_NOT_IN_AN_ADDRESS = ("text", "document", "file")
 
 
 def to_sign(context: Context, viewer: Viewer, proposal: Proposal, url: str) -> ToSign:
