@@ -253,6 +253,15 @@ def test_what_changed_since_it_was_opened_is_opened_again(desk: Console) -> None
     assert last_types(desk, size) == ["order.refused"]
 
 
+def test_of_a_recipe_what_has_a_default_is_folded(desk: Console) -> None:
+    form = desk.signed_in("olga").get("/sign/train").text
+    opened, _, rest = form.partition("more values of the recipe")
+    folded, _, after = rest.partition("</details>")
+    assert all(f'name="recipe.{name}"' in opened for name in ("name", "base", "dataset"))
+    assert 'name="recipe.rank"' in folded and "required" not in folded and "recipe." not in after
+    assert "more values" not in desk.signed_in("olga").get("/sign/request-release").text
+
+
 def test_a_reviewer_of_one_field_finds_it_filled_in(desk: Console) -> None:
     form = desk.signed_in("rita").get("/sign/review").text
     assert re.search(r'name="field" value="privacy"', form)

@@ -178,7 +178,7 @@ def _of_recipe(name: str, member: dict[str, Any]) -> Field:
         label=name.replace("_", " "),
         kind="line",
         optional="default" in member,
-        hint=str(member.get("description", ""))[:120],
+        hint=str(member.get("description", "")),
         value=value,
     )
 

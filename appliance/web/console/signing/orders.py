@@ -120,12 +120,26 @@ class FormQuery(Query):
     """`name:value` of fields that are filled in."""
 
 
+class Folded(Value):
+    """The first and last field of a part that is opened on demand."""
+
+    first: str = ""
+    last: str = ""
+    count: int = 0
+
+
 class Form(Value):
     verb: str
     title: str
     meaning: str
     signers: tuple[str, ...]
     fields: tuple[Field, ...]
+
+    @property
+    def folded(self) -> Folded:
+        """The recipe's values that need no answer; they are one run of fields."""
+        names = [one.name for one in self.fields if one.name.startswith("recipe.") and one.optional]
+        return Folded(first=names[0], last=names[-1], count=len(names)) if names else Folded()
 
     @property
     def has_file(self) -> bool:
