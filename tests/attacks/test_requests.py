@@ -32,7 +32,11 @@ def _head(site: Appliance) -> dict[str, str]:
         ),
         (CHAT, {"json": {"model": "labels", "messages": HELLO, "temperature": 3}}, "temperature: expected at most 2.0"),
         (CHAT, {"content": b'{"model": "labels", "messages": [], "temperature": NaN}'}, "temperature: expected"),
-        (CHAT, {"json": {"model": "labels", "messages": HELLO, "tools": []}}, "request: tools: not supported"),
+        (
+            CHAT,
+            {"json": {"model": "labels", "messages": HELLO, "tools": []}},
+            "request: tools: expected a list of 1 to 128",
+        ),
         (
             "/v1/completions",
             {"json": {"model": "labels", "prompt": ""}},

@@ -111,12 +111,12 @@ def _as_text(call: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _as_value_error() -> Iterator[None]:
-    """What the rules of tools refuse, as pydantic takes it: with the member's place."""
+def _as_value_error(member: str = "") -> Iterator[None]:
+    """What the rules of tools refuse, as pydantic takes it; what it names itself, the `member`, is not named twice."""
     try:
         yield
     except BadInput as error:
-        raise ValueError(error.message) from None
+        raise ValueError(error.message.removeprefix(f"{member}: ")) from None
 
 
 def _length(message: Message) -> int:
@@ -234,7 +234,7 @@ class ChatRequest(Drawn):
     @classmethod
     def _known(cls, tools: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
         if tools is not None:
-            with _as_value_error():
+            with _as_value_error("tools"):
                 read_tools(tools, "tools")
         return tools
 
