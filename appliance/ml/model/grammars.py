@@ -8,8 +8,10 @@ shows later, ends its own answer. Nothing of one answer is kept for another.
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from appliance.errors import BadInput
@@ -39,6 +41,9 @@ MAX_PATTERNS, MAX_JOINED_PATTERNS = 64, 8
 """Of a schema. To find whether a text can match n patterns at once takes 2^n steps, which llguidance does not count."""
 MAX_ITEMS = 10_000
 """Of all lists of a schema together: each item is a rule of the grammar."""
+MAX_MULTIPLES = 10_000
+"""Of all `multipleOf` of a schema: their sum, or their product where some are joined. A multiple of n is told by an
+automaton of n states, which llguidance takes n^2 steps to make and does not count."""
 _PATTERNS, _ITEMS = ("pattern", "format"), ("minItems", "maxItems")
 _COMBINED = ("anyOf", "oneOf", "allOf", "$ref")
 _REMARKS = {"title", "description", "default", "examples", "$schema", "$id", "$defs", "definitions", "discriminator"}
@@ -205,15 +210,17 @@ def _move(value: Any, place: str) -> Any:
 
 def check_cost(schema: Mapping[str, Any]) -> None:
     """BadInput for a schema that takes longer to read than llguidance's own limits say: too many patterns, by
-    themselves or joined, or too long lists."""
-    patterns, items, joined = 0, 0, False
+    themselves or joined, too long lists, or multiples of too large numbers."""
+    patterns, items, multiples, joined = 0, 0, list[int](), False
     waiting: list[Any] = [schema]
     while waiting:
         one = waiting.pop()
         if isinstance(one, dict):
             patterns += sum(name in one for name in _PATTERNS)
             patterns += len(more) if isinstance(more := one.get("patternProperties"), dict) else 0
-            items += sum(int(found) for name in _ITEMS if isinstance(found := one.get(name), int | float))
+            # A number below 0, wherever it stands, takes nothing off.
+            items += sum(abs(int(found)) for name in _ITEMS if isinstance(found := one.get(name), int | float))
+            multiples += [_count_states(found)] if isinstance(found := one.get("multipleOf"), int | float) else []
             joined = joined or _joins(one)
             waiting += one.values()
         elif isinstance(one, list):
@@ -224,6 +231,15 @@ def check_cost(schema: Mapping[str, Any]) -> None:
         raise BadInput(f"schema: expected at most {most} of pattern and format {where}, got {patterns}")
     if items > MAX_ITEMS:
         raise BadInput(f"schema: expected at most {MAX_ITEMS} for all minItems and maxItems together, got more")
+    if (math.prod if joined else sum)(multiples) > MAX_MULTIPLES:
+        how = "multiplied, since some are joined by allOf, anyOf or $ref" if joined else "together"
+        raise BadInput(f"schema: expected at most {MAX_MULTIPLES} for all multipleOf {how}, got more")
+
+
+def _count_states(multiple: float) -> int:
+    """Of an automaton for its multiples, at most: of 0.25 as of 25."""
+    number = Decimal(str(multiple))
+    return max(1, abs(int(number)), int("".join(map(str, number.as_tuple().digits))))
 
 
 def _joins(schema: Mapping[str, Any]) -> bool:

@@ -162,6 +162,13 @@ BOMBS: dict[str, dict[str, Any]] = {
     "long": {"type": "array", "minItems": 10**9, "items": {"type": "string"}},
     "long lists": {"prefixItems": [{"type": "array", "maxItems": 900, "items": {}}] * 900},
     "long texts": {"type": "array", "minItems": 9_000, "items": {"type": "string", "minLength": 10**9}},
+    "a long list beside one below nothing": {
+        **{"type": "array", "maxItems": 2 * 10**9, "items": {"type": "string"}},
+        "default": {"minItems": -(10**10)},
+    },
+    "multiples": {"type": "integer", "multipleOf": 9_999_991},
+    "multiples of members": {"properties": {f"p{n}": {"type": "integer", "multipleOf": 90_001 + n} for n in range(9)}},
+    "multiples joined": {"allOf": [{"type": "integer", "multipleOf": n} for n in (97, 89, 83, 79)]},
     "numbers": {"type": "number", "minimum": -1e308, "maximum": 1e308, "multipleOf": 1e-9},
 }
 
