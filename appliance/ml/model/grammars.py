@@ -41,9 +41,9 @@ MAX_PATTERNS, MAX_JOINED_PATTERNS = 64, 8
 """Of a schema. To find whether a text can match n patterns at once takes 2^n steps, which llguidance does not count."""
 MAX_ITEMS = 10_000
 """Of all lists of a schema together: each item is a rule of the grammar."""
-MAX_MULTIPLES = 10_000
+MAX_MULTIPLES = 4_000
 """Of all `multipleOf` of a schema: their sum, or their product where some are joined. A multiple of n is told by an
-automaton of n states, which llguidance takes n^2 steps to make and does not count."""
+automaton of n states, which llguidance takes n^2 steps to make and does not count; a request has 128 tools."""
 _PATTERNS, _ITEMS = ("pattern", "format"), ("minItems", "maxItems")
 _COMBINED = ("anyOf", "oneOf", "allOf", "$ref")
 _REMARKS = {"title", "description", "default", "examples", "$schema", "$id", "$defs", "definitions", "discriminator"}
