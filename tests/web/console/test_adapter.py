@@ -148,6 +148,19 @@ def test_each_decision_is_a_link_to_its_form_filled_in(browser: Browser, decisio
     assert "clauses@2" in form and "legal" in form
 
 
+@pytest.mark.parametrize(
+    ("who", "offered"),
+    [
+        ("rita", ["Approve", "Approve with conditions", "Request changes", "Reject", "Write a finding"]),
+        ("otto", ["Activate"]),
+        ("audrey", []),
+    ],
+)
+def test_a_person_is_offered_what_their_roles_may_sign(desk: Console, who: str, offered: list[str]) -> None:
+    shown = re.search(r'<p class="actions review-decide">(.*?)</p>', _html(desk.signed_in(who), "summary"))
+    assert shown is not None and re.findall(r"<a[^>]*>([^<]*)</a>", shown[1]) == offered
+
+
 def test_changes_are_what_differs_from_the_version_that_answers_and_nothing_else(browser: Browser) -> None:
     assert _rows(browser, "changes") == [
         {"since": "clauses@1", "of": "recipe", "what": "rank", "before": "8", "now": "16"}
