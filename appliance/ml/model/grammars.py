@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -41,9 +41,9 @@ MAX_PATTERNS, MAX_JOINED_PATTERNS = 64, 8
 """Of a schema. To find whether a text can match n patterns at once takes 2^n steps, which llguidance does not count."""
 MAX_ITEMS = 10_000
 """Of all lists of a schema together: each item is a rule of the grammar."""
-MAX_MULTIPLES = 4_000
-"""Of all `multipleOf` of a schema: their sum, or their product where some are joined. A multiple of n is told by an
-automaton of n states, which llguidance takes n^2 steps to make and does not count; a request has 128 tools."""
+MAX_MULTIPLES = 10_000
+"""Of all `multipleOf` of a schema, and of all tools of a request: their sum, or their product where some are joined. A
+multiple of n is told by an automaton of n states, which llguidance takes n^2 steps to make and does not count."""
 _PATTERNS, _ITEMS = ("pattern", "format"), ("minItems", "maxItems")
 _COMBINED = ("anyOf", "oneOf", "allOf", "$ref")
 _REMARKS = {"title", "description", "default", "examples", "$schema", "$id", "$defs", "definitions", "discriminator"}
@@ -137,6 +137,7 @@ def write_call_grammar(
     `may_speak`: or text before them, or alone."""
     form = chat.calls
     assert form is not None
+    check_multiples([tool["function"].get("parameters") for tool in tools])
     more = "" if most == 1 or form.between is None else f" ({_literal(chat, form.between)} body){{0,{most - 1}}}"
     before, after = _literal(chat, form.before), _literal(chat, form.after)
     rules = [f"calls: {before} body{more} {after}", *_write_bodies(chat, form, tools)]
@@ -211,29 +212,42 @@ def _move(value: Any, place: str) -> Any:
 def check_cost(schema: Mapping[str, Any]) -> None:
     """BadInput for a schema that takes longer to read than llguidance's own limits say: too many patterns, by
     themselves or joined, too long lists, or multiples of too large numbers."""
-    patterns, items, multiples, joined = 0, 0, list[int](), False
-    waiting: list[Any] = [schema]
-    while waiting:
-        one = waiting.pop()
-        if isinstance(one, dict):
-            patterns += sum(name in one for name in _PATTERNS)
-            patterns += len(more) if isinstance(more := one.get("patternProperties"), dict) else 0
-            # A number below 0, wherever it stands, takes nothing off.
-            items += sum(abs(int(found)) for name in _ITEMS if isinstance(found := one.get(name), int | float))
-            multiples += [_count_states(found)] if isinstance(found := one.get("multipleOf"), int | float) else []
-            joined = joined or _joins(one)
-            waiting += one.values()
-        elif isinstance(one, list):
-            waiting += one
+    patterns, items, joined = 0, 0, False
+    for one in _walk(schema):
+        patterns += sum(name in one for name in _PATTERNS)
+        patterns += len(more) if isinstance(more := one.get("patternProperties"), dict) else 0
+        # A number below 0, wherever it stands, takes nothing off.
+        items += sum(abs(int(found)) for name in _ITEMS if isinstance(found := one.get(name), int | float))
+        joined = joined or _joins(one)
     most = MAX_JOINED_PATTERNS if joined else MAX_PATTERNS
     if patterns > most:
         where = "where some are joined by allOf, or by keywords beside anyOf or $ref" if joined else "of one schema"
         raise BadInput(f"schema: expected at most {most} of pattern and format {where}, got {patterns}")
     if items > MAX_ITEMS:
         raise BadInput(f"schema: expected at most {MAX_ITEMS} for all minItems and maxItems together, got more")
+    check_multiples(schema)
+
+
+def check_multiples(schemas: Any) -> None:
+    """The same for the multiples of a schema, or of all tools of a request together."""
+    found = list(_walk(schemas))
+    multiples = [_count_states(more) for one in found if isinstance(more := one.get("multipleOf"), int | float)]
+    joined = any(map(_joins, found))
     if (math.prod if joined else sum)(multiples) > MAX_MULTIPLES:
         how = "multiplied, since some are joined by allOf, anyOf or $ref" if joined else "together"
         raise BadInput(f"schema: expected at most {MAX_MULTIPLES} for all multipleOf {how}, got more")
+
+
+def _walk(value: Any) -> Iterator[dict[str, Any]]:
+    """Every object in it."""
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict):
+            yield one
+            waiting += one.values()
+        elif isinstance(one, list | tuple):
+            waiting += one
 
 
 def _count_states(multiple: float) -> int:
