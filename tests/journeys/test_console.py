@@ -101,6 +101,8 @@ class Desk:
     @staticmethod
     def _fill(page: Any, member: str, text: str) -> None:
         found = page.locator(f'form.order [name="{member}"]')
+        if not found.is_visible():
+            page.locator("form.order details > summary").click()
         if found.evaluate("node => node.tagName") == "SELECT":
             found.select_option(text)
         else:

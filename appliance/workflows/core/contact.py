@@ -16,6 +16,11 @@ from appliance.errors import Unavailable
 SILENT_S = 5.0
 
 
+def now_s() -> float:
+    """A clock that goes on while the host is suspended: others do not wait for one that sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 class Contact:
     """Without a `made`, the ledger is this process's alone, and contact never ends."""
 
@@ -24,7 +29,7 @@ class Contact:
         self._lock = threading.Lock()
 
     def made(self, began: float) -> None:
-        """The state holds whatever was in the ledger at this moment of the monotonic clock, and was acted upon."""
+        """The state holds whatever was in the ledger at this moment of `now_s`, and was acted upon."""
         with self._lock:
             self._at = began if self._at is math.inf else max(self._at, began)
 
@@ -34,7 +39,7 @@ class Contact:
 
     @property
     def is_lost(self) -> bool:
-        return self._is_over or time.monotonic() - self._at > SILENT_S
+        return self._is_over or now_s() - self._at > SILENT_S
 
     def check(self) -> None:
         """Unavailable (`no-contact`) while the ledger of now is not known here."""

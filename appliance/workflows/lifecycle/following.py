@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from appliance.domain.governance.service import Heartbeat, ProcessLost
 from appliance.domain.serving.requests import RequestAdmitted, RequestFinished, RequestRefused
 from appliance.errors import ApplianceError, Conflict, Denied
 from appliance.formats.core.timestamp import encode_time
+from appliance.workflows.core import contact
 from appliance.workflows.core.context import Context
 from appliance.workflows.core.defects import contain_defects
 from appliance.workflows.core.halt import halt_cancelled, halt_withdrawn
@@ -133,7 +133,7 @@ class Following:
     def catch_up(self) -> None:
         """Folds what others appended and acts upon it; after that, the ledger of the moment at which this began is
         known here."""
-        began = time.monotonic()
+        began = contact.now_s()
         with self._acting:
             self._act(self.context.ledger.take_followed())
             self.context.ledger.refresh()

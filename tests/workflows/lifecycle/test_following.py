@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -20,8 +21,12 @@ from appliance.workflows.serving.answering import Loaded
 @pytest.fixture
 def passing(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [1000.0]
-    monkeypatch.setattr(contact_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(contact_module, "now_s", lambda: now[0])
     return now
+
+
+def test_the_clock_of_contact_goes_on_while_the_host_sleeps() -> None:
+    assert abs(contact_module.now_s() - time.clock_gettime(time.CLOCK_BOOTTIME)) < 1
 
 
 class Named:
