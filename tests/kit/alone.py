@@ -17,6 +17,10 @@ from pathlib import Path
 
 CLONE_NEWUSER, CLONE_NEWNET = 0x1000_0000, 0x4000_0000
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1
+SIOCSIFADDR = 0x8916
+OWN = "192.0.2.1"
+"""A second address of the loopback. Where there is none but 127.0.0.1, names are not looked up for a program that asks
+for the families of the machine's addresses (AI_ADDRCONFIG), as Slurm's do."""
 
 
 def enter() -> None:
@@ -32,6 +36,7 @@ def enter() -> None:
         Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         fcntl.ioctl(control, SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", IFF_UP))
+        fcntl.ioctl(control, SIOCSIFADDR, struct.pack("16sHH4s8x", b"lo:1", socket.AF_INET, 0, socket.inet_aton(OWN)))
 
 
 if __name__ == "__main__":
