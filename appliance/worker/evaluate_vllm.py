@@ -25,7 +25,6 @@ def work(session: Link, task: Header, blob: bytes) -> Header:
         Path(take_path(task, "base")),
         quantisation=quantisation,
         compute_dtype=compute_dtype,
-        device=take(task, "device", str),
     )
     engine = Engine(base, vllm)
     forget_weights(base)

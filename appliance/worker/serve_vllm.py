@@ -20,7 +20,6 @@ def work(session: Link, task: Header, blob: bytes) -> Header:
         Path(take_path(task, "base")),
         quantisation=take(task, "quantisation", str),
         compute_dtype=take(task, "compute_dtype", str),
-        device=take(task, "device", str),
     )
     engine = Engine(base, vllm)
     forget_weights(base)

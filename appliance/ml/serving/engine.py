@@ -45,7 +45,7 @@ from appliance.ml.serving.turns import Turns
 MAX_ROWS = 32
 _CACHE_TOKENS = 1 << 16
 # What one row's own work can raise: a defect in one answer ends that answer.
-_FAULTS = (ApplianceError, RuntimeError, MemoryError, ValueError, LookupError, TypeError, ArithmeticError)
+FAULTS = (ApplianceError, RuntimeError, MemoryError, ValueError, LookupError, TypeError, ArithmeticError)
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ class Engine:
             if classifies:
                 return read_classifiable(chat, length, request)
             return read_answerable(chat, length, request, self._vocabulary)
-        except _FAULTS as error:
+        except FAULTS as error:
             raise as_refusal(error) from None
 
     def take(self, name: str, slot: str | None, question: Question) -> None:
@@ -210,7 +210,7 @@ class Engine:
             raise Conflict(f"request {name}: expected a new name, got one that is being answered")
         try:
             self._waiting.append(self._new_row(name, slot, question))
-        except _FAULTS as error:
+        except FAULTS as error:
             raise as_refusal(error) from None
 
     def _new_row(self, name: str, slot: str | None, question: Question) -> Row:
@@ -269,7 +269,7 @@ class Engine:
                 logits = read_prompt(self.base, self.slots, self._cache, row.held, chunk)
             row.unread = rest
             return [] if rest else self._draw(row, make_lookahead(logits[None])[0])
-        except _FAULTS as error:
+        except FAULTS as error:
             return self._fail(row, error)
 
     def _score(self, row: Row, passes: Iterator[list[float] | None]) -> list[Event]:
@@ -280,7 +280,7 @@ class Engine:
                 return []
             found = zip(row.request.labels, scores, strict=True)
             text = json.dumps({label: f"{math.exp(score):.9f}" for label, score in found}, ensure_ascii=False)
-        except _FAULTS as error:
+        except FAULTS as error:
             return self._fail(row, error)
         self._leave(row)
         return [Event(row.name, text), Event(row.name, Done("classified", row.prompt_tokens, 0))]
@@ -294,7 +294,7 @@ class Engine:
                 held = [row.held for row in rows]
                 last = [row.drawn[-1] for row in rows]
                 return list(make_lookahead(read_drawn(self.base, self.slots, self._cache, held, last)))
-        except _FAULTS as error:
+        except FAULTS as error:
             if len(rows) == 1:
                 return [as_refusal(error)]
             return [found for row in rows for found in self._compute([row])]
@@ -318,7 +318,7 @@ class Engine:
             if begin_long(self.base, self._cache, row.held):
                 row.read_again()
             return events
-        except _FAULTS as error:
+        except FAULTS as error:
             return self._fail(row, error)
 
     def _end(self, row: Row, reason: str) -> list[Event]:

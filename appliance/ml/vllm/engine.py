@@ -27,7 +27,7 @@ from appliance.ml.inference.score import Branch
 from appliance.ml.inference.text import Text
 from appliance.ml.model.base import Base
 from appliance.ml.model.grammars import Vocabulary
-from appliance.ml.serving.engine import _FAULTS, Done, Event, as_refusal, cut_off
+from appliance.ml.serving.engine import FAULTS, Done, Event, as_refusal, cut_off
 from appliance.ml.vllm.loading import RANK, SLOTS
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -144,11 +144,7 @@ class Engine:
     def _score_now(self, slot: str | None, tokens: Sequence[int], places: Sequence[int]) -> list[float]:
         """One question and its answer; what other requests are given meanwhile waits for the next step."""
         self._ask("probe", slot, tokens, places)
-        while True:
-            for output in self._vllm.step():
-                if output.request_id == "probe":
-                    return self._read_scores(output)
-                self._events += self._hear(output)
+        return self._read_scores(self._wait_for("probe"))
 
     def measure(self, slot: str, tokens: Sequence[int]) -> list[float]:
         """The log-probability of each token behind those before it; of the first, behind which nothing is, 0. For an
@@ -157,13 +153,19 @@ class Engine:
 
         parameters = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
         self._add("measure", slot, tokens, parameters)
-        while True:
+        scores = self._wait_for("measure").prompt_logprobs
+        return [0.0] + [float(some[token].logprob) for some, token in zip(scores[1:], tokens[1:], strict=True)]
+
+    def _wait_for(self, name: str) -> Any:
+        """The end of this question. A step also gives others their tokens, and all of them are heard."""
+        found = None
+        while found is None:
             for output in self._vllm.step():
-                if output.request_id == "measure" and output.finished:
-                    scores = output.prompt_logprobs
-                    return [0.0] + [
-                        float(some[token].logprob) for some, token in zip(scores[1:], tokens[1:], strict=True)
-                    ]
+                if output.request_id != name:
+                    self._events += self._hear(output)
+                elif output.finished:
+                    found = output
+        return found
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
@@ -177,7 +179,7 @@ class Engine:
             if classifies:
                 return read_classifiable(chat, length, request)
             return read_answerable(chat, length, request, self._vocabulary)
-        except _FAULTS as error:
+        except FAULTS as error:
             raise as_refusal(error) from None
 
     def take(self, name: str, slot: str | None, question: Question) -> None:
@@ -196,7 +198,7 @@ class Engine:
             else:
                 row.plan = self._classify(row) if question.branches is not None else self._choose(row)
                 self._events += self._go_on(row)
-        except _FAULTS as error:
+        except FAULTS as error:
             self._leave(row)
             raise as_refusal(error) from None
 
@@ -223,7 +225,7 @@ class Engine:
                 return self._take_tokens(row, output)
             row.scores[output.request_id] = self._read_scores(output)
             return self._go_on(row) if len(row.scores) == len(row.asked) else []
-        except _FAULTS as error:
+        except FAULTS as error:
             self._leave(row)
             return [Event(row.name, as_refusal(error))]
 

@@ -29,7 +29,7 @@ _CACHE_TOKENS = 1 << 16
 _FORMAT = "appliance"
 
 
-def start(folder: Path, *, quantisation: str, compute_dtype: str, device: str) -> tuple[Base, Any]:
+def start(folder: Path, *, quantisation: str, compute_dtype: str) -> tuple[Base, Any]:
     """The base, of which vLLM has the weights, and vLLM's engine. BadInput for what it cannot take; Unavailable where
     it is not installed."""
     if quantisation == "int8":

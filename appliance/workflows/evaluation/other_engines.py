@@ -34,7 +34,6 @@ def judge_elsewhere(
         "probe": probe,
         "quantisation": order.recipe.quantisation,
         "compute_dtype": order.recipe.compute_dtype,
-        "device": context.device,
         "packages": str(context.vllm),
     }
     publish = partial(context.progress.publish, run.id)
