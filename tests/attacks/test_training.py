@@ -156,7 +156,8 @@ def test_after_three_resumes_it_failed_and_an_order_goes_on_to_the_same_bytes(de
         await_death(deployment)
         deployment.start()
         assert count(deployment, "resume.requested") == (side == "after")
-    assert deployment.wait_run(run)["adapter"] == "stubborn@1"
+    ended = deployment.wait_run(run)
+    assert ended["adapter"] == "stubborn@1", (ended, bodies(deployment, "run.failed", run), deployment.log()[-2000:])
     assert weights(deployment, "stubborn") == weights(deployment, "whole")
     check_whole(deployment)
 
