@@ -28,6 +28,13 @@ def multiplies_bfloat16(device: str) -> bool:
     return any(bool(check()) for name in checks if (check := getattr(torch.cpu, name, None)) is not None)
 
 
+def keeps_rows_apart(device: str) -> bool:
+    """Whether a row of a product of matrices has the same bits whatever rows are multiplied beside it. A GPU, and a CPU
+    with AMX, may add in another order where the number of rows is another."""
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return device == "cpu" and not (amx is not None and amx())
+
+
 def describe_machine() -> dict[str, object]:
     """The facts that resolve a recipe's `auto` values."""
     device = find_device()
