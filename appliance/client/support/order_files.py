@@ -27,6 +27,9 @@ from appliance.formats.signatures.webauthn import challenge_of
 
 _MAX_FILE_BYTES = 4_194_304
 
+UNWRITABLE: Mapping[str, Any] = {"rank": 0, "alpha": 0, "target_modules": (), "validate_every": 0}
+"""Values of a resolved recipe that no author can write: in a recipe they are `auto`."""
+
 Holder = tuple[bytes, PasskeyScope | None]
 """A public key, and of a passkey where its assertions count."""
 
@@ -84,7 +87,8 @@ def resolve_again(door: Door, proposal: Proposal) -> list[str]:
         return []
     signed = order.recipe.model_dump()
     facts = door.get("/v1/recipes/facts", base=order.recipe.base, dataset=order.recipe.dataset)["facts"]
-    written = signed | dict.fromkeys(proposal.resolved, "auto")
+    left = proposal.resolved | {name for name, value in UNWRITABLE.items() if signed[name] == value}
+    written = signed | dict.fromkeys(left, "auto")
     if signed["privacy"] is not None:
         # Epsilon follows from the noise: the rules compute it again.
         written["privacy"] = {name: value for name, value in signed["privacy"].items() if name != "epsilon"}
@@ -92,6 +96,6 @@ def resolve_again(door: Door, proposal: Proposal) -> list[str]:
     found = resolve_recipe(asked, Facts.model_validate(facts)).model_dump()
     return [
         f"{name}: expected {show_value(found[name])}, got {show_value(signed[name])}"
-        for name in sorted(proposal.resolved)
+        for name in sorted(left)
         if found[name] != signed[name]
     ]
