@@ -26,6 +26,7 @@ from appliance.cli.runs.gates import judged_facts, judged_value
 from appliance.cli.runs.plans import GATES, list_costs, plan, promise
 from appliance.cli.runs.records import export, facts_of, judge, report, warnings_in
 from appliance.cli.runs.replays import checkpoints, replay, resume
+from appliance.cli.runs.sweeps import sweep as go_on_sweep
 from appliance.cli.runs.sweeps import train_sweep
 from appliance.cli.support.caller import Caller
 from appliance.cli.support.command import group, reads, signs
@@ -199,7 +200,7 @@ dataset.add_command(used_by)
 
 @group("run", example="appliance run start recipe.yaml --follow")
 def run() -> None:
-    """Training runs: plan, start, authorise, follow, list, cancel, resume, report, export, replay."""
+    """Training runs: plan, start, sweep, authorise, follow, list, cancel, resume, report, export, replay."""
 
 
 @run.command(
@@ -381,6 +382,7 @@ def cancel(caller: Caller, name: str) -> None:
 run.add_command(authorise)
 run.add_command(refuse)
 run.add_command(resume)
+run.add_command(go_on_sweep)
 run.add_command(checkpoints)
 run.add_command(replay)
 run.add_command(report)

@@ -19,6 +19,7 @@ from appliance.domain.core.names import versioned
 from appliance.domain.core.records import BoundSet, LocalSet
 from appliance.domain.recipe.parsing import parse_recipe
 from appliance.domain.recipe.recipe import Facts, Recipe, resolve_recipe
+from appliance.domain.recipe.sweep import SWEPT
 from appliance.domain.rulebook.proposals import Proposal
 from appliance.domain.rulebook.registry import ORDERS
 from appliance.domain.runs.authorisation import AuthoriseRun, RefuseRun
@@ -82,6 +83,12 @@ def load_written(path: Path) -> dict[str, Any]:
 def load_recipe(path: Path) -> Recipe:
     """The recipe of a YAML file; BadInput names the file and the line or value that is off."""
     value = load_written(path)
+    lists = [key for key in SWEPT if isinstance(value.get(key), list)]
+    if lists:
+        raise BadInput(
+            f"{path}: recipe, {', '.join(lists)}: expected one value, got a list; a recipe with lists is a sweep: "
+            f"appliance run start {path} --sweep --folder FOLDER"
+        )
     try:
         return parse_recipe(value)
     except BadInput as error:

@@ -121,6 +121,34 @@ def summarise(made: Plan) -> list[tuple[str, object]]:
     ]
 
 
+def summarise_together(plans: Sequence[Plan]) -> list[tuple[str, object]]:
+    """Of runs that train one after another, on one base and dataset: what all of them take where none is stopped."""
+    from appliance.domain.planning.pace import Duration
+    from appliance.domain.planning.plan import show_bytes
+
+    steps, first = sorted(made.steps for made in plans), plans[0]
+    parts = [made.duration for made in plans]
+    together = Duration(
+        low=sum(one.low for one in parts),
+        likely=sum(one.likely for one in parts),
+        high=sum(one.high for one in parts),
+        measured=all(one.measured for one in parts),
+    )
+    disk, free = sum(made.disk.total for made in plans), first.machine.disk_free_bytes
+    largest = dict(summarise(max(plans, key=lambda made: made.memory.peak)))
+    rest = {(label, value): None for made in plans for label, value in summarise(made) if label in ("note", "warning")}
+    problems = list(dict.fromkeys(problem for made in plans for problem in made.problems))
+    span = f"{steps[0]} steps" if steps[0] == steps[-1] else f"{steps[0]} to {steps[-1]} steps"
+    return [
+        ("runs", f"{len(plans)} on {first.recipe.base} with {first.recipe.dataset}, of {span}"),
+        ("fit this machine", f"no: {'; '.join(problems)}" if problems else largest["fits this machine"]),
+        ("memory", largest["memory"]),
+        ("time", f"{say_duration(together)}; less where runs are stopped"),
+        ("disk", f"{show_bytes(disk)}, of {show_bytes(free)} free; less where runs are stopped"),
+        *rest,
+    ]
+
+
 def _promise(made: Plan) -> list[tuple[str, object]]:
     privacy = made.recipe.privacy
     if privacy is None:

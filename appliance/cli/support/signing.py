@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from appliance.cli.support.caller import Caller
@@ -20,12 +20,17 @@ def sign_and_submit(
 
 
 def sign_all(
-    caller: Caller, proposals: Sequence[Proposal], notes: Iterable[str] = (), *, successor: str | None = None
+    caller: Caller,
+    proposals: Sequence[Proposal],
+    notes: Iterable[str] = (),
+    *,
+    successor: str | None = None,
+    show: Callable[[Sequence[Proposal]], None] | None = None,
 ) -> list[Receipt]:
     """Shows every order before the first is signed; one yes and one passphrase for all of them.
 
     What the service would refuse is refused before it is shown, where the command has a session to ask in.
-    `successor`: the log's next key, where these orders put it in force.
+    `successor`: the log's next key, where these orders put it in force. `show`: instead of one order after another.
     """
     from appliance.client.support import orders
 
@@ -33,8 +38,7 @@ def sign_all(
         for proposal in proposals:
             orders.check(caller.reading(), proposal)
         notes = [*notes, *_twins(caller, proposals)]
-    for proposal in proposals:
-        show_proposal(proposal)
+    (show or show_each)(proposals)
     say(*notes)
     count = len(proposals)
     caller.confirm("Sign this?" if count == 1 else f"Sign these {count} orders?")
@@ -61,6 +65,11 @@ def _twins(caller: Caller, proposals: Sequence[Proposal]) -> list[str]:
         for proposal in proposals
         for twin in orders.waiting_twins(caller.reading(), proposal)
     ]
+
+
+def show_each(proposals: Sequence[Proposal]) -> None:
+    for proposal in proposals:
+        show_proposal(proposal)
 
 
 def show_proposal(proposal: Proposal, title: str = "You are about to sign:") -> None:
