@@ -149,7 +149,7 @@ def test_completion_knows_the_commands() -> None:
     )
     assert {line.partition(",")[2] for line in answer.stdout.split()} == {
         *("authorise", "cancel", "checkpoints", "export", "list", "plan", "refuse", "replay", "report", "resume"),
-        *("show", "start"),
+        *("show", "start", "sweep"),
     }
 
 
