@@ -127,9 +127,12 @@ class Sweep:
 
 
 def list_runs(door: Door, name: str) -> list[dict[str, Any]]:
-    """The rows of its runs, in their order; NotFound for an unknown name."""
+    """The rows of its runs: those that ended, then the others as they train, in which one that was resumed may be the
+    last. NotFound for an unknown name."""
     rows = door.get("/v1/runs")
-    runs = [row for row in rows if row["sweep"] == name]
+    runs = sorted(
+        (row for row in rows if row["sweep"] == name), key=lambda row: (row["status"] not in FINAL, row["queued"])
+    )
     if not runs:
         known = sorted({row["sweep"] for row in rows if row["sweep"] is not None})
         raise NotFound(f"sweep: expected one of {', '.join(known) or 'none so far'}, got {name}")

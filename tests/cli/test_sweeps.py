@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -196,6 +197,22 @@ def test_a_run_that_was_to_be_stopped_before_the_power_went_is_judged_again(
     found = sweeps.Result.model_validate_json((desk.folder / "chosen" / "sweep.json").read_bytes())
     assert [sweeps._go_on(row, "running").behind for row in found.runs] == [None] * 3
     assert name == found.sweep and folder.endswith("chosen")
+
+
+def test_runs_are_followed_as_they_train_and_one_that_was_resumed_trains_last() -> None:
+    def row(number: int, status: str, queued: int, sweep: str | None = "clauses-1") -> dict[str, Any]:
+        return {"id": f"r-{number}", "status": status, "queued": queued, "sweep": sweep}
+
+    rows = [
+        row(1, "queued", 90),
+        row(2, "running", 12),
+        row(3, "sealed", 13),
+        row(4, "queued", 14),
+        row(5, "queued", 1, None),
+    ]
+    door: Any = SimpleNamespace(get=lambda path: rows)
+    assert [one["id"] for one in sweeps.list_runs(door, "clauses-1")] == ["r-3", "r-2", "r-4", "r-1"]
+    assert [one["id"] for one in sweeps.list_left(door, "clauses-1")] == ["r-2", "r-4", "r-1"]
 
 
 def test_what_is_left_of_a_sweep_is_cancelled_at_once(
