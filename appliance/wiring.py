@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp
 
-from appliance.config import Notices as NoticeSettings
-from appliance.config import Settings
+from appliance.config.values import Notices as NoticeSettings
+from appliance.config.values import Settings
 from appliance.domain.core.entry import Entry, parse_entry
 from appliance.domain.core.event import Event
 from appliance.domain.core.policy import parse_policy

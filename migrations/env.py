@@ -19,7 +19,7 @@ connection = context.config.attributes.get("connection")
 if connection is not None:
     run(connection)
 else:
-    from appliance.config import load_settings
+    from appliance.config.load import load_settings
     from appliance.store.database.engine import begin_migration, open_engine
 
     with begin_migration(open_engine(load_settings().migration_url)) as connection:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.config import load_settings
+from appliance.config.load import load_settings
 from appliance.errors import BadInput
 
 

@@ -17,7 +17,8 @@ from appliance.client.policies import load_policy
 from appliance.client.record import Record, write_report
 from appliance.client.support import embedded
 from appliance.client.support.program import isolated
-from appliance.config import VARIABLES, load_settings
+from appliance.config.keys import VARIABLES
+from appliance.config.load import load_settings
 from appliance.domain.runs.steps import encode_steps
 from appliance.formats.log.trust import encode_trust
 from appliance.formats.signatures.keys import generate_ed25519

@@ -14,7 +14,8 @@ from appliance.cli.support.progress import show_bytes
 from appliance.errors import BadInput, NotAuthenticated, Unavailable
 
 if TYPE_CHECKING:
-    from appliance.config import Explained, Settings
+    from appliance.config.explain import Explained
+    from appliance.config.values import Settings
 
 DEFAULT_STOP_S = 60
 
@@ -231,7 +232,7 @@ def storage(caller: Caller) -> None:
 @click.pass_obj
 def config(caller: Caller, markdown: bool) -> None:
     """Every setting: its value, where that comes from, its default and its meaning."""
-    from appliance.config import explain_settings, render_page
+    from appliance.config.explain import explain_settings, render_page
 
     if markdown:
         print_line(render_page().rstrip("\n"))

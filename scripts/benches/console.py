@@ -19,7 +19,7 @@ from sqlalchemy import insert
 from starlette.testclient import TestClient
 
 from appliance import wiring
-from appliance.config import load_settings
+from appliance.config.load import load_settings
 from appliance.domain.core.names import encode_value
 from appliance.domain.governance.policy_files import assemble_policy
 from appliance.formats.signatures.keys import generate_ed25519

@@ -23,7 +23,8 @@ import openai
 
 from appliance import wiring
 from appliance.client.support.door import is_answering
-from appliance.config import Settings, load_settings
+from appliance.config.load import load_settings
+from appliance.config.values import Settings
 from appliance.domain.core import credentials
 from appliance.domain.core.names import add_seconds, encode_value
 from appliance.domain.core.order import Order, encode_order

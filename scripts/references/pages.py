@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 
-from appliance import config
+from appliance.config import explain
 from appliance.domain.core.names import EXCLUSIVE_ROLES
 from appliance.domain.core.order import Order
 from appliance.domain.core.verb import Verb
@@ -231,7 +231,7 @@ code that came from a worker is also in the entry that ends an import or a run.
 """
 
 PAGES: dict[str, Callable[[], str]] = {
-    "configuration.md": config.render_page,
+    "configuration.md": explain.render_page,
     "recipe.md": render_recipe,
     "roles.md": render_roles,
     "verbs.md": render_verbs,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance import wiring
-from appliance.config import load_settings
+from appliance.config.load import load_settings
 from appliance.runners.local import Worker, start_worker
 from appliance.runners.sandbox import Sandbox
 from appliance.workflows.core import workers

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta, tzinfo
 from typing import Any, Self
 
 from appliance import wiring
-from appliance.config import load_settings
+from appliance.config.load import load_settings
 
 AHEAD = timedelta(seconds=90)
 

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from appliance import wiring
-from appliance.config import load_settings
+from appliance.config.load import load_settings
 from appliance.domain.planning.cards import Machine
 from appliance.workflows.core.context import Context
 from appliance.workflows.runs import planning

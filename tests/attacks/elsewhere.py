@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from appliance import wiring
-from appliance.config import load_settings
+from appliance.config.load import load_settings
 from appliance.runners import local
 from appliance.runners.sandbox import Sandbox
 

@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from appliance import wiring
-from appliance.config import load_settings
+from appliance.config.load import load_settings
 from appliance.domain.core.entry import Draft
 from appliance.store.ledger.ledger import Ledger
 from appliance.store.ledger.queue import Appended, Guard

@@ -14,7 +14,7 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from appliance import wiring
-from appliance.config import load_settings
+from appliance.config.load import load_settings
 from appliance.domain.core.names import encode_value
 from appliance.domain.governance.policy_files import assemble_policy
 from appliance.errors import Conflict

@@ -390,7 +390,7 @@ import hashlib, os, signal, sys
 from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from appliance import wiring
-from appliance.config import load_settings
+from appliance.config.load import load_settings
 from appliance.domain.core.names import encode_value
 from appliance.domain.governance.policy_files import assemble_policy
 from appliance.formats.signatures.keys import Ed25519Signer

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from appliance import wiring
-from appliance.config import load_settings
+from appliance.config.load import load_settings
 from appliance.domain.core.names import encode_value
 from appliance.domain.governance.policies import AdoptPolicy
 from appliance.domain.governance.policy_files import assemble_policy

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from appliance.config import render_page
+from appliance.config.explain import render_page
 from appliance.domain.governance.people import Grant
 from appliance.formats.core.timestamp import encode_time
 from appliance.formats.log.cosignature import witness_vkey_of

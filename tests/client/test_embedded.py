@@ -19,7 +19,9 @@ from appliance.cli.support.caller import Caller
 from appliance.client.policies import load_policy
 from appliance.client.support import embedded
 from appliance.client.support.door import Door, is_answering
-from appliance.config import VARIABLES, Settings, load_settings
+from appliance.config.keys import VARIABLES
+from appliance.config.load import load_settings
+from appliance.config.values import Settings
 from appliance.errors import NotFound, Unavailable
 from appliance.formats.log.checkpoint import Checkpoint, sign_checkpoint
 from appliance.formats.log.trust import parse_trust

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from appliance import wiring
-from appliance.config import load_settings
+from appliance.config.load import load_settings
 from appliance.domain.core.entry import Draft, Entry, parse_entry
 from appliance.domain.core.event import Event
 from appliance.domain.core.names import encode_value

@@ -18,7 +18,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.lifespan.off import LifespanOff
 
-from appliance.config import Settings, load_settings
+from appliance.config.load import load_settings
+from appliance.config.values import Settings
 from appliance.errors import ApplianceError
 from appliance.formats.core.digest import digest_bytes
 from appliance.store.files import disk

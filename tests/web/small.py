@@ -8,7 +8,7 @@ import time
 from typing import Any, NoReturn
 
 from appliance import wiring
-from appliance.config import load_settings
+from appliance.config.load import load_settings
 from appliance.web.core import bodies, server
 from appliance.web.people import gate
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from appliance.config import load_settings
+from appliance.config.load import load_settings
 from appliance.errors import ApplianceError, BadInput, Denied, Unavailable
 from appliance.runners.hook import check_hook, run_hook
 from appliance.web.console.home.tasks import LISTS, waiting_for_all

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from appliance.client.support.profile import profile_path
-from appliance.config import load_settings
+from appliance.config.load import load_settings
 from appliance.errors import BadInput
 from appliance.formats.core.digest import digest_bytes
 from scripts.kit.appliance import Appliance, free_port

@@ -11,7 +11,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-from appliance.config import load_settings
+from appliance.config.load import load_settings
 from appliance.domain.core.entry import Entry
 from appliance.domain.rulebook.registry import EVENTS
 from appliance.errors import BadInput

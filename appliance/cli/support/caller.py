@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from appliance.client.support.log import Anchor
     from appliance.client.support.profile import Profile
     from appliance.client.support.session import SavedSession
-    from appliance.config import Folder, Settings
+    from appliance.config.values import Folder, Settings
     from appliance.formats.log.trust import Trust
     from appliance.formats.signatures.dsse import Envelope
     from appliance.formats.signatures.keys import Ed25519Signer
@@ -69,14 +69,14 @@ class Caller:
 
     @cached_property
     def settings(self) -> Settings:
-        from appliance.config import load_settings
+        from appliance.config.load import load_settings
 
         return load_settings(self.folder.home)
 
     @cached_property
     def folder(self) -> Folder:
         """Its settings are the service's own: a person may be unable to read them."""
-        from appliance.config import find_folder
+        from appliance.config.load import find_folder
 
         remembered = self.profile.where if self.profile and self.home is None else None
         return find_folder(self.home or (remembered if isinstance(remembered, Path) else None))
@@ -93,7 +93,7 @@ class Caller:
     def place(self) -> Place:
         """Where this appliance and its service are."""
         from appliance.client.support.embedded import Place
-        from appliance.config import VARIABLES
+        from appliance.config.keys import VARIABLES
 
         folder = self.folder
         return Place(folder.home, folder.socket, folder.lock, folder.logs, VARIABLES.values())

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from appliance.config import load_settings
+from appliance.config.load import load_settings
 from appliance.domain.governance.people import RevokePrincipal
 from appliance.errors import BadInput
 from scripts.kit.appliance import Appliance, free_port

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from appliance import wiring
-from appliance.config import load_settings
+from appliance.config.load import load_settings
 from appliance.workflows.core.context import Context
 from appliance.workflows.lifecycle.recovery import recover
 from tests.kit.founded import template

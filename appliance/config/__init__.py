@@ -1,0 +1,1 @@
+"""Settings: the environment and `<home>/appliance.toml`, read once, frozen. An unknown key is refused."""
