@@ -105,7 +105,7 @@ def _problem(those: list[Item], unknown: str) -> str:
 
 def _suggest(item: Item) -> str:
     pattern = str((item.get("ctx") or {}).get("pattern"))
-    near = _CORRECTIONS[pattern](str(item["input"])) if pattern in _CORRECTIONS else ""
+    near = _CORRECTIONS[pattern](str(item["input"])) if pattern in _CORRECTIONS and "input" in item else ""
     return f"; did you mean {near!r}?" if near and re.fullmatch(pattern, near) else ""
 
 

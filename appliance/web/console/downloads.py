@@ -22,9 +22,7 @@ def download_routes(desk: Desk) -> list[Route]:
 
     def document(request: Request) -> Response:
         desk.check(request, "document of an entry", PEOPLE)
-        index, role = int(request.path_params["index"]), request.path_params["role"]
-        if index >= (size := desk.context.ledger.state.size):
-            raise NotFound(f"entry: expected one of the log's {size} entries, got none")
+        index, role = desk.entry(request), request.path_params["role"]
         documents = desk.context.ledger.documents_of(index)
         if role not in documents:
             raise NotFound(f"entry {index}, document: expected {' or '.join(documents) or 'none'}, got {role:.40}")
@@ -32,4 +30,4 @@ def download_routes(desk: Desk) -> list[Route]:
             documents[role], media_type="application/octet-stream", headers=desk.named(f"entry-{index}-{role}")
         )
 
-    return [Route("/exports/ledger.tar", export), Route("/log/{index:int}/documents/{role}", document)]
+    return [Route("/exports/ledger.tar", export), Route("/log/{index}/documents/{role}", document)]

@@ -12,7 +12,7 @@ from appliance.domain.core.credentials import Possession, SessionStatement, Unit
 from appliance.domain.core.entry import Entry
 from appliance.domain.core.names import explain
 from appliance.domain.core.policy import Parameters
-from appliance.domain.core.words import FORMS, unknown_word
+from appliance.domain.core.words import FORMS, problems, unknown_word
 from appliance.domain.data.imports import ImportDataset
 from appliance.domain.governance.people import Enroll
 from appliance.domain.recipe.recipe import Recipe
@@ -80,3 +80,12 @@ def test_an_unknown_word_is_told_the_nearest_and_a_short_list() -> None:
     many = [f"name-{number}" for number in range(20)]
     assert unknown_word("x", "nothing like it", many, "a name") == "x: expected a name, got 'nothing like it'"
     assert unknown_word("x", "a", [], "a name") == "x: expected a name, got 'a'"
+
+
+def test_where_what_was_sent_is_not_repeated_no_name_is_suggested() -> None:
+    with pytest.raises(ValidationError) as caught:
+        Enroll.model_validate({"principal": "Smol LM"})
+    items = [dict(item) for item in caught.value.errors() if item["loc"] == ("principal",)]
+    assert "; ".join(problems(items)).endswith("got 'Smol LM'; did you mean 'smol-lm'?")
+    items[0].pop("input")
+    assert "; ".join(problems(items)).endswith("beginning and ending with a letter or digit")

@@ -226,6 +226,14 @@ def test_an_approval_is_prepared_once_its_session_opened_changes_gates_and_findi
     assert asked(other, decision="reject", valid_until="").status_code == 200, "a rejection needs none"
 
 
+def test_an_answer_without_a_body_opens_nothing(desk: Console) -> None:
+    browser = desk.signed_in("rita")
+    desk.site.request_release()
+    for path in ("/adapters/clauses@1.json", *(f"/adapters/clauses@1?tab={tab}" for tab in TABS)):
+        assert browser.http.head(path).status_code == 200
+    assert asked(browser).status_code == 403
+
+
 def test_a_decision_says_what_was_opened_with_the_digest_of_what_it_said(desk: Console) -> None:
     passkey = desk.site.enroll_passkey("rita", new_passkey(**HERE))
     browser = desk.signed_in("rita")

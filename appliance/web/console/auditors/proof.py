@@ -7,7 +7,6 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from appliance.domain.queries.entry_proof import encode_entry_proof
-from appliance.errors import NotFound
 from appliance.formats.core.digest import digest_bytes
 from appliance.web.console.core.assets import STATIC
 from appliance.web.console.core.desk import Desk
@@ -26,10 +25,8 @@ def proof_routes(desk: Desk) -> list[Route]:
 
     def proof(request: Request) -> Response:
         desk.check(request, "proof of an entry", PEOPLE)
-        index = int(request.path_params["index"])
-        if index >= (size := desk.context.ledger.state.size):
-            raise NotFound(f"entry: expected one of the log's {size} entries, got none")
+        index = desk.entry(request)
         data = encode_entry_proof(log.entry_proof(desk.context, index))
         return Response(data, media_type="application/json", headers=desk.named(f"entry-{index}-proof.json"))
 
-    return [Route("/proof.html", page), Route("/log/{index:int}/proof", proof)]
+    return [Route("/proof.html", page), Route("/log/{index}/proof", proof)]

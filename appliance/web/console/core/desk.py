@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from appliance.errors import ApplianceError, BadInput, Denied, NotAuthenticated, TooMany
+from appliance.errors import ApplianceError, BadInput, Denied, NotAuthenticated, NotFound, TooMany
 from appliance.web.console.core.csvs import write_csv
 from appliance.web.console.core.opened import OpenedParts
 from appliance.web.console.core.page import Page, Viewer, parse_query
@@ -27,6 +27,7 @@ from appliance.workflows.core.context import Context
 log = logging.getLogger(__name__)
 
 MAX_FIELDS = 64
+_MOST_DIGITS = 15
 COUNTED_FOR = "counted_for"
 """Member of a request's state: the unit for which a refusal counts like one at the units' door."""
 
@@ -63,6 +64,13 @@ class Desk:
         if not viewer.has(*roles):
             got = ", ".join(viewer.roles) or "none"
             raise Denied(what, reasons=(f"role: expected {viewer.name} to be {' or '.join(roles)}, got {got}",))
+
+    def entry(self, request: Request) -> int:
+        """The entry whose number is in the path."""
+        text, size = request.path_params["index"], self.context.ledger.state.size
+        if not text.isascii() or not text.isdecimal() or len(text) > _MOST_DIGITS or int(text) >= size:
+            raise NotFound(f"entry: expected one of the log's {size} entries, got none")
+        return int(text)
 
     @staticmethod
     def named(name: str) -> dict[str, str]:
@@ -121,7 +129,8 @@ class Desk:
             return {}
         adapter, parts = page.opens(value, whole)
         secret = self.site.read_cookie(request) or ""
-        self.opened.note(secret, adapter, parts)
+        if request.method != "HEAD":  # whose answer has no body
+            self.opened.note(secret, adapter, parts)
         return self.opened.of(secret, adapter)
 
     def _value(self, page: Page, request: Request) -> tuple[Viewer, Any, Any]:
