@@ -23,7 +23,7 @@ from appliance.formats.signatures.dsse import parse_envelope
 from appliance.formats.signatures.keys import Ed25519Signer, generate_ed25519
 from scripts.kit.log_builder import LogBuilder, stage
 
-HOSTILE = "<img src=x onerror=document.title='ran'> \N{RIGHT-TO-LEFT OVERRIDE}degnahc"
+HOSTILE = "<img src=x onerror=document.title='ran'> \N{RIGHT-TO-LEFT OVERRIDE}degnahc\N{LINE SEPARATOR}\N{HANGUL FILLER}"
 W1, W2 = "witness.example/w1", "witness.example/w2"
 TIME_S = 1_770_000_000
 
@@ -215,6 +215,7 @@ TAMPERED: dict[str, Callable[[dict[str, Any]], None]] = {
     "document, a bit": _document,
     "documents, none": _put("documents", {}),
     "document, one more": lambda value: value["documents"].update(other="AAAA"),
+    "document, of a name that every object has": lambda value: value["documents"].update(constructor="AAAA"),
     "text": _disclosure("text", lambda text: text + "!"),
     "text, salt": _disclosure("salt", _flip),
     "text, commitment": _disclosure("commitment", lambda text: text[:-1] + ("0" if text[-1] != "0" else "1")),
@@ -229,6 +230,8 @@ UNUSABLE: dict[str, Callable[[dict[str, Any]], None]] = {
     "no entry": _lose("entry"),
     "no proofs": _lose("proofs"),
     "an unknown member": _put("verdict", "verified"),
+    "a member of a record": _put("text", "An answer that nobody gave"),
+    "no proofs and that of a record": lambda value: value.update(proof=value["proofs"][0], proofs=None),
     "an empty list of proofs": _put("proofs", []),
     "proofs, a text": _put("proofs", "c2sp.org/tlog-proof@v1"),
     "entry, a number": _put("entry", 26),

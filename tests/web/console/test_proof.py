@@ -19,7 +19,7 @@ from tests.kit.console import Browser, Console, console
 from tests.kit.founded import policy_set
 
 ROOT = Path(__file__).resolve().parents[3]
-MOST_LINES = 200
+MOST_LINES = 215
 ERASABLE = "Name the clause."
 W1, W2 = "witness.example/w1", "witness.example/w2"
 

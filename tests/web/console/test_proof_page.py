@@ -228,7 +228,7 @@ def test_a_text_that_would_run_or_hide_is_shown_as_text(checker: Checker) -> Non
     data = encoded(entry_proof_of(site, index).model_dump(mode="json"))
     assert both(checker, data, encode_trust(site.trust)) == "verified"
     assert "<img src=x onerror=" in checker.content and HOSTILE not in checker.content
-    assert "\\u{202e}degnahc" in checker.content
+    assert "\\u{202e}degnahc" in checker.content and "\\u{2028}" in checker.content and "\\u{3164}" in checker.content
     assert checker.page.title() == "Check a proof" and checker.page.locator("img").count() == 0
 
 
@@ -251,6 +251,28 @@ def test_a_verdict_goes_when_another_file_is_chosen(checker: Checker, log: Witne
     assert checker.page.locator("#verdict").text_content() == checker.content == ""
 
 
+def test_a_check_that_ends_after_another_file_was_chosen_says_nothing(checker: Checker, log: Witnessed) -> None:
+    assert checker.check(encoded(log.proof()), log.trust())[0] == "verified"
+    said = checker.page.evaluate("""async () => {
+      document.getElementById("check").click();
+      document.dispatchEvent(new Event("input"));
+      await new Promise((done) => setTimeout(done, 2000));
+      return ["verdict", "checks", "content"].map((id) => document.getElementById(id).textContent);
+    }""")
+    assert said == ["", "", ""]
+
+
+def test_a_text_beside_the_proof_of_an_entry_is_not_passed_over(checker: Checker, log: Witnessed) -> None:
+    assert checker.check(encoded(log.proof()), log.trust(), "An answer that nobody gave")[0] == "unverifiable"
+
+
+def test_a_file_of_many_megabytes_is_read(checker: Checker) -> None:
+    site = LogBuilder.fork(Witnessed().site)
+    site.add(site.answered(2, answer=commit(TEXT, SALT)))
+    large = encoded(record_of(site) | {"text": "a" * 20_000_000})
+    assert checker.check(large, encode_trust(site.trust))[1] == "failed: The record's text was not the answer."
+
+
 def test_a_response_record_is_checked_as_the_program_checks_it(checker: Checker) -> None:
     site = LogBuilder.fork(Witnessed().site)
     site.add(site.answered(2, answer=commit(TEXT, SALT)))
@@ -264,6 +286,7 @@ def test_a_response_record_is_checked_as_the_program_checks_it(checker: Checker)
     assert both_of(record) == "verified"
     assert checker.check(encoded(record), trust) == ("verified", "verified, without its text")
     assert checker.check(encoded(record), trust, TEXT) == ("verified", "verified")
+    assert "The text that you gave is the answer." in checker.checks
     assert checker.check(encoded(record), trust, TEXT + "!")[0] == "failed"
     assert both_of(record | {"text": TEXT}) == "verified"
     for change in (
