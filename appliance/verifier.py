@@ -37,6 +37,7 @@ from appliance.errors import ApplianceError, BadInput, Tampered, Unavailable
 from appliance.formats.core.merkle import Tree, hash_leaf
 from appliance.formats.core.timestamp import encode_time
 from appliance.formats.core.typed_time import parse_point
+from appliance.formats.core.visible import is_visible
 from appliance.formats.log.export import MEMBERS, Export
 from appliance.formats.log.log_policy import LogPolicy, parse_log_policy, quorum_policy
 from appliance.formats.log.trust import Trust, parse_trust
@@ -432,7 +433,7 @@ def _site_policies(report: Report) -> str:
 
 def _plain(text: str) -> str:
     """A hostile log's words cannot move the cursor of the terminal they are shown on."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return "".join(c if is_visible(c) else ascii(c)[1:-1] for c in text)
 
 
 def _trust(report: Report) -> str:

@@ -29,6 +29,7 @@ from appliance import __version__
 from appliance.errors import ApplianceError, BadInput, Conflict, Denied, NotFound, Tampered, TooLarge, Unavailable
 from appliance.formats.core.fields import show
 from appliance.formats.core.merkle import EMPTY_ROOT, verify_consistency
+from appliance.formats.core.visible import is_visible
 from appliance.formats.log.checkpoint import Checkpoint, open_checkpoint, parse_checkpoint
 from appliance.formats.log.cosignature import cosign, verify_cosignature, witness_vkey_of
 from appliance.formats.log.note import add_signature, check_key_name, encode_note, parse_note, parse_vkey
@@ -346,7 +347,7 @@ def _passphrase(path: Path | None, *, confirm: bool = False) -> bytes:
 
 def _plain(text: str) -> str:
     """A hostile log's words cannot move the cursor of the terminal they are shown on."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return "".join(c if is_visible(c) else ascii(c)[1:-1] for c in text)
 
 
 if __name__ == "__main__":

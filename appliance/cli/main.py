@@ -5,7 +5,6 @@ Files are loaded when one of their commands is asked for, so that `--help` answe
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ import click
 
 from appliance.cli.support.caller import Caller
 from appliance.cli.support.command import FOLDER, CommandGroup, be_wide
-from appliance.cli.support.output import plain
+from appliance.cli.support.output import encode_json, plain
 from appliance.errors import ApplianceError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -224,7 +223,7 @@ def _fail(exit_code: int, code: str, message: str, as_json: bool, reasons: Seque
     """The error on stderr; every reason stands on a line of its own."""
     if as_json:
         value = {"error": {"code": code, "message": message, "reasons": list(reasons), "exit_code": exit_code}}
-        click.echo(json.dumps(value, ensure_ascii=False), err=True)
+        click.echo(encode_json(value), err=True)
         return exit_code
     joined = "; ".join(reasons)
     click.echo(f"error: {plain(message.removesuffix(f': {joined}') if reasons else message)} [{code}]", err=True)

@@ -1,19 +1,53 @@
 from __future__ import annotations
 
 import io
+import json
+import sys
 import time
 
 import pytest
 
 from appliance.cli.support.following import Display
-from appliance.cli.support.output import plain, print_facts, print_table
+from appliance.cli.support.output import (
+    encode_json,
+    plain,
+    print_bytes,
+    print_facts,
+    print_line,
+    print_table,
+    print_text,
+    say,
+)
 from appliance.cli.support.progress import Meter, show_bytes
+from appliance.formats.core.visible import is_visible
 
 
 def test_text_of_others_cannot_drive_the_terminal() -> None:
     assert plain("Ada\x1b[31m\nB\x07\u202e") == "Ada\\x1b[31m\\nB\\x07\\u202e"
     assert plain("Zoë, 数据") == "Zoë, 数据"
     assert plain(None) == "-"
+
+
+def test_no_way_of_printing_drives_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hostile = "a\x1b]0;x\x07b\x9b2Jc\u202ed\u3164e\U000e0041\tf"
+    print_line(f"{hostile}\n{hostile}")
+    print_text(hostile)
+    say(hostile)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    print_bytes(hostile.encode())
+    told = capsys.readouterr()
+    assert (told.out + told.err).count("\\x1b]0;x\\x07b\\x9b2Jc\\u202ed\\u3164e\\U000e0041\tf") == 5
+    assert not set("\x1b\x07\x9b\u202e\u3164\U000e0041") & set(told.out + told.err)
+
+
+def test_json_has_the_same_value_and_only_visible_characters() -> None:
+    value = {"text": "a\x1bb\x7fc\x9bd\u202ee\U000e0041f", "Zoë": ["数据", 1]}
+    text = encode_json(value, indent=2)
+    assert json.loads(text) == value and is_visible(text.replace("\n", ""))
+    assert "数据" in text and "\\u202e" in text and "\\udb40\\udc41" in text
+    assert encode_json({"b": 1, "a": "é"}) == '{"a": "é", "b": 1}'
 
 
 def test_columns_stand_below_one_another(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,9 @@ from appliance.formats.signatures.dsse import parse_envelope
 from appliance.formats.signatures.keys import Ed25519Signer, generate_ed25519
 from scripts.kit.log_builder import LogBuilder, stage
 
-HOSTILE = "<img src=x onerror=document.title='ran'> \N{RIGHT-TO-LEFT OVERRIDE}degnahc\N{LINE SEPARATOR}\N{HANGUL FILLER}"
+HOSTILE = (
+    "<img src=x onerror=document.title='ran'> \N{RIGHT-TO-LEFT OVERRIDE}degnahc\N{LINE SEPARATOR}\N{HANGUL FILLER}"
+)
 W1, W2 = "witness.example/w1", "witness.example/w2"
 TIME_S = 1_770_000_000
 

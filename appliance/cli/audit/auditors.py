@@ -17,7 +17,16 @@ from appliance.cli.audit.moments import could_load, state
 from appliance.cli.audit.requests import request
 from appliance.cli.support.caller import Caller
 from appliance.cli.support.command import group, reads
-from appliance.cli.support.output import plain, print_bytes, print_facts, print_json, print_line, print_table, say
+from appliance.cli.support.output import (
+    encode_json,
+    plain,
+    print_bytes,
+    print_facts,
+    print_json,
+    print_line,
+    print_table,
+    say,
+)
 from appliance.cli.support.progress import show_bytes
 from appliance.cli.support.reviews import decision_of
 from appliance.cli.support.times import PAST_HELP, parse_moment
@@ -97,7 +106,7 @@ def log(caller: Caller, /, as_csv: bool, limit: int | None, last: int | None, **
     elif caller.json:
         for entry, review in entries:
             value = _value(entry) if review is None else {**_value(entry), "review": review}
-            print_line(json.dumps(value, ensure_ascii=False, sort_keys=True))
+            print_line(encode_json(value))
     else:
         _print_log(list(entries))
 

@@ -12,6 +12,7 @@ from typing import Any, TextIO
 import click
 
 from appliance.cli.support.fitting import fit, fit_wrapped, widths
+from appliance.formats.core.visible import is_visible
 
 DEFAULT_COLUMNS = 80
 _INDENT = 4
@@ -22,22 +23,34 @@ _WIDE = "appliance.wide"
 def plain(value: object) -> str:
     """One line of text; control characters are shown, not obeyed, since names and texts come from others."""
     text = "-" if value is None else str(value)
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return "".join(c if is_visible(c) else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def _plain_lines(text: str) -> str:
+    """The same of a text of several lines."""
+    return "".join(c if c in "\n\t" else plain(c) for c in text)
 
 
 def say(*lines: str) -> None:
     """Prose: on stderr, so that stdout holds data alone."""
     for line in lines:
-        click.echo(line, err=True)
+        click.echo(_plain_lines(line), err=True)
 
 
 def print_line(text: str) -> None:
-    click.echo(text)
+    click.echo(_plain_lines(text))
+
+
+def encode_json(value: Any, *, indent: int | None = None) -> str:
+    """One JSON document; what a terminal would obey, or not show, is written as JSON escapes it."""
+    text = json.dumps(value, indent=indent, sort_keys=True, ensure_ascii=False)
+    if is_visible(text.replace("\n", "")):
+        return text
+    return "".join(c if c == "\n" or is_visible(c) else json.dumps(c)[1:-1] for c in text)
 
 
 def print_json(value: Any) -> None:
-    """One JSON document."""
-    click.echo(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False))
+    click.echo(encode_json(value, indent=2))
 
 
 def say_wide() -> None:
@@ -115,10 +128,10 @@ def print_text(text: str, indent: str = "", *, err: bool = False) -> None:
     """A paragraph: wrapped, its later lines indented."""
     limit = width(sys.stderr if err else sys.stdout)
     if limit is None:
-        click.echo(text, err=err)
+        click.echo(_plain_lines(text), err=err)
         return
     for line in textwrap.wrap(text, limit, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False):
-        click.echo(line, err=err)
+        click.echo(plain(line), err=err)
 
 
 def _one_line(value: Mapping[str, object]) -> str:
@@ -128,7 +141,7 @@ def _one_line(value: Mapping[str, object]) -> str:
 def print_bytes(data: bytes) -> None:
     """Exactly these bytes; where a person's terminal is, only text."""
     if sys.stdout.isatty():
-        click.echo(data.decode("utf-8", "backslashreplace"))
+        click.echo(_plain_lines(data.decode("utf-8", "backslashreplace")))
         return
     sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-_BEGINS_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+_BEGINS_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""The last four are the wide forms of the first, which some spreadsheets take for them."""
 
 
 def safe_cell(value: object) -> object:
@@ -15,4 +16,4 @@ def safe_cell(value: object) -> object:
     if isinstance(value, tuple | list):
         value = " ".join(map(str, value))
     text = str(value)
-    return f"'{text}" if text.lstrip(" ").startswith(_BEGINS_FORMULA) else text
+    return f"'{text}" if (text.startswith(_BEGINS_FORMULA) or text.lstrip().startswith(_BEGINS_FORMULA)) else text

@@ -83,6 +83,9 @@ def test_a_file_of_the_sealed_folder_is_shown_as_text(desk: Console) -> None:
         "\r=1",
         "\n=1",
         " =1",
+        "\N{NO-BREAK SPACE}=1",
+        "\N{FULLWIDTH EQUALS SIGN}1",
+        "\N{FULLWIDTH COMMERCIAL AT}SUM(A1)",
         '=HYPERLINK("http://evil.example","x")',
         "=cmd|' /C calc'!A0",
     ],
@@ -138,6 +141,7 @@ def test_what_is_signed_is_shown_with_every_character_that_has_no_shape_written_
         "a\u200bb\u2066c\x1bd\u2028e\nf": r"a\u{200b}b\u{2066}c\u{001b}d\u{2028}e\u{000a}f",
         "Zürich, 東京: 5 %, العربية": "Zürich, 東京: 5 %, العربية",
         "\U000e0041": r"\u{e0041}",
+        "approve\u3164\ufe0f\u034f": r"approve\u{3164}\u{fe0f}\u{034f}",
     }
     program = f"""import {{ plain }} from {json.dumps((STATIC / "signing.js").as_uri())};
     console.log(JSON.stringify({json.dumps(list(shown))}.map(plain)));"""
@@ -149,8 +153,8 @@ def test_what_is_signed_is_shown_with_every_character_that_has_no_shape_written_
     assert "said.textContent = plain(text);" in script and script.count(".textContent = text") == 1, "a problem's"
 
 
-HIDDEN = "a\u202eb\u2066c\u200bd\u2028e\x1bf\ufeffg"
-WRITTEN = r"a\u{202e}b\u{2066}c\u{200b}d\u{2028}e\u{001b}f\u{feff}g"
+HIDDEN = "a\u202eb\u2066c\u200bd\u2028e\x1bf\ufeffg\u3164\ufe0f"
+WRITTEN = r"a\u{202e}b\u{2066}c\u{200b}d\u{2028}e\u{001b}f\u{feff}g\u{3164}\u{fe0f}"
 
 
 def test_no_text_turns_its_direction_round_or_hides_a_part_of_itself(desk: Console) -> None:

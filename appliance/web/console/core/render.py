@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from appliance.formats.core.timestamp import parse_time
+from appliance.formats.core.visible import IGNORABLE, is_visible
 from appliance.web.console.core.assets import Assets
 
 FOLDER = Path(__file__).resolve().parents[1]
@@ -49,13 +50,13 @@ def make_environment(assets: Assets) -> Environment:
 def plain(text: str) -> str:
     """A text of somebody's with every character that has no shape of its own written out, but ends of lines and tabs:
     none turns the direction of what follows, or hides a part of it. The signing page's script does the same."""
-    if text.isprintable():
+    if is_visible(text):
         return text
     return "".join(_written(c) for c in text)
 
 
 def _written(character: str) -> str:
-    hidden = unicodedata.category(character)[0] == "C" or character in "\u2028\u2029"
+    hidden = unicodedata.category(character)[0] == "C" or character in "\u2028\u2029" or IGNORABLE.match(character)
     return f"\\u{{{ord(character):04x}}}" if hidden and character not in "\n\t" else character
 
 

@@ -90,7 +90,7 @@ const label = (name) => name.replaceAll("_", " ");
 /** Characters that have no shape of their own are written out, as the command line does: no text of another person
  * turns its own direction round, or hides a part of itself, above a signature. */
 export const plain = (text) =>
-  text.replace(/[\p{C}\p{Zl}\p{Zp}]/gu, (c) => `\\u{${c.codePointAt(0).toString(16).padStart(4, "0")}}`);
+  text.replace(/[\p{C}\p{Zl}\p{Zp}\p{DI}]/gu, (c) => `\\u{${c.codePointAt(0).toString(16).padStart(4, "0")}}`);
 
 function show(value, members, name) {
   if (typeof value === "boolean") return value ? "yes" : "no";
