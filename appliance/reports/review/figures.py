@@ -20,6 +20,8 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from appliance.formats.core.visible import is_visible
+
 INK, SOFT, LINE, BLUE, ORANGE, RED = "#1f2933", "#7b8794", "#d2d6dc", "#1f5fa8", "#c05f00", "#b3261e"
 _VARIABLES = {INK: "ink", SOFT: "soft", LINE: "line", BLUE: "blue", ORANGE: "orange", RED: "red"}
 MOST_PARTS, MOST_LABELS, MOST_NAMES = 40, 150, 40
@@ -163,7 +165,7 @@ def _draw_bins(left: Axes, right: Axes, name: str, one: Calibration, colour: str
 
 def _short(name: str) -> str:
     """What fits beside a plot. One line: control characters are shown as escapes."""
-    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name)
+    plain = "".join(c if is_visible(c) else c.encode("unicode_escape").decode("ascii") for c in name)
     return plain if len(plain) <= MOST_NAMES else f"{plain[: MOST_NAMES - 1]}…"
 
 

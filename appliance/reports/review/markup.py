@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 
+from appliance.formats.core.visible import is_visible
+
 
 class Markup(str):
     """Text that is HTML already. Only this module and the figures make it."""
@@ -20,7 +22,7 @@ def text(value: Content) -> Markup:
     if isinstance(value, Markup):
         return value
     shown = "-" if value is None else str(value)
-    plain = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode("ascii") for c in shown)
+    plain = "".join(c if is_visible(c) or c == "\n" else c.encode("unicode_escape").decode("ascii") for c in shown)
     return Markup(html.escape(plain, quote=True))
 
 

@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from appliance.errors import ApplianceError, Tampered, Unavailable
-from appliance.runners.output import open_output
+from appliance.errors import ApplianceError, NotFound, Tampered, TooLarge, Unavailable
+from appliance.runners.output import open_output, read_output
 from appliance.runners.program import START
 from appliance.runners.sandbox import PACKAGE
 from appliance.runners.slurm import folder as names
@@ -184,10 +184,10 @@ class Cluster:
     def _owner(self, record: JobRecord) -> int | None:
         """The job that left its number in the folder: Slurm forgets a job minutes after its end."""
         try:
-            text = (Path(record.folder) / names.OWNER).read_text(encoding="ascii")
-        except (OSError, ValueError):
+            text = read_output(Path(record.folder), names.OWNER, names.MAX_OWNER_BYTES)
+        except (NotFound, Tampered, TooLarge):
             return None
-        return int(text) if text.isdigit() and len(text) < 11 else None
+        return int(text) if text.isdigit() else None
 
     def look(self, record: JobRecord) -> Job | None:
         return None if record.job is None else self.commands.show(record.job)

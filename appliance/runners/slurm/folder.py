@@ -15,8 +15,10 @@ N counts the starts of the job: it is requeued where its node dies or another jo
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,10 @@ ATTEMPTS, OBJECTS, JOB, LOG, OWNER, FINISHED = "attempts", "objects", "job", "lo
 IN, OUT = "in", "out"
 MAX_FILES = 64
 """That a worker leaves with one frame."""
+
+MAX_OWNER_BYTES = 10
+"""Of the number of a job."""
+_MAX_ATTEMPTS = 10_000
 
 Record = dict[str, Any]
 
@@ -122,10 +128,11 @@ def _tuples(value: object) -> object:
 def attempts_of(folder: Path) -> list[int]:
     """The starts of the job that the folder shows, the first one first."""
     try:
-        names = [entry.name for entry in (folder / ATTEMPTS).iterdir()]
+        with os.scandir(folder / ATTEMPTS) as entries:
+            names = [entry.name for entry in islice(entries, _MAX_ATTEMPTS)]
     except OSError:
         return []
-    return sorted(int(name) for name in names[:10_000] if name.isascii() and name.isdigit() and name == str(int(name)))
+    return sorted(int(name) for name in names if name.isascii() and name.isdigit() and name == str(int(name)))
 
 
 def label_of(attempt: int, stream: str) -> str:

@@ -25,7 +25,7 @@ from appliance.errors import ApplianceError, BadInput, Tampered, Unavailable
 from appliance.runners import local
 from appliance.runners.decoys import Probes
 from appliance.runners.host import digest_code
-from appliance.runners.output import list_output, open_output
+from appliance.runners.output import list_output, open_output, read_output
 from appliance.runners.sandbox import Sandbox
 from appliance.runners.slurm import folder as names
 from appliance.runners.slurm.folder import Description, Record, encode_record, label_of, parse_record
@@ -68,7 +68,7 @@ class Node:
             os.fsync(descriptor)
             os.close(descriptor)
         with shared_errors(names.OWNER):
-            found = owner.read_bytes()
+            found = read_output(self._folder, names.OWNER, names.MAX_OWNER_BYTES)
         if found != str(job).encode():
             raise BadInput(f"job {job}: expected a folder of its own, got that of job {found[:20]!r}")
 

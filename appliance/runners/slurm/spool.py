@@ -108,7 +108,8 @@ class SpoolWriter:
             continue
         self.number = reader.number
         with shared_errors(name):
-            flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            # Not blocking: a pipe in the file's place would wait for its reader.
+            flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
             self._file = os.open(folder / name, flags, 0o600)
             os.ftruncate(self._file, reader.offset)
             os.lseek(self._file, reader.offset, os.SEEK_SET)

@@ -237,6 +237,25 @@ def test_a_power_cut_between_sbatch_and_the_number_loses_no_job(bench: Bench, kn
     assert found.job == 1
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", ["pipe", "endless", "huge", "folder"])
+def test_what_is_no_number_of_a_job_names_none_and_holds_nobody(bench: Bench, kind: str) -> None:
+    record = bench.submit()
+    bench.cluster.records.keep(record.model_copy(update={"job": None}))
+    bench.slurm.jobs.clear()
+    owner = Path(record.folder) / names.OWNER
+    if kind == "pipe":
+        os.mkfifo(owner)
+    elif kind == "endless":
+        owner.symlink_to("/dev/zero")
+    elif kind == "huge":
+        owner.touch()
+        os.truncate(owner, 1 << 40)
+    else:
+        owner.mkdir()
+    assert bench.cluster.find_job("r-000001", lambda: False) is None
+
+
 def test_inputs_go_with_the_last_job_that_reads_them(bench: Bench) -> None:
     bench.submit()
     bench.submit(key="r-000002")

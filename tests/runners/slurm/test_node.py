@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from appliance.errors import BadInput, Unavailable
+from appliance.errors import BadInput, Tampered, Unavailable
 from appliance.formats.core.digest import digest_bytes
 from appliance.runners import local
 from appliance.runners.sandbox import Sandbox
@@ -172,6 +172,14 @@ def test_a_second_job_in_the_same_folder_is_refused(job: Job) -> None:
     (job.folder / names.FINISHED).unlink()
     with pytest.raises(BadInput, match="job 8: expected a folder of its own, got that of job b'7'"):
         job.run(Worker([]), job=8)
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_in_the_place_of_the_owner_is_refused(job: Job) -> None:
+    job.describe()
+    os.mkfifo(job.folder / names.OWNER)
+    with pytest.raises(Tampered, match="owner"):
+        job.run(Worker([]))
 
 
 @pytest.mark.parametrize("spoilt", [b"other rows!!!!!!!!\n", ROWS + b"x", None])

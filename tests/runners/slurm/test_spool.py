@@ -139,6 +139,16 @@ def test_a_writer_goes_on_after_what_a_power_cut_left(tmp_path: Path) -> None:
     assert [found.take() for _ in range(3)] == [b"one", b"again", None]
 
 
+@pytest.mark.timeout(20)
+def test_a_pipe_that_takes_the_files_place_meanwhile_holds_no_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "in")
+    monkeypatch.setattr(SpoolReader, "take", lambda self: None)
+    with pytest.raises(Unavailable):
+        SpoolWriter(tmp_path, "in", KEY, "0/in")
+
+
 def test_a_full_shared_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "out").symlink_to("/dev/full")
     with pytest.raises((Unavailable, Tampered)):
