@@ -80,7 +80,7 @@ def init(
         say(f"wrote the trust file to {output}")
     say(
         f"made the appliance {trust.origin} in {caller.settings.home}",
-        "The line on stdout is the trust file. Keep it on another machine: every verification starts from it.",
+        "Keep the trust file (the line on stdout) on another machine: every verification starts from it.",
         "next: each person makes a key and proves it: appliance key new FILE, then: appliance key prove --as NAME",
     )
 
@@ -119,7 +119,7 @@ def principal() -> None:
     "roles",
     multiple=True,
     metavar="ROLE",
-    help="administrator, operator, auditor, unit, reviewer:FIELD or release-owner:UNIT.",
+    help="administrator, operator, validator, auditor, unit, reviewer:FIELD or release-owner:UNIT.",
 )
 @click.option("--folder", type=_FILE, metavar="FOLDER", help="Several by one order: people.csv and a NAME.proof each.")
 @signs
@@ -134,8 +134,8 @@ def enroll(
 ) -> None:
     """Enrol a person or a unit with the key that they proved, or everybody in a folder. Needs two administrators.
 
-    The folder's people.csv has the header name,printed_name,roles and a line for each; roles are divided by spaces.
-    All of them are enrolled, or none.
+    The folder's people.csv has the header name,printed_name,roles and a line for each. Several roles are separated by
+    spaces. All of them are enrolled, or none.
     """
     from appliance.client.people import propose_enrolment, propose_enrolments
 
@@ -184,7 +184,7 @@ def list_principals(caller: Caller) -> None:
 @signs
 @click.pass_obj
 def grant(caller: Caller, name: str, role: str) -> None:
-    """Give a person one role more. Needs two administrators."""
+    """Give a person one more role. Needs two administrators."""
     from appliance.client.support.orders import propose
     from appliance.domain.governance.people import Grant
 
@@ -199,7 +199,7 @@ def grant(caller: Caller, name: str, role: str) -> None:
 @signs
 @click.pass_obj
 def revoke(caller: Caller, name: str, reason: str | None) -> None:
-    """End a person's or a unit's power at once. One administrator is enough; it cannot be taken back."""
+    """Take all rights from a person or a unit at once. One administrator is enough; it cannot be undone."""
     from appliance.client.support.orders import propose
     from appliance.domain.governance.people import RevokePrincipal
 
@@ -304,7 +304,7 @@ def check_order(caller: Caller, file: Path, proof: Path | None) -> None:
 @reads
 @click.pass_obj
 def list_orders(caller: Caller) -> None:
-    """What waits, who ordered it, and until when it stands; and what can no longer be carried out, with the reason."""
+    """What waits, who ordered it, and when it expires; and what can no longer be carried out, with the reason."""
     from appliance.client.support.orders import pending_orders
 
     waiting = pending_orders(caller.reading())
@@ -322,7 +322,7 @@ def list_orders(caller: Caller) -> None:
         )
         return
     print_table(
-        ("order", "verb", "signer", "about", "stands until"),
+        ("order", "verb", "signer", "about", "expires"),
         [
             (p.digest[:19], o.verb, o.signer, ", ".join(o.about()), o.expires_at)
             for p in waiting
@@ -356,10 +356,10 @@ def show_order(caller: Caller, digest: str) -> None:
 @signs
 @click.pass_obj
 def endorse(caller: Caller, digest: str | None) -> None:
-    """Sign another administrator's order, which then stands.
+    """Sign another administrator's order, which then takes effect.
 
-    DIGEST may be cut after 6 digits, and left out where one order waits that can still be carried out. What it binds is
-    shown before you sign.
+    DIGEST may be cut after 6 digits. It can be left out if exactly one order waits that can still be carried out. What
+    it binds is shown before you sign.
     """
     from appliance.client.support.orders import find_pending, pending_orders, propose_endorsement
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @group("clock", example="appliance clock show")
 def clock() -> None:
-    """The log's time and the host's: show both, reset the first after the host's clock ran ahead."""
+    """The log's time and the host's: show both, and reset the log's time after the host's clock ran ahead."""
 
 
 @clock.command("show", example="appliance clock show")
@@ -43,7 +43,7 @@ def show(caller: Caller) -> None:
 def reset(caller: Caller) -> None:
     """Set the log's time back to the host's clock, once that is right. Needs two administrators.
 
-    Nothing that had lapsed by the last entry's time counts again, and orders, sessions and tokens of before are void.
+    What had lapsed by the last entry's time stays lapsed. Earlier orders, sessions and tokens become invalid.
     """
     from appliance.client.clock import propose_reset
 
@@ -57,7 +57,7 @@ def reset(caller: Caller) -> None:
 @signs
 @click.pass_obj
 def endorse(caller: Caller) -> None:
-    """Sign the other administrator's order to reset the clock, which then stands."""
+    """Sign the other administrator's order to reset the clock, which then takes effect."""
     from appliance.client.clock import find_reset
     from appliance.client.support.orders import propose_endorsement
 

@@ -205,7 +205,7 @@ def start(caller: Caller, minutes: int) -> None:
 @keyed
 @click.pass_obj
 def stop(caller: Caller) -> None:
-    """End your agent, which forgets the key. A session that it opened stands until its time; `logout` ends it."""
+    """End your agent, which forgets the key. A session that it opened stays valid until its end; `logout` ends it."""
     from appliance.client.support.agent import stop_agent
 
     stop_agent(_agent_socket(caller))

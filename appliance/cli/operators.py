@@ -119,8 +119,9 @@ def import_dataset(
     """Import rows from a file, split with a fixed seed and rendered for a base.
 
     The parts of a row follow from its task: text and label; instruction, input and output; prompt and text
-    (completion); text and summary; context, question and answer; messages (chat). Every byte is hashed here before it
-    is sent, and checked as by `dataset check` before you sign: every row that does not fit is named by its line.
+    (completion); text and summary; context, question and answer; messages (chat); prompt, chosen and rejected
+    (preference). Every byte is hashed here before it is sent. Before you sign, the rows are checked as `dataset check`
+    does, and every row that does not fit is named by its line.
     """
     from appliance.client.checks import Teaching
     from appliance.client.imports import DatasetTerms, check_dataset, propose_dataset
@@ -339,7 +340,7 @@ def list_runs(caller: Caller) -> None:
 @reads
 @click.pass_obj
 def show_run(caller: Caller, name: str, follow: bool) -> None:
-    """One run: what it trains on, who ordered it, how far it is."""
+    """One run: what it trains on, who ordered it, its progress."""
     from appliance.client.record import read_record
     from appliance.client.runs import failure_of, metrics_of
 
@@ -370,7 +371,7 @@ def show_run(caller: Caller, name: str, follow: bool) -> None:
 @signs
 @click.pass_obj
 def cancel(caller: Caller, name: str) -> None:
-    """Stop a run that waits or trains: the one who ordered it may, or an administrator."""
+    """Stop a run that waits or trains. The person who ordered it or an administrator may do so."""
     from appliance.client.runs import propose_cancel
 
     if not name.startswith("r-"):

@@ -31,7 +31,7 @@ def key() -> None:
 @keyed
 @click.pass_obj
 def key_new(caller: Caller, file: Path) -> None:
-    """Make an encrypted key in FILE, and its public key beside it: ada.key and ada.pub.
+    """Make an encrypted key in FILE, and its public key in the same folder: ada.key and ada.pub.
 
     The passphrase, of 8 characters or more, comes from a prompt, a descriptor or a 0600 file. It cannot be recovered.
     """
@@ -115,9 +115,9 @@ def key_prove(caller: Caller, origin: str | None, output: Path | None) -> None:
 @signs
 @click.pass_obj
 def key_rotate(caller: Caller, new: Path, old_until: str | None, new_passphrase_file: Path | None) -> None:
-    """Replace your own key by that in NEW, which is made unless it is there. Signed with the old key.
+    """Replace your own key by the one in NEW, which is made if it does not exist. Signed with the old key.
 
-    What the old key signed goes on counting.
+    What the old key signed stays valid.
     """
     from appliance.client.people import propose_rotation
 
@@ -188,8 +188,8 @@ def key_revoke(caller: Caller, principal: str, keyid: str | None, since: int | N
     """End a key at once: your own, or as an administrator any key. This cannot be undone.
 
     KEYID may be cut after 6 digits, be a passkey's name, and be left out where NAME has had one key only. With
-    --since-entry sign-offs and releases that it signed from that entry on stop counting, and what stood on them stops
-    answering.
+    --since-entry, sign-offs and releases that it signed from that entry on no longer count, and adapters that rest on
+    them stop answering.
     """
     from appliance.client.people import find_keyid, keys_of, propose_key_revocation
 
@@ -215,7 +215,7 @@ def key_list(caller: Caller, principal: str) -> None:
         print_json(keys)
         return
     print_table(
-        ("key id", "passkey", "enrolled", "stands until", "revoked", "counts before"),
+        ("key id", "passkey", "enrolled", "valid until", "revoked", "counts before"),
         [
             (k["keyid"], k.get("passkey", {}).get("name"), k["enrolled"], k["until"], k["revoked"], k["distrusted"])
             for k in keys
@@ -228,7 +228,7 @@ def key_list(caller: Caller, principal: str) -> None:
 @shares
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    """Print the completion script of a shell, to be evaluated in its start-up file."""
+    """Print the completion script of a shell, for its start-up file to evaluate."""
     from click.shell_completion import get_completion_class
 
     found = get_completion_class(shell)

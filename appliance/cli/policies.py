@@ -73,7 +73,7 @@ def adopt(caller: Caller, folder: Path) -> None:
 @reads
 @click.pass_obj
 def test(caller: Caller, folder: Path) -> None:
-    """Run a set's test cases (tests.json) through the service's own engine. Fails when one does not pass."""
+    """Run a set's test cases (tests.json) with the service's own policy engine. Fails if one does not pass."""
     from appliance.client.policies import run_cases
 
     results = run_cases(caller.reading(), folder)

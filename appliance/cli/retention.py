@@ -66,7 +66,8 @@ def text() -> None:
 def erase(caller: Caller, name: str | None, entry: int | None, field: str | None) -> None:
     """Erase a text for ever. The log still verifies, as it holds only a commitment. Needs two administrators.
 
-    Refused while retention or a legal hold keeps it; a printed name stays as long as its owner stands, and after.
+    Refused while retention or a legal hold keeps it. A printed name is kept while its owner is enrolled, and for a time
+    after.
     """
     from appliance.client.retention import find_printed_name, find_text, propose_erasure
 
@@ -86,7 +87,7 @@ def erase(caller: Caller, name: str | None, entry: int | None, field: str | None
 
 @group("hold", example="appliance hold list")
 def hold() -> None:
-    """Legal holds: while one stands, no text of an entry about its subject is erased."""
+    """Legal holds: while one is in force, no text of an entry about its subject is erased."""
 
 
 @hold.command("place", example="appliance hold place dataset:clauses@1 --reason 'case 12/2026'")
@@ -119,7 +120,7 @@ def lift(caller: Caller, subject: str, reason: str | None) -> None:
 @reads
 @click.pass_obj
 def list_holds(caller: Caller) -> None:
-    """Every hold that stands, and who placed it."""
+    """Every hold in force, and who placed it."""
     rows = caller.reading().get("/v1/holds")
     if caller.json:
         print_json(rows)

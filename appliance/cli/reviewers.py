@@ -144,7 +144,7 @@ def show(caller: Caller, adapter: str) -> None:
 def report(caller: Caller, adapter: str, folder: Path) -> None:
     """Write the same page as HTML with plots, to print or to keep. No row of the dataset is in it.
 
-    review.html opens without a server. Beside it lie page.json with all values, and each plot as SVG and PNG.
+    review.html opens without a server. In the same folder are page.json with all values, and each plot as SVG and PNG.
     """
     from appliance.client.releases.report import write_review_report
 
@@ -210,7 +210,7 @@ def _replaced(signer: str, evidence: ReviewMaterial, unit: str, on_behalf_of: st
         and (r["on_behalf_of"] or {}).get("principal") == on_behalf_of
     ]
     return [
-        f"Your {_NAMES[r['decision']]} of {evidence.name} for {unit} already stands{until_of(r)} "
+        f"Your {_NAMES[r['decision']]} of {evidence.name} for {unit} already counts{until_of(r)} "
         f"(entry {r['index']}, field {r['field']}). What you sign now takes its place."
         for r in own
     ]
@@ -345,9 +345,9 @@ def approve(
 @signs
 @click.pass_obj
 def reject(caller: Caller, /, adapter: str, **terms: Any) -> None:
-    """Sign that an adapter may not answer for one unit. A rejection outweighs approvals and has no date.
+    """Sign that an adapter may not answer for one unit. A rejection outweighs approvals and has no end date.
 
-    It stands until you replace it with an approval of your own.
+    It counts until you replace it with an approval of your own.
     """
     _decide(caller, "reject", adapter, **terms)
 
@@ -361,7 +361,7 @@ def reject(caller: Caller, /, adapter: str, **terms: Any) -> None:
 @signs
 @click.pass_obj
 def request_changes(caller: Caller, /, adapter: str, **terms: Any) -> None:
-    """Sign that you do not approve what is asked for. It stands until it is asked for again, or you decide again."""
+    """Sign that you do not approve a request. It counts until a release is requested again, or you decide again."""
     _decide(caller, "request-changes", adapter, **terms)
 
 

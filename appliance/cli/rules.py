@@ -34,9 +34,9 @@ def show(caller: Caller) -> None:
 @signs
 @click.pass_obj
 def raise_(caller: Caller, version: int) -> None:
-    """Put a later version in force, after an upgrade. Needs two administrators; it cannot be taken back.
+    """Put a later version in force, after an upgrade. Needs two administrators; it cannot be undone.
 
-    An older appliance refuses the log from then on. Entries before it keep the verdict that they have.
+    An older build refuses the log from then on. Earlier entries keep their verdict.
     """
     from appliance.client.rules import propose_rules
 

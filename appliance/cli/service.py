@@ -24,9 +24,9 @@ DEFAULT_STOP_S = 60
 @shares
 @click.pass_obj
 def doctor(caller: Caller) -> None:
-    """Look at everything an appliance needs, and say what to do about what is not in order.
+    """Check everything that an appliance needs, and say what to do about each problem.
 
-    Works beside a running service, without one, and before `init`. Kernel, clock, disk, memory, rights of files, keys,
+    Works with a running service, without one, and before `init`. Kernel, clock, disk, memory, rights of files, keys,
     database, listeners, certificates, witnesses. Ends with 7 if a finding is `fail`; a `warn` alone ends with 0.
     """
     from appliance import wiring
@@ -74,9 +74,9 @@ def _end(found: list[dict[str, str]], as_json: bool) -> None:
 @reads
 @click.pass_obj
 def status(caller: Caller) -> None:
-    """Say whether the service runs, and on one screen what it does and what waits for whom.
+    """Show whether the service runs, what it does and what waits for whom, on one screen.
 
-    Starts no service. Without a login or a key only what needs no session is printed: whether it runs, and its process.
+    Starts no service. Without a login or a key it shows only what needs no session: whether it runs, and its process.
     """
     from appliance.client.support.door import is_answering
     from appliance.client.support.stopping import holder_of
@@ -182,10 +182,10 @@ def _release(one: dict[str, Any]) -> str:
 @shares
 @click.pass_obj
 def stop(caller: Caller, wait_s: int) -> None:
-    """Ask the running service to end in order, and wait until it has.
+    """Ask the running service to end, and wait until it has ended.
 
-    Open requests get five seconds; a run that is cut off goes on at the next start, from its last training checkpoint.
-    The process is known by the lock of the data folder: no signal goes to any other.
+    Open requests get five seconds; a run that is cut off continues at the next start, from its last training
+    checkpoint. Only the process that holds the lock of the data folder gets a signal.
     """
     from appliance.client.support.stopping import stop_service
 
@@ -200,7 +200,7 @@ def stop(caller: Caller, wait_s: int) -> None:
 @reads
 @click.pass_obj
 def storage(caller: Caller) -> None:
-    """What lies where, in bytes: bases, datasets, adapters, training checkpoints by run, uploads, logs, database.
+    """What uses the disk, in bytes: bases, datasets, adapters, training checkpoints by run, uploads, logs, database.
 
     A run's training checkpoints are kept while it is under way, while its adapter is neither released nor rejected,
     while a legal hold is on it, and then for the days that policy gives; until then it can be replayed.

@@ -80,7 +80,7 @@ def activate(caller: Caller, adapter: str, unit: str, task: str, add_instruction
 @signs
 @click.pass_obj
 def rollback(caller: Caller, unit: str, task: str, wanted: str | None, add_instruction: bool | None) -> None:
-    """Let an adapter that answered before answer again. Its approvals must still stand."""
+    """Let an adapter that answered before answer again. Its approvals must still count."""
     from appliance.client.releases.reviews import earlier_adapter, propose_release
     from appliance.domain.releases.activations import RollBack
 
@@ -198,7 +198,7 @@ def list_adapters(caller: Caller) -> None:
 @reads
 @click.pass_obj
 def show_adapter(caller: Caller, name: str) -> None:
-    """One adapter's whole story: what it is made of, its run, every review with what it means, releases and loads.
+    """One adapter's whole history: what it is made of, its run, every review with what it means, releases and loads.
 
     Requests are counted, not listed: read them with `appliance ledger log --subject adapter:NAME@VERSION`.
     """

@@ -45,7 +45,7 @@ from appliance.formats.signatures.keys import Signer
 _MAX_STATEMENT_BYTES = 65_536
 _MAX_TABLE_BYTES = 65_536
 TABLE, TABLE_COLUMNS = "people.csv", ("name", "printed_name", "roles")
-"""Of a folder whose people are enrolled together; several roles are divided by spaces."""
+"""Of a folder whose people are enrolled together; several several roles are separated by spaces."""
 
 
 def prove_possession(origin: str, name: str, key: Signer) -> bytes:

@@ -22,7 +22,7 @@ def test_a_rejection_has_no_date_and_its_meaning_says_so(open_desk: Callable[[st
     assert dated.code == 2 and "No such option '--valid-until'" in dated.err
     told = desk.as_("raul", *words)
     assert told.code == 0, told.err
-    assert "Your rejection of exactly these bytes, for this unit. It stands until you replace it." in told.err
+    assert "Your rejection of exactly these bytes, for this unit. It counts until you replace it." in told.err
     assert "valid until:  you replace it" in told.out
     row = desk.site.state.adapters.get("clauses@1")
     assert row is not None and [(r.decision, r.valid_until) for r in row.reviews] == [("reject", None)]
@@ -35,7 +35,7 @@ def test_every_reader_says_what_each_review_decided_and_what_it_counts_for(open_
     first = desk.as_("rita", "review", "approve", *unit)
     assert "Your rejection of clauses@1 for legal already stands (entry" in first.err
     again = desk.as_("rita", "review", "approve", *unit, "--valid-until", "9d")
-    assert again.code == 0 and "Your approval of clauses@1 for legal already stands until 20" in again.err
+    assert again.code == 0 and "Your approval of clauses@1 for legal already counts until 20" in again.err
     row = desk.site.state.adapters.get("clauses@1")
     assert row is not None
     one, two, three = (review.index for review in row.reviews)

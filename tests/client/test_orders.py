@@ -158,7 +158,7 @@ def test_what_is_shown_holds_every_value_of_the_order_and_the_text_behind_each_c
     assert shown["log"] == ORIGIN
     assert shown["principal"] == "sales"
     assert shown["reason"] == "left the firm"
-    assert shown["stands until"] == proposal.order.expires_at
+    assert shown["expires"] == proposal.order.expires_at
 
 
 def test_every_verb_says_what_its_signature_means() -> None:
@@ -172,7 +172,7 @@ def test_a_rejections_meaning_names_no_date() -> None:
     site = stage("sealed")
     approval, rejection = (site.review_order("rita", "privacy", decision=how) for how in ("approve", "reject"))
     assert "until this date" in VERBS["review"].means(approval)
-    assert VERBS["review"].means(rejection).endswith("It stands until you replace it.")
+    assert VERBS["review"].means(rejection).endswith("It counts until you replace it.")
     assert "date" not in VERBS["review"].means(rejection)
 
 

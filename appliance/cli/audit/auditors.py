@@ -89,10 +89,10 @@ def ledger() -> None:
 @reads
 @click.pass_obj
 def log(caller: Caller, /, as_csv: bool, limit: int | None, last: int | None, **filters: Any) -> None:
-    """List entries. Every filter that is given must fit. With --json one entry a line.
+    """List entries. An entry must match every filter. With --json one entry a line.
 
-    A review's decision and what it counts for now are shown beside it, as the service tells them; `ledger show` proves
-    the decision. What a limit cuts off is said, with the option that goes on.
+    A review's decision and what it counts for now are shown with it, as the service reports them; `ledger show` proves
+    the decision. If a limit leaves entries out, stderr says which option shows more.
     """
     if as_csv and caller.json:
         raise BadInput("log: expected --csv or --json, got both")

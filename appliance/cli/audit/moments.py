@@ -211,7 +211,7 @@ def _members(value: Any) -> Iterator[tuple[str, object]]:
 @reads
 @click.pass_obj
 def state(caller: Caller, at: str | None, kinds: tuple[str, ...]) -> None:
-    """Everything that stood after an entry or at a time, and since which entry it was so."""
+    """Everything in force after an entry or at a time, and since which entry."""
     from appliance.client.questions import state_as_of
 
     answer = state_as_of(caller.reading(), _moment(at), kinds)

@@ -57,7 +57,7 @@ def vkey(caller: Caller, file: Path, name: str) -> None:
 @keyed
 @click.pass_obj
 def cosign(caller: Caller, request: Path, name: str, log: str, state: Path, output: Path | None, first: bool) -> None:
-    """Cosign the checkpoint of REQUEST when it continues what was seen last; else refuse, and say why.
+    """Cosign the checkpoint of REQUEST if it continues what was seen last; otherwise refuse, and say why.
 
     The state is on disk before the cosignature is output. Do not replace a lost state: a witness without it would
     cosign a second history.
@@ -80,9 +80,9 @@ def cosign(caller: Caller, request: Path, name: str, log: str, state: Path, outp
 @reads
 @click.pass_obj
 def request_cosignature(caller: Caller, file: Path, name: str | None, old: int | None) -> None:
-    """Write what a witness is asked to cosign: the log as it stands, proved from what it saw last.
+    """Write what a witness is asked to cosign: the log as it is now, proved from what the witness saw last.
 
-    FILE is written over. The checkpoint in it is checked first.
+    An existing FILE is replaced, after its checkpoint was checked.
     """
     from appliance.client.retention import only_witness, write_request
 
@@ -104,10 +104,10 @@ def request_cosignature(caller: Caller, file: Path, name: str | None, old: int |
 @reads
 @click.pass_obj
 def accept(caller: Caller, file: Path) -> None:
-    """Take in the checkpoint that a witness cosigned: it becomes an entry, and is kept beside the database.
+    """Take in the checkpoint that a witness cosigned: it becomes an entry, and is kept in a file outside the database.
 
     Fails with 6 and the code `behind` when the witness has seen entries that this log does not hold, or `fork` when it
-    saw another history: nothing is admitted from then on, and an auditor is called.
+    saw another history: from then on no adapter is admitted. Call an auditor.
     """
     from appliance.client.retention import hand_in
 

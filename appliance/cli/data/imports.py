@@ -39,7 +39,7 @@ def list_imports(caller: Caller) -> None:
 @signs
 @click.pass_obj
 def cancel(caller: Caller, what: str) -> None:
-    """End an import that waits or is under way: the one who ordered it may, or an administrator.
+    """End an import that waits or runs. The person who ordered it or an administrator may do so.
 
     IMPORT is what it imports, such as base:smollm2 or dataset:clauses, or the digest of its order.
     """

@@ -53,7 +53,7 @@ def revoke_dataset(caller: Caller, name: str, reason: str | None) -> None:
 @signs
 @click.pass_obj
 def revoke_set(caller: Caller, name: str, reason: str | None) -> None:
-    """Take a validation set out of use at once: runs that it was to judge fail, and approvals that rest on it go stale.
+    """Take a validation set out of use at once. Runs that wait for it fail, and approvals that rest on it go stale.
 
     One validator, administrator or reviewer is enough: taking away is always easier than giving.
     """

@@ -146,10 +146,10 @@ def check(
     columns: tuple[str, ...],
     **given: Any,
 ) -> None:
-    """Report everything in a file of rows that an import would refuse, and what is unusual. Nothing is recorded.
+    """Find every row of a file that an import would refuse, and what is unusual. Nothing is recorded.
 
-    Every row that does not fit is named, labels are counted, and labels that are nearly the same, texts that come again
-    and, with --base, lengths are told. The service's sandboxed worker reads the file, which is not kept.
+    Names every row that does not fit, counts labels, and lists labels that are nearly the same and repeated texts; with
+    --base also lengths. The service's sandboxed worker reads the file, which is not kept.
     """
     from appliance.client.checks import Teaching, check_rows, list_facts, list_warnings, refuse_errors
 

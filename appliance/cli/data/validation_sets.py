@@ -50,11 +50,11 @@ def validation_set() -> None:
 def import_set(
     caller: Caller, /, path: Path, kind: str | None, wait: bool, columns: tuple[str, ...], **given: Any
 ) -> None:
-    """Import rows that judge adapters; all of them judge, and no run can train on them.
+    """Import rows that adapters are judged on. All rows are used to judge, and no run can train on them.
 
-    Tasks and formats are those of `dataset import`. Use the instruction that the dataset has, since the rows are put to
-    the model as they are rendered here. Every row that does not fit is named to you before you sign, and to nobody else
-    where the set is blind.
+    Tasks and formats are those of `dataset import`. Use the dataset's instruction, since the model
+    gets the rows exactly as they are rendered now. Before you sign you see every row that does not fit; of a blind set
+    nobody else does.
     """
     from appliance.client.checks import Teaching
     from appliance.client.imports import SetTerms, check_set, propose_set
@@ -74,7 +74,7 @@ def import_set(
 @reads
 @click.pass_obj
 def list_sets(caller: Caller) -> None:
-    """Every validation set and version, and whether it stands."""
+    """Every validation set and version, and whether it is in use."""
     rows = caller.reading().get("/v1/validation-sets")
     if caller.json:
         print_json(rows)
@@ -104,7 +104,7 @@ def list_sets(caller: Caller) -> None:
 @reads
 @click.pass_obj
 def show_set(caller: Caller, name: str) -> None:
-    """One validation set: its digests, the root over its rows, what the import measured, and who was judged on it."""
+    """One validation set: its digests, the root over its rows, what the import measured, the adapters judged on it."""
     door = caller.reading()
     row = door.get(f"/v1/validation-sets/{name}")
     judged = [

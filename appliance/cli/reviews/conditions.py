@@ -17,13 +17,13 @@ CONDITIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--not-before", metavar="TIME", help=f"Condition: no answer before it. {END_HELP}"),
     click.option("--not-after", metavar="TIME", help=f"Condition: no answer from it on. {END_HELP}"),
     click.option(
-        "--only-task", "tasks", multiple=True, metavar="NAME", help="Condition: this task; again for another."
+        "--only-task", "tasks", multiple=True, metavar="NAME", help="Condition: only for this task. Can be repeated."
     ),
     click.option(
         "--answers-a-day",
         type=click.IntRange(1),
         metavar="N",
-        help="Condition: so many requests a day (UTC), of all tasks and programs of the unit.",
+        help="Condition: at most this many requests a day (UTC), of all tasks and programs of the unit.",
     ),
 )
 

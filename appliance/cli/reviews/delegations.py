@@ -35,7 +35,7 @@ def add(caller: Caller, principal: str, field: str, until: str) -> None:
 @signs
 @click.pass_obj
 def end(caller: Caller, principal: str, field: str) -> None:
-    """End a delegation before its time. What the person decided so far stands."""
+    """End a delegation before its time. What the person decided so far still counts."""
     _delegate(caller, principal, field, None)
 
 
@@ -50,7 +50,7 @@ def _delegate(caller: Caller, principal: str, field: str, until: str | None) -> 
 @reads
 @click.pass_obj
 def list_delegations(caller: Caller) -> None:
-    """Every delegation that was not ended, also those whose time has come."""
+    """Every delegation that was not ended, including those that have expired."""
     rows = caller.reading().get("/v1/delegations")
     if caller.json:
         print_json(rows)

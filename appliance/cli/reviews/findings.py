@@ -83,7 +83,7 @@ def add(
 @reads
 @click.pass_obj
 def list_findings(caller: Caller, adapter: str | None, only_open: bool) -> None:
-    """Every finding, and how it stands. `review show` has its texts."""
+    """Every finding, and whether it is open. `review show` has its texts."""
     from appliance.domain.core.words import unknown_word
 
     rows = caller.reading().get("/v1/adapters")

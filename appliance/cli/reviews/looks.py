@@ -16,15 +16,15 @@ from appliance.errors import BadInput
 @command("samples", example="appliance review samples clauses@1 --count 8")
 @click.argument("adapter", metavar="NAME@VERSION")
 @click.option(
-    "--count", type=click.IntRange(1, 20), default=5, show_default=True, metavar="N", help="So many rows, at most 20."
+    "--count", type=click.IntRange(1, 20), default=5, show_default=True, metavar="N", help="How many rows, at most 20."
 )
 @signs
 @click.pass_obj
 def samples(caller: Caller, adapter: str, count: int) -> None:
     """Show held-out rows, and what the adapter, the version that answers now and the base answer to them.
 
-    The log draws the rows, so nobody chooses them. They are shown to whom the site's policies let see them. That you
-    looked becomes an entry.
+    The rows follow from the log, so nobody chooses them. The site's policies say who may see them. An entry records
+    that you looked.
     """
     from appliance.client.releases.looks import propose_samples, wait_for_look
 
@@ -53,7 +53,7 @@ def samples(caller: Caller, adapter: str, count: int) -> None:
     ),
 )
 @click.argument("adapter", metavar="NAME@VERSION")
-@click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="A prompt; again for another.")
+@click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="A prompt. Can be repeated.")
 @click.option(
     "--max-tokens",
     type=click.IntRange(1, 1_024),
@@ -68,8 +68,8 @@ def samples(caller: Caller, adapter: str, count: int) -> None:
 def try_adapter(caller: Caller, adapter: str, prompts: tuple[str, ...], max_tokens: int, no_instruction: bool) -> None:
     """Put prompts of your own to a sealed adapter that is not released.
 
-    It answers in a sandboxed worker that ends after it, and to no unit. That you tried it becomes an entry, with keyed
-    digests of prompts and answers and never their text. Policy counts your prompts by the day (tries_a_day).
+    It answers in a sandboxed worker that ends afterwards, and no unit is affected. An entry records that you tried it,
+    with keyed digests of prompts and answers and never their text. Policy limits your prompts in a day (tries_a_day).
     """
     from appliance.client.releases.looks import prepare_try, send_prompts, wait_for_look
 

@@ -84,10 +84,10 @@ def request(
     tasks: tuple[str, ...],
     answers_a_day: int | None,
 ) -> None:
-    """Ask that reviewers release an adapter to a unit. Signed by who ordered its run.
+    """Ask that reviewers release an adapter to a unit. Signed by the person who ordered its run.
 
-    Policy makes a tier of exposure and purpose. The tier decides how many reviewers it needs, of which fields, and how
-    long. A later request replaces this one, and the approvals of it.
+    Policy derives a tier from exposure and purpose. The tier says how many reviewers must approve, of which fields, and
+    for how long. A later request replaces this one, and the approvals of it.
     """
     from appliance.client.releases.decisions import propose_request
 
@@ -112,7 +112,7 @@ def request(
 @signs
 @click.pass_obj
 def withdraw_request(caller: Caller, adapter: str, unit: str, reason: str | None) -> None:
-    """Take back a release request, and with it the approvals of it. Signed by who asked, or an administrator."""
+    """Take back a release request and its approvals. Signed by the person who asked, or by an administrator."""
     from appliance.client.releases.decisions import propose_request_withdrawal
 
     proposal = propose_request_withdrawal(caller.reading(), caller.anchor, caller.signer, adapter, unit, reason)
@@ -141,8 +141,8 @@ def break_glass(
 ) -> None:
     """In an emergency let a version answer that answered the task before, though its approvals lack something.
 
-    Signed by the unit's release owner and endorsed by an administrator. It lasts some hours, and a review opens by
-    itself. It lifts no revocation, rejection, blocking finding or condition.
+    Signed by the unit's release owner and endorsed by an administrator. It lasts some hours, and opens a release
+    request. It lifts no revocation, rejection, blocking finding or condition.
     """
     from appliance.client.releases.decisions import propose_emergency
 

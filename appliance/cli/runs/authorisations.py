@@ -16,7 +16,9 @@ from appliance.cli.support.signing import show_proposal, sign_and_submit, tell_r
 @signs
 @click.pass_obj
 def authorise(caller: Caller, name: str) -> None:
-    """Let a run begin that waits for a second person: a reviewer or administrator who made nothing of it.
+    """Let a run begin that waits for a second person: a reviewer or administrator.
+
+    They must not have ordered it or imported its dataset.
 
     The order to train is shown before you sign, as its signer signed it.
     """

@@ -29,7 +29,7 @@ def gate() -> None:
 @reads
 @click.pass_obj
 def list_sets(caller: Caller) -> None:
-    """The gate sets at hand: those that came with the appliance, and those that orders bound."""
+    """The gate sets that you can use: those that came with the appliance, and those that orders bound."""
     from appliance.client.evaluation.gates import list_bound, list_shipped
 
     door = caller.reading()
@@ -83,7 +83,8 @@ def show_set(caller: Caller, given: str) -> None:
 def check(caller: Caller, name: str) -> None:
     """Whether an adapter passed the gates of its run. Exit codes: 0 passed, 8 failed, 9 could not be judged.
 
-    The verdict is proved to be in the log, and computed again here from the sealed items; 6 where it is another one.
+    The verdict is proved to be in the log, and computed again here from the sealed items. The exit code
+    is 6 if the two differ.
     """
     from appliance.client.evaluation.verdicts import NOT_JUDGED as CODE
     from appliance.client.evaluation.verdicts import read_verdict, recompute

@@ -39,7 +39,7 @@ def plan(caller: Caller, path: Path, calibrate: bool, gates: str | None) -> None
 
     With gates also the smallest effect that each of them can show on its rows.
 
-    Nothing is signed and nothing runs. A run that does not fit by this plan is refused when it is ordered.
+    Nothing is signed and nothing runs. A run that does not fit according to this plan is refused when it is ordered.
     """
     from appliance.client import planning
     from appliance.client.evaluation.gates import choose_gates

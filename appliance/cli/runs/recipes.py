@@ -33,7 +33,7 @@ def recipe() -> None:
 @shares
 @click.pass_obj
 def new(caller: Caller, path: Path | None, name: str, base: str, dataset: str) -> None:
-    """Print or write a recipe in which every key stands with its meaning, its range and its default."""
+    """Print or write a recipe with every key, its meaning, its range and its default."""
     from appliance.domain.recipe.parsing import parse_recipe
     from appliance.domain.recipe.template import write_template
 

@@ -126,7 +126,7 @@ def report(caller: Caller, name: str, folder: Path) -> None:
 def export(caller: Caller, name: str, kind: str, folder: Path, python: str) -> None:
     """Write a finished run as a Weights & Biases offline run, for a site with a server of its own to sync.
 
-    It is made here from the record, after the run; no worker holds a tracker, and nothing is sent.
+    It is made on this machine from the record, after the run. No worker has a tracker, and nothing is sent.
     """
     from appliance.client.record import export_wandb, ordered_recipe, read_record
 

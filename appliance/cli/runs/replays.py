@@ -25,9 +25,9 @@ def parse_run(name: str) -> str:
 @signs
 @click.pass_obj
 def resume(caller: Caller, name: str) -> None:
-    """Let a failed run go on from its last training checkpoint: the one who ordered it may, or an administrator.
+    """Continue a failed run from its last training checkpoint. The person who ordered it or an administrator may do so.
 
-    It ends in the same adapter, bit for bit, as if it had never stopped.
+    The adapter is the same, bit for bit, as if the run had not stopped.
     """
     from appliance.client.replays import propose_resume
 
@@ -69,7 +69,7 @@ def checkpoints(caller: Caller, name: str) -> None:
 @signs
 @click.pass_obj
 def replay(caller: Caller, name: str, first: int, last: int, wait: bool) -> None:
-    """Have a window of a run's steps trained again and compared with the log: auditors may.
+    """Train a window of a run's steps again and compare it with the log. Auditors may do so.
 
     The verdict is identical, within-tolerance (only on another kind of hardware) or different; it becomes an entry.
     """

@@ -26,13 +26,19 @@ _FILE = click.Path(path_type=Path)
 )
 @click.argument("application", metavar="NAME")
 @click.option(
-    "--task", "tasks", required=True, multiple=True, metavar="NAME", help="A task that it may ask; again for another."
+    "--task", "tasks", required=True, multiple=True, metavar="NAME", help="A task that it may ask. Can be repeated."
 )
-@click.option("--proof", required=True, type=_FILE, metavar="FILE", help="Of `key prove`, by the application's key.")
+@click.option(
+    "--proof",
+    required=True,
+    type=_FILE,
+    metavar="FILE",
+    help="The file that `key prove` wrote with the application's key.",
+)
 @signs
 @click.pass_obj
 def enroll(caller: Caller, application: str, tasks: tuple[str, ...], proof: Path) -> None:
-    """Let an application of your unit renew its tokens by a key of its own. Signed by the unit.
+    """Let an application of your unit renew its tokens with a key of its own. Signed by the unit.
 
     The key gets tokens for these tasks and can do nothing else. `token revoke UNIT --application NAME` ends it. A task
     that is not released to the unit is warned of before you sign: an enrolment cannot be changed.
@@ -77,9 +83,15 @@ def list_applications(caller: Caller) -> None:
     "--socket", "path", required=True, type=_FILE, metavar="PATH", help="Where tokens are handed out; made 0600."
 )
 @click.option("--origin", required=True, metavar="LOG", help="The log's origin: `appliance status` has it.")
-@click.option("--address", default="127.0.0.1:8331", show_default=True, metavar="HOST:PORT", help="The units' door.")
-@click.option("--ca", type=_FILE, metavar="FILE", help="The site's CA in PEM, where the door has TLS.")
-@click.option("--certificate", type=_FILE, metavar="FILE", help="This host's certificate, where one is asked for.")
+@click.option(
+    "--address",
+    default="127.0.0.1:8331",
+    show_default=True,
+    metavar="HOST:PORT",
+    help="The units' API.",
+)
+@click.option("--ca", type=_FILE, metavar="FILE", help="The site's CA in PEM, if the units' API uses TLS.")
+@click.option("--certificate", type=_FILE, metavar="FILE", help="This host's certificate, if the site asks for one.")
 @click.option("--certificate-key", type=_FILE, metavar="FILE", help="Its private key in PEM.")
 @click.option(
     "--minutes",
@@ -87,7 +99,7 @@ def list_applications(caller: Caller) -> None:
     type=click.IntRange(1, MAX_TOKEN_MINUTES),
     default=MAX_TOKEN_MINUTES,
     show_default=True,
-    help="How long each token stands; policy may allow less.",
+    help="How long each token is valid; policy may allow less.",
 )
 @keyed
 @click.pass_obj
@@ -104,7 +116,7 @@ def agent(
 ) -> None:
     """Run beside an application: hold its key, renew its token, and hand the token out at a socket.
 
-    --as is the unit, --key the application's key. Who opens the socket gets one line of JSON: `token`, `id`,
+    --as is the unit, --key the application's key. A program that opens the socket gets one line of JSON: `token`, `id`,
     `expires_at`, or `error`. SIGHUP renews at once; SIGTERM and SIGINT end it. Every minute it asks whether its token
     still counts, and renews one that was revoked. If the application was ended, it ends itself, with exit code 3.
     """

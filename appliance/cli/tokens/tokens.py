@@ -67,7 +67,7 @@ def issue(caller: Caller, minutes: int, origin: str | None) -> None:
     help="Only this token: a file with it, or its id; - reads stdin.",
 )
 @click.option("--issued-before", metavar="TIME", help=f"Every token that was issued before {PAST_HELP}")
-@click.option("--application", metavar="NAME", help="This application for ever, with all its tokens.")
+@click.option("--application", metavar="NAME", help="End this application permanently, with all its tokens.")
 @click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
 @signs
 @click.pass_obj
@@ -82,7 +82,7 @@ def revoke_tokens(
     """End one token of a unit, all that were issued before a time, or an application. Their answers are cut off.
 
     Signed by the unit itself, by its release owner, or by an administrator. The unit's key can sign another token,
-    and an application that stands renews its own: a stolen key is ended by `appliance key revoke`, an
+    and an enrolled application renews its own: a stolen key is ended by `appliance key revoke`, an
     application by --application.
     """
     from appliance.client.people import propose_token_revocation, token_digest

@@ -185,7 +185,7 @@ _MEANINGS: dict[Decision, str] = {
     "condition holds. The service enforces them.",
     "request-changes": "You do not approve what is asked for. Nothing answers until it is asked for again, or you "
     "replace this.",
-    "reject": "Your rejection of exactly these bytes, for this unit. It stands until you replace it.",
+    "reject": "Your rejection of exactly these bytes, for this unit. It counts until you replace it.",
     "withdraw": "Your last decision on these bytes, for this unit, no longer counts.",
 }
 

@@ -44,7 +44,7 @@ def describe(proposal: Proposal) -> list[tuple[str, str]]:
             lines += describe_recipe(value, proposal.resolved)
         else:
             lines.append((label_of(name), show_value(texts.get(value, value) if isinstance(value, str) else value)))
-    return [*lines, ("stands until", order.expires_at), ("statement", digest_bytes(encode_order(order)))]
+    return [*lines, ("expires", order.expires_at), ("statement", digest_bytes(encode_order(order)))]
 
 
 def describe_people(people: Sequence[Mapping[str, Any]], texts: Mapping[str, str]) -> list[tuple[str, str]]:

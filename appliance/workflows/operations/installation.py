@@ -1,6 +1,6 @@
 """Whether what lies on disk is in order: the home's files and rights, keys, database, clock, witnesses, certificates.
 
-Works beside a running service, without one, and before `init`. No key, token or password is printed.
+Works with a running service, without one, and before `init`. No key, token or password is printed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What lies where, in bytes."""
+"""What uses the disk, in bytes."""
 
 from __future__ import annotations
 

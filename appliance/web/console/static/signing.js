@@ -75,7 +75,7 @@ export async function describe(opened, members) {
       }
     } else lines.push([label(name), show(told(opened, value), members, name)]);
   }
-  if (predicate.expires_at) lines.push(["stands until", predicate.expires_at]);
+  if (predicate.expires_at) lines.push(["expires", predicate.expires_at]);
   return [...lines, ["statement", await digest(opened.bytes)]];
 }
 
