@@ -175,9 +175,13 @@ def test_runs_and_adapters_show_their_verdict(open_desk: Callable[[str], Desk]) 
         assert told.code == 0, told.err
         assert "verdict: Passed: accuracy 0.9000, base 0.4000: better" in one_line(told.out)
         assert json.loads(desk.as_("rita", *words, "--json").out)["verdict"]["passed"] is True
-    desk.site.seal(desk.site.train(), 2)
-    told = desk.as_("rita", "adapter", "show", "clauses@2")
-    assert "verdict: none: its order bound no gates" in one_line(told.out)
+    run = desk.site.train()
+    told = desk.as_("rita", "run", "show", run)
+    assert "verdict: none: it is not sealed" in one_line(told.out), told
+    desk.site.seal(run, 2)
+    for words in (("run", "show", run), ("adapter", "show", "clauses@2")):
+        told = one_line(desk.as_("rita", *words).out)
+        assert "verdict: none: its order bound no gates" in told and "not sealed" not in told
 
 
 def test_items_that_were_changed_on_disk_end_a_check_with_6(open_desk: Callable[[str], Desk]) -> None:

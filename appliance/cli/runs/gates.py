@@ -182,9 +182,10 @@ def _numbers(decided: Decided, result: GateResult) -> list[tuple[str, object]]:
 
 def judged_facts(caller: Caller, name: str) -> list[tuple[str, object]]:
     """The verdict of an adapter or run in lines; that there is none, and why."""
-    decided = _find(caller, name)
-    none = "none: its order bound no gates, or it is not sealed"
-    return [("verdict", none)] if decided is None else verdict_facts(decided)
+    if (decided := _find(caller, name)) is not None:
+        return verdict_facts(decided)
+    sealed = "@" in name or caller.reading().get(f"/v1/runs/{name}")["status"] == "sealed"
+    return [("verdict", "none: its order bound no gates" if sealed else "none: it is not sealed")]
 
 
 def judged_value(caller: Caller, name: str) -> dict[str, Any] | None:
