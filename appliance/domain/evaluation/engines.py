@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 
 VLLM: OtherEngine = "vllm"
+VLLM_SLOTS = 8
+"""Adapters that it holds at a time: it keeps room for all of them from its start."""
 _SHARE = re.compile(r"[01]\.[0-9]{1,12}")
 
 

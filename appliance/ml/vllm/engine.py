@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from appliance.domain.evaluation.engines import VLLM_SLOTS
 from appliance.errors import BadInput, Conflict, NotFound, Tampered, TooMany, Unavailable
 from appliance.ml.inference.adapters import CONFIG_FILE, parse_adapter_config
 from appliance.ml.inference.choices import Choices
@@ -28,7 +29,7 @@ from appliance.ml.inference.text import Text
 from appliance.ml.model.base import Base
 from appliance.ml.model.grammars import Vocabulary
 from appliance.ml.serving.engine import FAULTS, Done, Event, as_refusal, cut_off
-from appliance.ml.vllm.loading import RANK, SLOTS
+from appliance.ml.vllm.loading import RANK
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 _IDS_AT_ONCE = 100
@@ -86,8 +87,8 @@ class Engine:
 
         if slot in self._slots:
             raise Conflict(f"slot {slot}: expected an empty one, got one that holds an adapter")
-        if len(self._slots) == SLOTS:
-            raise TooMany(f"engine: expected at most {SLOTS} adapters with vLLM, got one more", code="slots-full")
+        if len(self._slots) == VLLM_SLOTS:
+            raise TooMany(f"engine: expected at most {VLLM_SLOTS} adapters with vLLM, got one more", code="slots-full")
         rank = parse_adapter_config(config).rank
         if rank > RANK:
             raise Conflict(f"adapter: expected a rank of at most {RANK} with vLLM, got {rank}", code="rank")

@@ -18,12 +18,13 @@ import bitsandbytes
 import torch
 import torch.distributed
 
+from appliance.domain.evaluation.engines import VLLM_SLOTS
 from appliance.errors import BadInput, Unavailable
 from appliance.ml.model.base import Base, load_base
 from appliance.ml.quantised.linear import GptqLinear
 
-SLOTS, RANK = 8, 64
-"""Adapters at once, and the largest rank of one: vLLM keeps room for all of them from its start."""
+RANK = 64
+"""The largest of an adapter."""
 ROWS = 32
 _CACHE_TOKENS = 1 << 16
 _FORMAT = "appliance"
@@ -60,8 +61,8 @@ def start(folder: Path, *, quantisation: str, compute_dtype: str) -> tuple[Base,
         max_model_len=base.context_length,
         max_num_seqs=ROWS,
         enable_lora=True,
-        max_loras=SLOTS,
-        max_cpu_loras=SLOTS,
+        max_loras=VLLM_SLOTS,
+        max_cpu_loras=VLLM_SLOTS,
         max_lora_rank=RANK,
         # Keyed by slot and salt besides the tokens (`engine.py`).
         enable_prefix_caching=True,

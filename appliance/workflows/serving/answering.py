@@ -72,7 +72,7 @@ class Loaded:
         self.contact.check()
         with self._door:
             if self.closed is not None:
-                raise Denied(f"answer: cut off, its adapter was taken out: {self.closed}", code="cut-off")
+                raise Denied(taken_out(self.closed), code="cut-off")
             self.last_token = self.clock()
 
     def close(self, reason: str) -> None:
@@ -204,6 +204,10 @@ class Answer:
     def close(self) -> None:
         """Ends what its reader has left; nothing where it has ended."""
         self._end("interrupted", {})
+
+
+def taken_out(reason: str) -> str:
+    return f"answer: cut off, its adapter was taken out: {reason}"
 
 
 def lost() -> Unavailable:

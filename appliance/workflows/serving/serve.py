@@ -19,7 +19,7 @@ from appliance.workflows.core.context import Context, Frame
 from appliance.workflows.core.defects import contain_defects
 from appliance.workflows.core.record import append
 from appliance.workflows.governance.callers import Caller
-from appliance.workflows.serving.answering import Answer, Ending, lost
+from appliance.workflows.serving.answering import Answer, Ending, lost, taken_out
 from appliance.workflows.serving.instructions import add_instruction
 from appliance.workflows.serving.response import record_response
 from appliance.workflows.serving.slots import Slots
@@ -232,6 +232,10 @@ class Serving:
             if against := caller.against(state):
                 answer.cut(against)
         self._slots.close_obsolete()
+        # A worker that hangs would not say that it cut them.
+        for _, answer in list(self._running.values()):
+            if answer.loaded.closed is not None:
+                answer.cut(taken_out(answer.loaded.closed))
 
     def cut_all(self, why: str) -> None:
         """No token leaves from here on of what is being answered."""

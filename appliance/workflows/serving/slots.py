@@ -18,7 +18,7 @@ from typing import Any
 
 from appliance.domain.core.names import OtherEngine, versioned
 from appliance.domain.core.records import Adapter, Slot, release_key, slot_key
-from appliance.domain.evaluation.engines import VLLM
+from appliance.domain.evaluation.engines import VLLM, VLLM_SLOTS
 from appliance.domain.releases.approval import clear, released, superseded
 from appliance.domain.serving.slots import AdapterLoaded, AdapterUnloaded, AdmissionRefused, not_judged
 from appliance.errors import ApplianceError, Denied, NotFound, Tampered, TooMany, Unavailable
@@ -44,6 +44,7 @@ class Slots:
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        self._most = MAX_LOADED if context.vllm is None else VLLM_SLOTS
         self._lock = threading.Lock()
         self._turns: defaultdict[str, threading.RLock] = defaultdict(threading.RLock)
         self._starting = threading.Lock()
@@ -147,7 +148,7 @@ class Slots:
         """Takes out what was asked for longest ago and answers nothing now; asked for, it is admitted again."""
         with self._lock:
             table = list(self._table.values())
-        over = len(table) - MAX_LOADED + 1
+        over = len(table) - self._most + 1
         for loaded in table:
             if over <= 0:
                 return
@@ -156,7 +157,7 @@ class Slots:
                 self._settle(release_key(loaded.unit, loaded.task))
                 over -= 1
         if over > 0:
-            raise TooMany(f"slots: expected one of {MAX_LOADED} that is idle, got none")
+            raise TooMany(f"slots: expected one of {self._most} that is idle, got none")
 
     def _fill(self, unit: str, task: str) -> Loaded:
         """By today's release; once more where that, or an approval, is another since it was admitted."""

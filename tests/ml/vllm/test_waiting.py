@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from appliance.ml.inference.text import Text
 from appliance.ml.model.base import Base
-from appliance.ml.serving.engine import Event
+from appliance.ml.serving.engine import Done, Event
 from appliance.ml.vllm.engine import Engine, _Row
 
 
@@ -22,12 +22,43 @@ class Stepped:
         ]
 
 
-def test_a_token_that_comes_with_the_answer_that_is_waited_for_is_not_lost() -> None:
+def make_engine(vllm: object, limit: int) -> Engine:
+    """... that answers one request, `other`."""
     engine = object.__new__(Engine)
     engine.base = cast(Base, SimpleNamespace(chat=SimpleNamespace(stop_ids=lambda: frozenset({1}))))
-    engine._vllm, engine._events, engine._wanted = Stepped(), [], {}
+    engine._vllm, engine._events, engine._wanted = vllm, [], {}
     question = cast(Any, SimpleNamespace(prompt=[2]))
-    engine._rows = {"other": _Row("other", "s", question, Text(lambda ids: "x" * len(ids), ()), limit=9)}
+    row = _Row("other", "s", question, Text(lambda ids: "x" * len(ids), ()), limit)
+    row.asked = ["other#"]
+    engine._rows = {"other": row}
+    return engine
+
+
+def test_a_token_that_comes_with_the_answer_that_is_waited_for_is_not_lost() -> None:
+    engine = make_engine(Stepped(), limit=9)
     assert engine._wait_for("probe").request_id == "probe"
     assert engine._events == [Event("other", "x")]
     assert engine._rows["other"].completion_tokens == 1
+
+
+class Repeating:
+    """A vLLM that answers twice, and answers a request that was never asked."""
+
+    def __init__(self) -> None:
+        self.aborted: list[list[str]] = []
+
+    def step(self) -> list[Any]:
+        names = ("stranger#", "other#", "other#", "stranger")
+        return [
+            SimpleNamespace(request_id=name, finished=True, outputs=[SimpleNamespace(token_ids=[7])]) for name in names
+        ]
+
+    def abort_request(self, names: list[str]) -> None:
+        self.aborted.append(names)
+
+
+def test_what_ended_or_was_never_asked_is_told_to_nobody() -> None:
+    vllm = Repeating()
+    engine = make_engine(vllm, limit=1)
+    assert engine.step() == [Event("other", "x"), Event("other", Done("length", 1, 1))]
+    assert vllm.aborted == [["other#"]] and not engine.busy

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -115,6 +119,19 @@ def test_a_slot_that_answers_is_not_taken(home: Home, monkeypatch: pytest.Monkey
         going.close()
         assert _ask(home, serving, second)
         assert [loaded.unit for loaded in serving._slots._table.values()] == [second]
+
+
+def test_with_vllm_a_slot_makes_room_before_vllm_is_full(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    emptied: list[str] = []
+    made = slots.Slots(replace(home.context, vllm=Path("/vllm")))
+    monkeypatch.setattr(made, "_settle", emptied.append)
+    for number in range(8):
+        stub: Any = SimpleNamespace(
+            unit=f"u{number}", task="own", close_if_idle=lambda _: True, close=lambda _: None, engine=None
+        )
+        made._table[f"u{number}/own"] = stub
+    made._make_room()
+    assert list(made._table) == [f"u{number}/own" for number in range(1, 8)] and emptied == ["u0/own"]
 
 
 def test_a_load_whose_commit_nobody_saw_the_end_of_is_emptied_and_loaded_again(
@@ -231,6 +248,26 @@ def test_an_answer_that_is_cut_leaves_its_slot_free(home: Home, monkeypatch: pyt
         assert _ask(home, serving, second)
 
 
+def test_an_answer_of_a_worker_that_hangs_is_cut_at_once(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(Serving(home.context)) as serving:
+        long = {**REQUESTED, "max_tokens": 200}
+        going = serving.answer(_caller(home, UNITS[0]), "own", "generate", long, "tcp:127.0.0.1")
+        next(going)
+        pid = going.loaded.engine._worker.pid
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            while going._heard is not None and not going._heard.empty():
+                next(going)
+            monkeypatch.setattr(serving._slots, "_against", lambda _: ["revoked"])
+            serving._close_obsolete()
+            began = time.monotonic()
+            with pytest.raises(Denied, match="its adapter was taken out: revoked"):
+                next(going)
+            assert time.monotonic() - began < 10
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+
 def test_an_engine_that_holds_nothing_makes_room_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     """Units that are released to another base: a machine that holds one base cannot wait for the service's end."""
 
@@ -246,7 +283,7 @@ def test_an_engine_that_holds_nothing_makes_room_for_the_next(monkeypatch: pytes
     monkeypatch.setattr(slots, "Engine", Started)
     monkeypatch.setattr(slots, "checked_base", lambda _, base: Path(base))
     monkeypatch.setattr(slots, "_forget", lambda *_: None)
-    held = slots.Slots(SimpleNamespace(clock=None, contact=None, artifacts=SimpleNamespace(path=Path)))  # type: ignore[arg-type]
+    held = slots.Slots(SimpleNamespace(vllm=None, clock=None, contact=None, artifacts=SimpleNamespace(path=Path)))  # type: ignore[arg-type]
     monkeypatch.setattr(held, "_record_emptied", lambda _: None)
 
     def begin(base: str, task: str) -> Any:
