@@ -11,7 +11,18 @@ import numpy as np
 from scripts.simulating.model import Costs, Outcome, Site, simulate
 
 HOSTS = (1, 3, 10, 30, 100, 300, 1_000)
-HEAD = ("hosts", "appends", "entries/s", "ledger", "a host's core", "notices", "token p50", "p99", "word p99", "first")
+HEAD = (
+    "hosts",
+    "appends",
+    "entries/s",
+    "ledger",
+    "a host's core",
+    "notices",
+    "last token p50",
+    "last token p99",
+    "unloaded p99",
+    "bottleneck",
+)
 
 
 def main() -> None:
@@ -22,7 +33,8 @@ def main() -> None:
         for hosts in (given.hosts or HOSTS)
     ]
     try:
-        outcomes = [simulate(site, Costs(), given.seed, given.revocations) for site in sites]
+        costs = Costs(core_wait_s=given.core_wait / 1000)
+        outcomes = [simulate(site, costs, given.seed, given.revocations) for site in sites]
     except ValueError as error:
         print(f"simulate: {error}", file=sys.stderr)
         sys.exit(2)
@@ -39,7 +51,7 @@ def main() -> None:
 
 
 def _value(one: Outcome) -> dict[str, object]:
-    found = {"token_s": one.token, "word_s": one.word}
+    found = {"last_token_s": one.last_token, "unloaded_s": one.unloaded}
     shown = {name: {f"p{q}": float(np.percentile(s, q)) for q in (50, 99)} for name, s in found.items() if s.size}
     return {
         **vars(one.site),
@@ -47,7 +59,7 @@ def _value(one: Outcome) -> dict[str, object]:
         "ledger": one.busy,
         "folding": one.folding,
         "notices": one.waking,
-        "first": one.first_to_give_out,
+        "bottleneck": one.bottleneck,
         **shown,
     }
 
@@ -63,10 +75,10 @@ def _row(one: Outcome) -> tuple[str, ...]:
         f"{one.busy:.0%}",
         f"{one.folding:.0%}",
         f"{one.waking:.0%}",
-        at(one.token, 50),
-        at(one.token, 99),
-        at(one.word, 99),
-        one.first_to_give_out,
+        at(one.last_token, 50),
+        at(one.last_token, 99),
+        at(one.unloaded, 99),
+        one.bottleneck,
     )
 
 
@@ -79,6 +91,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--requests", type=float, default=1.0, metavar="N", help="a second at each host (1)")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="engines at each host (1)")
+    parser.add_argument(
+        "--core-wait",
+        type=float,
+        default=0.0,
+        metavar="MS",
+        help="how long a process waits for a core before each act, on average: other programs keep the hosts busy (0)",
+    )
     parser.add_argument("--appender", action="store_true", help="one process appends for all hosts; unless given, both")
     parser.add_argument("--revocations", type=int, default=1_000, metavar="N", help="how many are simulated (1000)")
     parser.add_argument("--seed", type=int, default=1, metavar="N")

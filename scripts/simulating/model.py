@@ -37,6 +37,9 @@ class Costs:
     """How long then, on average; exponential. Assumed."""
     unload_s: float = 30e-3
     """A worker drops an adapter: the end of its step, and the slot. `bench serve`, a step of sixteen streams."""
+    core_wait_s: float = 0.0
+    """How long a process waits for a core before each of its acts, on average; exponential. 0: it has cores of its own.
+    `bench revocation` on a machine that other programs keep busy: 0.2 s."""
     silence_s: float = 5.0
     """A gateway that has not reached the ledger for so long answers nobody. The service's rule."""
 
@@ -63,8 +66,9 @@ class Site:
 class Outcome:
     """`busy`: the share of time in which the ledger is taken; from 1 on, work piles up without an end.
 
-    `token` and `word`: from the order to the last token anywhere, and to the last worker's word that the adapter is
-    gone, at each revocation; empty where the ledger, a host or the notices cannot keep up.
+    `last_token` and `unloaded`: seconds from the order to the last token at any host, and until every engine has
+    confirmed that the adapter is unloaded, for each revocation; empty where the ledger, a host or the notices cannot
+    keep up.
     """
 
     site: Site
@@ -73,11 +77,11 @@ class Outcome:
     """Share of one core that each host needs to follow the ledger."""
     waking: float
     """Share of one core that PostgreSQL needs to wake the listeners."""
-    token: Times
-    word: Times
+    last_token: Times
+    unloaded: Times
 
     @property
-    def first_to_give_out(self) -> str:
+    def bottleneck(self) -> str:
         shares = {"the ledger's turns": self.busy, "folding": self.folding, "notices": self.waking}
         return max(shares, key=lambda name: shares[name])
 
@@ -87,9 +91,11 @@ class Outcome:
 
 
 def simulate(site: Site, costs: Costs, seed: int, revocations: int = 1_000) -> Outcome:
-    """ValueError for a site without hosts or requests."""
+    """ValueError for a site without hosts or requests, or for a wait that is negative."""
     if site.hosts < 1 or site.requests <= 0 or site.workers < 1 or revocations < 1:
         raise ValueError(f"site: expected hosts, requests, workers and revocations above 0, got {site}, {revocations}")
+    if costs.core_wait_s < 0:
+        raise ValueError(f"site: expected a wait for a core of 0 or more, got {costs.core_wait_s} s")
     random = np.random.default_rng(seed)
     turns, entries = _turns(site, costs)
     busy = turns * costs.turn_s + entries * costs.entry_s
@@ -97,15 +103,17 @@ def simulate(site: Site, costs: Costs, seed: int, revocations: int = 1_000) -> O
     nothing = np.empty(0)
     if max(busy, folding, waking) >= 1:
         return Outcome(site, busy, folding, waking, nothing, nothing)
-    token, word = [], []
+    last_token, unloaded = [], []
     for wait in _waits(random, site, costs, revocations):
         arrived = wait + _arrivals(random, site, costs, folding)
         # A gateway sends no token once it has read the revocation; its workers are told at once.
-        token.append(float(arrived.max()))
+        last_token.append(float(arrived.max()))
         told = random.exponential(costs.network_s, (2, site.workers, site.hosts)).sum(axis=0)
         dropped = random.uniform(0, costs.unload_s, (site.workers, site.hosts)) + costs.unload_s
-        word.append(float((arrived + told + dropped).max()))
-    return Outcome(site, busy, folding, waking, np.array(token), np.array(word))
+        if costs.core_wait_s:  # the worker, and the gateway that records what it says
+            dropped += random.exponential(costs.core_wait_s, (2, site.workers, site.hosts)).sum(axis=0)
+        unloaded.append(float((arrived + told + dropped).max()))
+    return Outcome(site, busy, folding, waking, np.array(last_token), np.array(unloaded))
 
 
 def _turns(site: Site, costs: Costs) -> tuple[float, float]:
@@ -133,6 +141,7 @@ def _waits(random: np.random.Generator, site: Site, costs: Costs, count: int) ->
             waiting = max(0.0, waiting + service - gap)
         hop = float(random.exponential(costs.network_s, 2).sum()) if site.appender else 0.0
         hop += float(random.uniform(0, site.gather_s)) if site.appender else 0.0
+        hop += float(random.exponential(costs.core_wait_s)) if costs.core_wait_s else 0.0
         yield hop + waiting + costs.turn_s + costs.entry_s
 
 
@@ -145,4 +154,5 @@ def _arrivals(random: np.random.Generator, site: Site, costs: Costs, folding: fl
     before = random.exponential(costs.fold_s * folding / (2 * (1 - folding)) + costs.fold_s, hosts)
     stalled = np.where(random.random(hosts) < costs.stall, random.exponential(costs.stall_s, hosts), 0.0)
     noticed = np.where(random.random(hosts) < costs.loss, random.uniform(0, costs.poll_s, hosts), woken)
-    return np.minimum(noticed + read + before + stalled, costs.silence_s)
+    scheduled = random.exponential(costs.core_wait_s, hosts) if costs.core_wait_s else 0.0
+    return np.minimum(noticed + read + before + stalled + scheduled, costs.silence_s)

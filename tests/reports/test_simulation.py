@@ -22,33 +22,40 @@ def test_the_wait_for_a_turn_is_that_of_a_queue_with_equal_service_times() -> No
 
 def test_the_same_seed_gives_the_same_times_and_another_seed_others() -> None:
     first, again, other = (simulate(Site(10, 1.0), Costs(), seed, 50) for seed in (1, 1, 2))
-    assert (first.token == again.token).all() and (first.word == again.word).all()
-    assert (first.token != other.token).any()
+    assert (first.last_token == again.last_token).all() and (first.unloaded == again.unloaded).all()
+    assert (first.last_token != other.last_token).any()
 
 
 def test_more_hosts_never_make_a_revocation_quicker_and_none_is_slower_than_the_rule_of_silence() -> None:
     outcomes = [simulate(Site(hosts, 1.0, appender=True), Costs(), 1, 300) for hosts in (1, 100, 1_000)]
-    medians = [float(np.median(one.token)) for one in outcomes]
+    medians = [float(np.median(one.last_token)) for one in outcomes]
     assert medians == sorted(medians)
     broken = simulate(Site(100, 1.0), replace(Costs(), loss=1.0, poll_s=3_600.0), 1, 20)
-    assert 5.0 <= broken.token.max() < 5.1
+    assert 5.0 <= broken.last_token.max() < 5.1
+
+
+def test_a_host_that_waits_for_its_cores_is_slower_by_that_wait_for_each_act() -> None:
+    """The order, the reading of its entry, the worker and its word: four waits, of which two before the last token."""
+    calm, busy = (simulate(Site(1, 1.0), Costs(core_wait_s=wait), 1, 4_000) for wait in (0.0, 0.5))
+    assert busy.last_token.mean() - calm.last_token.mean() == pytest.approx(2 * 0.5, rel=0.05)
+    assert busy.unloaded.mean() - calm.unloaded.mean() == pytest.approx(4 * 0.5, rel=0.05)
 
 
 def test_a_ledger_that_cannot_keep_up_is_named_and_has_no_times() -> None:
     costs = replace(Costs(), wake_s=0.0)
     outcome = simulate(Site(1_000, 10.0), costs, 1)
-    assert not outcome.keeps_up and outcome.busy >= 1 and outcome.token.size == 0
-    assert outcome.first_to_give_out == "the ledger's turns"
+    assert not outcome.keeps_up and outcome.busy >= 1 and outcome.last_token.size == 0
+    assert outcome.bottleneck == "the ledger's turns"
 
 
-@pytest.mark.parametrize("given", [["--hosts", "0"], ["--requests", "-1"], ["--workers", "0"]])
+@pytest.mark.parametrize("given", [["--hosts", "0"], ["--requests", "-1"], ["--workers", "0"], ["--core-wait", "-1"]])
 def test_a_site_of_nothing_is_refused(
     given: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.argv", ["simulate", *given])
     with pytest.raises(SystemExit) as ended:
         program.main()
-    assert ended.value.code == 2 and "expected hosts, requests, workers" in capsys.readouterr().err
+    assert ended.value.code == 2 and "simulate: site: expected" in capsys.readouterr().err
 
 
 def test_the_program_prints_tables_and_values(
@@ -60,5 +67,7 @@ def test_the_program_prints_tables_and_values(
     text = capsys.readouterr().out
     values = json.loads(text[text.rindex("\n[\n") :])
     assert [(one["hosts"], one["appender"]) for one in values] == [(3, False), (3, True)]
-    assert all(0 < one["token_s"]["p50"] <= one["token_s"]["p99"] < one["word_s"]["p99"] < 5 for one in values)
+    assert all(
+        0 < one["last_token_s"]["p50"] <= one["last_token_s"]["p99"] < one["unloaded_s"]["p99"] < 5 for one in values
+    )
     assert "| 3 | each host | 6 |" in text
