@@ -75,8 +75,9 @@ class Result(Value):
     runs: tuple[Row, ...]
 
 
-def load_sweep(door: Door, path: Path) -> list[Combination]:
-    """BadInput where it is none, or has more runs than policy lets a sweep order."""
+def load_sweep(door: Door, path: Path, signer: str) -> list[Combination]:
+    """BadInput where it is none, or has more runs than policy lets a sweep order; Conflict where runs of the signer's
+    other sweeps on the dataset have to end first."""
     try:
         pairs = expand_recipe(load_written(path))
         most = current_policy(door).policy.parameters.most_sweep_runs
@@ -88,6 +89,7 @@ def load_sweep(door: Door, path: Path) -> list[Combination]:
         recipes = [parse_recipe(written) for written, _ in pairs]
     except BadInput as error:
         raise error.within(str(path)) from None
+    _check_others(door, recipes[0].dataset, signer, len(recipes), most)
     facts = door.get("/v1/recipes/facts", base=recipes[0].base, dataset=recipes[0].dataset)["facts"]
     aligned = align_readings(recipes, Facts.model_validate(facts))
     return [Combination(recipe, values) for recipe, (_, values) in zip(aligned, pairs, strict=True)]
@@ -96,6 +98,24 @@ def load_sweep(door: Door, path: Path) -> list[Combination]:
 def name_sweep(recipe: Recipe) -> str:
     """A name that no other sweep has."""
     return f"{recipe.name[:50].rstrip('-')}-{secrets.token_hex(4)}"
+
+
+def _check_others(door: Door, dataset: str, signer: str, count: int, most: int) -> None:
+    """What the ledger's rules would say of one of the runs, after the first of them were ordered."""
+    others = [
+        row["sweep"]
+        for row in door.get("/v1/runs")
+        if row["sweep"] is not None
+        and row["status"] not in FINAL
+        and (row["ordered_by"], row["dataset"]) == (signer, dataset)
+    ]
+    if others and count + len(others) > most:
+        names = ", ".join(dict.fromkeys(others))
+        raise Conflict(
+            f"sweep: expected at most {most} runs (policy, most_sweep_runs) in it and in your other sweeps on "
+            f"{dataset} that have not ended, got {count} and {len(others)} of {names}; go on with that, or cancel it: "
+            f"appliance run sweep {others[0]} --cancel"
+        )
 
 
 @dataclass

@@ -141,10 +141,10 @@ def left_early(monkeypatch: pytest.MonkeyPatch, trained: None) -> Callable[[], N
     return lambda: monkeypatch.setattr(sweeps, "follow", follow)
 
 
-def _leave(desk: Desk) -> tuple[str, str]:
+def _leave(desk: Desk, text: str = RECIPE) -> tuple[str, str]:
     """The sweep's name and its folder, after somebody left it."""
     folder = str(desk.folder / "chosen")
-    told = desk.as_("olga", "run", "start", _recipe(desk), "--sweep", "--folder", folder, "--yes")
+    told = desk.as_("olga", "run", "start", _recipe(desk, text), "--sweep", "--folder", folder, "--yes")
     assert told.code == 130, told.err
     (name,) = {str(run.sweep) for run in desk.site.state.runs.values()}
     assert f"go on with: appliance run sweep {name} --folder {folder}" in one_line(told.err)
@@ -275,6 +275,23 @@ def test_more_combinations_than_policy_lets_a_sweep_order_are_refused_whole(open
     assert told.code == 2, told.err
     assert "expected at most 2 combinations (policy, most_sweep_runs), got 3" in one_line(told.err)
     assert desk.ordered() == before
+
+
+def test_a_second_sweep_waits_for_the_first_where_both_are_more_than_policy_allows(
+    open_desk: Callable[[str], Desk], left_early: Callable[[], None]
+) -> None:
+    desk = open_desk("imported")
+    text = RECIPE.replace("[4, 8, 16]", "[1, 2, 3, 4, 5, 6, 7, 8, 9]")
+    name, _ = _leave(desk, text)
+    before = desk.ordered()
+    told = desk.as_(
+        "olga", "run", "start", _recipe(desk, text), "--sweep", "--folder", str(desk.folder / "more"), "--yes"
+    )
+    assert told.code == 5, told.err
+    assert f"got 9 and 8 of {name}; go on with that, or cancel it: appliance run sweep {name} --cancel" in one_line(
+        told.err
+    )
+    assert desk.ordered() == before and not (desk.folder / "more").exists()
 
 
 def test_a_folder_that_is_there_is_not_written_to(open_desk: Callable[[str], Desk]) -> None:

@@ -103,6 +103,7 @@ def page(text: str = "plain", labels: tuple[str, ...] = ("billing", "other")) ->
             ),
         ),
         judged_before=(value.Run(run="r-000001", adapter="clauses@1", entry=5, passed=None),),
+        tried=value.Tried(runs=20, people=1, swept=16, sweeps=2, sealed=3, cancelled=14, failed=1),
         bound=value.Bound(
             manifest=DIGEST, files=(value.File(path="recipe.json", size=10, digest=DIGEST),),
             materials=(value.Material(name=text, digest=DIGEST),), sealed=6, sealed_at=TIME, run="r-000002",

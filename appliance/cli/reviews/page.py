@@ -173,6 +173,10 @@ class PagePrinter:
             self._table(("model", "calibration error", "from, to", "Brier score", "from, to"), rows)
 
     def _runs(self) -> None:
+        from appliance.domain.releases.page.tries import describe_tries
+
+        self._heading("Tried before")
+        self._line(f"  {describe_tries(self._page.tried)}")
         runs = self._page.judged_before
         if not runs:
             return

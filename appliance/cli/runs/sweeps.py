@@ -40,7 +40,7 @@ def train_sweep(caller: Caller, path: Path, folder: Path, gates: str | None, tie
             f"appliance run sweep NAME --folder {folder}"
         )
     door = caller.reading()
-    combinations = load_sweep(door, path)
+    combinations = load_sweep(door, path, caller.signer)
     name, recipes = name_sweep(combinations[0].recipe), [one.recipe for one in combinations]
     chosen = choose_gates(door, gates, recipes[0].purpose)
     proposals = [

@@ -28,7 +28,7 @@ from appliance.domain.releases.page.material import (
 )
 from appliance.domain.releases.page.page import make_page
 from appliance.domain.releases.page.rows import show_decision
-from appliance.domain.releases.page.value import ReviewPage, Run, TrainedBefore
+from appliance.domain.releases.page.value import ReviewPage, Run, TrainedBefore, Tried
 from appliance.domain.rulebook.registry import ORDERS
 from appliance.errors import NotFound, Tampered, TooLarge
 from appliance.formats.artifacts.manifest import MANIFEST_PATH, Manifest, ManifestFile, parse_manifest
@@ -104,6 +104,7 @@ def gather(door: Door, anchor: Anchor, name: str, progress: Progress) -> ReviewM
         released=tuple(_read_released(door, anchor, one) for one in told["released"]),
         judged_before=tuple(Run.model_validate(one) for one in told["judged_before"]),
         trained_before=TrainedBefore.model_validate_json(json.dumps(told["trained_before"])),
+        tried=Tried.model_validate(told["tried"]),
     )
     return ReviewMaterial(version, make_page(material), size, anchor.said_by, told)
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from decimal import Decimal as Number
 
+from appliance.domain.core.records import Run
 from appliance.domain.core.state import State
+from appliance.domain.runs.conditions import UNDER_WAY
 from appliance.domain.runs.stopping import Reading
 
 KEPT = 2
@@ -34,9 +36,18 @@ def find_behind(own: Sequence[Reading], others: Iterable[Sequence[Reading]]) -> 
     return None if Number(own[-1][1]) <= last else (own[-1][1], str(last))
 
 
-def too_many(state: State, sweep: str) -> list[str]:
-    """Why one run more of this sweep is not ordered."""
-    most, ordered = state.parameters.most_sweep_runs, sum(run.sweep == sweep for run in state.runs.values())
-    if ordered < most:
+def too_many(state: State, sweep: str, signer: str, dataset_digest: str) -> list[str]:
+    """Why one run more of this sweep is not ordered. Its name is its author's choice, so their runs of other sweeps on
+    the same dataset count as well while they have not ended."""
+
+    def counts(run: Run) -> bool:
+        own = run.ordered_by == signer and run.dataset_digest == dataset_digest and run.status in UNDER_WAY
+        return run.sweep == sweep or (own and run.sweep is not None)
+
+    most = state.parameters.most_sweep_runs
+    if sum(map(counts, state.runs.values())) < most:
         return []
-    return [f"sweep {sweep}: expected at most {most} runs, policy's most_sweep_runs, got one more"]
+    return [
+        f"sweep {sweep}: expected at most {most} runs, policy's most_sweep_runs, in it and in your other sweeps on "
+        "this dataset that have not ended, got one more"
+    ]

@@ -149,7 +149,7 @@ def _tiered(state: State, order: Train) -> Reasons:
 def _swept(state: State, order: Train) -> Reasons:
     if order.sweep is None:
         return []
-    reasons = too_many(state, order.sweep)
+    reasons = too_many(state, order.sweep, order.signer, order.dataset_digest)
     if not order.recipe.validate_every:
         reasons.append("sweep: expected a run that validates, since a sweep chooses by validation losses, got none")
     return reasons

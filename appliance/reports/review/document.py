@@ -12,6 +12,7 @@ from appliance.domain.evaluation.confusion import Confusion
 from appliance.domain.evaluation.measures import show
 from appliance.domain.evaluation.verdict import luck_of
 from appliance.domain.releases.page.privacy import describe_privacy
+from appliance.domain.releases.page.tries import describe_tries
 from appliance.domain.releases.page.value import Asked, Changes, Found, Judged, ReviewPage
 from appliance.reports.review.markup import Content, Markup, facts, join, lines, section, table, tag
 
@@ -304,7 +305,8 @@ class Document:
     def _runs(self) -> Markup:
         words = {None: "no gates", True: "passed", False: "not passed"}
         rows = [(one.run, one.adapter, words[one.passed], f"entry {one.entry}") for one in self._page.judged_before]
-        return section("Judged on these rows before", table(("run", "adapter", "gates", "entry"), rows))
+        tried = tag("p", describe_tries(self._page.tried))
+        return section("Judged on these rows before", tried, table(("run", "adapter", "gates", "entry"), rows))
 
     def _bound(self) -> Markup:
         bound = self._page.bound

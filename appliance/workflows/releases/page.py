@@ -23,6 +23,7 @@ from appliance.domain.releases.page.material import (
 from appliance.domain.releases.page.page import make_page
 from appliance.domain.releases.page.privacy import list_trained_before
 from appliance.domain.releases.page.rows import show_decision, show_finding, show_request
+from appliance.domain.releases.page.tries import count_tries
 from appliance.domain.releases.page.value import Asked, Found, ReviewPage, Run
 from appliance.domain.releases.requests_for_release import RequestRelease
 from appliance.domain.rulebook.registry import ORDERS
@@ -63,6 +64,7 @@ def review_page(context: Context, name: str) -> ReviewPage:
             ),
             judged_before=tuple(Run.model_validate(one) for one in list_judged_before(state, adapter)),
             trained_before=list_trained_before(state, name),
+            tried=count_tries(state, name),
         ),
         COUNTS,
     )

@@ -17,6 +17,7 @@ from appliance.domain.evaluation.basis import list_judged
 from appliance.domain.releases.approval import could_decide, counted, inadmissible, review_standing
 from appliance.domain.releases.blocking import is_open
 from appliance.domain.releases.page.privacy import list_trained_before
+from appliance.domain.releases.page.tries import count_tries
 from appliance.domain.releases.reviews import ReviewRecorded
 from appliance.domain.releases.tiers import current_request, needed, reattested_by, reviewed_until, tier_of
 from appliance.errors import NotFound
@@ -52,6 +53,7 @@ def review_packet(context: Context, name: str) -> dict[str, Any]:
         ],
         "judged_before": list_judged_before(state, adapter),
         "trained_before": list_trained_before(state, name).model_dump(mode="json"),
+        "tried": count_tries(state, name).model_dump(mode="json"),
         "run": run.model_dump(mode="json"),
         "base": None if base is None else base.model_dump(mode="json"),
         "base_import": None if base_import is None else base_import.model_dump(mode="json"),

@@ -61,6 +61,7 @@ def test_the_words_say_what_is_added_up_and_what_is_not_covered() -> None:
     )
     told = dict(describe_privacy(page))
     assert told["epsilon"] == "3.0 at delta 0.001, for one training row"
+    assert told["a person's rows"].startswith("not this epsilon")
     assert told["with earlier runs"].startswith("epsilon 5.0 at delta 0.002, added up over this and 1 private run on")
     assert told["not covered"] == "1 adapter was trained on the same dataset before without privacy"
     alone = page.model_copy(update={"before": TrainedBefore(private=(), plain=0)})

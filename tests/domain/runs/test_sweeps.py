@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from appliance.domain.runs.cancellation import Cancel, RunCancelled
 from appliance.domain.runs.sweeps import find_behind, is_rung
 from appliance.errors import Denied
 from scripts.kit.log_builder import LogBuilder, policy_set, stage
@@ -56,11 +57,21 @@ def test_a_sweep_orders_no_more_runs_than_policy_lets_it(site: LogBuilder) -> No
     site.adopt(policy_set(most_sweep_runs=2))
     for _ in range(2):
         site.request_run(recipe=VALIDATING, sweep="choosing-1")
-    with refuses(site, Denied, "sweep choosing-1: expected at most 2 runs, policy's most_sweep_runs, got one more"):
+    with refuses(site, Denied, "sweep choosing-1: expected at most 2 runs, policy's most_sweep_runs"):
         site.request_run(recipe=VALIDATING, sweep="choosing-1")
-    site.request_run(recipe=VALIDATING, sweep="choosing-2")
     site.request_run(recipe=VALIDATING)
-    assert [run.sweep for run in site.state.runs.values()] == ["choosing-1"] * 2 + ["choosing-2", None]
+    assert [run.sweep for run in site.state.runs.values()] == ["choosing-1"] * 2 + [None]
+
+
+def test_another_name_does_not_get_around_the_count_while_runs_have_not_ended(site: LogBuilder) -> None:
+    site.adopt(policy_set(most_sweep_runs=2))
+    first, _ = (site.request_run(recipe=VALIDATING, sweep=f"choosing-{number}") for number in (1, 2))
+    with refuses(site, Denied, "and in your other sweeps on this dataset that have not ended, got one more"):
+        site.request_run(recipe=VALIDATING, sweep="choosing-3")
+    site.ordered(RunCancelled(policy=site.in_force), site.order(Cancel, "olga", run=first))
+    site.request_run(recipe=VALIDATING, sweep="choosing-3")
+    with refuses(site, Denied, "sweep choosing-3: expected at most 2 runs"):
+        site.request_run(recipe=VALIDATING, sweep="choosing-3")
 
 
 def test_a_run_that_does_not_validate_is_of_no_sweep(site: LogBuilder) -> None:

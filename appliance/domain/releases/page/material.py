@@ -10,7 +10,7 @@ from appliance.domain.data.imports import RELEASED_ENDING
 from appliance.domain.data.teaching import Teaching
 from appliance.domain.evaluation.items import ITEMS_FILE
 from appliance.domain.evaluation.judging import CALIBRATION_FILE, GATES_FILE, VERDICT_FILE
-from appliance.domain.releases.page.value import Asked, Decided, Found, Run, TrainedBefore
+from appliance.domain.releases.page.value import Asked, Decided, Found, Run, TrainedBefore, Tried
 from appliance.errors import Tampered
 from appliance.formats.artifacts.manifest import Manifest
 from appliance.formats.signatures.statement import Statement
@@ -81,7 +81,7 @@ class Released:
 class PageMaterial:
     """`answers`: UNIT/TASK of the releases that have this version answer. `released`: what other versions of it answer
     the units that are asked for. `judged_before`: runs that were judged on the same rows.
-    `trained_before`: runs that were trained on the same ones."""
+    `trained_before`: runs that were trained on the same ones. `tried`: how many were ordered."""
 
     version: SealedVersion
     revoked: int | None
@@ -93,6 +93,7 @@ class PageMaterial:
     released: tuple[Released, ...]
     judged_before: tuple[Run, ...]
     trained_before: TrainedBefore
+    tried: Tried
 
 
 def count_rows(facts: Mapping[str, Any]) -> dict[str, int]:

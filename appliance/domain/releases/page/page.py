@@ -68,6 +68,7 @@ def make_page(material: PageMaterial, count: Count = count_items) -> ReviewPage:
         base=_base(version),
         privacy=make_privacy(material),
         judged_before=material.judged_before,
+        tried=material.tried,
         bound=_bound(version),
         entries=tuple(_entries(material)),
     )

@@ -56,6 +56,7 @@ def _add(guarantees: list[Guarantee | PrivateRun], name: str) -> str:
 def describe_privacy(privacy: Privacy) -> list[tuple[str, str]]:
     """As people read it, wherever the page is shown."""
     before, told = privacy.before, [("epsilon", f"{privacy.epsilon} at delta {privacy.delta}, for one training row")]
+    told.append(("a person's rows", "not this epsilon: of a person with k rows k times it, at a larger delta"))
     told.append(("noise", f"{privacy.noise} times the clipping norm, {privacy.clip}"))
     if before.private:
         named = ", ".join(one.run for one in before.private[:8]) + (" …" if len(before.private) > 8 else "")

@@ -202,6 +202,19 @@ class TrainedBefore(Value):
     plain: int = Field(ge=0)
 
 
+class Tried(Value):
+    """Other runs on the adapter's dataset that were ordered before it was sealed, under any name and by anybody.
+    `people`: who ordered them; `swept`: how many are of a sweep, `sweeps` of them; then how they ended, up to now."""
+
+    runs: int = Field(ge=0)
+    people: int = Field(ge=0)
+    swept: int = Field(ge=0)
+    sweeps: int = Field(ge=0)
+    sealed: int = Field(ge=0)
+    cancelled: int = Field(ge=0)
+    failed: int = Field(ge=0)
+
+
 class Privacy(Value):
     """The guarantee of the manifest, and what it was made by. `epsilon_all`, `delta_all`: of this run and the private
     ones before, added up."""
@@ -272,5 +285,6 @@ class ReviewPage(Value):
     base: Based
     privacy: Privacy | None
     judged_before: tuple[Run, ...]
+    tried: Tried
     bound: Bound
     entries: tuple[Named, ...]

@@ -111,7 +111,11 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
     (r"tries of ", POLICY, "Wait a day: policy bounds how many prompts a reviewer tries."),
     (r"looks of ", STATE, "Wait until the look that is open has ended."),
     # Runs, data, evaluation.
-    (r"sweep .*: expected at most", POLICY, "Order fewer runs in one sweep: policy bounds them."),
+    (
+        r"sweep .*: expected at most",
+        POLICY,
+        "Order fewer runs in one sweep, or wait until your other sweeps have ended: policy bounds them.",
+    ),
     (r"sweep:", ORDER, "Let the recipe validate: a sweep chooses by validation losses."),
     (r"slurm:", POLICY, "Train on the service's machine, or have the policy give you an account: slurm_accounts."),
     (r"on: ", INVARIANT, "Train on the service's machine: appliance run start --on here."),

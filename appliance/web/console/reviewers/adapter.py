@@ -11,6 +11,7 @@ from appliance.domain.core.decisions import PARTS, Opened
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.releases.page.parts import open_parts
 from appliance.domain.releases.page.privacy import describe_privacy
+from appliance.domain.releases.page.tries import describe_tries
 from appliance.domain.releases.page.value import Found, ReviewPage
 from appliance.domain.releases.reviews import ReviewRecorded
 from appliance.errors import BadInput, NotFound, Tampered
@@ -84,6 +85,10 @@ class AdapterPage(Value):
     def privacy(self) -> list[tuple[str, str]]:
         found = None if self.review is None else self.review.privacy
         return [] if found is None else describe_privacy(found)
+
+    @property
+    def tried(self) -> str:
+        return "" if self.review is None else describe_tries(self.review.tried)
 
     @property
     def bound_by(self) -> dict[str, int]:
