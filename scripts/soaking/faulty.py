@@ -9,6 +9,7 @@ from appliance import wiring
 from appliance.config.load import load_settings
 from appliance.runners.local import Worker, start_worker
 from appliance.runners.sandbox import Sandbox
+from appliance.wiring import serving
 from appliance.workflows.core import workers
 
 CODE = Path(__file__).resolve().parent
@@ -23,7 +24,7 @@ def start(module: str, sandbox: Sandbox, **more: Any) -> Worker:
 def main() -> None:
     changed: Any = workers
     changed.start_worker = start
-    wiring.BEAT_S = 5.0
+    serving.BEAT_S = 5.0
     wiring.serve(load_settings(), embedded=False)
 
 

@@ -21,6 +21,7 @@ from appliance.store.ledger.ledger import Ledger
 from appliance.store.ledger.queue import Appended, Guard
 from appliance.store.ledger.staging import Batch
 from appliance.store.ledger.writer import Writer
+from appliance.wiring import serving
 
 KILL = "kill"
 
@@ -56,7 +57,7 @@ def main() -> None:
     order = settings.home / KILL
     wrap(order)
     if order.exists() and order.read_text().endswith(":heartbeat"):
-        wiring.BEAT_S = 0.5
+        serving.BEAT_S = 0.5
     wiring.serve(settings, embedded=False)
 
 

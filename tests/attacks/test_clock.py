@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from appliance import wiring
 from appliance.domain.core.entry import Draft
 from appliance.domain.governance.clock import ResetClock
 from appliance.domain.queries.could_load import could_load_then
@@ -17,6 +16,7 @@ from appliance.domain.retention.holds import PlaceHold
 from appliance.store.files.keyring import Keyring
 from appliance.store.ledger.clock import LogClock
 from appliance.verifier import ask_export, verify_export
+from appliance.wiring.ledger import open_ledger
 from scripts.kit.appliance import Appliance, Refused, found_site, free_port
 
 AHEAD = timedelta(days=20)
@@ -32,7 +32,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
 def run_ahead(site: Appliance) -> str:
     """What a service under a clock that is 20 days ahead would have appended; the service is stopped."""
     trust = site.trust
-    ledger = wiring._open_ledger(site.settings, trust.origin, trust.log_key, Keyring(site.settings.keys), None)
+    ledger = open_ledger(site.settings, trust.origin, trust.log_key, Keyring(site.settings.keys), None)
     ledger.load()
     ledger.clock = LogClock(lambda: datetime.now(UTC) + AHEAD)
     last = ledger.append(Draft(type="heartbeat", body={})).entry.time

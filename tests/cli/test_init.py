@@ -12,7 +12,6 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from appliance import wiring
 from appliance.config.load import load_settings
 from appliance.domain.core.names import encode_value
 from appliance.domain.governance.policy_files import assemble_policy
@@ -22,6 +21,7 @@ from appliance.formats.log.trust import parse_trust
 from appliance.formats.signatures.keys import Ed25519Signer
 from appliance.store.database.engine import open_engine
 from appliance.store.ledger.ledger import Ledger
+from appliance.wiring import installing
 from tests.cli.conftest import Told, type_alone
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,9 +67,9 @@ def cut(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     def fail(*_: object) -> None:
         raise Unavailable(CUT)
 
-    write = wiring.write_file
-    monkeypatch.setattr(wiring, "write_file", fail)
-    return lambda: monkeypatch.setattr(wiring, "write_file", write)
+    write = installing.write_file
+    monkeypatch.setattr(installing, "write_file", fail)
+    return lambda: monkeypatch.setattr(installing, "write_file", write)
 
 
 def test_another_homes_log_is_not_taken_for_an_init_that_was_cut_off(

@@ -31,6 +31,7 @@ from appliance.store.files.lock import lock_folder
 from appliance.store.files.witnessed import Witnessed
 from appliance.store.ledger import fold
 from appliance.workflows.core.context import Code
+from appliance.workflows.integrity import snapshots
 from appliance.workflows.lifecycle.recovery import recover
 
 POLICY = Path(__file__).resolve().parents[2] / "policies" / "default"
@@ -107,7 +108,7 @@ def test_a_service_that_says_how_far_it_is_is_waited_for(settings: Settings, mon
 def test_the_next_service_goes_on_from_the_fold_that_the_last_one_sealed(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wiring.snapshots, "LEAST", 1)
+    monkeypatch.setattr(snapshots, "LEAST", 1)
     _init(settings)
     with wiring.service(settings) as context:
         place = context.ledger.state.place

@@ -47,6 +47,7 @@ from appliance.formats.signatures.keys import EcdsaSigner, Ed25519Signer, genera
 from appliance.store.files.artifacts import Artifacts
 from appliance.store.files.keyring import ADAPTER_KEY, LOG_KEY, Keyring
 from appliance.store.ledger.ledger import Ledger
+from appliance.wiring import building
 from appliance.workflows.core.context import Context
 from scripts.kit.judged import Group, make_items
 from scripts.kit.log_builder import _STEPS as STEPS_OF_STAGES
@@ -249,13 +250,13 @@ class FoundedSite(LogBuilder):
 def context_of(home: Path) -> Iterator[Context]:
     """What a service over this home works with, as wiring makes it; the code is described once in a process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(wiring, "describe_code", _code)
-        patch.setattr(wiring, "describe_host", _host)
+        patch.setattr(building, "describe_code", _code)
+        patch.setattr(building, "describe_host", _host)
         with wiring.service(load_settings(home, {})) as context:
             yield context
 
 
-_code, _host = cache(wiring.describe_code), cache(wiring.describe_host)
+_code, _host = cache(building.describe_code), cache(building.describe_host)
 
 
 class Template:

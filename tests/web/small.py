@@ -11,6 +11,7 @@ from appliance import wiring
 from appliance.config.load import load_settings
 from appliance.web.core import bodies, server
 from appliance.web.people import gate
+from appliance.wiring import serving
 
 SMALL = "small.json"
 
@@ -24,15 +25,15 @@ def main() -> None:
     said: dict[str, Any] = json.loads((settings.home / SMALL).read_text())
     if "descriptors" in said:
         resource.setrlimit(resource.RLIMIT_NOFILE, (said["descriptors"], said["descriptors"]))
-    wiring.IDLE_S = said.get("idle_s", wiring.IDLE_S)
-    wiring.BEAT_S = said.get("beat_s", wiring.BEAT_S)
+    serving.IDLE_S = said.get("idle_s", serving.IDLE_S)
+    serving.BEAT_S = said.get("beat_s", serving.BEAT_S)
     server.HEADER_S = said.get("header_s", server.HEADER_S)
     bodies.BODY_S = said.get("body_s", bodies.BODY_S)
     gate.STRANGERS = said.get("strangers", gate.STRANGERS)
     if said.get("failing_beat"):
-        wiring.beat = fail
+        serving.beat = fail
     if said.get("hanging_beat"):
-        wiring.beat = lambda *_, **__: time.sleep(3_600)
+        serving.beat = lambda *_, **__: time.sleep(3_600)
     wiring.serve(settings, embedded="idle_s" in said)
 
 

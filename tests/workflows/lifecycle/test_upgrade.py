@@ -12,6 +12,7 @@ import pytest
 
 from appliance import wiring
 from appliance.config.load import load_settings
+from appliance.wiring import building
 from appliance.workflows.core.context import Context
 from appliance.workflows.lifecycle.recovery import recover
 from tests.kit.founded import template
@@ -37,7 +38,7 @@ def test_another_build_makes_the_projections_anew(home: Path, monkeypatch: pytes
     drop_projections(home)
     with started(home) as context:
         assert context.ledger.check_projections() != [], "the same build as before"
-    later = replace(wiring.describe_code(), digest="sha256:" + "7" * 64)
-    monkeypatch.setattr(wiring, "describe_code", lambda: later)
+    later = replace(building.describe_code(), digest="sha256:" + "7" * 64)
+    monkeypatch.setattr(building, "describe_code", lambda: later)
     with started(home) as context:
         assert context.ledger.check_projections() == []
