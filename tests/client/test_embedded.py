@@ -30,6 +30,7 @@ from appliance.store.files.keyring import LOG_KEY, Keyring
 from appliance.store.files.lock import lock_folder
 from appliance.store.files.witnessed import Witnessed
 from appliance.store.ledger import fold
+from appliance.wiring import building, ledger
 from appliance.workflows.core.context import Code
 from appliance.workflows.integrity import snapshots
 from appliance.workflows.lifecycle.recovery import recover
@@ -121,7 +122,7 @@ def test_the_next_service_goes_on_from_the_fold_that_the_last_one_sealed(
     assert folded == [] and said == ["reads its log: 0 of 1 entries", "starts"]
     # Other code, to the last byte of a library's record, folds every entry again.
     monkeypatch.undo()
-    monkeypatch.setattr(wiring, "describe_code", lambda: Code("0.0", "sha256:other", {}))
+    monkeypatch.setattr(building, "describe_code", lambda: Code("0.0", "sha256:other", {}))
     with wiring.service(settings) as context:
         assert context.ledger.state.place == place
         assert context.ledger._snapshots is not None and context.ledger._snapshots.size == 0
@@ -131,7 +132,7 @@ def test_a_service_starts_long_after_the_last_entry_only_where_somebody_says_tha
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _init(settings)
-    monkeypatch.setattr(wiring, "LONGEST_PAUSE_DAYS", -1)
+    monkeypatch.setattr(ledger, "LONGEST_PAUSE_DAYS", -1)
     with pytest.raises(Unavailable, match=r"^clock: .* the service starts with --after-pause$"):
         wiring.serve(settings, embedded=True)
     with wiring.service(settings, after_pause=True) as context:
