@@ -225,6 +225,9 @@ def run() -> None:
 @click.option(
     "--on", type=click.Choice(["here", "slurm"]), help="Where to train; without it the setting runs_on decides."
 )
+@click.option(
+    "--nodes", type=click.IntRange(1, 64), default=1, help="With --on slurm: how many nodes share out the processes."
+)
 @signs
 @click.pass_obj
 def start(
@@ -236,6 +239,7 @@ def start(
     gates: str | None,
     tier: str | None,
     on: str | None,
+    nodes: int,
 ) -> None:
     """Order one training run for each recipe; they queue and train one after another.
 
@@ -252,14 +256,16 @@ def start(
     if folder is not None:
         if len(recipes) != 1:
             raise BadInput(f"run start: expected one recipe with --sweep, got {len(recipes)}")
-        train_sweep(caller, recipes[0], folder, gates, tier, on)
+        train_sweep(caller, recipes[0], folder, gates, tier, on, nodes)
         return
     loaded = [(str(path), load_recipe(path)) for path in recipes]
     door = caller.reading()
     proposals, planned = [], list[str]()
     for what, recipe in loaded:
         chosen = choose_gates(door, gates, recipe.purpose)
-        proposals.append(propose_run(door, caller.anchor, caller.signer, recipe, what, chosen, tier, on=on))
+        proposals.append(
+            propose_run(door, caller.anchor, caller.signer, recipe, what, chosen, tier, on=on, nodes=nodes)
+        )
         planned += list_costs(plan_run(door, recipe, what), promise(door, chosen, recipe).lines)
     runs = [str(receipt.result["run"]) for receipt in sign_all(caller, proposals, planned)]
     waiting = [name for name in runs if door.get(f"/v1/runs/{name}")["status"] == "waiting"]

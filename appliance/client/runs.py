@@ -105,10 +105,12 @@ def propose_run(
     tier: str | None = None,
     sweep: str | None = None,
     on: str | None = None,
+    nodes: int = 1,
 ) -> Proposal:
     """The order with every value resolved by the rules, over digests that the log itself binds: the gate set's, and
     that of each validation set which it names, in the newest version. `tier`: what the adapter is meant for.
-    `sweep`: the name of the sweep that the run belongs to. `on`: where it is trained; None: where the site trains."""
+    `sweep`: the name of the sweep that the run belongs to. `on`: where it is trained; None: where the site trains.
+    `nodes`: on how many of a cluster's."""
     answer = door.get("/v1/recipes/facts", base=recipe.base, dataset=recipe.dataset)
     base_digest = proven_digest(door, anchor, "base", recipe.base)
     dataset_digest = proven_digest(door, anchor, "dataset", recipe.dataset)
@@ -138,6 +140,7 @@ def propose_run(
             "tier": tier,
             "sweep": sweep,
             "on": on or answer["runs_on"],
+            "nodes": nodes,
         },
         documents={} if gates is None else {"gates": gates.data},
         resolved=unwritten,

@@ -36,7 +36,7 @@ class Link:
         self._writer = writer
         self._lock = threading.Lock()
 
-    def send(self, header: Header, blob: bytes = b"") -> None:
+    def send(self, header: Header, blob: bytes | memoryview = b"") -> None:
         with self._lock:
             write_frame(self._writer, header, blob)
 

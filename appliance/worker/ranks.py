@@ -1,9 +1,10 @@
-"""Starts the ranks of a run: forks of its worker, inside the worker's walls, joined to the first rank by pipes.
+"""Starts the ranks of a run on this machine: forks of its worker, inside its walls, joined to the first one by pipes.
 
 A fork runs no new program and opens no socket, so the walls of a run with many ranks are those of a run with one: no
 exec, no network, not even loopback. It must come before torch is imported, which has threads that no fork keeps.
 
-Rank 0 alone has the worker's frames, so it alone writes the record and the training checkpoints.
+Rank 0 alone has the worker's frames, so it alone writes the record and the training checkpoints. Where a run has
+several nodes, each rank on another node than the first is a worker of its own there (`channels.py`).
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from appliance.errors import ApplianceError, Unavailable, refuse
-from appliance.worker.link import Link
+from appliance.errors import ApplianceError, BadInput, Unavailable, refuse
+from appliance.worker.link import Header, Link, take
 
 Ends = tuple[tuple[int, int], ...]
 """Pipes to other ranks, each a descriptor to read and one to write: rank 0 has one pair for each other rank, in order,
@@ -32,15 +34,41 @@ _END_S = 10.0
 _CARDS = "CUDA_VISIBLE_DEVICES"
 
 
+@dataclass(frozen=True)
+class Shape:
+    """How a run's ranks lie: `count` of them in all, the first `here` of them on this machine. `threads` for each,
+    where a run is replayed on a machine that has others; None: this machine's, shared out."""
+
+    count: int
+    here: int
+    device: str
+    threads: int | None = None
+
+    @property
+    def far(self) -> range:
+        """The ranks on other nodes."""
+        return range(self.here, self.count)
+
+
+def take_shape(task: Header) -> Shape:
+    recipe: dict[str, Any] = take(task, "recipe", dict)
+    count, nodes = recipe["processes"], take(task, "nodes", int) if "nodes" in task else 1
+    if nodes < 1 or count % nodes:
+        raise BadInput(f"task, nodes: expected a divisor of {count} processes, got {nodes}")
+    threads = take(task, "threads", int) if "threads" in task else None
+    return Shape(count, count // nodes, recipe["device"], threads)
+
+
 @contextmanager
-def start_ranks(session: Link, recipe: dict[str, Any], follow: Callable[[int, Ends], None]) -> Iterator[Ends]:
-    """Runs `follow(rank, ends)` in a process for each rank but the first, and gives the first its ends.
+def start_ranks(session: Link, shape: Shape, follow: Callable[[int, Ends], None]) -> Iterator[Ends]:
+    """Runs `follow(rank, ends)` in a process for each rank here but the first, and gives the first its ends.
 
     On the way out every other rank is ended: after the last step nothing is left for it to do. BadInput where the
     machine cannot share itself out, Unavailable (`rank-ended`, `out-of-memory`) where a rank ended before the run.
     """
-    count = recipe["processes"]
-    check_share(recipe["device"], count)
+    count = shape.here
+    if shape.threads is None:
+        check_share(shape.device, count)
     ends: list[tuple[int, int]] = []
     children: list[int] = []
     try:
@@ -50,14 +78,14 @@ def start_ranks(session: Link, recipe: dict[str, Any], follow: Callable[[int, En
             if child == 0:
                 session.close()
                 _close([*ends, (our_in, our_out)])
-                _follow(follow, rank, count, recipe["device"], (their_in, their_out))
+                _follow(follow, rank, count, shape.device, (their_in, their_out))
             children.append(child)
             _close([(their_in, their_out)])
             ends.append((our_in, our_out))
-        take_card(recipe["device"], 0, count)
+        take_card(shape.device, 0, count)
         yield tuple(ends)
     except Unavailable as error:
-        raise (_explain(children) if error.code == RANK_ENDED else error) from None
+        raise (_explain(children) if children and error.code == RANK_ENDED else error) from None
     finally:
         _close(ends)
         for child in children:

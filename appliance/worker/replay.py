@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 
 from appliance.worker.link import Header, Link, run_worker, take, take_path
-from appliance.worker.ranks import Ends, start_ranks
+from appliance.worker.ranks import Ends, start_ranks, take_shape
 from appliance.worker.train import follow, prepare, take_recipe
 
 
 def work(session: Link, task: Header, blob: bytes) -> Header:
     """`blob` is the training checkpoint that the window begins with; without one it begins with the run."""
-    with start_ranks(session, take_recipe(task), partial(follow, task, blob, take(task, "stop", int))) as ends:
+    with start_ranks(session, take_shape(task), partial(follow, task, blob, take(task, "stop", int))) as ends:
         return lead(session, task, blob, ends)
 
 
@@ -23,10 +23,10 @@ def lead(session: Link, task: Header, blob: bytes, ends: Ends) -> Header:
     from appliance.ml.training.checkpoint import encode_checkpoint
     from appliance.ml.training.loop import Step, train
     from appliance.ml.training.privacy import take_secret
-    from appliance.ml.training.ranks import Ranks
+    from appliance.ml.training.ranks import Pipe, Ranks
 
     recipe, stop = take_recipe(task), take(task, "stop", int)
-    ranks, start = Ranks(0, recipe["processes"], ends), blob or None
+    ranks, start = Ranks(0, recipe["processes"], [Pipe(*pair) for pair in ends]), blob or None
     before, got = Path(take_path(task, "before")), Path(take_path(task, "got"))
     base, model, samples, validation = prepare(task)
 

@@ -2,47 +2,52 @@
 
 from __future__ import annotations
 
-import queue
 import sys
-from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from appliance.worker.channels import Incoming
 from appliance.worker.link import Header, Link, run_worker, take, take_path
-from appliance.worker.ranks import Ends, start_ranks
+from appliance.worker.ranks import Ends, check_share, start_ranks, take_card, take_shape
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from appliance.ml.data.samples import Sample
     from appliance.ml.model.base import Base
     from appliance.ml.training.methods import Attached
+    from appliance.ml.training.ranks import Channel
 
 
 def work(session: Link, task: Header, blob: bytes) -> Header:
-    """`blob` is the training checkpoint to go on from, `seconds` the time that it took to come there."""
-    with start_ranks(session, take_recipe(task), partial(follow, task, blob, None)) as ends:
+    """`blob` is the training checkpoint to go on from, `seconds` the time that it took to come there. `rank`: which one
+    this worker is, on another node than the first."""
+    if "rank" in task:
+        return follow_far(session, task, blob, take(task, "rank", int))
+    with start_ranks(session, take_shape(task), partial(follow, task, blob, None)) as ends:
         return lead(session, task, blob, ends)
 
 
-class Asked:
-    """Whether the service has asked for a training checkpoint since the last look: the node of a run on a cluster may
-    be about to be taken away."""
-
-    def __init__(self, session: Link) -> None:
-        self._frames = session.listen()
-
-    def take(self) -> bool:
-        asked = False
-        with suppress(queue.Empty):
-            while True:
-                frame = self._frames.get_nowait()
-                asked |= frame is not None and frame[0].get("frame") == "checkpoint"
-        return asked
+def follow_far(session: Link, task: Header, blob: bytes, rank: int) -> Header:
+    """What a rank on another node does: all that it exchanges with rank 0 are frames."""
+    shape = take_shape(task)
+    check_share(shape.device, shape.here)
+    take_card(shape.device, rank % shape.here, shape.here)
+    train_along(task, blob, None, rank, Incoming(session, [rank]).channels())
+    return {}
 
 
 def follow(task: Header, blob: bytes, stop: int | None, rank: int, ends: Ends) -> None:
-    """What another rank does: the same steps, and nothing is written."""
+    """What another rank on the first one's machine does."""
+    from appliance.ml.training.ranks import Pipe
+
+    train_along(task, blob, stop, rank, [Pipe(*pair) for pair in ends])
+
+
+def train_along(task: Header, blob: bytes, stop: int | None, rank: int, ends: Sequence[Channel]) -> None:
+    """The same steps as the first rank's, and nothing is written."""
     from appliance.ml.training.loop import train
     from appliance.ml.training.ranks import Ranks
 
@@ -62,7 +67,7 @@ def lead(session: Link, task: Header, blob: bytes, ends: Ends) -> Header:
     from appliance.ml.training.checkpoint import Training, write_checkpoint
     from appliance.ml.training.loop import Step, train
     from appliance.ml.training.privacy import take_secret
-    from appliance.ml.training.ranks import Ranks
+    from appliance.ml.training.ranks import Pipe, Ranks
     from appliance.ml.training.stopping import list_readings, use_best
 
     recipe, output, earlier = take_recipe(task), Path(take_path(task, "output")), take(task, "seconds", float)
@@ -79,8 +84,9 @@ def lead(session: Link, task: Header, blob: bytes, ends: Ends) -> Header:
         session.send({"frame": "checkpoint", **facts, "machine": machine.describe_kind(recipe["device"])})
 
     base, attached, samples, validation = started
-    asked = Asked(session)
-    ranks, start = Ranks(0, recipe["processes"], ends), blob or None
+    incoming = Incoming(session, take_shape(task).far)
+    channels: list[Channel] = [*(Pipe(*pair) for pair in ends), *incoming.channels()]
+    ranks, start = Ranks(0, recipe["processes"], channels), blob or None
     training = train(
         *(base, attached, samples, recipe, report),
         keep=keep,
@@ -88,7 +94,7 @@ def lead(session: Link, task: Header, blob: bytes, ends: Ends) -> Header:
         validation=validation,
         ranks=ranks,
         secret=take_secret(recipe, task),
-        asked=asked.take,
+        asked=incoming.take_asked,
     )
     weights_step = use_best(training)
     made = methods.encode_adapter(attached, recipe["base"])
@@ -126,9 +132,9 @@ def prepare(task: Header) -> tuple[Base, Attached, list[Sample], list[Sample]]:
     from appliance.ml.training import methods
     from appliance.ml.training.stopping import split_rows
 
-    recipe = take_recipe(task)
+    recipe, shape = take_recipe(task), take_shape(task)
     machine.hold_memory()
-    machine.use_determinism(recipe["seed"], recipe["processes"] if recipe["device"] == "cpu" else 1)
+    machine.use_determinism(recipe["seed"], shape.here if shape.device == "cpu" else 1, threads=shape.threads)
     base = load_base(
         Path(take_path(task, "base")),
         quantisation=recipe["quantisation"],

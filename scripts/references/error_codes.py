@@ -179,6 +179,16 @@ TRAINING = {
     "truncated-frame": Code((BadInput,), "a worker's message was cut off", "look at the worker's log"),
     "worker-ended": Code((Unavailable,), "a worker has ended without a result", "look at its log; try again"),
     "rank-ended": Code((Unavailable,), "a process of a training run has ended", "look at its log; `run resume`"),
+    "rank-silent": Code(
+        (Unavailable,), "a process of a training run sent nothing for 25 minutes", "look at its log; `run resume`"
+    ),
+    "ranks-differ": Code(
+        (Unavailable,), "processes of a run came to other weights", "train on nodes of one kind, then `run resume`"
+    ),
+    "node-network": Code(
+        (Unavailable,), "the nodes of a job cannot reach one another", "let them connect by TCP, then `run resume`"
+    ),
+    "node-lost": Code((Unavailable,), "a node of a job has gone", "none: the run is started again"),
     "slurm-refused": Code(
         (BadInput,), "Slurm did not take a job", "correct what Slurm's message names, then `run resume`"
     ),

@@ -22,11 +22,13 @@ pytestmark = [pytest.mark.outside, pytest.mark.slow, pytest.mark.xdist_group("sl
 
 LONG = {"epochs": 100, "batch_size": 8, "checkpoint_every": 150, "dropout": "0.1"}
 STEPS = 300
+SHORT = {"epochs": 20, "batch_size": 8, "checkpoint_every": 30, "dropout": "0.1"}
+SHORT_STEPS = 60
 WAIT_S = 90.0
 
 
-def order(site: Appliance, name: str) -> str:
-    made = site.train_order(name, **LONG).model_copy(update={"on": "slurm"})
+def order(site: Appliance, name: str, nodes: int = 1, recipe: dict[str, Any] = LONG) -> str:
+    made = site.train_order(name, **recipe, processes=nodes).model_copy(update={"on": "slurm", "nodes": nodes})
     return str(site.order(made)["result"]["run"])
 
 
@@ -139,3 +141,53 @@ def test_a_run_is_preempted_loses_its_node_and_its_service_and_ends_in_the_bytes
     assert verdict["verdict"] == "identical"
     assert site.chat("legal", "labels")["choices"]
     assert site.verify()["verdict"] == "verified"
+
+
+def test_a_run_on_two_nodes_is_preempted_and_ends_in_the_bytes_of_an_undisturbed_one(
+    site: Appliance, slurm: Slurm
+) -> None:
+    run = order(site, "pair", 2, SHORT)
+    await_that("it was to train", lambda: steps_of(site, run) > 0)
+    freeze(site)
+    (started,) = bodies(site, "run.started", run)
+    assert started["job"]["nodes"] == ["n1", "n2"]
+    # The launchers have the network between the nodes, and no worker has: no wall is missing.
+    assert started["accepted_missing"] == []
+    assert all(started["layers"].values())
+    assert set(started["walls"].values()) == {"refused"}
+
+    # A more urgent job takes the second node: the first one's worker leaves a training checkpoint for both.
+    slurm.urgent("n2")
+    await_that("it was to be preempted", lambda: is_preempted(slurm, started["job"]["id"]))
+    thaw(site)
+    await_that("a training checkpoint was asked for", lambda: site.get(f"/v1/runs/{run}")["step"] > 0)
+    await_that("it was to be resumed", lambda: bool(bodies(site, "run.resumed", run)))
+    (resumed,) = bodies(site, "run.resumed", run)
+    assert 0 < resumed["step"] < SHORT_STEPS
+    assert resumed["job"] == {"id": started["job"]["id"], "restart": 1, "nodes": ["n1", "n2"]}
+    found = site.wait_run(run)
+    assert found["adapter"] == "pair@1", found
+
+    other = order(site, "undisturbed", 2, SHORT)
+    assert site.wait_run(other)["adapter"] == "undisturbed@1"
+    rows = {row["name"]: row for row in site.get("/v1/runs")}
+    assert rows["pair"]["weights"] == rows["undisturbed"]["weights"]
+    ordered = ReplayRun(run=run, from_step=0, to_step=SHORT_STEPS, **site.terms("axel"))
+    replay = site.order(ordered)["order"]
+    while (verdict := site.get(f"/v1/replays/{replay}", "axel", wait_s=5))["status"] == "requested":
+        continue
+    assert verdict["verdict"] == "identical"
+    assert site.verify()["verdict"] == "verified"
+
+
+def test_a_node_of_two_that_dies_ends_in_another_start_of_the_run(site: Appliance, slurm: Slurm) -> None:
+    run = order(site, "torn", 2, SHORT)
+    await_that("a training checkpoint was due", lambda: site.get(f"/v1/runs/{run}")["step"] > 0)
+    freeze(site)
+    slurm.kill("n2")
+    slurm.run("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=power")
+    slurm.start("n2")
+    thaw(site)
+    found = site.wait_run(run)
+    assert found["adapter"] == "torn@1", found
+    assert bodies(site, "run.resumed", run)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import queue
 import re
 import signal
 from collections.abc import Callable, Iterator
@@ -15,12 +17,16 @@ import pytest
 import safetensors.torch
 import torch
 
+from appliance.errors import Unavailable
+from appliance.formats.core.frame import read_frame
 from appliance.ml.training.checkpoint import parse_checkpoint
-from appliance.ml.training.ranks import Ranks
+from appliance.ml.training.ranks import Pipe, Ranks
 from appliance.runners.decoys import Probes
 from appliance.runners.local import Worker, start_worker
 from appliance.runners.sandbox import Sandbox
-from tests.worker.conftest import Frame, Start, dataset_task, train_task
+from appliance.worker.channels import FrameChannel
+from appliance.worker.link import Link
+from tests.worker.conftest import Frame, Process, Start, dataset_task, train_task
 
 KEY = bytes(range(32))
 LOSS_TOLERANCE, WEIGHT_TOLERANCE = 1e-5, 1e-3
@@ -113,6 +119,33 @@ def test_two_processes_behind_every_wall_give_the_same_bytes_as_two_without(
     assert told(again[1]) == told(walled[1])
 
 
+def test_a_rank_on_another_node_gives_the_bytes_of_one_that_was_forked(
+    walled: Made, places: dict[str, Path], dataset: None, start: Start, tmp_path: Path
+) -> None:
+    """Its frames pass through this test, as they pass through the launchers of two nodes."""
+    task, folder = task_of(places, tmp_path)
+    shape = {**task, "nodes": 2, "threads": len(os.sched_getaffinity(0)) // 2}
+    first, other = start("train"), start("train")
+    first.send({"frame": "go", **shape})
+    other.send({"frame": "go", **shape, "rank": 1})
+
+    def carry(source: Process, target: Process) -> Frame:
+        while (received := read_frame(source.stdout, max_blob=1 << 20)) is not None:  # type: ignore[arg-type]
+            header, blob = received
+            if header["frame"] == "rank":
+                assert header["rank"] == 1
+                target.send(header, blob)
+            elif header["frame"] in ("result", "failure"):
+                return header
+        raise AssertionError("a worker ended without a result")
+
+    with ThreadPoolExecutor(2) as pool:
+        ends = [pool.submit(carry, first, other), pool.submit(carry, other, first)]
+        result, followed = (end.result(300) for end in ends)
+    assert (result["frame"], followed) == ("result", {"frame": "result"}), (result, followed)
+    assert files(folder) == files(walled[2])
+
+
 def test_a_run_of_two_processes_goes_on_and_is_replayed_bit_for_bit(
     walled: Made, run: Callable[..., Made], start: Start, places: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -200,8 +233,8 @@ def test_gradients_are_added_in_float32_in_the_order_of_the_ranks(dtype: torch.d
     lonely = [torch.nn.Parameter(torch.zeros(70_000)) for _ in range(3)]
     lonely[1].grad = torch.full((70_000,), 3.0)
     ends = [(os.pipe(), os.pipe()) for _ in range(2)]
-    ranks = [Ranks(0, 3, [(up[0], down[1]) for up, down in ends])]
-    ranks += [Ranks(number, 3, [(down[0], up[1])]) for number, (up, down) in enumerate(ends, start=1)]
+    ranks = [Ranks(0, 3, [Pipe(up[0], down[1]) for up, down in ends])]
+    ranks += [Ranks(number, 3, [Pipe(down[0], up[1])]) for number, (up, down) in enumerate(ends, start=1)]
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(lambda rank: rank.add_gradients([weights[rank.rank], lonely[rank.rank]]), ranks))
         merged = list(pool.map(lambda rank: rank.merge({rank.rank: rank.rank / 3}), ranks))
@@ -212,3 +245,30 @@ def test_gradients_are_added_in_float32_in_the_order_of_the_ranks(dtype: torch.d
     assert merged == [{0: 0.0, 1: 1 / 3, 2: 2 / 3}] * 3
     for descriptor in (one for pairs in ends for pair in pairs for one in pair):
         os.close(descriptor)
+
+
+def test_ranks_with_other_weights_are_named() -> None:
+    """As on a node whose processor rounds otherwise."""
+    ends = os.pipe(), os.pipe()
+    first, other = Ranks(0, 2, [Pipe(ends[0][0], ends[1][1])]), Ranks(1, 2, [Pipe(ends[1][0], ends[0][1])])
+    weights = [{"a": torch.nn.Parameter(torch.full((3,), value))} for value in (1.0, 1.0 + 2**-23)]
+    other.check_same(weights[0])
+    first.check_same(weights[0])
+    other.check_same(weights[1])
+    with pytest.raises(Unavailable, match="rank 1: expected the weights of rank 0, got others") as caught:
+        first.check_same(weights[0])
+    assert caught.value.code == "ranks-differ"
+    for descriptor in (one for pair in ends for one in pair):
+        os.close(descriptor)
+
+
+def test_a_rank_on_another_node_that_says_nothing_or_ends_is_named() -> None:
+    parts: queue.Queue[bytes | None] = queue.Queue()
+    session = Link(io.BytesIO(), io.BytesIO())
+    ranks = Ranks(0, 2, [FrameChannel(session, 1, parts, silent_s=1)])
+    with pytest.raises(Unavailable, match="rank 1: expected its part of a step, got nothing") as silent:
+        ranks.merge({0: 1.0})
+    parts.put(None)
+    with pytest.raises(Unavailable, match="rank 1: expected its part of a step, got its end") as ended:
+        ranks.merge({0: 1.0})
+    assert (silent.value.code, ended.value.code) == ("rank-silent", "rank-ended")

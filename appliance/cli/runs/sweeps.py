@@ -26,7 +26,9 @@ _STOPS = (
 )
 
 
-def train_sweep(caller: Caller, path: Path, folder: Path, gates: str | None, tier: str | None, on: str | None) -> None:
+def train_sweep(
+    caller: Caller, path: Path, folder: Path, gates: str | None, tier: str | None, on: str | None, nodes: int = 1
+) -> None:
     """Orders every combination, follows them, cancels those that fall behind, and writes what came of it."""
     from appliance.client.evaluation.gates import choose_gates
     from appliance.client.planning import plan_run
@@ -44,7 +46,8 @@ def train_sweep(caller: Caller, path: Path, folder: Path, gates: str | None, tie
     name, recipes = name_sweep(combinations[0].recipe), [one.recipe for one in combinations]
     chosen = choose_gates(door, gates, recipes[0].purpose)
     proposals = [
-        propose_run(door, caller.anchor, caller.signer, recipe, str(path), chosen, tier, name, on) for recipe in recipes
+        propose_run(door, caller.anchor, caller.signer, recipe, str(path), chosen, tier, name, on, nodes)
+        for recipe in recipes
     ]
     costs = summarise_together([plan_run(door, recipe, str(path)) for recipe in recipes])
     planned = [f"  {label}: {value}" for label, value in [*costs, *promise(door, chosen, recipes[0]).lines]]

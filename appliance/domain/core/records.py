@@ -287,6 +287,8 @@ class Run(Value):
     """Of a private run that has begun, the digest that binds its secret."""
     on: Literal["here", "slurm"] = "here"
     """Where its order has it trained."""
+    nodes: int = 1
+    """On Slurm: on how many nodes."""
     job: Job | None = None
     """Of Slurm: where its last worker was started."""
     began: int = 0

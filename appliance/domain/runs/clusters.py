@@ -24,3 +24,12 @@ def unfit_place(state: State, on: str, person: str, *, private: bool) -> Reasons
             "on: expected here for a recipe with privacy, whose secret does not leave this machine, got slurm"
         )
     return reasons
+
+
+def unfit_nodes(on: str, nodes: int, processes: int) -> Reasons:
+    """Several nodes are a cluster's, and each of them has as many processes."""
+    if on == "here" and nodes > 1:
+        return [f"nodes: expected 1 with `on: here`, got {nodes}"]
+    if processes % nodes:
+        return [f"nodes: expected a divisor of the recipe's {processes} processes, got {nodes}"]
+    return []

@@ -83,6 +83,8 @@ def begin(case: Case, run: Run, body: WorkerStarted) -> Changes:
     on = "here" if body.job is None else "slurm"
     case.require(on == run.on, "job", f"a worker on {run.on}, as it was ordered", f"one on {on}")
     case.require(body.job is None or body.job != run.job, "job", "another start than the last", body.job)
+    nodes = 1 if body.job is None else len(set(body.job.nodes))
+    case.require(nodes == run.nodes, "job, nodes", f"{run.nodes}, as it was ordered", nodes)
     further = body.job is not None and run.step > run.began
     resumes = (0 if further else run.resumes) + (run.status != "queued")
     case.require(resumes <= MOST_RESUMES, "resumes", f"at most {MOST_RESUMES}", resumes)

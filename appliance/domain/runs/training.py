@@ -21,7 +21,7 @@ from appliance.domain.evaluation.gates import parse_gates
 from appliance.domain.evaluation.judging import check_sets, unfit_local_sets, unfit_sets, unjudgeable
 from appliance.domain.planning.shape import read_roles
 from appliance.domain.recipe.recipe import ResolvedRecipe, count_steps, untrainable
-from appliance.domain.runs.clusters import unfit_place
+from appliance.domain.runs.clusters import unfit_nodes, unfit_place
 from appliance.domain.runs.conditions import (
     UNDER_WAY,
     WorkerStarted,
@@ -53,6 +53,8 @@ class Train(Order):
     """Runs that are ordered to choose one of them have one name here."""
     on: Literal["here", "slurm"] = "here"
     """Where it is trained: on the service's machine, or as a job of the site's Slurm."""
+    nodes: int = Field(default=1, ge=1, le=64)
+    """On Slurm: on how many nodes, each with as many of the recipe's processes."""
 
     def subjects(self) -> Subjects:
         return (
@@ -136,6 +138,7 @@ def may_train(state: State, order: Train, signer: Principal, now: Time) -> Reaso
     reasons += _tiered(state, order)
     reasons += _swept(state, order)
     reasons += unfit_place(state, order.on, signer.name, private=recipe.privacy is not None)
+    reasons += unfit_nodes(order.on, order.nodes, recipe.processes)
     stored, of_base = base.facts.get("quantisation"), read_roles(base.facts)
     preferences = facts.get("task") == PREFERENCE
     return reasons + untrainable(recipe, context, longest, rows, stored, *of_base, preferences=preferences)
@@ -189,6 +192,7 @@ def run_requested(case: Case) -> Changes:
         sweep=order.sweep,
         privacy=_guarantee(case.state, order.recipe),
         on=order.on,
+        nodes=order.nodes,
     )
     return [(case.state.runs, run.id, run)]
 

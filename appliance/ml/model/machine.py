@@ -78,10 +78,11 @@ def hold_memory() -> None:
             ctypes.CDLL(None).mallopt(option, bytes_)
 
 
-def use_determinism(seed: int, processes: int = 1) -> None:
+def use_determinism(seed: int, processes: int = 1, threads: int | None = None) -> None:
     """The same seed gives the same bytes on this machine with these libraries; an operation that cannot is an error.
 
-    `processes`: so many share this machine's threads."""
+    `processes`: so many share this machine's threads. `threads`: so many this process has, whatever the machine has.
+    """
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True)
     # Filling only hides reads of uninitialised memory, and takes a twentieth of the time.
@@ -89,4 +90,4 @@ def use_determinism(seed: int, processes: int = 1) -> None:
     # On a GPU, parts of a product are added up in float32 before they are rounded, and float32 stays what it is.
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     torch.set_float32_matmul_precision("highest")
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
+    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // processes))

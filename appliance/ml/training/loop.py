@@ -114,7 +114,10 @@ def train(
                 accuracy=found.accuracy,
             )
         )
-        if is_due(training, recipe["checkpoint_every"]) or asked():
+        due = is_due(training, recipe["checkpoint_every"])
+        if due:
+            ranks.check_same(training.weights)
+        if due or asked():
             keep(training)
     if has_ended(training) and not (training.trained_tokens and is_changed(attached)):
         raise Unavailable(

@@ -4,7 +4,8 @@ Every rank goes through the same steps with the same weights. The rows of a step
 computed is added up by rank 0, in float32 and in the order of the ranks, and sent to all. So a step's bits depend on
 the recipe, the step and the number of ranks, and on nothing that a scheduler decides.
 
-A rank reads only from its pipes, which the worker that forked it made. Numbers are sent as they are in memory.
+A rank reads only from its channels: a pipe to a rank on the same machine, or frames that the launchers of a cluster's
+nodes pass on. Numbers are sent as they are in memory, and both sides know how many bytes are due.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -21,15 +22,45 @@ from appliance.errors import Unavailable
 
 Item = TypeVar("Item")
 _COUNT, _PAIR = struct.Struct("=Q"), struct.Struct("=qd")
+_PART_BYTES = 8 << 20
+"""Gradients are sent in parts of about this size, each of one type."""
+
+
+class Channel(Protocol):
+    """A stream of bytes to one other rank, and from it. EOFError or OSError where that rank has ended, TimeoutError
+    where it said nothing for too long."""
+
+    def write(self, data: memoryview) -> None: ...
+
+    def read(self, into: memoryview) -> None:
+        """Fills it whole."""
+
+
+class Pipe:
+    """... to a rank on this machine: a descriptor to read, and one to write."""
+
+    def __init__(self, reading: int, writing: int) -> None:
+        self._reading, self._writing = reading, writing
+
+    def write(self, data: memoryview) -> None:
+        while data:
+            data = data[os.write(self._writing, data) :]
+
+    def read(self, into: memoryview) -> None:
+        while into:
+            got = os.readv(self._reading, [into])
+            if not got:
+                raise EOFError
+            into = into[got:]
 
 
 class Ranks:
-    """One rank's place among `count`. `ends`: pipes to the others, to read and to write; rank 0 has one pair for each
-    of them, in their order, every other rank one pair, to rank 0."""
+    """One rank's place among `count`. `ends`: channels to the others; rank 0 has one for each of them, in their order,
+    every other rank has one, to rank 0."""
 
-    def __init__(self, rank: int = 0, count: int = 1, ends: Sequence[tuple[int, int]] = ()) -> None:
+    def __init__(self, rank: int = 0, count: int = 1, ends: Sequence[Channel] = ()) -> None:
         if len(ends) != (count - 1 if rank == 0 else 1):
-            raise ValueError(f"ranks: expected pipes for rank {rank} of {count}, got {len(ends)}")
+            raise ValueError(f"ranks: expected channels for rank {rank} of {count}, got {len(ends)}")
         self.rank, self.count = rank, count
         self._ends = tuple(ends)
         self._peaks: dict[int, float] = {}
@@ -53,10 +84,10 @@ class Ranks:
             self._send(self._ends[0], _encode(values))
             return self._receive_values(self._ends[0])
         merged = dict(values)
-        for pair in self._ends:
-            merged |= self._receive_values(pair)
-        for pair in self._ends:
-            self._send(pair, _encode(merged))
+        for end in self._ends:
+            merged |= self._receive_values(end)
+        for end in self._ends:
+            self._send(end, _encode(merged))
         return merged
 
     def add_gradients(self, weights: Iterable[torch.nn.Parameter]) -> None:
@@ -67,21 +98,44 @@ class Ranks:
         for weight in trained:
             if weight.grad is None:
                 weight.grad = torch.zeros_like(weight)
-        gradients = [weight.grad for weight in trained if weight.grad is not None]
+        parts = list(_part_gradients([weight.grad for weight in trained if weight.grad is not None]))
         if self.rank:
-            for gradient in gradients:
-                self._send(self._ends[0], _bytes_of(gradient))
-            for gradient in gradients:
-                gradient.copy_(self._receive_like(self._ends[0], gradient))
+            for part in parts:
+                self._send(self._ends[0], _bytes_of(_join(part)))
+            for part in parts:
+                _set(part, self._receive_like(self._ends[0], _join(part)))
             return
-        for gradient in gradients:
-            total = gradient.float()
-            for pair in self._ends:
-                total = total + self._receive_like(pair, gradient).to(total.device).float()
-            gradient.copy_(total)
-        for pair in self._ends:
-            for gradient in gradients:
-                self._send(pair, _bytes_of(gradient))
+        sums = []
+        for part in parts:
+            own = _join(part)
+            total = own.float()
+            for end in self._ends:
+                total += self._receive_like(end, own).float()
+            sums.append(total.to(own.dtype))
+            _set(part, sums[-1])
+        for end in self._ends:
+            for added in sums:
+                self._send(end, _bytes_of(added))
+
+    def check_same(self, weights: Mapping[str, torch.nn.Parameter]) -> None:
+        """Unavailable (`ranks-differ`) where a rank has other weights than rank 0, as on another kind of processor."""
+        if self.count == 1:
+            return
+        hasher = hashlib.sha256()
+        for name in sorted(weights):
+            hasher.update(_bytes_of(weights[name]))
+        own = hasher.digest()
+        if self.rank:
+            self._send(self._ends[0], own)
+            return
+        for rank, end in enumerate(self._ends, start=1):
+            got = bytearray(len(own))
+            self._receive(end, memoryview(got))
+            if got != own:
+                raise Unavailable(
+                    f"training, rank {rank}: expected the weights of rank 0, got others; train on nodes of one kind",
+                    code="ranks-differ",
+                )
 
     def exchange_peaks(self, own: int, device: str) -> int:
         """The most memory of all ranks: added up on the CPU, which they share; of the fullest card on CUDA."""
@@ -93,37 +147,37 @@ class Ranks:
         peaks = [int(peak) for rank, peak in self._peaks.items() if rank != self.rank]
         return max([own, *peaks]) if device == "cuda" else own + sum(peaks)
 
-    def _send(self, pair: tuple[int, int], data: memoryview | bytes) -> None:
-        rest = memoryview(data)
+    def _send(self, end: Channel, data: memoryview | bytes) -> None:
         try:
-            while rest:
-                rest = rest[os.write(pair[1], rest) :]
-        except OSError:
-            raise self._ended(pair) from None
+            end.write(memoryview(data))
+        except (EOFError, OSError) as error:
+            raise self._lost(end, error) from None
 
-    def _receive(self, pair: tuple[int, int], into: memoryview) -> None:
-        while into:
-            got = os.readv(pair[0], [into])
-            if not got:
-                raise self._ended(pair)
-            into = into[got:]
+    def _receive(self, end: Channel, into: memoryview) -> None:
+        try:
+            end.read(into)
+        except (EOFError, OSError) as error:
+            raise self._lost(end, error) from None
 
-    def _receive_values(self, pair: tuple[int, int]) -> dict[int, float]:
+    def _receive_values(self, end: Channel) -> dict[int, float]:
         head = bytearray(_COUNT.size)
-        self._receive(pair, memoryview(head))
+        self._receive(end, memoryview(head))
         body = bytearray(_PAIR.size * _COUNT.unpack(head)[0])
-        self._receive(pair, memoryview(body))
+        self._receive(end, memoryview(body))
         return dict(_PAIR.iter_unpack(body))
 
-    def _receive_like(self, pair: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
+    def _receive_like(self, end: Channel, like: torch.Tensor) -> torch.Tensor:
         buffer = torch.empty(like.numel() * like.element_size(), dtype=torch.uint8)
-        self._receive(pair, buffer.numpy().data)
+        self._receive(end, buffer.numpy().data)
         return buffer.view(like.dtype).view(like.shape)
 
-    def _ended(self, pair: tuple[int, int]) -> Unavailable:
-        other = 0 if self.rank else self._ends.index(pair) + 1
+    def _lost(self, end: Channel, error: Exception) -> Unavailable:
+        other = 0 if self.rank else self._ends.index(end) + 1
+        silent = isinstance(error, TimeoutError)
         return Unavailable(
-            f"training, rank {other}: expected its part of a step, got its end; see the worker's log", code="rank-ended"
+            f"training, rank {other}: expected its part of a step, got {'nothing' if silent else 'its end'}; see the "
+            "worker's log",
+            code="rank-silent" if silent else "rank-ended",
         )
 
 
@@ -133,6 +187,31 @@ ALONE = Ranks()
 
 def _encode(values: Mapping[int, float]) -> bytes:
     return _COUNT.pack(len(values)) + b"".join(_PAIR.pack(key, value) for key, value in values.items())
+
+
+def _part_gradients(gradients: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """Those of one type that follow one another, up to a part's size: few messages, and no copy of all of them."""
+    part: list[torch.Tensor] = []
+    size = 0
+    for gradient in gradients:
+        if part and (size >= _PART_BYTES or gradient.dtype != part[0].dtype):
+            yield part
+            part, size = [], 0
+        part.append(gradient)
+        size += gradient.numel() * gradient.element_size()
+    if part:
+        yield part
+
+
+def _join(part: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([gradient.detach().reshape(-1) for gradient in part]).cpu()
+
+
+def _set(part: Sequence[torch.Tensor], joined: torch.Tensor) -> None:
+    start = 0
+    for gradient in part:
+        gradient.copy_(joined[start : start + gradient.numel()].view(gradient.shape))
+        start += gradient.numel()
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:

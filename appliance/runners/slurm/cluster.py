@@ -86,7 +86,7 @@ class Cluster:
                 writer.append(description.encode())
             finally:
                 writer.close()
-            return self._send(record, account, stop)
+            return self._send(record, account, description.nodes, stop)
         except ApplianceError:
             # Nothing was submitted, or nobody knows: then the record stays, and the job is looked for.
             if self.records.find(description.key) == record and not self._may_exist(record):
@@ -114,9 +114,9 @@ class Cluster:
                 if digest != file.digest:
                     raise Tampered(f"artifact {one.name}, {file.path}: expected {file.digest}, got {digest}")
 
-    def _send(self, record: JobRecord, account: str | None, stop: Callable[[], bool]) -> JobRecord:
+    def _send(self, record: JobRecord, account: str | None, nodes: int, stop: Callable[[], bool]) -> JobRecord:
         """By sbatch, once: an answer that was lost is looked for before it is sent again."""
-        options, script = self._options(record, account), self._script(record)
+        options, script = self._options(record, account, nodes), self._script(record)
 
         def send() -> int:
             found = self.commands.find(record.comment)
@@ -138,7 +138,7 @@ class Cluster:
                     raise
                 self.closing.wait(AGAIN_S)
 
-    def _options(self, record: JobRecord, account: str | None) -> list[str]:
+    def _options(self, record: JobRecord, account: str | None, nodes: int) -> list[str]:
         asked, folder = self.site.resources, Path(record.folder)
         given = {
             "--job-name": f"{self._name}-{record.key}",
@@ -147,8 +147,9 @@ class Cluster:
             "--open-mode": "append",
             "--chdir": "/",
             "--export": "NIL",
-            "--nodes": "1",
-            "--ntasks": "1",
+            "--nodes": str(nodes),
+            "--ntasks": str(nodes),
+            "--ntasks-per-node": None if nodes == 1 else "1",
             "--cpus-per-task": str(asked.cpus),
             "--signal": f"B:USR1@{asked.warning_s}",
             "--partition": asked.partition,

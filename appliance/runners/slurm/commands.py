@@ -22,7 +22,8 @@ ENDED = frozenset(
 _AWAKE = frozenset({"PENDING", "RUNNING", "COMPLETING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED"})
 _TIMEOUT_S = 60.0
 _MOST_BYTES = 64 << 20
-_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,63}")
+WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,63}")
+_ADDRESS = re.compile(r"[A-Za-z0-9][A-Za-z0-9.:_-]{0,254}")
 _ID = re.compile(rb"([1-9][0-9]{0,9})(;[^\n]{1,255})?\n?")
 _MOST_TEXT = 300
 # What the commands say where the controller does not answer; they have one exit code for everything.
@@ -64,7 +65,7 @@ class Commands:
     """sbatch, scontrol, squeue and scancel of one folder. `environment`: which cluster they speak to."""
 
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
-        self._folder = folder
+        self.folder = folder
         self._environment = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", **environment}
 
     def submit(self, options: Sequence[str], script: bytes) -> int:
@@ -90,6 +91,18 @@ class Commands:
         answer = self._run(["squeue", "--me", "--states=all", "--json"])
         return [one for one in _parse_jobs(answer) if one.comment == comment]
 
+    def address(self, node: str) -> str:
+        """By which the cluster reaches the node, as Slurm has it."""
+        answer = self._run(["scontrol", "show", "node", node, "--json"])
+        try:
+            (found,) = json.loads(answer[:_MOST_BYTES])["nodes"]
+            address = found["address"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            address = None
+        if not isinstance(address, str) or _ADDRESS.fullmatch(address) is None:
+            raise Unavailable(f"slurm, node {node}: expected its address, got none", code="node-network")
+        return address
+
     def cancel(self, job: int) -> None:
         """Ends the job; one that is over, or unknown, is not an error."""
         try:
@@ -101,7 +114,7 @@ class Commands:
     def _run(self, command: list[str], given: bytes = b"") -> bytes:
         try:
             made = subprocess.run(
-                [str(self._folder / command[0]), *command[1:]],
+                [str(self.folder / command[0]), *command[1:]],
                 input=given,
                 capture_output=True,
                 env=self._environment,
@@ -115,7 +128,7 @@ class Commands:
             ) from None
         except OSError as error:
             raise Unavailable(
-                f"slurm, {self._folder / command[0]}: expected Slurm's command, got {error.strerror}; "
+                f"slurm, {self.folder / command[0]}: expected Slurm's command, got {error.strerror}; "
                 "set slurm_commands",
                 code="slurm-missing",
             ) from None
@@ -150,7 +163,7 @@ def _parse_jobs(answer: bytes) -> list[Job]:
 def _parse_job(value: dict[str, Any]) -> Job:
     states, number = value["job_state"], value["job_id"]
     states = [states] if isinstance(states, str) else states
-    if type(number) is not int or not all(isinstance(one, str) and _WORD.fullmatch(one) for one in states):
+    if type(number) is not int or not all(isinstance(one, str) and WORD.fullmatch(one) for one in states):
         raise ValueError("job")
     node, restarts = str(value.get("nodes") or ""), value.get("restart_cnt", 0)
     if type(restarts) is not int or restarts < 0:
@@ -159,7 +172,7 @@ def _parse_job(value: dict[str, Any]) -> Job:
         id=number,
         states=frozenset(states),
         reason=_tell(str(value.get("state_reason") or "None").encode())[:80],
-        node=node if _WORD.fullmatch(node) else "",
+        node=node if WORD.fullmatch(node) else "",
         restarts=restarts,
         comment=str(value.get("comment") or "")[:_MOST_TEXT],
     )

@@ -67,7 +67,8 @@ class Input(_Strict):
 @dataclass(frozen=True)
 class Description:
     """What a node is told of a job before it has started anything. `code`: the digest of the code that both must run;
-    `writes`: how many folders the worker may write to; `scratch`: where on the node its folders are."""
+    `writes`: how many folders the worker may write to; `scratch`: where on the node its folders are; `nodes`: how many
+    the job has, each with `ranks_here` ranks; `commands`: the folder of Slurm's own."""
 
     key: str
     module: str
@@ -77,6 +78,9 @@ class Description:
     inputs: tuple[Input, ...]
     writes: int
     scratch: str
+    nodes: int = 1
+    ranks_here: int = 1
+    commands: str = "/usr/bin"
 
     def encode(self) -> bytes:
         value = asdict(self) | {"inputs": [one.model_dump(mode="json") for one in self.inputs]}
@@ -133,6 +137,11 @@ def attempts_of(folder: Path) -> list[int]:
     except OSError:
         return []
     return sorted(int(name) for name in names if name.isascii() and name.isdigit() and name == str(int(name)))
+
+
+def log_of(rank: int) -> str:
+    """The log of a rank on another node than the first, beside the first one's."""
+    return f"{LOG}-{rank}"
 
 
 def label_of(attempt: int, stream: str) -> str:

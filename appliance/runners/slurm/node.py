@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from appliance.errors import ApplianceError, BadInput, Tampered, Unavailable
 from appliance.runners import local
@@ -29,8 +29,11 @@ from appliance.runners.output import list_output, open_output, read_output
 from appliance.runners.sandbox import Sandbox
 from appliance.runners.slurm import folder as names
 from appliance.runners.slurm.folder import Description, Record, encode_record, label_of, parse_record
-from appliance.runners.slurm.objects import get_file, put_file
+from appliance.runners.slurm.inputs import fetch_inputs, read_blob
+from appliance.runners.slurm.objects import put_file
+from appliance.runners.slurm.peer import LOST
 from appliance.runners.slurm.spool import SpoolReader, SpoolWriter, shared_errors
+from appliance.runners.slurm.team import Team, Walls
 
 LOOK_S = 0.1
 WALLS_S = 120.0
@@ -46,18 +49,16 @@ class Node:
     def __init__(self, folder: Path, key: bytes, job: int, attempt: int, asked: threading.Event) -> None:
         self._folder, self._key, self._attempt, self._asked = folder, key, attempt, asked
         self._own_up(job)
-        description = SpoolReader(folder, names.JOB, key, names.JOB).take()
-        if description is None:
-            raise Unavailable(f"job {folder}: expected its description, got none")
-        self.description: Description = names.parse_description(description)
+        self.description: Description = read_description(folder, key)
         place = folder / names.ATTEMPTS / str(attempt)
         with shared_errors(str(place)):
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._out = SpoolWriter(place, names.OUT, key, label_of(attempt, names.OUT))
         self._in = SpoolReader(place, names.IN, key, label_of(attempt, names.IN))
         self._put: dict[tuple[int, str], int] = {}
-        hello = {"frame": "hello", "job": job, "node": os.environ.get("SLURMD_NODENAME") or socket.gethostname()}
-        self.say({**hello, "code": digest_code()})
+        self._looked = 0.0
+        self._node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+        self.say({"frame": "hello", "job": job, "node": self._node, "code": digest_code()})
 
     def _own_up(self, job: int) -> None:
         """One job of Slurm has the folder: where the answer to a submission was lost, there may be two."""
@@ -76,6 +77,10 @@ class Node:
         self._out.append(encode_record(record))
 
     def fail(self, error: ApplianceError) -> None:
+        """A node that is lost is no failure of the run: the service starts it again."""
+        if error.code == LOST:
+            self.say({"frame": "ended", "code": None, "why": error.message})
+            return
         self.say({"frame": "frame", "header": {"frame": "failure", "code": error.code, "message": error.message}})
 
     def run(self, stack: ExitStack) -> bool:
@@ -83,40 +88,31 @@ class Node:
         told = self.description
         if told.code != (mine := digest_code()):
             raise Unavailable(f"node: expected the service's code {told.code}, got {mine}", code=OTHER_CODE)
+        # The other nodes copy and start at the same time.
+        team = None
+        if told.nodes > 1:
+            team = stack.enter_context(Team(told, self._folder, self._key, self._attempt, self._node, mine))
         scratch = Path(tempfile.mkdtemp(prefix="appliance-job-", dir=told.scratch))
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
-        read = [self._fetch(one, scratch / one.name) for one in told.inputs]
+        read = fetch_inputs(self._folder, told, scratch, lambda size: self.say({"frame": "copied", "bytes": size}))
         home, *write = [scratch / name for name in ("home", *(f"write-{number}" for number in range(told.writes)))]
         for path in (home, *write):
             path.mkdir(mode=0o700)
-        probes = Probes(read={"read-shared": self._folder / names.JOB}, write={"write-shared": self._folder})
-        started = stack.enter_context(
-            local.start_worker(
-                told.module,
-                Sandbox(read=tuple(read), write=(home, *write), devices=told.gpu),
-                log=self._folder / names.ATTEMPTS / str(self._attempt) / names.LOG,
-                accepted_missing=frozenset(told.accepted_missing),
-                probes=probes,
-            )
-        )
-        results = started.check_walls(WALLS_S)
-        self.say({"frame": "walls", "results": results, "layers": started.layers, "reasons": started.reasons})
+        log = self._folder / names.ATTEMPTS / str(self._attempt) / names.LOG
+        started = start_worker(stack, told, self._folder, read, [home, *write], log)
+        walls = Walls(started.check_walls(WALLS_S), started.layers, started.reasons, (self._node,))
+        if team is not None:
+            walls = team.gather(walls)
+        self.say({"frame": "walls", **walls.told(), "nodes": list(walls.nodes)})
         go = self._wait_for_go()
-        if go is None or any(result != "refused" for result in results.values()):
+        if go is None or not walls.hold:
             return True
-        blob = self._read_blob(go.get("blob"), scratch)
+        blob = read_blob(self._folder, go.get("blob"), scratch)
+        if team is not None:
+            team.begin(go, started)
         task = {"frame": "go", **dict(names.place_paths(go["task"], read, write))}
         started.send(task, blob, timeout_s=WALLS_S)
-        return self._pass_frames(started, write)
-
-    def _fetch(self, one: names.Input, target: Path) -> Path:
-        """A sealed folder, copied from the shared one: every file is hashed on the way."""
-        for file in one.files:
-            path = target / file.path
-            path.parent.mkdir(parents=True, exist_ok=True)
-            get_file(self._folder.parent.parent / names.OBJECTS, file.digest, file.size, path, 0o400)
-            self.say({"frame": "copied", "bytes": file.size})
-        return target
+        return self._pass_frames(started, write, team)
 
     def _wait_for_go(self) -> Record | None:
         """None where the service ended the job instead."""
@@ -135,22 +131,9 @@ class Node:
         payload = self._in.take()
         return None if payload is None else parse_record(payload)
 
-    def _read_blob(self, described: Any, scratch: Path) -> bytes:
-        if described is None:
-            return b""
-        path = scratch / "blob"
-        get_file(self._folder / names.OBJECTS, described["digest"], described["size"], path)
-        data = path.read_bytes()
-        path.unlink()
-        return data
-
-    def _pass_frames(self, started: local.Worker, write: list[Path]) -> bool:
-        while True:
-            if (record := self._take()) is not None and not self._obey(started, record):
-                return True
-            if self._asked.is_set():
-                self._asked.clear()
-                self._ask(started)
+    def _pass_frames(self, started: local.Worker, write: list[Path], team: Team | None) -> bool:
+        passing = False
+        while self._goes_on(started, team, passing):
             try:
                 received = started.receive(LOOK_S)
             except Unavailable as error:
@@ -161,15 +144,43 @@ class Node:
                 self.say({"frame": "ended", "code": started.wait(local._KILL_S)})
                 return False
             header = received[0]
+            passing = header.get("frame") == "rank"
+            if passing and team is not None:
+                team.forward(header, received[1])
+                continue
             files = self._leave(write) if header.get("frame") in WITH_FILES else []
             self.say({"frame": "frame", "header": header, "files": files})
             if header.get("frame") == "checkpoint":
                 self._forget(write, files)
             if header.get("frame") in ("result", "failure"):
                 return True
+        return True
 
-    def _obey(self, started: local.Worker, record: Record) -> bool:
+    def _goes_on(self, started: local.Worker, team: Team | None, passing: bool) -> bool:
+        """Does what the service and Slurm have asked for; False where the service has ended the job. The shared folder
+        is slow: it is not looked at for each message between ranks."""
+        if not passing or time.monotonic() - self._looked > LOOK_S:
+            self._looked = time.monotonic()
+            if (record := self._take()) is not None and not self._obey(started, record, team):
+                return False
+        if team is not None and team.problem is not None:
+            self._give_up(started, team, team.problem)
+        if self._asked.is_set():
+            self._asked.clear()
+            self._ask(started)
+        return True
+
+    def _give_up(self, started: local.Worker, team: Team, problem: ApplianceError) -> NoReturn:
+        """Another node has failed, or has gone. The worker has no use without it."""
+        started.kill()
+        if problem.code == LOST:
+            team.await_slurm()
+        raise problem
+
+    def _obey(self, started: local.Worker, record: Record, team: Team | None) -> bool:
         """Whether the worker goes on."""
+        if team is not None and record["frame"] in ("pause", "resume"):
+            team.say(record["frame"])
         acts: dict[str, Callable[[], None]] = {
             "pause": started.pause,
             "resume": started.resume,
@@ -210,6 +221,29 @@ class Node:
         """A training checkpoint that has crossed takes no more room here."""
         for file in files:
             (write[file["folder"]] / file["path"]).unlink(missing_ok=True)
+
+
+def read_description(folder: Path, key: bytes) -> Description:
+    description = SpoolReader(folder, names.JOB, key, names.JOB).take()
+    if description is None:
+        raise Unavailable(f"job {folder}: expected its description, got none")
+    return names.parse_description(description)
+
+
+def start_worker(
+    stack: ExitStack, told: Description, folder: Path, read: list[Path], write: list[Path], log: Path
+) -> local.Worker:
+    """The job's worker inside its walls. Beside the usual probes it tries to reach the shared folder."""
+    probes = Probes(read={"read-shared": folder / names.JOB}, write={"write-shared": folder})
+    return stack.enter_context(
+        local.start_worker(
+            told.module,
+            Sandbox(read=tuple(read), write=tuple(write), devices=told.gpu),
+            log=log,
+            accepted_missing=frozenset(told.accepted_missing),
+            probes=probes,
+        )
+    )
 
 
 def main(arguments: list[str]) -> int:

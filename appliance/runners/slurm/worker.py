@@ -23,7 +23,7 @@ from appliance.runners.running import Frame
 from appliance.runners.sandbox import LAYERS
 from appliance.runners.slurm import folder as names
 from appliance.runners.slurm.cluster import UNREACHABLE, Cluster
-from appliance.runners.slurm.commands import Job
+from appliance.runners.slurm.commands import WORD, Job
 from appliance.runners.slurm.folder import Record, encode_record, label_of, parse_left, parse_record
 from appliance.runners.slurm.objects import get_file, put_file
 from appliance.runners.slurm.records import JobRecord
@@ -56,6 +56,8 @@ class ClusterWorker:
         write: tuple[Path, ...],
         log: Path,
         skip: int = 0,
+        nodes: int = 1,
+        ranks_here: int = 1,
         told: Callable[[str], None] = lambda text: None,
         most_bytes: int = MOST_FILE_BYTES,
     ) -> None:
@@ -65,12 +67,15 @@ class ClusterWorker:
         self.pid = record.job
         self.attempt: int | None = None
         self.node = ""
+        self.nodes: tuple[str, ...] = ()
+        """All of the job, the first one first, once their walls are known."""
         self.begun = False
         """Whether its task was given before this service started."""
         self._cluster, self._record, self._code = cluster, record, code
         self._folder, self._secret = Path(record.folder), bytes.fromhex(record.secret)
         self._read, self._write, self._log, self._skip, self._told = read, write, log, skip, told
         self._most_bytes = most_bytes
+        self._wanted, self._ranks_here = nodes, ranks_here
         self._out: SpoolReader | None = None
         self._in: SpoolWriter | None = None
         self._sending = threading.Lock()
@@ -116,6 +121,10 @@ class ClusterWorker:
         results, layers = record.get("results"), record.get("layers")
         if not isinstance(results, dict) or not isinstance(layers, dict):
             raise BadInput(f"{self._name}: expected results and layers of its walls, got others")
+        nodes = record.get("nodes")
+        if not isinstance(nodes, list) or len(nodes) != self._wanted or not all(map(_is_word, nodes)):
+            raise BadInput(f"{self._name}: expected the walls of {self._wanted} nodes, got those of {nodes!r:.200}")
+        self.nodes = tuple(nodes)
         self.layers = {name: layers.get(name) is True for name in sorted(LAYERS)}
         return {name: "refused" if results.get(name) == "refused" else "open" for name in sorted(PROBES)}
 
@@ -126,7 +135,9 @@ class ClusterWorker:
         while (record := self._next(timeout_s)) is not None:
             if record["frame"] == "ended":
                 self._leave_attempt()
-                raise self._end(f"exit code {record.get('code')!r:.20}; its log says more", None)
+                why = record.get("why")
+                said = str(why)[:_MOST_MESSAGE] if why else f"exit code {record.get('code')!r:.20}; its log says more"
+                raise self._end(said, None)
             header = record.get("header")
             if record["frame"] != "frame":
                 continue
@@ -341,7 +352,9 @@ class ClusterWorker:
 
     def _logs(self) -> list[tuple[Path, str]]:
         place = self._folder / names.ATTEMPTS / str(self.attempt)
-        return [(self._folder, names.LOG), *([(place, names.LOG)] if self.attempt is not None else [])]
+        far = range(self._ranks_here, self._wanted * self._ranks_here)
+        beside = [(place, names.LOG), *((place, names.log_of(rank)) for rank in far)]
+        return [(self._folder, names.LOG), *(beside if self.attempt is not None else [])]
 
     @property
     def _name(self) -> str:
@@ -352,6 +365,10 @@ class ClusterWorker:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _is_word(name: object) -> bool:
+    return isinstance(name, str) and WORD.fullmatch(name) is not None
 
 
 def _failure(record: Record) -> ApplianceError:

@@ -34,13 +34,13 @@ LOOK_S = 1.0
 Done = TypeVar("Done")
 
 
-def check_place(context: Context, on: str, recipe: ResolvedRecipe) -> None:
-    """BadInput where this appliance has no cluster, or the run's processes cannot share out one of its nodes."""
+def check_place(context: Context, on: str, recipe: ResolvedRecipe, nodes: int = 1) -> None:
+    """BadInput where this appliance has no cluster, or the run's processes cannot share out its nodes."""
     if on == "here":
         return
     cluster = cluster_of(context)
     cards = 64  # Slurm knows how many a node has
-    refuse("recipe", misfits_machine(recipe.processes, recipe.device, cluster.site.resources.cpus, cards))
+    refuse("recipe", misfits_machine(recipe.processes // nodes, recipe.device, cluster.site.resources.cpus, cards))
 
 
 def cluster_of(context: Context) -> Cluster:
@@ -51,14 +51,15 @@ def cluster_of(context: Context) -> Cluster:
 
 @contextmanager
 def trainer(
-    context: Context, run: Run, read: tuple[Path, ...], write: tuple[Path, ...], *, gpu: bool
+    context: Context, run: Run, recipe: ResolvedRecipe, read: tuple[Path, ...], write: tuple[Path, ...]
 ) -> Iterator[Running]:
     """A started worker that trains the run, findable by the run's name while it lives."""
+    gpu = recipe.device == "cuda"
     if run.on == "here":
         with worker(context, run.id, TRAIN, read=read, write=write, gpu=gpu) as started:
             yield started
         return
-    with _open(context, run, read, write, gpu=gpu) as found, kept_free(found, write[0], engine=False):
+    with _open(context, run, recipe, read, write) as found, kept_free(found, write[0], engine=False):
         context.workers[run.id] = found
         try:
             yield found
@@ -76,10 +77,12 @@ def job_of(started: Running) -> Job | None:
     """Where a worker of the cluster was started; None for one on this machine."""
     if not isinstance(started, ClusterWorker):
         return None
-    return Job(id=started.pid, restart=started.attempt or 0, nodes=(started.node,))
+    return Job(id=started.pid, restart=started.attempt or 0, nodes=started.nodes)
 
 
-def _open(context: Context, run: Run, read: tuple[Path, ...], write: tuple[Path, ...], *, gpu: bool) -> ClusterWorker:
+def _open(
+    context: Context, run: Run, recipe: ResolvedRecipe, read: tuple[Path, ...], write: tuple[Path, ...]
+) -> ClusterWorker:
     """The next start of the run's job: of the one that stands, or of a new one."""
     cluster = cluster_of(context)
     stop = partial(_is_stopped, context, run.id)
@@ -91,7 +94,7 @@ def _open(context: Context, run: Run, read: tuple[Path, ...], write: tuple[Path,
         cluster.release(run.id)
         record = None
     if record is None:
-        described = _describe(context, run, read, len(write), gpu=gpu)
+        described = _describe(context, run, recipe, read, len(write))
         record = cluster.submit(described, read, account_of(context.ledger.state, run.ordered_by), stop)
     told = partial(_tell, context, run.id)
     told(f"job {record.job} is submitted")
@@ -104,6 +107,8 @@ def _open(context: Context, run: Run, read: tuple[Path, ...], write: tuple[Path,
         write=write,
         log=context.logs / name,
         skip=run.step,
+        nodes=run.nodes,
+        ranks_here=recipe.processes // run.nodes,
         told=told,
     )
 
@@ -125,17 +130,20 @@ def _has_more(cluster: Cluster, record: JobRecord, stop: Callable[[], bool]) -> 
     return job is not None and not job.over
 
 
-def _describe(context: Context, run: Run, read: tuple[Path, ...], writes: int, *, gpu: bool) -> Description:
-    site = cluster_of(context).site
+def _describe(context: Context, run: Run, recipe: ResolvedRecipe, read: tuple[Path, ...], writes: int) -> Description:
+    cluster = cluster_of(context)
     return Description(
         key=run.id,
         module=TRAIN,
         code=context.code.digest,
-        gpu=gpu,
+        gpu=recipe.device == "cuda",
         accepted_missing=tuple(context.ledger.state.parameters.accepted_missing_layers),
         inputs=tuple(_describe_input(context, path) for path in read),
         writes=writes,
-        scratch=site.scratch,
+        scratch=cluster.site.scratch,
+        nodes=run.nodes,
+        ranks_here=recipe.processes // run.nodes,
+        commands=str(cluster.commands.folder),
     )
 
 

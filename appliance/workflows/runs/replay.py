@@ -69,7 +69,7 @@ def _replay(context: Context, replay: Replay) -> ReplayFinished:
     expected = context.checkpoints.find(end.digest)
     with ExitStack() as stack:
         folder, scratch = (stack.enter_context(context.artifacts.staging()) for _ in range(2))
-        result = _train_again(context, run, replay, begin, folder)
+        result = _train_again(context, run, replay, end, begin, folder)
         got = read_output(folder, GOT, MAX_BYTES)
         measured = "0.0" if digest_bytes(got) == end.digest else None
         if measured is None and expected is not None and result["machine"] != end.machine:
@@ -98,7 +98,9 @@ def _recorded(state: State, replay: Replay, step: int) -> TrainingCheckpoint | N
     return state.training_checkpoints.get(checkpoint_key(replay.run, step))
 
 
-def _train_again(context: Context, run: Run, replay: Replay, begin: bytes, folder: Path) -> Frame:
+def _train_again(
+    context: Context, run: Run, replay: Replay, end: TrainingCheckpoint, begin: bytes, folder: Path
+) -> Frame:
     """The result frame, with the walls; the folder then holds the window's end, and its beginning where that is 0."""
     recipe = train_order(context, run, replayed=True).recipe
     base = checked_base(context, run.base)
@@ -112,6 +114,8 @@ def _train_again(context: Context, run: Run, replay: Replay, begin: bytes, folde
         "before": str(folder / BEFORE),
         "got": str(folder / GOT),
         **({"secret": read_secret(context, run).hex()} if run.privacy is not None else {}),
+        # Each rank of several nodes had more threads than this one machine can give it by itself.
+        **({"threads": int(end.machine["threads"])} if run.nodes > 1 and recipe.device == "cpu" else {}),
     }
     module, gpu, key = "appliance.worker.replay", recipe.device == "cuda", f"replay-{replay.order[7:23]}"
     with worker(context, key, module, read=(base, dataset), write=(folder,), gpu=gpu) as started:

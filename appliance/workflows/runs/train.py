@@ -184,7 +184,7 @@ def _is_left(run: Run | None) -> bool:
 def _carry_through(context: Context, run: Run) -> str:
     check_standing(context, run)
     order = train_order(context, run)
-    places.check_place(context, run.on, order.recipe)
+    places.check_place(context, run.on, order.recipe, run.nodes)
     if run.on == "here":
         planning.check_start(context, order.recipe)
     base = checked_base(context, run.base)
@@ -231,14 +231,15 @@ def _train_on(context: Context, run_id: str, order: Train, folders: Places) -> d
     last = last_checkpoint(state, run)
     begin = b"" if last is None else context.checkpoints.read(last.digest)
     secret = _take_secret(context, run)
-    gpu, write = order.recipe.device == "cuda", (folders.output, folders.checkpoints)
-    with places.trainer(context, run, (folders.base, folders.dataset), write, gpu=gpu) as started:
+    read, write = (folders.base, folders.dataset), (folders.output, folders.checkpoints)
+    with places.trainer(context, run, order.recipe, read, write) as started:
         _record_start(context, run, last, started, secret)
         task = {
             "recipe": order.recipe.model_dump(mode="json"),
             "seconds": 0.0 if last is None else float(last.seconds),
             **{name: str(path) for name, path in vars(folders).items()},
             **({"secret": secret.hex()} if secret else {}),
+            **({"nodes": run.nodes} if run.nodes > 1 else {}),
         }
         recorder = steps.Recorder(context.steps, run_id, 0 if last is None else last.step, private=bool(secret))
         most = planning.max_checkpoint_bytes(context, order.recipe)
@@ -290,7 +291,7 @@ def _fail(context: Context, run_id: str, error: ApplianceError) -> None:
 
 
 def _check_ready(context: Context, order: Train) -> None:
-    places.check_place(context, order.on, order.recipe)
+    places.check_place(context, order.on, order.recipe, order.nodes)
     if order.on == "here":
         planning.check_order(context, order.recipe)
     check_labels(context, order.recipe.dataset, order.sets)

@@ -103,3 +103,27 @@ def test_each_place_has_its_own_queue() -> None:
     assert there is not None
     assert (here.id, there.id) == ("r-000002", RUN)
     assert next_queued(log.state, "slurm", {RUN}) is None
+
+
+@pytest.mark.parametrize(
+    ("on", "nodes", "processes", "said"),
+    [
+        ("here", 2, 2, "nodes: expected 1 with `on: here`, got 2"),
+        ("slurm", 2, 3, "nodes: expected a divisor of the recipe's 3 processes, got 2"),
+        ("slurm", 4, 2, "nodes: expected a divisor of the recipe's 2 processes, got 4"),
+    ],
+)
+def test_nodes_are_a_clusters_and_share_out_the_processes(on: str, nodes: int, processes: int, said: str) -> None:
+    log = stage("imported").fork()
+    with pytest.raises(Denied, match=said):
+        log.request_run(on=on, nodes=nodes, recipe={"processes": processes})
+
+
+@pytest.mark.parametrize("nodes", [("n1",), ("n1", "n1"), ("n1", "n2", "n3")])
+def test_a_run_starts_on_as_many_nodes_as_were_ordered(nodes: tuple[str, ...]) -> None:
+    log = stage("imported").fork()
+    log.request_run(on="slurm", nodes=2, recipe={"processes": 4})
+    with pytest.raises(Denied, match=f"job, nodes: expected 2, as it was ordered, got {len(set(nodes))}"):
+        log.add(log.started(RUN, job=Job(id=7, restart=0, nodes=nodes)))
+    log.add(log.started(RUN, job=Job(id=7, restart=0, nodes=("n1", "n2"))))
+    assert row(log).nodes == 2

@@ -151,7 +151,7 @@ class Bench:
 
 
 HELLO = {"frame": "hello", "job": 1, "node": "n1", "code": CODE}
-STANDING = {"frame": "walls", "results": WALLS, "layers": {"seccomp": True}, "reasons": {}}
+STANDING = {"frame": "walls", "results": WALLS, "layers": {"seccomp": True}, "reasons": {}, "nodes": ["n1"]}
 
 
 def said(header: dict[str, Any], *files: dict[str, Any]) -> dict[str, Any]:

@@ -36,13 +36,14 @@ def test_a_run_on_slurm_needs_a_cluster_whose_cpus_its_processes_divide() -> Non
         places.check_place(context, "slurm", recipe())
     context.cluster = cluster()
     places.check_place(context, "slurm", recipe(2))
+    places.check_place(context, "slurm", recipe(12), nodes=3)
     with pytest.raises(BadInput, match="processes: expected a divisor of this machine's 4 threads, got 3"):
         places.check_place(context, "slurm", recipe(3))
 
 
 def worker(number: int = 7, attempt: int = 0) -> ClusterWorker:
     made = ClusterWorker.__new__(ClusterWorker)
-    made.pid, made.attempt, made.node = number, attempt, "n1"
+    made.pid, made.attempt, made.nodes = number, attempt, ("n1",)
     return made
 
 

@@ -1,0 +1,34 @@
+"""Sealed messages open once, in their order, and as they were."""
+
+from __future__ import annotations
+
+import pytest
+
+from appliance.errors import Tampered
+from appliance.formats.core.sealed import OVERHEAD_BYTES, Seal, derive_key
+
+KEY = bytes(range(32))
+
+
+def test_messages_open_in_the_order_in_which_they_were_sealed() -> None:
+    sealing, opening = Seal(KEY), Seal(KEY)
+    sealed = [sealing.close(data) for data in (b"one", b"", b"one")]
+    assert len(set(sealed)) == 3, "the same words under another number are other bytes"
+    assert len(sealed[0]) == len(b"one") + OVERHEAD_BYTES
+    assert [opening.open(data) for data in sealed] == [b"one", b"", b"one"]
+
+
+@pytest.mark.parametrize("spoil", ["changed", "repeated", "left out", "shortened", "other key"])
+def test_any_other_message_does_not_open(spoil: str) -> None:
+    sealing, opening = Seal(KEY), Seal(derive_key(KEY, b"x") if spoil == "other key" else KEY)
+    first, second = sealing.close(b"one"), sealing.close(b"two")
+    if spoil == "repeated":
+        opening.open(first)
+    bad = {"changed": bytes([first[0] ^ 1]) + first[1:], "left out": second, "shortened": first[:-1]}
+    with pytest.raises(Tampered, match="expected the next one under its key"):
+        opening.open(bad.get(spoil, first))
+
+
+def test_a_key_is_of_its_context_alone() -> None:
+    assert derive_key(KEY, b"ab", b"c") != derive_key(KEY, b"a", b"bc")
+    assert derive_key(KEY, b"a") == derive_key(KEY, b"a")

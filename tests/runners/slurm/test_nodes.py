@@ -1,0 +1,256 @@
+"""The launchers of a run's nodes: what ranks exchange crosses whole and sealed, and a node that fails ends the start.
+
+The workers are this test's own, and so is `srun`: a thread.
+"""
+
+from __future__ import annotations
+
+import io
+import queue
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.errors import ApplianceError, Tampered, Unavailable
+from appliance.formats.core.digest import digest_bytes
+from appliance.formats.core.sealed import Seal
+from appliance.runners import local
+from appliance.runners.slurm import folder as names
+from appliance.runners.slurm import follower, node, team
+from appliance.runners.slurm import peer as connections
+from appliance.runners.slurm.commands import Commands
+from appliance.runners.slurm.folder import Description
+from appliance.runners.slurm.peer import LOST, Peer
+from appliance.runners.slurm.spool import SpoolWriter
+from appliance.runners.slurm.team import Team, Walls
+
+KEY = b"k" * 32
+CODE = digest_bytes(b"code")
+OWN = Walls({"tcp": "refused"}, {"seccomp": True, "landlock": True}, {}, ("n1",))
+
+
+class Worker:
+    """Keeps what it is sent, and says what it is given to say; None is its end."""
+
+    def __init__(self) -> None:
+        self.got: queue.Queue[tuple[dict[str, Any], bytes]] = queue.Queue()
+        self.says: queue.Queue[tuple[dict[str, Any], bytes] | None] = queue.Queue()
+        self.acts: queue.Queue[str] = queue.Queue()
+        self.layers, self.reasons = {"seccomp": True, "landlock": False}, {"landlock": "an old kernel"}
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.says.put(None)
+
+    def check_walls(self, timeout_s: float) -> dict[str, str]:
+        return {"tcp": "refused"}
+
+    def send(self, header: dict[str, Any], blob: bytes = b"", *, timeout_s: float) -> None:
+        self.got.put((header, blob))
+
+    def receive(self, timeout_s: float | None = None) -> tuple[dict[str, Any], bytes] | None:
+        return self.says.get()
+
+    def wait(self, timeout_s: float) -> int:
+        return 137
+
+    def pause(self) -> None:
+        self.acts.put("pause")
+
+    def resume(self) -> None:
+        self.acts.put("resume")
+
+
+class Steps:
+    """In place of srun: the launcher of the second node, in a thread."""
+
+    def __init__(self, act: Callable[[], object]) -> None:
+        self.thread = threading.Thread(target=act, daemon=True)
+        self.thread.start()
+        self.returncode = 1
+
+    def poll(self) -> int | None:
+        return None if self.thread.is_alive() else self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self.thread.join(timeout)
+        if self.thread.is_alive():
+            raise subprocess.TimeoutExpired("srun", 0)
+        return 0
+
+    def terminate(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+class Site:
+    """Two nodes and their job's folder; `far` is the worker of rank 1."""
+
+    def __init__(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.patch, self.far = place / "shared" / "jobs" / "r-1", monkeypatch, Worker()
+        self.code = CODE
+        for path in (self.folder / names.OBJECTS, place / "scratch"):
+            path.mkdir(parents=True)
+        self.described = Description(
+            **{"key": "r-1", "module": "appliance.worker.train", "code": CODE, "gpu": False, "writes": 1},
+            **{"accepted_missing": (), "inputs": (), "scratch": str(place / "scratch"), "nodes": 2},
+        )
+        writer = SpoolWriter(self.folder, names.JOB, KEY, names.JOB)
+        writer.append(self.described.encode())
+        writer.close()
+        for name, value in (("SLURM_PROCID", "0"), ("SLURMD_NODENAME", "n2")):
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(follower, "digest_code", lambda: self.code)
+        monkeypatch.setattr(follower.signal, "signal", lambda *_: None)
+        monkeypatch.setattr(local, "start_worker", lambda *_, **__: self.far)
+        monkeypatch.setattr(Commands, "address", lambda *_: "127.0.0.1")
+        monkeypatch.setattr(team, "_END_S", 2.0)
+        self.start(lambda given: follower.main(given))
+
+    def start(self, act: Callable[[list[str]], object]) -> None:
+        """What `srun` starts there."""
+
+        def steps(described: Description, given: list[str], key: bytes) -> Steps:
+            self.patch.setattr("sys.stdin", io.StringIO(f"{key.hex()}\n"))
+            return Steps(lambda: act(given))
+
+        self.patch.setattr(team, "_start_followers", steps)
+
+    def team(self) -> Team:
+        return Team(self.described, self.folder, KEY, 0, "n1", CODE)
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    return Site(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def begun(site: Site) -> Iterator[tuple[Team, Worker]]:
+    """Two nodes whose workers have their task, and rank 0."""
+    with site.team() as found:
+        found.gather(OWN)
+        first = Worker()
+        found.begin({"frame": "go", "task": {"output": {"place": "write", "number": 0, "below": "."}}}, first)  # type: ignore[arg-type]
+        yield found, first
+
+
+def problem_of(found: Team) -> ApplianceError:
+    deadline = time.monotonic() + 20
+    while found.problem is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert found.problem is not None
+    return found.problem
+
+
+def test_the_walls_of_a_run_are_those_of_every_worker(site: Site) -> None:
+    with site.team() as found:
+        walls = found.gather(OWN)
+    assert walls.nodes == ("n1", "n2")
+    assert walls.layers == {"seccomp": True, "landlock": False}
+    assert walls.reasons == {"landlock on n2": "an old kernel"}
+    assert walls.hold
+    assert not walls.and_those_of({"results": {"tcp": "open"}, "layers": {}, "reasons": {}}, "n3").hold
+    assert not walls.and_those_of({"results": {}, "layers": {}, "reasons": {}}, "n3").hold, "a probe that was not made"
+
+
+def test_what_ranks_exchange_crosses_both_ways(site: Site, begun: tuple[Team, Worker]) -> None:
+    found, first = begun
+    task, _ = site.far.got.get(timeout=20)
+    assert task["rank"] == 1
+    assert Path(task["output"]).is_dir()
+    found.forward({"frame": "rank", "rank": 1}, b"down" * 100_000)
+    assert site.far.got.get(timeout=20) == ({"frame": "rank", "rank": 1}, b"down" * 100_000)
+    site.far.says.put(({"frame": "rank", "rank": 1}, b"up" * 100_000))
+    assert first.got.get(timeout=20) == ({"frame": "rank", "rank": 1}, b"up" * 100_000)
+    found.say("pause")
+    assert site.far.acts.get(timeout=20) == "pause"
+    with pytest.raises(Tampered, match="expected a rank on another node, got 0"):
+        found.forward({"frame": "rank", "rank": 0}, b"")
+    assert found.problem is None
+
+
+def test_a_worker_that_fails_on_another_node_says_why(site: Site, begun: tuple[Team, Worker]) -> None:
+    site.far.says.put(({"frame": "failure", "code": "out-of-memory", "message": "expected enough memory"}, b""))
+    problem = problem_of(begun[0])
+    assert (problem.code, problem.message) == ("out-of-memory", "node n2: rank 1: expected enough memory")
+
+
+def test_a_worker_that_is_killed_on_another_node_is_named(site: Site, begun: tuple[Team, Worker]) -> None:
+    site.far.says.put(None)
+    problem = problem_of(begun[0])
+    assert problem.code == "rank-ended"
+    assert "node n2: rank 1: expected it to train to the last step, got its end with 137" in problem.message
+
+
+def test_a_node_that_goes_without_a_word_is_lost(site: Site) -> None:
+    def go(given: list[str]) -> None:
+        peer = connections.join(given[2], int(given[3]), KEY, 0, {"number": 1, "node": "n2", "code": CODE})
+        peer.close()
+
+    site.start(go)
+    with site.team() as found, pytest.raises(Unavailable, match="node n2: expected it to train") as lost:
+        found.gather(OWN)
+    assert lost.value.code == LOST
+
+
+def test_a_node_with_other_code_is_refused(site: Site) -> None:
+    site.code = digest_bytes(b"older")
+    with site.team() as found, pytest.raises(Unavailable, match="node n2: expected the code") as other:
+        found.gather(OWN)
+    assert other.value.code == "other-code"
+
+
+def test_launchers_that_do_not_start_fail_the_start(site: Site) -> None:
+    site.start(lambda given: None)
+    with site.team() as found, pytest.raises(Unavailable, match="srun: expected the launchers") as none:
+        found.gather(OWN)
+    assert none.value.code == "slurm-job"
+
+
+def test_somebody_without_the_jobs_key_is_let_go_and_the_run_goes_on(site: Site) -> None:
+    def go(given: list[str]) -> None:
+        for key, start in ((b"x" * 32, 0), (KEY, 1)):
+            stranger = connections.join(given[2], int(given[3]), key, start, {"number": 1, "node": "evil"})
+            assert stranger.receive() is None
+            stranger.close()
+        with socket.create_connection((given[2], int(given[3]))) as opened:
+            opened.sendall(b"\0" * 64)
+        follower.main(given)
+
+    site.start(go)
+    with site.team() as found:
+        assert found.gather(OWN).nodes == ("n1", "n2")
+
+
+def test_bytes_that_are_changed_between_nodes_do_not_open() -> None:
+    ours, theirs = socket.socketpair()
+    one, other = Peer(ours, Seal(KEY), Seal(KEY)), Peer(theirs, Seal(KEY), Seal(KEY))
+    one.send({"frame": "rank", "rank": 1}, b"numbers")
+    assert other.receive() == ({"frame": "rank", "rank": 1}, b"numbers")
+    ours.sendall(b"\0\0\0\x20" + b"\0" * 32)
+    with pytest.raises(Tampered, match="expected the next one under its key"):
+        other.receive()
+    one.close()
+    assert other.receive() is None
+    other.close()
+
+
+def test_a_start_whose_other_node_is_lost_is_said_to_have_ended(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not to have failed: the service then starts it again from the last training checkpoint."""
+    monkeypatch.setattr(node, "digest_code", lambda: CODE)
+    found = node.Node(site.folder, KEY, 7, 0, threading.Event())
+    said: list[dict[str, Any]] = []
+    monkeypatch.setattr(found, "say", said.append)
+    found.fail(Unavailable("node n2: gone", code=LOST))
+    found.fail(Unavailable("rank 1: gone", code="rank-ended"))
+    assert said[0] == {"frame": "ended", "code": None, "why": "node n2: gone"}
+    assert said[1]["header"]["code"] == "rank-ended"
