@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Engine, delete, insert, select
+from sqlalchemy import ColumnElement, Engine, delete, insert, select
 
 from appliance.store.database.engine import connect_reader, connect_writer, database_errors
 from appliance.store.database.tables import sessions
@@ -49,15 +50,29 @@ class Sessions:
             rows = connection.execute(select(*_ROW).order_by(sessions.c.entry.desc()))
             return [SessionRow(*row) for row in rows]
 
+    def move(self, token: str, to: str) -> SessionRow | None:
+        """The session, under another token from here on; None where the first one opens none. Of several moves of one
+        token at once, here or by another process, one finds it."""
+        with database_errors(_WHAT), connect_writer(self._engine) as connection, connection.begin():
+            found = connection.execute(_take(sessions.c.digest == digest_of(token))).one_or_none()
+            if found is not None:
+                row = SessionRow(*found)
+                connection.execute(insert(sessions), {"digest": digest_of(to), **vars(row)})
+                return row
+        return None
+
     def remove_opened_by(self, entry: int) -> SessionRow | None:
         """The session that this entry opened, which is gone now; None where there is none."""
-        with database_errors(_WHAT), connect_writer(self._engine) as connection, connection.begin():
-            found = connection.execute(select(*_ROW).where(sessions.c.entry == entry)).one_or_none()
-            connection.execute(delete(sessions).where(sessions.c.entry == entry))
-        return None if found is None else SessionRow(*found)
+        return self._remove_one(sessions.c.entry == entry)
 
-    def remove(self, token: str) -> None:
-        self._remove([digest_of(token)])
+    def remove(self, token: str) -> SessionRow | None:
+        """The same of the session that this token opened."""
+        return self._remove_one(sessions.c.digest == digest_of(token))
+
+    def _remove_one(self, which: ColumnElement[bool]) -> SessionRow | None:
+        with database_errors(_WHAT), connect_writer(self._engine) as connection, connection.begin():
+            found = connection.execute(_take(which)).first()
+        return None if found is None else SessionRow(*found)
 
     def sweep(self, stands: Callable[[SessionRow], bool]) -> int:
         """Removes every session that has ended; returns how many."""
@@ -74,6 +89,10 @@ class Sessions:
 
     def close(self) -> None:
         self._engine.dispose()
+
+
+def _take(which: ColumnElement[bool]) -> Any:
+    return delete(sessions).where(which).returning(*_ROW)
 
 
 def digest_of(token: str) -> bytes:

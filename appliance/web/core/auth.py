@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import secrets
 import threading
 import time
 from collections import Counter
@@ -22,7 +21,6 @@ from appliance.workflows.core.context import Context
 from appliance.workflows.governance.callers import Caller, accept_caller
 from appliance.workflows.governance.sessions import (
     NO_SESSION,
-    HandedOver,
     Kind,
     Refusals,
     admit_browser,
@@ -54,7 +52,8 @@ class Doorkeeper:
         """Told of each refusal that stands in no entry of its own."""
         self._lock = threading.Lock()
         self._challenges = Challenges(what="session")
-        self._links: dict[bytes, tuple[HandedOver, float]] = {}
+        self._links: dict[bytes, tuple[str, float]] = {}
+        """Whose session each opens, and until when."""
         self._ends: dict[str, float] = {}
         self._refused = 0
         self._refused_since = ""
@@ -99,23 +98,22 @@ class Doorkeeper:
         """A code that lets one browser take over this session, once, within a minute. The session's own token opens
         nothing from here on."""
         self.person(authorization)
-        row, now = hand_over(self._context, _bearer(authorization)), time.monotonic()
-        code = secrets.token_urlsafe(32)
+        (code, principal), now = hand_over(self._context, _bearer(authorization)), time.monotonic()
         with self._lock:
             self._links = {key: link for key, link in self._links.items() if link[1] > now}
-            self._links[_digest(code)] = row, now + LINK_S
+            self._links[_digest(code)] = principal, now + LINK_S
         return code
 
     def whose_link(self, code: str) -> str:
         """Who would come in by it; NotAuthenticated for one that is unknown, used or expired."""
         with self._lock:
-            return _unused(self._links.get(_digest(code))).principal
+            return _unused(self._links.get(_digest(code)))
 
     def admit(self, code: str) -> tuple[str, Session]:
         """The cookie and the session of a browser that came by a link, which is used up."""
         with self._lock:
-            row = _unused(self._links.pop(_digest(code), None))
-        cookie = admit_browser(self._context, row)
+            _unused(self._links.pop(_digest(code), None))
+        cookie = admit_browser(self._context, code)
         return cookie, self.browser(cookie)
 
     def sign_out(self, cookie: str, source: str) -> None:
@@ -213,7 +211,7 @@ def _digest(code: str) -> bytes:
     return hashlib.sha256(code.encode()).digest()
 
 
-def _unused(link: tuple[HandedOver, float] | None) -> HandedOver:
+def _unused(link: tuple[str, float] | None) -> str:
     if link is None or link[1] <= time.monotonic():
         said = f"expected a link of the last {LINK_S} s that was not used, got another; type: appliance console"
         raise NotAuthenticated(f"sign-in: {said}", code="used-link")

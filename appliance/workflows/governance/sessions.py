@@ -21,12 +21,9 @@ from appliance.workflows.core.context import Context
 from appliance.workflows.core.record import append, append_all, draft_of
 from appliance.workflows.governance.callers import Caller
 
-Kind = Literal["program", "browser"]
+Kind = Literal["program", "link", "browser"]
 """Who holds a session's token. Each kind is stored under a name of its own: a browser's cookie opens nothing for a
-program, and a program's token nothing in a browser."""
-
-HandedOver = SessionRow
-"""A session between its command, whose token opens nothing any more, and the browser that will get another."""
+program, and a program's token nothing in a browser. A link's opens nothing itself: a browser gets another for it."""
 
 NO_SESSION = "session: expected a standing one, got none; a reading command with your key opens one"
 
@@ -43,19 +40,26 @@ def open_session(context: Context, envelope: bytes, source: str) -> tuple[str, s
     return statement.signer, token
 
 
-def hand_over(context: Context, token: str) -> HandedOver:
-    """Takes a program's session from it, for a browser: one entry opens one session, whoever holds it."""
-    row = _find(context, token, "program")
-    context.sessions.remove(_stored(token, "program"))
-    return row
+def hand_over(context: Context, token: str) -> tuple[str, str]:
+    """Takes a program's session from it, for a browser: one entry opens one session, whoever holds it. Returns the code
+    that a browser comes with, and whose session it is."""
+    code = secrets.token_urlsafe(32)
+    return code, _move(context, (token, "program"), (code, "link")).principal
 
 
-def admit_browser(context: Context, row: HandedOver) -> str:
+def admit_browser(context: Context, code: str) -> str:
     """The cookie's secret, which is not stored. NotAuthenticated where the session has ended meanwhile."""
-    _check(context, row)
     token = secrets.token_urlsafe(32)
-    context.sessions.add(_stored(token, "browser"), row)
+    _move(context, (code, "link"), (token, "browser"))
     return token
+
+
+def _move(context: Context, held: tuple[str, Kind], to: tuple[str, Kind]) -> SessionRow:
+    _find(context, *held)
+    row = context.sessions.move(_stored(*held), _stored(*to))
+    if row is None:
+        raise NotAuthenticated(NO_SESSION)
+    return row
 
 
 def find_session(context: Context, token: str, kind: Kind = "program") -> tuple[str, str]:
@@ -102,8 +106,7 @@ def _check(context: Context, row: SessionRow) -> None:
 def end_session(context: Context, token: str, source: str, kind: Kind = "program") -> None:
     """At the wish of who holds it. It ends also where the entry that says so cannot be appended; that error is raised
     after it has."""
-    row = context.sessions.find(_stored(token, kind))
-    context.sessions.remove(_stored(token, kind))
+    row = context.sessions.remove(_stored(token, kind))
     if row is not None:
         _record_end(context, row, row.principal, source)
 

@@ -21,6 +21,17 @@ def test_a_session_is_found_by_its_token_by_whoever_has_the_database(engine: Eng
     assert Sessions(engine).find("secret") is None
 
 
+def test_a_session_is_moved_to_another_token_once_and_goes_with_its_entry(engine: Engine) -> None:
+    kept = Sessions(engine)
+    kept.add("secret", ROW)
+    assert (kept.move("secret", "next"), kept.move("secret", "other")) == (ROW, None)
+    assert (kept.find("secret"), kept.find("next"), kept.find("other")) == (None, ROW, None)
+    assert (kept.remove_opened_by(ROW.entry), kept.remove_opened_by(ROW.entry)) == (ROW, None)
+    kept.add("one", ROW)
+    kept.add("two", ROW)
+    assert kept.remove_opened_by(ROW.entry) == ROW and kept.all() == []
+
+
 def test_the_token_itself_stands_nowhere(engine: Engine) -> None:
     Sessions(engine).add("secret", ROW)
     with engine.connect() as connection:

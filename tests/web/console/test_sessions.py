@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -10,6 +12,8 @@ import pytest
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.governance.sessions import SessionClosed
 from appliance.errors import NotAuthenticated, Unavailable
+from appliance.store.database.sessions import SessionRow
+from appliance.workflows.core.context import Context
 from appliance.workflows.governance import sessions
 from tests.kit.console import Browser, Console, console
 
@@ -74,6 +78,45 @@ def test_nobody_but_an_administrator_sees_or_ends_another_s(desk: Console) -> No
     assert victim.get("/home").status_code == 401
     (closed,) = ends(desk, size)
     assert (closed.actor, closed.subjects) == ("anna", ("principal:rita",))
+
+
+def test_a_session_whose_link_waits_is_listed_and_its_end_ends_the_link(desk: Console) -> None:
+    admin, link = desk.signed_in("anna"), desk.link("olga")
+    (entry,) = (row["entry"] for row in rows(admin) if row["entry"] == desk.context.ledger.state.size - 1)
+    assert end(admin, entry).status_code == 303
+    late = desk.browser()
+    assert late.post(link).status_code == 401 and late.get("/home").status_code == 401
+
+
+def test_of_many_links_at_once_of_one_session_one_is_made(desk: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would be a session more, of which nobody could end one."""
+    token, together = desk.token("olga"), threading.Barrier(4)
+    found = sessions._find
+    made: list[str] = []
+
+    def find_together(context: Context, token: str, kind: sessions.Kind) -> SessionRow:
+        row = found(context, token, kind)
+        together.wait(10)
+        return row
+
+    def link() -> None:
+        with suppress(NotAuthenticated):
+            made.append(desk.door.link(f"Bearer {token}"))
+
+    monkeypatch.setattr(desk.door, "person", lambda authorization: None)
+    monkeypatch.setattr(sessions, "_find", find_together)
+    threads = [threading.Thread(target=link) for _ in range(4)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    monkeypatch.undo()
+    assert len(made) == 1
+    browser = desk.browser()
+    assert browser.post(f"/sign-in/{made[0]}").status_code == 303
+    entry = max(row["entry"] for row in rows(browser))
+    assert end(desk.signed_in("anna"), entry).status_code == 303
+    assert browser.get("/home").status_code == 401
 
 
 @pytest.mark.parametrize("fields", [{}, {"entry": ""}, {"entry": "-1"}, {"entry": "x"}, {"entry": "9" * 13}])
