@@ -25,6 +25,7 @@ import three_units
 ROOT = Path(__file__).resolve().parent.parent
 PLACE = Path(os.environ.get("APPLIANCE_DEMO") or ROOT / ".demo").absolute()
 HOME, PEOPLE, DOWNLOADS = PLACE / "home", PLACE / "people", ROOT / ".cache"
+FINISHED, CONSOLE = PLACE / "finished", "127.0.0.1:8330"
 TRUST, EXPORT = PLACE / "elsewhere" / "trust.json", PLACE / "elsewhere" / "ledger.tar"
 PEOPLE_ROLES = {
     "legal": ("unit", "The legal department"),
@@ -45,13 +46,15 @@ class Demo:
         self.started = time.monotonic()
         self.proved: list[tuple[str, str]] = []
         self.port = free_port()
+        self.console = ""
         self.home = HOME
 
     @property
     def environment(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("APPLIANCE_")}
         listen = f"127.0.0.1:{self.port}"
-        return {**kept, "APPLIANCE_HOME": str(self.home), "APPLIANCE_TRUST": str(TRUST), "APPLIANCE_LISTEN": listen}
+        own = {"APPLIANCE_HOME": str(self.home), "APPLIANCE_TRUST": str(TRUST), "APPLIANCE_LISTEN": listen}
+        return {**kept, **own, **({"APPLIANCE_CONSOLE": self.console} if self.console else {})}
 
     def title(self, text: str) -> None:
         print(f"\n\033[1m{time.monotonic() - self.started:5.0f} s  {text}\033[0m", flush=True)
@@ -334,16 +337,54 @@ def summary(demo: Demo) -> None:
     for command in ("ledger log --last 20", "ledger show 0", "adapter show clauses@1", "ledger verify"):
         print(f"    .venv/bin/appliance {command} {person}")
     print("In a browser, once the service has stopped or was ended (appliance stop):")
-    print(f"    APPLIANCE_CONSOLE=127.0.0.1:8330 .venv/bin/appliance console --open {person}")
-    print("To sign there: docs/console.md, Passkeys on the demo.")
+    print(f"    APPLIANCE_CONSOLE={CONSOLE} .venv/bin/appliance console --open {person}")
+    print("To try a passkey there: scripts/demo --browser")
+    FINISHED.touch()
     print(f"\nThe demo ended well, after {time.monotonic() - demo.started:.0f} s.")
+
+
+def browse(demo: Demo) -> None:
+    """The demo's appliance in a browser, with passkeys at localhost allowed, and one passkey enrolled."""
+    demo.stop_service()
+    demo.console = CONSOLE
+    folder = PLACE / "localhost"
+    if not folder.exists():
+        demo.title("Two administrators allow passkeys at http://localhost, on this demo only")
+        demo.run("policy", "export", str(folder), person="anna", quiet=True)
+        parameters = folder / "parameters.json"
+        parameters.write_text(
+            json.dumps(json.loads(parameters.read_text()) | {"passkeys_on_localhost": True}, indent=2)
+        )
+        demo.run("policy", "adopt", str(folder), person="anna", quiet=True)
+        demo.run("order", "endorse", person="ben", quiet=True)
+    demo.title("Rita, a reviewer, makes a passkey in a browser; a security key, phone or fingerprint reader has it")
+    demo.run("console", "--open", person="rita")
+    print("    In the browser: Sign in, Make a passkey, and save its file.")
+    proof = Path(input("    Path of the saved file, such as ~/Downloads/rita-blue.proof: ").strip() or ".").expanduser()
+    if not proof.is_file():
+        sys.exit(f"demo: expected the file that the browser saved, got {proof}; type scripts/demo --browser again")
+    demo.title("Two administrators enrol it, as they enrol any key")
+    demo.run("principal", "enroll-passkey", "rita", "--proof", str(proof), person="anna", quiet=True)
+    demo.run("order", "endorse", person="ben", quiet=True)
+    print(
+        "    Now sign with it: open the adapter clauses@1, its tabs Changes, Quality and Findings, and press Approve."
+    )
 
 
 def main() -> None:
     given = set(sys.argv[1:])
-    if not given <= {"--three-units", "--mistral"}:
-        sys.exit(f"demo: expected --three-units, --mistral or nothing, got {' '.join(sys.argv[1:])}")
-    extended, demo = "--three-units" in given, Demo()
+    if not given <= {"--three-units", "--mistral", "--browser"}:
+        sys.exit(f"demo: expected --three-units, --mistral, --browser or nothing, got {' '.join(sys.argv[1:])}")
+    demo = Demo()
+    if given != {"--browser"} or not FINISHED.exists():
+        show(demo, given)
+    if "--browser" in given:
+        browse(demo)
+
+
+def show(demo: Demo, given: set[str]) -> None:
+    """The whole journey, from the beginning."""
+    extended = "--three-units" in given
     if extended:
         PEOPLE_ROLES.update(three_units.PEOPLE_ROLES)
     source = prepare(demo)

@@ -60,6 +60,12 @@ PAGES = (
     ("olga", "order-a-run", "/sign/train"),
     ("rita", "decide", "/sign/review?given=adapter:clauses@1&given=unit:legal"),
     ("rita", "passkeys", "/passkeys"),
+    ("rita", "new-passkey", "/passkeys/new"),
+    ("rita", "sessions", "/sessions"),
+    ("olga", "order-an-import", "/sign/import-dataset"),
+    ("anna", "order-a-policy", "/sign/adopt-policy"),
+    ("anna", "home-of-an-administrator", "/home"),
+    ("olga", "home-of-an-operator", "/home"),
     ("anna", "people", "/people"),
     ("anna", "person", "/people/rita"),
     ("anna", "orders", "/orders"),
@@ -68,6 +74,7 @@ PAGES = (
     ("anna", "storage", "/health?tab=storage"),
     ("anna", "checks", "/health?tab=checks"),
     ("legal", "refused", "/log"),
+    ("rita", "refused-to-adopt", "/sign/adopt-policy"),
     ("axel", "not-found", "/runs/r-999999"),
     ("", "sign-in", "/sign-in"),
 )
@@ -80,6 +87,7 @@ DOCS = (
     ("lou", "release", "/releases/legal/labels"),
     ("legal", "answer", "/ask"),
     ("anna", "people", "/people"),
+    ("anna", "health", "/health"),
 )
 """Those of docs/pictures, one for each audience; the first three are in README.md too."""
 CLAUSE = "Each party is excused from performance for as long as an earthquake, a flood or a war prevents it."

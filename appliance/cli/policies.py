@@ -17,7 +17,7 @@ _FOLDER = click.Path(path_type=Path)
 
 @group("policy", example="appliance policy show")
 def policy() -> None:
-    """The policy set: show, adopt, test, compare."""
+    """The policy set: show, export, adopt, test, compare."""
 
 
 @policy.command("show", example="appliance policy show\nappliance policy show --cedar > policies.cedar")
@@ -42,6 +42,30 @@ def show(caller: Caller, cedar: bool) -> None:
 
 def _shown(value: object) -> str:
     return ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+
+
+@policy.command("export", example="appliance policy export default\nappliance policy adopt default")
+@click.argument("folder", type=_FOLDER)
+@reads
+@click.pass_obj
+def export(caller: Caller, folder: Path) -> None:
+    """Write the set in force to a new folder, to be edited and adopted again. Its bytes are checked by their digest.
+
+    Give the folder the set's name: a set is named after its folder. Test cases are not part of a set in force.
+    """
+    from appliance.client.policies import current_policy, write_policy
+
+    found = current_policy(caller.reading())
+    written = write_policy(folder, found)
+    if caller.json:
+        print_json({"digest": found.digest, "name": found.policy.name, "folder": str(folder), "folder_digest": written})
+        return
+    print_facts([("policy set", found.policy.name), ("digest", found.digest), ("folder", str(folder))])
+    if written != found.digest:
+        named = folder.resolve().name
+        cause = "its name" if named != found.policy.name else "parameters that the set lacks and this build has"
+        say(f"Adopted as it is, the folder would be another set, {written}: it differs in {cause}.")
+    say(f"next: edit its files, compare them with: appliance policy diff {folder}, and adopt it")
 
 
 @policy.command("adopt", example="appliance policy adopt policies/default")

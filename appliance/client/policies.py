@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from appliance.client.support.door import About, Door
-from appliance.client.support.files import read_file
+from appliance.client.support.files import check_place, read_file, write_new
 from appliance.client.support.orders import propose
 from appliance.domain.core.names import encode_value
 from appliance.domain.core.policy import PolicySet, parse_policy
 from appliance.domain.governance.policies import AdoptPolicy
-from appliance.domain.governance.policy_files import ADOPTED, TESTS, assemble_policy
+from appliance.domain.governance.policy_files import ADOPTED, PARAMETERS, POLICIES, SCHEMA, TESTS, assemble_policy
 from appliance.domain.rulebook.proposals import Proposal
-from appliance.errors import BadInput, NotFound, Tampered
+from appliance.errors import BadInput, Conflict, NotFound, Tampered, Unavailable
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.core.fields import encode_base64, parse_base64
 
@@ -52,6 +56,35 @@ def current_policy(door: Door) -> PolicyDocument:
     if digest_bytes(data) != answer["digest"]:
         raise Tampered(f"policy set: expected {answer['digest']}, got {digest_bytes(data)}")
     return PolicyDocument(data, parse_policy(data))
+
+
+def write_policy(folder: Path, document: PolicyDocument) -> str:
+    """A new folder with the set's files, whole or not at all; the digest that this folder has when it is adopted.
+
+    That is the document's own where the folder has the set's name and the set has every parameter of this build.
+    """
+    check_place(folder, "policy set")
+    if folder.exists():
+        raise Conflict(f"policy set, {folder}: expected a new folder, got an existing one; name another")
+    # As the document has them: a parameter that it lacks is not written as if somebody had chosen its default.
+    parameters = json.loads(document.data)["parameters"]
+    files = {
+        PARAMETERS: json.dumps(parameters, indent=2, ensure_ascii=False) + "\n",
+        POLICIES: document.policy.cedar,
+        SCHEMA: document.policy.cedar_schema,
+    }
+    try:
+        made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            for name, text in files.items():
+                write_new(made / name, text.encode("utf-8"), "policy set", mode=0o644)
+            made.chmod(0o755)
+            os.rename(made, folder)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+    except OSError as error:
+        raise Unavailable(f"policy set, {folder}: expected to write there, got {error.strerror}") from None
+    return load_policy(folder).digest
 
 
 def propose_adoption(about: About, signer: str, document: PolicyDocument) -> Proposal:

@@ -538,7 +538,7 @@ def test_the_sets_that_come_with_the_appliance_can_be_replaced(name: str) -> Non
 
 
 def test_the_page_says_of_its_examples_what_is_so() -> None:
-    page = (FOLDER.parents[1] / "docs" / "operations.md").read_text()
+    page = (FOLDER.parents[1] / "docs" / "administrators.md").read_text()
     examples = page.partition("```cedar\n")[2].partition("```")[0].split("// ")[1:]
     assert [example.partition(":")[0] for example in examples] == ["Taken", "Taken", "Refused"]
     for example in examples:

@@ -43,7 +43,8 @@ def test_every_audience_has_its_commands() -> None:
     assert set(_names(LEAVES)) >= {
         "init", "key new", "key show", "key prove", "principal enroll", "principal list", "principal grant",
         "principal revoke", "order list", "order show", "order endorse", "policy show", "policy adopt", "policy test",
-        "policy diff", "base import", "base list", "dataset import", "dataset list", "dataset show", "run start",
+        "policy diff", "policy export", "base import", "base list", "dataset import", "dataset list", "dataset show",
+        "run start",
         "run list", "run show", "run cancel", "review list", "review show", "review approve", "review reject",
         "release activate", "release rollback", "release history", "adapter revoke", "adapter show", "adapter list",
         "token issue", "serve", "ledger log", "ledger show", "ledger export", "ledger verify", "completion",

@@ -513,6 +513,23 @@ def test_a_policy_is_shown_compared_tested_and_adopted_by_two(open_desk: Callabl
     assert desk.site.state.parameters.reviewers == 3
 
 
+def test_the_set_in_force_is_exported_edited_and_adopted_anew(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("staffed")
+    folder = desk.folder / "default"
+    told = desk.as_("anna", "policy", "export", str(folder))
+    assert told.code == 0 and policy_digest(policy_set()) in told.out, told.err
+    assert "No text differs." in desk.as_("anna", "policy", "diff", str(folder)).err
+    parameters = folder / "parameters.json"
+    parameters.write_text(parameters.read_text().replace('"reviewers": 2,', '"reviewers": 3,'))
+    told = desk.as_("anna", "policy", "adopt", str(folder), "--yes", "--json")
+    assert desk.as_("ben", "order", "endorse", json.loads(told.out)["order"], "--yes").code == 0
+    assert desk.site.state.parameters.reviewers == 3
+    told = desk.as_("anna", "policy", "export", str(folder))
+    assert told.code != 0 and "expected a new folder, got an existing one" in told.err
+    told = desk.as_("anna", "policy", "export", str(desk.folder / "other"))
+    assert "it differs in its name" in told.err
+
+
 def test_a_service_of_another_log_than_the_trust_files_is_refused(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("staffed")
     text = desk.trust.read_text()

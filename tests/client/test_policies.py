@@ -11,7 +11,8 @@ from appliance.client import policies
 from appliance.client.support import orders
 from appliance.domain.core.names import encode_value
 from appliance.domain.governance.policy_changes import differences
-from appliance.errors import BadInput, NotFound, Tampered
+from appliance.domain.governance.policy_files import ADOPTED
+from appliance.errors import BadInput, Conflict, NotFound, Tampered, Unavailable
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.digest import digest_bytes
 from scripts.kit.log_builder import b64
@@ -100,3 +101,41 @@ def test_no_case_tested_is_not_a_pass(open_office: Callable[..., Office], tmp_pa
     (folder / "tests.json").write_text('[{"name": "one", "verb": "enroll", "expect": "allow"}]')
     (case,) = policies.run_cases(office.as_("anna"), folder)
     assert (case["name"], case["passed"], case["expected"], case["got"]) == ("one", True, "allow", "allow")
+
+
+def test_the_set_in_force_is_written_to_a_folder_that_is_that_very_set(
+    open_office: Callable[..., Office], tmp_path: Path
+) -> None:
+    found = policies.current_policy(open_office("staffed").as_("anna"))
+    folder = tmp_path / found.policy.name
+    assert policies.write_policy(folder, found) == found.digest
+    assert policies.load_policy(folder) == found
+    assert {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()} == dict.fromkeys(ADOPTED, 0o644)
+    assert policies.write_policy(tmp_path / "other", found) != found.digest, "a set is named as its folder"
+
+
+def test_a_set_of_an_earlier_build_is_written_without_the_parameters_that_it_lacks(tmp_path: Path) -> None:
+    value = policy_set().model_dump(mode="json")
+    del value["parameters"]["witnesses"]
+    (tmp_path / "set.json").write_bytes(encode_canonical(value))
+    found = policies.load_policy(tmp_path / "set.json")
+    policies.write_policy(tmp_path / found.policy.name, found)
+    assert "witnesses" not in json.loads((tmp_path / found.policy.name / "parameters.json").read_text())
+
+
+def test_a_set_is_written_whole_to_a_new_folder_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "set.json").write_bytes(encode_value(policy_set()))
+    found = policies.load_policy(tmp_path / "set.json")
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(Conflict, match="taken: expected a new folder"):
+        policies.write_policy(tmp_path / "taken", found)
+
+    def fail(path: Path, *_: object, **__: object) -> None:
+        if path.name == "schema.cedarschema":
+            raise OSError(28, "No space left on device")
+        path.touch()
+
+    monkeypatch.setattr(policies, "write_new", fail)
+    with pytest.raises(Unavailable, match="No space left"):
+        policies.write_policy(tmp_path / "new", found)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["set.json", "taken"]

@@ -34,7 +34,7 @@ def describe(proposal: Proposal) -> list[tuple[str, str]]:
         if name == "commitment":
             # What an erasure names; the text behind it is shown while it is there.
             lines.append((name, value))
-            lines.append(("text", texts.get(value, "not disclosed: nobody can show what goes")))
+            lines.append(("text", texts.get(value, "not disclosed: what would be erased cannot be shown")))
             continue
         if name == "columns":
             value = dict(sorted(value.items()))  # as the signed bytes have them
@@ -79,8 +79,22 @@ def describe_gates(proposal: Proposal) -> list[tuple[str, str]]:
     return lines + [(f"gate {gate.name}", f"{gate.leg}: {gate.describe()}") for gate in gates.gates]
 
 
+LABELS = {
+    "backup_eligible": "can be copied to a cloud",
+    "credential_id": "credential id",
+    "expires_at": "expires",
+    "issued_at": "made",
+    "keyid": "key id",
+    "on": "trains on",
+    "origins": "signs at",
+    "passkey": "name of the passkey",
+    "rp_id": "host",
+}
+"""Of members whose own name says too little. The console's script has the same."""
+
+
 def label_of(name: str) -> str:
-    return name.replace("_", " ")
+    return LABELS.get(name) or name.replace("_", " ")
 
 
 def show_value(value: Any) -> str:

@@ -21,14 +21,16 @@ _OF_ONE = ("order:", "request:")
 """Subjects that a few entries have at most: they narrow nothing."""
 
 
-def count_facets(context: Context, filters: LogFilters, subjects: Sequence[str]) -> dict[str, list[Count]]:
-    """Of what is not chosen yet, the values with their counts, the most first. `subjects`: those that are worth
-    counting, since a log has more of them than can be."""
+def count_facets(
+    context: Context, filters: LogFilters, subjects: Sequence[str]
+) -> tuple[Count, dict[str, list[Count]]]:
+    """How many entries fit; and of what is not chosen yet, the values with their counts, the most first. `subjects`:
+    those that are worth counting, since a log has more of them than can be."""
     principals = sorted(one.name for one in context.ledger.state.principals.values())[:MOST_ACTORS]
     units = [name for name in principals if _is_unit(context, name)]
     every: dict[str, Sequence[str]] = {
         "type": () if filters.type else sorted(EVENTS),
-        "outcome": () if filters.outcome else get_args(Outcome),
+        "outcome": get_args(Outcome),
         "unit": () if filters.unit else units,
         "actor": () if filters.actor else (SERVICE, *principals),
         "subject": [one for one in dict.fromkeys(subjects) if one not in filters.subject and _narrows(one)],
@@ -38,7 +40,11 @@ def count_facets(context: Context, filters: LogFilters, subjects: Sequence[str])
     searched = Filters(types=filters.type, subjects=filters.subject, **given)  # type: ignore[typeddict-item]
     ledger = context.ledger
     found = ledger.ask(partial(count_by, unfiled=ledger.unfiled, totals=ledger.totals, filters=searched, facets=facets))
-    return {name: counts[:MOST_SHOWN] for name, counts in found.items() if counts}
+    # Every entry has one outcome.
+    outcomes = found["outcome"]
+    total = Count("", sum(one.count for one in outcomes), any(one.is_least for one in outcomes))
+    chosen = {"outcome"} if filters.outcome else set()
+    return total, {name: counts[:MOST_SHOWN] for name, counts in found.items() if counts and name not in chosen}
 
 
 def _is_unit(context: Context, name: str) -> bool:

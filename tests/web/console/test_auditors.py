@@ -65,6 +65,27 @@ def test_subjects_that_a_search_shows_are_counted_and_narrow_it_together(auditor
     assert '<input type="hidden" name="subject" value="adapter:clauses@1">' in both
 
 
+@pytest.mark.parametrize(
+    "query",
+    [
+        {},
+        {"type": "review.recorded"},
+        {"outcome": "success"},
+        {"outcome": "denied"},
+        {"actor": "olga", "unit": "legal"},
+    ],
+)
+def test_a_search_is_headed_by_the_count_of_what_it_found(
+    query: dict[str, str], desk: Console, auditor: Browser
+) -> None:
+    value = auditor.get(f"/log.json?{urlencode(query)}").json()
+    size, wanted = desk.context.ledger.state.size, value["count"]
+    assert len(value["entries"]) == min(wanted, 50) and not value["is_least"]
+    text = " ".join(auditor.get(f"/log?{urlencode(query)}").text.split())
+    assert (f"{size:,} entries<" if not query else f"{wanted:,} of {size:,} entries fit this search") in text
+    assert 'href="/log.csv' in text[text.index('id="found"') :], "the links are those of the search"
+
+
 def test_a_search_that_finds_nothing_counts_nothing(auditor: Browser) -> None:
     assert facets(auditor, actor="nobody") == {}
 

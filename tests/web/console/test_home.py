@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from scripts.kit.authenticator import new_passkey
 from tests.domain.runs.test_authorisation import asking
-from tests.kit.console import Console, console
+from tests.kit.console import URL, Browser, Console, console
+from tests.kit.founded import policy_set
 
 
 def _tasks(desk: Console, name: str) -> list[tuple[str, str]]:
@@ -52,3 +54,30 @@ def test_a_unit_sees_first_what_answers_it_and_no_run_of_anybody(tmp_path: Path)
         desk.site.revoke("raul")
         value = browser.get("/home.json").json()
         assert value["going"] == [] and value["tasks"][0]["kind"] == "Release that does not answer"
+
+
+def starts(browser: Browser) -> list[str]:
+    return [one["path"] for one in browser.get("/home.json").json()["starts"]]
+
+
+def test_a_new_operator_sees_what_one_does_first_and_every_link_opens(tmp_path: Path) -> None:
+    with console("staffed", tmp_path / "h") as desk:
+        browser = desk.signed_in("olga")
+        assert browser.get("/home.json").json()["tasks"] == []
+        assert starts(browser) == ["/data", "/sign/import-dataset", "/sign/train", "/runs", "/passkeys"]
+        text = browser.get("/home").text
+        assert "What you can do here" in text and "appliance base import" in text
+        for name in ("anna", "ben", "olga", "rita", "raul", "otto", "audrey", "legal", "vera"):
+            if name in desk.context.ledger.state.principals:
+                browser = desk.signed_in(name)
+                assert starts(browser), name
+                assert [browser.get(path).status_code for path in starts(browser)] == [200] * len(starts(browser)), name
+
+
+def test_what_was_done_once_is_not_offered_as_the_first_thing(tmp_path: Path) -> None:
+    with console("imported", tmp_path / "h") as desk:
+        assert "/data" not in starts(desk.signed_in("olga"))
+        desk.site.adopt(policy_set(passkeys_on_localhost=True))
+        desk.site.enroll_passkey("olga", new_passkey(rp_id="localhost", origin=URL))
+        assert "/passkeys" not in starts(desk.signed_in("olga"))
+        assert "/passkeys" not in starts(desk.signed_in("legal"))

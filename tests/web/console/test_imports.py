@@ -16,6 +16,7 @@ from appliance.domain.data.imports import ImportDataset, ImportValidationSet
 from appliance.domain.rulebook.proposals import parse_proposal
 from appliance.errors import BadInput
 from appliance.formats.core.digest import digest_bytes
+from appliance.ml.data.sources import read_records
 from appliance.web.console.signing import imports
 from appliance.workflows.data import checks
 from scripts.kit.authenticator import new_passkey
@@ -74,6 +75,24 @@ def dataset(desk: Console, browser: Browser, **changes: str) -> httpx.Response:
 def exam(desk: Console, browser: Browser, **changes: str) -> httpx.Response:
     fields = {**TERMS, "validation_set": "exam", "base": base(desk), "blind": "yes", **changes}
     return browser.post("/sign/import-validation-set", {"csrf": browser.csrf, **fields})
+
+
+def test_what_is_wrong_with_a_file_is_told_by_the_fields_of_the_form(
+    desk: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the very messages of the command line, whose options a browser does not have."""
+    told = []
+    for header in (b"body,queue\n", b"message,kind\n", b"text\tlabel\n"):
+        with pytest.raises(BadInput) as refused:
+            list(read_records(header, "csv", "classification", {"text": "text", "label": "label"}, "the file"))
+        told.append(str(refused.value))
+    monkeypatch.setattr(checks, "_check", lambda *_: {**FOUND, "errors": told, "error_count": len(told)})
+    browser = desk.signed_in("olga")
+    put(browser, ROWS)
+    text = html.unescape(dataset(desk, browser).text)
+    assert all("--" in one for one in told) and "--" not in text.replace("<!--", "")
+    assert "write in the field Columns, one a line: text=body, label=queue" in text
+    assert "choose in the field Format: tsv" in text
 
 
 def again(browser: Browser, verb: str, page: httpx.Response) -> httpx.Response:

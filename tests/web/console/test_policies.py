@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import html
 import json
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -16,6 +19,7 @@ from appliance.errors import BadInput, Denied
 from appliance.formats.core.commitment import disclose
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.signatures.dsse import encode_envelope
+from appliance.web.console.signing import policies as console_policies
 from appliance.workflows import orders
 from appliance.workflows.queries import policy_trial
 from appliance.workflows.queries.policy_trial import try_policy
@@ -133,3 +137,53 @@ def test_the_page_before_the_signature_shows_both_and_so_does_the_endorsement_s(
         assert "<td>site policy no-olga</td>" in text and '+@id("no-olga")' in text
         assert "site policy no-olga: forbids train by olga" in text
         assert "accepted, and would be refused" in text
+
+
+FORM = "policy.name", "policy.parameters", "policy.cedar", "policy.schema"
+
+
+def form_of(policy: PolicySet) -> dict[str, str]:
+    parameters = json.dumps(policy.parameters.model_dump(mode="json"))
+    return dict(zip(FORM, (policy.name, parameters, policy.cedar, policy.cedar_schema), strict=True))
+
+
+@pytest.mark.parametrize("name", ["rita", "olga", "audrey"])
+def test_nobody_but_an_administrator_has_a_set_tried(desk: Console, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console_policies, "try_policy", lambda *_: pytest.fail("it was tried"))
+    document = encode_value(policy_set(reviewers=3))
+    pending = desk.site.pend(desk.site.order(AdoptPolicy, "anna", policy=digest_bytes(document)), {"policy": document})
+    browser = desk.signed_in(name)
+    answers = [
+        browser.get("/sign/adopt-policy"),
+        browser.get("/sign/adopt-policy.json"),
+        browser.post("/sign/adopt-policy", {"csrf": browser.csrf, **form_of(policy_set(reviewers=3))}),
+        browser.post("/sign/endorse", {"csrf": browser.csrf, "order": pending.pae_digest}),
+    ]
+    assert [answer.status_code for answer in answers] == [403] * 4
+    for answer in answers:
+        assert f"expected {name} to be administrator" in html.unescape(answer.text)
+    assert "Ask somebody who has the role" in html.unescape(answers[0].text)
+
+
+def test_a_person_has_one_trial_at_a_time(desk: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    tried_before = console_policies.try_policy
+
+    def slow(*given: Any) -> policy_trial.Trial:
+        begun.set()
+        assert go_on.wait(30)
+        return tried_before(*given)
+
+    monkeypatch.setattr(console_policies, "try_policy", slow)
+    browser, other, ben = (desk.signed_in(name) for name in ("anna", "anna", "ben"))
+    one, two, three = ({"csrf": each.csrf, **form_of(policy_set(reviewers=3))} for each in (browser, other, ben))
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(browser.post, "/sign/adopt-policy", one)
+        assert begun.wait(30)
+        refused = other.post("/sign/adopt-policy", two)
+        second = pool.submit(ben.post, "/sign/adopt-policy", three)
+        go_on.set()
+        assert (first.result(60).status_code, second.result(60).status_code) == (200, 200)
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "5")
+    assert "expected one at a time" in html.unescape(refused.text)
+    assert other.post("/sign/adopt-policy", two).status_code == 200, "once the first has ended"

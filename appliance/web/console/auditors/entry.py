@@ -10,6 +10,7 @@ from pydantic import Field
 
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.rulebook.registry import ORDERS, VERBS
+from appliance.domain.rulebook.showing import label_of
 from appliance.errors import ApplianceError, NotFound
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.core.fields import MAX_DECIMAL
@@ -144,7 +145,7 @@ def read_order(content: bytes, texts: dict[str, str]) -> tuple[str | None, tuple
         shown = texts.get(value, value) if isinstance(value, str) else value
         if isinstance(shown, str) and shown.startswith("hmac-sha256:"):
             shown = f"{shown} ({ERASED})"
-        lines.append((name.replace("_", " "), shown if isinstance(shown, str) else json.dumps(shown, indent=1)))
+        lines.append((label_of(name), shown if isinstance(shown, str) else json.dumps(shown, indent=1)))
     return VERBS[order.verb].means(order), tuple(lines)
 
 

@@ -12,6 +12,7 @@ from appliance.domain.core.names import add_seconds
 from appliance.domain.rulebook.registry import EVENTS
 from appliance.errors import BadInput
 from appliance.formats.core.timestamp import encode_time, parse_time
+from appliance.store.ledger.counts import Count
 from appliance.web.console.core.page import PAGE_ROWS, PEOPLE, Page, Query, Table, Value, Viewer
 from appliance.workflows.core.context import Context
 from appliance.workflows.queries import log as queries
@@ -73,10 +74,13 @@ class Facet(Value):
 
 
 class Log(Value):
-    """`older` and `newer`: the entry that the next page in that direction begins at, None where there is none."""
+    """`count`: entries that fit the search; there may be more where `is_least`. `older` and `newer`: the entry that the
+    next page in that direction begins at, None where there is none."""
 
     entries: tuple[Row, ...]
     size: int
+    count: int
+    is_least: bool
     older: int | None
     newer: int | None
     unknown: tuple[str, ...]
@@ -108,21 +112,24 @@ def log(context: Context, viewer: Viewer, query: LogQuery) -> Log:
     rows = tuple(_row(data, reviews.get(index)) for index, data in found)
     first, last = (rows[0].index, rows[-1].index) if rows else (None, None)
     state = context.ledger.state
+    total, facets = _facets(context, filters, rows)
     return Log(
         entries=rows,
         size=state.size,
+        count=total.count,
+        is_least=total.is_least,
         older=last if (more or not newest) and last else None,
         newer=first if (query.before is not None or (not newest and more)) else None,
         unknown=tuple(answer.unknown),
-        facets=_facets(context, filters, rows),
+        facets=facets,
         types=tuple(sorted(EVENTS)),
         units=tuple(sorted(one.name for one in state.principals.values() if "unit" in one.roles)),
     )
 
 
-def _facets(context: Context, filters: LogFilters, rows: tuple[Row, ...]) -> tuple[Facet, ...]:
-    found = count_facets(context, filters, [subject for row in rows for subject in row.subjects])
-    return tuple(
+def _facets(context: Context, filters: LogFilters, rows: tuple[Row, ...]) -> tuple[Count, tuple[Facet, ...]]:
+    total, found = count_facets(context, filters, [subject for row in rows for subject in row.subjects])
+    return total, tuple(
         Facet(name=name, values=tuple(FacetValue(**asdict(one)) for one in counts)) for name, counts in found.items()
     )
 

@@ -1,1 +1,1 @@
-"""The first page: what waits for whoever looks."""
+"""The first page: what waits for the person who looks."""

@@ -1,4 +1,4 @@
-"""What waits for whoever looks, by role, and whether the log can be rested on."""
+"""What waits for the person who looks, by role; what they can do here; and whether the log is as it should be."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from itertools import islice
 
 from appliance.domain.releases.approval import barred
 from appliance.web.console.core.page import EVERYBODY, PAGE_ROWS, Page, Query, Value, Viewer
+from appliance.web.console.home.starts import starts_of
 from appliance.web.console.home.tasks import Asked, Task, tasks_of
 from appliance.workflows.core.context import Context
 
@@ -18,13 +19,15 @@ class Home(Value):
     tasks: tuple[Task, ...]
     going: tuple[Task, ...]
     """What is under way, which nobody has to do anything about; of a unit, what is released to it and answers."""
+    starts: tuple[Task, ...]
+    """What they can do here."""
 
 
 def home(context: Context, viewer: Viewer, query: Query) -> Home:
     state = context.ledger.state
     asked = Asked(state, context.now(state), viewer)
     tasks = [task for kind in tasks_of(asked) for task in islice(kind, _SHOWN)]
-    return Home(tasks=tuple(tasks), going=tuple(_going(asked)))
+    return Home(tasks=tuple(tasks), going=tuple(_going(asked)), starts=tuple(starts_of(asked)))
 
 
 def _going(asked: Asked) -> Iterator[Task]:

@@ -19,6 +19,7 @@ from appliance.domain.recipe.recipe import Recipe
 from appliance.domain.releases.adapters import OnAdapter
 from appliance.domain.rulebook.proposals import HEADER
 from appliance.domain.rulebook.registry import VERBS
+from appliance.domain.rulebook.showing import label_of
 from appliance.errors import BadInput, NotFound
 from appliance.formats.core.canonical import encode_canonical, parse_canonical
 from appliance.formats.core.fields import parse_identifier
@@ -175,7 +176,7 @@ def _of_recipe(name: str, member: dict[str, Any]) -> Field:
     value = "" if default is None else str(default)
     return Field(
         name=f"recipe.{name}",
-        label=name.replace("_", " "),
+        label=label_of(name),
         kind="line",
         optional="default" in member,
         hint=str(member.get("description", "")),
@@ -191,7 +192,7 @@ def _field(name: str, member: dict[str, Any]) -> Field:
     last = name.rpartition(".")[2]
     return Field(
         name=name,
-        label=name.replace("conditions.", "condition: ").replace("_", " "),
+        label=f"condition: {label_of(last)}" if name.startswith("conditions.") else label_of(name),
         kind=kind,
         choices=choices,
         optional=optional
@@ -199,7 +200,12 @@ def _field(name: str, member: dict[str, Any]) -> Field:
         or (kind == "choice" and "default" in member)
         or name.startswith("conditions."),
         hint=_HINTS.get(last, ""),
+        value=str(member.get("default", _FIRST.get(name, ""))) if kind == "choice" else "",
     )
+
+
+_FIRST = {"task": "classification", "format": "csv"}
+"""What is chosen before a person chooses, of fields that have no default of their own."""
 
 
 def _kind(member: dict[str, Any]) -> tuple[Kind, tuple[str, ...]]:

@@ -96,14 +96,16 @@ class Checks:
             return Checked(key=key, ended=False, blind=blind)
         if told["error"] is not None:
             hidden = "its rows cannot be read; check the file on the command line: appliance dataset check"
-            return Checked(key=key, ended=True, problem=hidden if blind else told["error"]["message"], blind=blind)
+            return Checked(
+                key=key, ended=True, problem=hidden if blind else name_fields(told["error"]["message"]), blind=blind
+            )
         found = told["result"]
         return Checked(
             key=key,
             ended=True,
             facts=_facts(found, blind),
             warnings=() if blind else _warnings(found),
-            errors=() if blind else tuple(map(str, found["errors"])),
+            errors=() if blind else tuple(name_fields(str(one)) for one in found["errors"]),
             count=int(found["error_count"]),
             blind=blind,
         )
@@ -115,6 +117,19 @@ class Checks:
             known = self._known.get(key, ((), True))[0]
         if known != files or not self.read(context, signer, key).passed:
             raise Denied("import: expected a check of these files that found nothing wrong, got another; begin again")
+
+
+_COLUMNS = "; if yours has another name: "
+_FORMAT = "name the format with --format "
+
+
+def name_fields(text: str) -> str:
+    """What is wrong with a file, with the form's fields in place of the command line's options."""
+    told, found, options = text.rpartition(_COLUMNS)
+    if found:
+        lines = options.removeprefix("--column ").split(" --column ")
+        return f"{told}; if yours has another name, write in the field Columns, one a line: {', '.join(lines)}"
+    return text.replace(_FORMAT, "choose in the field Format: ")
 
 
 def _files(draft: Draft) -> tuple[str, ...]:

@@ -37,7 +37,7 @@ from appliance.web.console.operators.plans import against_plan, plan_of
 from appliance.web.console.signing.forms import COMMAND_LINE, Field, fields_of, model_of, read_draft
 from appliance.web.console.signing.imports import CHECK, MOST_BYTES, Checks, import_routes, is_import
 from appliance.web.console.signing.opened import against_opened, opened_by
-from appliance.web.console.signing.policies import Comparison, compare_policies
+from appliance.web.console.signing.policies import Comparison, Trials, check_administrator, compare_policies
 from appliance.web.console.signing.statements import (
     ASSERTION_FIELDS,
     Signing,
@@ -155,6 +155,7 @@ def form(context: Context, viewer: Viewer, query: FormQuery) -> Form:
     row = VERBS[model_of(query.verb).verb]
     given = {name: value for name, _, value in (one.partition(":") for one in query.given)}
     if query.verb == AdoptPolicy.verb:
+        check_administrator(viewer)
         given = policy_in_force(context)
     known = _suggestions(context, viewer)
     if len(known["field"]) == 1:
@@ -248,7 +249,7 @@ def order_routes(desk: Desk) -> list[Route]:
 
 class _Prepare:
     def __init__(self, desk: Desk, checks: Checks) -> None:
-        self._desk, self._checks = desk, checks
+        self._desk, self._checks, self._trials = desk, checks, Trials()
 
     async def take(self, request: Request) -> Response:
         fields = await self._desk.form(request)
@@ -274,6 +275,8 @@ class _Prepare:
         desk, verb = self._desk, request.path_params["verb"]
         viewer = desk.viewer(request)
         PAGE.check(viewer)
+        if verb == AdoptPolicy.verb:
+            check_administrator(viewer)
         given = dict(fields)
         check = given.pop(CHECK, "")
         draft = read_draft(verb, given, desk.context.clock())
@@ -286,7 +289,7 @@ class _Prepare:
             fetched = desk.opened.of(desk.site.read_cookie(request) or "", adapter)
             draft.values["opened"] = opened_by(desk.context, adapter, decision, fetched)
         proposal = propose(desk.context, viewer.name, verb, draft)
-        value = to_sign(desk.context, viewer, proposal, desk.site.url)
+        value = to_sign(desk.context, viewer, proposal, desk.site.url, self._trials)
         shell = make_shell(desk.context, viewer, desk.pages)
         return desk.render(
             "signing/sign.html",
@@ -309,7 +312,7 @@ def _form_again(verb: str, fields: Mapping[str, str]) -> str:
 _NOT_IN_AN_ADDRESS = ("text", "document", "file")
 
 
-def to_sign(context: Context, viewer: Viewer, proposal: Proposal, url: str) -> ToSign:
+def to_sign(context: Context, viewer: Viewer, proposal: Proposal, url: str, trials: Trials) -> ToSign:
     state, order = context.ledger.state, proposal.order
     keys = standing_passkeys(state, viewer.name, url, context.now(state))
     allowed = tuple(key.passkey.credential_id for key in keys if key.passkey is not None)
@@ -322,7 +325,7 @@ def to_sign(context: Context, viewer: Viewer, proposal: Proposal, url: str) -> T
         meaning=VERBS[order.verb].means(order),
         signing=make_signing(encode_proposal(proposal), "order:", viewer.name, url, allowed, type(order)),
         endorsed=None if waiting is None else _endorsed(*waiting),
-        comparison=compare_policies(context, proposal if waiting is None else waiting[0]),
+        comparison=compare_policies(context, viewer, proposal if waiting is None else waiting[0], trials),
         plan=() if recipe is None else tuple(plan_of(context, recipe).items()),
         against=explain_reasons((*orders.check(context, viewer.name, encode_order(order)), *unfit)),
         text=encode_order(order).decode("utf-8"),

@@ -7,6 +7,18 @@
 const PAYLOAD_TYPE = "application/vnd.in-toto+json";
 const HEADER = ["origin", "signer", "nonce", "issued_at", "expires_at"];
 const CLAIMS = { better: "better than", "no-worse": "no worse than", equivalent: "equivalent to" };
+// Of members whose own name says too little; the command line has the same (domain/rulebook/showing.py).
+const LABELS = {
+  "backup_eligible": "can be copied to a cloud",
+  "credential_id": "credential id",
+  "expires_at": "expires",
+  "issued_at": "made",
+  "keyid": "key id",
+  "on": "trains on",
+  "origins": "signs at",
+  "passkey": "name of the passkey",
+  "rp_id": "host"
+};
 const utf8 = new TextEncoder();
 
 const fromBase64 = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
@@ -62,7 +74,7 @@ export async function describe(opened, members) {
     if (name === "gates") lines.push(...(await describeGates(opened)));
     else if (HEADER.includes(name) || value === null) continue;
     else if (name === "commitment") {
-      lines.push([name, value], ["text", opened.texts.get(value) ?? "not disclosed: nobody can show what goes"]);
+      lines.push([name, value], ["text", opened.texts.get(value) ?? "not disclosed: what would be erased cannot be shown"]);
     } else if (name === "people") {
       for (const person of value) {
         for (const [part, item] of ordered(person, members.people)) {
@@ -85,7 +97,7 @@ function ordered(object, names = []) {
 }
 
 const told = (opened, value) => (typeof value === "string" ? opened.texts.get(value) ?? value : value);
-const label = (name) => name.replaceAll("_", " ");
+const label = (name) => (Object.hasOwn(LABELS, name) ? LABELS[name] : name.replaceAll("_", " "));
 
 /** Characters that have no shape of their own are written out, as the command line does: no text of another person
  * turns its own direction round, or hides a part of itself, above a signature. */
