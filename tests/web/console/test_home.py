@@ -25,6 +25,9 @@ def test_a_run_that_waits_for_a_second_person_is_shown_to_those_who_can_let_it_b
         browser = desk.signed_in("olga")
         assert [one["id"] for one in browser.get("/runs.json?status=waiting").json()["runs"]] == [run]
         assert browser.get(f"/runs/{run}.json").json()["goes_on"]
+        link = f'href="/sign/authorise-run?given=run%3A{run}&amp;given=order%3Asha256'
+        assert link in desk.signed_in("rita").get(f"/runs/{run}").text
+        assert "/sign/authorise-run" not in browser.get(f"/runs/{run}").text
         desk.site.authorise(run)
         assert _tasks(desk, "rita") == []
 

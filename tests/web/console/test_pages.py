@@ -134,7 +134,7 @@ def test_a_list_is_a_page_long_and_its_next_page_goes_on(desk: Console, browsers
 
 def test_a_search_for_a_name_that_the_log_does_not_know_says_so(browsers: dict[str, Browser]) -> None:
     answer = browsers["auditor"].get("/log?actor=ogla")
-    assert answer.status_code == 200 and "No entry fits." in answer.text
+    assert answer.status_code == 200 and "No entry fits this search." in answer.text
     assert "did you mean olga?" in answer.text
 
 

@@ -476,6 +476,19 @@ def test_every_verb_has_a_form_or_is_named_as_one_of_the_command_line(desk_of_fo
         assert all(f'name="{name}"' in answer.text for name in names)
 
 
+@pytest.mark.parametrize("verb", sorted(VERBS.keys() - COMMAND_LINE))
+def test_a_choice_begins_with_a_sensible_value_or_asks_for_one(desk_of_forms: Browser, verb: str) -> None:
+    text = desk_of_forms.get(f"/sign/{verb}").text
+    begins = [re.findall(r"<option[^>]*>([^<]*)<", found) for found in re.findall(r"<select.*?</select>", text, re.S)]
+    chosen = re.findall(r"<option selected>([^<]*)<", text)
+    choices = [one for one in fields_of(verb, {}) if one.kind == "choice"]
+    assert len(begins) == len(choices)
+    for options, one in zip(begins, choices, strict=True):
+        assert options[0] == "choose…" if not one.value else one.value in chosen and "" not in options
+    if verb.startswith("import-"):
+        assert chosen == ["classification", "csv"]
+
+
 @pytest.fixture(scope="module")
 def desk_of_forms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     with console("staffed", tmp_path_factory.mktemp("f") / "h") as made:
@@ -625,7 +638,7 @@ def test_what_a_recipe_leaves_to_auto_is_resolved_by_the_service_and_said_so(des
 def test_a_form_that_does_not_fit_says_which_field(
     desk: Console, verb: str, fields: dict[str, str], words: str
 ) -> None:
-    browser = desk.signed_in("rita")
+    browser = desk.signed_in("anna" if verb == "adopt-policy" else "rita")
     answer = browser.post(f"/sign/{verb}", {"csrf": browser.csrf, **fields})
     assert 400 <= answer.status_code < 500, answer.text
     assert words in html.unescape(answer.text)

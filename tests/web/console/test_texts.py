@@ -15,6 +15,7 @@ from urllib.parse import quote
 import pytest
 
 from appliance.domain.governance.people import PrincipalEnrolled
+from appliance.domain.rulebook.showing import LABELS, label_of
 from appliance.web.console.core.assets import STATIC, Assets
 from appliance.web.console.core.csvs import write_csv
 from appliance.web.console.core.page import Table
@@ -151,6 +152,14 @@ def test_what_is_signed_is_shown_with_every_character_that_has_no_shape_written_
     assert json.loads(done.stdout) == list(shown.values())
     script = (STATIC / "signing.js").read_text()
     assert "said.textContent = plain(text);" in script and script.count(".textContent = text") == 1, "a problem's"
+
+
+def test_the_signing_page_has_the_labels_of_the_command_line() -> None:
+    script = (STATIC / "signing.js").read_text()
+    assert json.loads(script.partition("const LABELS = ")[2].partition(";")[0]) == LABELS
+    assert {label_of(name) for name in ("keyid", "rp_id", "backup_eligible")} == {
+        *("key id", "host", "can be copied to a cloud"),
+    }
 
 
 HIDDEN = "a\u202eb\u2066c\u200bd\u2028e\x1bf\ufeffg\u3164\ufe0f"
