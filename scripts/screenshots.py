@@ -139,6 +139,8 @@ class Service:
 
 
 def sign_in(page: Page, link: str) -> None:
+    # The first answer waits until the engine has loaded the base.
+    page.set_default_timeout(300_000)
     page.goto(link)
     page.get_by_role("button", name="Sign in").click()
     page.wait_for_url("**/home")
