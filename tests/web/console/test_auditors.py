@@ -175,7 +175,7 @@ def test_every_page_says_how_old_the_witnesses_are_and_is_red_once_they_are_behi
             line = re.search(r'<p class="logline[^>]*>(.*?)</p>', text, re.DOTALL)
             assert line is not None
             said = " ".join(re.sub("<[^>]*>", "", line[1]).split())
-            return said, 'class="logline is-behind"' in text, "is not witnessed as policy asks" in text
+            return said, 'class="logline is-behind"' in text, "lacks the witnesses that policy requires" in text
 
         assert all(told(path)[1:] == (True, True) for path in PAGES)
         cosign(desk, keys, names[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from appliance.formats.core.visible import IGNORABLE, is_visible
 from appliance.web.console.core.assets import Assets
 
 FOLDER = Path(__file__).resolve().parents[1]
+_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z")
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -40,6 +42,7 @@ def make_environment(assets: Assets) -> Environment:
         json=pretty,
         label=label,
         subject=subject,
+        is_time=is_time,
         # Of a form's field, which is sent back: escaped, and every character as it is.
         exact=made.filters["escape"],
     )
@@ -68,6 +71,11 @@ def _shown(value: object) -> object:
 def when(time: str) -> str:
     """2026-11-24T10:30:00.000Z as 2026-11-24 10:30:00."""
     return f"{time[:10]} {time[11:19]}"
+
+
+def is_time(text: str) -> bool:
+    """Whether it is a time as entries and orders have it."""
+    return _TIME.fullmatch(text) is not None
 
 
 def age(seconds: float | None) -> str:
