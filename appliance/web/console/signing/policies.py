@@ -53,7 +53,10 @@ def check_administrator(viewer: Viewer) -> None:
     if not viewer.has("administrator"):
         held = ", ".join(viewer.roles) or "none"
         reason = f"role: expected {viewer.name} to be administrator, got {held}"
-        raise Denied("adopting a policy set, which administrators prepare and endorse", reasons=(reason,))
+        raise Denied(
+            "Adopting a policy set is for administrators: they compare it, try it, sign it and endorse it",
+            reasons=(reason,),
+        )
 
 
 def compare_policies(context: Context, viewer: Viewer, proposal: Proposal, trials: Trials) -> Comparison | None:
