@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from appliance.client.support.door import Door
 from appliance.client.support.session import Opened, SavedSession
 from appliance.errors import ApplianceError, Unavailable
 from appliance.formats.core.fields import show
+
+_ADDRESS = re.compile(r"https?://[A-Za-z0-9][A-Za-z0-9.-]{0,252}(:[0-9]{1,5})?/sign-in/[A-Za-z0-9_-]{43}")
 
 
 @dataclass(frozen=True)
@@ -29,10 +33,18 @@ def open_link(door: Door, session: SavedSession) -> Link:
         with suppress(ApplianceError):
             door.end_session(opened.token)
         raise
+    return _parse_link(answer)
+
+
+def _parse_link(answer: Any) -> Link:
+    """Of a service that may be another's: what a browser's command is given is an address and no option, no file."""
     try:
-        return Link(str(answer["url"]), int(answer["seconds"]))
+        link = Link(str(answer["url"]), int(answer["seconds"]))
     except (KeyError, TypeError, ValueError):
-        raise Unavailable(f"service, console: expected a link, got {show(answer)}") from None
+        link = Link("", 0)
+    if _ADDRESS.fullmatch(link.url) is None:
+        raise Unavailable(f"service, console: expected a link, got {show(answer)}")
+    return link
 
 
 @dataclass(frozen=True)
