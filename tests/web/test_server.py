@@ -57,6 +57,41 @@ def test_a_beat_that_raises_ends_the_doors_after_what_is_under_way(caplog: pytes
         socket.create_connection(address, timeout=1)
 
 
+def test_a_request_of_two_lengths_is_refused_and_what_follows_it_is_no_request() -> None:
+    """A proxy that reads the other length would let one person's request begin another's."""
+    paths: list[str] = []
+    asked, answers = Event(), list[bytes]()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            raise NotImplementedError
+        paths.append(scope["path"])
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    door = socket.socket()
+    door.bind(("127.0.0.1", 0))
+    door.listen()
+    address = door.getsockname()
+
+    def ask() -> None:
+        for lengths in (b"Content-Length: 5\r\nTransfer-Encoding: chunked", b"Transfer-Encoding: chunked"):
+            with socket.create_connection(address, timeout=30) as connection:
+                first = b"POST /first HTTP/1.1\r\nHost: x\r\n" + lengths + b"\r\n\r\n0\r\n\r\n"
+                connection.sendall(first + b"GET /smuggled HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                answers.append(b"".join(iter(lambda: connection.recv(4096), b"")))
+        asked.set()
+
+    asking = Thread(target=ask)
+    asking.start()
+    heart = Heart(lambda: None, 60.0, lambda _: None)
+    serve([Door(app, door)], heart=heart, ended=lambda: "asked" if asked.is_set() else None)
+    asking.join()
+    refused, framed = answers
+    assert refused.startswith(b"HTTP/1.1 400 ") and refused.count(b"HTTP/1.1 ") == 1
+    assert framed.count(b"HTTP/1.1 200 ") == 2 and paths == ["/first", "/smuggled"]
+
+
 def test_a_beat_that_hangs_is_told_until_it_ends_and_does_not_hold_up_the_end() -> None:
     told: list[float] = []
     goes_on, never = Event(), Event()

@@ -19,6 +19,8 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from appliance.web.core.framing import once_framed
+
 log = logging.getLogger("appliance")
 
 GRACE_S = 5
@@ -168,7 +170,7 @@ def serve(doors: Sequence[Door], *, heart: Heart, ended: Callable[[], str | None
 def _server(door: Door) -> _Server:
     """No header of a proxy is used: the source of a request is the connection's peer."""
     config = uvicorn.Config(
-        door.app,
+        once_framed(door.app),
         http=_Guarded if door.guarded else _Local,
         ws="none",
         log_config=None,
