@@ -60,7 +60,11 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
     (r"opened:", STATE, "Decide again from the adapter's page."),
     # Releases.
     (r"quorum:", POLICY, "More reviewers have to approve, in the fields that the policy asks for."),
-    (r"request: expected exposure|exposure:|purpose:", POLICY, "Request the release by words that policy lists."),
+    (
+        r"request: expected exposure|exposure:|purpose:",
+        POLICY,
+        "Request the release with an exposure and a purpose that policy lists.",
+    ),
     (r"request: expected one that a person", INVARIANT, "Only a request that a person made can be withdrawn."),
     (r"request:", STATE, "Request the release, or request it again: appliance release request."),
     (r"tier:", POLICY, "Name the tier that policy gives to this exposure and purpose."),
@@ -138,7 +142,7 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
     (r"validation set", STATE, "Use a validation set that was imported for this base, and is not revoked."),
     (r"set ", STATE, "Use a set that fits the dataset: appliance gate show."),
     (r"gates:", POLICY, "Name a gate set that policy requires: appliance policy show."),
-    (r"licence:|classification:", POLICY, "Use a word that policy lists, or have the policy changed."),
+    (r"licence:|classification:", POLICY, "Use one that policy lists, or have the policy changed."),
     (r"import", STATE, "It has ended, or was never ordered. Order another import."),
     (r"recipe, |plan, ", MACHINE, "Change the recipe as the reason says: appliance run plan advises."),
     # What is kept.

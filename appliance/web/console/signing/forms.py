@@ -72,13 +72,14 @@ _HINTS = {
     "instruction": "the system message of every row",
     "tasks": "divided by spaces",
     "subject": "adapter:NAME@VERSION, dataset:NAME …",
-    "licence": "an SPDX identifier such as Apache-2.0, LicenseRef-NAME, or a word that policy lists",
-    "classification": "a word that policy lists",
+    "licence": "an SPDX identifier such as Apache-2.0, LicenseRef-NAME, or one that policy lists",
+    "classification": "one that policy lists, such as internal",
     "meaning": "what you checked, and what your decision means; it is signed and others read it",
     "on_behalf_of": "who delegated this to you",
     "not_before": "a day; no answer before it",
     "not_after": "a day; no answer from then on",
     "answers_a_day": "requests admitted in one day of UTC",
+    "on": "here: on the service's machine; slurm: on the site's cluster",
 }
 
 
