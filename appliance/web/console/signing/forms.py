@@ -84,6 +84,7 @@ _HINTS = {
 
 
 _FILES = {"parameters": "parameters.json", "cedar": "policies.cedar", "schema": "schema.cedarschema"}
+_SAID = {"parameters": "numbers", "cedar": "site policies", "schema": "what these can see"}
 
 
 class Field(Value):
@@ -99,7 +100,7 @@ class Field(Value):
 
 _POLICY = (
     Field(name="policy.name", label="name of the set", kind="line"),
-    *(Field(name=f"policy.{part}", label=file, kind="text") for part, file in _FILES.items()),
+    *(Field(name=f"policy.{part}", label=f"{_SAID[part]}, {file}", kind="text") for part, file in _FILES.items()),
 )
 
 
