@@ -8,37 +8,24 @@
    of the input alone decides. It needs AVX-512 with bf16; `fits_rows` says whether the processor has it. Threads are
    torch's own (`import torch` first) and share out outputs. */
 
-#include <stdint.h>
 #include <string.h>
+
+#include "_kernels.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
 
-enum { WEIGHTS = 64, BYTES = WEIGHTS / 2, ROWS = 16, STEP = 8, CHUNK = 16 };
+enum { WEIGHTS = 64, BYTES = WEIGHTS / 2, STEP = 8, CHUNK = 16 };
 
 #define INLINE static inline __attribute__((always_inline))
 #define NARROW __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,prefer-vector-width=512")))
-
-extern void GOMP_parallel(void (*function)(void *), void *data, unsigned threads, unsigned flags);
-extern int omp_get_thread_num(void);
-extern int omp_get_num_threads(void);
-
-/* Layers that read one input, behind one another; packed by Python as "qqPPP". Without a table the weights are bf16,
-   [outer, inner]. */
-typedef struct {
-    int64_t inner;          /* a multiple of 64, of bf16 weights of 32 */
-    int64_t outer;          /* all outputs */
-    const uint16_t *table;  /* 32 bf16 numbers: the 16 of NF4, twice */
-    const uint8_t *weights; /* [outer, inner / 2] */
-    const float *scales;    /* [outer, inner / 64] */
-} Product;
 
 typedef struct {
     const Product *product;
     int64_t rows;
     const float *x;
     float *y;
-    uint16_t *scratch; /* for each thread [ROWS, inner] */
+    uint16_t *scratch; /* for each thread [STEP, inner] */
 } Job;
 
 /* A row in bf16. */
@@ -66,7 +53,10 @@ NARROW INLINE void multiply_bf16(const Product *product, int64_t output, const u
                                  int rows) {
     const int64_t inner = product->inner;
     const uint16_t *weights = (const uint16_t *)product->weights + output * inner;
+    float bias[4];
     __m512 sums[4][8];
+    for (int out = 0; out < outputs; out++)
+        bias[out] = product->bias ? product->bias[output + out] : 0;
     for (int out = 0; out < outputs; out++)
         for (int row = 0; row < rows; row++)
             sums[out][row] = _mm512_setzero_ps();
@@ -84,13 +74,16 @@ NARROW INLINE void multiply_bf16(const Product *product, int64_t output, const u
     }
     for (int out = 0; out < outputs; out++)
         for (int row = 0; row < rows; row++)
-            y[row * product->outer + output + out] = _mm512_reduce_add_ps(sums[out][row]);
+            y[row * product->outer + output + out] = _mm512_reduce_add_ps(sums[out][row]) + bias[out];
 }
 
 NARROW INLINE void multiply_nf4(const Product *product, int64_t output, const uint16_t *x, float *y, int outputs, int rows) {
     const int64_t inner = product->inner, blocks = inner / WEIGHTS;
     const __m512i table = _mm512_loadu_si512(product->table), nibble = _mm512_set1_epi16(15);
+    float bias[4];
     __m512 sums[4][8];
+    for (int out = 0; out < outputs; out++)
+        bias[out] = product->bias ? product->bias[output + out] : 0;
     for (int out = 0; out < outputs; out++)
         for (int row = 0; row < rows; row++)
             sums[out][row] = _mm512_setzero_ps();
@@ -119,7 +112,7 @@ NARROW INLINE void multiply_nf4(const Product *product, int64_t output, const ui
     }
     for (int out = 0; out < outputs; out++)
         for (int row = 0; row < rows; row++)
-            y[row * product->outer + output + out] = _mm512_reduce_add_ps(sums[out][row]);
+            y[row * product->outer + output + out] = _mm512_reduce_add_ps(sums[out][row]) + bias[out];
 }
 
 #define SOME(multiply, outputs, rows)                                                                                  \
@@ -147,30 +140,33 @@ NARROW INLINE void multiply_nf4(const Product *product, int64_t output, const ui
 MULTIPLY_SOME(multiply_nf4)
 MULTIPLY_SOME(multiply_bf16)
 
-/* What one thread does: its part of the outputs. */
-NARROW static void share(void *data) {
-    const Job *job = data;
-    const Product *product = job->product;
-    const int64_t inner = product->inner, thread = omp_get_thread_num(), threads = omp_get_num_threads();
-    uint16_t *x = job->scratch + thread * ROWS * inner;
-    for (int64_t row = 0; row < job->rows; row++)
-        if (product->table)
-            narrow_divided(job->x + row * inner, x + row * inner, inner);
-        else
-            narrow(job->x + row * inner, x + row * inner, inner);
+NARROW void multiply_part(const Product *product, int64_t rows, const float *x, float *y, uint16_t *scratch,
+                          int64_t thread, int64_t threads) {
+    const int64_t inner = product->inner;
     const int64_t chunks = (product->outer + CHUNK - 1) / CHUNK, first = chunks * thread / threads * CHUNK;
     const int64_t end = chunks * (thread + 1) / threads * CHUNK, last = end < product->outer ? end : product->outer;
-    for (int64_t row = 0; row < job->rows; row += STEP) {
-        const int64_t rows = job->rows - row < STEP ? job->rows - row : STEP;
-        float *y = job->y + row * product->outer;
+    for (int64_t row = 0; row < rows; row += STEP, x += STEP * inner, y += STEP * product->outer) {
+        const int64_t some = rows - row < STEP ? rows - row : STEP;
+        for (int64_t one = 0; one < some; one++)
+            if (product->table)
+                narrow_divided(x + one * inner, scratch + one * inner, inner);
+            else
+                narrow(x + one * inner, scratch + one * inner, inner);
         if (product->table)
-            multiply_nf4_some(product, first, last, x + row * inner, y, rows);
+            multiply_nf4_some(product, first, last, scratch, y, some);
         else
-            multiply_bf16_some(product, first, last, x + row * inner, y, rows);
+            multiply_bf16_some(product, first, last, scratch, y, some);
     }
 }
 
-/* y [rows, outer] = x [rows, inner] times the weights, both float32; 16 rows at most. */
+static void share(void *data) {
+    const Job *job = data;
+    const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
+    uint16_t *scratch = job->scratch + thread * STEP * job->product->inner;
+    multiply_part(job->product, job->rows, job->x, job->y, scratch, thread, threads);
+}
+
+/* y [rows, outer] = x [rows, inner] times the weights, and the bias, all float32. */
 void multiply_rows(const Product *product, int64_t rows, const float *x, float *y, uint16_t *scratch) {
     Job job = {product, rows, x, y, scratch};
     GOMP_parallel(share, &job, 0, 0);

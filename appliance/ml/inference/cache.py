@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -165,10 +165,35 @@ class Drawing:
     """One token more for each of these rows; None is a row of padding, which sees nothing."""
 
     def __init__(self, cache: Cache, rows: Sequence[Held | None]) -> None:
-        self._cache, self.rows = cache, rows
+        self.cache, self.rows = cache, rows
+        for held in rows:
+            if held is not None:
+                cache.reserve(held, held.length + 1)
+
+    @cached_property
+    def _attention(self) -> _BlockAttention:
+        return _BlockAttention(self.cache, self.rows)
+
+    def attend(
+        self, number: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scoring: Scoring
+    ) -> torch.Tensor:
+        """For the library's modules, see `Seen`."""
+        return self.read(number, query.float(), key.float(), value.float(), scoring).to(query.dtype)
+
+    def read(
+        self, number: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scoring: Scoring
+    ) -> torch.Tensor:
+        """Each row's one query over its own keys: [rows, heads, size]; query [rows, heads, size], key and value
+        [rows, key heads, size], all float32."""
+        return self._attention.read(number, query, key, value, scoring)
+
+
+class _BlockAttention:
+    """Attention of a step's rows in torch: all of their blocks in one batched product."""
+
+    def __init__(self, cache: Cache, rows: Sequence[Held | None]) -> None:
+        self._cache = cache
         held_by = [(row, held) for row, held in enumerate(rows) if held is not None]
-        for _, held in held_by:
-            cache.reserve(held, held.length + 1)
         self._used = cache.used + 1 + -(cache.used + 1) % cache.step
         self._blocks, self._offsets = _places([(held, held.length) for _, held in held_by], cache)
         # Nobody's block hides all of its keys, and whatever is read of it changes no sum.
@@ -195,17 +220,10 @@ class Drawing:
         self._steps = steps
         self._masks: dict[tuple[int, int | None], torch.Tensor] = {}
 
-    def attend(
-        self, number: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scoring: Scoring
-    ) -> torch.Tensor:
-        """For the library's modules, see `Seen`."""
-        return self.read(number, query.float(), key.float(), value.float(), scoring).to(query.dtype)
-
     def read(
         self, number: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scoring: Scoring
     ) -> torch.Tensor:
-        """Each row's one query over its own keys: [rows, heads, size]; query [rows, heads, size], key and value
-        [rows, key heads, size], all float32."""
+        """See `Drawing.read`."""
         (count, heads, size), groups = query.shape, key.shape[1]
         keys, values = (tensor[: self._used] for tensor in self._write(number, key, value))
         shared = query.reshape(count, -1).index_select(0, self._owner).view(-1, heads // groups, size)

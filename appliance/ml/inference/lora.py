@@ -7,24 +7,37 @@ one copies what it multiplies, reads float32, and takes a call for every layer a
 from __future__ import annotations
 
 import ctypes
-import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch.nn.functional import pad
 
 from appliance.ml.inference.mixing import Adapter, Mix, RowGroup
-from appliance.ml.quantised.kernels import load_kernels
+from appliance.ml.quantised.kernels import PARTS, Group, load_kernels
 
 # As in _lora.c.
 _LANES, _RANKS, _COLUMNS, _BLOCK = 16, 4, 32, 64
-_PAIR = struct.Struct("@PPqqqd")
 
 
-def _load_kernel() -> Callable[[bytes, int, bytes, int, int], None]:
+class Pair(ctypes.Structure):
+    """An adapter and one or two rows that use it, as in _kernels.h."""
+
+    _fields_ = (
+        ("weights", ctypes.c_void_p),
+        ("places", ctypes.c_void_p),
+        ("rank", ctypes.c_int64),
+        ("rows", ctypes.c_int64 * 2),
+        ("scale", ctypes.c_double),
+        ("low", ctypes.c_void_p),
+    )
+
+
+def _load_kernel() -> Callable[[Any, int, Group, int, int], None]:
     function = load_kernels().add_lora
-    function.argtypes = (ctypes.c_char_p, ctypes.c_int64, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p)
+    pointers = ctypes.POINTER(Pair), ctypes.POINTER(Group)
+    function.argtypes = (pointers[0], ctypes.c_int64, pointers[1], ctypes.c_void_p, ctypes.c_void_p)
     function.restype = None
     return function
 
@@ -42,37 +55,45 @@ class Packed:
         self._weights = torch.cat([part.flatten() for some in parts for part in some]).to(dtype)
         places = [start * dtype.itemsize if some else -1 for start, some in zip(starts, parts, strict=False)]
         self._places = torch.tensor(places, dtype=torch.int64)
-        self._rank = -(-adapter.rank // _RANKS) * _RANKS
+        self.rank = -(-adapter.rank // _RANKS) * _RANKS
         self._scaling = adapter.scaling
 
-    def pair(self, some: int, other: int) -> bytes:
-        """This adapter for two rows, the second -1 where there is one, as the kernel takes them."""
+    def pair(self, some: int, other: int, low: int) -> Pair:
+        """This adapter for two rows, the second -1 where there is one, as the kernel takes them; `low` is the address
+        of its room."""
         pointers = self._weights.data_ptr(), self._places.data_ptr()
-        return _PAIR.pack(*pointers, self._rank, some, other, self._scaling)
+        return Pair(*pointers, self.rank, (some, other), self._scaling, low)
 
     def forget(self) -> None:
         self._weights.zero_()
 
 
-class _Pairs:
-    """The rows of a batch that use adapters, two by two."""
+class Pairs:
+    """The rows of a batch that use adapters, two by two, as the kernel takes them."""
 
     def __init__(
-        self, groups: Mapping[RowGroup, bytes], rows: Mapping[str, Sequence[int]], packed: Mapping[str, Packed]
+        self, groups: Mapping[RowGroup, Group], rows: Mapping[str, Sequence[int]], packed: Mapping[str, Packed]
     ) -> None:
-        # The pairs hold the addresses of what was packed.
-        self._groups, self._packed = groups, packed
-        self._pairs = b"".join(
-            packed[slot].pair(mine[place], mine[place + 1] if place + 1 < len(mine) else -1)
+        found = [
+            (packed[slot], mine[place], mine[place + 1] if place + 1 < len(mine) else -1)
             for slot, mine in rows.items()
             for place in range(0, len(mine), 2)
+        ]
+        starts = list(accumulate((2 * PARTS * adapter.rank for adapter, _, _ in found), initial=0))
+        low = torch.empty(starts[-1])
+        # The pairs hold the addresses of what was packed, and of their rooms.
+        self._groups, self._held = groups, (packed, low)
+        self.count = len(found)
+        pairs = (
+            adapter.pair(some, other, low.data_ptr() + start * low.itemsize)
+            for (adapter, some, other), start in zip(found, starts, strict=False)
         )
-        self._count = len(self._pairs) // _PAIR.size
+        self.pairs = (Pair * self.count)(*pairs)
 
     def add(self, group: RowGroup, x: torch.Tensor, made: torch.Tensor) -> None:
         """See `Mix.add`; both contiguous."""
         assert x.is_contiguous() and made.is_contiguous()
-        _add_lora(self._pairs, self._count, self._groups[group], x.data_ptr(), made.data_ptr())
+        _add_lora(self.pairs, self.count, self._groups[group], x.data_ptr(), made.data_ptr())
 
 
 class Rows:
@@ -81,13 +102,7 @@ class Rows:
     def __init__(self, groups: Sequence[RowGroup], dtype: torch.dtype) -> None:
         self._dtype = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
         self._names = [name for group in groups for name in group.names]
-        firsts = accumulate((len(group.names) for group in groups), initial=0)
-        narrow = self._dtype == torch.bfloat16
-        # Each group as the kernel takes it.
-        self._groups = {
-            group: struct.pack(f"@4q{len(group.sizes)}q", first, group.inner, narrow, len(group.sizes), *group.sizes)
-            for group, first in zip(groups, firsts, strict=False)
-        }
+        self._groups = number_groups(groups, narrow=self._dtype == torch.bfloat16)
         self._packed: dict[str, Packed] = {}
 
     @torch.inference_mode()
@@ -101,7 +116,7 @@ class Rows:
             if slot not in self._packed:
                 self._packed[slot] = Packed(adapters[slot], self._names, self._dtype)
         packed = {slot: self._packed[slot] for slot in rows}
-        return Mix(tuple(range(len(slots))), (_Pairs(self._groups, rows, packed),) if rows else ())
+        return Mix(tuple(range(len(slots))), (Pairs(self._groups, rows, packed),) if rows else ())
 
     @torch.inference_mode()
     def forget(self, slot: str) -> None:
@@ -112,6 +127,15 @@ class Rows:
     def clear(self) -> None:
         """Drops every adapter."""
         self._packed.clear()
+
+
+def number_groups(groups: Sequence[RowGroup], *, narrow: bool) -> dict[RowGroup, Group]:
+    """Each group as the kernel takes it; `narrow`: adapters are bf16 there."""
+    firsts = accumulate((len(group.names) for group in groups), initial=0)
+    return {
+        group: Group(first, group.inner, narrow, len(group.sizes), group.sizes)
+        for group, first in zip(groups, firsts, strict=False)
+    }
 
 
 def _pack(down: torch.Tensor, up: torch.Tensor) -> list[torch.Tensor]:

@@ -8,7 +8,8 @@ No row's bits depend on another's: every operation is by row, by `multiply_rows`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import bitsandbytes
@@ -16,6 +17,8 @@ import torch
 from torch.nn.functional import linear
 
 from appliance.ml.inference.cache import Drawing
+from appliance.ml.inference.fused import FusedLayer, FusedLayers
+from appliance.ml.inference.lora import Pairs
 from appliance.ml.inference.mixing import ROWS, Mix, RowGroup, multiply_rows
 from appliance.ml.layers.activations import ACTIVATIONS
 from appliance.ml.layers.architecture import Architecture, LayerKind, Row, find_architecture
@@ -60,10 +63,28 @@ class Stepper:
         long = [held is not None and held.long for held in rows.rows]
         marks = torch.tensor(long, device=device) if any(long) else None
         rotations = self._positions.rotations(torch.tensor(list(places), device=device), self._dtype, marks)
-        turns = {rope: None if one is None else _Turn(one) for rope, one in rotations.items()}
-        for number, layer in enumerate(self._layers):
-            layer.read(number, hidden, turns[layer.rope], rows, mix)
+        if not self._read_fused(hidden, rotations, rows, mix):
+            turns = {rope: None if one is None else _Turn(one) for rope, one in rotations.items()}
+            for number, layer in enumerate(self._layers):
+                layer.read(number, hidden, turns[layer.rope], rows, mix)
         return self._norm(hidden).to(self._dtype)
+
+    def _read_fused(
+        self, hidden: torch.Tensor, rotations: Mapping[str | None, Rotation | None], rows: Drawing, mix: Mix
+    ) -> bool:
+        """Whether one call of the kernel took the step through all layers."""
+        pairs = [part for part in mix.parts if isinstance(part, Pairs)]
+        if self._fused is None or len(pairs) < len(mix.parts) or None in rows.rows:
+            return False
+        self._fused.read(hidden, rotations, rows, pairs[0] if pairs else None)
+        return True
+
+    @cached_property
+    def _fused(self) -> FusedLayers | None:
+        """Made at the first step; None where the kernel does not cover the base or the processor."""
+        layers = [layer.describe() for layer in self._layers]
+        found = [layer for layer in layers if layer is not None]
+        return FusedLayers(found, self._architecture, *self._layers[0].facts) if len(found) == len(layers) else None
 
     def find_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[rows, vocabulary], in the compute dtype."""
@@ -113,6 +134,23 @@ class _Layer:
         self._reading, self._writing, self._widening, self._narrowing = parts
         self.groups = [part.group for part in parts]
 
+    @property
+    def facts(self) -> tuple[Scoring, int, float]:
+        """What all layers of a base share: how they score, a head's size, and the norms' epsilon."""
+        norms = [norm for norm in (self._before, self._behind) if norm is not None]
+        return self._scoring, self._size, norms[0].epsilon
+
+    def describe(self) -> FusedLayer | None:
+        """For the kernel of a whole step; None where one of the products is not its own."""
+        parts = (self._reading, self._writing, self._widening, self._narrowing)
+        products = [part.product for part in parts if part.fits_kernel]
+        if len(products) < len(parts):
+            return None
+        norms: list[_WideNorm | None] = [self._before, self._behind, self._before_mlp, self._behind_mlp]
+        norms += self._head_norms or [None, None]
+        weights = [None if norm is None else norm.weight for norm in norms]
+        return FusedLayer(products, self.groups, weights, self.rope, self._scoring.window)
+
     def read(self, number: int, x: torch.Tensor, turn: _Turn | None, rows: Drawing, mix: Mix) -> None:
         """x is [rows, hidden], float32, and changed in place."""
         normal, count = _norm(self._before, x), len(x)
@@ -157,13 +195,13 @@ class _WideNorm:
     """RMSNorm (https://arxiv.org/abs/1910.07467) in float32."""
 
     def __init__(self, norm: Any, row: Row) -> None:
-        self._weight = norm.weight.float() + (1.0 if row.norm_offset else 0.0)
+        self.weight = norm.weight.float() + (1.0 if row.norm_offset else 0.0)
         epsilon = getattr(norm, "variance_epsilon", None)
-        self._epsilon = norm.eps if epsilon is None else epsilon
+        self.epsilon = float(norm.eps if epsilon is None else epsilon)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        scale = x.square().mean(-1, keepdim=True).add_(self._epsilon).rsqrt_()
-        return (x * scale).mul_(self._weight)
+        scale = x.square().mean(-1, keepdim=True).add_(self.epsilon).rsqrt_()
+        return (x * scale).mul_(self.weight)
 
 
 class _Projections:
@@ -174,13 +212,17 @@ class _Projections:
         sizes = tuple(module.out_features for module in self._modules)
         self.group = RowGroup(tuple(f"{name}.{part}" for part in parts), self._modules[0].in_features, sizes)
         self._dtype = dtype
-        self._product: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self.fits_kernel = fits_nf4_rows(self._modules, dtype)
+
+    @cached_property
+    def product(self) -> Any:
+        """Made at the first use: layers packed by GPTQ are packed anew for their kernel."""
+        return _join(self._modules, self._dtype)
 
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
         """What the base makes of x, float32; it multiplies in its own dtype."""
-        # Made at the first use: layers packed by GPTQ are packed anew for their kernel.
-        product = self._product = self._product or _join(self._modules, self._dtype)
-        return product(x)
+        made: torch.Tensor = self.product(x)
+        return made
 
     def add(self, x: torch.Tensor, made: torch.Tensor, mix: Mix) -> None:
         """Adds what the rows' adapters make of x, in place."""

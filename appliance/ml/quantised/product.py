@@ -9,7 +9,6 @@ weights would be in memory twice, since prompts are read from the weights as the
 from __future__ import annotations
 
 import ctypes
-import struct
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -18,11 +17,10 @@ import bitsandbytes
 import torch
 
 from appliance.ml.quantised.blocks import join_blocks
-from appliance.ml.quantised.kernels import load_kernels
+from appliance.ml.quantised.kernels import Product, load_kernels
 
 # As in _rows.c.
-_ROWS, _BLOCK, _LANES = 16, 64, 32
-_PRODUCT = struct.Struct("@qqPPP")
+_ROWS, _BLOCK, _LANES = 8, 64, 32
 
 
 @cache
@@ -32,7 +30,7 @@ def _find_kernel() -> Any | None:
     if not kernels.fits_rows():
         return None
     function = kernels.multiply_rows
-    function.argtypes = (ctypes.c_char_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
+    function.argtypes = (ctypes.POINTER(Product), ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
     function.restype = None
     return function
 
@@ -83,10 +81,10 @@ class FewRows:
         bias: torch.Tensor | None = None,
     ) -> None:
         self._outer, self._inner = shape
-        self._held = weights, table, scales  # What the kernel is given the addresses of.
-        addresses = (0 if one is None else one.data_ptr() for one in (table, weights, scales))
-        self._product = _PRODUCT.pack(self._inner, self._outer, *addresses)
-        self._bias, self._scratch = bias, torch.empty(0, dtype=torch.bfloat16)
+        self._held = weights, table, scales, bias  # What the kernel is given the addresses of.
+        addresses = (None if one is None else one.data_ptr() for one in (table, weights, scales, bias))
+        self.product = Product(self._inner, self._outer, *addresses)
+        self._scratch = torch.empty(0, dtype=torch.bfloat16)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         assert x.dtype == torch.float32 and x.is_contiguous()
@@ -96,7 +94,5 @@ class FewRows:
             self._scratch = torch.empty(needed, dtype=torch.bfloat16)
         multiply, scratch = _find_kernel(), self._scratch.data_ptr()
         assert multiply is not None
-        for start in range(0, len(x), _ROWS):
-            rows, y = x[start : start + _ROWS], made[start:]
-            multiply(self._product, len(rows), rows.data_ptr(), y.data_ptr(), scratch)
-        return made if self._bias is None else made.add_(self._bias)
+        multiply(self.product, len(x), x.data_ptr(), made.data_ptr(), scratch)
+        return made

@@ -77,7 +77,7 @@ def _compare_alone(product: FewRows, inner: int, threads: int) -> None:
 def test_the_layers_are_held_once_by_all_who_read_them() -> None:
     layers = make_layers(128, (64, 64))
     product, (weights, scales) = make_nf4_rows(layers), join_blocks(layers)
-    held, _, of_blocks = product._held
+    held, _, of_blocks, _ = product._held
     assert of_blocks is not None and (held.data_ptr(), of_blocks.data_ptr()) == (weights.data_ptr(), scales.data_ptr())
     assert layers[1].weight.data_ptr() == weights.data_ptr() + layers[0].weight.numel()
 
