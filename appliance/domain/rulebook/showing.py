@@ -70,9 +70,11 @@ def describe_recipe(recipe: Mapping[str, Any], resolved: frozenset[str]) -> list
 
 def describe_gates(proposal: Proposal) -> list[tuple[str, str]]:
     """The gate set that an order to train binds, gate by gate from its bytes; or that it binds none."""
-    data = proposal.documents.get("gates")
-    if data is None:
+    data, bound = proposal.documents.get("gates"), getattr(proposal.order, "gates", None)
+    if bound is None:
         return [("gates", "none: no gate decides on this adapter")]
+    if data is None:
+        return [("gates", f"not disclosed: what {bound} decides cannot be shown")]
     gates = parse_gates(data)
     rules = f"alpha {gates.alpha}, correction {gates.correction}, luck {gates.luck}, seed {gates.seed}"
     lines = [("gates", f"{gates.name}, {digest_bytes(data)}"), ("gates, rules", rules)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from typing import Any
 
 import pytest
@@ -11,9 +13,12 @@ from hypothesis import given, settings
 from appliance.domain.core.names import encode_value
 from appliance.domain.governance.policies import AdoptPolicy
 from appliance.domain.rulebook.proposals import Proposal, encode_proposal, parse_proposal
+from appliance.domain.rulebook.showing import describe
 from appliance.errors import ApplianceError, BadInput, Tampered
 from appliance.formats.core.canonical import encode_canonical
+from appliance.formats.core.digest import digest_bytes
 from appliance.formats.signatures.dsse import encode_envelope
+from appliance.web.console.core.assets import STATIC
 from scripts.kit.log_builder import policy_digest, policy_set, stage
 from tests.kit.mutations import mutated, reshaped
 
@@ -38,6 +43,28 @@ def test_a_file_is_read_as_it_was_written() -> None:
 
 def test_a_statement_alone_is_an_order_without_its_texts() -> None:
     assert parse_proposal(SIGNED.payload) == (Proposal(REVIEW), None)
+
+
+def test_gates_that_the_file_leaves_out_are_not_said_to_be_none() -> None:
+    """A service that was taken over makes the file: who checks it must not believe that nothing decides."""
+    site = stage("imported")
+    order = site.train_order("olga", None, gates=digest_bytes(b"gates"), sets=(), local_sets=())
+    found, _ = parse_proposal(encode_proposal(Proposal(order)))
+    assert dict(describe(found))["gates"] == f"not disclosed: what {order.gates} decides cannot be shown"
+    without = Proposal(site.train_order("olga", None, gates=None, sets=(), local_sets=()))
+    assert dict(describe(without))["gates"] == "none: no gate decides on this adapter"
+    for proposal in (found, without) if shutil.which("node") else ():
+        assert _shown_in_the_page(proposal) == dict(describe(proposal))["gates"]
+
+
+def _shown_in_the_page(proposal: Proposal) -> str:
+    script = (STATIC / "signing.js").as_uri()
+    program = f"""import {{ webcrypto }} from "node:crypto"; globalThis.crypto ??= webcrypto;
+    const {{ open, describe }} = await import({json.dumps(script)});
+    const opened = await open({json.dumps(encode_proposal(proposal).decode())});
+    console.log(Object.fromEntries(await describe(opened, {{ "": [] }})).gates);"""
+    command = ["node", "--input-type=module", "-e", program]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
 
 
 def holds(data: bytes) -> None:

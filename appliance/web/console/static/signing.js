@@ -113,8 +113,9 @@ function show(value, members, name) {
 }
 
 async function describeGates(opened) {
-  const data = opened.documents.get("gates");
-  if (!data) return [["gates", "none: no gate decides on this adapter"]];
+  const data = opened.documents.get("gates"), bound = opened.statement.predicate.gates;
+  if (bound === null) return [["gates", "none: no gate decides on this adapter"]];
+  if (!data) return [["gates", `not disclosed: what ${bound} decides cannot be shown`]];
   const set = JSON.parse(new TextDecoder().decode(data));
   const rules = `alpha ${set.alpha}, correction ${set.correction}, luck ${set.luck}, seed ${set.seed}`;
   const lines = set.gates.map((gate) => [`gate ${gate.name}`, `${gate.leg}: ${describeGate(gate)}`]);
