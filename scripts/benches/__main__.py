@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from scripts.benches import (
+    audit,
     cluster,
     console,
     console_people,
@@ -30,6 +31,9 @@ from scripts.benches.measure import Row, describe_machine, markdown_table, plain
 def main() -> None:
     if sys.argv[1:2] == ["methods"]:
         methods.main(sys.argv[2:])
+        return
+    if sys.argv[1:2] == ["audit"]:
+        audit.main(sys.argv[2:])
         return
     if sys.argv[1:2] == ["private"]:
         private.main(sys.argv[2:])

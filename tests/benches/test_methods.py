@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from appliance.domain.recipe.methods import METHODS
-from appliance.ml.data import rows as data
-from scripts.benches.methods import PAIRS, Found, Sizes, _recipe, _write_rows, table
+from scripts.benches.banking import Sizes, prepare
+from scripts.benches.methods import PAIRS, Found, _recipe, table
 from scripts.kit.tiny_model import build_base
 
 
@@ -27,13 +27,10 @@ def test_every_method_is_measured_and_shown_as_a_share_of_full_fine_tuning() -> 
     assert "| – | 5 | – | 1 | – |" in table(rows[:1])[2], "no share where full was not measured"
 
 
-def test_rows_keep_the_datasets_own_split_and_a_recipe_is_resolved(tmp_path: Path) -> None:
-    base = build_base(tmp_path / "base")
+def test_a_recipe_is_resolved_with_its_methods_own_values(tmp_path: Path) -> None:
     for name, count in (("train", 5), ("test", 3)):
         rows = "".join(f"{label} {name} {row},{label}\n" for row in range(count) for label in ("a", "b", "c"))
         (tmp_path / f"{name}.csv").write_text(f"text,category\n{rows}", encoding="utf-8")
-    _write_rows(tmp_path, base, tmp_path / "rows", Sizes(2, 4, 3))
-    assert [row.text.split()[1] for row in data.load_rows(tmp_path / "rows", data.TRAIN)] == ["train"] * 8
-    assert [row.text.split()[1] for row in data.load_rows(tmp_path / "rows", data.HELD_OUT)] == ["test"] * 6
-    recipe = _recipe({"base": str(base), "dataset": str(tmp_path / "rows")}, "dora", "nf4-double", "adamw-8bit")
+    places = prepare(build_base(tmp_path / "base"), tmp_path, tmp_path / "kept", Sizes(2, 4, 3))
+    recipe = _recipe(places, "dora", "nf4-double", "adamw-8bit")
     assert (recipe["method"], recipe["optimiser"], recipe["purpose"]) == ("dora", "adamw-8bit", "baseline")

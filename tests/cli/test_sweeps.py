@@ -15,6 +15,7 @@ from appliance.client import sweeps
 from appliance.client.runs import Ended
 from appliance.domain.rulebook.proposals import Proposal
 from appliance.domain.rulebook.showing import describe
+from appliance.errors import Unavailable
 from scripts.kit.log_builder import policy_set
 from tests.cli.conftest import Desk, one_line
 
@@ -177,6 +178,23 @@ def test_a_sweep_that_was_left_goes_on_with_the_losses_that_it_had(
     elsewhere = desk.as_("olga", "run", "sweep", name, "--folder", str(desk.folder / "other"), "--yes")
     assert elsewhere.code == 0, elsewhere.err
     assert [line.split()[:3] for line in elsewhere.out.splitlines()[1:]][-1] == ["r-000002", "8", "-"]
+
+
+def test_a_service_that_restarts_ends_the_command_which_says_how_to_go_on(
+    open_desk: Callable[[str], Desk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = open_desk("imported")
+
+    def gone(door: Any, run: str, told: Callable[[str, list[dict[str, Any]]], None]) -> Ended:
+        raise Unavailable("service: expected it to answer, got nothing")
+
+    monkeypatch.setattr(sweeps, "follow", gone)
+    folder = str(desk.folder / "chosen")
+    told = desk.as_("olga", "run", "start", _recipe(desk), "--sweep", "--folder", folder, "--yes")
+    assert told.code == Unavailable.exit_code, told.err
+    (name,) = {str(run.sweep) for run in desk.site.state.runs.values()}
+    assert f"go on with: appliance run sweep {name} --folder {folder}" in one_line(told.err)
+    assert len(json.loads((desk.folder / "chosen" / "sweep.json").read_text())["runs"]) == 3
 
 
 def test_a_run_that_was_to_be_stopped_before_the_power_went_is_judged_again(

@@ -105,6 +105,25 @@ def test_an_epsilon_that_bounds_hardly_anything_is_warned_of() -> None:
     assert told.startswith("epsilon ") and "protects little: above 10" in told
 
 
+def test_a_delta_that_gives_a_row_away_and_a_clip_that_teaches_nothing_are_warned_of() -> None:
+    assert list_warnings(resolved(privacy={"epsilon": 8, "delta": 0.001})) == []
+    (told,) = list_warnings(resolved(privacy={"epsilon": 8, "delta": 0.0029}))
+    assert told.startswith("delta 0.0029 protects little")
+    (told,) = list_warnings(resolved(privacy={"epsilon": 8, "clip": 0.0000001}))
+    assert told.startswith("clip 0.0000001 is so small")
+    with pytest.raises(BadInput, match="delta: expected more than 0 and less than 1 / 343"):
+        resolved(privacy={"epsilon": 8, "delta": 0.5})
+
+
+def test_rows_that_are_all_in_each_step_are_accounted_for_as_such() -> None:
+    """A sampling rate of 1: nothing is hidden by who was drawn."""
+    every = resolved(FACTS, batch_size=343, privacy={"noise": 1})
+    assert every.privacy is not None
+    assert every.privacy.epsilon == find_epsilon(343, 343, every.epochs, "1.0", every.privacy.delta)
+    few = resolved(FACTS, batch_size=8, privacy={"noise": 1}, epochs=every.epochs)
+    assert few.privacy is not None and few.privacy.epsilon != every.privacy.epsilon
+
+
 def test_a_resolved_private_recipe_is_read_again_as_it_was_written() -> None:
     recipe = resolved(privacy={"epsilon": 2})
     assert parse_resolved(recipe.model_dump(mode="json")) == recipe

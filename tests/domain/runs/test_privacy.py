@@ -9,6 +9,7 @@ import pytest
 from appliance.domain.core.records import Guarantee as Kept
 from appliance.domain.recipe import privacy
 from appliance.domain.recipe.accountant import find_epsilon
+from appliance.domain.releases import adapters
 from appliance.errors import BadInput, Denied
 from appliance.formats.artifacts.manifest import Guarantee
 from appliance.formats.core.digest import digest_bytes
@@ -100,6 +101,21 @@ def test_a_verifier_finds_a_log_whose_epsilon_is_a_lie(site: LogBuilder, monkeyp
     report = verify(site)
     assert report.verdict == "failed"
     assert any(f"epsilon: expected {EPSILON}" in finding.message for finding in report.findings)
+
+
+def test_a_verifier_finds_a_manifest_whose_epsilon_is_a_lie(
+    running: LogBuilder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that a service with other code would have sealed: the run's epsilon is right, the adapter states less."""
+    running.add(running.finished(RUN, final_loss=None))
+    lie = Guarantee(epsilon="0.1", delta=DELTA)
+    with monkeypatch.context() as lying:
+        lying.setattr(adapters, "guarantee_of", lambda run: lie)
+        running.seal(RUN, privacy=lie)
+        assert verify(running).verdict == "verified", "by the code that lies"
+    report = verify(running)
+    assert report.verdict == "failed"
+    assert any("manifest, privacy: expected" in finding.message for finding in report.findings)
 
 
 def test_an_adapter_of_a_run_that_was_not_private_says_nothing_of_privacy(site: LogBuilder) -> None:
