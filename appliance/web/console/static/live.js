@@ -41,3 +41,18 @@
   progress.addEventListener("end", () => progress.close());
   addEventListener("pagehide", () => progress.close());
 })();
+
+// A form whose answer takes long says so, and is sent once.
+addEventListener("submit", (event) => {
+  const note = event.target.querySelector("[data-waits]");
+  if (!note) return;
+  note.hidden = false;
+  for (const button of event.target.querySelectorAll("button[type=submit]")) button.disabled = true;
+});
+addEventListener("pageshow", (event) => {
+  if (!event.persisted) return;
+  for (const note of document.querySelectorAll("[data-waits]")) {
+    note.hidden = true;
+    for (const button of note.closest("form").querySelectorAll("button[type=submit]")) button.disabled = false;
+  }
+});

@@ -196,6 +196,9 @@ async function startSigning(section) {
       try {
         await sign(opened, form, told);
         form.submit();
+        // A file is saved, and the page stays.
+        const done = section.querySelector("[data-done]");
+        if (done) done.hidden = false;
       } catch (error) {
         say(problem, `Nothing was signed. ${error.message}`);
         button.disabled = false;
