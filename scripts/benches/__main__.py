@@ -20,6 +20,7 @@ from scripts.benches import (
     models,
     preferring,
     private,
+    revocation,
     serving,
     training,
     verdicts,
@@ -79,6 +80,8 @@ def _measure(folder: Path, given: argparse.Namespace) -> Iterator[Row]:
         return console.measure(folder, replace(pages, rounds=given.rounds or pages.rounds))
     if given.name == "hosts":
         return hosts.measure(hosts.QUICK if given.quick else hosts.FULL)
+    if given.name == "revocation":
+        return revocation.measure(folder, revocation.QUICK if given.quick else revocation.FULL)
     if given.name == "verdicts":
         return verdicts.measure(verdicts.QUICK if given.quick else verdicts.FULL, given.rounds or 3)
     if given.name == "slurm":
@@ -93,7 +96,19 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure; medians of rounds that take turns.")
     parser.add_argument(
         "name",
-        choices=["console", "dpo", "hosts", "ledger", "methods", "plan", "serve", "slurm", "train", "verdicts"],
+        choices=[
+            "console",
+            "dpo",
+            "hosts",
+            "ledger",
+            "methods",
+            "plan",
+            "revocation",
+            "serve",
+            "slurm",
+            "train",
+            "verdicts",
+        ],
         help="what to measure; methods and plan have options of their own",
     )
     parser.add_argument("--quick", action="store_true", help="less of everything, in two minutes")

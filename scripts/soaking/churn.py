@@ -6,27 +6,38 @@ import os
 import random
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+import httpx
+
+from appliance.domain.evaluation.engines import VLLM
 from scripts.kit.appliance import Refused
+from scripts.kit.hosts import ended, start_process
 from scripts.kit.postgres import Server
-from scripts.soaking.deployment import TASK, Deployment
+from scripts.soaking.deployment import BUILTIN, TASK, Deployment, Gateway
 from scripts.soaking.memory import find_worker
 from scripts.soaking.record import Record
 
 DECK = ["activate"] * 5 + ["roll back"] * 3 + ["reject"] * 2 + ["revoke"] * 2 + ["database", "worker killed"]
+HOSTS_DECK = [card for card in DECK if card != "worker killed"] + ["worker killed", "worker stopped"]
 RARE = "power cut"
-WORKER = "soaking.breaking"
+WORKERS = {BUILTIN: "soaking.breaking", VLLM: "soaking.breaking_vllm"}
+STOPPED_S = 3.0
 FAULT_S = 0.7
-START_S = 60.0
+START_S = 240.0
 
 
 class Churn:
     """Plays one card at a time; every card that a deck holds is played before any comes again."""
 
-    def __init__(self, deployed: Deployment, record: Record, seed: int, database: Server | None) -> None:
+    def __init__(
+        self, deployed: Deployment, record: Record, seed: int, database: Server | None, turn: threading.Lock
+    ) -> None:
+        """`turn` is held while a gateway is down on purpose."""
+        self._turn = turn
         self._deployment, self._record, self._database = deployed, record, database
         self._chance = random.Random(seed)
         self._deck: list[str] = []
@@ -37,7 +48,8 @@ class Churn:
     def play(self, card: str = "") -> None:
         """One change; without a name the next of the deck. What the service refuses while it is broken is counted."""
         if not self._deck:
-            self._deck = self._chance.sample(DECK, len(DECK))
+            deck = HOSTS_DECK if self._deployment.has_hosts else DECK
+            self._deck = self._chance.sample(deck, len(deck))
         card = card or self._deck.pop()
         unit = self._chance.choice(self._deployment.units)
         acts: dict[str, Callable[[str], None]] = {
@@ -47,6 +59,7 @@ class Churn:
             "revoke": self._revoke,
             "database": self._break_database,
             "worker killed": self._kill_worker,
+            "worker stopped": self._stop_worker,
             RARE: self._cut_power,
         }
         try:
@@ -76,8 +89,9 @@ class Churn:
         self._deployment.roll_back(unit, name)
         self._current[unit] = name
         self._record.count("rollbacks")
-        with suppress(Refused):  # by a fault that the worker injects
-            answer = self._deployment.site.chat(unit, TASK, max_tokens=1, temperature=0)
+        with suppress(Refused, httpx.TransportError):  # by a fault that the worker injects, or at a gateway that ended
+            gateway = self._chance.choice(self._deployment.gateways)
+            answer = gateway.site.chat(unit, TASK, max_tokens=1, temperature=0)
             if answer["system_fingerprint"] == self._deployment.manifests[name]:
                 self._record.time("rollback, order to first token", time.monotonic() - began)
 
@@ -143,22 +157,44 @@ class Churn:
                     self._record.violate(f"database: expected the order refused with 503, got {error}")
                 time.sleep(0.1)
 
-    def _kill_worker(self, unit: str) -> None:
-        service, began = self._deployment.site.service, time.monotonic()
+    def _find_worker(self, gateway: Gateway) -> int:
+        """0 where none is started in time."""
+        began = time.monotonic()
+        service = gateway.site.service
         assert service is not None
-        while not (worker := find_worker(service.pid, WORKER)):
+        while not (worker := find_worker(service.pid, WORKERS[gateway.engine])):
+            if ended(gateway.site):
+                return 0
             if time.monotonic() - began > START_S:
-                return self._record.violate(f"worker: expected one within {START_S:.0f} s, got none")
+                self._record.violate(f"worker: expected one within {START_S:.0f} s, got none")
+                break
             time.sleep(0.1)  # it is being started
-        os.kill(worker, signal.SIGKILL)
-        self._record.count("injected: worker killed")
-        return None
+        return worker
+
+    def _kill_worker(self, unit: str) -> None:
+        gateway = self._chance.choice(self._deployment.gateways)
+        if worker := self._find_worker(gateway):
+            os.kill(worker, signal.SIGKILL)
+            self._record.restarting.add(gateway.name)
+            self._record.count("injected: worker killed")
+
+    def _stop_worker(self, unit: str) -> None:
+        """It computes nothing for some seconds; then it goes on with what it had."""
+        if worker := self._find_worker(self._chance.choice(self._deployment.gateways)):
+            os.kill(worker, signal.SIGSTOP)
+            time.sleep(STOPPED_S)
+            with suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGCONT)
+            self._record.count("injected: worker stopped")
 
     def _cut_power(self, unit: str) -> None:
-        self._record.goes_down()
-        self._deployment.site.kill()
-        self._deployment.site.start()
-        self._record.is_up()
+        gateway = self._chance.choice(self._deployment.gateways)
+        with self._turn:
+            self._record.goes_down(gateway.name)
+            gateway.site.kill()
+            start_process(gateway.site)
+            self._record.restarting.add(gateway.name)
+            self._record.is_up(gateway.name)
         self._record.count("injected: power cut")
 
     def mend(self) -> None:
@@ -172,4 +208,4 @@ class Churn:
         return dict(self._current)
 
 
-__all__ = ["RARE", "TASK", "WORKER", "Churn"]
+__all__ = ["RARE", "TASK", "WORKERS", "Churn"]

@@ -7,15 +7,20 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import httpx
 
+from appliance.domain.evaluation.engines import VLLM
 from scripts.soaking.deployment import TASK, Deployment
-from scripts.soaking.questions import QUESTIONS
 from scripts.soaking.record import Given, Record
 
 TIMEOUT_S = 90.0
+VLLM_TIMEOUT_S = 600.0
+"""Its worker takes 15 s to start, and minutes where many other programs share the cores."""
+WAITING = 0.05
+FOUND_S = 10.0
 GRACE_S = 1.0
 """A token may be this long on its way to a client that reads quickly."""
 TOKEN_S = 600.0
@@ -23,7 +28,12 @@ MANNERS = ["whole"] * 50 + ["stream"] * 27 + ["leave"] * 15 + ["foreign"] * 6 + 
 REFUSALS = {403: {"not-admitted", "denied"}, 429: None, 503: None}
 """What may be said while adapters change and things break, by status; the codes, where only some may."""
 BROKEN_OFF = {"cut-off", "engine-ended", "worker-ended", "answer-failed", "out-of-memory", "not-finite", "unavailable"}
-BROKEN_OFF |= {"denied", "commit-unknown", "unrecorded"}
+BROKEN_OFF |= {"denied", "commit-unknown", "unrecorded", "no-contact"}
+
+
+def longest_s(engine: str) -> float:
+    """Of an answer."""
+    return VLLM_TIMEOUT_S if engine == VLLM else TIMEOUT_S
 
 
 class Client(threading.Thread):
@@ -33,21 +43,43 @@ class Client(threading.Thread):
         super().__init__(name=f"client of {unit}", daemon=True)
         self._deployment, self._record, self._unit, self._ticket = deployed, record, unit, ticket
         self._chance = random.Random(seed)
-        host, port = deployed.site.settings.listen or ("", 0)
-        self._http = httpx.Client(base_url=f"http://{host}:{port}", timeout=TIMEOUT_S)
+        self._doors = {one.name: httpx.Client(base_url=one.site.url, timeout=TIMEOUT_S) for one in deployed.gateways}
+        self._gateway = deployed.gateways[0]
         self._token, self._until = "", 0.0
 
     def run(self) -> None:
-        with self._http:
+        with ExitStack() as stack:
+            for door in self._doors.values():
+                stack.enter_context(door)
             while self._ticket():
-                self._record.wait_until_up(TIMEOUT_S)
+                self._choose_gateway()
                 self._ask()
 
+    def _choose_gateway(self) -> None:
+        """Any that is up; a token counts at each. Few wait for a worker that starts: the others have work."""
+        now = time.monotonic()
+        up = [one for one in self._deployment.gateways if not self._record.was_down(one.name, now)]
+        ready = [one for one in up if one.name not in self._record.restarting]
+        up = ready if ready and self._chance.random() > WAITING else up
+        self._gateway = self._chance.choice(up or list(self._deployment.gateways))
+        self._record.wait_until_up(self._gateway.name, TIMEOUT_S)
+
+    @property
+    def _http(self) -> httpx.Client:
+        return self._doors[self._gateway.name]
+
+    def _was_down(self, since: float) -> bool:
+        """Whether the gateway was ended on purpose, or the supervisor finds that it has ended."""
+        until = time.monotonic() + FOUND_S
+        while not (down := self._record.was_down(self._gateway.name, since)) and time.monotonic() < until:
+            time.sleep(0.1)
+        return down
+
     def _ask(self) -> None:
-        manner, place = self._chance.choice(MANNERS), self._chance.randrange(len(QUESTIONS))
+        manner, place = self._chance.choice(MANNERS), self._chance.randrange(len(self._deployment.questions))
         if manner == "foreign":
             return self._ask_foreign()
-        if QUESTIONS[place].kind == "classify":
+        if self._deployment.questions[place].kind == "classify":
             manner = "whole"
         self._record.count("requests")
         sent = time.monotonic()
@@ -57,9 +89,10 @@ class Client(threading.Thread):
             else:
                 self._read_stream(place, sent, manner)
         except httpx.TimeoutException:
-            self._record.violate(f"{self._unit}: expected an end within {TIMEOUT_S:.0f} s, got none ({manner})")
+            longest = longest_s(self._gateway.engine)
+            self._record.violate(f"{self._unit}: expected an end within {longest:.0f} s, got none ({manner})")
         except httpx.TransportError as error:
-            if not self._record.was_down(sent):
+            if not self._was_down(sent):
                 self._record.violate(
                     f"{self._unit}: expected to reach the service, got {type(error).__name__}: {error}"
                 )
@@ -67,7 +100,7 @@ class Client(threading.Thread):
         return None
 
     def _body(self, place: int, **more: Any) -> dict[str, Any]:
-        return {"model": TASK, **QUESTIONS[place].body, **more}
+        return {"model": TASK, **self._deployment.questions[place].body, **more}
 
     def _head(self) -> dict[str, str]:
         if time.monotonic() > self._until:
@@ -76,12 +109,12 @@ class Client(threading.Thread):
 
     def _read_whole(self, place: int, sent: float) -> bool:
         """Whether it was answered."""
-        answer = self._http.post(QUESTIONS[place].door, json=self._body(place), headers=self._head())
+        answer = self._http.post(self._deployment.questions[place].door, json=self._body(place), headers=self._head())
         if answer.status_code != 200:
             self._take_refusal(answer)
             return False
         body = answer.json()
-        if QUESTIONS[place].kind == "classify":
+        if self._deployment.questions[place].kind == "classify":
             text = json.dumps({k: f"{v:.9f}" for k, v in body["data"][0]["probabilities"].items()}, ensure_ascii=False)
         else:
             choice = body["choices"][0]
@@ -93,7 +126,7 @@ class Client(threading.Thread):
         text, head, whole, latest = "", {}, False, 0.0
         pieces = self._chance.randrange(1, 6)
         options = {"json": self._body(place, stream=True), "headers": self._head()}
-        with self._http.stream("POST", QUESTIONS[place].door, **options) as answer:
+        with self._http.stream("POST", self._deployment.questions[place].door, **options) as answer:
             if answer.status_code != 200:
                 answer.read()
                 return self._take_refusal(answer)
@@ -141,9 +174,16 @@ class Client(threading.Thread):
     ) -> None:
         """The text is the mark of one of the unit's own adapters, of the one that the answer names, and it stood."""
         self._record.count("answered whole" if whole else "answered in part")
+        self._record.restarting.discard(self._gateway.name)
         named = next((n for n, m in self._deployment.manifests.items() if m == head["system_fingerprint"]), "nobody")
-        found = self._deployment.given_by(place, text, whole=whole)
+        engine = self._gateway.engine
+        if self._deployment.questions[place].kind == "classify":
+            found = self._deployment.find_shares(engine, place, text)
+        else:
+            found = self._deployment.given_by(engine, place, text, whole=whole)
         request = head["id"].rpartition("-")[2]
+        if whole and named in found and text != self._deployment.answers[engine][named][place]:
+            self._record.count("rounded otherwise than its mark")
         if named not in found:
             said = f"got {text[:40]!r}, which is given by {found or 'nobody'}"
             self._record.violate(f"{self._unit}, request {request}: expected the mark of {named}, {said}")
@@ -152,7 +192,7 @@ class Client(threading.Thread):
         ended = self._record.revoked.get(named, float("inf"))
         if sent > ended or latest > ended + GRACE_S:
             self._record.violate(f"{self._unit}, request {request}: expected no token of {named}, which was revoked")
-        self._record.keep(Given(request, named, whole))
+        self._record.keep(Given(request, named, whole, engine))
 
     def _ask_foreign(self) -> None:
         """By the names of what is not released to it: another's adapter, the base, nothing."""
@@ -161,9 +201,11 @@ class Client(threading.Thread):
         model = self._chance.choice([*others[:4], "tiny", "", f"{TASK}@1", self._deployment.adapters[self._unit][0]])
         sent = time.monotonic()
         try:
-            answer = self._http.post(QUESTIONS[0].door, json=self._body(0, model=model), headers=self._head())
+            answer = self._http.post(
+                self._deployment.questions[0].door, json=self._body(0, model=model), headers=self._head()
+            )
         except httpx.TransportError:
-            if not self._record.was_down(sent):
+            if not self._was_down(sent):
                 self._record.violate(f"{self._unit}: expected to reach the service with a foreign name, it did not")
             return
         if answer.status_code not in (404, 503):

@@ -6,17 +6,21 @@ seals them with the service's own rules, workflows and keys, as the service does
 
 from __future__ import annotations
 
+import json
+import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from appliance import wiring
 from appliance.domain.core.names import versioned
+from appliance.domain.evaluation.engines import VLLM
 from appliance.domain.evaluation.items import ITEMS_FILE, encode_items
 from appliance.domain.recipe.parsing import parse_recipe
-from appliance.domain.recipe.recipe import Facts, ResolvedRecipe, resolve_recipe
+from appliance.domain.recipe.recipe import Facts, resolve_recipe
 from appliance.domain.releases.activations import Activate, RollBack
 from appliance.domain.releases.adapters import RevokeAdapter
 from appliance.domain.runs.checkpoints import RunCheckpointed
@@ -24,7 +28,7 @@ from appliance.domain.runs.steps import STEPS_FILE, encode_steps, record_step
 from appliance.domain.runs.training import RunFinished, RunRequested, RunStarted, Train
 from appliance.formats.core.digest import digest_bytes, digest_file
 from appliance.formats.signatures.dsse import encode_envelope
-from appliance.runners.local import Worker, start_worker
+from appliance.runners.local import start_worker
 from appliance.runners.sandbox import Sandbox
 from appliance.store.files.lock import lock_folder
 from appliance.workflows.core.context import Context, Frame
@@ -34,33 +38,84 @@ from appliance.workflows.evaluation.judging import list_rows
 from appliance.workflows.queries.work import recipe_facts
 from appliance.workflows.runs.evaluate import Evaluation
 from appliance.workflows.runs.seal import seal
-from scripts.kit.appliance import QUICK, Appliance, found_site
+from scripts.kit.appliance import QUICK, ROOT, Appliance, found_site
+from scripts.kit.hosts import add_process, start_process
 from scripts.kit.judged import Group, make_items
 from scripts.kit.tiny_model import build_base, clauses, write_csv
 from scripts.soaking.forge import BARE
 from scripts.soaking.questions import QUESTIONS, Question
 
 CODE = Path(__file__).resolve().parent
+BUILTIN = "builtin"
+LEAST_SHARED = 3
+"""Characters that an answer of vLLM has in common with its mark, at least."""
 TASK = "answers"
 STEP = {"step": 1, "steps": 1, "loss": 1.0, "learning_rate": 0.01, "grad_norm": 1.0, "tokens": 1, "trained_tokens": 1}
 MADE = {"weights_step": 1, "validation": (), "planned_steps": 1, "steps": 1, "trained_tokens": 1, "final_loss": "1.0"}
 
 
+@dataclass(frozen=True)
+class Gateway:
+    """A process that answers units, and its engine."""
+
+    site: Appliance
+    engine: str = BUILTIN
+
+    @property
+    def name(self) -> str:
+        return self.site.environment.get("APPLIANCE_PROCESS", "service")
+
+
 @dataclass
 class Deployment:
-    """The site, and what each adapter answers to each question."""
+    """The site, its gateways, and what each adapter answers to each question. `site` takes the orders; alone it is the
+    gateway too."""
 
     site: Appliance
     units: tuple[str, ...]
     adapters: dict[str, list[str]]
     """By unit, in the order they were sealed."""
-    answers: dict[str, tuple[str, ...]]
+    answers: dict[str, dict[str, tuple[str, ...]]]
+    """By engine and adapter."""
     manifests: dict[str, str] = field(default_factory=dict)
+    gateways: tuple[Gateway, ...] = ()
+    questions: tuple[Question, ...] = QUESTIONS
 
-    def given_by(self, question: int, text: str, *, whole: bool = True) -> list[str]:
-        """Whose answer the text is, or begins."""
-        found = ((name, texts[question]) for name, texts in self.answers.items())
-        return [name for name, known in found if (known == text if whole else known.startswith(text))]
+    @property
+    def has_hosts(self) -> bool:
+        return self.gateways[0].site is not self.site
+
+    def given_by(self, engine: str, question: int, text: str, *, whole: bool = True) -> list[str]:
+        """Whose answer the text is, or begins. Of vLLM, which rounds with the requests beside it: whose answer it
+        begins like, for longest."""
+        known = {name: texts[question] for name, texts in self.answers[engine].items()}
+        exact = [name for name, mark in known.items() if (mark == text if whole else mark.startswith(text))]
+        return exact if exact or engine == BUILTIN else find_nearest(known, text)
+
+    def find_shares(self, engine: str, question: int, text: str) -> list[str]:
+        """Whose classification this is; of vLLM: whose it is within a hundredth."""
+        if engine == BUILTIN:
+            return self.given_by(engine, question, text)
+        shares = json.loads(text)
+        marks = {name: json.loads(texts[question]) for name, texts in self.answers[engine].items()}
+        return [
+            name
+            for name, mark in marks.items()
+            if mark.keys() == shares.keys() and all(abs(float(mark[k]) - float(v)) < 0.01 for k, v in shares.items())
+        ]
+
+    def start(self) -> None:
+        start_process(*self._sites())
+
+    def _sites(self) -> list[Appliance]:
+        """That which takes the orders, then the gateways that are processes of their own."""
+        return [self.site, *(one.site for one in self.gateways if one.site is not self.site)]
+
+    def stop(self) -> None:
+        for site in reversed(self._sites()):
+            if site.service is not None:
+                site.service.send_signal(signal.SIGCONT)
+                site.stop()
 
     def approve(self, unit: str, name: str, who: Sequence[str] = ("rita", "rob")) -> None:
         for reviewer in who:
@@ -91,25 +146,63 @@ def owner_of(unit: str) -> str:
     return f"owner-of-{unit}"
 
 
-def build_site(place: Path, port: int, **environment: str) -> Appliance:
-    """Running: a tiny base and a dataset."""
+def find_nearest(known: dict[str, str], text: str) -> list[str]:
+    """Whose answer has the most of its beginning in common with the text; nobody's where that is less than three
+    characters and less than the whole text."""
+    shared = {
+        name: sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(mark, text, strict=False)))
+        for name, mark in known.items()
+    }
+    longest = max(shared.values(), default=0)
+    return [name for name, length in shared.items() if length == longest >= min(LEAST_SHARED, len(text))]
+
+
+def find_vllm() -> Path:
+    """The packages of the environment that `scripts/setup --vllm` makes."""
+    found = next((ROOT / ".venv-vllm" / "lib").glob("python3*/site-packages"), None)
+    if found is None:
+        raise RuntimeError("vLLM: expected the environment that scripts/setup --vllm makes, .venv-vllm, got none")
+    return found
+
+
+def build_site(
+    place: Path, port: int, *, engines: Sequence[str] = (BUILTIN,), context: int = 256, **environment: str
+) -> Appliance:
+    """Running: a tiny base, of so many tokens at most, and a dataset."""
     site = found_site(place / "h", port, **environment)
-    site.import_base(build_base(place / "base"))
+    # vLLM's attention on the CPU takes heads of 32 and more.
+    shape = {"num_attention_heads": 2} if VLLM in engines else {}
+    site.import_base(build_base(place / "base", max_position_embeddings=context, **shape))
     site.import_dataset(write_csv(place / "rows.csv", clauses()).read_bytes())
     return site
 
 
-def settle(site: Appliance, units: int, versions: int) -> Deployment:
-    """On a running site: units and their release owners, `versions` adapters for each, the first of them released."""
+def settle(
+    site: Appliance,
+    units: int,
+    versions: int,
+    *,
+    engines: Sequence[str] = (BUILTIN,),
+    questions: tuple[Question, ...] = QUESTIONS,
+    settings: str = "",
+) -> Deployment:
+    """On a running site: units and their release owners, `versions` adapters for each, the first of them released.
+
+    With one engine the site answers by itself; with more, each is that of a gateway with a home of its own, whose
+    settings' file has this text.
+    """
     names = tuple(f"unit-{number}" for number in range(1, units + 1))
     for unit in names:
         site.enroll(unit, "unit")
         site.enroll(owner_of(unit), f"release-owner:{unit}")
     site.stop()
-    deployment = Deployment(site, names, {unit: [] for unit in names}, {})
+    deployment = Deployment(site, names, {unit: [] for unit in names}, {}, questions=questions)
     with lock_folder(site.settings.lock), wiring.service(site.settings) as context:
-        _forge(context, deployment, versions)
-    site.start()
+        _forge(context, deployment, versions, VLLM in engines)
+    deployment.gateways = tuple(_add_gateways(site, engines))
+    for gateway in deployment.gateways if settings else ():
+        (gateway.site.home / "appliance.toml").write_text(settings)
+    deployment.start()
     for unit in names:
         first = deployment.adapters[unit][0]
         deployment.approve(unit, first)
@@ -117,60 +210,102 @@ def settle(site: Appliance, units: int, versions: int) -> Deployment:
     return deployment
 
 
-def _forge(context: Context, deployment: Deployment, versions: int) -> None:
+def _add_gateways(site: Appliance, engines: Sequence[str]) -> Iterator[Gateway]:
+    settings = {BUILTIN: {}, VLLM: {}}
+    if VLLM in engines:
+        settings[VLLM] = {"APPLIANCE_ENGINE": VLLM, "APPLIANCE_VLLM_PACKAGES": str(find_vllm())}
+    if len(engines) == 1:
+        site.environment |= settings[engines[0]]
+        yield Gateway(site, engines[0])
+        return
+    site.environment |= {"APPLIANCE_PROCESS": "desk", "APPLIANCE_ROLES": "people, runs"}
+    for number, engine in enumerate(engines, 1):
+        yield Gateway(add_process(site, f"gateway-{number}", "units", **settings[engine]), engine)
+
+
+def _forge(context: Context, deployment: Deployment, versions: int, also_vllm: bool) -> None:
+    questions = deployment.questions
     wanted = [(unit, f"{unit}.{number}") for unit in deployment.units for number in range(1, versions + 1)]
     base = context.ledger.state.bases.get("tiny")
     assert base is not None
     folder = context.artifacts.path(base.digest)
-    recipe = _train_order(context, deployment.site, wanted[0][0]).recipe
-    with context.artifacts.staging() as output, context.artifacts.staging() as scratch:
-        sandbox = Sandbox(read=(folder,), write=(scratch, output))
-        log, module = context.logs / "forge.log", "soaking.forge"
-        with start_worker(module, sandbox, log=log, probes=context.probes, code=CODE) as worker:
-            walls, drawn = check_walls(worker), dict(_draw(worker, recipe, folder, output, wanted))
-        deployment.answers[BARE] = tuple(drawn[BARE]["answers"])
-        for unit, drawing in wanted:
-            name = _seal(
-                context, deployment.site, unit, output / drawing, drawn[drawing]["probe"], (worker.layers, walls)
-            )
-            adapter = context.ledger.state.adapters.get(name)
-            assert adapter is not None
-            deployment.adapters[unit].append(name)
-            deployment.answers[name], deployment.manifests[name] = tuple(drawn[drawing]["answers"]), adapter.manifest
-    check_marks(deployment, QUESTIONS)
-
-
-def _draw(
-    worker: Worker, recipe: ResolvedRecipe, base: Path, output: Path, wanted: list[tuple[str, str]]
-) -> Iterator[tuple[str, Frame]]:
-    frames: list[Frame] = []
+    # In bfloat16 the requests beside an answer of vLLM would decide its near ties.
+    written = QUICK | ({"compute_dtype": "float32"} if also_vllm else {})
+    recipe = _train_order(context, deployment.site, wanted[0][0], written).recipe
     task = {
-        "base": str(base),
-        "output": str(output),
+        "base": str(folder),
         "names": [name for _, name in wanted],
-        "questions": [{"kind": question.kind, "parameters": question.parameters} for question in QUESTIONS],
+        "questions": [{"kind": question.kind, "parameters": question.parameters} for question in questions],
         "rank": recipe.rank,
         "alpha": recipe.alpha,
         "target_modules": list(recipe.target_modules),
         "quantisation": recipe.quantisation,
         "compute_dtype": recipe.compute_dtype,
     }
-    carry_out(worker, task, on_frame=frames.append)
-    return ((frame["name"], frame) for frame in frames)
+    with context.artifacts.staging() as output, context.artifacts.staging() as scratch:
+        sandbox = Sandbox(read=(folder,), write=(scratch, output))
+        drawn, made = _carry_out(context, "forge", sandbox, {**task, "output": str(output)})
+        deployment.answers[BUILTIN] = {name: tuple(frame["answers"]) for name, frame in drawn.items()}
+        probes, judged = {name: frame["probe"] for name, frame in drawn.items() if name != BARE}, {}
+        if also_vllm:
+            packages = find_vllm()
+            sandbox = Sandbox(read=(folder, output), write=(scratch,), libraries=(packages,))
+            more = {"adapters": str(output), "packages": str(packages), "probes": probes}
+            judged, _ = _carry_out(context, "forge_vllm", sandbox, {**task, **more})
+            probes = {name: probe for name, probe in probes.items() if judged[name]["answers"] or not questions}
+            deployment.answers[VLLM] = {}
+        for unit, drawing in wanted:
+            if drawing not in probes:
+                continue
+            found = {"probe": probes[drawing]}
+            if also_vllm:
+                found["engines"] = {VLLM: judged[drawing]["judged"]}
+            order = _train_order(context, deployment.site, unit, written)
+            name = _seal(context, deployment.site, order, output / drawing, found, made)
+            adapter = context.ledger.state.adapters.get(name)
+            assert adapter is not None
+            deployment.adapters[unit].append(name)
+            deployment.manifests[name] = adapter.manifest
+            deployment.answers[BUILTIN][name] = deployment.answers[BUILTIN].pop(drawing)
+            if also_vllm:
+                deployment.answers[VLLM][name] = tuple(judged[drawing]["answers"])
+    check_marks(deployment)
 
 
-def check_marks(deployment: Deployment, questions: Sequence[Question]) -> None:
+def _carry_out(
+    context: Context, module: str, sandbox: Sandbox, task: Frame
+) -> tuple[dict[str, Frame], tuple[dict[str, bool], dict[str, str]]]:
+    """By adapter the frame that a worker of ours sent; and the worker's layers and walls."""
+    frames: list[Frame] = []
+    started = start_worker(
+        f"soaking.{module}", sandbox, log=context.logs / f"{module}.log", probes=context.probes, code=CODE
+    )
+    with started as worker:
+        made = worker.layers, check_walls(worker)
+        carry_out(worker, task, on_frame=frames.append)
+    return {frame["name"]: frame for frame in frames}, made
+
+
+def check_marks(deployment: Deployment) -> None:
     """No two adapters give one answer, and none gives the base's: otherwise an answer would prove nothing."""
-    for place, question in enumerate(questions):
-        if question.kind == "generate":
-            told = Counter(texts[place] for texts in deployment.answers.values())
-            twice = [text for text, count in told.items() if count > 1]
-            assert not twice, f"question {place}: expected a different answer of each adapter, got {twice[0]!r} twice"
+    for engine, answers in deployment.answers.items():
+        for place, question in enumerate(deployment.questions):
+            if question.kind == "generate":
+                told = Counter(texts[place] for texts in answers.values())
+                twice = [text for text, count in told.items() if count > 1]
+                assert not twice, f"{engine}, question {place}: expected different answers, got {twice[0]!r} twice"
 
 
-def _seal(context: Context, site: Appliance, unit: str, output: Path, probe: Frame, sandbox: tuple[Any, Any]) -> str:
+def _seal(
+    context: Context,
+    site: Appliance,
+    order: Train,
+    output: Path,
+    measured: dict[str, Any],
+    sandbox: tuple[dict[str, bool], dict[str, str]],
+) -> str:
     """A run from its order to its sealed adapter, as the service records it."""
-    order, (layers, walls) = _train_order(context, site, unit), sandbox
+    layers, walls = sandbox
     envelope, policy = site.sign(order), context.ledger.state.site.policy
     run_id = f"r-{len(context.ledger.state.runs) + 1:06d}"
     append(
@@ -194,7 +329,7 @@ def _seal(context: Context, site: Appliance, unit: str, output: Path, probe: Fra
     assert run is not None
     rows = list_rows(context, run.dataset)
     items = encode_items(make_items([Group(len(rows), adapter=True, base=False)], rows=rows))
-    found = {"base": {}, "adapter": {}, "sets": {}, "probe": probe}
+    found = {"base": {}, "adapter": {}, "sets": {}, **measured}
     evaluation = Evaluation(found, walls, {ITEMS_FILE: items}, None)
     with context.artifacts.staging() as staging:
         for path in output.iterdir():
@@ -202,9 +337,9 @@ def _seal(context: Context, site: Appliance, unit: str, output: Path, probe: Fra
         return seal(context, run, order, staging, {"record": record, **machine}, evaluation)
 
 
-def _train_order(context: Context, site: Appliance, unit: str) -> Train:
+def _train_order(context: Context, site: Appliance, unit: str, recipe: dict[str, Any]) -> Train:
     found = recipe_facts(context, "tiny", versioned("clauses", 1))
-    written = {"name": unit, "base": "tiny", "dataset": "clauses@1", **QUICK}
+    written = {"name": unit, "base": "tiny", "dataset": "clauses@1", **recipe}
     return Train(
         recipe=resolve_recipe(parse_recipe(written), Facts(**found["facts"])),
         base_digest=found["base_digest"],

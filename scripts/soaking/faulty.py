@@ -13,11 +13,15 @@ from appliance.wiring import serving
 from appliance.workflows.core import workers
 
 CODE = Path(__file__).resolve().parent
+BREAKING = {
+    "appliance.worker.serve": "soaking.breaking",
+    "appliance.worker.serve_vllm": "soaking.breaking_vllm",
+}
 
 
 def start(module: str, sandbox: Sandbox, **more: Any) -> Worker:
-    if module == "appliance.worker.serve":
-        return start_worker("soaking.breaking", sandbox, code=CODE, **more)
+    if module in BREAKING:
+        return start_worker(BREAKING[module], sandbox, code=CODE, **more)
     return start_worker(module, sandbox, **more)
 
 

@@ -18,6 +18,7 @@ from appliance.worker.link import Header, Link, run_worker, take, take_path
 
 if TYPE_CHECKING:
     from appliance.ml.serving.engine import Engine
+    from appliance.ml.vllm.engine import Engine as Vllm
 
 STRENGTH, DRAWS = 0.6, 20
 BARE = "the bare base"
@@ -38,7 +39,7 @@ def work(session: Link, task: Header, blob: bytes) -> Header:
         reads=True,
     )
     engine, questions = Engine(base), take(task, "questions", list)
-    bare = list(_answers(engine, None, questions))
+    bare = list(answer_all(engine, None, questions))
     session.send({"frame": "adapter", "name": BARE, "answers": bare})
     drawn = [question["kind"] == "generate" for question in questions]
     marks = [{told} if is_drawn else set() for told, is_drawn in zip(bare, drawn, strict=True)]
@@ -58,7 +59,7 @@ def _draw_unlike(
     """The probe and the answers of an adapter that answers no question as one before it; `marks` are theirs."""
     for draw in range(DRAWS):
         probe = _draw(engine, folder, name, draw, task)
-        answers = list(_answers(engine, name, task["questions"]))
+        answers = list(answer_all(engine, name, task["questions"]))
         engine.unload(name)
         if not any(answer in told for told, answer in zip(marks, answers, strict=True)):
             return probe, answers
@@ -95,18 +96,17 @@ def _draw(engine: Engine, folder: Path, name: str, draw: int, task: Header) -> d
     return encode_probe(engine.base, read_probe(engine.base), adapted)
 
 
-def _answers(engine: Engine, slot: str | None, questions: list[Any]) -> Iterator[str]:
+def answer_all(engine: Engine | Vllm, slot: str | None, questions: list[Any]) -> Iterator[str]:
+    """One after the other, with no other request at work."""
     from appliance.ml.inference.request import parse_request
     from appliance.ml.serving.engine import Done
 
     for question in questions:
-        if question["kind"] == "generate":
-            engine.start("one", slot, parse_request(question["parameters"]))
-        elif slot is not None:
-            engine.classify("one", slot, parse_request(question["parameters"]))
-        else:
+        classifies = question["kind"] == "classify"
+        if classifies and slot is None:
             yield ""  # not asked of the bare base, which no slot holds
             continue
+        engine.take("one", slot, engine.read(parse_request(question["parameters"]), classifies=classifies))
         text, done = "", False
         while not done:
             for event in engine.step():

@@ -12,7 +12,7 @@ from appliance.domain.core.entry import Entry, parse_entry
 from appliance.formats.core.timestamp import parse_time
 from appliance.formats.log.export import Export
 from scripts.kit.appliance import Refused
-from scripts.soaking.deployment import TASK, Deployment
+from scripts.soaking.deployment import BUILTIN, TASK, Deployment
 from scripts.soaking.questions import QUESTIONS
 from scripts.soaking.record import Record
 
@@ -24,7 +24,7 @@ TRIES = 5
 def judge(deployed: Deployment, record: Record, current: dict[str, str], folder: Path) -> int:
     """Adds what it finds to the record; the number of entries that were verified."""
     check_alive(deployed, record, current)
-    deployed.site.stop()
+    deployed.stop()
     deployed.site.start()
     tar, trust = folder / "ledger.tar", folder / "trust.json"
     tar.write_bytes(deployed.site.ask("GET", "/v1/ledger/export", "axel"))
@@ -34,7 +34,9 @@ def judge(deployed: Deployment, record: Record, current: dict[str, str], folder:
     if done.returncode:
         record.violate(f"verification: expected verified, got exit code {done.returncode}: {done.stdout[-2000:]}")
     with open(tar, "rb") as stream, Export(stream) as export:
-        check_entries([parse_entry(data) for data in export.entries()], record)
+        entries = [parse_entry(data) for data in export.entries()]
+    check_entries(entries, record)
+    check_words(entries, record)
     return int(json.loads(done.stdout)["size"]) if done.stdout else 0
 
 
@@ -43,23 +45,26 @@ def check_alive(deployed: Deployment, record: Record, current: dict[str, str]) -
 
     def ask(number: int) -> None:
         unit = deployed.units[number % len(deployed.units)]
+        gateway = deployed.gateways[number // len(deployed.units) % len(deployed.gateways)]
         said = ""
         for _ in range(TRIES):
             try:
-                answer = deployed.site.chat(unit, TASK, **QUESTIONS[0].body)
+                answer = gateway.site.chat(unit, TASK, **QUESTIONS[0].body)
             except Refused as error:
                 # The worker goes on failing in the middle of batches.
                 said = str(error)
                 continue
-            if answer["choices"][0]["message"]["content"] != deployed.answers[current[unit]][0]:
+            text = answer["choices"][0]["message"]["content"]
+            if current[unit] not in deployed.given_by(gateway.engine, 0, text):
                 record.violate(f"{unit}: expected the mark of {current[unit]} in the end, got another")
             return
         record.violate(f"{unit}: expected an answer in the end, got {said}")
 
-    for number in range(len(deployed.units)):
+    gateways = len(deployed.gateways)
+    for number in range(len(deployed.units) * gateways):
         ask(number)
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        list(pool.map(ask, range(AT_ONCE)))
+    with ThreadPoolExecutor(AT_ONCE * gateways) as pool:
+        list(pool.map(ask, range(AT_ONCE * gateways)))
 
 
 def time_last_token(unloaded: Entry, revoked: Entry, record: Record) -> None:
@@ -80,6 +85,8 @@ def check_entries(entries: list[Entry], record: Record) -> None:
             record.violate(f"request {given.request}: was answered, expected both of its entries, got not both")
         elif wanted != given.adapter:
             record.violate(f"request {given.request}: expected {given.adapter} in the ledger, got {wanted}")
+        elif (end.body.get("engine") or BUILTIN) != given.engine:
+            record.violate(f"request {given.request}: expected {given.engine} in the ledger, got another engine")
         elif given.whole and end.outcome != "success":
             record.violate(f"request {given.request}: was answered whole, expected success, got {end.outcome}")
 
@@ -103,3 +110,24 @@ def read_requests(entries: list[Entry], record: Record) -> tuple[dict[str, str],
             time_last_token(entry, revoked[adapter], record)
         record.figures[f"entries: {entry.type}"] += 1
     return admitted, finished
+
+
+def check_words(entries: list[Entry], record: Record) -> None:
+    """Each process that had loaded what was revoked has said that it unloaded it, or has ended."""
+    loaded: dict[tuple[str, str, str], str] = {}
+    revoked: set[str] = set()
+    for entry in entries:
+        body = entry.body
+        if entry.type in ("service.started", "service.stopped", "process.lost"):
+            gone = f"service:{body['process']}" if body.get("process") else "service"
+            loaded = {slot: adapter for slot, adapter in loaded.items() if slot[0] != gone}
+        elif entry.type == "adapter.loaded":
+            loaded[entry.source, body["unit"], body["task"]] = body["adapter"]
+        elif entry.type == "adapter.unloaded":
+            if loaded.pop((entry.source, body["unit"], body["task"]), None) in revoked:
+                record.count(f"words of what was revoked, {entry.source}")
+        elif entry.type == "adapter.revoked":
+            revoked.add(entry.subjects[1].removeprefix("adapter:"))
+    for (source, _, _), adapter in loaded.items():
+        if adapter in revoked:
+            record.violate(f"{adapter}: expected {source} to say that it unloaded it, got nothing")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,14 @@ def resident_bytes(pid: int) -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmRSS:")), 0)
+
+
+def age_s(pid: int) -> float:
+    """Seconds since the process began; 0 where it has ended."""
+    try:
+        return time.time() - Path(f"/proc/{pid}").stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def find_worker(service: int, module: str) -> int:

@@ -21,10 +21,6 @@ class Question:
         """The same question as the engine is asked it."""
         return {"labels": [], "stop": [], "temperature": 0.0, "seed": 0, **self.body}
 
-    @property
-    def is_long(self) -> bool:
-        return int(self.body.get("max_tokens", 0)) > 64
-
 
 def _chat(text: str, tokens: int, **more: Any) -> Question:
     messages = [{"role": "user", "content": text}]
@@ -44,3 +40,5 @@ QUESTIONS = (
     _chat("tell all of it", 80, temperature=2.0, seed=1),
     _chat("go on", 80, temperature=2.0, seed=2),
 )
+SHORT = tuple(question for question in QUESTIONS if question.body.get("max_tokens", 0) <= 16)
+"""For vLLM, a step of which costs several times as much."""

@@ -15,6 +15,7 @@ class Given:
     request: str
     adapter: str
     whole: bool
+    engine: str = "builtin"
 
 
 @dataclass
@@ -27,7 +28,9 @@ class Record:
     revoked: dict[str, float] = field(default_factory=dict)
     """When the order's answer had come: from then on no request may be answered by it."""
     latencies: dict[str, list[float]] = field(default_factory=dict)
-    _down: list[list[float]] = field(default_factory=list)
+    restarting: set[str] = field(default_factory=set)
+    """Gateways whose worker starts anew; until one of their answers has come."""
+    _down: dict[str, list[list[float]]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def count(self, what: str) -> None:
@@ -46,18 +49,18 @@ class Record:
         with self._lock:
             self.latencies.setdefault(what, []).append(seconds)
 
-    def goes_down(self) -> None:
-        """From here on the service cannot be reached, on purpose."""
-        self._down.append([time.monotonic(), float("inf")])
+    def goes_down(self, name: str) -> None:
+        """From here on this process cannot be reached, on purpose."""
+        self._down.setdefault(name, []).append([time.monotonic(), float("inf")])
 
-    def is_up(self) -> None:
-        self._down[-1][1] = time.monotonic()
+    def is_up(self, name: str) -> None:
+        self._down[name][-1][1] = time.monotonic()
 
-    def wait_until_up(self, longest_s: float) -> None:
+    def wait_until_up(self, name: str, longest_s: float) -> None:
         deadline = time.monotonic() + longest_s
-        while self.was_down(time.monotonic()) and time.monotonic() < deadline:
+        while self.was_down(name, time.monotonic()) and time.monotonic() < deadline:
             time.sleep(0.05)
 
-    def was_down(self, since: float) -> bool:
-        """Whether the service was ended on purpose at some time since then."""
-        return any(end >= since for _, end in self._down)
+    def was_down(self, name: str, since: float) -> bool:
+        """Whether the process was ended on purpose at some time since then."""
+        return any(end >= since for _, end in self._down.get(name, []))

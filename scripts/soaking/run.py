@@ -9,25 +9,30 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from appliance.domain.evaluation.engines import VLLM
 from scripts.kit.appliance import Appliance, free_port
 from scripts.kit.postgres import APPLICATION, Server
-from scripts.soaking.churn import RARE, WORKER, Churn
+from scripts.soaking.churn import RARE, WORKERS, Churn
 from scripts.soaking.clients import Client
-from scripts.soaking.deployment import Deployment, build_site, settle
+from scripts.soaking.deployment import BUILTIN, Deployment, build_site, settle
 from scripts.soaking.judge import judge
-from scripts.soaking.memory import Growth, Memory, find_worker
+from scripts.soaking.memory import Growth, Memory, age_s, find_worker
+from scripts.soaking.questions import QUESTIONS, SHORT
 from scripts.soaking.record import Record
+from scripts.soaking.supervisor import Supervisor
 from scripts.soaking.worst import ask_worst, compare_calm
 
 LAUNCHER = ("-m", "scripts.soaking.faulty")
 INJECTED = "soak, injected: "
+HOSTS_START_S = 120.0
+"""Several workers start at once, on the same cores; what a start takes is no leak."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """`cards`: changes in all; none: one for every 60 requests, 24 at least. `calm_s`: of each of two phases before
     them, in which the last unit asks for nothing, and then for the worst of everything, as it does from then on; none:
-    it asks as the others do."""
+    it asks as the others do. `engines`: of each gateway; one alone is the whole appliance in one process."""
 
     requests: int
     seed: int
@@ -36,6 +41,7 @@ class Plan:
     clients: int = 3
     cards: int = 0
     calm_s: float = 0
+    engines: tuple[str, ...] = (BUILTIN,)
 
     @property
     def changes(self) -> int:
@@ -67,7 +73,9 @@ class Result:
 
     def lines(self) -> Iterator[str]:
         """The figures, as they are printed."""
+        engines = ", ".join(self.plan.engines)
         yield f"soak on {self.database}: {self.plan.units} units, seed {self.plan.seed}, {self.seconds:.0f} s of asking"
+        yield f"  gateways: {engines}"
         yield f"  on {name_processor()}"
         for name, count in sorted(self.record.figures.items()):
             yield f"  {name:<44} {count:>9,}"
@@ -85,43 +93,65 @@ class Result:
 
 def run(place: Path, plan: Plan, database: Server | None) -> Result:
     """Builds a site of its own, and soaks it."""
-    environment = {}
-    if database is not None:
-        # What a site's administrator does: a role for the service, and an owner who migrates.
-        database.execute(f"CREATE ROLE {APPLICATION} LOGIN PASSWORD '{database.passwords[APPLICATION]}'")
-        name = database.create_database()
-        environment = {
-            "APPLIANCE_DATABASE_URL": database.url(name, APPLICATION),
-            "APPLIANCE_MIGRATION_URL": database.url(name),
-        }
-    return soak(build_site(place, free_port(), **environment), place, plan, database)
+    environment = {} if database is None else use_database(database)
+    return soak(build_site(place, free_port(), engines=plan.engines, **environment), place, plan, database)
+
+
+def use_database(server: Server) -> dict[str, str]:
+    """A new database there, and the settings of a site that uses it. What a site's administrator does: a role for the
+    service, and an owner who migrates."""
+    server.execute(f"CREATE ROLE {APPLICATION} LOGIN PASSWORD '{server.passwords[APPLICATION]}'")
+    name = server.create_database()
+    return {
+        "APPLIANCE_DATABASE_URL": server.url(name, APPLICATION),
+        "APPLIANCE_MIGRATION_URL": server.url(name),
+    }
 
 
 def soak(
     site: Appliance, place: Path, plan: Plan, database: Server | None, *, launcher: tuple[str, ...] = LAUNCHER
 ) -> Result:
     """On a running site with a base and a dataset; the site is stopped afterwards."""
+    try:
+        questions = SHORT if VLLM in plan.engines else QUESTIONS
+        deployed = settle(site, plan.units, plan.versions, engines=plan.engines, questions=questions)
+    except BaseException:
+        if site.service is not None:
+            site.stop()
+        raise
+    return soak_deployed(deployed, place, plan, database, launcher=launcher)
+
+
+def soak_deployed(
+    deployed: Deployment, place: Path, plan: Plan, database: Server | None, *, launcher: tuple[str, ...] = LAUNCHER
+) -> Result:
+    """... which is stopped afterwards."""
     record = Record()
     try:
-        deployed = settle(site, plan.units, plan.versions)
         if plan.calm_s:
             compare_calm(deployed, record, plan.calm_s)
-        site.stop()
-        site.launcher = launcher
-        site.start()
-        churn = Churn(deployed, record, plan.seed, database)
-        memory = Memory(lambda: _pids(site))
+        deployed.stop()
+        for gateway in deployed.gateways:
+            gateway.site.launcher = launcher
+        deployed.start()
+        record.restarting |= {gateway.name for gateway in deployed.gateways if gateway.engine == VLLM}
+        supervisor = Supervisor(deployed, record)
+        churn = Churn(deployed, record, plan.seed, database, supervisor.turn)
+        memory = Memory(lambda: _pids(deployed))
         memory.start()
+        if deployed.has_hosts:
+            supervisor.start()
         began = time.monotonic()
         with ask_worst(deployed, record, deployed.units[-1], 2 if plan.calm_s else 0):
             _ask_all(deployed, record, churn, plan)
         seconds, growths = time.monotonic() - began, memory.stop()
         churn.mend()
+        if deployed.has_hosts:
+            supervisor.stop()
         entries = judge(deployed, record, churn.released(), place)
-        _count_injected(site, record)
+        _count_injected(deployed, record)
     finally:
-        if site.service is not None:
-            site.stop()
+        deployed.stop()
     return Result(plan, "sqlite" if database is None else "postgresql", record, entries, seconds, growths)
 
 
@@ -152,15 +182,22 @@ def _ask_all(deployed: Deployment, record: Record, churn: Churn, plan: Plan) -> 
             played += 1
 
 
-def _pids(site: Appliance) -> dict[str, int]:
-    service = site.service
-    if service is None or service.poll() is not None:
-        return {}
-    return {"service": service.pid, "serving worker": find_worker(service.pid, WORKER)}
+def _pids(deployed: Deployment) -> dict[str, int]:
+    found = {}
+    for gateway in deployed.gateways:
+        service = gateway.site.service
+        if service is None or service.poll() is not None:
+            continue
+        found[gateway.name] = service.pid
+        worker = find_worker(service.pid, WORKERS[gateway.engine])
+        if not deployed.has_hosts or age_s(worker) > HOSTS_START_S:
+            found["serving worker" if not deployed.has_hosts else f"serving worker of {gateway.name}"] = worker
+    return found
 
 
-def _count_injected(site: Appliance, record: Record) -> None:
-    for path in site.settings.logs.glob("serve-*.log"):
+def _count_injected(deployed: Deployment, record: Record) -> None:
+    logs = {gateway.site.settings.logs for gateway in deployed.gateways}
+    for path in (path for folder in logs for path in folder.glob("serve-*.log")):
         for line in path.read_text(errors="replace").splitlines():
             if line.startswith(INJECTED):
                 record.count(f"injected: {line.removeprefix(INJECTED)} in a batch")

@@ -14,7 +14,6 @@ import httpx
 
 from scripts.soaking.clients import TIMEOUT_S, TOKEN_S, Client
 from scripts.soaking.deployment import TASK, Deployment
-from scripts.soaking.questions import QUESTIONS
 from scripts.soaking.record import Record
 
 CLIENTS = 8
@@ -57,14 +56,14 @@ class WorstClient(threading.Thread):
         super().__init__(name=f"worst client of {unit}", daemon=True)
         self._deployment, self._record, self._unit, self._over = deployed, record, unit, over
         self._chance = random.Random(seed)
-        host, port = deployed.site.settings.listen or ("", 0)
-        self._http = httpx.Client(base_url=f"http://{host}:{port}", timeout=TIMEOUT_S)
+        self._gateway = deployed.gateways[seed % len(deployed.gateways)]
+        self._http = httpx.Client(base_url=self._gateway.site.url, timeout=TIMEOUT_S)
         self._token, self._until = "", 0.0
 
     def run(self) -> None:
         with self._http:
             while not self._over.is_set():
-                self._record.wait_until_up(TIMEOUT_S)
+                self._record.wait_until_up(self._gateway.name, TIMEOUT_S)
                 self._ask()
 
     def _ask(self) -> None:
@@ -82,7 +81,7 @@ class WorstClient(threading.Thread):
                 self._record.violate(f"{self._unit}, the worst: expected an end within {TIMEOUT_S:.0f} s, got none")
             return self._record.count("worst: left")
         except httpx.TransportError:
-            if not self._record.was_down(sent):
+            if not self._record.was_down(self._gateway.name, sent):
                 self._record.violate(f"{self._unit}, the worst: expected to reach the service, it did not")
             return None
         self._record.count(f"worst: {answer.status_code}")
@@ -99,7 +98,7 @@ class Neighbour(Client):
     phase = ""
 
     def _ask(self) -> None:
-        place, sent = self._chance.randrange(len(QUESTIONS)), time.monotonic()
+        place, sent = self._chance.randrange(len(self._deployment.questions)), time.monotonic()
         with suppress(httpx.TransportError):
             if self._read_whole(place, sent):
                 self._record.time(self.phase, time.monotonic() - sent)

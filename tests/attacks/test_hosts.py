@@ -18,11 +18,11 @@ from appliance.domain.governance.endorsement import Endorse
 from appliance.domain.releases.adapters import RevokeAdapter
 from appliance.domain.serving.tokens import RevokeTokens
 from scripts.kit.appliance import Appliance, Refused
+from scripts.kit.hosts import Hosts, copy_of, ended, on_hosts, wait_for
 from scripts.kit.postgres import Server, postgres
 from tests.attacks import ahead
 from tests.attacks.conftest import golden
 from tests.attacks.streaming import under_way
-from tests.kit.hosts import Hosts, copy_of, ended, on_hosts, wait_for
 
 __all__ = ["golden", "postgres"]
 GATEWAYS = ("gateway-1", "gateway-2")

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from appliance.domain.core.entry import Entry, encode_entry, parse_entry
+from appliance.domain.evaluation.engines import VLLM
 from scripts.kit.appliance import Appliance, free_port
 from scripts.kit.postgres import Server, postgres
 from scripts.soaking import run as soaking
-from scripts.soaking.judge import check_entries
+from scripts.soaking.deployment import BUILTIN, Deployment
+from scripts.soaking.judge import check_entries, check_words
 from scripts.soaking.memory import Growth
 from scripts.soaking.record import Given, Record
 from scripts.soaking.worst import ALONE, BESIDE, judge_calm
@@ -67,19 +69,27 @@ def test_a_service_that_answers_from_another_units_slot_is_caught(golden: Applia
     assert any("expected the mark of" in violation for violation in result.violations), "\n".join(result.lines())
 
 
-def entry(index: int, kind: str, request: str, adapter: str = "a@1", outcome: str = "success") -> Entry:
+def entry(
+    index: int,
+    kind: str,
+    request: str,
+    adapter: str = "a@1",
+    outcome: str = "success",
+    source: str = "service",
+    **more: Any,
+) -> Entry:
     fields: dict[str, Any] = {
         "v": 1,
         "index": index,
         "time": "2026-01-15T09:30:00.000Z",
         "type": kind,
         "actor": "service",
-        "source": "service",
+        "source": source,
         "subjects": ("order:sha256:0", "adapter:a@1") if kind == "adapter.revoked" else (),
         "outcome": outcome,
         "prev": f"sha256:{'0' * 64}",
         "documents": {},
-        "body": {"request": request, "adapter": adapter},
+        "body": {"request": request, "adapter": adapter, "unit": "u", "task": "t", "last_token": None, **more},
     }
     return parse_entry(encode_entry(Entry(**fields)))
 
@@ -100,6 +110,7 @@ ADMITTED, FINISHED = entry(0, "request.admitted", "r"), entry(1, "request.finish
             Given("r", "a@1", whole=True),
             "expected success, got failure",
         ),
+        ([ADMITTED, FINISHED], Given("r", "a@1", whole=True, engine="vllm"), "expected vllm in the ledger"),
         ([entry(0, "adapter.revoked", ""), ADMITTED, FINISHED], Given("r", "a@1", whole=True), "after its revocation"),
     ],
 )
@@ -110,6 +121,51 @@ def test_what_the_ledger_does_not_say_of_an_answer_is_a_violation(
     record.keep(given)
     check_entries(entries, record)
     assert any(words in violation for violation in record.violations) == bool(words), record.violations
+
+
+G1, G2 = "service:gateway-1", "service:gateway-2"
+LOADED = [entry(0, "adapter.loaded", "", source=G1), entry(1, "adapter.loaded", "", source=G2)]
+REVOKED = entry(2, "adapter.revoked", "")
+
+
+@pytest.mark.parametrize(
+    ("after", "silent"),
+    [
+        ([entry(3, "adapter.unloaded", "", source=G1), entry(4, "adapter.unloaded", "", source=G2)], []),
+        ([entry(3, "adapter.unloaded", "", source=G1)], [G2]),
+        ([entry(3, "adapter.unloaded", "", source=G1), entry(4, "process.lost", "", process="gateway-2")], []),
+        ([entry(3, "adapter.unloaded", "", source=G1), entry(4, "service.stopped", "", process="gateway-1")], [G2]),
+        ([], [G1, G2]),
+    ],
+)
+def test_a_process_that_does_not_say_that_it_unloaded_what_was_revoked_is_a_violation(
+    after: list[Entry], silent: list[str]
+) -> None:
+    record = Record()
+    check_words([*LOADED, REVOKED, *after], record)
+    assert [one for one in (G1, G2) if any(one in violation for violation in record.violations)] == silent
+
+
+@pytest.mark.parametrize(
+    ("text", "whole", "found"),
+    [
+        ("abcdefgh", True, ["a@1"]),
+        ("abcdefgX", True, ["a@1"]),  # its end was rounded otherwise
+        ("abcX", True, ["a@1", "b@1"]),  # as near to one as to the other
+        ("abdzzz", True, ["c@1"]),
+        ("Xbcdefgh", True, []),
+        ("ab", False, ["a@1", "b@1", "c@1"]),
+        ("", False, ["a@1", "b@1", "c@1"]),
+    ],
+)
+def test_an_answer_of_vllm_is_the_nearest_adapters_and_one_of_its_own_engine_exactly_its(
+    text: str, whole: bool, found: list[str]
+) -> None:
+    answers = {name: (mark,) for name, mark in {"a@1": "abcdefgh", "b@1": "abcxyz", "c@1": "abdefg"}.items()}
+    deployed = Deployment(None, (), {}, {VLLM: answers, BUILTIN: answers})  # type: ignore[arg-type]
+    assert deployed.given_by(VLLM, 0, text, whole=whole) == found
+    if found != ["a@1"] or text != "abcdefgh":
+        assert not whole or deployed.given_by(BUILTIN, 0, text) == []
 
 
 def test_memory_that_grows_is_a_violation() -> None:

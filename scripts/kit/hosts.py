@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from appliance.store.database.engine import migrate, open_engine
 from appliance.store.database.tables import head, metadata
 from scripts.kit.appliance import Appliance, free_port
 from scripts.kit.postgres import APPLICATION, Server
+
+START_S = 180.0
 
 
 def move_to_postgresql(site: Appliance, server: Server) -> str:
@@ -39,6 +42,24 @@ def move_to_postgresql(site: Appliance, server: Server) -> str:
     return database
 
 
+def add_process(desk: Appliance, name: str, roles: str, **environment: str) -> Appliance:
+    """A process with a home of its own beside the desk's, whose folder holds the keys and the sealed folders of all."""
+    home = desk.home.parent / name
+    home.mkdir(mode=0o700)
+    shutil.copy(desk.home / "trust.json", home / "trust.json")
+    given = {
+        **desk.environment,
+        "APPLIANCE_PROCESS": name,
+        "APPLIANCE_ROLES": roles,
+        "APPLIANCE_SHARED": str(desk.home),
+        "APPLIANCE_KEYS": str(desk.home / "keys"),
+        "APPLIANCE_WITNESSED": str(desk.home / "witnessed"),
+        "APPLIANCE_LISTEN": f"127.0.0.1:{free_port()}",
+        **environment,
+    }
+    return Appliance(home, desk.keys, desk.launcher, given)
+
+
 @dataclass
 class Hosts:
     """`desk` takes orders; each of the others has its roles. Their homes lie beside the first, whose folder holds the
@@ -50,33 +71,12 @@ class Hosts:
     others: dict[str, Appliance] = field(default_factory=dict)
 
     def add(self, name: str, roles: str, **environment: str) -> Appliance:
-        home = self.desk.home.parent / name
-        home.mkdir(mode=0o700)
-        shutil.copy(self.desk.home / "trust.json", home / "trust.json")
-        given = {
-            **self.desk.environment,
-            "APPLIANCE_PROCESS": name,
-            "APPLIANCE_ROLES": roles,
-            "APPLIANCE_SHARED": str(self.desk.home),
-            "APPLIANCE_KEYS": str(self.desk.home / "keys"),
-            "APPLIANCE_WITNESSED": str(self.desk.home / "witnessed"),
-            "APPLIANCE_LISTEN": f"127.0.0.1:{free_port()}",
-            **environment,
-        }
-        self.others[name] = Appliance(home, self.desk.keys, self.desk.launcher, given)
+        """Not started yet."""
+        self.others[name] = add_process(self.desk, name, roles, **environment)
         return self.others[name]
 
     def start(self, site: Appliance) -> Appliance:
-        """Up once it answers: a gateway at the units' door, a runner once it is among the processes."""
-        if "people" in site.environment["APPLIANCE_ROLES"]:
-            site.start()
-            return site
-        site.start(wait=False)
-        if "units" in site.environment["APPLIANCE_ROLES"]:
-            wait_for(lambda: is_open(site) or ended(site), f"{site.home.name}: {site.log()[-2000:]}")
-        else:
-            wait_for(lambda: "service.started" in site.log() or ended(site), f"{site.home.name} starts")
-        assert not ended(site), site.log()[-2000:]
+        start_process(site)
         return site
 
     def processes(self) -> list[tuple[Any, ...]]:
@@ -87,6 +87,29 @@ class Hosts:
             if site.service is not None:
                 site.service.send_signal(signal.SIGCONT)
                 site.stop()
+
+
+def start_process(*sites: Appliance) -> None:
+    """Up once they answer: people's and gateways' processes at their doors, a runner once it is among the processes."""
+    for site in sites:
+        site.start(wait=False)
+    for site in sites:
+        roles = site.environment.get("APPLIANCE_ROLES", "people")
+        if "people" in roles:
+            site.wait_until_up(START_S)
+        elif "units" in roles:
+            wait_for(partial(_is_open_or_ended, site), f"{site.home.name}: {site.log()[-2000:]}", START_S)
+        else:
+            wait_for(partial(_is_running_or_ended, site), f"{site.home.name} starts", START_S)
+        assert not ended(site), site.log()[-2000:]
+
+
+def _is_open_or_ended(site: Appliance) -> bool:
+    return is_open(site) or ended(site)
+
+
+def _is_running_or_ended(site: Appliance) -> bool:
+    return "service.started" in site.log() or ended(site)
 
 
 @contextmanager

@@ -1,0 +1,47 @@
+"""The serving worker with vLLM and injected faults: a step fails, which ends the worker, or it dies in one."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from appliance.worker import serve_vllm
+from appliance.worker.link import Header, Link, run_worker
+from soaking.breaking import say
+
+STEP_EVERY = 4001
+"""Steps of one worker."""
+
+
+class Breaking:
+    """Stands before vLLM's step."""
+
+    def __init__(self, real: Any) -> None:
+        self._real, self._steps = real, 0
+
+    def __call__(self) -> Any:
+        self._steps += 1
+        if self._steps == STEP_EVERY:
+            say("step")
+            raise RuntimeError("injected")
+        return self._real()
+
+
+def work(session: Link, task: Header, blob: bytes) -> Header:
+    sys.path.insert(0, str(task["packages"]))
+    from appliance.ml.vllm import loading
+
+    start: Any = loading.start
+
+    def start_breaking(*given: Any, **more: Any) -> Any:
+        base, vllm = start(*given, **more)
+        vllm.step = Breaking(vllm.step)
+        return base, vllm
+
+    changed: Any = loading
+    changed.start = start_breaking
+    return serve_vllm.work(session, task, blob)
+
+
+if __name__ == "__main__":
+    sys.exit(run_worker(work))
