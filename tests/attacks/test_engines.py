@@ -227,7 +227,7 @@ def test_a_shared_folder_that_returns_other_bytes_answers_nobody(deployed: Deplo
 def test_a_short_soak_over_both_engines_has_no_wrong_answer(
     deployed: Deployment, server: Server, tmp_path: Path
 ) -> None:
-    plan = Plan(150, seed=6, seconds=400, units=2, clients=3, cards=15, engines=ENGINES)
+    plan = Plan(150, seed=6, seconds=400, units=2, clients=3, cards=17, engines=ENGINES)
     deployed.units = tuple(unit for unit in deployed.units if unit != LIMITED)
     result = soak_deployed(deployed, tmp_path, plan, server)
     check_sound(result, "injected: database stopped", "injected: worker killed", "injected: worker stopped")
