@@ -163,7 +163,9 @@ class Engine:
         while found is None:
             for output in self._vllm.step():
                 if output.request_id != name:
-                    self._events += self._hear(output)
+                    # An end takes what waits with it: the list is looked up after that, or all of it came twice.
+                    heard = self._hear(output)
+                    self._events += heard
                 elif output.finished:
                     found = output
         return found
@@ -198,7 +200,8 @@ class Engine:
                 self._draw(row)
             else:
                 row.plan = self._classify(row) if question.branches is not None else self._choose(row)
-                self._events += self._go_on(row)
+                begun = self._go_on(row)
+                self._events += begun
         except FAULTS as error:
             self._leave(row)
             raise as_refusal(error) from None

@@ -41,6 +41,21 @@ def test_a_token_that_comes_with_the_answer_that_is_waited_for_is_not_lost() -> 
     assert engine._rows["other"].completion_tokens == 1
 
 
+def test_an_answer_that_ends_while_a_question_is_waited_for_does_not_repeat_what_waits() -> None:
+    """Text came twice, and two classifications as one: an adapter is loaded while others are answered."""
+
+    class Ending(Stepped):
+        def step(self) -> list[Any]:
+            return list(reversed(super().step()))
+
+        def abort_request(self, names: list[str]) -> None: ...
+
+    engine = make_engine(Ending(), limit=1)
+    engine._events = [Event("earlier", "{}")]
+    engine._wait_for("probe")
+    assert engine._events == [Event("other", "x"), Event("earlier", "{}"), Event("other", Done("length", 1, 1))]
+
+
 class Repeating:
     """A vLLM that answers twice, and answers a request that was never asked."""
 
