@@ -139,18 +139,18 @@ def _beside_peers(
     for turn in turns(4).values():
         turn()
     found = interleaved(plan.rounds, **{name: _rated(turn) for name, turn in turns(plan.tokens).items()})
-    yield from _rates(found)
+    yield from _rates(found, plan.model.find_gguf().stem if "llama" in found else "")
 
 
-def _rates(found: Found) -> Iterator[Row]:
+def _rates(found: Found, gguf: str) -> Iterator[Row]:
     name = f"tokens a second, {STREAMS} streams over {ADAPTERS} adapters"
     against: dict[str, tuple[str, float | None]] = {
-        "alternate": ("PEFT, one adapter after another (set_adapter)", 4.0),
-        "names": ("PEFT, mixed batch (adapter_names)", 1.8),
+        "alternate": ("PEFT, one adapter after another (set_adapter), NF4", 4.0),
+        "names": ("PEFT, mixed batch (adapter_names), NF4", 4.0),
         "base": ("the bare base in the same engine", 0.85),
-        "batching": ("transformers' continuous batching, one adapter", 1.0),
-        "llama": ("llama.cpp's server, 4-bit", None),
-        "vllm": ("vLLM on the CPU, bf16", None),
+        "batching": ("transformers' continuous batching, one adapter, NF4", 1.0),
+        "llama": (f"llama.cpp's server, {gguf.rpartition('.')[2]}, one adapter a batch", 2.0),
+        "vllm": ("vLLM on the CPU, bf16", 1.5),
     }
     for theirs, (said, goal) in against.items():
         if theirs not in found:

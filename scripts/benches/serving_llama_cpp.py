@@ -34,6 +34,13 @@ class LlamaCpp:
         drawn = list(islice(self._model.generate(ids, temp=0.0), tokens))
         return [time.perf_counter() - began, float(len(drawn))]
 
+    def logits(self, ids: list[int]) -> list[float]:
+        """Behind the last of these tokens."""
+        self._model.reset()
+        self._model.eval(ids)
+        found: list[float] = self._model._ctx.get_logits_ith(-1)[: self._model.n_vocab()]
+        return found
+
     def read(self, ids: list[int], count: int) -> list[float]:
         """So many times the same prompt, up to the logits behind it; seconds each."""
         found = []

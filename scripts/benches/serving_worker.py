@@ -123,6 +123,18 @@ class Ours:
             found.append(time.perf_counter() - began)
         return found
 
+    def logits(self, ids: list[int], slot: str) -> Numbers:
+        """Behind the last of these tokens, with this adapter."""
+        from appliance.ml.inference.cache import Cache, Held
+        from appliance.ml.inference.drawing import read_prompt
+
+        engine = self._engine
+        with engine.slots.using(slot):
+            found: Numbers = read_prompt(
+                engine.base, engine.slots, Cache(engine.base.device, len(ids)), Held(), ids
+            ).tolist()
+        return found
+
     def grown(self) -> Numbers:
         """Bytes that base, adapters and the cache have added to the process."""
         return [float(memory(self._device) - self._before)]

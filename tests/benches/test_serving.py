@@ -151,3 +151,10 @@ def test_a_start_with_another_probe_is_an_error(tmp_path: Path) -> None:
 def test_a_percentile_lies_between_the_samples_around_it() -> None:
     assert serving_service.p99([float(number) for number in range(101)]) == 99
     assert 9 > serving_service.p99([1.0] * 9 + [9.0]) > 8
+
+
+def test_a_peer_without_our_adapter_is_no_comparison() -> None:
+    serving_prompts.check_same(0.3, 0.9)
+    for bare, adapted in ((0.9, 0.3), (0.3, 0.3), (0.1, 0.4), (0.3, float("nan"))):
+        with pytest.raises(RuntimeError, match="twice as near to ours with the adapter"):
+            serving_prompts.check_same(bare, adapted)
