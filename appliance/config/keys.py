@@ -30,7 +30,7 @@ SETTINGS = (
     Setting("roles", "APPLIANCE_ROLES", "people, units, runs", "what this process does; fewer need PostgreSQL"),
     Setting("shared", "APPLIANCE_SHARED", None, "the folder of sealed folders and checkpoints; the home unless set"),
     Setting("keys", "APPLIANCE_KEYS", "keys", "the keyring's folder, mode 0700, the same for every process"),
-    Setting("listen", "APPLIANCE_LISTEN", "127.0.0.1:8331", "HOST:PORT of the units' door, or `off`"),
+    Setting("listen", "APPLIANCE_LISTEN", "127.0.0.1:8331", "HOST:PORT of the units' API, or `off`"),
     Setting("witnessed", "APPLIANCE_WITNESSED", "witnessed", "the folder of what witnesses have seen"),
     Setting("socket_group", "APPLIANCE_SOCKET_GROUP", None, "the Unix group whose members reach the people's socket"),
     Setting(
@@ -43,7 +43,9 @@ SETTINGS = (
         "people_client_ca", "APPLIANCE_PEOPLE_CLIENT_CA", None, "PEM: only hosts with its certificate get in there"
     ),
     Setting("console", "APPLIANCE_CONSOLE", "off", "HOST:PORT of the console, such as 127.0.0.1:8330, or `off`"),
-    Setting("console_url", "APPLIANCE_CONSOLE_URL", None, "its address in browsers, such as https://desk.example:8330"),
+    Setting(
+        "console_url", "APPLIANCE_CONSOLE_URL", None, "its address in browsers, such as https://appliance.example:8330"
+    ),
     Setting("operations", "APPLIANCE_OPERATIONS", "off", "HOST:PORT of /healthz, /readyz and /metrics, or `off`"),
     Setting("operations_token", "APPLIANCE_OPERATIONS_TOKEN", None, "a 0600 file with the token for /metrics"),
     Setting("notice_command", "APPLIANCE_NOTICE_COMMAND", None, "a program of the site's own that carries notices"),

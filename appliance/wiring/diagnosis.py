@@ -31,9 +31,9 @@ def doctor(settings: Settings) -> Iterator[Finding]:
     certificate, operations = settings.certificate, settings.operations
     private += [] if certificate is None else [certificate.key]
     private += [] if operations is None else [operations.token]
-    listeners = [("units' door", *settings.listen)] if settings.listen is not None else []
+    listeners = [("units' port", *settings.listen)] if settings.listen is not None else []
     people = settings.people
-    listeners += [] if people is None else [("people's door", *people.listen)]
+    listeners += [] if people is None else [("people's port", *people.listen)]
     listeners += [] if settings.console is None else [("console", *settings.console.listen)]
     listeners += [] if operations is None else [("operations", *operations.listen)]
     place = Installation(

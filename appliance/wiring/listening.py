@@ -48,7 +48,7 @@ def open_listeners(settings: Settings) -> Iterator[Listeners]:
     token = b"" if operations is None else _read_operations_token(operations.token)
     with ExitStack() as opened:
         units = None if settings.listen is None else opened.enter_context(open_tcp(settings.listen))
-        desks = None if people is None else opened.enter_context(open_tcp(people.listen, "people's door"))
+        desks = None if people is None else opened.enter_context(open_tcp(people.listen, "people's port"))
         pages = None if console is None else opened.enter_context(open_tcp(console.listen, "console"))
         numbers = None if operations is None else opened.enter_context(open_tcp(operations.listen, "operations"))
         yield Listeners(tls, units, people_tls, desks, console_tls, pages, numbers, token)
@@ -74,7 +74,7 @@ def open_doors(
     if listeners.units is not None:
         doors.append(Door(units, listen(listeners.units), listeners.tls))
     if listeners.people is not None:
-        doors.append(Door(people, listen(listeners.people, "people's door"), listeners.people_tls))
+        doors.append(Door(people, listen(listeners.people, "people's port"), listeners.people_tls))
     if listeners.console is not None and console is not None:
         doors.append(Door(console, listen(listeners.console, "console"), listeners.console_tls))
     if listeners.operations is not None:

@@ -72,7 +72,9 @@ def test_a_running_service_is_diagnosed_and_then_stopped_in_order(start_small: C
     found = {one["check"]: one for one in json.loads(told.stdout)["findings"]}
     assert site.service is not None
     assert found["service"]["found"] == f"runs, process {site.service.pid}"
-    assert [found[name]["level"] for name in ("people's door", "units' door", "permissions", "database")] == ["ok"] * 4
+    assert [found[name]["level"] for name in ("people's socket", "units' port", "permissions", "database")] == [
+        "ok"
+    ] * 4
     assert json.loads(appliance(site, "status", "--json").stdout)["service"]["state"] == "running"
 
     told = appliance(site, "stop")
@@ -80,7 +82,7 @@ def test_a_running_service_is_diagnosed_and_then_stopped_in_order(start_small: C
     assert site.service.wait(5) == 0
     site.service = None
     found = {one["check"]: one for one in json.loads(appliance(site, "doctor", "--json").stdout)["findings"]}
-    assert found["service"]["found"] == "none runs" and found["units' door"]["found"].endswith("is free")
+    assert found["service"]["found"] == "none runs" and found["units' port"]["found"].endswith("is free")
     assert json.loads(appliance(site, "status", "--json").stdout)["service"]["state"] == "not running"
     site.start()
     (stop,) = site.entries(type="service.stopped")[-1:]

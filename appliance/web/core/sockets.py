@@ -97,7 +97,7 @@ def _bind_unix(path: Path) -> socket.socket:
     return door
 
 
-def open_tcp(listen: tuple[str, int], what: str = "units' door") -> socket.socket:
+def open_tcp(listen: tuple[str, int], what: str = "units' port") -> socket.socket:
     """Bound, and not listening before `listen`: until then who connects is refused instead of kept waiting."""
     host, port = listen
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -113,7 +113,7 @@ def open_tcp(listen: tuple[str, int], what: str = "units' door") -> socket.socke
     return door
 
 
-def listen(door: socket.socket, what: str = "units' door") -> socket.socket:
+def listen(door: socket.socket, what: str = "units' port") -> socket.socket:
     try:
         door.listen(128)
     except OSError as error:

@@ -126,7 +126,7 @@ class _Now(Collector):
         for slot in state.slots.values():
             slots.add_metric((slot.unit, slot.task, slot.adapter), 0 if slot.loaded is None else 1)
         yield slots
-        running = GaugeMetricFamily("appliance_requests_running", "Requests at the units' door.", labels=("unit",))
+        running = GaugeMetricFamily("appliance_requests_running", "Requests at the units' port.", labels=("unit",))
         for unit, count in ({} if self._quotas is None else self._quotas.running_by_unit()).items():
             running.add_metric((unit,), count)
         yield running

@@ -102,7 +102,7 @@ class VerifyRequest(BaseModel):
 
 
 def people_app(context: Context, door: Doorkeeper, console_url: str | None = None) -> FastAPI:
-    app = FastAPI(title="appliance, the people's door", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="appliance, the people's API", docs_url=None, redoc_url=None, openapi_url=None)
     install(app, people_body, lambda request, error: door.count(None, error))
 
     def person(request: Request, authorization: Annotated[str | None, Header()] = None) -> Session:

@@ -238,7 +238,7 @@ def check_listeners(place: Installation) -> Iterator[Finding]:
     running = place.pid is not None
     doors: list[tuple[str, str, bool]] = []
     if running:
-        doors.append(("people's door", str(place.socket), _answers(socket.AF_UNIX, str(place.socket))))
+        doors.append(("people's socket", str(place.socket), _answers(socket.AF_UNIX, str(place.socket))))
     for what, host, port in place.listeners:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         holds = _answers(family, (host, port)) if running else _is_free(family, (host, port))

@@ -73,7 +73,7 @@ class Serving:
         """Answers come from a process with an engine, which knows the ledger of now."""
         if "units" not in self._context.roles:
             raise Unavailable(
-                "answer: expected a process with the role units, got one without an engine; ask at a gateway's door",
+                "answer: expected a process with the role units, got one without an engine; ask a gateway",
                 code="no-engine",
             )
         self._context.contact.check()
