@@ -1,4 +1,4 @@
-"""The command line's front: which command stands in which file, and how every error ends.
+"""The command line's front: which command is in which file, and how every error ends.
 
 Files are loaded when one of their commands is asked for, so that `--help` answers at once.
 """
@@ -27,7 +27,7 @@ BROKEN_PIPE = 141
 
 
 class Entry(NamedTuple):
-    """Where a command stands, and the line that says what it is for."""
+    """The file of a command, and the line that says what it is for."""
 
     audience: str
     file: str
@@ -182,7 +182,7 @@ def _after(caller: Caller, *_: Any, **__: Any) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs one command and leaves with its exit code; the table stands in docs/cli.md."""
+    """Runs one command and leaves with its exit code; docs/reference/errors.md lists them."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     sys.exit(run(given))
 
@@ -220,7 +220,7 @@ def _usage(error: click.ClickException) -> str:
 
 
 def _fail(exit_code: int, code: str, message: str, as_json: bool, reasons: Sequence[str] = ()) -> int:
-    """The error on stderr; every reason stands on a line of its own."""
+    """The error on stderr; every reason is on a line of its own."""
     if as_json:
         value = {"error": {"code": code, "message": message, "reasons": list(reasons), "exit_code": exit_code}}
         click.echo(encode_json(value), err=True)

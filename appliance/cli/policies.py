@@ -1,4 +1,4 @@
-"""The policy set: what stands, what would change, whether its test cases pass, and how it is adopted."""
+"""The policy set: what is in force, what would change, whether its test cases pass, and how it is adopted."""
 
 from __future__ import annotations
 

@@ -189,7 +189,7 @@ def test_a_delegations_meaning_says_what_its_end_leaves() -> None:
     site = stage("sealed")
     given, ended = (VERBS["delegate"].means(site.delegation_order("raul", **how)) for how in ({}, {"until": None}))
     assert given.startswith("Until then this person decides on adapters in your place")
-    assert ended.endswith("What they decided so far stands.")
+    assert ended.endswith("What they decided so far still counts.")
 
 
 def _pending(office: Office) -> None:

@@ -96,7 +96,7 @@ class LogReplay:
             self.first_gap = index
 
     def take(self, entry: Entry, *, linked: bool) -> bool:
-        """Whether the entry stands. After a break that the chain has found, it is replayed in its own place."""
+        """Whether the entry is valid. After a break that the chain has found, it is replayed in its own place."""
         state = self.state
         if entry.index < state.size or (state.size == 0 and entry.index > 0):
             self.miss(entry.index)

@@ -21,7 +21,7 @@ UNBOUND = "expected an entry or order that binds it, got none"
 
 
 class Finding(Value):
-    """What stands against the log; `index` is the entry's, where there is one."""
+    """What is wrong with the log; `index` is the entry's, if there is one."""
 
     index: int | None
     rule: str

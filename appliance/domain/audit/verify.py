@@ -2,7 +2,7 @@
 
 Only the trust file is trusted. Every entry is parsed again and hashed, chain and tree are rebuilt, the checkpoint's
 signature is checked under the trusted key, and every entry is replayed through `rulebook.apply`: signatures, documents,
-invariants. What stands against the log is a finding that names its entry; what could not be checked is said, and
+invariants. What is wrong with the log is a finding that names its entry; what could not be checked is said, and
 without it no log is verified.
 """
 

@@ -1,6 +1,6 @@
 """What every type of entry has: a body, and the roles of the documents that it binds.
 
-Bodies hold what the service found or decided; what a person asked for stands in the order, which is a document.
+Bodies hold what the service found or decided; what a person asked for is in the order, which is a document.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Failed(Event):
 
 
 class Ordered(Event):
-    """An entry that stands because a person signed; `policy` names the set whose site policies allowed it."""
+    """An entry that was made because a person signed; `policy` names the set whose site policies allowed it."""
 
     documents: ClassVar[tuple[str, ...]] = ("order",)
     policy: Digest

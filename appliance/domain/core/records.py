@@ -536,7 +536,7 @@ class ClockReset(Value):
 
 
 class Site(Value):
-    """What stands once, from the first entry and the policy in force."""
+    """What there is one of: from the first entry and the policy in force."""
 
     origin: str
     log_keys: tuple[LogKey, ...]

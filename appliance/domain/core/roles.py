@@ -7,7 +7,7 @@ from appliance.domain.core.records import Principal
 from appliance.domain.core.state import State
 
 Reasons = list[str]
-"""What stands against something; none means allowed."""
+"""Reasons against something; none means allowed."""
 
 
 def is_unit(state: State, name: str) -> bool:

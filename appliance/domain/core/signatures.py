@@ -22,7 +22,7 @@ C = TypeVar("C", bound=Credential)
 
 @dataclass(frozen=True)
 class Accepted:
-    """An order whose signature holds under a key that stands at this index."""
+    """An order whose signature holds under a key that is valid at this index."""
 
     order: Order
     digest: str
@@ -99,9 +99,9 @@ class OrderReader:
         return parse_order(payload, self._models)
 
     def read(self, state: State, data: bytes, now: Time) -> Accepted:
-        """An authentic order for this log, whatever its age, under a key that stands."""
+        """An authentic order for this log, whatever its age, under a key that is valid."""
         envelope, order = self._open(state, data)
-        # The entry that sets time back is signed by keys that stood at the time before it as well.
+        # The entry that sets time back is signed by keys that were also valid at the time before it.
         key = authenticate(state, envelope, order.signer, max(now, state.last_time))
         return Accepted(order, envelope.pae_digest, key.keyid)
 
@@ -113,7 +113,8 @@ class OrderReader:
         accepted = self.read(state, data, now)
         order = accepted.order
         what, limit_s, is_back = f"order {order.verb}", state.parameters.order_lifetime_s, now < state.last_time
-        # The order that sets time back waits under a time that it says is wrong; its own entry asks whether it stands.
+        # The order that sets time back waits under a time that it says is wrong. Whether it is valid is checked at its
+        # own entry.
         at = order.issued_at if order.sets_time and not is_back else now
         check_lifetime(what, order.issued_at, order.expires_at, at, state, limit_s)
         # What sets time back names the last entry, and its endorsement names it: neither was signed before its key was
@@ -127,7 +128,7 @@ class OrderReader:
         return accepted
 
     def read_logged(self, state: State, data: bytes, index: int) -> Accepted:
-        """The order of an entry that stands, under a key whose signature at that index still counts."""
+        """The order of an accepted entry, under a key whose signature at that index still counts."""
         envelope, order = self._open(state, data)
         key = _key_of(state, envelope, order.signer)
         if not key.counts(index):
@@ -196,7 +197,7 @@ def accept_session(state: State, data: bytes, now: Time) -> tuple[SessionStateme
 
 
 def accept_token(state: State, envelope: Envelope, now: Time) -> tuple[UnitToken, Principal]:
-    """A unit's token that stands now, and the unit."""
+    """A unit's token that is valid now, and the unit."""
     token = parse_credential(UnitToken, envelope.payload)
     unit = _check_credential(state, token, envelope, now, token.expires_at, state.parameters.token_lifetime_s)
     if not unit.has("unit"):

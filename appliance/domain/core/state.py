@@ -46,8 +46,8 @@ UNPROJECTED = frozenset({"answers", "clearance", "order", "request", "text"})
 
 
 class Clearance(NamedTuple):
-    """What stands against a release; where nothing does, that holds for these very values, in this revision, until that
-    time. `approvals`: the entries of all that have not lapsed."""
+    """The reasons against a release; if there are none, that holds for exactly these values, in this revision, until
+    that time. `approvals`: the entries of all that have not lapsed."""
 
     reasons: tuple[str, ...]
     release: Release

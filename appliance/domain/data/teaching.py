@@ -48,8 +48,8 @@ class Teaching:
 
 
 def example_request(model: str, teaching: Teaching, *, added: bool) -> dict[str, Any]:
-    """A request in the form that the adapter was trained on: the units' path and a body, in which `<text>` stands for
-    what goes there. `added`: the service puts the system message in by itself."""
+    """A request in the form that the adapter was trained on: the units' path and a body, in which `<text>` is the
+    place of what goes there. `added`: the service puts the system message in by itself."""
     about = teaching.about
     question = "\n\n".join(f"<{part}>" for part in QUESTIONS[about.task])
     if about.task == "completion":

@@ -1,6 +1,6 @@
 """What an adapter keeps of the quality of the run that it is compared with, and at what share of its cost.
 
-Everything stands in the ledger: the order names the run, both were judged on the held-out rows of one dataset, and
+Everything is in the ledger: the order names the run, both were judged on the held-out rows of one dataset, and
 `run.finished` has time and memory. So every reader of the entries computes the same shares.
 """
 

@@ -224,7 +224,7 @@ def find_released(state: State, name: str) -> Adapter | None:
 
 
 def find_sets(state: State, names: Sequence[str], base_digest: str) -> dict[str, ValidationSet]:
-    """Of each name the newest version that stands and was rendered for the base."""
+    """Of each name the newest version that is not revoked and was rendered for the base."""
     standing = [one for one in state.validation_sets.values() if one.revoked is None and one.base_digest == base_digest]
     return {one.name: one for one in sorted(standing, key=lambda one: one.version) if one.name in names}
 

@@ -21,7 +21,7 @@ class Delegate(Order):
     verb = "delegate"
     principal: Identifier
     field: Identifier
-    until: Time | None = Field(description="null ends the delegation that stands")
+    until: Time | None = Field(description="null ends the delegation that is in force")
 
     def subjects(self) -> Subjects:
         return self._self(f"principal:{self.principal}")
@@ -75,7 +75,7 @@ def field_delegated(case: Case) -> Changes:
 
 def _meaning(order: Delegate) -> str:
     if order.until is None:
-        return "This person no longer decides in your place. What they decided so far stands."
+        return "This person no longer decides in your place. What they decided so far still counts."
     return "Until then this person decides on adapters in your place, for this field. You answer for it."
 
 

@@ -180,7 +180,7 @@ def _principal(case: Case, name: str) -> Principal:
 
 
 def key_revoked(case: Case) -> Changes:
-    """What the key signed before stands, but for what the order takes back."""
+    """What the key signed before stays valid, except what the order takes back."""
     order, index = case.order(RevokeKey), case.entry.index
     key = case.state.keys.get(order.keyid)
     if key is None:

@@ -123,7 +123,7 @@ def may_enroll(state: State, order: Enroll, signer: Principal, now: Time) -> Rea
 
 
 def may_enroll_several(state: State, order: EnrollSeveral, signer: Principal, now: Time) -> Reasons:
-    """What stands against each of them, and a key that several would have."""
+    """The reasons against each of them, and a key that several would have."""
     reasons = needs(signer, "administrator")
     for person in order.people:
         reasons += [f"{person.principal}: {reason}" for reason in _against_newcomer(state, person)]

@@ -84,7 +84,7 @@ def _told(value: Any) -> str | None:
 
 
 def _policies(cedar: str) -> dict[str, str]:
-    """Each policy's text by its `@id`, which every policy of an adopted set has; what stands before the first is left
+    """Each policy's text by its `@id`, which every policy of an adopted set has; what comes before the first is left
     to the text diff."""
     starts = list(_ID.finditer(cedar))
     ends = [found.start() for found in starts[1:]] + [len(cedar)]

@@ -40,7 +40,7 @@ class Calibration(Value):
     """A few short steps of one base and method, measured on one machine at two lengths.
 
     A pack costs `pack_s`, and what it computes costs its operations over `operations_a_second`. `machine` is the kind
-    that the worker found, `host` what the service calls the machine it stands on.
+    that the worker found, `host` what the service calls the machine it runs on.
     """
 
     host: str
@@ -58,7 +58,7 @@ class Calibration(Value):
 
 
 class Machine(Value):
-    """The machine that the service stands on. `memory_bytes`: the card's where there is one and it is known."""
+    """The machine that the service runs on. `memory_bytes`: the card's where there is one and it is known."""
 
     host: str
     device: Literal["cpu", "cuda"]

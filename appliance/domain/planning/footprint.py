@@ -227,7 +227,7 @@ SCALES = 4 / 64
 
 
 DEQUANTISING = 16 * MB
-"""What stands between packed and made where GPTQ is dequantised: a chunk in int32 and in float32, and their factors
+"""What is in memory while GPTQ is dequantised: a chunk in int32 and in float32, and their factors
 (`ml/quantised/linear.py`)."""
 
 
@@ -300,7 +300,7 @@ def _train(subject: Subject, recipe: ResolvedRecipe, pack: Pack, context: int, w
 
 
 def _save(subject: Subject, recipe: ResolvedRecipe, train: Parts, *, host: bool) -> Parts:
-    """A training checkpoint stands in the host's memory twice while it is encoded: once tensor by tensor, whose pieces
+    """A training checkpoint is in the host's memory twice while it is encoded: once tensor by tensor, whose pieces
     find room in what the step before has freed and the allocator keeps, and once whole, which does not."""
     checkpoint = checkpoint_bytes(subject.shape, recipe) if host else 0
     kept = train.activations

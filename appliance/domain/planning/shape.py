@@ -158,7 +158,7 @@ class Lengths(Value):
 
 
 def profile_lengths(lengths: Sequence[int], *, shared: int, trained: int) -> Lengths:
-    """Rounded up: what stands for a row is never shorter."""
+    """Rounded up: no row is longer than the length that is used for it."""
     ordered = sorted(lengths)
     last = len(ordered) - 1
     count = min(QUANTILES, len(ordered))

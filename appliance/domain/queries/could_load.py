@@ -84,7 +84,7 @@ class Activated(Value):
 
 
 class Loaded(Value):
-    """What stood in the engine's slot; `entry` is None while it was only admitted."""
+    """What was in the engine's slot; `entry` is None while it was only admitted."""
 
     adapter: str
     admitted: int

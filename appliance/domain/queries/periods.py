@@ -109,7 +109,7 @@ def _states(
 def _values(
     entries: Callable[[], Iterable[bytes]], documents: Callable[[str], bytes | None], unit: str, first: int, last: int
 ) -> Iterator[Mapping[str, Any]]:
-    """Every value that stood at some entry of the span; BadInput where no entry of the log enrolled the unit."""
+    """Every value that was in force at some entry of the span; BadInput where no entry of the log enrolled the unit."""
     names: list[str] = []
     for index, state, changes in _states(entries, documents):
         if index == first:

@@ -93,7 +93,7 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def verify_record(record: ResponseRecord, policy: LogPolicy) -> Answered:
-    """Tampered unless the record's entry stands in a log of the policy, at its own index, and ends a request, and the
+    """Tampered unless the record's entry is in a log of the policy, at its own index, and ends a request, and the
     record's own text, where it has one, is what was answered; BadInput where that has no salt. Unavailable where too
     few witnesses cosigned it."""
     try:

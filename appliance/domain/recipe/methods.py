@@ -1,4 +1,4 @@
-"""What each training method stands on, what it leaves, and whether that may answer for a unit. Pure: no library.
+"""What each training method is trained over, what it produces, and whether that may answer a unit. Pure: no library.
 
 `qlora` and `lora` are one method on two kinds of base; each other name says how the adapter is begun or trained.
 """

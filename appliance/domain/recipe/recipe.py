@@ -48,7 +48,7 @@ MOST_CHECKPOINTS = 64
 READINGS = 16
 """So often a run reads its validation loss when its author left it to the appliance."""
 MOST_READINGS = 256
-"""A run makes no more: each stands in the entry that ends it."""
+"""A run makes no more: each is in the entry that ends it."""
 FEWEST_STEPS = 10
 """Between two training checkpoints, unless the author says otherwise: a stop then costs less than starting a worker."""
 

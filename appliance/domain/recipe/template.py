@@ -8,11 +8,11 @@ from appliance.domain.recipe.recipe import Recipe
 
 
 def write_template(given: dict[str, str]) -> str:
-    """The text of a recipe file. `given` are values; every other key that has a default stands in a comment."""
+    """The text of a recipe file. `given` are values; every other key that has a default is in a comment."""
     schema = Recipe.model_json_schema()
     required, properties = schema["required"], schema["properties"]
     lines = [
-        "# A recipe. The keys without a # are needed; what stands behind a # is its default: take the # away to change",
+        "# A recipe. The keys without a # are needed; the value after a # is its default: remove the # to change",
         "# it. `auto` leaves a value to the appliance, which shows it before you sign.",
     ]
     for key, found in properties.items():

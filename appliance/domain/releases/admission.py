@@ -99,7 +99,7 @@ def entries_needed(state: State, unit: str, adapter: Adapter, task: str, now: Ti
 
 
 def _requests(state: State, adapter: Adapter, unit: str) -> list[ReleaseRequest]:
-    """The request that a person signed, if one stands. What an emergency opened is proved by its own release."""
+    """The request that a person signed, if one is in force. What an emergency opened is proved by its own release."""
     request = current_request(state, adapter, unit)
     return [] if request is None or request.kind == "break-glass" else [request]
 

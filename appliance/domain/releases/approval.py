@@ -215,7 +215,7 @@ def _delegator_stands(state: State, delegated: Delegated, field: str) -> bool:
 
 
 def clear(state: State, release: Release, adapter: Adapter, now: Time) -> Clearance:
-    """What stands against the release now: against its adapter, and against itself.
+    """The reasons against the release now: against its adapter, and against itself.
 
     Asked for every request. Where nothing was found and a rule has kept that, nothing is until a row changes that it
     rests on, or the first of its approvals ends: time does nothing else to it. Rows are replaced, never changed: the
@@ -275,8 +275,8 @@ def barred(state: State, release: Release, adapter: Adapter, now: Time) -> Reaso
 
 
 def superseded(clearance: Clearance, slot: Slot) -> Reasons:
-    """What a slot was admitted by, and what no longer stands of it, though other approvals do: its answers would go on
-    naming that."""
+    """What a slot was admitted by, and which of it no longer counts, although other approvals do: its answers would
+    still name it."""
     current = clearance.release.current.index
     if slot.release != current:
         return [f"release: expected that of entry {slot.release}, got that of entry {current}"]

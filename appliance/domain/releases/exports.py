@@ -133,7 +133,7 @@ def exported(case: Case) -> Changes:
 
 
 class Standing(Value):
-    """The rows that an admission of this release rests on, as they stood when it was exported; nothing else of them."""
+    """The rows that an admission of this release rests on, as they were when it was exported; nothing else of them."""
 
     site: Site
     principals: tuple[Principal, ...]
@@ -166,7 +166,7 @@ class Standing(Value):
 
 
 def standing_of(state: State, order: ExportAdapter, keyid: str) -> Standing:
-    """What stands for the release that the order, under that key, exports. NotFound where there is none."""
+    """The records of the release that the order, under that key, exports. NotFound where there is none."""
     adapter, release = released(state, order.unit, order.task), state.releases.get(release_key(order.unit, order.task))
     base = None if adapter is None else state.bases.get(adapter.base)
     dataset = None if adapter is None else state.datasets.get(adapter.dataset)

@@ -34,7 +34,7 @@ class RequestRelease(OnAdapter):
 
 
 class WithdrawRequest(OnAdapter):
-    """`request`: the order of the one that stands."""
+    """`request`: the order of the one in force."""
 
     verb = "withdraw-request"
     unit: Identifier
@@ -156,7 +156,7 @@ VERBS = (
     Verb(
         WithdrawRequest,
         may=may_withdraw_request,
-        meaning="The request no longer stands, and neither do approvals of it.",
+        meaning="The request no longer counts, and neither do approvals of it.",
         signers=("who ordered it", "administrator"),
         event=RequestWithdrawn,
         apply=request_withdrawn,

@@ -107,7 +107,7 @@ def _delegation(state: State, order: Review) -> Delegation | None:
 
 
 def _on_request(state: State, adapter: Adapter, order: Review, now: Time) -> Reasons:
-    """On the request that stands. Once its time has passed, only who approved it before approves it again."""
+    """On the request in force. Once its time has passed, only who approved it before approves it again."""
     request = current_request(state, adapter, order.unit)
     expected = None if request is None else request.order
     if order.request != expected:
@@ -143,7 +143,7 @@ def _worded(adapter: Adapter, order: Review) -> Reasons:
 
 
 def _dated(state: State, order: Review, now: Time) -> Reasons:
-    """An approval ends; a rejection stands until its reviewer replaces it, so that a date would say what is not so."""
+    """An approval ends at its date. A rejection counts until its reviewer replaces it, so a date would be false."""
     until, limit = order.valid_until, add_seconds(now, state.parameters.approval_lifetime_s)
     if order.decision not in APPROVALS:
         what = {"reject": "a rejection"}.get(order.decision, f"the decision {order.decision}")

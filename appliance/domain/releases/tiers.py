@@ -1,4 +1,4 @@
-"""The tier of materiality of a release request, which request stands, and which approvals went stale."""
+"""The tier of materiality of a release request, which request is in force, and which approvals went stale."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from appliance.domain.core.words import form
 
 
 class PlaceHold(Order):
-    """A legal hold: no text about the subject is erased while it stands."""
+    """A legal hold: no text about the subject is erased while it is in force."""
 
     verb = "place-hold"
     subject: Annotated[str, form(r"^[a-z-]{1,20}:[a-z0-9@-]{1,100}$", "KIND:NAME such as adapter:clauses@1")]
@@ -92,7 +92,7 @@ VERBS = (
         PlaceHold,
         may=may_place_hold,
         signers=("administrator", "auditor"),
-        meaning="No text of an entry about this subject is erased while the hold stands.",
+        meaning="No text of an entry about this subject is erased while the hold is in force.",
         event=HoldPlaced,
         apply=hold_placed,
     ),

@@ -20,7 +20,7 @@ from appliance.formats.core.fields import encode_base64, parse_base64, parse_lis
 from appliance.formats.signatures.dsse import Envelope, encode_envelope, parse_envelope
 
 ORDER_TTL_S = 900
-"""How long an order may travel; one that waits for a second administrator stands as long as policy allows."""
+"""How long an order may travel; one that waits for a second administrator is valid as long as policy allows."""
 
 HEADER = ("origin", "signer", "nonce", "issued_at", "expires_at")
 

@@ -118,7 +118,7 @@ def book_of(state: State) -> Book:
 
 
 def reasons_against(state: State, order: Order, now: Time) -> Reasons:
-    """Everything that stands against an authentic order; empty when it is allowed. `now` is the entry's time: the later
+    """Every reason against an authentic order; empty when it is allowed. `now` is the entry's time: the later
     of the clock and the last entry. Site policies (`access`) may only tighten what the invariants say."""
     signer = state.principals.get(order.signer)
     if signer is None or signer.revoked is not None:
@@ -138,6 +138,6 @@ def verb_of(state: State, order: Order) -> Verb:
 
 
 def events_of(verb: Verb) -> tuple[type[Event], ...]:
-    """What an order of the verb can become, once it is signed: pending, and what stands."""
+    """What an order of the verb can become, once it is signed: pending, then its own event."""
     pending = (endorsement.OrderPending,) if verb.two_administrators else ()
     return pending if verb.event is None else (*pending, verb.event)

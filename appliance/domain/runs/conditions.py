@@ -19,8 +19,8 @@ MOST_RESUMES = 3
 
 
 class WorkerStarted(Event):
-    """A training worker starts. `walls`: what its own probes found; `layers`: what of the sandbox stands; `job`: on
-    Slurm, where."""
+    """A training worker starts. `walls`: what its own probes found; `layers`: which layers of the sandbox are in place;
+    `job`: on Slurm, where."""
 
     run: RunId
     layers: dict[str, bool]

@@ -1,6 +1,6 @@
 """A unit's applications: each renews its tokens by a key of its own, which can do nothing else.
 
-The key is no principal's: it stands in a table of its own, where neither orders nor sessions look for one. It signs
+The key is no principal's: it is in a table of its own, where neither orders nor sessions look for one. It signs
 one thing, the service's challenge for a token. What it may ask is the unit's, for the tasks that the unit named.
 """
 
@@ -90,7 +90,7 @@ def application_enrolled(case: Case) -> Changes:
 
 
 def application_ended(state: State, row: Application) -> str | None:
-    """Why the application opens nothing any more, or None while it stands."""
+    """Why the application gets no more tokens, or None while it is enrolled."""
     what = f"application {row.name} of {row.unit}"
     unit, by = state.principals.get(row.unit), state.keys.get(row.enrolled_by)
     if row.revoked is not None:
@@ -103,7 +103,7 @@ def application_ended(state: State, row: Application) -> str | None:
 
 
 def find_application(state: State, unit: str, name: str) -> Application:
-    """NotAuthenticated where there is none that stands. The message never tells whether the unit exists."""
+    """NotAuthenticated if none is enrolled. The message never tells whether the unit exists."""
     row = state.applications.get(application_key(unit, name))
     if row is None:
         raise NotAuthenticated(f"application {name} of {unit}: expected one that was enrolled, got none")

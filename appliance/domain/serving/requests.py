@@ -80,7 +80,7 @@ class RequestFinished(_OfRequest):
 
 
 class RequestRefused(Event):
-    """`count`: how many it stands for; those that a limit refuses are appended once a minute."""
+    """`count`: how many refusals it counts; those that a limit refuses are appended once a minute."""
 
     type = "request.refused"
     outcomes = ("denied",)

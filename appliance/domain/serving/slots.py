@@ -89,7 +89,7 @@ class AdapterUnloaded(Event):
 
 
 def admissible(case: Case, unit: str, task: str) -> Clearance:
-    """Today's release for the unit's task, with nothing that stands against it."""
+    """Today's release for the unit's task, with no reason against it."""
     release = case.state.releases.get(release_key(unit, task))
     adapter = None if release is None else case.state.adapters.get(release.current.adapter)
     if release is None or adapter is None:

@@ -51,7 +51,7 @@ def seal_folder(context: Context, staging: Path, name: str, version: int) -> byt
 def recording(context: Context, digest: str) -> Iterator[None]:
     """Around the append of the entry that names a sealed artifact: where it is refused, the artifact is removed.
 
-    Unavailable says nothing of whether the entry stands; the next start asks the ledger.
+    Unavailable does not say whether the entry was appended; the next start asks the ledger.
     """
     try:
         yield

@@ -41,8 +41,8 @@ def open_session(context: Context, envelope: bytes, source: str) -> tuple[str, s
 
 
 def hand_over(context: Context, token: str) -> tuple[str, str]:
-    """Takes a program's session from it, for a browser: one entry opens one session, whoever holds it. Returns the code
-    that a browser comes with, and whose session it is."""
+    """Takes a program's session from it, for a browser: one entry opens one session, no matter who holds it. Returns
+    the code that a browser comes with, and whose session it is."""
     code = secrets.token_urlsafe(32)
     return code, _move(context, (token, "program"), (code, "link")).principal
 
@@ -164,7 +164,7 @@ def _ended_by(state: State, row: SessionRow, now: str) -> str | None:
 
 @dataclass(frozen=True)
 class Refusals:
-    """What was refused since the last heartbeat and stands in no entry yet: strangers, since when, and units' requests
+    """What was refused since the last heartbeat and is in no entry yet: strangers, since when, and units' requests
     by unit and code."""
 
     strangers: int = 0

@@ -20,7 +20,7 @@ def storage(context: Context) -> dict[str, Any]:
         "datasets": [(name, size_of(folder(dataset.digest))) for name, dataset in state.datasets.items()],
         "validation sets": [(name, size_of(folder(one.digest))) for name, one in state.validation_sets.items()],
         "adapters": [(name, size_of(folder(adapter.manifest))) for name, adapter in state.adapters.items()],
-        # Without their digests: until its import is ordered, whoever knows that of a file could have it checked.
+        # Without their digests: until its import is ordered, anyone who knows a file's digest could have it checked.
         "uploads": [(f"upload {place}", size) for place, (_, size) in enumerate(_files(home / "uploads"), start=1)],
         "logs": _files(home / "logs"),
         "steps": _files(home / "steps"),

@@ -37,7 +37,7 @@ class Admitted:
 
 @dataclass(frozen=True)
 class _Needed:
-    """What the proof rests on, as the state stood when it was asked."""
+    """What the proof rests on, in the state at the time of the question."""
 
     adapter: Adapter
     entries: tuple[int, ...]

@@ -19,7 +19,7 @@ from appliance.workflows.core.context import Context
 
 
 def export_packet(context: Context, digest: str) -> dict[str, Any]:
-    """By the order's digest. NotFound where no such order stands; Denied where its release answers no more."""
+    """By the order's digest. NotFound if there is no such order; Denied if its release no longer answers."""
     state = context.ledger.state
     index = state.orders.get(digest)
     if index is None or parse_entry(context.ledger.entry_bytes(index)).type != "adapter.exported":

@@ -124,7 +124,7 @@ def adapter_row(context: Context, adapter: Adapter) -> dict[str, Any]:
 
 
 def _asked(state: State, adapter: Adapter, unit: str, now: Time) -> dict[str, Any]:
-    """The request that stands for the unit, its tier by the policy in force, and what keeps the adapter from it."""
+    """The request in force for the unit, its tier by the policy in force, and what keeps the adapter from it."""
     request = current_request(state, adapter, unit)
     if request is None:
         raise NotFound(f"request: expected a standing one for {unit}, got none")

@@ -94,7 +94,7 @@ def still_compares(context: Context, run: Run, evaluation: Evaluation) -> bool:
 
 
 def basis_of(context: Context, run: Run) -> Basis:
-    """What the run's verdict rests on, as the log stands now."""
+    """What the run's verdict rests on, in the log as it is now."""
     gates = None if run.gates is None else parse_gates(context.ledger.documents_of(run.index)["gates"])
     with context.ledger.lock:
         return find_basis(context.ledger.state, run, gates)

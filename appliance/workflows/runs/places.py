@@ -83,7 +83,7 @@ def job_of(started: Running) -> Job | None:
 def _open(
     context: Context, run: Run, recipe: ResolvedRecipe, read: tuple[Path, ...], write: tuple[Path, ...]
 ) -> ClusterWorker:
-    """The next start of the run's job: of the one that stands, or of a new one."""
+    """The next start of the run's job: of the one that exists, or of a new one."""
     cluster = cluster_of(context)
     stop = partial(_is_stopped, context, run.id)
     if run.status == "trained":

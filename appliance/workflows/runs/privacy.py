@@ -44,7 +44,7 @@ def read_secret(context: Context, run: Run) -> bytes:
 
 
 def bind(run: Run, secret: bytes) -> str:
-    """The digest that stands in the log."""
+    """The digest that is in the log."""
     return commit_secret(secret, f"appliance/private-training/v1/secret/{run.id}")
 
 

@@ -48,7 +48,7 @@ def seal(
     version = next_version(context.ledger.state, run.name)
     metrics: dict[str, Any] = {name: evaluation.result[name] for name in MEASURED if name in evaluation.result}
     metrics |= _training(output, run.id)
-    # As it stands after `run.finished`.
+    # In the state after `run.finished`.
     trained_run = context.ledger.state.runs.get(run.id)
     compared = None if trained_run is None else compare(context.ledger.state, trained_run, metrics["adapter"])
     metrics |= {} if compared is None else {"baseline": compared}
@@ -84,7 +84,7 @@ def _training(output: Path, run: str) -> dict[str, Any]:
 def _write_documents(
     context: Context, run: Run, order: Train, output: Path, metrics: dict[str, Any], probe: dict[str, Any]
 ) -> None:
-    """What makes the adapter servable exactly as it was judged: recipe, metrics, probe, and what it stands on."""
+    """What makes the adapter servable exactly as it was judged: recipe, metrics, probe, and what it was trained on."""
     base = context.ledger.state.bases.get(run.base)
     if base is None:
         raise NotFound(f"base: expected the run's own, got {run.base}")

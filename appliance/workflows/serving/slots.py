@@ -139,7 +139,7 @@ class Slots:
     # --- filling ------------------------------------------------------------------------------------------------------
 
     def _touch(self, key: str, loaded: Loaded) -> None:
-        """Behind all others: what was asked for longest ago stands first."""
+        """After all others: what was asked for longest ago comes first."""
         with self._lock:
             if self._table.get(key) is loaded:
                 self._table[key] = self._table.pop(key)

@@ -14,7 +14,7 @@ _BITS = tuple(bytes(byte >> bit & 1 for bit in range(8)) for byte in range(256))
 
 
 def stream_key(seed: int, purpose: str) -> bytes:
-    """domain ‖ 0x00 ‖ seed in decimal digits ‖ 0x00 ‖ purpose ‖ 0x00: what stands before the resample's number."""
+    """domain ‖ 0x00 ‖ seed in decimal digits ‖ 0x00 ‖ purpose ‖ 0x00: what comes before the resample's number."""
     return b"\0".join((_DOMAIN, str(seed).encode("ascii"), purpose.encode("utf-8"), b""))
 
 

@@ -23,7 +23,7 @@ class Person(Value):
 
 
 class Asked(Value):
-    """A release request that stands. One that an emergency opened has neither exposure nor purpose.
+    """A release request in force. One that an emergency opened has neither exposure nor purpose.
 
     `intended_use` and `limits` are null where the text was erased or is withheld; of an emergency `intended_use` is its
     reason. `missing`: what keeps the adapter from answering; `until`: by when it may be approved.
