@@ -15,6 +15,7 @@ from appliance.errors import BadInput
 
 if TYPE_CHECKING:
     from appliance.domain.core.order import Order
+    from appliance.domain.rulebook.proposals import Proposal
 
 _FILE = click.Path(path_type=Path)
 
@@ -334,11 +335,15 @@ def list_orders(caller: Caller) -> None:
 
 
 @order.command("show", example="appliance order show sha256:1f2e3d4c")
-@click.argument("digest")
+@click.argument("digest", required=False)
 @reads
 @click.pass_obj
-def show_order(caller: Caller, digest: str) -> None:
-    """Everything that one waiting order binds, from the bytes that its signer signed."""
+def show_order(caller: Caller, digest: str | None) -> None:
+    """Everything that one waiting order binds, from the bytes that its signer signed.
+
+    DIGEST may be cut after 6 digits. It can be left out if exactly one order waits that can still be carried out. Of a
+    policy set it also shows what would change.
+    """
     from appliance.client.support.orders import find_pending, pending_orders
     from appliance.domain.rulebook.showing import describe
 
@@ -349,6 +354,7 @@ def show_order(caller: Caller, digest: str) -> None:
         )
         return
     print_facts([*describe(found.proposal), ("digest", found.digest), ("entry", found.index)])
+    _show_changes(caller, found.proposal)
 
 
 @order.command("endorse", example="appliance order endorse sha256:1f2e3d4c")
@@ -365,14 +371,26 @@ def endorse(caller: Caller, digest: str | None) -> None:
 
     found = find_pending(pending_orders(caller.reading()), digest)
     show_proposal(found.proposal, f"The order of {found.proposal.order.signer}, entry {found.index} of the log:")
+    _show_changes(caller, found.proposal)
     order = found.proposal.order
     endorsement = propose_endorsement(caller.about, caller.signer, found)
     receipt = sign_and_submit(caller, endorsement, successor=getattr(order, "log_key", None))
     tell(caller, receipt, f"the order {order.verb} of {order.signer} took effect", _follows(order))
 
 
+def _show_changes(caller: Caller, proposal: Proposal) -> None:
+    """Of the order to adopt a policy set: what would change, from the bytes that the order binds."""
+    if proposal.order.verb != "adopt-policy":
+        return
+    from appliance.client.policies import list_changes
+    from appliance.domain.core.policy import parse_policy
+
+    changes = list_changes(caller.reading(), parse_policy(proposal.documents["policy"]))
+    say("What it changes of the set in force:", *map(plain, changes))
+
+
 def _follows(order: Order) -> list[str]:
-    """What people have to do now that the order stands."""
+    """What people have to do now that the order has taken effect."""
     from appliance.cli.retention import after_rotation
     from appliance.domain.governance.keys import ReplaceKey
     from appliance.domain.governance.log_keys import RotateLogKey

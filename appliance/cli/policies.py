@@ -77,12 +77,10 @@ def adopt(caller: Caller, folder: Path) -> None:
 
     Shows what would change. Needs two administrators.
     """
-    from appliance.client.policies import current_policy, load_policy, propose_adoption
-    from appliance.domain.governance.policy_changes import differences
+    from appliance.client.policies import list_changes, load_policy, propose_adoption
 
     new = load_policy(folder)
-    changes = differences(current_policy(caller.reading()).policy, new.policy)
-    say(*(plain(line) for line in changes or ["No text differs from the set in force."]))
+    say(*map(plain, list_changes(caller.reading(), new.policy)))
     receipt = sign_and_submit(caller, propose_adoption(caller.about, caller.signer, new))
     if caller.json:
         print_json(receipt_value(receipt))

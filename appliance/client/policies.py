@@ -16,6 +16,7 @@ from appliance.client.support.orders import propose
 from appliance.domain.core.names import encode_value
 from appliance.domain.core.policy import PolicySet, parse_policy
 from appliance.domain.governance.policies import AdoptPolicy
+from appliance.domain.governance.policy_changes import differences
 from appliance.domain.governance.policy_files import ADOPTED, PARAMETERS, POLICIES, SCHEMA, TESTS, assemble_policy
 from appliance.domain.rulebook.proposals import Proposal
 from appliance.errors import BadInput, Conflict, NotFound, Tampered, Unavailable
@@ -85,6 +86,11 @@ def write_policy(folder: Path, document: PolicyDocument) -> str:
     except OSError as error:
         raise Unavailable(f"policy set, {folder}: expected to write there, got {error.strerror}") from None
     return load_policy(folder).digest
+
+
+def list_changes(door: Door, new: PolicySet) -> list[str]:
+    """What the set would change of the one in force, as lines of a unified diff."""
+    return differences(current_policy(door).policy, new) or ["No text differs from the set in force."]
 
 
 def propose_adoption(about: About, signer: str, document: PolicyDocument) -> Proposal:

@@ -508,8 +508,11 @@ def test_a_policy_is_shown_compared_tested_and_adopted_by_two(open_desk: Callabl
     told = desk.as_("anna", "policy", "adopt", folder, "--yes", "--json")
     assert told.code == 0, told.err
     assert '+  "reviewers": 3,' in told.err.splitlines()
+    shown = desk.as_("ben", "order", "show")
+    assert shown.code == 0 and '+  "reviewers": 3,' in shown.err.splitlines()
     told = desk.as_("ben", "order", "endorse", json.loads(told.out)["order"], "--yes")
     assert told.code == 0, told.err
+    assert '+  "reviewers": 3,' in told.err.splitlines()
     assert desk.site.state.parameters.reviewers == 3
 
 
