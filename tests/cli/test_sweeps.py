@@ -61,7 +61,7 @@ def test_every_combination_is_signed_at_once_and_one_that_falls_behind_is_cancel
     said = one_line(told.err)
     shown = said[: said.index("Planned for all of them")]
     assert said.index("You are about to sign 3 orders. All of them say") < said.index("signed:")
-    assert shown.count("learning rate: 0.001") == 1 and "order 2: rank 8, alpha 16 (auto), stands until" in shown
+    assert shown.count("learning rate: 0.001") == 1 and "order 2: rank 8, alpha 16 (auto), expires" in shown
     assert [shown.count(f"rank {rank}, ") for rank in (4, 8, 16)] == [1, 1, 1]
     assert "runs: 3 on smollm2 with clauses@1, of" in said and "less where runs are stopped" in said
     assert "3 runs, one after another. A run whose validation loss is not among the better half is cancelled" in said
