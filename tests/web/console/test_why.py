@@ -116,7 +116,7 @@ def test_a_reason_is_told_by_its_kind(reason: str, kind: str, words: str) -> Non
 
 
 def test_a_reason_of_no_rule_is_explained_by_the_code_beside_it() -> None:
-    (told,) = explain_reasons(("refused at the door, and counted",), "rate-limit")
+    (told,) = explain_reasons(("refused before it was read, and counted",), "rate-limit")
     assert "used up" in told.rule and "Retry-After" in told.allows
 
 
