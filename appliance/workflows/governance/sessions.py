@@ -197,4 +197,6 @@ def _drafts(context: Context, refusals: Refusals) -> Iterator[Draft]:
             )
         )
     for (unit, code), count in sorted(refusals.units.items()):
-        yield draft_of(RequestRefused(unit=unit, code=code, message="refused before it was read, and counted", count=count))
+        yield draft_of(
+            RequestRefused(unit=unit, code=code, message="refused before it was read, and counted", count=count)
+        )
