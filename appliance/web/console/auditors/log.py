@@ -12,7 +12,6 @@ from appliance.domain.core.names import add_seconds
 from appliance.domain.rulebook.registry import EVENTS
 from appliance.errors import BadInput
 from appliance.formats.core.timestamp import encode_time, parse_time
-from appliance.store.ledger.counts import Count
 from appliance.web.console.core.page import PAGE_ROWS, PEOPLE, Page, Query, Table, Value, Viewer
 from appliance.workflows.core.context import Context
 from appliance.workflows.queries import log as queries
@@ -112,7 +111,10 @@ def log(context: Context, viewer: Viewer, query: LogQuery) -> Log:
     rows = tuple(_row(data, reviews.get(index)) for index, data in found)
     first, last = (rows[0].index, rows[-1].index) if rows else (None, None)
     state = context.ledger.state
-    total, facets = _facets(context, filters, rows)
+    total, counted = count_facets(context, filters, [subject for row in rows for subject in row.subjects])
+    facets = tuple(
+        Facet(name=name, values=tuple(FacetValue(**asdict(one)) for one in counts)) for name, counts in counted.items()
+    )
     return Log(
         entries=rows,
         size=state.size,
@@ -124,13 +126,6 @@ def log(context: Context, viewer: Viewer, query: LogQuery) -> Log:
         facets=facets,
         types=tuple(sorted(EVENTS)),
         units=tuple(sorted(one.name for one in state.principals.values() if "unit" in one.roles)),
-    )
-
-
-def _facets(context: Context, filters: LogFilters, rows: tuple[Row, ...]) -> tuple[Count, tuple[Facet, ...]]:
-    total, found = count_facets(context, filters, [subject for row in rows for subject in row.subjects])
-    return total, tuple(
-        Facet(name=name, values=tuple(FacetValue(**asdict(one)) for one in counts)) for name, counts in found.items()
     )
 
 
