@@ -122,6 +122,7 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
     ),
     (r"sweep:", ORDER, "Let the recipe validate: a sweep chooses by validation losses."),
     (r"slurm:", POLICY, "Train on the service's machine, or have the policy give you an account: slurm_accounts."),
+    (r"nodes: ", ORDER, "Order as many nodes as the reason says. More than one is for a cluster."),
     (r"on: ", INVARIANT, "Train on the service's machine: appliance run start --on here."),
     (r"run: |step |steps:", ORDER, "Name a run, and steps of it that have a training checkpoint: appliance run list."),
     (r"run .*, order:", ORDER, "Prepare the order again from the run's page."),

@@ -199,10 +199,10 @@ def _field(name: str, member: dict[str, Any]) -> Field:
         choices=choices,
         optional=optional
         or kind == "yes"
-        or (kind == "choice" and "default" in member)
+        or (kind in ("choice", "number") and "default" in member)
         or name.startswith("conditions."),
         hint=_HINTS.get(last, ""),
-        value=str(member.get("default", _FIRST.get(name, ""))) if kind == "choice" else "",
+        value=str(member.get("default") or _FIRST.get(name, "")) if kind in ("choice", "number") else "",
     )
 
 
@@ -229,6 +229,8 @@ def read_draft(verb: str, form: Mapping[str, str], now: datetime) -> Draft:
         raise BadInput(f"form: expected the fields of {verb}, got {unknown[0]!r:.60} too")
     for one in known:
         text = form.get(one.name, "").strip() if one.kind != "text" else form.get(one.name, "")
+        if not text and one.optional and one.kind == "number":
+            text = one.value
         if not text and not one.optional and one.kind != "yes":
             raise BadInput(f"{one.label}: expected a value, got none")
         _take(draft, one, text, now)
