@@ -61,6 +61,9 @@ SETTINGS = (
         "import_cpu_minutes", "APPLIANCE_IMPORT_CPU_MINUTES", "5", "minutes of CPU time that a small import may use"
     ),
     Setting("engine", "APPLIANCE_ENGINE", "builtin", "what answers units: `builtin` or `vllm`"),
+    Setting(
+        "prompt_cache", "APPLIANCE_PROMPT_CACHE", "256", "MiB of read prompts that each builtin engine keeps, or 0"
+    ),
     Setting("vllm_packages", "APPLIANCE_VLLM_PACKAGES", None, "the folder where vLLM and its libraries are installed"),
     Setting(
         "harness_packages", "APPLIANCE_HARNESS_PACKAGES", None, "the folder where lm-eval and evaluate are installed"

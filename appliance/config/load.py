@@ -10,7 +10,7 @@ from appliance.config.file import read_file
 from appliance.config.keys import DEFAULTS, VARIABLES
 from appliance.config.listeners import check_plaintext, read_certificate, read_console, read_operations, read_people
 from appliance.config.outlets import read_notices, read_traces
-from appliance.config.parsing import parse_listen, parse_minutes, parse_some_minutes
+from appliance.config.parsing import parse_listen, parse_mib, parse_minutes, parse_some_minutes
 from appliance.config.values import Folder, Settings
 from appliance.config.work import parse_process, read_roles, read_runs_on, read_slurm, read_vllm
 
@@ -59,6 +59,7 @@ def load_settings(home: Path | None = None, environment: Mapping[str, str] | Non
         rehash_s=parse_minutes(values["rehash"], "rehash"),
         import_s=parse_some_minutes(values["import_minutes"], "import_minutes"),
         import_cpu_s=parse_some_minutes(values["import_cpu_minutes"], "import_cpu_minutes"),
+        prompt_cache_bytes=parse_mib(values["prompt_cache"], "prompt_cache"),
         vllm_packages=read_vllm(values, place),
         harness_packages=place / values["harness_packages"] if "harness_packages" in values else None,
         runs_on=read_runs_on(values),

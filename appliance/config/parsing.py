@@ -29,6 +29,13 @@ def parse_number(text: str, name: str) -> int:
     return int(text)
 
 
+def parse_mib(text: str, name: str) -> int:
+    """In bytes; 0 is none."""
+    if not (text.isascii() and text.isdigit() and int(text) <= 1 << 20):
+        raise BadInput(f"settings, {name}: expected a whole number of MiB from 0 to 1048576, got {text!r:.40}")
+    return int(text) << 20
+
+
 def parse_minutes(text: str, what: str) -> float | None:
     """In seconds."""
     return None if text == "off" else parse_some_minutes(text, what, " or off")

@@ -121,6 +121,7 @@ class Settings:
     """Between two checks of every sealed folder; None: only when something is loaded."""
     import_s: float = 600.0
     import_cpu_s: float = 300.0
+    prompt_cache_bytes: int = 256 << 20
     vllm_packages: Path | None = None
     """Where vLLM is installed, if it is the engine."""
     harness_packages: Path | None = None

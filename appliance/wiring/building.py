@@ -93,6 +93,7 @@ def service(
         processes=processes,
         roles=settings.roles,
         runs_on=settings.runs_on,
+        prompt_cache_bytes=settings.prompt_cache_bytes,
         vllm=settings.vllm_packages,
     )
     context.cluster = _cluster(settings, context)

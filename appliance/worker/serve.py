@@ -180,7 +180,7 @@ def work(session: Link, task: Header, blob: bytes) -> Header:
         reads=True,
         keeps=False,
     )
-    engine = Engine(base)
+    engine = Engine(base, take(task, "prompt_cache_bytes", int))
     session.send({"frame": "ready", "context_length": base.context_length, "packages": machine.list_packages()})
     Service(session, engine).run()
     return {}

@@ -188,6 +188,7 @@ SETTINGS = {
     "APPLIANCE_IMPORT_MINUTES": "20",
     "APPLIANCE_IMPORT_CPU_MINUTES": "10",
     "APPLIANCE_ENGINE": "vllm",
+    "APPLIANCE_PROMPT_CACHE": "512",
     "APPLIANCE_VLLM_PACKAGES": "/opt/vllm/site-packages",
     "APPLIANCE_HARNESS_PACKAGES": "/opt/harness/site-packages",
     "APPLIANCE_RUNS_ON": "slurm",

@@ -34,8 +34,8 @@ def plain_adapter(base: Base, seed: int, rank: int, modules: list[str], scale: f
 class Watched(Engine):
     """An engine that keeps the logits that each request's tokens were drawn from."""
 
-    def __init__(self, base: Base) -> None:
-        super().__init__(base)
+    def __init__(self, base: Base, prompt_cache_bytes: int = 0) -> None:
+        super().__init__(base, prompt_cache_bytes)
         self.seen: dict[str, list[torch.Tensor]] = {}
         self.widest = 0
 

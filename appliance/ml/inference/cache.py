@@ -83,6 +83,25 @@ class Cache:
                 tensor.zero_()
             held.own = None
 
+    def copy_out(self, held: Held, places: range, dtype: torch.dtype) -> torch.Tensor:
+        """A copy of the keys and values at these places, which are whole blocks, flat; exact in the dtype that they
+        were computed in."""
+        blocks = held.blocks[places.start // BLOCK : places.stop // BLOCK]
+        pairs = [self._layers[number] for number in sorted(self._layers)]
+        return torch.cat([tensor[blocks].to(dtype).flatten() for pair in pairs for tensor in pair])
+
+    def copy_in(self, held: Held, copied: torch.Tensor, tokens: int) -> None:
+        """Puts so many tokens of a copy, whole blocks, behind those that a request holds."""
+        self.reserve(held, held.length + tokens)
+        first = held.length // BLOCK
+        blocks = held.blocks[first : first + tokens // BLOCK]
+        tensors = [tensor for number in sorted(self._layers) for tensor in self._layers[number]]
+        parts = torch.split(copied, [tensor[0].numel() * len(blocks) for tensor in tensors])
+        for tensor, part in zip(tensors, parts, strict=True):
+            for block, own in zip(blocks, part.view(len(blocks), *tensor.shape[1:]), strict=True):
+                tensor[block].copy_(own)
+        held.length += tokens
+
     def layer(self, number: int, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of a layer; `key` [tokens, key heads, size] says their shape at the first use."""
         if number not in self._layers:
@@ -114,12 +133,11 @@ def _doubled(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class Filling:
-    """A chunk of one request's prompt: `count` tokens behind those that it holds."""
+    """Tokens of one request's prompt at these places, behind those that it holds."""
 
-    def __init__(self, cache: Cache, held: Held, count: int) -> None:
-        self._cache, self._held = cache, held
-        cache.reserve(held, held.length + count)
-        places = range(held.length, held.length + count)
+    def __init__(self, cache: Cache, held: Held, places: range) -> None:
+        self._cache, self._held, self._before = cache, held, places.start
+        cache.reserve(held, places.stop)
         self._blocks, self._offsets = _places([(held, place) for place in places], cache)
 
     def attend(
@@ -129,7 +147,7 @@ class Filling:
         keys, values = self._cache.layer(number, key)
         keys[self._blocks, :, self._offsets] = key.float()
         values[self._blocks, :, self._offsets] = value.float()
-        before, count = self._held.length, len(query)
+        before, count = self._before, len(query)
         seen = [tensor.transpose(0, 1) for tensor in (key, value)]
         if before:
             seen = [read_held(tensor, self._held, before + count, query.dtype) for tensor in (keys, values)]

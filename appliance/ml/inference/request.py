@@ -41,7 +41,8 @@ class Request:
 
     `prompt`: a text to continue, in place of messages. `labels`: the allowed answers; none allows any. `tools`: what
     the answer may call, in parallel or once; with `must_call` it does, with `must_call_one` this one. `strict`: calls
-    are of the tools' schemas. `schema`: what an answer that is no call is JSON of.
+    are of the tools' schemas. `schema`: what an answer that is no call is JSON of. `scope`: the service's own;
+    requests of a slot share the beginnings of prompts where it is the same, and nothing where it is None.
     """
 
     messages: tuple[Mapping[str, Any], ...]
@@ -58,6 +59,7 @@ class Request:
     must_call_one: str | None = None
     strict: bool = False
     schema: Mapping[str, Any] | None = None
+    scope: str | None = None
 
     @property
     def size(self) -> int:
@@ -93,7 +95,9 @@ def parse_request(value: Mapping[str, Any]) -> Request:
     _check_length("labels", labels, MAX_LABEL_TEXT)
     if len(set(labels)) < len(labels):
         raise BadInput("labels: expected each one once, got one twice")
-    held = _read_tools(value) | _read_format(value)
+    held, scope = _read_tools(value) | _read_format(value), value.get("scope")
+    if scope is not None and not isinstance(scope, str):
+        raise BadInput(f"scope: expected a text, got {type(scope).__name__}")
     if labels and held:
         raise BadInput("labels: expected none beside tools or a response_format, got some")
     return Request(
@@ -105,6 +109,7 @@ def parse_request(value: Mapping[str, Any]) -> Request:
         stop=stop,
         prompt=prompt,
         labels=labels,
+        scope=scope,
         **held,
     )
 

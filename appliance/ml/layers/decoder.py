@@ -16,7 +16,7 @@ import torch
 from appliance.domain.recipe.recipe import Again
 from appliance.ml.layers.architecture import Architecture, find_architecture
 from appliance.ml.layers.attention import Attention, Layout, lay_out
-from appliance.ml.layers.layer import Layer
+from appliance.ml.layers.layer import Layer, ReadPiece
 from appliance.ml.layers.packing import Pack
 from appliance.ml.layers.positions import Positions, Rotation
 from appliance.ml.layers.projections import is_adapted
@@ -64,7 +64,8 @@ class Decoder:
         hidden = embed(self._model, torch.tensor(pack.ids, device=device), self._architecture)
         rotations = self._positions.rotations_of(pack, hidden)
         for number, layer in enumerate(self._layers):
-            hidden = layer.read(number, hidden, rotations[layer.rope], seen, (None,) * 4, short=False)
+            piece = ReadPiece(hidden, rotations[layer.rope], seen)
+            (hidden,) = layer.read(number, [piece], (None,) * 4, short=False)
         result: torch.Tensor = self._model.norm(hidden)
         return result
 

@@ -5,7 +5,8 @@ Each half may have a norm before it, behind it, or both, and a multiplier; which
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,6 +19,15 @@ from appliance.ml.layers.projections import LowRank, Projections
 
 Kept = tuple[Any, ...]
 """What a half's backward pass needs of its forward pass."""
+
+
+class ReadPiece(NamedTuple):
+    """Tokens that are computed together without gradients: x [tokens, hidden], their positions, and what they see (as
+    in `reader.py`)."""
+
+    x: torch.Tensor
+    rotation: Rotation | None
+    seen: Any
 
 
 class Layer:
@@ -98,24 +108,23 @@ class Layer:
         return grad_x, grads_wide + grads_narrow
 
     def read(
-        self,
-        number: int,
-        x: torch.Tensor,
-        rotation: Rotation | None,
-        seen: Any,
-        lows: tuple[LowRank | None, ...],
-        *,
-        short: bool,
-    ) -> torch.Tensor:
-        """Both halves without gradients, with what an adapter adds to each of the four products; `seen` as in
-        `reader.py`, `short` as in `Projections.multiply`."""
-        flat = self._reading.multiply(_norm(self._before, x), lows[0], short=short)
-        heads = seen.attend(number, *self.attention.split(flat, rotation), self.attention.scoring)
-        added, _ = self._add(self._behind, self._writing.multiply(heads.flatten(1), lows[1], short=short))
-        middle = added.add_(x)
-        gate, up = self._widening.multiply(_norm(self._before_mlp, middle), lows[2], short=short).chunk(2, dim=1)
-        made = self._narrowing.multiply(self._activation.forward(gate).mul_(up), lows[3], short=short)
-        return self._add(self._behind_mlp, made)[0].add_(middle)
+        self, number: int, pieces: Sequence[ReadPiece], lows: tuple[LowRank | None, ...], *, short: bool
+    ) -> list[torch.Tensor]:
+        """Both halves without gradients, with what an adapter adds to each of the four products: what the next layer
+        reads. Each piece is computed by itself, from weights that are made once; `short` as in
+        `Projections.multiply`."""
+        flats = self._reading.multiply_each([_norm(self._before, one.x) for one in pieces], lows[0], short=short)
+        heads = [
+            one.seen.attend(number, *self.attention.split(flat, one.rotation), self.attention.scoring).flatten(1)
+            for one, flat in zip(pieces, flats, strict=True)
+        ]
+        written = self._writing.multiply_each(heads, lows[1], short=short)
+        middles = [self._add(self._behind, made)[0].add_(one.x) for one, made in zip(pieces, written, strict=True)]
+        wide = self._widening.multiply_each([_norm(self._before_mlp, x) for x in middles], lows[2], short=short)
+        parts = [one.chunk(2, dim=1) for one in wide]
+        inner = [self._activation.forward(gate).mul_(up) for gate, up in parts]
+        narrow = self._narrowing.multiply_each(inner, lows[3], short=short)
+        return [self._add(self._behind_mlp, made)[0].add_(x) for made, x in zip(narrow, middles, strict=True)]
 
     def _add(self, norm: Norm | None, made: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """What of a half is added to the stream, and what it was before a norm behind it."""

@@ -69,12 +69,24 @@ class Projections:
 
         `short`: few rows may go through the kernel for them, which computes other bits.
         """
-        few = self._frozen.find_few_rows() if short and len(x) <= FEW_ROWS else None
-        if few is not None:
-            output = few(x.float()).to(x.dtype)
-        else:
-            output = torch.nn.functional.linear(x, self._frozen.weight(x.dtype), self._frozen.bias)
-        return output if low is None else output.addmm_(x @ low.down.T, low.up.T, alpha=low.scaling)
+        return self.multiply_each([x], low, short=short)[0]
+
+    def multiply_each(
+        self, pieces: Sequence[torch.Tensor], low: LowRank | None, *, short: bool = False
+    ) -> list[torch.Tensor]:
+        """The same for several inputs, each by itself: the weights are made once for all, and the bits of each are
+        those that it has alone."""
+        few = self._frozen.find_few_rows() if short and any(len(x) <= FEW_ROWS for x in pieces) else None
+        weight = None
+        outputs = []
+        for x in pieces:
+            if few is not None and len(x) <= FEW_ROWS:
+                output = few(x.float()).to(x.dtype)
+            else:
+                weight = self._frozen.weight(x.dtype) if weight is None else weight
+                output = torch.nn.functional.linear(x, weight, self._frozen.bias)
+            outputs.append(output if low is None else output.addmm_(x @ low.down.T, low.up.T, alpha=low.scaling))
+        return outputs
 
     def join(
         self, names: Sequence[str], weights: Mapping[str, tuple[torch.Tensor, torch.Tensor]], scaling: float

@@ -7,15 +7,16 @@ The same layers as in training, and the same products. Few rows have a kernel of
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
 from appliance.ml.layers.architecture import Architecture
 from appliance.ml.layers.decoder import count_bytes, embed
-from appliance.ml.layers.layer import Layer
+from appliance.ml.layers.layer import Layer, ReadPiece
 from appliance.ml.layers.norms import Norm
-from appliance.ml.layers.positions import Positions
+from appliance.ml.layers.positions import Positions, Rotations
 from appliance.ml.layers.projections import LowRank
 from appliance.ml.layers.scores import Scoring
 
@@ -29,6 +30,16 @@ class Seen(Protocol):
         """The attention of layer `number`: [tokens, heads, size]; query has that shape, key and value are [tokens, key
         heads, size], all turned to their positions."""
         ...
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Tokens that are computed together, at their positions; `long` marks those of a long sequence (`Positions`)."""
+
+    ids: Sequence[int]
+    positions: Sequence[int]
+    seen: Seen
+    long: Sequence[bool]
 
 
 ReadAdapter = list[tuple[LowRank | None, ...]]
@@ -63,7 +74,6 @@ class Reader:
             for prefix, layer in zip(self._prefixes, self._layers, strict=True)
         ]
 
-    @torch.inference_mode()
     def hidden(
         self, ids: Sequence[int], positions: Sequence[int], seen: Seen, long: Sequence[bool], *, short: bool = False
     ) -> torch.Tensor:
@@ -72,12 +82,30 @@ class Reader:
         `short`: few tokens may go through the kernel for few rows. What is compared bit for bit with other passes (an
         evaluation, a probe) does not.
         """
-        device = self._model.embed_tokens.weight.device
-        x = embed(self._model, torch.tensor(list(ids), device=device), self._architecture)
-        marks = torch.tensor(list(long), device=device) if any(long) else None
-        rotations = self.positions.rotations(torch.tensor(list(positions), device=device), x.dtype, marks)
+        return self.hidden_each([Piece(ids, positions, seen, long)], short=short)[0]
+
+    @torch.inference_mode()
+    def hidden_each(self, pieces: Sequence[Piece], *, short: bool = False) -> list[torch.Tensor]:
+        """The same for several pieces, in which a piece may see what those before it leave in a layer. Each is computed
+        by itself, so that its bits are those of a pass of its own; but the weights of a layer are made once for all.
+        """
+        found = [self._embed(piece) for piece in pieces]
+        turned = [self._turn(piece, x.dtype) for piece, x in zip(pieces, found, strict=True)]
         none = (None,) * 4
         for number, layer in enumerate(self._layers):
             lows = none if self.adapter is None else self.adapter[number]
-            x = layer.read(number, x, rotations[layer.rope], seen, lows, short=short)
-        return self._norm.forward(x)
+            read = [
+                ReadPiece(x, rotations[layer.rope], piece.seen)
+                for x, rotations, piece in zip(found, turned, pieces, strict=True)
+            ]
+            found = layer.read(number, read, lows, short=short)
+        return [self._norm.forward(x) for x in found]
+
+    def _embed(self, piece: Piece) -> torch.Tensor:
+        ids = torch.tensor(list(piece.ids), device=self._model.embed_tokens.weight.device)
+        return embed(self._model, ids, self._architecture)
+
+    def _turn(self, piece: Piece, dtype: torch.dtype) -> Rotations:
+        device = self._model.embed_tokens.weight.device
+        marks = torch.tensor(list(piece.long), device=device) if any(piece.long) else None
+        return self.positions.rotations(torch.tensor(list(piece.positions), device=device), dtype, marks)

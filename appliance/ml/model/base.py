@@ -28,7 +28,7 @@ from appliance.ml.layers.decoder import KEPT_BYTES
 from appliance.ml.layers.head import Head, make_head
 from appliance.ml.layers.packing import Pack
 from appliance.ml.layers.positions import find_longest_short
-from appliance.ml.layers.reader import Reader, Seen
+from appliance.ml.layers.reader import Piece, Reader, Seen
 from appliance.ml.layers.trees import Held, TreeAttention
 from appliance.ml.model.chat import Chat, load_chat
 from appliance.ml.model.folder import CONFIG_FILE, check_folder, read_quantisation
@@ -146,6 +146,12 @@ class Base:
             use_cache=False,
             rows=seen,
         )[0]
+
+    def read_each(self, pieces: Sequence[Piece], *, short: bool = False) -> torch.Tensor:
+        """The same for pieces of one sequence, which follow one another: [tokens of all, hidden]."""
+        if self.reader is not None:
+            return torch.cat(self.reader.hidden_each(pieces, short=short))
+        return torch.cat([self.read(one.ids, one.positions, one.seen, one.long) for one in pieces])
 
     def _multiplying(self) -> AbstractContextManager[object]:
         return nullcontext() if self.autocast is None else torch.autocast(self.device, self.autocast)

@@ -28,9 +28,11 @@ from appliance.ml.inference.drawing import (
     chunk_size,
     draw_token,
     make_lookahead,
+    piece_size,
     read_drawn,
     read_prompt,
 )
+from appliance.ml.inference.prefixes import Prefixes, Prompt
 from appliance.ml.inference.probe import Reading, read_probe, verify_probe
 from appliance.ml.inference.reading import Question, read_answerable, read_classifiable
 from appliance.ml.inference.request import Request
@@ -56,6 +58,8 @@ class Done:
     finish_reason: str
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int | None = None
+    """Of the prompt's, those at its beginning that were not read again; None where that is not known."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ class Row:
     ) -> None:
         self.name, self.slot, self.request, self.text = name, slot, question.request, text
         self.limit = min(self.request.max_tokens, room)
-        self.prompt_tokens, self.completion_tokens = len(question.prompt), 0
+        self.prompt_tokens, self.completion_tokens, self.cached_tokens = len(question.prompt), 0, 0
         self.unread, self.is_long = question.prompt, question.is_long
         self.held = Held(long=long)
         self.drawn: list[int] = []
@@ -90,6 +94,13 @@ class Row:
         self.calls = question.calls
         self._prompt, self._choices = question.prompt, question.choices
         self._generator = torch.Generator().manual_seed(self.request.seed)
+        self.beginning = self._begin(question.prompt)
+
+    def _begin(self, ids: Sequence[int]) -> Prompt | None:
+        """What is read as a prompt, where others of its slot may begin alike; a classification shares nothing."""
+        if self.slot is None or self.request.scope is None:
+            return None
+        return Prompt(self.slot, self.request.scope, ids, self.held)
 
     def draw(self, lookahead: Lookahead) -> int:
         """The next token, of those that may come where the answer is held to something."""
@@ -123,6 +134,7 @@ class Row:
     def read_again(self) -> None:
         """Its prompt, and what was drawn behind it, as a prompt."""
         self.unread = [*self._prompt, *self.drawn]
+        self.beginning = self._begin(self.unread)
         self.is_long = len(self.unread) > PROMPT_CHUNK
 
     @property
@@ -134,7 +146,8 @@ class Row:
 class Engine:
     """One base, its slots, and the requests at work; not for use by two threads at once."""
 
-    def __init__(self, base: Base) -> None:
+    def __init__(self, base: Base, prompt_cache_bytes: int = 0) -> None:
+        """`prompt_cache_bytes`: what may be kept of prompts that were read, for all slots."""
         self.base = base
         self.slots = Slots(base)
         self._plain: Reading = read_probe(base)
@@ -142,6 +155,8 @@ class Engine:
         self._tokens = max(_CACHE_TOKENS, base.context_length)
         # A block more for each row: its last one may be filled in part.
         self._cache = Cache(base.device, self._tokens + MAX_ROWS * BLOCK)
+        dtype = base.model.get_input_embeddings().weight.dtype
+        self._prefixes = Prefixes(piece_size(base), prompt_cache_bytes, dtype)
         self._rows: list[Row] = []
         self._waiting: list[Row] = []
         self._turns = Turns()
@@ -168,6 +183,7 @@ class Engine:
         except BaseException:
             self.slots.unload(slot)
             raise
+        self._prefixes.open(slot)
 
     def unload(self, slot: str) -> list[Event]:
         """Empties a slot. What it was answering is cut off before it goes."""
@@ -175,6 +191,7 @@ class Engine:
         for row in cut:
             self._leave(row)
         self._turns.forget(slot)
+        self._prefixes.forget(slot)
         self.slots.unload(slot)
         return [Event(row.name, cut_off()) for row in cut]
 
@@ -210,6 +227,8 @@ class Engine:
             raise Conflict(f"request {name}: expected a new name, got one that is being answered")
         try:
             self._waiting.append(self._new_row(name, slot, question))
+            if slot is not None and question.request.scope is not None:
+                self._prefixes.enter(slot, question.request.scope)
         except FAULTS as error:
             raise as_refusal(error) from None
 
@@ -262,15 +281,28 @@ class Engine:
         """The next chunk of its prompt, alone in its batch as the probe is; or the next pass of a classification."""
         if row.passes is not None:
             return self._score(row, row.passes)
-        size = chunk_size(self.base, len(row.unread), PROMPT_CHUNK)
-        chunk, rest = row.unread[:size], row.unread[size:]
         try:
+            self._restore(row)
+            size, start = chunk_size(self.base, len(row.unread), PROMPT_CHUNK), row.held.length
+            chunk, rest = row.unread[:size], row.unread[size:]
             with self.slots.using(row.slot):
                 logits = read_prompt(self.base, self.slots, self._cache, row.held, chunk)
+            if row.beginning is not None:
+                self._prefixes.keep(self._cache, row.beginning, start)
             row.unread = rest
             return [] if rest else self._draw(row, make_lookahead(logits[None])[0])
         except FAULTS as error:
             return self._fail(row, error)
+
+    def _restore(self, row: Row) -> None:
+        """What was read before of this prompt's beginning is not read again."""
+        if row.beginning is None:
+            return
+        restored = self._prefixes.restore(self._cache, row.beginning)
+        row.unread = row.unread[restored:]
+        row.is_long = row.is_long and len(row.unread) > PROMPT_CHUNK
+        if not row.drawn:
+            row.cached_tokens += restored
 
     def _score(self, row: Row, passes: Iterator[list[float] | None]) -> list[Event]:
         try:
@@ -326,7 +358,7 @@ class Engine:
         events = row.tell_rest()
         if reason == "stop" and row.calls is not None and row.calls.calls:
             reason = "tool_calls"
-        return [*events, Event(row.name, Done(reason, row.prompt_tokens, row.completion_tokens))]
+        return [*events, Event(row.name, Done(reason, row.prompt_tokens, row.completion_tokens, row.cached_tokens))]
 
     def _fail(self, row: Row, error: BaseException) -> list[Event]:
         self._leave(row)

@@ -44,6 +44,9 @@ class Metrics:
         by = ("unit", "task", "adapter")
         self.requests = Counter("appliance_requests", "Answers that ended.", (*by, "outcome"), registry=registry)
         self.tokens = Counter("appliance_tokens", "Tokens read and written.", (*by, "kind"), registry=registry)
+        self.not_read_again = Counter(
+            "appliance_cached_tokens", "Tokens of prompts that were not read again.", by, registry=registry
+        )
         self.seconds = Histogram(
             "appliance_request_seconds", "From admission to the end.", by, buckets=_SECONDS, registry=registry
         )

@@ -50,6 +50,8 @@ class Asking:
                 traces.first(answer.request)
 
         answer.when_first(first)
+        reused = self._metrics.not_read_again.labels(caller.unit, body.model, answer.adapter)
+        answer.when_done(lambda last: reused.inc(last.get("cached_tokens") or 0))
         if traces is not None:
             traces.join(answer.request, asker.headers)
         return answer

@@ -164,9 +164,12 @@ _PLACE = "\0"
 _PREFIXES = {"chat.completion": "chatcmpl", "chat.completion.chunk": "chatcmpl", "text_completion": "cmpl"}
 
 
-def _usage(done: Value) -> dict[str, int]:
+def _usage(done: Value) -> Value:
+    """`cached_tokens`: of the prompt's, those that were read before in the same task; only where the engine tells."""
     prompt, completion = int(done["prompt_tokens"]), int(done["completion_tokens"])
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    counts = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    cached = done.get("cached_tokens")
+    return counts if cached is None else counts | {"prompt_tokens_details": {"cached_tokens": cached}}
 
 
 def _record(done: Value) -> Value:

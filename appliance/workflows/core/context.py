@@ -81,6 +81,8 @@ class Context:
     progress: Progress = field(default_factory=Progress)
     import_s: float = 600.0
     import_cpu_s: float = 300.0
+    prompt_cache_bytes: int = 256 << 20
+    """What each of the appliance's own engines keeps of prompts that it has read."""
     vllm: Path | None = None
     """Where vLLM's packages are, if it is the engine."""
     bases: Jobs = field(default_factory=lambda: Jobs("bases"))

@@ -107,17 +107,20 @@ class Answer:
         parameters: Frame,
         instruction: Disclosure | None,
         finish: Callable[[Answer, Ending], Frame],
+        scope: str | None = None,
     ) -> None:
+        """`scope`: requests of the slot that have it in common may share what was read of their prompts."""
         self.request, self.loaded = request, loaded
         self.instruction = instruction
         """What the service put into the request as its system message."""
-        self._kind, self._parameters, self._finish = kind, parameters, finish
+        self._kind, self._parameters, self._finish = kind, {**parameters, "scope": scope}, finish
         self._heard: queue.SimpleQueue[Frame | None] | None = None
         self._text: list[str] = []
         self._hidden = False
         self._over = False
         self._cut: str | None = None
         self._came: Callable[[], None] = lambda: None
+        self._told: Callable[[Frame], None] = lambda _last: None
         self._ending = threading.Lock()
 
     @property
@@ -131,6 +134,10 @@ class Answer:
     def when_first(self, came: Callable[[], None]) -> None:
         """Called when the first frame has come."""
         self._came = came
+
+    def when_done(self, told: Callable[[Frame], None]) -> None:
+        """Called with the last frame of an answer that was given whole, once its end is recorded."""
+        self._told = told
 
     def cut(self, why: str) -> None:
         """No token of it is sent from here on, whether its reader waits for one or has not started."""
@@ -165,7 +172,9 @@ class Answer:
             last = expect(frame, "token", "done")
             self.give(last)
             expect(last, "done")
-            return {**last, **self._end("success", last)}
+            ended = self._end("success", last)
+            self._told(last)
+            return {**last, **ended}
 
     def __iter__(self) -> Iterator[Frame]:
         return self

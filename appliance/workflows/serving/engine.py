@@ -71,6 +71,9 @@ class _Pending:
             counts = [frame.get(name) for name in ("prompt_tokens", "completion_tokens")]
             if not all(type(count) is int and 0 <= count <= MAX_INTEGER for count in counts):
                 raise BadInput("engine, done: expected two counts of tokens, got a value that is no count")
+            cached = frame.get("cached_tokens")
+            if cached is not None and (type(cached) is not int or not 0 <= cached <= counts[0]):
+                raise BadInput("engine, done: expected cached_tokens to be some of the prompt's, got another value")
 
 
 class Engine:
@@ -108,7 +111,11 @@ class Engine:
                 "quantisation": recipe["quantisation"],
                 "compute_dtype": recipe["compute_dtype"],
                 "device": context.device,
-                **({} if context.vllm is None else {"packages": str(context.vllm)}),
+                **(
+                    {"prompt_cache_bytes": context.prompt_cache_bytes}
+                    if context.vllm is None
+                    else {"packages": str(context.vllm)}
+                ),
             }
             self._worker.send({"frame": "go", **task})
             received = self._worker.receive(START_S)

@@ -14,12 +14,14 @@ from appliance.domain.evaluation.engines import VLLM
 from appliance.domain.queries.response import commit_prompt, derive_salt
 from appliance.domain.serving.requests import RequestAdmitted, RequestFinished, RequestRefused, name_request
 from appliance.errors import ApplianceError, Conflict, Denied, NotFound, Unavailable
+from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.commitment import commit
+from appliance.formats.core.digest import digest_bytes
 from appliance.workflows.core.context import Context, Frame
 from appliance.workflows.core.defects import contain_defects
 from appliance.workflows.core.record import append
 from appliance.workflows.governance.callers import Caller
-from appliance.workflows.serving.answering import Answer, Ending, lost, taken_out
+from appliance.workflows.serving.answering import Answer, Ending, Loaded, lost, taken_out
 from appliance.workflows.serving.instructions import add_instruction
 from appliance.workflows.serving.response import record_response
 from appliance.workflows.serving.slots import Slots
@@ -103,7 +105,7 @@ class Serving:
         def finish(ended: Answer, ending: Ending) -> Frame:
             return self._end(ended, ending, kind, source)
 
-        answer = Answer(request, loaded, kind, parameters, instruction, finish)
+        answer = Answer(request, loaded, kind, parameters, instruction, finish, self._find_scope(loaded))
         prompt = commit_prompt(parameters, self._salt(request, "prompt"))
         body = RequestAdmitted(
             request=request,
@@ -128,6 +130,11 @@ class Serving:
                 raise
             return None
         return answer
+
+    def _find_scope(self, loaded: Loaded) -> str:
+        """What the engine may share of prompts within the slot: until all tokens of the unit are revoked."""
+        unit = self._context.ledger.state.principals[loaded.unit]
+        return digest_bytes(encode_canonical([unit.name, loaded.manifest, unit.tokens_since]))
 
     def issue_token(self, request: TokenRequest, data: bytes, source: str) -> Granted:
         return issue_token(self._context, request, data, source)

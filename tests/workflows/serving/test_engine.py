@@ -52,7 +52,7 @@ def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[BaseException
         monkeypatch.setattr(engine, "worker", failing)
         monkeypatch.setattr(engine, "check_walls", lambda _: {})
         recipe = {"quantisation": "none", "compute_dtype": "float32"}
-        context: Any = SimpleNamespace(device="cpu", vllm=None)
+        context: Any = SimpleNamespace(device="cpu", vllm=None, prompt_cache_bytes=0)
         return engine.Engine(context, Path("/base"), digest_bytes(b"base"), recipe, lambda: None), worker
 
     yield begin
