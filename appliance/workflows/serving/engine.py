@@ -72,7 +72,7 @@ class _Pending:
             if not all(type(count) is int and 0 <= count <= MAX_INTEGER for count in counts):
                 raise BadInput("engine, done: expected two counts of tokens, got a value that is no count")
             cached = frame.get("cached_tokens")
-            if cached is not None and (type(cached) is not int or not 0 <= cached <= counts[0]):
+            if cached is not None and (type(cached) is not int or not 0 <= cached <= frame["prompt_tokens"]):
                 raise BadInput("engine, done: expected cached_tokens to be some of the prompt's, got another value")
 
 

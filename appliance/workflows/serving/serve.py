@@ -133,8 +133,9 @@ class Serving:
 
     def _find_scope(self, loaded: Loaded) -> str:
         """What the engine may share of prompts within the slot: until all tokens of the unit are revoked."""
-        unit = self._context.ledger.state.principals[loaded.unit]
-        return digest_bytes(encode_canonical([unit.name, loaded.manifest, unit.tokens_since]))
+        unit = self._context.ledger.state.principals.get(loaded.unit)
+        epoch = None if unit is None else unit.tokens_since
+        return digest_bytes(encode_canonical([loaded.unit, loaded.manifest, epoch]))
 
     def issue_token(self, request: TokenRequest, data: bytes, source: str) -> Granted:
         return issue_token(self._context, request, data, source)

@@ -130,6 +130,8 @@ WRONG = [
     pytest.param([done(finish_reason="x" * 5000)], id="a reason of its own"),
     pytest.param([done(finish_reason=["stop"])], id="a list"),
     pytest.param([done(prompt_tokens=-1)], id="less than none"),
+    pytest.param([done(cached_tokens=2)], id="more tokens that were not read again than there are"),
+    pytest.param([done(cached_tokens="0")], id="tokens that are text"),
     pytest.param([done(completion_tokens="many")], id="no number"),
     pytest.param([done(completion_tokens=True)], id="a truth"),
     pytest.param([done(completion_tokens=1 << 70)], id="more than an entry holds"),
