@@ -147,7 +147,7 @@ def evaluated(site: Site, trained: tuple[Frame, list[Frame]]) -> Frame:
 def server(site: Site, evaluated: Frame) -> Iterator[Worker]:
     """The serving worker with the adapter in two slots, each let in by its probe."""
     with site.start("serve", read=("base",)) as worker:
-        worker.send({"frame": "go", "base": str(site.root / "base"), **TUPLE})
+        worker.send({"frame": "go", "base": str(site.root / "base"), "prompt_cache_bytes": 1 << 24, **TUPLE})
         assert receive(worker)["frame"] == "ready"
         config = (site.root / "adapter" / "adapter_config.json").read_text()
         weights = (site.root / "adapter" / "adapter_model.safetensors").read_bytes()

@@ -43,7 +43,7 @@ def evaluated(start: Start, places: dict[str, Path], trained: Any) -> tuple[Fram
 def server(start: Start, places: dict[str, Path]) -> Iterator[Process]:
     worker = start("serve")
     dtypes = {"quantisation": "nf4-double", "compute_dtype": "bfloat16", "device": "cpu"}
-    worker.send({"frame": "go", "base": str(places["base"]), **dtypes})
+    worker.send({"frame": "go", "base": str(places["base"]), "prompt_cache_bytes": 1 << 24, **dtypes})
     assert worker.receive() == {"frame": "ready", "context_length": 256, "packages": ANY_PACKAGES}
     yield worker
     assert worker.hang_up() == 0, "the end of the stream is how a server is told to end"
