@@ -8,7 +8,7 @@ from appliance.domain.core.names import add_seconds
 from appliance.domain.serving.tokens import RevokeTokens
 from scripts.kit.appliance import Appliance
 
-INSTRUCTIONS = "Name the kind of each clause, and say who pays, what is secret and when it ends. " * 2
+INSTRUCTIONS = "Name the kind of each clause, and say who pays, what is secret and when it ends. " * 3
 """More than a piece of 128 tokens of the tiny model, and less than two."""
 
 
