@@ -16,7 +16,7 @@ typedef struct {
     const float *bias;      /* [outer], or none */
 } Product;
 
-/* The same layers, as adapters see them (`ml/inference/lora.py`). */
+/* The same layers, as adapters see them (`ml/lora/kernel.py`). */
 typedef struct {
     int64_t first;        /* the number of the first layer, which `places` goes by */
     int64_t inner;        /* the width of their input */

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from statistics import correlation
+from statistics import correlation, median
 
 from scripts.benches import serving_llama
 from scripts.benches.measure import Row, interleaved, row
@@ -17,6 +17,8 @@ from scripts.benches.programs import ROOT, Program, start_program
 LLAMA = ROOT / ".venv-bench-llama" / "bin" / "python"
 """The environment that `scripts/bench` makes from the extra `bench-llama`."""
 TOKENS, WORDS = 512, 10_000
+ALIKE = 400
+WORDS_OF_LAW = ("party", "sum", "lease", "day", "notice", "rent", "term", "fee", "loss", "land", "bank", "court")
 STREAM_TOKENS, STREAM_PROMPT = 128, 48
 
 
@@ -72,6 +74,26 @@ def measure_stream(ours: Program, adapter: Path, base: Path, gguf: Path, rounds:
         ratio=found.ratio("ours", "llama"),
         ratio_at_least=0.5,
         note="mark 1.0×",
+    )
+
+
+def measure_again(ours: Program, slot: str, rounds: int) -> Iterator[Row]:
+    """A second prompt whose first 400 tokens are the first one's."""
+    draw = random.Random(1)
+    firsts, seconds, read = [], [], 0
+    # Words of one token or a few: more than 400 of them together, and three whole pieces.
+    for _ in range(rounds + 1):
+        beginning = " ".join(draw.choices(WORDS_OF_LAW, k=ALIKE))
+        first, _, _, second, tokens, kept = ours("again", beginning=beginning, ends=["who pays?", "when?"], slot=slot)
+        firsts, seconds, read = [*firsts, first], [*seconds, second], int(tokens - kept)
+    ratios = [second / first for first, second in zip(firsts[1:], seconds[1:], strict=True)]
+    yield row(
+        *("a second prompt with the same 400 tokens before it", 1e3 * median(seconds[1:]), "ms"),
+        against="the first",
+        theirs=1e3 * median(firsts[1:]),
+        ratio=median(ratios),
+        ratio_at_most=0.3,
+        note=f"{int(tokens)} tokens, {read} of them read",
     )
 
 

@@ -24,6 +24,8 @@ from scripts.benches.serving_peft import Batching, Peft, load_model
 from scripts.benches.serving_vllm import Vllm
 
 Numbers = list[float]
+PROMPT_CACHE = 256 << 20
+"""Bytes that the engine may keep of prompts; it keeps those of a scope alone, which the other rows' requests lack."""
 
 
 class Ours:
@@ -40,7 +42,7 @@ class Ours:
         found = {"quantisation": quantisation, "compute_dtype": "bfloat16", "device": device}
         loaded = load_base(Path(base), **found, reads=True, keeps=False)
         _own(loaded.model)
-        self._engine = Engine(replace(loaded, chat=_endless(loaded.chat)))
+        self._engine = Engine(replace(loaded, chat=_endless(loaded.chat)), PROMPT_CACHE)
         self._device, self._before, self._count = device, before, 0
 
     def load(self, folders: list[str]) -> Numbers:
@@ -122,6 +124,27 @@ class Ours:
                 read_prompt(engine.base, engine.slots, cache, held, ids[start : start + size])
             found.append(time.perf_counter() - began)
         return found
+
+    def again(self, beginning: str, ends: list[str], slot: str) -> Numbers:
+        """Prompts that begin alike and end otherwise, one after another and one token answered: of each, [seconds,
+        tokens of the prompt, those that were not read again]. Nothing is kept of an earlier call's."""
+        from appliance.ml.inference.request import Request
+        from appliance.ml.serving.engine import Done
+
+        engine, found = self._engine, []
+        self._count += 1
+        scope = f"call {self._count}"
+        for number, end in enumerate(ends):
+            message = {"role": "user", "content": f"{beginning} {end}"}
+            began = time.perf_counter()
+            engine.start(f"{scope}, {number}", slot, Request((message,), max_tokens=1, scope=scope))
+            done = [event.told for event in self._events() if isinstance(event.told, Done)]
+            found += [time.perf_counter() - began, done[0].prompt_tokens, done[0].cached_tokens or 0]
+        return found
+
+    def _events(self) -> Iterator[Any]:
+        while self._engine.busy:
+            yield from self._engine.step()
 
     def logits(self, ids: list[int], slot: str) -> Numbers:
         """Behind the last of these tokens, with this adapter."""

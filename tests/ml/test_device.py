@@ -120,7 +120,7 @@ def test_reading_scoring_and_drawing_stay_on_the_card(card: None, kind: str) -> 
 
 def _load(slots: Slots, base: Base) -> None:
     """Two adapters, as they lie after their weights were read; values are read only from real ones."""
-    from appliance.ml.inference.mixing import Adapter
+    from appliance.ml.lora.mixing import Adapter
 
     for name, rank in (("a", 4), ("b", 12)):
         with torch.device(CARD):

@@ -4,7 +4,7 @@ peft switches adapters by state on the shared model, and a failed call has left 
 Here nothing is switched: a slot is a set of tensors, and which one applies is said for the length of one `with`, so
 that an exception cannot leave it on. With one adapter in use (`using`) the arithmetic is that of
 `ml/layers/reader.py`; where the library's modules are at work it is peft's, in its order and dtypes: a test compares
-the bits. With one a row (`mixing`) it is that of `ml/inference/mixing.py`, and of `ml/inference/stepping.py` for the
+the bits. With one a row (`mixing`) it is that of `ml/lora/mixing.py`, and of `ml/inference/stepping.py` for the
 architectures of the table.
 """
 
@@ -21,11 +21,11 @@ import safetensors.torch
 import torch
 
 from appliance.errors import BadInput, Conflict, NotFound
-from appliance.ml.inference.lora import Rows
-from appliance.ml.inference.mixing import Adapter, Mix, Mixer, RowGroup, multiply_rows
-from appliance.ml.inference.stacking import Stacks
 from appliance.ml.inference.stepping import make_stepper
 from appliance.ml.layers.reader import ReadAdapter
+from appliance.ml.lora.kernel import Rows
+from appliance.ml.lora.mixing import Adapter, Mix, Mixer, RowGroup, multiply_rows
+from appliance.ml.lora.stacking import Stacks
 from appliance.ml.model.base import Base
 from appliance.ml.quantised.linear import GptqLinear
 

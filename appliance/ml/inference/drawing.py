@@ -15,9 +15,9 @@ import torch
 from appliance.ml.inference.adapters import Slots
 from appliance.ml.inference.alone import read_alone, read_paths_alone
 from appliance.ml.inference.cache import Cache, Drawing, Filling, Following, Held
-from appliance.ml.inference.mixing import Mix, multiply_rows
 from appliance.ml.inference.request import Request
 from appliance.ml.layers.reader import Piece
+from appliance.ml.lora.mixing import Mix, multiply_rows
 from appliance.ml.model.base import Base
 
 # Tokens of a prompt that are read at once: what the others wait for between two of their tokens.

@@ -11,11 +11,11 @@ from functools import cache
 import torch
 
 from appliance.ml.inference.cache import Drawing
-from appliance.ml.inference.lora import Pair, Pairs, number_groups
-from appliance.ml.inference.mixing import RowGroup
 from appliance.ml.layers.architecture import Architecture
 from appliance.ml.layers.positions import Rotation
 from appliance.ml.layers.scores import Scoring
+from appliance.ml.lora.kernel import Pair, Pairs, number_groups
+from appliance.ml.lora.mixing import RowGroup
 from appliance.ml.quantised.kernels import Group, Product, load_kernels
 from appliance.ml.quantised.product import FewRows
 

@@ -18,8 +18,6 @@ from torch.nn.functional import linear
 
 from appliance.ml.inference.cache import Drawing
 from appliance.ml.inference.fused import FusedLayer, FusedLayers
-from appliance.ml.inference.lora import Pairs
-from appliance.ml.inference.mixing import ROWS, Mix, RowGroup, multiply_rows
 from appliance.ml.layers.activations import ACTIVATIONS
 from appliance.ml.layers.architecture import Architecture, LayerKind, Row, find_architecture
 from appliance.ml.layers.decoder import embed
@@ -27,6 +25,8 @@ from appliance.ml.layers.head import make_head
 from appliance.ml.layers.positions import Positions, Rotation
 from appliance.ml.layers.projections import Projections
 from appliance.ml.layers.scores import Scoring
+from appliance.ml.lora.kernel import Pairs
+from appliance.ml.lora.mixing import ROWS, Mix, RowGroup, multiply_rows
 from appliance.ml.quantised.few_rows import fits_few_rows, join_few_rows
 from appliance.ml.quantised.linear import GptqLinear
 from appliance.ml.quantised.product import fits_nf4_rows, make_bf16_rows, make_nf4_rows

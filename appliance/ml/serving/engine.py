@@ -2,7 +2,7 @@
 
 A slot is filled once its probe gives, bit for bit, what was sealed with the adapter. The base alone never answers. A
 request joins and leaves at any token: its prompt is read by itself, in chunks, through the same arithmetic as the
-probe; then it is a row of a batch in which no row's bits depend on another's (`ml/inference/mixing.py`,
+probe; then it is a row of a batch in which no row's bits depend on another's (`ml/lora/mixing.py`,
 `ml/inference/cache.py`), so that an answer can be drawn again alone.
 """
 

@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from appliance.ml.inference import adapters, cache, drawing, stepping
-from appliance.ml.inference.stacking import Stacks
+from appliance.ml.lora.stacking import Stacks
 from appliance.ml.model import machine
 from appliance.ml.model.base import load_base
 from appliance.ml.serving import engine

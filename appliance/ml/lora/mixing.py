@@ -1,7 +1,7 @@
 """Adapters of different rows in one batch: how a batch is laid out, and what adds each row's own adapter to it.
 
 A row's bits must not depend on its neighbours. On the CPU a kernel of our own multiplies each row by itself
-(`ml/inference/lora.py`); on a GPU adapters are stacked, and shapes are fixed (`ml/inference/stacking.py`). Tests hold
+(`ml/lora/kernel.py`); on a GPU adapters are stacked, and shapes are fixed (`ml/lora/stacking.py`). Tests hold
 the logits of mixed batches against those of each row alone.
 """
 

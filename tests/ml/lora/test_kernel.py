@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from appliance.ml.inference.lora import Rows
-from appliance.ml.inference.mixing import Adapter, RowGroup
+from appliance.ml.lora.kernel import Rows
+from appliance.ml.lora.mixing import Adapter, RowGroup
 
 # Widths and ranks that fill the kernel's vectors and such that do not, with more ranks than it takes at once.
 GROUPS = [

@@ -10,7 +10,7 @@ import torch
 
 from appliance.ml.inference import adapters, cache
 from appliance.ml.inference.adapters import Slots
-from appliance.ml.inference.stacking import Stacks
+from appliance.ml.lora.stacking import Stacks
 from appliance.ml.model import machine
 from appliance.ml.model.base import Base, load_base
 from appliance.ml.serving import engine

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
-from appliance.ml.inference.mixing import Adapter, Mix, RowGroup
+from appliance.ml.lora.mixing import Adapter, Mix, RowGroup
 from appliance.ml.quantised.kernels import PARTS, Group, load_kernels
 
 # As in _lora.c.

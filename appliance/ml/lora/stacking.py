@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import pad
 
-from appliance.ml.inference.mixing import GPU_ROWS, Adapter, Mix, RowGroup
+from appliance.ml.lora.mixing import GPU_ROWS, Adapter, Mix, RowGroup
 
 # Rows of one adapter that are multiplied at once.
 CHUNK = 2
