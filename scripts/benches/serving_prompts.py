@@ -48,7 +48,8 @@ def measure(ours: Program, gguf: Path, *, rounds: int, reads: int) -> Iterator[R
 
 
 def measure_stream(ours: Program, adapter: Path, base: Path, gguf: Path, rounds: int) -> Iterator[Row]:
-    """One answer with one adapter, beside llama.cpp with the same; nothing where that is not installed."""
+    """One answer with one adapter, beside llama.cpp with the same; nothing where that is not installed, or where its
+    logits say that it does not apply the adapter as we do, which is said."""
     if not LLAMA.exists():
         return
     prompt = "Name the parties, what each of them owes to the other, and the date by which it is due, in one sentence."
@@ -59,7 +60,11 @@ def measure_stream(ours: Program, adapter: Path, base: Path, gguf: Path, rounds:
         expected = ours("logits", ids=ids, slot=adapter.name)
         bare = correlation(expected, llama("logits", ids=ids))
         llama("load", adapter=str(file))
-        check_same(bare, correlation(expected, llama("logits", ids=ids)))
+        adapted = correlation(expected, llama("logits", ids=ids))
+        if not applies_adapter(bare, adapted):
+            said = f"expected logits nearer to ours with it, got correlations of {adapted:.3f} and without {bare:.3f}"
+            print(f"bench: one stream: no row compares with llama.cpp and its adapter: {said}", file=sys.stderr)
+            return
         turns = {
             "ours": lambda: ours("answer", prompts=[prompt], slots=[adapter.name], tokens=STREAM_TOKENS),
             "llama": lambda: llama("draw", ids=ids, tokens=STREAM_TOKENS),
@@ -97,13 +102,12 @@ def measure_again(ours: Program, slot: str, rounds: int) -> Iterator[Row]:
     )
 
 
-def check_same(bare: float, adapted: float) -> None:
-    """That llama.cpp applies the adapter as we do, by how its logits correlate with ours without it and with it."""
-    if not 1 - adapted < (1 - bare) / 2:
-        raise RuntimeError(
-            "llama.cpp's logits: expected them twice as near to ours with the adapter as without, got correlations of "
-            f"{adapted:.3f} and {bare:.3f}"
-        )
+def applies_adapter(bare: float, adapted: float) -> bool:
+    """Whether llama.cpp applies the adapter as we do, by how its logits correlate with ours without it and with it.
+
+    With SmolLM2: 0.70 without it, 0.84 with it; 0.71 with the rows of q and k in another order, 0.63 with another one.
+    """
+    return 1 - adapted < 0.75 * (1 - bare)
 
 
 def _drawn(turn: Callable[[], list[float]]) -> list[float]:

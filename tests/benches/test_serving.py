@@ -154,7 +154,6 @@ def test_a_percentile_lies_between_the_samples_around_it() -> None:
 
 
 def test_a_peer_without_our_adapter_is_no_comparison() -> None:
-    serving_prompts.check_same(0.3, 0.9)
-    for bare, adapted in ((0.9, 0.3), (0.3, 0.3), (0.1, 0.4), (0.3, float("nan"))):
-        with pytest.raises(RuntimeError, match="twice as near to ours with the adapter"):
-            serving_prompts.check_same(bare, adapted)
+    assert serving_prompts.applies_adapter(0.70, 0.84)
+    for adapted in (0.71, 0.63, 0.70, float("nan")):
+        assert not serving_prompts.applies_adapter(0.70, adapted)
