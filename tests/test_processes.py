@@ -43,7 +43,7 @@ WITHIN = {
 }
 """What starts a process without `subprocess`, and who may: the launcher becomes the worker, whose command is below; a
 worker's ranks are copies of it behind the same walls, and start nothing else."""
-SITES = {"appliance.runners.hook", "appliance.runners.slurm.commands"}
+SITES = {"appliance.runners.hook", "appliance.runners.slurm.commands", "appliance.runners.slurm.team"}
 """What starts the site's own programs: `notice_command`, and the commands of Slurm."""
 OTHERS = ("os.exec", "os.spawn", "os.posix_spawn", "os.system", "os.popen", "os.fork", "pty.", "asyncio.create_sub")
 LIBRARIES = frozenset({"multiprocessing", "pty", "code", "concurrent.futures.process"})

@@ -226,7 +226,11 @@ def run() -> None:
     "--on", type=click.Choice(["here", "slurm"]), help="Where to train; without it the setting runs_on decides."
 )
 @click.option(
-    "--nodes", type=click.IntRange(1, 64), default=1, help="With --on slurm: how many nodes share out the processes."
+    "--nodes",
+    metavar="N",
+    type=click.IntRange(1, 64),
+    default=1,
+    help="With --on slurm: how many nodes share out the processes.",
 )
 @signs
 @click.pass_obj

@@ -47,7 +47,13 @@ def test_two_administrators_enrol_a_passkey_from_its_proof(open_desk: Open) -> N
     desk, passkey = open_desk("staffed"), new_passkey()
     told = enroll(desk, "rita", passkey)
     shown = one_line(told.err)
-    for text in (passkey.keyid, f"origins: {PLACE}", "backup eligible: no", "passkey: blue", "at these origins only"):
+    for text in (
+        passkey.keyid,
+        f"signs at: {PLACE}",
+        "can be copied to a cloud: no",
+        "passkey: blue",
+        "at these origins only",
+    ):
         assert text in shown
     rows = json.loads(desk.as_("rita", "key", "list", "rita", "--json").out)
     assert [row.get("passkey", {}).get("name") for row in rows] == [None, "blue"]

@@ -45,6 +45,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "run export": ("r-000001", "--to", "wandb", "--folder", NEW), "run list": (), "run plan": (RECIPE,),
     "run replay": ("r-000001", "--from", "0", "--to", "2"), "run report": ("r-000001", "--folder", NEW),
     "run resume": ("r-000001",), "run show": ("r-000001",), "run start": (RECIPE,),
+    "run sweep": ("intents", "--folder", NEW),
     "review approve": ("clauses@1", "--unit", "legal", "--meaning", "I read it."), "review list": (),
     "review reject": ("clauses@1", "--unit", "legal", "--meaning", "I read it."), "review show": ("clauses@1",),
     "review report": ("clauses@1", "--folder", NEW),

@@ -46,6 +46,7 @@ def labels() -> dict[str, set[str]]:
     place = ("u", "t", "a@1")
     metrics.requests.labels(*place, "success").inc()
     metrics.tokens.labels(*place, "prompt").inc()
+    metrics.not_read_again.labels(*place).inc()
     metrics.seconds.labels(*place).observe(1)
     metrics.first.labels(*place).observe(1)
     metrics.refusals.labels("u", "code").inc()

@@ -381,7 +381,7 @@ def slot(server: Process, places: dict[str, Path], evaluated: tuple[Frame, list[
 
 def test_an_answer_streams_and_is_the_same_again(server: Process, slot: str) -> None:
     text, done = _answer(server, "1", temperature=0)
-    assert done.keys() == {"frame", "id", "finish_reason", "prompt_tokens", "completion_tokens"}
+    assert done.keys() == {"frame", "id", "finish_reason", "prompt_tokens", "completion_tokens", "cached_tokens"}
     assert done["finish_reason"] in ("stop", "length")
     assert _answer(server, "2", temperature=0) == (text, {**done, "id": "2"})
 

@@ -176,7 +176,7 @@ class PagePrinter:
         from appliance.domain.releases.page.tries import describe_tries
 
         self._heading("Tried before")
-        self._line(f"  {describe_tries(self._page.tried)}")
+        print_text(f"  {describe_tries(self._page.tried)}", "  ", err=self._err)
         runs = self._page.judged_before
         if not runs:
             return

@@ -215,7 +215,9 @@ def _start_followers(described: Description, arguments: list[str], key: bytes) -
         options.append(f"--cpus-per-task={cpus}")
     command = [sys.executable, "-I", "-c", START, str(PACKAGE.parent), FOLLOWER, *arguments]
     try:
-        started = subprocess.Popen([f"{described.commands}/srun", *options, *command], stdin=subprocess.PIPE, cwd="/")
+        started = subprocess.Popen(
+            [f"{described.commands}/srun", *options, *command], stdin=subprocess.PIPE, cwd="/", env=dict(os.environ)
+        )
     except OSError as error:
         raise Unavailable(
             f"slurm, {described.commands}/srun: expected Slurm's command, got {error.strerror}; set slurm_commands",

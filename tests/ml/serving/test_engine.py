@@ -223,7 +223,7 @@ def test_a_cancelled_answer_ends_at_once(engine: Engine) -> None:
     for _ in range(3):
         engine.step()
     (*_, end) = engine.cancel("1")
-    assert (end.name, end.told) == ("1", Done("cancelled", end.told.prompt_tokens, 4))  # type: ignore[union-attr]
+    assert (end.name, end.told) == ("1", Done("cancelled", end.told.prompt_tokens, 4, 0))  # type: ignore[union-attr]
     assert not engine.busy
     assert engine.cancel("1") == []
 
