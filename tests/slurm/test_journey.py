@@ -143,7 +143,9 @@ def test_a_run_is_preempted_loses_its_node_and_its_service_and_ends_in_the_bytes
     assert site.verify()["verdict"] == "verified"
 
 
-@pytest.mark.xfail(reason="a run of so few steps may end within the grace time of Slurm, and then nothing is requeued")
+@pytest.mark.xfail(
+    strict=False, reason="a run of so few steps may end within the grace time of Slurm, and then nothing is requeued"
+)
 def test_a_run_on_two_nodes_is_preempted_and_ends_in_the_bytes_of_an_undisturbed_one(
     site: Appliance, slurm: Slurm
 ) -> None:
@@ -181,7 +183,9 @@ def test_a_run_on_two_nodes_is_preempted_and_ends_in_the_bytes_of_an_undisturbed
     assert site.verify()["verdict"] == "verified"
 
 
-@pytest.mark.xfail(reason="a run of so few steps may end within the grace time of Slurm, and then nothing is requeued")
+@pytest.mark.xfail(
+    strict=False, reason="a run of so few steps may end within the grace time of Slurm, and then nothing is requeued"
+)
 def test_a_node_of_two_that_dies_ends_in_another_start_of_the_run(site: Appliance, slurm: Slurm) -> None:
     run = order(site, "torn", 2, SHORT)
     await_that("a training checkpoint was due", lambda: site.get(f"/v1/runs/{run}")["step"] > 0)
