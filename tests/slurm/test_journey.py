@@ -143,9 +143,6 @@ def test_a_run_is_preempted_loses_its_node_and_its_service_and_ends_in_the_bytes
     assert site.verify()["verdict"] == "verified"
 
 
-@pytest.mark.xfail(
-    strict=False, reason="a run of so few steps may end within the grace time of Slurm, and then nothing is requeued"
-)
 def test_a_run_on_two_nodes_is_preempted_and_ends_in_the_bytes_of_an_undisturbed_one(
     site: Appliance, slurm: Slurm
 ) -> None:
@@ -164,6 +161,8 @@ def test_a_run_on_two_nodes_is_preempted_and_ends_in_the_bytes_of_an_undisturbed
     await_that("it was to be preempted", lambda: is_preempted(slurm, started["job"]["id"]))
     thaw(site)
     await_that("a training checkpoint was asked for", lambda: site.get(f"/v1/runs/{run}")["step"] > 0)
+    # On a quick machine it would end before Slurm takes it away.
+    freeze(site)
     await_that("it was to be resumed", lambda: bool(bodies(site, "run.resumed", run)))
     (resumed,) = bodies(site, "run.resumed", run)
     assert 0 < resumed["step"] < SHORT_STEPS
@@ -183,9 +182,6 @@ def test_a_run_on_two_nodes_is_preempted_and_ends_in_the_bytes_of_an_undisturbed
     assert site.verify()["verdict"] == "verified"
 
 
-@pytest.mark.xfail(
-    strict=False, reason="a run of so few steps may end within the grace time of Slurm, and then nothing is requeued"
-)
 def test_a_node_of_two_that_dies_ends_in_another_start_of_the_run(site: Appliance, slurm: Slurm) -> None:
     run = order(site, "torn", 2, SHORT)
     await_that("a training checkpoint was due", lambda: site.get(f"/v1/runs/{run}")["step"] > 0)
@@ -193,7 +189,8 @@ def test_a_node_of_two_that_dies_ends_in_another_start_of_the_run(site: Applianc
     slurm.kill("n2")
     slurm.run("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=power")
     slurm.start("n2")
-    thaw(site)
+    # What is stopped cannot end the run before Slurm takes the job away.
+    await_that("it was to be resumed", lambda: bool(bodies(site, "run.resumed", run)))
     found = site.wait_run(run)
     assert found["adapter"] == "torn@1", found
     assert bodies(site, "run.resumed", run)
