@@ -8,7 +8,7 @@ DEFAULT_HOME = "~/.local/share/appliance"
 
 
 class Setting(NamedTuple):
-    """A key of appliance.toml, and the environment's variable that stands over it. `default` None: nothing is set."""
+    """A key of appliance.toml, and the environment's variable that takes its place. `default` None: nothing is set."""
 
     name: str
     variable: str
@@ -88,7 +88,7 @@ SETTINGS = (
 )
 ROLES = frozenset({"people", "units", "runs"})
 VARIABLES = {setting.name: setting.variable for setting in SETTINGS if setting.name != "home"}
-"""Of each setting but the home: the environment's, which stands over the file's."""
+"""Of each setting but the home: the environment's, which takes precedence over the file's."""
 DEFAULTS = {setting.name: setting.default for setting in SETTINGS if setting.default is not None}
 
 LIMIT_MEANINGS = {

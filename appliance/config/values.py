@@ -132,6 +132,12 @@ class Settings:
     """By unit, and under "" for every other, those that were given."""
 
     @property
+    def database_file(self) -> Path | None:
+        """Where SQLite keeps the ledger; None where a server does."""
+        file = self.database_url.removeprefix("sqlite:///")
+        return None if file == self.database_url else Path(file)
+
+    @property
     def socket(self) -> Path:
         """The people's door: a Unix socket, mode 0600, or 0660 for a group."""
         return Folder(self.home).socket

@@ -138,6 +138,6 @@ def _cluster(settings: Settings, context: Context) -> Cluster | None:
 def _probes(settings: Settings) -> Probes:
     """What no worker may reach: keys, the database where it is a file, the appliance's home."""
     read = {"read-keys": settings.keys}
-    if settings.database_url.startswith("sqlite:///"):
-        read["read-database"] = Path(settings.database_url.removeprefix("sqlite:///"))
+    if settings.database_file is not None:
+        read["read-database"] = settings.database_file
     return Probes(read=read, write={"write-outside": settings.home})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 
 from appliance.config.values import Settings
 from appliance.errors import ApplianceError
@@ -26,8 +25,7 @@ def doctor(settings: Settings) -> Iterator[Finding]:
     except ApplianceError as error:
         unfit = error.message
     private = [settings.home / "trust.json"]
-    if settings.database_url.startswith("sqlite:///"):
-        private.append(Path(settings.database_url.removeprefix("sqlite:///")))
+    private += [] if settings.database_file is None else [settings.database_file]
     certificate, operations = settings.certificate, settings.operations
     private += [] if certificate is None else [certificate.key]
     private += [] if operations is None else [operations.token]

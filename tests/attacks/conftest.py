@@ -16,6 +16,10 @@ from scripts.kit.appliance import Appliance, found_site, free_port
 from scripts.kit.tiny_model import build_base, clauses, write_csv
 
 
+CONTEXT = 1024
+"""An answer this long is still under way when an order that is to cut it was signed, sent and recorded."""
+
+
 @pytest.fixture(scope="session")
 def golden(tmp_path_factory: pytest.TempPathFactory) -> Appliance:
     """Stopped: a base, a dataset and the adapter clauses@1, reviewed by nobody. Made once for all xdist workers."""
@@ -36,7 +40,7 @@ def build_golden(place: Path) -> Appliance:
     place.mkdir()
     site = found_site(place / "h", free_port())
     try:
-        base = site.import_base(build_base(place / "base"))
+        base = site.import_base(build_base(place / "base", max_position_embeddings=CONTEXT))
         assert base["status"] == "finished", base
         rows = write_csv(place / "rows.csv", clauses())
         dataset = site.import_dataset(rows.read_bytes())

@@ -209,6 +209,7 @@ def test_a_gateway_that_cannot_reach_the_ledger_answers_nothing_until_it_can(hos
         finally:
             hosts.server.start()
     wait_for(lambda: answers(gateway, token), "it answers again")
+    wait_for(partial(in_contact, hosts.desk), "and every process is in contact")
     assert len(hosts.desk.entries(type="process.lost")) == lost, "nobody is lost for a database that was gone"
 
 
@@ -217,6 +218,10 @@ def answers(site: Appliance, token: str) -> bool:
         return bool(site.chat("legal", "labels", token=token)["choices"])
     except Refused:
         return False
+
+
+def in_contact(desk: Appliance) -> bool:
+    return all(one["contact_s"] < 3 for one in desk.get("/v1/status")["processes"])
 
 
 def test_a_revoked_adapter_is_unloaded_by_each_gateway_and_the_log_verifies(hosts: Hosts) -> None:

@@ -200,7 +200,7 @@ def test_a_broken_row_is_named_by_its_line_and_nothing_is_imported(
 @pytest.mark.parametrize(
     ("written", "message"),
     [
-        ({"max_length": 4096}, "max_length: expected at most the base's context of 256 tokens, got 4096"),
+        ({"max_length": 4096}, "max_length: expected at most the base's context of 1024 tokens, got 4096"),
         ({"max_length": 8}, "max_length: expected at least"),
         ({"target_modules": ["q_proj", "embed_tokens"]}, "which are the ones that can be served, got embed_tokens"),
         ({"lerning_rate": "0.1"}, "did you mean 'learning_rate'?"),

@@ -211,6 +211,7 @@ def _tell(caller: Caller, sweep: Sweep) -> None:
         print_table(
             ("run", *swept, "best loss", "steps", "ended", "adapter"),
             [(row.run, *row.values.values(), row.best, row.step, _ended(row), row.adapter) for row in rows],
+            least=("steps", "ended"),
         )
     sweep.draw()
     say(f"written to: {sweep.folder}")

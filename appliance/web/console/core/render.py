@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from pydantic import TypeAdapter
 
 from appliance.formats.core.timestamp import parse_time
 from appliance.formats.core.visible import IGNORABLE, is_visible
@@ -19,6 +19,7 @@ from appliance.web.console.core.assets import Assets
 FOLDER = Path(__file__).resolve().parents[1]
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z")
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
+_JSON = TypeAdapter(object)
 
 
 def make_environment(assets: Assets) -> Environment:
@@ -53,7 +54,7 @@ def make_environment(assets: Assets) -> Environment:
 def plain(text: str) -> str:
     """A text of somebody's with every character that has no shape of its own written out, but ends of lines and tabs:
     none turns the direction of what follows, or hides a part of it. The signing page's script does the same."""
-    if is_visible(text):
+    if is_visible(text.replace("\n", "").replace("\t", "")):
         return text
     return "".join(_written(c) for c in text)
 
@@ -132,7 +133,7 @@ def p_value(value: object) -> str:
 
 def pretty(value: object) -> str:
     """JSON to be read; it is escaped where it is put in, as every text is."""
-    return json.dumps(value, indent=1, ensure_ascii=False)
+    return _JSON.dump_json(value, indent=1).decode()
 
 
 def words(value: object) -> str:

@@ -12,6 +12,12 @@ from appliance.domain.serving.requests import RequestFinished, RequestRefused
 from appliance.web.console.core.page import PAGE_ROWS, Page, Query, Table, Value, Viewer
 from appliance.workflows.core.context import Context
 
+_NO_ANSWER = {
+    "failure": "cut off or not answered; who asked was told why",
+    "interrupted": "who asked went away, or the service ended",
+}
+"""In place of a reason that only repeats the outcome."""
+
 
 class RequestsQuery(Query):
     """`before`: the entry of the last one on the page before."""
@@ -60,11 +66,12 @@ def _row(data: bytes) -> RequestRow:
     entry = parse_entry(data)
     body: dict[str, Any] = dict(entry.body)
     refused = entry.type == RequestRefused.type
+    reason = str(body.get("finish_reason"))
     return RequestRow(
         entry=entry.index,
         time=entry.time,
         outcome=entry.outcome,
-        detail=f"{body['code']}: {body['message']}" if refused else str(body["finish_reason"]),
+        detail=f"{body['code']}: {body['message']}" if refused else _NO_ANSWER.get(reason, reason),
         task=body.get("task"),
         adapter=body.get("adapter"),
         request=body.get("request"),
