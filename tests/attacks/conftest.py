@@ -15,7 +15,6 @@ from appliance.formats.signatures.keys import Ed25519Signer
 from scripts.kit.appliance import Appliance, found_site, free_port
 from scripts.kit.tiny_model import build_base, clauses, write_csv
 
-
 CONTEXT = 1024
 """An answer this long is still under way when an order that is to cut it was signed, sent and recorded."""
 

@@ -21,7 +21,7 @@ from appliance.workflows.queries.questions import find_moment, told, unit_state
 
 MAX_MOMENTS = 400
 """How often one question about a span is answered."""
-MOST_CHANGES = 300
+MOST_CHANGES = 100
 """Entries that change a row, in one stretch of a span that is read piece by piece."""
 
 Moment = tuple[int, str]

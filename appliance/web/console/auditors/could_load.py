@@ -16,7 +16,7 @@ from appliance.workflows.queries.spans import could_load_piece
 
 OTHERS = 20
 """Adapters that no release named, on a page: each is judged anew."""
-MOMENTS = 8
+MOMENTS = 6
 """Of a span, on a page: at each the unit's releases are judged."""
 
 
