@@ -68,7 +68,8 @@ def _measure(folder: Path, given: argparse.Namespace) -> Iterator[Row]:
         return training.measure(folder, planned)
     if given.name == "serve":
         make_serving = serving.quick if given.quick else serving.full
-        measure = serving.measure_service if given.service else serving.measure
+        alone = {"service": serving.measure_service, "streams": serving.measure_streams}
+        measure = next((found for name, found in alone.items() if getattr(given, name)), serving.measure)
         return measure(folder, make_serving(models.MODELS[given.model], given.device, given.llama_server))
     if given.name == "console" and given.people is not None:
         tokens, rounds = (24, 1) if given.quick else (192, 5)
@@ -122,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--people", metavar="N", type=int, help="console: so many at it while 16 streams are answered")
     parser.add_argument("--growth", action="store_true", help="ledger: the growth alone")
     parser.add_argument("--service", action="store_true", help="serve: what the service around the engine costs, alone")
+    parser.add_argument("--streams", action="store_true", help="serve: the streams beside every other server, alone")
     parser.add_argument("--data", metavar="DIR", type=Path, default=training.DATA, help="train: the public datasets")
     parser.add_argument(
         "--rounds",

@@ -71,16 +71,9 @@ def full(model: models.Model, device: str, llama_server: str) -> Plan:
 def measure(folder: Path, plan: Plan) -> Iterator[Row]:
     """Every row, as it is found."""
     base, adapters = _prepare(folder, plan)
-    kinds = ("ours", "peft", "batching") if plan.peers else ("ours",)
-    with _programs(base, plan.device, *kinds, "machine") as running:
-        for name in kinds:
-            running[name]("load", folders=adapters)
-        if plan.peers:
-            with _servers(base, adapters, plan) as servers:
-                yield from _beside_peers(running, servers, adapters, plan)
-        yield from _alone(running["ours"], running["machine"], base, adapters, plan)
-        yield from _load_cost(running["ours"], adapters[0], plan)
+    yield from _streams(base, adapters, plan)
     with start_program(base, plan.device, "ours") as ours:
+        yield from _load_cost(ours, adapters[0], plan)
         if plan.device == "cpu":
             gguf = plan.model.find_gguf()
             yield from serving_prompts.measure(ours, gguf, rounds=plan.rounds, reads=plan.reads)
@@ -89,6 +82,12 @@ def measure(folder: Path, plan: Plan) -> Iterator[Row]:
     if plan.peers:
         yield from _memory(base, adapters, plan)
     yield from _through_service(folder, base, adapters, plan)
+
+
+def measure_streams(folder: Path, plan: Plan) -> Iterator[Row]:
+    """Streams beside every other server, and one stream, alone."""
+    base, adapters = _prepare(folder, plan)
+    yield from _streams(base, adapters, replace(plan, peers=True, vllm=True))
 
 
 def measure_service(folder: Path, plan: Plan) -> Iterator[Row]:
@@ -101,6 +100,17 @@ def _prepare(folder: Path, plan: Plan) -> tuple[Path, list[str]]:
     """The base as an import leaves it, and the adapters' folders."""
     base = plan.model.convert(folder)
     return base, [str(path) for path in make_adapters(str(base), folder, [RANK] * ADAPTERS)]
+
+
+def _streams(base: Path, adapters: list[str], plan: Plan) -> Iterator[Row]:
+    kinds = ("ours", "peft", "batching") if plan.peers else ("ours",)
+    with _programs(base, plan.device, *kinds, "machine") as running:
+        for name in kinds:
+            running[name]("load", folders=adapters)
+        if plan.peers:
+            with _servers(base, adapters, plan) as servers:
+                yield from _beside_peers(running, servers, adapters, plan)
+        yield from _alone(running["ours"], running["machine"], base, adapters, plan)
 
 
 def _through_service(folder: Path, base: Path, adapters: list[str], plan: Plan) -> Iterator[Row]:

@@ -11,22 +11,28 @@ from typing import Any
 
 from scripts.kit.appliance import Appliance
 
+LONG = {"type": "json_schema", "json_schema": {"name": "long", "schema": {"type": "string", "minLength": 900}}}
+"""What holds an answer to nearly the whole of the attacks' context: at random it might end after a few words."""
+
 
 @contextmanager
-def under_way(site: Appliance, wanted: Sequence[tuple[str, int]]) -> Iterator[list[Future[Any]]]:
+def under_way(
+    site: Appliance, wanted: Sequence[tuple[str, int]], response_format: dict[str, Any] | None = LONG
+) -> Iterator[list[Future[Any]]]:
     """An answer for each token and seed, of all of which something was told; each future gives the last event."""
+    more = {} if response_format is None else {"response_format": response_format}
     begun = threading.Semaphore(0)
     with ThreadPoolExecutor(len(wanted)) as pool:
-        streams = [pool.submit(_stream, site, token, seed, begun) for token, seed in wanted]
+        streams = [pool.submit(_stream, site, token, {"seed": seed, **more}, begun) for token, seed in wanted]
         for _ in streams:
             assert begun.acquire(timeout=30)
         yield streams
 
 
-def _stream(site: Appliance, token: str, seed: int, begun: threading.Semaphore) -> Any:
+def _stream(site: Appliance, token: str, more: dict[str, Any], begun: threading.Semaphore) -> Any:
     body = {"model": "labels", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1000, "stream": True}
     head, last, seen = {"Authorization": f"Bearer {token}"}, "", 0
-    wanted = {**body, "temperature": 2.0, "seed": seed}
+    wanted = {**body, "temperature": 2.0, **more}
     with site.units() as client, client.stream("POST", "/v1/chat/completions", json=wanted, headers=head) as answer:
         for line in answer.iter_lines():
             if line.startswith("data: "):

@@ -374,6 +374,7 @@ def test_an_import_that_was_cut_off_failed_and_can_be_asked_for_again(deployment
     assert act()["status"] == "finished"
 
 
+@pytest.mark.family(keep=1)
 @pytest.mark.parametrize("side", ["before", "after"])
 def test_an_import_that_failed_failed_once(deployment: Appliance, side: str) -> None:
     known = count(deployment, "import.failed")
@@ -419,6 +420,7 @@ print(trust.genesis)
 """
 
 
+@pytest.mark.family(keep=1)
 @pytest.mark.parametrize("side", ["before", "after"])
 def test_an_init_that_was_cut_off_is_made_anew_or_found(tmp_path: Path, side: str) -> None:
     def init(when: str, *names: str) -> subprocess.CompletedProcess[str]:

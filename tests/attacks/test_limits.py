@@ -22,9 +22,12 @@ tokens_per_day = 200
 """
 
 
+pytestmark = pytest.mark.family(keep=0.5)
+
+
 @pytest.fixture(scope="module", params=["plain", "tls"])
 def wire(request: pytest.FixtureRequest) -> str:
-    """Every attack on the units' door is made over both."""
+    """Every attack on the units' door is made over one of both, and with --all over each."""
     return str(request.param)
 
 

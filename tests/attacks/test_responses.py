@@ -21,9 +21,12 @@ REQUESTED: Any = [{"role": "user", "content": "the parties agree"}]
 DRAWN: dict[str, Any] = {"model": "labels", "max_tokens": 6, "temperature": 1.0, "seed": 3}
 
 
+pytestmark = pytest.mark.family(keep=0.5)
+
+
 @pytest.fixture(scope="module", params=["plain", "tls"])
 def wire(request: pytest.FixtureRequest) -> str:
-    """Every attack on the units' door is made over both."""
+    """Every attack on the units' door is made over one of both, and with --all over each."""
     return str(request.param)
 
 

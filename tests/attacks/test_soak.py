@@ -37,25 +37,25 @@ def check_sound(result: soaking.Result, *injected: str) -> None:
     assert figures["entries: request.admitted"] == figures["entries: request.finished"]
 
 
+@pytest.mark.family(keep=1)
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_eight_units_under_churn_get_nothing_but_their_own_and_all_of_it_is_recorded(
-    golden: Appliance, tmp_path: Path
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+def test_units_under_churn_get_nothing_but_their_own_and_all_of_it_is_recorded(
+    golden: Appliance, postgres: Server, tmp_path: Path, database: str
 ) -> None:
-    """With a disk that is full, batches that fail, a worker that is killed and a service that is."""
+    """Eight units with a disk that is full, batches that fail, a worker that is killed and a service that is; or three
+    with a database that is stopped."""
+    if database == "postgresql":
+        plan = soaking.Plan(150, seed=4, seconds=60, units=3, cards=15)
+        check_sound(soaking.run(tmp_path, plan, postgres), "injected: database stopped")
+        return
     site = golden.copy(tmp_path / "h", free_port())
     site.start()
     result = soaking.soak(site, tmp_path, soaking.Plan(240, seed=3, seconds=60, cards=15), None)
     check_sound(
         result, "injected: disk full", "injected: worker killed", "injected: power cut", "injected: row in a batch"
     )
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_the_same_on_a_database_that_is_stopped(postgres: Server, tmp_path: Path) -> None:
-    plan = soaking.Plan(150, seed=4, seconds=60, units=3, cards=15)
-    check_sound(soaking.run(tmp_path, plan, postgres), "injected: database stopped")
 
 
 @pytest.mark.slow

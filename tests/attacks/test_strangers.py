@@ -50,9 +50,12 @@ def other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return Other(site)
 
 
+pytestmark = pytest.mark.family(keep=0.5)
+
+
 @pytest.fixture(scope="module", params=["plain", "tls"])
 def wire(request: pytest.FixtureRequest) -> str:
-    """Every attack on the units' door is made over both."""
+    """Every attack on the units' door is made over one of both, and with --all over each."""
     return str(request.param)
 
 

@@ -162,6 +162,7 @@ def test_after_three_resumes_it_failed_and_an_order_goes_on_to_the_same_bytes(de
     check_whole(deployment)
 
 
+@pytest.mark.family(keep=1)
 @pytest.mark.parametrize("when", ["before:run.checkpointed", "within:run.checkpointed", "before:run.started"])
 def test_a_service_that_dies_before_the_first_checkpoint_begins_anew_or_failed(
     deployment: Appliance, when: str
@@ -179,6 +180,7 @@ def test_a_service_that_dies_before_the_first_checkpoint_begins_anew_or_failed(
     check_whole(deployment)
 
 
+@pytest.mark.family(keep=1)
 @pytest.mark.parametrize("when", ["after:run.checkpointed", "before:run.finished", "after:run.finished"])
 def test_a_service_that_dies_later_goes_on_at_its_next_start_to_the_same_bytes(
     deployment: Appliance, when: str
@@ -254,6 +256,7 @@ def replay(site: Appliance, name: str, window: tuple[int, int]) -> dict[str, Any
     return await_replay(site, site.order(replay_order(site, name, window))["order"])
 
 
+@pytest.mark.family(keep=1)
 @pytest.mark.parametrize("window", [(0, 20), (60, 100)])
 def test_a_window_trained_again_is_identical(deployment: Appliance, window: tuple[int, int]) -> None:
     assert replay(deployment, "whole", window)["verdict"] == "identical"
@@ -273,6 +276,7 @@ def test_an_operator_judges_no_run(deployment: Appliance) -> None:
     assert any("step 21: expected" in reason for reason in refused.value.reasons)
 
 
+@pytest.mark.family(keep=1)
 @pytest.mark.parametrize("type_", ["replay.requested", "replay.finished"])
 def test_a_replay_that_was_cut_off_is_made_again(deployment: Appliance, type_: str) -> None:
     known = count(deployment, "replay.finished")
@@ -291,6 +295,7 @@ def test_a_replay_that_was_cut_off_is_made_again(deployment: Appliance, type_: s
     check_whole(deployment)
 
 
+@pytest.mark.family(keep=1)
 @pytest.mark.parametrize("step", [20, 40])
 def test_a_tampered_checkpoint_is_found_before_anything_runs(own: Appliance, step: int) -> None:
     """Whichever end of the window it is."""

@@ -14,10 +14,12 @@ from appliance.domain.releases.adapters import RevokeAdapter
 from scripts.kit.appliance import Appliance, Refused
 from tests.attacks.streaming import under_way
 
+pytestmark = pytest.mark.family(keep=0.5)
+
 
 @pytest.fixture(scope="module", params=["plain", "tls"])
 def wire(request: pytest.FixtureRequest) -> str:
-    """Every attack on the units' door is made over both."""
+    """Every attack on the units' door is made over one of both, and with --all over each."""
     return str(request.param)
 
 

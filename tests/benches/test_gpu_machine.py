@@ -29,6 +29,7 @@ def test_without_a_card_it_says_so_in_one_line_and_exits_with_7() -> None:
     assert line.startswith(("gpu: error: torch: expected one built for CUDA", "gpu: no card: torch"))
 
 
+@pytest.mark.outside
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_dry_run_passes_its_tests_and_fills_both_tables(tmp_path: Path) -> None:

@@ -98,6 +98,7 @@ def test_each_model_has_its_own_limit_for_a_first_answer() -> None:
     assert serving.full(models.BILLION, "cpu", "").peers
 
 
+@pytest.mark.outside
 def test_a_prompt_is_read_beside_llama_cpp_and_alone_where_it_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -129,6 +130,7 @@ def test_a_prompt_is_read_beside_llama_cpp_and_alone_where_it_is_missing(
     assert [len(ids) for ids in asked] == [32] * 3 and len(set(map(tuple, asked))) == 1
 
 
+@pytest.mark.outside
 def test_the_parts_of_an_engine_s_start_are_all_of_it(tmp_path: Path) -> None:
     base = build_base(tmp_path / "base")
     (adapter,) = make_adapters(str(base), tmp_path, [4])
@@ -139,6 +141,7 @@ def test_the_parts_of_an_engine_s_start_are_all_of_it(tmp_path: Path) -> None:
     assert all(one.ours > 0 for one in parts)
 
 
+@pytest.mark.outside
 def test_a_start_with_another_probe_is_an_error(tmp_path: Path) -> None:
     base = build_base(tmp_path / "base")
     (adapter,) = make_adapters(str(base), tmp_path, [4])

@@ -99,6 +99,7 @@ def _typed(script: Path, environment: dict[str, str]) -> tuple[int, bytes]:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), shown
 
 
+@pytest.mark.outside
 @pytest.mark.slow
 def test_readmes_steps_work_as_printed(clone: Path) -> None:
     port = free_port()

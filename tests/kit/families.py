@@ -1,7 +1,8 @@
 """A long family of cases is a drawn sample of them: another one in each run, so that in time all are tried.
 
-A test marked `family(keep=N)` runs N of its cases, drawn by a seed that the run's header tells. `--seed` draws the same
-again, `--all` takes every case. A test marked `outside` runs only where a marker expression asks for it.
+A test marked `family(keep=N)` runs N of its cases, and `family(keep=0.5)` half of them, drawn by a seed that the run's
+header tells. `--seed` draws the same again, `--all` takes every case. A test marked `outside` runs only where a marker
+expression asks for it.
 """
 
 from __future__ import annotations
@@ -59,19 +60,22 @@ def undrawn(items: Iterable[pytest.Item], seed: int) -> set[pytest.Item]:
             families[item.nodeid.partition("[")[0]].append(item)
     left_out: set[pytest.Item] = set()
     for name, cases in families.items():
-        keep = _keep(cases[0])
+        keep = _keep(cases[0], len(cases))
         if len(cases) > keep:
             cases.sort(key=lambda item: item.nodeid)
             left_out |= set(cases) - set(random.Random(f"{seed} {name}").sample(cases, keep))
     return left_out
 
 
-def _keep(item: pytest.Item) -> int:
+def _keep(item: pytest.Item, cases: int) -> int:
     marker = item.get_closest_marker("family")
     assert marker is not None
     keep = marker.kwargs.get("keep")
+    if isinstance(keep, float) and 0 < keep < 1:
+        return max(1, round(keep * cases))
     if not isinstance(keep, int) or keep < 1 or marker.args:
         raise pytest.UsageError(
-            f"{item.nodeid}: family: expected keep=N, N at least 1, got {marker.args} {marker.kwargs}"
+            f"{item.nodeid}: family: expected keep=N, N at least 1 or a share below 1, got {marker.args} "
+            f"{marker.kwargs}"
         )
     return keep

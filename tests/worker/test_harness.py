@@ -161,6 +161,7 @@ def test_a_task_of_lm_eval_is_judged_for_base_and_adapter_without_a_network(task
 
 
 @needs_libraries
+@pytest.mark.outside
 def test_code_of_a_task_reaches_no_network_and_less_is_better_is_kept_as_its_negative(
     task: Frame, tmp_path: Path
 ) -> None:
@@ -172,6 +173,7 @@ def test_code_of_a_task_reaches_no_network_and_less_is_better_is_kept_as_its_neg
 
 
 @needs_libraries
+@pytest.mark.outside
 def test_a_task_that_no_file_names_is_refused_by_its_name(task: Frame, tmp_path: Path) -> None:
     failure = run_walled({**task, "name": "shapes"}, tmp_path)
     assert failure["frame"] == "failure"
@@ -179,6 +181,7 @@ def test_a_task_that_no_file_names_is_refused_by_its_name(task: Frame, tmp_path:
 
 
 @needs_libraries
+@pytest.mark.outside
 def test_a_metric_of_evaluate_scores_each_written_answer(task: Frame, tmp_path: Path) -> None:
     (tmp_path / "shout").mkdir()
     (tmp_path / "shout/shout.py").write_text(SHOUT)
@@ -190,6 +193,7 @@ def test_a_metric_of_evaluate_scores_each_written_answer(task: Frame, tmp_path: 
     assert (result["base"]["same"], result["adapter"]["same"]) == ("0.500000", "1.000000")
 
 
+@pytest.mark.outside
 def test_without_the_library_the_failure_says_how_to_get_it(task: Frame, tmp_path: Path) -> None:
     failure = run_walled({**task, "packages": ""}, tmp_path)
     assert (failure["frame"], failure["code"]) == ("failure", "harness-missing")

@@ -145,6 +145,7 @@ def test_the_report_is_the_one_that_the_service_would_make_itself(
         assert not any(secret in word for word in process.args for secret in (url, url.rpartition("@")[0] or url))
 
 
+@pytest.mark.family(keep=2)
 @pytest.mark.parametrize("changed", ["entries", "projections"])
 def test_what_was_changed_in_the_database_is_found(
     context: Context, trust: dict[str, Any], database_url: str, databases: Databases, changed: str
@@ -197,6 +198,7 @@ def test_a_verification_ends_with_the_service_and_with_whoever_asked(
     assert started[-1].returncode == -signal.SIGKILL
 
 
+@pytest.mark.family(keep=2)
 @pytest.mark.parametrize("place", ["a pipe", "a link", "a folder", "a file for its folder"])
 def test_a_log_that_cannot_be_written_is_refused_at_once(
     context: Context, trust: dict[str, Any], tmp_path: Path, place: str
