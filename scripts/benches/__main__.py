@@ -86,7 +86,8 @@ def _measure(folder: Path, given: argparse.Namespace) -> Iterator[Row]:
     if given.name == "verdicts":
         return verdicts.measure(verdicts.QUICK if given.quick else verdicts.FULL, given.rounds or 3)
     if given.name == "slurm":
-        return cluster.measure(folder, given.rounds or (1 if given.quick else 5))
+        model = None if given.quick else models.MODELS[given.model]
+        return cluster.measure(folder, given.rounds or (1 if given.quick else 5), model)
     plan = ledger.QUICK if given.quick else ledger.FULL
     if given.largest is not None and not given.quick:
         plan = replace(plan, largest=given.largest)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from scripts.benches import banking, models
 from scripts.benches.measure import Row, row
 from scripts.kit.appliance import Appliance, found_site, free_port
 from scripts.kit.slurm import Slurm, start_slurm
@@ -21,11 +22,14 @@ OVERHEAD_S = 2.0
 RANKS_SHARE = 0.9
 SHORT = {"epochs": 1, "batch_size": 8}
 LONG = {"epochs": 30, "batch_size": 16, "checkpoint_every": 1000}
+LONG_OF_MODEL = {"epochs": 2, "batch_size": 16, "checkpoint_every": 1000, "base": "model", "dataset": "banking@1"}
+MODEL_ROWS = 320
 _LOOK_S = 0.01
 _WAIT_S = 60.0
 
 
-def measure(folder: Path, rounds: int) -> Iterator[Row]:
+def measure(folder: Path, rounds: int, model: models.Model | None) -> Iterator[Row]:
+    """Ranks are compared on the tests' small model, and on `model` on questions of banking77."""
     slurm = start_slurm(folder / "slurm")
     site: Appliance | None = None
     try:
@@ -38,10 +42,10 @@ def measure(folder: Path, rounds: int) -> Iterator[Row]:
         yield row("Slurm's own: sbatch until the job's first command", statistics.median(alone), "s")
         yield row("from the order until run.started", statistics.median(whole), "s")
         yield row("... of which beyond Slurm's own", own, "s", at_most=OVERHEAD_S)
-        # In pairs, one after the other: what else the machine does changes from minute to minute.
-        pairs = [[_train(site, f"ranks-{ranks}-{n}", ranks) for ranks in (1, 2)] for n in range(rounds)]
-        one, two = sorted(pairs, key=lambda pair: pair[1] / pair[0])[len(pairs) // 2]
-        yield row("two ranks", two, "tokens/s", against="one process", theirs=one, ratio_at_least=RANKS_SHARE)
+        yield _compare_ranks(site, "the tests' small model", rounds, LONG)
+        if model is not None:
+            _import(site, model.convert(folder / "model"), _questions(), "model", "banking")
+            yield _compare_ranks(site, model.said, rounds, LONG_OF_MODEL)
     finally:
         if site is not None and site.service is not None:
             site.stop()
@@ -52,11 +56,20 @@ def _found(folder: Path, slurm: Slurm) -> Appliance:
     (folder / "shared").mkdir(mode=0o700)
     settings = {"APPLIANCE_SLURM_FOLDER": str(folder / "shared"), **slurm.environment}
     site = found_site(folder / "h", free_port(), **settings)
-    base = site.import_base(build_base(folder / "base"))
-    rows = site.import_dataset(write_csv(folder / "rows.csv", clauses()).read_bytes())
-    if (base["status"], rows["status"]) != ("finished", "finished"):
-        raise RuntimeError(f"bench: expected a base and a dataset, got {base} and {rows}")
+    _import(site, build_base(folder / "base"), write_csv(folder / "rows.csv", clauses()).read_bytes())
     return site
+
+
+def _import(site: Appliance, base: Path, rows: bytes, name: str = "tiny", dataset: str = "clauses") -> None:
+    for found in (site.import_base(base, name), site.import_dataset(rows, dataset, name)):
+        if found["status"] != "finished":
+            raise RuntimeError(f"bench: expected a base and a dataset, got {found}")
+
+
+def _questions() -> bytes:
+    """The first of banking77's, whose second column is the label."""
+    _, *lines = (banking.DATA / "train.csv").read_bytes().splitlines(keepends=True)
+    return b"text,label\n" + b"".join(lines[:MODEL_ROWS])
 
 
 def _submit_alone(folder: Path, slurm: Slurm) -> float:
@@ -79,9 +92,17 @@ def _order(site: Appliance, name: str) -> float:
     return took
 
 
-def _train(site: Appliance, name: str, processes: int) -> float:
+def _compare_ranks(site: Appliance, said: str, rounds: int, recipe: dict[str, Any]) -> Row:
+    """In pairs, one after the other: what else the machine does changes from minute to minute."""
+    name = str(recipe.get("base", "tiny"))
+    pairs = [[_train(site, f"{name}-{ranks}-{n}", ranks, recipe) for ranks in (1, 2)] for n in range(rounds)]
+    one, two = sorted(pairs, key=lambda pair: pair[1] / pair[0])[len(pairs) // 2]
+    return row(f"two ranks, {said}", two, "tokens/s", against="one process", theirs=one, ratio_at_least=RANKS_SHARE)
+
+
+def _train(site: Appliance, name: str, processes: int, recipe: dict[str, Any]) -> float:
     """Tokens a second of the steps, here; each rank has its share of the machine's threads."""
-    run = str(site.order(site.train_order(name, processes=processes, **LONG))["result"]["run"])
+    run = str(site.order(site.train_order(name, processes=processes, **recipe))["result"]["run"])
     _await_sealed(site, run)
     lines = site.ask("GET", f"/v1/runs/{run}/steps", "olga")
     steps = [json.loads(line) for line in bytes(lines).splitlines()]
