@@ -75,8 +75,9 @@ def render_page() -> str:
 
 _PAGE = """# Configuration
 
-Settings are keys of `<home>/appliance.toml`. A variable of the environment takes precedence over the
-file, and the file over the default. An unknown key is refused. A relative path is below the home.
+Settings are keys of `<home>/appliance.toml`. A variable of the environment takes precedence over
+the file, and the file over the default. An unknown key is refused. A relative path is below the
+home.
 `appliance config` prints the value of each setting and where it comes from. This page is written by
 `appliance config --markdown`; [operations.md](../operations.md) says how the settings work
 together.

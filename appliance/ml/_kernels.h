@@ -3,7 +3,7 @@
 #include <stdint.h>
 
 /* Raised with every change of what Python packs or calls; `ml/quantised/kernels.py` asks for it. */
-enum { VERSION = 2, PARTS = 3 };
+enum { VERSION = 3, PARTS = 3 };
 
 /* Layers that read one input, behind one another (`ml/quantised/product.py`). Without a table the weights are bf16,
    [outer, inner]. */
@@ -45,7 +45,7 @@ extern int omp_get_num_threads(void);
 /* Of each function below, what one of `threads` threads does. */
 #define HIDDEN __attribute__((visibility("hidden")))
 
-/* y [rows, outer] = x [rows, inner] times the weights, and the bias; scratch: [8, inner] of this thread's own. */
+/* y [rows, outer] = x [rows, inner] times the weights, and the bias; scratch: [16, inner] of this thread's own. */
 HIDDEN void multiply_part(const Product *product, int64_t rows, const float *x, float *y, uint16_t *scratch,
                           int64_t thread, int64_t threads);
 /* low = scale * A x of every pair. */

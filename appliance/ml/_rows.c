@@ -1,21 +1,25 @@
-/* Products of few rows with weights as they are stored, which are read once for up to 8 rows.
+/* Products of few rows with weights as they are stored, which are read once for up to 8 rows, and with AMX for 16.
 
    NF4, as bitsandbytes stores it: a byte holds two weights, the first in its upper half; a block of 64 weights of one
    output shares a scale. Weights are looked up in a table of 16 numbers in bf16. Other weights are bf16 themselves.
    Inputs are rounded to bf16, and sums are float32.
 
    A row's bits are its own: rows are multiplied side by side, never summed, and every sum has an order that the width
-   of the input alone decides. It needs AVX-512 with bf16; `fits_rows` says whether the processor has it. Threads are
-   torch's own (`import torch` first) and share out outputs. */
+   of the input alone decides. It needs AVX-512 with bf16; `fits_rows` says whether the processor has it. Where it has AMX
+   too, all products go by tiles, so that bits are the same on it for any number of rows. Threads are torch's own
+   (`import torch` first) and share out outputs. */
 
+#define _DEFAULT_SOURCE /* syscall */
 #include <string.h>
 
 #include "_kernels.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
-enum { WEIGHTS = 64, BYTES = WEIGHTS / 2, STEP = 8, CHUNK = 16 };
+enum { WEIGHTS = 64, BYTES = WEIGHTS / 2, STEP = 8, CHUNK = 16, TALL = 16 };
 
 #define INLINE static inline __attribute__((always_inline))
 #define NARROW __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,prefer-vector-width=512")))
@@ -25,7 +29,7 @@ typedef struct {
     int64_t rows;
     const float *x;
     float *y;
-    uint16_t *scratch; /* for each thread [STEP, inner] */
+    uint16_t *scratch; /* for each thread [TALL, inner] */
 } Job;
 
 /* A row in bf16. */
@@ -140,12 +144,196 @@ NARROW INLINE void multiply_nf4(const Product *product, int64_t output, const ui
 MULTIPLY_SOME(multiply_nf4)
 MULTIPLY_SOME(multiply_bf16)
 
+/* Tiles. One has 16 lines of 64 bytes: 32 inputs' weights of 16 outputs, or the sums of 16 outputs for up to 16 rows, or
+   16 pairs of inputs of the rows, side by side. A line's sums are added pair by pair, whatever the number of rows. */
+
+#define TILED                                                                                                          \
+    __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,amx-tile,amx-bf16,prefer-vector-width=512")))
+#define TILED_INLINE TILED static inline __attribute__((always_inline))
+
+/* What was written is in memory from here on: compilers do not know that tiles are read from it. */
+#define WRITTEN __asm__ volatile("" ::: "memory")
+
+typedef struct {
+    uint8_t palette, start, reserved[14];
+    uint16_t columns[16]; /* bytes */
+    uint8_t rows[16];
+} Shapes;
+
+static int tiles; /* whether they are used */
+
+/* Sums are in the tiles 0 to 3, weights in 4 and 5, inputs in 6 and 7. */
+TILED_INLINE void configure(int64_t rows) {
+    Shapes shapes = {.palette = 1};
+    for (int tile = 0; tile < 8; tile++) {
+        shapes.rows[tile] = TALL;
+        shapes.columns[tile] = tile == 4 || tile == 5 ? 64 : 4 * rows;
+    }
+    __asm__ volatile("" ::"r"(&shapes) : "memory");
+    _tile_loadconfig(&shapes);
+}
+
+/* Rows in bf16: [inner / 2, rows] pairs. */
+TILED_INLINE void pair_up(const Product *product, int64_t rows, const float *x, uint32_t *to) {
+    const int64_t inner = product->inner, width = product->table ? WEIGHTS : WEIGHTS / 2;
+    for (int64_t row = 0; row < rows; row++, x += inner)
+        for (int64_t at = 0; at < inner; at += width) {
+            uint32_t pairs[WEIGHTS / 2];
+            if (product->table)
+                narrow_divided(x + at, (uint16_t *)pairs, width);
+            else
+                narrow(x + at, (uint16_t *)pairs, width);
+            for (int64_t pair = 0; pair < width / 2; pair++)
+                to[(at / 2 + pair) * rows + row] = pairs[pair];
+        }
+}
+
+/* y of 16 outputs, of which the first `outputs` are there. */
+TILED_INLINE void give(const Product *product, int64_t output, int64_t outputs, const float sums[TALL][TALL], float *y,
+                       int64_t rows) {
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t out = 0; out < outputs; out++)
+            y[row * product->outer + output + out] = sums[out][row] + (product->bias ? product->bias[output + out] : 0);
+}
+
+/* A block of each output as bf16 numbers, those of even inputs first. */
+TILED_INLINE void decode(const Product *product, int64_t output, int outputs, int64_t block, uint16_t (*to)[WEIGHTS]) {
+    const int64_t line = product->inner / WEIGHTS * BYTES;
+    const uint8_t *at = product->weights + output * line + block * BYTES;
+    const __m512i table = _mm512_loadu_si512(product->table), nibble = _mm512_set1_epi16(15);
+    for (int out = 0; out < outputs; out++, at += line) {
+        const __m512i both = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)at));
+        _mm_prefetch((const char *)at + TALL * line, _MM_HINT_T0);
+        _mm512_store_si512(to[out], _mm512_permutexvar_epi16(_mm512_srli_epi16(both, 4), table));
+        _mm512_store_si512(to[out] + 32, _mm512_permutexvar_epi16(_mm512_and_si512(both, nibble), table));
+    }
+}
+
+TILED_INLINE void add_block(const float *scales, int64_t blocks, int outputs, float (*part)[TALL], __m512 *sums) {
+    for (int out = 0; out < outputs; out++)
+        sums[out] = _mm512_fmadd_ps(_mm512_load_ps(part[out]), _mm512_set1_ps(scales[out * blocks]), sums[out]);
+}
+
+/* 16 outputs. A block is decoded two blocks before it is multiplied, and its sums are scaled two blocks after that: each
+   step then finds in memory what it reads. */
+TILED_INLINE void tile_nf4(const Product *product, int64_t output, int outputs, const uint32_t *x, float *y, int64_t rows) {
+    const int64_t blocks = product->inner / WEIGHTS;
+    const float *scales = product->scales + output * blocks;
+    _Alignas(64) uint16_t decoded[4][TALL][WEIGHTS];
+    _Alignas(64) float parts[4][TALL][TALL] = {{{0}}};
+    __m512 sums[TALL];
+    for (int out = 0; out < TALL; out++)
+        sums[out] = _mm512_setzero_ps();
+    decode(product, output, outputs, 0, decoded[0]);
+    if (blocks > 1)
+        decode(product, output, outputs, 1, decoded[1]);
+    for (int64_t block = 0; block < blocks; block++, x += WEIGHTS / 2 * rows) {
+        uint16_t(*at)[WEIGHTS] = decoded[block % 4];
+        WRITTEN;
+        _tile_zero(0);
+        _tile_loadd(4, at, 2 * WEIGHTS);
+        _tile_loadd(6, x, 4 * rows);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(5, at[0] + 32, 2 * WEIGHTS);
+        _tile_loadd(7, x + WEIGHTS / 4 * rows, 4 * rows);
+        _tile_dpbf16ps(0, 5, 7);
+        _tile_stored(0, parts[block % 4], 64);
+        if (block + 2 < blocks)
+            decode(product, output, outputs, block + 2, decoded[(block + 2) % 4]);
+        if (block > 1)
+            add_block(scales + block - 2, blocks, outputs, parts[(block - 2) % 4], sums);
+    }
+    for (int64_t block = blocks > 1 ? blocks - 2 : 0; block < blocks; block++)
+        add_block(scales + block, blocks, outputs, parts[block % 4], sums);
+    for (int out = 0; out < TALL; out++)
+        _mm512_store_ps(parts[0][out], sums[out]);
+    give(product, output, outputs, (const float(*)[TALL])parts[0], y, rows);
+}
+
+/* 64 outputs. */
+TILED_INLINE void tile_bf16_four(const Product *product, int64_t output, const uint32_t *x, float *y, int64_t rows) {
+    const int64_t inner = product->inner, line = TALL * inner;
+    const uint16_t *weights = (const uint16_t *)product->weights + output * inner;
+    _Alignas(64) float sums[4][TALL][TALL];
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t at = 0; at < inner; at += WEIGHTS / 2, weights += WEIGHTS / 2) {
+        _tile_loadd(6, x + at / 2 * rows, 4 * rows);
+        _tile_loadd(4, weights, 2 * inner);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(5, weights + line, 2 * inner);
+        _tile_dpbf16ps(1, 5, 6);
+        _tile_loadd(4, weights + 2 * line, 2 * inner);
+        _tile_dpbf16ps(2, 4, 6);
+        _tile_loadd(5, weights + 3 * line, 2 * inner);
+        _tile_dpbf16ps(3, 5, 6);
+    }
+    _tile_stored(0, sums[0], 64);
+    _tile_stored(1, sums[1], 64);
+    _tile_stored(2, sums[2], 64);
+    _tile_stored(3, sums[3], 64);
+    for (int four = 0; four < 4; four++)
+        give(product, output + four * TALL, TALL, (const float(*)[TALL])sums[four], y, rows);
+}
+
+/* Up to 16 outputs. */
+TILED_INLINE void tile_bf16(const Product *product, int64_t output, int64_t outputs, const uint32_t *x, float *y,
+                            int64_t rows) {
+    const int64_t inner = product->inner;
+    const uint16_t *weights = (const uint16_t *)product->weights + output * inner;
+    _Alignas(64) uint16_t some[TALL][WEIGHTS / 2] = {{0}};
+    _Alignas(64) float sums[TALL][TALL];
+    _tile_zero(0);
+    for (int64_t at = 0; at < inner; at += WEIGHTS / 2) {
+        for (int64_t out = 0; out < outputs; out++)
+            memcpy(some[out], weights + out * inner + at, sizeof(some[out]));
+        WRITTEN;
+        _tile_loadd(6, x + at / 2 * rows, 4 * rows);
+        _tile_loadd(4, some, 64);
+        _tile_dpbf16ps(0, 4, 6);
+    }
+    _tile_stored(0, sums, 64);
+    give(product, output, outputs, (const float(*)[TALL])sums, y, rows);
+}
+
+/* Outputs from `output` to before `last` of up to 16 rows. */
+TILED static void multiply_tiles(const Product *product, int64_t output, int64_t last, int64_t rows, const float *x,
+                                 float *y, uint32_t *scratch) {
+    pair_up(product, rows, x, scratch);
+    configure(rows);
+    WRITTEN;
+    if (product->table) {
+        for (; output + TALL <= last; output += TALL)
+            tile_nf4(product, output, TALL, scratch, y, rows);
+        if (output < last)
+            tile_nf4(product, output, (int)(last - output), scratch, y, rows);
+    } else {
+        for (; output + 4 * TALL <= last; output += 4 * TALL)
+            tile_bf16_four(product, output, scratch, y, rows);
+        for (; output < last; output += TALL)
+            tile_bf16(product, output, last - output < TALL ? last - output : TALL, scratch, y, rows);
+    }
+    _tile_release();
+}
+
+/* Whether tiles are used from now on, where they are `wanted`: Linux gives their registers to who asks for them. */
+int use_tiles(int wanted) {
+    const long request = 0x1023, tile_data = 18; /* ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA */
+    const int has = __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16");
+    return tiles = wanted && has && syscall(SYS_arch_prctl, request, tile_data) == 0;
+}
+
 NARROW void multiply_part(const Product *product, int64_t rows, const float *x, float *y, uint16_t *scratch,
                           int64_t thread, int64_t threads) {
     const int64_t inner = product->inner;
     const int64_t chunks = (product->outer + CHUNK - 1) / CHUNK, first = chunks * thread / threads * CHUNK;
     const int64_t end = chunks * (thread + 1) / threads * CHUNK, last = end < product->outer ? end : product->outer;
-    for (int64_t row = 0; row < rows; row += STEP, x += STEP * inner, y += STEP * product->outer) {
+    for (int64_t row = 0; tiles && row < rows; row += TALL)
+        multiply_tiles(product, first, last, rows - row < TALL ? rows - row : TALL, x + row * inner,
+                       y + row * product->outer, (uint32_t *)scratch);
+    for (int64_t row = 0; !tiles && row < rows; row += STEP, x += STEP * inner, y += STEP * product->outer) {
         const int64_t some = rows - row < STEP ? rows - row : STEP;
         for (int64_t one = 0; one < some; one++)
             if (product->table)
@@ -162,7 +350,7 @@ NARROW void multiply_part(const Product *product, int64_t rows, const float *x, 
 static void share(void *data) {
     const Job *job = data;
     const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
-    uint16_t *scratch = job->scratch + thread * STEP * job->product->inner;
+    uint16_t *scratch = job->scratch + thread * TALL * job->product->inner;
     multiply_part(job->product, job->rows, job->x, job->y, scratch, thread, threads);
 }
 
@@ -176,4 +364,5 @@ int fits_rows(void) { return __builtin_cpu_supports("avx512bf16") && __builtin_c
 #else
 void multiply_rows(const void *product, int64_t rows, const float *x, float *y, uint16_t *scratch) {}
 int fits_rows(void) { return 0; }
+int use_tiles(int wanted) { return 0; }
 #endif

@@ -18,7 +18,7 @@ int kernels_version(void) { return VERSION; }
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
 
-enum { LANES = 16, PART = 64, NARROW_ROWS = 8 };
+enum { LANES = 16, PART = 64, NARROW_ROWS = 16 };
 
 #define WIDE __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,prefer-vector-width=512")))
 #define INLINE WIDE static inline __attribute__((always_inline))

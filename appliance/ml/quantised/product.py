@@ -20,7 +20,7 @@ from appliance.ml.quantised.blocks import join_blocks
 from appliance.ml.quantised.kernels import Product, load_kernels
 
 # As in _rows.c.
-_ROWS, _BLOCK, _LANES = 8, 64, 32
+_ROWS, _BLOCK, _LANES = 16, 64, 32
 
 
 @cache
@@ -29,6 +29,7 @@ def _find_kernel() -> Any | None:
     kernels = load_kernels()
     if not kernels.fits_rows():
         return None
+    kernels.use_tiles(True)
     function = kernels.multiply_rows
     function.argtypes = (ctypes.POINTER(Product), ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
     function.restype = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import bitsandbytes
 import pytest
@@ -10,6 +10,7 @@ import torch
 from bitsandbytes.functional import dequantize_4bit
 
 from appliance.ml.quantised.blocks import join_blocks
+from appliance.ml.quantised.kernels import load_kernels
 from appliance.ml.quantised.product import FewRows, fits_nf4_rows, make_bf16_rows, make_nf4_rows
 
 
@@ -32,11 +33,22 @@ def expect(layers: Sequence[bitsandbytes.nn.Linear4bit], x: torch.Tensor) -> tor
     return made if biases[0] is None else made + torch.cat(biases).double()
 
 
+@pytest.fixture(params=["tiles", "vectors"])
+def way(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Both ways of the kernel that a processor with AMX has; on others the second alone."""
+    kernels, wanted = load_kernels(), request.param == "tiles"
+    if bool(kernels.use_tiles(wanted)) != wanted:
+        pytest.xfail("the processor has no AMX")
+    yield
+    kernels.use_tiles(True)
+
+
 needs_kernel = pytest.mark.skipif(
     not fits_nf4_rows(make_layers(64, [32]), torch.bfloat16), reason="the processor has no AVX-512 with bf16"
 )
 
 
+@pytest.mark.usefixtures("way")
 @needs_kernel
 @pytest.mark.parametrize(
     ("inner", "sizes"), [(64, (32,)), (576, (576, 192, 192)), (1536, (40, 3)), (2048, (5632, 5632))]
@@ -51,6 +63,7 @@ def test_the_product_is_that_of_the_stored_weights(inner: int, sizes: tuple[int,
     assert (made - expected).norm() <= 2**-8 * expected.norm()
 
 
+@pytest.mark.usefixtures("way")
 @needs_kernel
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_a_row_has_the_same_bits_alone_and_in_any_batch_with_any_threads(threads: int) -> None:
@@ -66,7 +79,7 @@ def _compare_alone(product: FewRows, inner: int, threads: int) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        for count in (*range(1, 18), 33, 40):
+        for count in (*range(1, 18), 31, 32, 33, 40):
             assert torch.equal(product(x[:count].contiguous()), alone[:count])
             assert torch.equal(product(x[40 - count :].contiguous()), alone[40 - count :])
     finally:
@@ -88,8 +101,9 @@ def test_other_layers_are_left_to_other_products() -> None:
     assert not fits_nf4_rows(make_layers(96, [32]), torch.bfloat16)
 
 
+@pytest.mark.usefixtures("way")
 @needs_kernel
-@pytest.mark.parametrize(("inner", "outer"), [(32, 1), (576, 49), (2048, 1000)])
+@pytest.mark.parametrize(("inner", "outer"), [(32, 1), (576, 49), (576, 131), (2048, 1000)])
 def test_the_product_with_a_head_is_that_of_its_weights(inner: int, outer: int) -> None:
     weight, x = torch.randn(outer, inner).to(torch.bfloat16), torch.randn(11, inner)
     product = make_bf16_rows(weight)
