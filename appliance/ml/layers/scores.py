@@ -31,7 +31,8 @@ def cap_scores(query: torch.Tensor, key: torch.Tensor, scoring: Scoring) -> torc
     keys, size]."""
     scores = fold(query * scoring.scaling, key) @ key.flatten(0, 1).transpose(1, 2)
     wide = scores.view(*query.shape[:3], -1).float()
-    return wide if scoring.softcap is None else wide.div_(scoring.softcap).tanh_().mul_(scoring.softcap)
+    # The last product has its own place: what tanh gave is needed for its gradient.
+    return wide if scoring.softcap is None else wide.div_(scoring.softcap).tanh_() * scoring.softcap
 
 
 def attention_weights(query: torch.Tensor, key: torch.Tensor, hidden: torch.Tensor, scoring: Scoring) -> torch.Tensor:
