@@ -58,6 +58,7 @@ def test_units_under_churn_get_nothing_but_their_own_and_all_of_it_is_recorded(
     )
 
 
+@pytest.mark.outside
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_service_that_answers_from_another_units_slot_is_caught(golden: Appliance, tmp_path: Path) -> None:

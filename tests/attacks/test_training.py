@@ -310,6 +310,7 @@ def test_a_tampered_checkpoint_is_found_before_anything_runs(own: Appliance, ste
     assert sorted(Path(own.settings.logs).iterdir()) == logs, "a worker that is started has a log"
 
 
+@pytest.mark.outside
 @pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="there is no older instruction set")
 def test_another_kind_of_machine_is_held_to_the_tolerance(own: Appliance) -> None:
     """Other bits, and a machine that is not the recorded one: a third worker measures how far they are apart."""

@@ -29,6 +29,7 @@ def named(rows: list[Row], part: str) -> list[Row]:
     return found
 
 
+@pytest.mark.outside
 def test_every_measure_that_was_promised_has_its_row_and_its_goal(rows: list[Row]) -> None:
     assert [one.goal for one in named(rows, "lone append, ")] == ["≤ 8×"] * 3
     assert "≥ 5,000" in str(named(rows, "64 writers, SQLite")[0].goal)
@@ -38,11 +39,13 @@ def test_every_measure_that_was_promised_has_its_row_and_its_goal(rows: list[Row
     assert all(one.goal == "≤ 50" for one in named(rows, "question: "))
 
 
+@pytest.mark.outside
 def test_the_growth_goes_up_to_the_largest_log(rows: list[Row]) -> None:
     sizes = {one.name.rpartition(" at ")[2] for one in named(rows, "growth, ")}
     assert sizes == {"1,000"}
 
 
+@pytest.mark.outside
 def test_the_json_is_one_object_a_row(rows: list[Row], tmp_path: Path) -> None:
     write_json(tmp_path / "rows.json", rows)
     read = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))
@@ -127,11 +130,13 @@ def test_measures_take_turns_and_give_medians() -> None:
     assert found.ratio("a", "b") == 5 / 6  # of 1/2, 4/3 and 5/6
 
 
+@pytest.mark.outside
 def test_the_tables_show_each_row_once(rows: list[Row]) -> None:
     assert len(plain_table(rows).splitlines()) == len(rows) + 1
     assert len(markdown_table(rows).splitlines()) == len(rows) + 2
 
 
+@pytest.mark.outside
 def test_the_command_has_the_options_that_every_bench_takes() -> None:
     said = subprocess.run(
         [sys.executable, "-m", "scripts.benches", "--help"], capture_output=True, text=True, check=True

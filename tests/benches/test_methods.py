@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from appliance.domain.recipe.methods import METHODS
 from scripts.benches.banking import Sizes, prepare
 from scripts.benches.methods import PAIRS, Found, _recipe, table
@@ -27,6 +29,7 @@ def test_every_method_is_measured_and_shown_as_a_share_of_full_fine_tuning() -> 
     assert "| – | 5 | – | 1 | – |" in table(rows[:1])[2], "no share where full was not measured"
 
 
+@pytest.mark.outside
 def test_a_recipe_is_resolved_with_its_methods_own_values(tmp_path: Path) -> None:
     for name, count in (("train", 5), ("test", 3)):
         rows = "".join(f"{label} {name} {row},{label}\n" for row in range(count) for label in ("a", "b", "c"))

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from appliance.ml.model.convert import convert_base
 from scripts.benches import models, plan
 from scripts.kit.tiny_model import build_base
 
 
+@pytest.mark.outside
 def test_a_configuration_is_planned_and_measured_and_the_errors_have_their_goals(tmp_path: Path) -> None:
     rows = list(plan.measure(build_base(tmp_path / "base"), [plan.Configuration(64)]))
     assert [one.unit for one in rows] == ["MB planned", "%", "%", "%"]

@@ -39,6 +39,7 @@ def test_rows_to_train_on_and_rows_to_judge_by_are_others(tmp_path: Path) -> Non
         assert not set(rows) & set(judged)
 
 
+@pytest.mark.outside
 def test_an_evaluation_and_a_run_count_the_same_tokens_of_the_same_rows(tmp_path: Path) -> None:
     """Both rates are of one worker's processes; the row compares them."""
     base = build_base(tmp_path / "base")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from scripts.benches import verdicts
 
 
+@pytest.mark.outside
 def test_each_test_is_measured_with_its_verification_and_the_goal_that_is_its_own() -> None:
     rows = list(verdicts.measure(400, 1))
     assert len(rows) == 12 and all(one.ours > 0 and one.unit == "s" for one in rows)

@@ -402,6 +402,7 @@ def spent(gates: GateSet, items: tuple[Item, ...]) -> float:
     return time.process_time() - start
 
 
+@pytest.mark.outside
 def test_ten_thousand_items_take_no_more_than_three_times_the_promised_time() -> None:
     items = parse_items(encode_items(many(10_000)))
     counted = gate_set(BETTER | {"slices": ["label", "length"]}, NO_WORSE)
