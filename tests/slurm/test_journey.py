@@ -18,13 +18,13 @@ from appliance.domain.runs.replays import ReplayRun
 from scripts.kit.appliance import Appliance
 from scripts.kit.slurm import Slurm
 
-pytestmark = [pytest.mark.outside, pytest.mark.slow, pytest.mark.xdist_group("slurm"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.outside, pytest.mark.slow, pytest.mark.xdist_group("slurm"), pytest.mark.timeout(900)]
 
 LONG = {"epochs": 100, "batch_size": 8, "checkpoint_every": 150, "dropout": "0.1"}
 STEPS = 300
 SHORT = {"epochs": 20, "batch_size": 8, "checkpoint_every": 30, "dropout": "0.1"}
 SHORT_STEPS = 60
-WAIT_S = 90.0
+WAIT_S = 240.0
 
 
 def order(site: Appliance, name: str, nodes: int = 1, recipe: dict[str, Any] = LONG) -> str:
