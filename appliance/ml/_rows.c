@@ -169,7 +169,7 @@ TILED_INLINE void configure(int64_t rows) {
         shapes.rows[tile] = TALL;
         shapes.columns[tile] = tile == 4 || tile == 5 ? 64 : 4 * rows;
     }
-    __asm__ volatile("" ::"r"(&shapes) : "memory");
+    __asm__ volatile("" ::"r"(&shapes) : "memory"); /* as WRITTEN, and of the shapes too */
     _tile_loadconfig(&shapes);
 }
 
@@ -303,7 +303,6 @@ TILED static void multiply_tiles(const Product *product, int64_t output, int64_t
                                  float *y, uint32_t *scratch) {
     pair_up(product, rows, x, scratch);
     configure(rows);
-    WRITTEN;
     if (product->table) {
         for (; output + TALL <= last; output += TALL)
             tile_nf4(product, output, TALL, scratch, y, rows);
@@ -330,10 +329,12 @@ NARROW void multiply_part(const Product *product, int64_t rows, const float *x, 
     const int64_t inner = product->inner;
     const int64_t chunks = (product->outer + CHUNK - 1) / CHUNK, first = chunks * thread / threads * CHUNK;
     const int64_t end = chunks * (thread + 1) / threads * CHUNK, last = end < product->outer ? end : product->outer;
-    for (int64_t row = 0; tiles && row < rows; row += TALL)
-        multiply_tiles(product, first, last, rows - row < TALL ? rows - row : TALL, x + row * inner,
-                       y + row * product->outer, (uint32_t *)scratch);
-    for (int64_t row = 0; !tiles && row < rows; row += STEP, x += STEP * inner, y += STEP * product->outer) {
+    if (tiles) {
+        for (int64_t row = 0; row < rows; row += TALL, x += TALL * inner, y += TALL * product->outer)
+            multiply_tiles(product, first, last, rows - row < TALL ? rows - row : TALL, x, y, (uint32_t *)scratch);
+        return;
+    }
+    for (int64_t row = 0; row < rows; row += STEP, x += STEP * inner, y += STEP * product->outer) {
         const int64_t some = rows - row < STEP ? rows - row : STEP;
         for (int64_t one = 0; one < some; one++)
             if (product->table)

@@ -27,17 +27,13 @@ from appliance.formats.signatures.dsse import Envelope, encode_envelope, sign_en
 from appliance.formats.signatures.keys import Ed25519Signer, encode_key_file, generate_ed25519
 from scripts.kit.appliance import Appliance, Refused
 from tests.attacks.streaming import under_way
+from tests.attacks.wires import one_of_both, wire
 
 PASSPHRASE = b"correct horse battery"
 
 
-pytestmark = pytest.mark.family(keep=0.5)
-
-
-@pytest.fixture(scope="module", params=["plain", "tls"])
-def wire(request: pytest.FixtureRequest) -> str:
-    """Every attack on the units' door is made over one of both, and with --all over each."""
-    return str(request.param)
+__all__ = ["wire"]
+pytestmark = one_of_both
 
 
 def enroll(site: Appliance, unit: str = "legal", name: str = "indexer", *tasks: str) -> Ed25519Signer:

@@ -13,6 +13,7 @@ import openai
 import pytest
 
 from scripts.kit.appliance import Appliance, Refused
+from tests.attacks.wires import one_of_both, wire
 
 LIMITS = """
 [limits]
@@ -22,13 +23,8 @@ tokens_per_day = 200
 """
 
 
-pytestmark = pytest.mark.family(keep=0.5)
-
-
-@pytest.fixture(scope="module", params=["plain", "tls"])
-def wire(request: pytest.FixtureRequest) -> str:
-    """Every attack on the units' door is made over one of both, and with --all over each."""
-    return str(request.param)
+__all__ = ["wire"]
+pytestmark = one_of_both
 
 
 @pytest.fixture

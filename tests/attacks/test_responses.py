@@ -16,18 +16,14 @@ from appliance.errors import Tampered
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.log.log_policy import quorum_policy
 from scripts.kit.appliance import Appliance
+from tests.attacks.wires import one_of_both, wire
 
 REQUESTED: Any = [{"role": "user", "content": "the parties agree"}]
 DRAWN: dict[str, Any] = {"model": "labels", "max_tokens": 6, "temperature": 1.0, "seed": 3}
 
 
-pytestmark = pytest.mark.family(keep=0.5)
-
-
-@pytest.fixture(scope="module", params=["plain", "tls"])
-def wire(request: pytest.FixtureRequest) -> str:
-    """Every attack on the units' door is made over one of both, and with --all over each."""
-    return str(request.param)
+__all__ = ["wire"]
+pytestmark = one_of_both
 
 
 def check(site: Appliance, extra: dict[str, Any] | None, text: str) -> Answered:

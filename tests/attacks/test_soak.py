@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,25 +38,37 @@ def check_sound(result: soaking.Result, *injected: str) -> None:
     assert figures["entries: request.admitted"] == figures["entries: request.finished"]
 
 
+def soak_eight(request: pytest.FixtureRequest, place: Path) -> soaking.Result:
+    """Eight units, with a disk that is full, batches that fail, a worker that is killed and a service that is."""
+    golden: Appliance = request.getfixturevalue("golden")
+    site = golden.copy(place / "h", free_port())
+    site.start()
+    return soaking.soak(site, place, soaking.Plan(240, seed=3, seconds=60, cards=15), None)
+
+
+def soak_three(request: pytest.FixtureRequest, place: Path) -> soaking.Result:
+    """Three units, on a database that is stopped."""
+    server: Server = request.getfixturevalue("postgres")
+    return soaking.run(place, soaking.Plan(150, seed=4, seconds=60, units=3, cards=15), server)
+
+
 @pytest.mark.family(keep=1)
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+@pytest.mark.parametrize(
+    ("soak", "injected"),
+    [
+        pytest.param(soak_eight, ("disk full", "worker killed", "power cut", "row in a batch"), id="sqlite"),
+        pytest.param(soak_three, ("database stopped",), id="postgresql"),
+    ],
+)
 def test_units_under_churn_get_nothing_but_their_own_and_all_of_it_is_recorded(
-    golden: Appliance, postgres: Server, tmp_path: Path, database: str
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    soak: Callable[[pytest.FixtureRequest, Path], soaking.Result],
+    injected: tuple[str, ...],
 ) -> None:
-    """Eight units with a disk that is full, batches that fail, a worker that is killed and a service that is; or three
-    with a database that is stopped."""
-    if database == "postgresql":
-        plan = soaking.Plan(150, seed=4, seconds=60, units=3, cards=15)
-        check_sound(soaking.run(tmp_path, plan, postgres), "injected: database stopped")
-        return
-    site = golden.copy(tmp_path / "h", free_port())
-    site.start()
-    result = soaking.soak(site, tmp_path, soaking.Plan(240, seed=3, seconds=60, cards=15), None)
-    check_sound(
-        result, "injected: disk full", "injected: worker killed", "injected: power cut", "injected: row in a batch"
-    )
+    check_sound(soak(request, tmp_path), *(f"injected: {what}" for what in injected))
 
 
 @pytest.mark.outside

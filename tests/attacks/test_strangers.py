@@ -20,6 +20,7 @@ from appliance.formats.signatures.dsse import encode_envelope, sign_envelope
 from appliance.formats.signatures.keys import Ed25519Signer, generate_ed25519
 from appliance.verifier import verify_export
 from scripts.kit.appliance import ROOT, Appliance, Refused
+from tests.attacks.wires import one_of_both, wire
 
 ORIGIN = "bank.example/test"
 
@@ -50,13 +51,8 @@ def other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return Other(site)
 
 
-pytestmark = pytest.mark.family(keep=0.5)
-
-
-@pytest.fixture(scope="module", params=["plain", "tls"])
-def wire(request: pytest.FixtureRequest) -> str:
-    """Every attack on the units' door is made over one of both, and with --all over each."""
-    return str(request.param)
+__all__ = ["wire"]
+pytestmark = one_of_both
 
 
 def models(site: Appliance, authorization: str | None) -> httpx.Response:

@@ -12,14 +12,10 @@ from appliance.domain.governance.keys import RevokeKey
 from appliance.domain.serving.tokens import RevokeTokens
 from scripts.kit.appliance import Appliance, Refused
 from tests.attacks.streaming import under_way
+from tests.attacks.wires import one_of_both, wire
 
-pytestmark = pytest.mark.family(keep=0.5)
-
-
-@pytest.fixture(scope="module", params=["plain", "tls"])
-def wire(request: pytest.FixtureRequest) -> str:
-    """Every attack on the units' door is made over one of both, and with --all over each."""
-    return str(request.param)
+__all__ = ["wire"]
+pytestmark = one_of_both
 
 
 def revoke(site: Appliance, by: str, **fields: Any) -> None:

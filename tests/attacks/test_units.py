@@ -13,14 +13,10 @@ from appliance.domain.releases.activations import RollBack
 from appliance.domain.releases.adapters import RevokeAdapter
 from scripts.kit.appliance import Appliance, Refused
 from tests.attacks.streaming import under_way
+from tests.attacks.wires import one_of_both, wire
 
-pytestmark = pytest.mark.family(keep=0.5)
-
-
-@pytest.fixture(scope="module", params=["plain", "tls"])
-def wire(request: pytest.FixtureRequest) -> str:
-    """Every attack on the units' door is made over one of both, and with --all over each."""
-    return str(request.param)
+__all__ = ["wire"]
+pytestmark = one_of_both
 
 
 def test_a_unit_is_answered_and_both_ends_are_entries(released: Appliance) -> None:
