@@ -8,6 +8,7 @@ import json
 import statistics
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ def measure(folder: Path, rounds: int, model: models.Model | None) -> Iterator[R
         yield row("... of which beyond Slurm's own", own, "s", at_most=OVERHEAD_S)
         yield _compare_ranks(site, "the tests' small model", rounds, LONG)
         if model is not None:
-            _import(site, model.convert(folder / "model"), _questions(), "model", "banking")
+            base = models.as_shipped(model.convert(folder / "model"))
+            _import(site, base, _questions(), "model", "banking")
             yield _compare_ranks(site, model.said, rounds, LONG_OF_MODEL)
     finally:
         if site is not None and site.service is not None:
@@ -61,8 +63,8 @@ def _found(folder: Path, slurm: Slurm) -> Appliance:
 
 
 def _import(site: Appliance, base: Path, rows: bytes, name: str = "tiny", dataset: str = "clauses") -> None:
-    for found in (site.import_base(base, name), site.import_dataset(rows, dataset, name)):
-        if found["status"] != "finished":
+    for add in (partial(site.import_base, base, name), partial(site.import_dataset, rows, dataset, name)):
+        if (found := add())["status"] != "finished":
             raise RuntimeError(f"bench: expected a base and a dataset, got {found}")
 
 

@@ -11,6 +11,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from appliance.ml.quantised.settings import NF4_FILE
 from scripts.benches.llama_file import write_model
 from scripts.fetch_base import fetch
 from scripts.kit.random_llama import build_llama
@@ -64,3 +65,14 @@ def convert(source: Path, folder: Path) -> Path:
         if done.returncode:
             raise SystemExit(f"bench: {source.name}: expected a base that can be imported, got: {done.stderr[-2000:]}")
     return base
+
+
+def as_shipped(base: Path) -> Path:
+    """The base as a publisher would ship it, beside it and made once: an import adds its weights in NF4."""
+    folder = base.with_name("shipped")
+    if not folder.is_dir():
+        folder.mkdir()
+        for path in base.iterdir():
+            if path.name != NF4_FILE:
+                (folder / path.name).hardlink_to(path)
+    return folder

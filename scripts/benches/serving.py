@@ -7,7 +7,6 @@ prompts on the same base with the same adapters, which are random numbers large 
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -16,7 +15,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from appliance.ml.quantised.settings import NF4_FILE
 from scripts.benches import models, serving_llama, serving_prompts, serving_service, serving_start
 from scripts.benches.measure import Found, Row, interleaved, row
 from scripts.benches.programs import ROOT, Program, start_program
@@ -267,13 +265,9 @@ def _servers(base: Path, adapters: list[str], plan: Plan) -> Iterator[dict[str, 
 
 @contextmanager
 def _vllm(base: Path, adapters: list[str]) -> Iterator[Program]:
-    with tempfile.TemporaryDirectory(prefix="appliance-bench-") as name:
-        for path in base.iterdir():
-            if path.name != NF4_FILE:  # vLLM would read it as a part of the weights
-                (Path(name) / path.name).symlink_to(path)
-        with start_program(Path(name), "cpu", "vllm", VLLM) as one:
-            one("load", folders=adapters)
-            yield one
+    with start_program(models.as_shipped(base), "cpu", "vllm", VLLM) as one:
+        one("load", folders=adapters)
+        yield one
 
 
 @contextmanager
