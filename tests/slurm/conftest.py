@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from scripts.kit.appliance import Appliance, found_site, free_port
-from scripts.kit.slurm import Slurm, start_slurm
+from scripts.kit.slurm import NODES, Slurm, start_slurm
 from scripts.kit.tiny_model import build_base, clauses, write_csv
 
 
@@ -16,6 +16,14 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     cluster = start_slurm(tmp_path_factory.mktemp("s"), grace_s=3)
     yield cluster
     cluster.stop()
+
+
+@pytest.fixture(autouse=True)
+def both_nodes(slurm: Slurm) -> None:
+    """Each test begins with a whole cluster, whatever the one before took from it."""
+    for name in set(NODES) - set(slurm.daemons):
+        slurm.start(name)
+    slurm.wait_until_up()
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from appliance.domain.runs.cancellation import Cancel
+from appliance.domain.runs.conditions import UNDER_WAY
 from appliance.domain.runs.replays import ReplayRun
 from scripts.kit.appliance import Appliance
 from scripts.kit.slurm import Slurm
@@ -37,6 +38,17 @@ def await_that(what: str, fact: Callable[[], bool]) -> None:
     while not fact():
         assert time.monotonic() < deadline, what
         time.sleep(0.05)
+
+
+def await_run(site: Appliance, run: str, what: str, fact: Callable[[], bool]) -> None:
+    """The same of a run under way; one that failed is not waited for."""
+
+    def is_shown() -> bool:
+        found = site.get(f"/v1/runs/{run}")
+        assert found["status"] in UNDER_WAY, found
+        return fact()
+
+    await_that(what, is_shown)
 
 
 def bodies(site: Appliance, type_: str, run: str) -> list[dict[str, Any]]:
@@ -147,7 +159,7 @@ def test_a_run_on_two_nodes_is_preempted_and_ends_in_the_bytes_of_an_undisturbed
     site: Appliance, slurm: Slurm
 ) -> None:
     run = order(site, "pair", 2, SHORT)
-    await_that("it was to train", lambda: steps_of(site, run) > 0)
+    await_run(site, run, "it was to train", lambda: steps_of(site, run) > 0)
     freeze(site)
     (started,) = bodies(site, "run.started", run)
     assert started["job"]["nodes"] == ["n1", "n2"]
@@ -160,10 +172,10 @@ def test_a_run_on_two_nodes_is_preempted_and_ends_in_the_bytes_of_an_undisturbed
     slurm.urgent("n2")
     await_that("it was to be preempted", lambda: is_preempted(slurm, started["job"]["id"]))
     thaw(site)
-    await_that("a training checkpoint was asked for", lambda: site.get(f"/v1/runs/{run}")["step"] > 0)
+    await_run(site, run, "a training checkpoint was asked for", lambda: site.get(f"/v1/runs/{run}")["step"] > 0)
     # On a quick machine it would end before Slurm takes it away.
     freeze(site)
-    await_that("it was to be resumed", lambda: bool(bodies(site, "run.resumed", run)))
+    await_run(site, run, "it was to be resumed", lambda: bool(bodies(site, "run.resumed", run)))
     (resumed,) = bodies(site, "run.resumed", run)
     assert 0 < resumed["step"] < SHORT_STEPS
     assert resumed["job"] == {"id": started["job"]["id"], "restart": 1, "nodes": ["n1", "n2"]}
@@ -184,13 +196,13 @@ def test_a_run_on_two_nodes_is_preempted_and_ends_in_the_bytes_of_an_undisturbed
 
 def test_a_node_of_two_that_dies_ends_in_another_start_of_the_run(site: Appliance, slurm: Slurm) -> None:
     run = order(site, "torn", 2, SHORT)
-    await_that("a training checkpoint was due", lambda: site.get(f"/v1/runs/{run}")["step"] > 0)
+    await_run(site, run, "a training checkpoint was due", lambda: site.get(f"/v1/runs/{run}")["step"] > 0)
     freeze(site)
     slurm.kill("n2")
     slurm.run("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=power")
     slurm.start("n2")
     # What is stopped cannot end the run before Slurm takes the job away.
-    await_that("it was to be resumed", lambda: bool(bodies(site, "run.resumed", run)))
+    await_run(site, run, "it was to be resumed", lambda: bool(bodies(site, "run.resumed", run)))
     found = site.wait_run(run)
     assert found["adapter"] == "torn@1", found
     assert bodies(site, "run.resumed", run)
