@@ -26,7 +26,6 @@ from appliance.ml.evaluation.evaluation import Evaluation, Report
 from appliance.ml.evaluation.items import write_items
 from appliance.ml.inference.adapters import Slots
 from appliance.ml.model.base import Base
-from appliance.ml.model.machine import keeps_rows_apart
 
 T = TypeVar("T")
 
@@ -116,8 +115,8 @@ def measure_noise(
     """A sample of rows evaluated again, in another order and in other batches: how many answers are `different`, and
     the `largest` difference of a score, in millionths.
 
-    On most CPUs none is, by construction: BadInput (`noisy`) where one is. A GPU, or a CPU with AMX, may add in another
-    order in other batches: there, only an answer that is right once and wrong once is refused.
+    On a CPU none is, by construction: BadInput (`noisy`) where one is. A GPU may add in another order in other batches:
+    there, only an answer that is right once and wrong once is refused.
     """
     pairs_of_all = list(zip(judged.rows, judged.samples, strict=True))
     chosen = choose_judged(judged.about.task, pairs_of_all, lambda pair: pair[0].calls is not None)
@@ -130,8 +129,7 @@ def measure_noise(
     again = evaluation.evaluate(base, slots, judged.about, rows, samples, lambda more, tokens: None).answers
     pairs = [(answers[place], one) for place, one in zip(places, again, strict=True)]
     different = sum(first != second for first, second in pairs)
-    exact = keeps_rows_apart(base.device)
-    refused = different if exact else sum(first.right != second.right for first, second in pairs)
+    refused = different if base.device == "cpu" else sum(first.right != second.right for first, second in pairs)
     if refused:
         raise BadInput(
             f"evaluation, noise floor: expected the same answers to {len(places)} rows in another order and in other "

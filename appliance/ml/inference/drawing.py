@@ -16,6 +16,7 @@ from appliance.ml.inference.adapters import Slots
 from appliance.ml.inference.alone import read_alone, read_paths_alone
 from appliance.ml.inference.cache import Cache, Drawing, Filling, Following, Held
 from appliance.ml.inference.request import Request
+from appliance.ml.layers.projections import Rows
 from appliance.ml.layers.reader import Piece
 from appliance.ml.lora.mixing import Mix, multiply_rows
 from appliance.ml.model.base import Base
@@ -31,12 +32,12 @@ LIKELIEST = 256
 
 def read_prompt(base: Base, slots: Slots | None, cache: Cache, held: Held, chunk: Sequence[int]) -> torch.Tensor:
     """Reads tokens of one request, alone in their batch; the logits behind the last one, [vocabulary]."""
-    return _find_logits(base, slots, read_chunk(base, cache, held, chunk, short=True)[-1:])[0]
+    return _find_logits(base, slots, read_chunk(base, cache, held, chunk, rows="few")[-1:])[0]
 
 
 @torch.inference_mode()
-def read_chunk(base: Base, cache: Cache, held: Held, chunk: Sequence[int], *, short: bool = False) -> torch.Tensor:
-    """Reads tokens of one request, alone in their batch: [tokens, hidden] behind the last norm; `short` is the
+def read_chunk(base: Base, cache: Cache, held: Held, chunk: Sequence[int], rows: Rows = "any") -> torch.Tensor:
+    """Reads tokens of one request, alone in their batch: [tokens, hidden] behind the last norm; `rows` is the
     reader's."""
     if base.library:
         return read_alone(base, held, chunk)
@@ -50,7 +51,7 @@ def read_chunk(base: Base, cache: Cache, held: Held, chunk: Sequence[int], *, sh
         for one in places
     ]
     # What follows a whole piece takes the weights that are made for it anyway, or would be.
-    hidden = base.read_each(pieces, short=short and stop < size)
+    hidden = base.read_each(pieces, rows if stop < size else "any")
     held.length = stop
     return hidden
 

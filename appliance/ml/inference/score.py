@@ -171,5 +171,5 @@ def _pack_rows(prompts: Sequence[Sequence[int]]) -> tuple[Pack, list[Segment]]:
 def branch_scores(hidden: torch.Tensor, head: Head, branch: Branch, places: Sequence[int]) -> torch.Tensor:
     """[rows, choices], float64 on the CPU: log-probabilities of the next tokens that lead to a label."""
     tokens = [token for token, _ in branch.choices]
-    logits = head.logits(hidden[list(places)].float(), tokens)
+    logits = head.judge(hidden[list(places)].float(), tokens)
     return torch.log_softmax(logits.double(), dim=-1).cpu()

@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from appliance.ml.layers.architecture import find_architecture
+from appliance.ml.layers.fixed import multiply_in_blocks
 
 # Rows whose logits are held at once.
 ROWS = 512
@@ -19,25 +20,35 @@ _CLOSE = 0.02
 
 @dataclass(frozen=True)
 class Head:
-    """`weight` is [words, hidden]; logits are divided by `divisor`, then l becomes cap tanh(l / cap)."""
+    """`weight` is [words, hidden]; logits are divided by `divisor`, then l becomes cap tanh(l / cap). `fixed`: rows
+    that are judged go through products of one shape (`fixed.py`)."""
 
     weight: torch.Tensor
     divisor: float = 1.0
     softcap: float | None = None
+    fixed: bool = False
 
     def logits(self, hidden: torch.Tensor, words: Sequence[int] | None = None) -> torch.Tensor:
         """[rows, words] of hidden [rows, size], in its dtype; of some words only where they are named."""
         return self.finish(hidden @ (self.weight if words is None else self.weight[list(words)]).to(hidden.dtype).T)
 
+    def judge(self, hidden: torch.Tensor, words: Sequence[int] | None = None) -> torch.Tensor:
+        """The same; on a CPU no row's bits depend on the others."""
+        return (
+            multiply_in_blocks(lambda block: self.logits(block, words), hidden)
+            if self.fixed
+            else self.logits(hidden, words)
+        )
+
     def token_losses(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """[rows], float64: the cross-entropy of each target, without gradients; some hundred rows' logits at once."""
         parts = zip(torch.split(hidden, ROWS), torch.split(targets, ROWS), strict=True)
-        losses = [cross_entropy(self.logits(one).float(), target, reduction="none") for one, target in parts]
+        losses = [cross_entropy(self.judge(one).float(), target, reduction="none") for one, target in parts]
         return torch.cat(losses).double()
 
     def find_likeliest(self, hidden: torch.Tensor) -> torch.Tensor:
         """[rows]: the likeliest token behind each; some hundred rows' logits at once."""
-        return torch.cat([self.logits(one).argmax(dim=-1) for one in torch.split(hidden, ROWS)])
+        return torch.cat([self.judge(one).argmax(dim=-1) for one in torch.split(hidden, ROWS)])
 
     def finish(self, logits: torch.Tensor) -> torch.Tensor:
         """What is done to the product with the weight."""

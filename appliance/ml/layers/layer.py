@@ -15,7 +15,7 @@ from appliance.ml.layers.architecture import Architecture, LayerKind
 from appliance.ml.layers.attention import Attention, Layout
 from appliance.ml.layers.norms import Norm, make_norm
 from appliance.ml.layers.positions import Rotation
-from appliance.ml.layers.projections import LowRank, Projections
+from appliance.ml.layers.projections import LowRank, Projections, Rows
 
 Kept = tuple[Any, ...]
 """What a half's backward pass needs of its forward pass."""
@@ -108,22 +108,22 @@ class Layer:
         return grad_x, grads_wide + grads_narrow
 
     def read(
-        self, number: int, pieces: Sequence[ReadPiece], lows: tuple[LowRank | None, ...], *, short: bool
+        self, number: int, pieces: Sequence[ReadPiece], lows: tuple[LowRank | None, ...], rows: Rows
     ) -> list[torch.Tensor]:
         """Both halves without gradients, with what an adapter adds to each of the four products: what the next layer
-        reads. Each piece is computed by itself, from weights that are made once; `short` as in
-        `Projections.multiply`."""
-        flats = self._reading.multiply_each([_norm(self._before, one.x) for one in pieces], lows[0], short=short)
+        reads. Each piece is computed by itself, from weights that are made once; `rows` as in
+        `Projections.multiply_each`."""
+        flats = self._reading.multiply_each([_norm(self._before, one.x) for one in pieces], lows[0], rows)
         heads = [
             one.seen.attend(number, *self.attention.split(flat, one.rotation), self.attention.scoring).flatten(1)
             for one, flat in zip(pieces, flats, strict=True)
         ]
-        written = self._writing.multiply_each(heads, lows[1], short=short)
+        written = self._writing.multiply_each(heads, lows[1], rows)
         middles = [self._add(self._behind, made)[0].add_(one.x) for one, made in zip(pieces, written, strict=True)]
-        wide = self._widening.multiply_each([_norm(self._before_mlp, x) for x in middles], lows[2], short=short)
+        wide = self._widening.multiply_each([_norm(self._before_mlp, x) for x in middles], lows[2], rows)
         parts = [one.chunk(2, dim=1) for one in wide]
         inner = [self._activation.forward(gate).mul_(up) for gate, up in parts]
-        narrow = self._narrowing.multiply_each(inner, lows[3], short=short)
+        narrow = self._narrowing.multiply_each(inner, lows[3], rows)
         return [self._add(self._behind_mlp, made)[0].add_(x) for made, x in zip(narrow, middles, strict=True)]
 
     def _add(self, norm: Norm | None, made: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:

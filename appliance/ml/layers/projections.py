@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import bitsandbytes
 import torch
 
+from appliance.ml.layers.fixed import multiply_in_blocks
 from appliance.ml.quantised.blocks import join_blocks
 from appliance.ml.quantised.linear import GptqLinear
 from appliance.ml.quantised.product import FewRows, fits_nf4_rows, make_nf4_rows
@@ -21,6 +23,9 @@ from appliance.ml.quantised.product import FewRows, fits_nf4_rows, make_nf4_rows
 Tensors = list[torch.Tensor]
 FEW_ROWS = 64
 """Rows up to which dequantising takes longer than the kernel for few rows needs for all."""
+Rows = Literal["any", "few", "fixed"]
+"""How rows are multiplied without gradients: as in training; few by the kernel for them, which computes other bits; or
+in products of one shape (`fixed.py`), where the bits of a row must not depend on the others."""
 
 
 @dataclass(frozen=True)
@@ -64,28 +69,19 @@ class Projections:
         self._shape = (out, rank)
         self._sizes = [linear.out_features for linear in linears]
 
-    def multiply(self, x: torch.Tensor, low: LowRank | None, *, short: bool = False) -> torch.Tensor:
-        """The layers' outputs with an adapter that is not trained, or with none; as `forward` computes them.
-
-        `short`: few rows may go through the kernel for them, which computes other bits.
-        """
-        return self.multiply_each([x], low, short=short)[0]
-
-    def multiply_each(
-        self, pieces: Sequence[torch.Tensor], low: LowRank | None, *, short: bool = False
-    ) -> list[torch.Tensor]:
-        """The same for several inputs, each by itself: the weights are made once for all, and the bits of each are
-        those that it has alone."""
-        few = self._frozen.find_few_rows() if short and any(len(x) <= FEW_ROWS for x in pieces) else None
+    def multiply_each(self, pieces: Sequence[torch.Tensor], low: LowRank | None, rows: Rows) -> list[torch.Tensor]:
+        """The layers' outputs of several inputs with an adapter that is not trained, or with none. The weights are made
+        once for all, and the bits of each input's outputs are those that it has alone."""
+        few = self._frozen.find_few_rows() if rows == "few" and any(len(x) <= FEW_ROWS for x in pieces) else None
         weight = None
         outputs = []
         for x in pieces:
             if few is not None and len(x) <= FEW_ROWS:
-                output = few(x.float()).to(x.dtype)
-            else:
-                weight = self._frozen.weight(x.dtype) if weight is None else weight
-                output = torch.nn.functional.linear(x, weight, self._frozen.bias)
-            outputs.append(output if low is None else output.addmm_(x @ low.down.T, low.up.T, alpha=low.scaling))
+                outputs.append(_add_low(few(x.float()).to(x.dtype), x, low))
+                continue
+            weight = self._frozen.weight(x.dtype) if weight is None else weight
+            multiply = partial(_multiply, weight, self._frozen.bias, low)
+            outputs.append(multiply_in_blocks(multiply, x) if rows == "fixed" else multiply(x))
         return outputs
 
     def join(
@@ -167,6 +163,14 @@ def is_adapted(module: torch.nn.Module) -> bool:
 
 def _dropout(layer: Any) -> float:
     return float(getattr(layer.lora_dropout["default"], "p", 0.0))
+
+
+def _multiply(weight: torch.Tensor, bias: torch.Tensor | None, low: LowRank | None, x: torch.Tensor) -> torch.Tensor:
+    return _add_low(torch.nn.functional.linear(x, weight, bias), x, low)
+
+
+def _add_low(output: torch.Tensor, x: torch.Tensor, low: LowRank | None) -> torch.Tensor:
+    return output if low is None else output.addmm_(x @ low.down.T, low.up.T, alpha=low.scaling)
 
 
 class _Frozen:

@@ -17,7 +17,7 @@ from appliance.ml.layers.decoder import count_bytes, embed
 from appliance.ml.layers.layer import Layer, ReadPiece
 from appliance.ml.layers.norms import Norm
 from appliance.ml.layers.positions import Positions, Rotations
-from appliance.ml.layers.projections import LowRank
+from appliance.ml.layers.projections import LowRank, Rows
 from appliance.ml.layers.scores import Scoring
 
 
@@ -75,17 +75,13 @@ class Reader:
         ]
 
     def hidden(
-        self, ids: Sequence[int], positions: Sequence[int], seen: Seen, long: Sequence[bool], *, short: bool = False
+        self, ids: Sequence[int], positions: Sequence[int], seen: Seen, long: Sequence[bool], rows: Rows = "any"
     ) -> torch.Tensor:
-        """[tokens, hidden] behind the last norm; `long` says which tokens are of a long sequence (`Positions`).
-
-        `short`: few tokens may go through the kernel for few rows. What is compared bit for bit with other passes (an
-        evaluation, a probe) does not.
-        """
-        return self.hidden_each([Piece(ids, positions, seen, long)], short=short)[0]
+        """[tokens, hidden] behind the last norm; `long` says which tokens are of a long sequence (`Positions`)."""
+        return self.hidden_each([Piece(ids, positions, seen, long)], rows)[0]
 
     @torch.inference_mode()
-    def hidden_each(self, pieces: Sequence[Piece], *, short: bool = False) -> list[torch.Tensor]:
+    def hidden_each(self, pieces: Sequence[Piece], rows: Rows = "any") -> list[torch.Tensor]:
         """The same for several pieces, in which a piece may see what those before it leave in a layer. Each is computed
         by itself, so that its bits are those of a pass of its own; but the weights of a layer are made once for all.
         """
@@ -98,7 +94,7 @@ class Reader:
                 ReadPiece(x, rotations[layer.rope], piece.seen)
                 for x, rotations, piece in zip(found, turned, pieces, strict=True)
             ]
-            found = layer.read(number, read, lows, short=short)
+            found = layer.read(number, read, lows, rows)
         return [self._norm.forward(x) for x in found]
 
     def _embed(self, piece: Piece) -> torch.Tensor:

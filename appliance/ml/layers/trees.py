@@ -47,28 +47,21 @@ class TreeAttention:
     Without `held` all are read at once, and nothing is kept."""
 
     def __init__(self, pack: Pack, device: str, *, start: int = 0, held: Held | None = None) -> None:
-        segments = pack.segments
-        begun = len(segments) > 1 and all(one.context[:1] == segments[0].spans for one in segments[1:])
-        root = segments[:1] if begun else []
-        shared = root[0].stop if root else 0
         self._start, self._held = start, held
         positions = torch.tensor(pack.positions)
-        families = [_Family.of(own, start) for own in _families(segments[len(root) :], len(root))]
-        self._groups = [_lay_out([_Family.of(root, start)], 0, positions, start, device)] if root and not start else []
-        grown = [family for family in families if family.new]
+        root, families = find_families(pack, start)
+        begun = [Family([root], [root])] if root is not None and not start else []
+        self._groups = [_lay_out([family], 0, positions, start, device) for family in begun]
         self._groups += [
-            _lay_out(group, shared, positions, start, device)
-            for group in group_alike(grown, lambda family: family.size)
+            _lay_out(group, root.stop if root else 0, positions, start, device)
+            for group in group_alike(families, lambda family: family.size)
         ]
 
     def attend(
         self, number: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scoring: Scoring
     ) -> torch.Tensor:
         """[new tokens, heads, size]."""
-        if self._held is not None:
-            if self._start:
-                key, value = (torch.cat(pair) for pair in zip(self._held[number], (key, value), strict=True))
-            self._held[number] = key, value
+        key, value = hold(self._held, number, self._start, key, value)
         seen = torch.empty_like(query)
         for group in self._groups:
             queries = _take(query, group.queries)
@@ -84,20 +77,33 @@ class TreeAttention:
         return seen
 
 
+def hold(
+    held: Held | None, number: int, start: int, key: torch.Tensor, value: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values of layer `number` of all tokens: those before `start`, which are held, and the new ones, which
+    are held from now on."""
+    if held is None:
+        return key, value
+    if start:
+        key, value = (torch.cat(pair) for pair in zip(held[number], (key, value), strict=True))
+    held[number] = key, value
+    return key, value
+
+
 def _take(tensor: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """[families, heads, most, size] of [tokens, heads, size]."""
     return tensor[places.flatten()].view(*places.shape, *tensor.shape[1:]).transpose(1, 2)
 
 
 @dataclass(frozen=True)
-class _Family:
+class Family:
     """Its segments that are new, and of the others those that these go on from, in the pack's order."""
 
     new: list[Segment]
     seen: list[Segment]
 
     @classmethod
-    def of(cls, segments: Sequence[Segment], start: int) -> _Family:
+    def of(cls, segments: Sequence[Segment], start: int) -> Family:
         new = [segment for segment in segments if segment.start >= start]
         spans = {span for segment in new for span in segment.context}
         earlier = [one for one in segments if one.start < start and (one.start, one.stop) in spans]
@@ -112,15 +118,19 @@ def _count(segments: Sequence[Segment]) -> int:
     return sum(segment.stop - segment.start for segment in segments)
 
 
-def _families(segments: Sequence[Segment], depth: int) -> list[list[Segment]]:
-    """Segments by the first of their context behind `depth` spans, in the order of these."""
+def find_families(pack: Pack, start: int) -> tuple[Segment | None, list[Family]]:
+    """The beginning that all other segments go on from, if there is one, and the families behind it that have tokens
+    from `start` on, in the order of their first segments."""
+    segments = pack.segments
+    begun = len(segments) > 1 and all(one.context[:1] == segments[0].spans for one in segments[1:])
     found: dict[tuple[int, int], list[Segment]] = {}
-    for segment in segments:
-        found.setdefault(segment.spans[depth], []).append(segment)
-    return list(found.values())
+    for segment in segments[begun:]:
+        found.setdefault(segment.spans[begun], []).append(segment)
+    families = [Family.of(own, start) for own in found.values()]
+    return segments[0] if begun else None, [family for family in families if family.new]
 
 
-def _lay_out(families: Sequence[_Family], shared: int, positions: torch.Tensor, start: int, device: str) -> _Group:
+def _lay_out(families: Sequence[Family], shared: int, positions: torch.Tensor, start: int, device: str) -> _Group:
     most, most_keys = (max(sizes) for sizes in zip(*((_count(f.new), f.size) for f in families), strict=True))
     hidden = torch.ones(len(families), most, shared + most_keys, dtype=torch.bool)
     hidden[:, :, :shared] = False

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch.nn.functional import pad
 
+from appliance.ml.layers.fixed import multiply_in_blocks
 from appliance.ml.quantised.few_rows import find_few_rows
 
 # Rows that a product sees whose bits depend on how many there are.
@@ -116,5 +116,4 @@ def multiply_rows(linear: Callable[[torch.Tensor], torch.Tensor], x: torch.Tenso
     if (few := find_few_rows(linear, x)) is not None:
         return few(x)
     rows = ROWS if x.device.type == "cpu" else GPU_ROWS
-    blocks = [linear(pad(block, (0, 0, 0, rows - len(block))))[: len(block)] for block in torch.split(x, rows)]
-    return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+    return multiply_in_blocks(linear, x, rows)

@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,17 @@ from appliance.errors import BadInput
 from appliance.ml.layers import packing
 from appliance.ml.layers.architecture import find_architecture
 from appliance.ml.layers.decoder import KEPT_BYTES
+from appliance.ml.layers.fixed import FixedAttention
 from appliance.ml.layers.head import Head, make_head
 from appliance.ml.layers.packing import Pack
 from appliance.ml.layers.positions import find_longest_short
+from appliance.ml.layers.projections import Rows
 from appliance.ml.layers.reader import Piece, Reader, Seen
 from appliance.ml.layers.trees import Held, TreeAttention
 from appliance.ml.model.chat import Chat, load_chat
 from appliance.ml.model.folder import CONFIG_FILE, check_folder, read_quantisation
 from appliance.ml.model.library import goes_through_library
+from appliance.ml.model.machine import keeps_rows_apart
 from appliance.ml.quantised.loading import load_arguments
 from appliance.ml.quantised.nf4 import load_nf4, make_config
 from appliance.ml.quantised.settings import NF4_FILE
@@ -67,7 +70,13 @@ class Base:
 
     @cached_property
     def _head(self) -> Head:
-        return make_head(self.model)
+        return replace(make_head(self.model), fixed=self.fixed)
+
+    @cached_property
+    def fixed(self) -> bool:
+        """Whether packs go through products of one shape (`layers/fixed.py`), so that no row's bits depend on others.
+        On a GPU they do not."""
+        return self.device == "cpu" and not keeps_rows_apart(self.device)
 
     @property
     def longest_short(self) -> int | None:
@@ -99,8 +108,8 @@ class Base:
     @cached_property
     def apart(self) -> bool:
         """Whether each sequence goes through the model by itself: in a pack the library would turn the positions of all
-        by the longest one's."""
-        return self.library or (self.reader is None and self.longest_short is not None)
+        by the longest one's, or add in an order that depends on what stands beside."""
+        return self.library or (self.reader is None and (self.fixed or self.longest_short is not None))
 
     @cached_property
     def reads_whole(self) -> bool:
@@ -125,21 +134,23 @@ class Base:
         return torch.cat([found[segment.start] for segment in pack.segments if segment.start >= first])
 
     def read_pack(self, pack: Pack, *, start: int = 0, held: Held | None = None) -> torch.Tensor:
-        """[tokens, hidden] of a pack from the token `start` on, without gradients; see `TreeAttention`."""
+        """[tokens, hidden] of a pack from the token `start` on, without gradients; see `TreeAttention`. On a CPU no
+        sequence's bits depend on the others."""
         if self.apart:
             return self._read_apart(pack, start)
         long = [False] * len(pack.ids) if self.longest_short is None else pack.find_long(self.longest_short)
-        seen = TreeAttention(pack, self.device, start=start, held=held)
-        return self.read(pack.ids[start:], pack.positions[start:], seen, long[start:])
+        attention = FixedAttention if self.fixed else TreeAttention
+        seen = attention(pack, self.device, start=start, held=held)
+        return self.read(pack.ids[start:], pack.positions[start:], seen, long[start:], "fixed" if self.fixed else "any")
 
     @torch.inference_mode()
     def read(
-        self, ids: Sequence[int], positions: Sequence[int], seen: Seen, long: Sequence[bool], *, short: bool = False
+        self, ids: Sequence[int], positions: Sequence[int], seen: Seen, long: Sequence[bool], rows: Rows = "any"
     ) -> torch.Tensor:
         """[tokens, hidden] of tokens at these positions, without gradients; `long` marks those of a long sequence,
-        `short` is the reader's."""
+        `rows` is the reader's."""
         if self.reader is not None:
-            return self.reader.hidden(ids, positions, seen, long, short=short)
+            return self.reader.hidden(ids, positions, seen, long, rows)
         return self.hidden(
             input_ids=torch.tensor([list(ids)], device=self.device),
             position_ids=torch.tensor([list(positions)], device=self.device),
@@ -147,10 +158,10 @@ class Base:
             rows=seen,
         )[0]
 
-    def read_each(self, pieces: Sequence[Piece], *, short: bool = False) -> torch.Tensor:
+    def read_each(self, pieces: Sequence[Piece], rows: Rows = "any") -> torch.Tensor:
         """The same for pieces of one sequence, which follow one another: [tokens of all, hidden]."""
         if self.reader is not None:
-            return torch.cat(self.reader.hidden_each(pieces, short=short))
+            return torch.cat(self.reader.hidden_each(pieces, rows))
         return torch.cat([self.read(one.ids, one.positions, one.seen, one.long) for one in pieces])
 
     def _multiplying(self) -> AbstractContextManager[object]:

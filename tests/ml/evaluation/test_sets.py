@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from appliance.domain.data.tasks import Task
 from appliance.domain.data.teaching import About
@@ -18,6 +17,7 @@ from appliance.ml.data import rows as data
 from appliance.ml.evaluation import evaluation, sets
 from appliance.ml.evaluation.items import blur
 from appliance.ml.model.base import Base
+from appliance.ml.model.machine import keeps_rows_apart
 from tests.ml.evaluation.test_evaluation import RECORDS, _rows
 
 
@@ -32,38 +32,25 @@ def quiet(more: int, tokens: int) -> None:
     pass
 
 
+@pytest.mark.parametrize("apart", [True, False])
 @pytest.mark.parametrize("task", RECORDS)
-def test_an_answer_is_the_same_in_another_order_and_in_other_batches(task: Task, base: Base, tmp_path: Path) -> None:
+def test_an_answer_is_the_same_in_another_order_and_in_other_batches(
+    task: Task, apart: bool, base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("appliance.ml.model.base.keeps_rows_apart", lambda device: apart and keeps_rows_apart(device))
     judged = _judged(task, base, tmp_path)
     found = judged.evaluate(base, None, quiet)
     noise = sets.measure_noise(base, None, judged, found.answers, seed=7)
     assert (noise["different"], noise["largest"]) == (0, 0) and noise["rows"] >= 1
 
 
-def test_an_answer_that_depends_on_its_neighbours_fails_the_evaluation(
-    base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+def test_an_answer_that_depends_on_its_neighbours_fails_the_evaluation(base: Base, tmp_path: Path) -> None:
     judged = _judged("classification", base, tmp_path)
     answers = judged.evaluate(base, None, quiet).answers
     other = answers[0].model_copy(update={"scores": {"loss": answers[0].scores["loss"] + 1}})
     with pytest.raises(BadInput, match=r"noise floor: expected the same answers to .* got 1 others") as caught:
         sets.measure_noise(base, None, judged, [other, *answers[1:]], seed=7)
     assert caught.value.code == "noisy"
-
-
-def test_on_a_cpu_with_amx_a_small_difference_is_shown_and_another_answer_is_refused(
-    base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    judged = _judged("classification", base, tmp_path)
-    answers = judged.evaluate(base, None, quiet).answers
-    near = answers[0].model_copy(update={"scores": {"loss": answers[0].scores["loss"] - 7}})
-    noise = sets.measure_noise(base, None, judged, [near, *answers[1:]], seed=7)
-    assert (noise["different"], noise["largest"]) == (1, 7)
-    wrong = answers[0].model_copy(update={"right": not answers[0].right})
-    with pytest.raises(BadInput, match="got 1 others"):
-        sets.measure_noise(base, None, judged, [wrong, *answers[1:]], seed=7)
 
 
 def test_on_a_gpu_a_small_difference_is_shown_and_another_answer_is_refused(

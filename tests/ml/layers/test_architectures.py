@@ -12,7 +12,7 @@ from appliance.ml.data.samples import Sample
 from appliance.ml.inference import drawing
 from appliance.ml.inference.adapters import Slots
 from appliance.ml.inference.cache import Cache, Held
-from appliance.ml.layers import architecture, scores
+from appliance.ml.layers import architecture, fixed, scores
 from appliance.ml.layers.architecture import TABLE, describe, find_architecture, find_gap
 from appliance.ml.layers.decoder import Decoder, fits_decoder
 from appliance.ml.layers.packing import Pack, pack_sequences
@@ -58,13 +58,16 @@ def test_every_row_of_the_table_has_a_tiny_model() -> None:
     assert {f"{name}ForCausalLM" for name, _ in KINDS.values()} == set(TABLE)
 
 
-@pytest.mark.parametrize("block", [3, scores.BLOCK])
+@pytest.mark.parametrize(("block", "apart"), [(3, True), (scores.BLOCK, True), (3, False)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_logits_of_a_pack_are_those_of_each_sequence_in_the_library(
-    kind: str, block: int, monkeypatch: pytest.MonkeyPatch
+    kind: str, block: int, apart: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows behind a common beginning, continuations of a row, and one long row alone."""
+    """Rows behind a common beginning, continuations of a row, and one long row alone; where a processor keeps rows
+    apart by itself, and where it is shown one shape alone."""
     monkeypatch.setattr(scores, "BLOCK", block)
+    monkeypatch.setattr(fixed, "QUERIES", block)
+    monkeypatch.setattr("appliance.ml.model.base.keeps_rows_apart", lambda device: apart)
     model = _load(kind)
     base = _base(model)
     for sequences in (SEQUENCES, [*SEQUENCES[:2], LONG], [LONG]):

@@ -1,0 +1,139 @@
+"""Products of one shape each, for processors on which a row's bits depend on how many rows are multiplied beside it.
+
+A library that splits a sum for few rows and not for many adds in another order, and where a product has one shape
+alone, it has one order. So a pack's rows go through the layers in blocks of `ROWS`, the last filled up, and its queries
+in blocks of `QUERIES`, as many at once as there always are, each with keys of a number that its place alone decides. A
+sequence's bits are then its own, whatever stands beside it and however much it shares of its beginning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch.nn.functional import pad
+
+from appliance.ml.layers.packing import Pack, Segment
+from appliance.ml.layers.scores import Scoring, attend
+from appliance.ml.layers.trees import Family, Held, find_families, hold
+
+ROWS = 256
+QUERIES = 64
+TOGETHER = 8
+"""Blocks of queries in one product."""
+
+
+def multiply_in_blocks(
+    linear: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, rows: int = ROWS
+) -> torch.Tensor:
+    """linear(x) for x [any, in], which is only ever shown so many rows."""
+    blocks = [linear(pad(block, (0, 0, 0, rows - len(block))))[: len(block)] for block in torch.split(x, rows)]
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A family's queries at the columns `number * QUERIES` on: new tokens, and their rows of the block. `keys`: the
+    tokens at all columns; `hidden` [new tokens, columns] is what each does not see of them."""
+
+    number: int
+    tokens: list[int]
+    rows: list[int]
+    keys: list[int]
+    hidden: torch.Tensor
+
+    @property
+    def width(self) -> int:
+        """Keys of its product: its place alone decides."""
+        return QUERIES << self.number.bit_length()
+
+
+class _Group:
+    """`TOGETHER` blocks of one width, filled up with the first.
+
+    `queries` [blocks, QUERIES] and `keys` [blocks, width] are tokens, `own` says where in `queries`, flattened, new
+    ones stand, and `tokens` which they are.
+    """
+
+    def __init__(self, blocks: Sequence[_Block], positions: torch.Tensor, start: int, device: str) -> None:
+        width = blocks[0].width
+        filled = [*blocks, *[blocks[0]] * (TOGETHER - len(blocks))]
+        queries = torch.zeros(TOGETHER, QUERIES, dtype=torch.long)
+        keys = torch.zeros(TOGETHER, width, dtype=torch.long)
+        hidden = torch.ones(TOGETHER, QUERIES, width, dtype=torch.bool)
+        # A row of which all is hidden would be no number.
+        hidden[:, :, 0] = False
+        for place, block in enumerate(filled):
+            seen = block.keys[:width]
+            queries[place] = block.tokens[0]
+            queries[place, block.rows] = torch.tensor(block.tokens)
+            keys[place] = seen[0]
+            keys[place, : len(seen)] = torch.tensor(seen)
+            hidden[place, block.rows, : len(seen)] = block.hidden[:, :width]
+        own = [place * QUERIES + row for place, block in enumerate(blocks) for row in block.rows]
+        self.queries, self.keys = (queries - start).to(device), keys.to(device)
+        self.own = torch.tensor(own, device=device)
+        self.tokens = self.queries.flatten()[self.own]
+        self._hidden = hidden[:, None].to(device)
+        self._distance = (positions[queries][:, :, None] - positions[keys][:, None])[:, None].to(device)
+
+    def hide(self, window: int | None) -> torch.Tensor:
+        return self._hidden if window is None else self._hidden | (self._distance >= window)
+
+
+class FixedAttention:
+    """As `TreeAttention`, with products of one shape each."""
+
+    def __init__(self, pack: Pack, device: str, *, start: int = 0, held: Held | None = None) -> None:
+        self._start, self._held = start, held
+        positions = torch.tensor(pack.positions)
+        blocks = sorted(_list_blocks(pack, start), key=lambda block: block.width)
+        self._groups = [
+            _Group(some[first : first + TOGETHER], positions, start, device)
+            for _, alike in groupby(blocks, key=lambda block: block.width)
+            for some in [list(alike)]
+            for first in range(0, len(some), TOGETHER)
+        ]
+
+    def attend(
+        self, number: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scoring: Scoring
+    ) -> torch.Tensor:
+        """[new tokens, heads, size]."""
+        key, value = hold(self._held, number, self._start, key, value)
+        seen = torch.empty_like(query)
+        for group in self._groups:
+            queries, keys, values = (
+                tensor[places].transpose(1, 2)
+                for tensor, places in ((query, group.queries), (key, group.keys), (value, group.keys))
+            )
+            made = attend(queries, keys, values, group.hide(scoring.window), scoring)
+            seen[group.tokens] = made.transpose(1, 2).flatten(0, 1)[group.own]
+        return seen
+
+
+def _list_blocks(pack: Pack, start: int) -> Iterator[_Block]:
+    """Of each family that grows. A column is a token of the beginning or of the family, in the pack's order: what a
+    segment goes on from comes before it, so no query sees a column behind its own."""
+    root, families = find_families(pack, start)
+    if root is not None and not start:
+        yield from _divide(Family([root], [root]), [])
+    for family in families:
+        yield from _divide(family, [] if root is None else [root])
+
+
+def _divide(family: Family, before: list[Segment]) -> Iterator[_Block]:
+    keys = [token for one in (*before, *family.seen) for token in range(one.start, one.stop)]
+    columns = {token: column for column, token in enumerate(keys)}
+    hidden = torch.ones(len(keys), len(keys), dtype=torch.bool)
+    for segment in family.new:
+        own = slice(columns[segment.start], columns[segment.stop - 1] + 1)
+        for start, stop in segment.context:
+            hidden[own, columns[start] : columns[stop - 1] + 1] = False
+        hidden[own, own] = torch.ones(segment.stop - segment.start, segment.stop - segment.start).triu(1).bool()
+    new = sorted(columns[token] for one in family.new for token in range(one.start, one.stop))
+    for number, some in groupby(new, key=lambda column: column // QUERIES):
+        places = list(some)
+        rows = [column % QUERIES for column in places]
+        yield _Block(number, [keys[column] for column in places], rows, keys, hidden[places])
