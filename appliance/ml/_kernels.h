@@ -3,7 +3,7 @@
 #include <stdint.h>
 
 /* Raised with every change of what Python packs or calls; `ml/quantised/kernels.py` asks for it. */
-enum { VERSION = 3, PARTS = 3 };
+enum { VERSION = 4, PARTS = 3 };
 
 /* Layers that read one input, behind one another (`ml/quantised/product.py`). Without a table the weights are bf16,
    [outer, inner]. */

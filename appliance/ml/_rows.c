@@ -1,4 +1,4 @@
-/* Products of few rows with weights as they are stored, which are read once for up to 8 rows, and with AMX for 16.
+/* Products of few rows with weights as they are stored, which are read once for up to 8 rows; with AMX, in NF4, of any.
 
    NF4, as bitsandbytes stores it: a byte holds two weights, the first in its upper half; a block of 64 weights of one
    output shares a scale. Weights are looked up in a table of 16 numbers in bf16. Other weights are bf16 themselves.
@@ -29,7 +29,7 @@ typedef struct {
     int64_t rows;
     const float *x;
     float *y;
-    uint16_t *scratch; /* for each thread [TALL, inner] */
+    uint16_t *scratch; /* for each thread [TALL, inner], of more rows [rows in whole sixteens and 16, inner] */
 } Job;
 
 /* A row in bf16. */
@@ -39,16 +39,24 @@ NARROW INLINE void narrow(const float *from, uint16_t *to, int64_t inner) {
             to + at, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + at + 16), _mm512_loadu_ps(from + at)));
 }
 
-/* The same; of each 64 inputs those with even numbers first. */
-NARROW INLINE void narrow_divided(const float *from, uint16_t *to, int64_t inner) {
+/* 64 inputs in bf16: those with even numbers, and the others. */
+NARROW INLINE void divide(const float *from, __m512i *evens, __m512i *odds) {
     const __m512i even = _mm512_set_epi16(62, 60, 58, 56, 54, 52, 50, 48, 46, 44, 42, 40, 38, 36, 34, 32, 30, 28, 26, 24,
                                           22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
     const __m512i odd = _mm512_add_epi16(even, _mm512_set1_epi16(1));
+    const __m512i low = (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + 16), _mm512_loadu_ps(from));
+    const __m512i high = (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + 48), _mm512_loadu_ps(from + 32));
+    *evens = _mm512_permutex2var_epi16(low, even, high);
+    *odds = _mm512_permutex2var_epi16(low, odd, high);
+}
+
+/* The same of a row, block by block. */
+NARROW INLINE void narrow_divided(const float *from, uint16_t *to, int64_t inner) {
     for (int64_t at = 0; at < inner; at += WEIGHTS) {
-        const __m512i low = (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + at + 16), _mm512_loadu_ps(from + at));
-        const __m512i high = (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + at + 48), _mm512_loadu_ps(from + at + 32));
-        _mm512_storeu_si512(to + at, _mm512_permutex2var_epi16(low, even, high));
-        _mm512_storeu_si512(to + at + 32, _mm512_permutex2var_epi16(low, odd, high));
+        __m512i evens, odds;
+        divide(from + at, &evens, &odds);
+        _mm512_storeu_si512(to + at, evens);
+        _mm512_storeu_si512(to + at + 32, odds);
     }
 }
 
@@ -188,6 +196,51 @@ TILED_INLINE void pair_up(const Product *product, int64_t rows, const float *x, 
         }
 }
 
+/* 16 lines of 16 numbers the other way round. */
+TILED_INLINE void turn(__m512i *lines) {
+    __m512i some[TALL];
+    for (int line = 0; line < TALL; line += 2) {
+        some[line] = _mm512_unpacklo_epi32(lines[line], lines[line + 1]);
+        some[line + 1] = _mm512_unpackhi_epi32(lines[line], lines[line + 1]);
+    }
+    for (int line = 0; line < TALL; line += 4)
+        for (int half = 0; half < 2; half++) {
+            lines[line + 2 * half] = _mm512_unpacklo_epi64(some[line + half], some[line + half + 2]);
+            lines[line + 2 * half + 1] = _mm512_unpackhi_epi64(some[line + half], some[line + half + 2]);
+        }
+    for (int line = 0; line < 4; line++) {
+        some[line] = _mm512_shuffle_i32x4(lines[line], lines[line + 4], 0x88);
+        some[line + 4] = _mm512_shuffle_i32x4(lines[line], lines[line + 4], 0xdd);
+        some[line + 8] = _mm512_shuffle_i32x4(lines[line + 8], lines[line + 12], 0x88);
+        some[line + 12] = _mm512_shuffle_i32x4(lines[line + 8], lines[line + 12], 0xdd);
+    }
+    for (int line = 0; line < 4; line++) {
+        lines[line] = _mm512_shuffle_i32x4(some[line], some[line + 8], 0x88);
+        lines[line + 8] = _mm512_shuffle_i32x4(some[line], some[line + 8], 0xdd);
+        lines[line + 4] = _mm512_shuffle_i32x4(some[line + 4], some[line + 12], 0x88);
+        lines[line + 12] = _mm512_shuffle_i32x4(some[line + 4], some[line + 12], 0xdd);
+    }
+}
+
+/* Rows as pairs for weights in NF4, 16 after 16: [inner / 2, 16] each, the last filled up with zeros. */
+TILED_INLINE void pair_up_all(int64_t inner, int64_t rows, const float *x, uint32_t *to) {
+    for (int64_t row = 0; row < rows; row += TALL, x += TALL * inner)
+        for (int64_t at = 0; at < inner; at += WEIGHTS, to += WEIGHTS / 2 * TALL) {
+            __m512i evens[TALL], odds[TALL];
+            for (int one = 0; one < TALL; one++)
+                if (row + one < rows)
+                    divide(x + one * inner + at, evens + one, odds + one);
+                else
+                    evens[one] = odds[one] = _mm512_setzero_si512();
+            turn(evens);
+            turn(odds);
+            for (int pair = 0; pair < TALL; pair++) {
+                _mm512_store_si512(to + pair * TALL, evens[pair]);
+                _mm512_store_si512(to + (TALL + pair) * TALL, odds[pair]);
+            }
+        }
+}
+
 /* y of 16 outputs, of which the first `outputs` are there. */
 TILED_INLINE void give(const Product *product, int64_t output, int64_t outputs, const float sums[TALL][TALL], float *y,
                        int64_t rows) {
@@ -214,8 +267,20 @@ TILED_INLINE void add_block(const float *scales, int64_t blocks, int outputs, fl
         sums[out] = _mm512_fmadd_ps(_mm512_load_ps(part[out]), _mm512_set1_ps(scales[out * blocks]), sums[out]);
 }
 
-/* 16 outputs. A block is decoded two blocks before it is multiplied, and its sums are scaled two blocks after that: each
-   step then finds in memory what it reads. */
+/* The sums of a block of 16 outputs for 16 rows; its weights and inputs in bf16. */
+TILED_INLINE void multiply_block(const uint16_t (*weights)[WEIGHTS], const uint32_t *x, int64_t rows, float (*part)[TALL]) {
+    _tile_zero(0);
+    _tile_loadd(4, weights, 2 * WEIGHTS);
+    _tile_loadd(6, x, 4 * rows);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(5, weights[0] + 32, 2 * WEIGHTS);
+    _tile_loadd(7, x + WEIGHTS / 4 * rows, 4 * rows);
+    _tile_dpbf16ps(0, 5, 7);
+    _tile_stored(0, part, 64);
+}
+
+/* 16 outputs of up to 16 rows. A block is decoded two blocks before it is multiplied, and its sums are scaled two blocks
+   after that: each step then finds in memory what it reads. */
 TILED_INLINE void tile_nf4(const Product *product, int64_t output, int outputs, const uint32_t *x, float *y, int64_t rows) {
     const int64_t blocks = product->inner / WEIGHTS;
     const float *scales = product->scales + output * blocks;
@@ -228,16 +293,8 @@ TILED_INLINE void tile_nf4(const Product *product, int64_t output, int outputs, 
     if (blocks > 1)
         decode(product, output, outputs, 1, decoded[1]);
     for (int64_t block = 0; block < blocks; block++, x += WEIGHTS / 2 * rows) {
-        uint16_t(*at)[WEIGHTS] = decoded[block % 4];
         WRITTEN;
-        _tile_zero(0);
-        _tile_loadd(4, at, 2 * WEIGHTS);
-        _tile_loadd(6, x, 4 * rows);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(5, at[0] + 32, 2 * WEIGHTS);
-        _tile_loadd(7, x + WEIGHTS / 4 * rows, 4 * rows);
-        _tile_dpbf16ps(0, 5, 7);
-        _tile_stored(0, parts[block % 4], 64);
+        multiply_block((const uint16_t(*)[WEIGHTS])decoded[block % 4], x, rows, parts[block % 4]);
         if (block + 2 < blocks)
             decode(product, output, outputs, block + 2, decoded[(block + 2) % 4]);
         if (block > 1)
@@ -248,6 +305,34 @@ TILED_INLINE void tile_nf4(const Product *product, int64_t output, int outputs, 
     for (int out = 0; out < TALL; out++)
         _mm512_store_ps(parts[0][out], sums[out]);
     give(product, output, outputs, (const float(*)[TALL])parts[0], y, rows);
+}
+
+/* 16 outputs of more rows, the same sums: their weights are decoded once, into `decoded` [blocks, 16, 64]. */
+TILED_INLINE void tile_nf4_all(const Product *product, int64_t output, int outputs, const uint32_t *x, float *y,
+                               int64_t rows, uint16_t (*decoded)[TALL][WEIGHTS]) {
+    const int64_t blocks = product->inner / WEIGHTS;
+    const float *scales = product->scales + output * blocks;
+    _Alignas(64) float parts[4][TALL][TALL] = {{{0}}};
+    for (int64_t block = 0; block < blocks; block++)
+        decode(product, output, outputs, block, decoded[block]);
+    WRITTEN;
+    for (int64_t row = 0; row < rows; row += TALL, y += TALL * product->outer) {
+        __m512 sums[TALL];
+        for (int out = 0; out < TALL; out++)
+            sums[out] = _mm512_setzero_ps();
+        for (int64_t block = 0; block < blocks; block++, x += WEIGHTS / 2 * TALL) {
+            multiply_block((const uint16_t(*)[WEIGHTS])decoded[block], x, TALL, parts[block % 4]);
+            if (block > 1)
+                add_block(scales + block - 2, blocks, outputs, parts[(block - 2) % 4], sums);
+        }
+        for (int64_t block = blocks > 1 ? blocks - 2 : 0; block < blocks; block++)
+            add_block(scales + block, blocks, outputs, parts[block % 4], sums);
+        turn((__m512i *)sums);
+        const __mmask16 own = outputs < TALL ? (__mmask16)((1 << outputs) - 1) : (__mmask16)-1;
+        const __m512 bias = product->bias ? _mm512_maskz_loadu_ps(own, product->bias + output) : _mm512_setzero_ps();
+        for (int64_t one = 0; one < TALL && row + one < rows; one++)
+            _mm512_mask_storeu_ps(y + one * product->outer + output, own, _mm512_add_ps(sums[one], bias));
+    }
 }
 
 /* 64 outputs. */
@@ -317,6 +402,19 @@ TILED static void multiply_tiles(const Product *product, int64_t output, int64_t
     _tile_release();
 }
 
+/* The same of more rows with weights in NF4; `scratch` has room for the rows, in whole sixteens, and for 16 more. */
+TILED static void multiply_tiles_all(const Product *product, int64_t output, int64_t last, int64_t rows, const float *x,
+                                     float *y, uint32_t *scratch) {
+    const int64_t inner = product->inner;
+    uint16_t *decoded = (uint16_t *)scratch + (rows + TALL - 1) / TALL * TALL * inner;
+    pair_up_all(inner, rows, x, scratch);
+    configure(TALL);
+    for (; output < last; output += TALL)
+        tile_nf4_all(product, output, last - output < TALL ? (int)(last - output) : TALL, scratch, y, rows,
+                     (uint16_t(*)[TALL][WEIGHTS])decoded);
+    _tile_release();
+}
+
 /* Whether tiles are used from now on, where they are `wanted`: Linux gives their registers to who asks for them. */
 int use_tiles(int wanted) {
     const long request = 0x1023, tile_data = 18; /* ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA */
@@ -329,6 +427,10 @@ NARROW void multiply_part(const Product *product, int64_t rows, const float *x, 
     const int64_t inner = product->inner;
     const int64_t chunks = (product->outer + CHUNK - 1) / CHUNK, first = chunks * thread / threads * CHUNK;
     const int64_t end = chunks * (thread + 1) / threads * CHUNK, last = end < product->outer ? end : product->outer;
+    if (tiles && product->table && rows > TALL) {
+        multiply_tiles_all(product, first, last, rows, x, y, (uint32_t *)scratch);
+        return;
+    }
     if (tiles) {
         for (int64_t row = 0; row < rows; row += TALL, x += TALL * inner, y += TALL * product->outer)
             multiply_tiles(product, first, last, rows - row < TALL ? rows - row : TALL, x, y, (uint32_t *)scratch);
@@ -351,7 +453,8 @@ NARROW void multiply_part(const Product *product, int64_t rows, const float *x, 
 static void share(void *data) {
     const Job *job = data;
     const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
-    uint16_t *scratch = job->scratch + thread * TALL * job->product->inner;
+    const int64_t tall = job->rows > TALL ? (job->rows + 2 * TALL - 1) / TALL * TALL : TALL;
+    uint16_t *scratch = job->scratch + thread * tall * job->product->inner;
     multiply_part(job->product, job->rows, job->x, job->y, scratch, thread, threads);
 }
 

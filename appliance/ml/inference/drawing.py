@@ -36,7 +36,7 @@ def read_prompt(base: Base, slots: Slots | None, cache: Cache, held: Held, chunk
 
 
 @torch.inference_mode()
-def read_chunk(base: Base, cache: Cache, held: Held, chunk: Sequence[int], rows: Rows = "any") -> torch.Tensor:
+def read_chunk(base: Base, cache: Cache, held: Held, chunk: Sequence[int], rows: Rows = "many") -> torch.Tensor:
     """Reads tokens of one request, alone in their batch: [tokens, hidden] behind the last norm; `rows` is the
     reader's."""
     if base.library:
@@ -51,7 +51,7 @@ def read_chunk(base: Base, cache: Cache, held: Held, chunk: Sequence[int], rows:
         for one in places
     ]
     # What follows a whole piece takes the weights that are made for it anyway, or would be.
-    hidden = base.read_each(pieces, rows if stop < size else "any")
+    hidden = base.read_each(pieces, rows if stop < size else "many")
     held.length = stop
     return hidden
 

@@ -265,7 +265,7 @@ def _on_gpu(module: Any) -> bool:
 def _dequantise(modules: Sequence[Any]) -> Callable[[torch.Tensor], torch.Tensor]:
     """4-bit weights, made for each product, as the layers by hand make them; on a GPU that is quick."""
     made = Projections(modules, keeps=False)
-    return lambda x: multiply_rows(lambda block: made.multiply_each([block], None, "any")[0], x)
+    return lambda x: multiply_rows(lambda block: made.multiply_each([block], None, "many")[0], x)
 
 
 def _join_rows(modules: Sequence[Any]) -> torch.Tensor:

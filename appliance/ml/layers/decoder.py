@@ -65,7 +65,7 @@ class Decoder:
         rotations = self._positions.rotations_of(pack, hidden)
         for number, layer in enumerate(self._layers):
             piece = ReadPiece(hidden, rotations[layer.rope], seen)
-            (hidden,) = layer.read(number, [piece], (None,) * 4, "any")
+            (hidden,) = layer.read(number, [piece], (None,) * 4, "trained")
         result: torch.Tensor = self._model.norm(hidden)
         return result
 

@@ -7,6 +7,7 @@ y = W x + s B A x. Products are in the base's compute dtype; A, B and their grad
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,14 +19,14 @@ import torch
 from appliance.ml.layers.fixed import multiply_in_blocks
 from appliance.ml.quantised.blocks import join_blocks
 from appliance.ml.quantised.linear import GptqLinear
-from appliance.ml.quantised.product import FewRows, fits_nf4_rows, make_nf4_rows
+from appliance.ml.quantised.product import FewRows, fits_nf4_rows, has_tiles, make_nf4_rows
 
 Tensors = list[torch.Tensor]
 FEW_ROWS = 64
 """Rows up to which dequantising takes longer than the kernel for few rows needs for all."""
-Rows = Literal["any", "few", "fixed"]
-"""How rows are multiplied without gradients: as in training; few by the kernel for them, which computes other bits; or
-in products of one shape (`fixed.py`), where the bits of a row must not depend on the others."""
+Rows = Literal["trained", "many", "few", "fixed"]
+"""How rows are multiplied without gradients: as in training; the quickest way; the quickest way for few, which may have
+other bits; or so that a row's bits are its own on every CPU (`fixed.py`)."""
 
 
 @dataclass(frozen=True)
@@ -72,16 +73,24 @@ class Projections:
     def multiply_each(self, pieces: Sequence[torch.Tensor], low: LowRank | None, rows: Rows) -> list[torch.Tensor]:
         """The layers' outputs of several inputs with an adapter that is not trained, or with none. The weights are made
         once for all, and the bits of each input's outputs are those that it has alone."""
-        few = self._frozen.find_few_rows() if rows == "few" and any(len(x) <= FEW_ROWS for x in pieces) else None
+        most = FEW_ROWS if rows == "few" else 0
+        if rows != "trained" and has_tiles() and not self._frozen.keeps:
+            most = sys.maxsize
+        few = self._frozen.find_few_rows() if any(len(x) <= most for x in pieces) else None
         weight = None
         outputs = []
         for x in pieces:
-            if few is not None and len(x) <= FEW_ROWS:
-                outputs.append(_add_low(few(x.float()).to(x.dtype), x, low))
-                continue
-            weight = self._frozen.weight(x.dtype) if weight is None else weight
-            multiply = partial(_multiply, weight, self._frozen.bias, low)
-            outputs.append(multiply_in_blocks(multiply, x) if rows == "fixed" else multiply(x))
+            if few is not None and len(x) <= most:
+                output = few(x.float()).to(x.dtype)
+            else:
+                weight = self._frozen.weight(x.dtype) if weight is None else weight
+                linear = partial(torch.nn.functional.linear, weight=weight, bias=self._frozen.bias)
+                output = multiply_in_blocks(linear, x) if rows == "fixed" else linear(x)
+            if low is not None and rows == "fixed":
+                output += multiply_in_blocks(partial(_multiply_low, low), x)
+            elif low is not None:
+                output.addmm_(x @ low.down.T, low.up.T, alpha=low.scaling)
+            outputs.append(output)
         return outputs
 
     def join(
@@ -165,12 +174,8 @@ def _dropout(layer: Any) -> float:
     return float(getattr(layer.lora_dropout["default"], "p", 0.0))
 
 
-def _multiply(weight: torch.Tensor, bias: torch.Tensor | None, low: LowRank | None, x: torch.Tensor) -> torch.Tensor:
-    return _add_low(torch.nn.functional.linear(x, weight, bias), x, low)
-
-
-def _add_low(output: torch.Tensor, x: torch.Tensor, low: LowRank | None) -> torch.Tensor:
-    return output if low is None else output.addmm_(x @ low.down.T, low.up.T, alpha=low.scaling)
+def _multiply_low(low: LowRank, x: torch.Tensor) -> torch.Tensor:
+    return ((x @ low.down.T) @ low.up.T).mul_(low.scaling)
 
 
 class _Frozen:
@@ -182,7 +187,7 @@ class _Frozen:
     """
 
     def __init__(self, linears: Sequence[Any], keeps: bool) -> None:
-        self._linears, self._keeps = linears, keeps
+        self._linears, self.keeps = linears, keeps
         self.dtype = _find_dtype(linears[0])
         self._kept: torch.Tensor | None = None
         self._few_rows: FewRows | None = None
@@ -199,7 +204,7 @@ class _Frozen:
         if self._kept is not None:
             return self._kept
         made = self._join(dtype) if self._blocks is None else self._dequantise(*self._blocks, dtype)
-        if self._keeps:
+        if self.keeps:
             self._kept = made
         return made
 

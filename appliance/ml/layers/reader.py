@@ -75,13 +75,13 @@ class Reader:
         ]
 
     def hidden(
-        self, ids: Sequence[int], positions: Sequence[int], seen: Seen, long: Sequence[bool], rows: Rows = "any"
+        self, ids: Sequence[int], positions: Sequence[int], seen: Seen, long: Sequence[bool], rows: Rows = "many"
     ) -> torch.Tensor:
         """[tokens, hidden] behind the last norm; `long` says which tokens are of a long sequence (`Positions`)."""
         return self.hidden_each([Piece(ids, positions, seen, long)], rows)[0]
 
     @torch.inference_mode()
-    def hidden_each(self, pieces: Sequence[Piece], rows: Rows = "any") -> list[torch.Tensor]:
+    def hidden_each(self, pieces: Sequence[Piece], rows: Rows = "many") -> list[torch.Tensor]:
         """The same for several pieces, in which a piece may see what those before it leave in a layer. Each is computed
         by itself, so that its bits are those of a pass of its own; but the weights of a layer are made once for all.
         """

@@ -141,11 +141,13 @@ class Base:
         long = [False] * len(pack.ids) if self.longest_short is None else pack.find_long(self.longest_short)
         attention = FixedAttention if self.fixed else TreeAttention
         seen = attention(pack, self.device, start=start, held=held)
-        return self.read(pack.ids[start:], pack.positions[start:], seen, long[start:], "fixed" if self.fixed else "any")
+        return self.read(
+            pack.ids[start:], pack.positions[start:], seen, long[start:], "fixed" if self.fixed else "many"
+        )
 
     @torch.inference_mode()
     def read(
-        self, ids: Sequence[int], positions: Sequence[int], seen: Seen, long: Sequence[bool], rows: Rows = "any"
+        self, ids: Sequence[int], positions: Sequence[int], seen: Seen, long: Sequence[bool], rows: Rows = "many"
     ) -> torch.Tensor:
         """[tokens, hidden] of tokens at these positions, without gradients; `long` marks those of a long sequence,
         `rows` is the reader's."""
@@ -158,7 +160,7 @@ class Base:
             rows=seen,
         )[0]
 
-    def read_each(self, pieces: Sequence[Piece], rows: Rows = "any") -> torch.Tensor:
+    def read_each(self, pieces: Sequence[Piece], rows: Rows = "many") -> torch.Tensor:
         """The same for pieces of one sequence, which follow one another: [tokens of all, hidden]."""
         if self.reader is not None:
             return torch.cat(self.reader.hidden_each(pieces, rows))

@@ -1,5 +1,5 @@
 """Products of few rows on the CPU, with NF4 layers and with a head in bf16: a kernel that reads each weight once, as it
-is stored.
+is stored. On a CPU with AMX it is the quickest for many rows, too.
 
 Weights are looked up in bf16, inputs are rounded to bf16, sums and outputs are float32. A row's bits are its own,
 however many rows there are. bitsandbytes and torch have such kernels, too, but each reads a layout of its own: the
@@ -29,11 +29,17 @@ def _find_kernel() -> Any | None:
     kernels = load_kernels()
     if not kernels.fits_rows():
         return None
-    kernels.use_tiles(True)
+    has_tiles()
     function = kernels.multiply_rows
     function.argtypes = (ctypes.POINTER(Product), ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
     function.restype = None
     return function
+
+
+@cache
+def has_tiles() -> bool:
+    """Whether the kernel multiplies by tiles: NF4 then takes any number of rows, quicker than torch does."""
+    return bool(load_kernels().use_tiles(True))
 
 
 def fits_nf4_rows(layers: Sequence[Any], dtype: torch.dtype) -> bool:
@@ -90,7 +96,9 @@ class FewRows:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         assert x.dtype == torch.float32 and x.is_contiguous()
         made = torch.empty(len(x), self._outer)
-        needed = torch.get_num_threads() * _ROWS * self._inner
+        # As _rows.c divides it.
+        rows = _ROWS if len(x) <= _ROWS else (len(x) + 2 * _ROWS - 1) // _ROWS * _ROWS
+        needed = torch.get_num_threads() * rows * self._inner
         if self._scratch.numel() < needed:
             self._scratch = torch.empty(needed, dtype=torch.bfloat16)
         multiply, scratch = _find_kernel(), self._scratch.data_ptr()

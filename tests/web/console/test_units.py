@@ -6,6 +6,7 @@ import base64
 import csv
 import html
 import io
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,11 +18,13 @@ import pytest
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.data.teaching import About, Teaching
 from appliance.domain.queries.response import parse_record, verify_answer, verify_record
+from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.log.log_policy import quorum_policy
 from appliance.formats.signatures.dsse import parse_envelope
 from appliance.store.database.sessions import SessionRow
 from appliance.web.console.core import gate
+from appliance.web.console.units import requests
 from appliance.web.operations.limits import Limits
 from appliance.workflows.serving import tasks
 from tests.kit.console import Browser, Console, console
@@ -174,9 +177,7 @@ def test_a_made_up_row_of_the_database_asks_for_nothing(desk: Console) -> None:
 
 
 def test_the_history_is_the_units_own_a_page_at_a_time(desk: Console, monkeypatch: pytest.MonkeyPatch) -> None:
-    import appliance.web.console.units.requests as page
-
-    monkeypatch.setattr(page, "PAGE_ROWS", 2)
+    monkeypatch.setattr(requests, "PAGE_ROWS", 2)
     browser = desk.signed_in("legal")
     for _ in range(3):
         _ask(browser)
@@ -187,6 +188,21 @@ def test_the_history_is_the_units_own_a_page_at_a_time(desk: Console, monkeypatc
     assert len(set(names)) == len(names) >= 3 and second["next"] is None
     rows = list(csv.DictReader(io.StringIO(browser.get("/requests.csv").text)))
     assert [row["request"] for row in rows] == names[:2] and rows[0]["outcome"] == "success"
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        ("stop", "stop"),
+        ("failure", "cut off or not answered; who asked was told why"),
+        ("interrupted", "who asked went away, or the service ended"),
+    ],
+)
+def test_how_a_request_ended_is_said_and_not_only_its_outcome_again(desk: Console, reason: str, words: str) -> None:
+    assert _ask(desk.signed_in("legal")).status_code == 200
+    entry = json.loads(next(data for _, data in desk.context.ledger.find(types=["request.finished"], newest=True)))
+    entry["body"]["finish_reason"] = reason
+    assert requests.describe_row(encode_canonical(entry)).detail == words
 
 
 def test_one_browser_waits_for_one_answer_at_a_time() -> None:

@@ -54,7 +54,7 @@ def requests(context: Context, viewer: Viewer, query: RequestsQuery) -> Requests
         newest=True,
         limit=PAGE_ROWS + 1,
     )
-    rows = tuple(_row(data) for _, data in found[:PAGE_ROWS])
+    rows = tuple(describe_row(data) for _, data in found[:PAGE_ROWS])
     return Requests(
         requests=rows,
         running=sum(one.unit == viewer.name for one in context.ledger.state.requests.values()),
@@ -62,7 +62,8 @@ def requests(context: Context, viewer: Viewer, query: RequestsQuery) -> Requests
     )
 
 
-def _row(data: bytes) -> RequestRow:
+def describe_row(data: bytes) -> RequestRow:
+    """Of an entry `request.finished` or `request.refused`."""
     entry = parse_entry(data)
     body: dict[str, Any] = dict(entry.body)
     refused = entry.type == RequestRefused.type
