@@ -26,7 +26,7 @@ FEW_ROWS = 64
 """Rows up to which dequantising takes longer than the kernel for few rows needs for all."""
 Rows = Literal["trained", "many", "few", "fixed"]
 """How rows are multiplied without gradients: as in training; the quickest way; the quickest way for few, which may have
-other bits; or so that a row's bits are its own on every CPU (`fixed.py`)."""
+other bits; or as in training, but so that a row's bits are its own on every CPU (`fixed.py`)."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Projections:
         """The layers' outputs of several inputs with an adapter that is not trained, or with none. The weights are made
         once for all, and the bits of each input's outputs are those that it has alone."""
         most = FEW_ROWS if rows == "few" else 0
-        if rows != "trained" and has_tiles() and not self._frozen.keeps:
+        if rows in ("few", "many") and has_tiles():
             most = sys.maxsize
         few = self._frozen.find_few_rows() if any(len(x) <= most for x in pieces) else None
         weight = None
@@ -187,7 +187,7 @@ class _Frozen:
     """
 
     def __init__(self, linears: Sequence[Any], keeps: bool) -> None:
-        self._linears, self.keeps = linears, keeps
+        self._linears, self._keeps = linears, keeps
         self.dtype = _find_dtype(linears[0])
         self._kept: torch.Tensor | None = None
         self._few_rows: FewRows | None = None
@@ -204,7 +204,7 @@ class _Frozen:
         if self._kept is not None:
             return self._kept
         made = self._join(dtype) if self._blocks is None else self._dequantise(*self._blocks, dtype)
-        if self.keeps:
+        if self._keeps:
             self._kept = made
         return made
 
