@@ -31,8 +31,13 @@ def multiplies_bfloat16(device: str) -> bool:
 def keeps_rows_apart(device: str) -> bool:
     """Whether a row of a product of matrices has the same bits whatever rows are multiplied beside it. A GPU, and a CPU
     with AMX, may add in another order where the number of rows is another."""
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return device == "cpu" and not (amx is not None and amx())
+    return device == "cpu" and not has_amx()
+
+
+def has_amx() -> bool:
+    """Whether the processor multiplies by tiles, which adds in another order than its vectors do."""
+    check = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return check is not None and bool(check())
 
 
 def describe_machine() -> dict[str, object]:
@@ -40,11 +45,16 @@ def describe_machine() -> dict[str, object]:
     device = find_device()
     return {
         "device": device,
-        "device_name": torch.cuda.get_device_name() if device == "cuda" else torch.backends.cpu.get_cpu_capability(),
+        "device_name": torch.cuda.get_device_name() if device == "cuda" else name_cpu(),
         "bfloat16": multiplies_bfloat16(device),
         "threads": torch.get_num_threads(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     }
+
+
+def name_cpu() -> str:
+    """What of the processor decides the bits of a result: its vectors, as torch names them, and its tiles."""
+    return torch.backends.cpu.get_cpu_capability() + (" and AMX" if has_amx() else "")
 
 
 def describe_kind(device: str) -> dict[str, object]:
