@@ -2,8 +2,8 @@
 
 A library that splits a sum for few rows and not for many adds in another order, and where a product has one shape
 alone, it has one order. So a pack's rows go through the layers in blocks of `ROWS`, the last filled up, and its queries
-in blocks of `QUERIES`, as many at once as there always are, each with keys of a number that its place alone decides. A
-sequence's bits are then its own, whatever stands beside it and however much it shares of its beginning.
+in blocks of `QUERIES`, whose places alone decide how many keys each has and how many go together. A sequence's bits are
+then its own, whatever stands beside it and however much it shares of its beginning.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from appliance.ml.layers.trees import Family, Held, find_families, hold
 
 ROWS = 256
 QUERIES = 64
-TOGETHER = 8
-"""Blocks of queries in one product."""
+MOST, MOST_KEYS = 8, 4096
+"""Blocks of queries in one product, and keys of them all: fewer blocks where each has more keys."""
 
 
 def multiply_in_blocks(
@@ -50,8 +50,12 @@ class _Block:
         return QUERIES << self.number.bit_length()
 
 
+def _count_together(width: int) -> int:
+    return max(1, min(MOST, MOST_KEYS // width))
+
+
 class _Group:
-    """`TOGETHER` blocks of one width, filled up with the first.
+    """As many blocks of one width as there always are of it, filled up with the first.
 
     `queries` [blocks, QUERIES] and `keys` [blocks, width] are tokens, `own` says where in `queries`, flattened, new
     ones stand, and `tokens` which they are.
@@ -59,10 +63,11 @@ class _Group:
 
     def __init__(self, blocks: Sequence[_Block], positions: torch.Tensor, start: int, device: str) -> None:
         width = blocks[0].width
-        filled = [*blocks, *[blocks[0]] * (TOGETHER - len(blocks))]
-        queries = torch.zeros(TOGETHER, QUERIES, dtype=torch.long)
-        keys = torch.zeros(TOGETHER, width, dtype=torch.long)
-        hidden = torch.ones(TOGETHER, QUERIES, width, dtype=torch.bool)
+        count = _count_together(width)
+        filled = [*blocks, *[blocks[0]] * (count - len(blocks))]
+        queries = torch.zeros(count, QUERIES, dtype=torch.long)
+        keys = torch.zeros(count, width, dtype=torch.long)
+        hidden = torch.ones(count, QUERIES, width, dtype=torch.bool)
         # A row of which all is hidden would be no number.
         hidden[:, :, 0] = False
         for place, block in enumerate(filled):
@@ -77,10 +82,14 @@ class _Group:
         self.own = torch.tensor(own, device=device)
         self.tokens = self.queries.flatten()[self.own]
         self._hidden = hidden[:, None].to(device)
-        self._distance = (positions[queries][:, :, None] - positions[keys][:, None])[:, None].to(device)
+        self._positions = positions[queries].to(device), positions[keys].to(device)
 
     def hide(self, window: int | None) -> torch.Tensor:
-        return self._hidden if window is None else self._hidden | (self._distance >= window)
+        """[blocks, 1, QUERIES, width]: what no query sees, for what comes later, belongs to others or is too far."""
+        if window is None:
+            return self._hidden
+        query, key = self._positions
+        return self._hidden | (query[:, None, :, None] - key[:, None, None] >= window)
 
 
 class FixedAttention:
@@ -91,10 +100,10 @@ class FixedAttention:
         positions = torch.tensor(pack.positions)
         blocks = sorted(_list_blocks(pack, start), key=lambda block: block.width)
         self._groups = [
-            _Group(some[first : first + TOGETHER], positions, start, device)
-            for _, alike in groupby(blocks, key=lambda block: block.width)
+            _Group(some[first : first + _count_together(width)], positions, start, device)
+            for width, alike in groupby(blocks, key=lambda block: block.width)
             for some in [list(alike)]
-            for first in range(0, len(some), TOGETHER)
+            for first in range(0, len(some), _count_together(width))
         ]
 
     def attend(
