@@ -73,10 +73,10 @@ class Projections:
     def multiply_each(self, pieces: Sequence[torch.Tensor], low: LowRank | None, rows: Rows) -> list[torch.Tensor]:
         """The layers' outputs of several inputs with an adapter that is not trained, or with none. The weights are made
         once for all, and the bits of each input's outputs are those that it has alone."""
+        few = self._frozen.find_few_rows() if rows in ("few", "many") else None
         most = FEW_ROWS if rows == "few" else 0
-        if rows in ("few", "many") and has_tiles():
+        if few is not None and has_tiles():
             most = sys.maxsize
-        few = self._frozen.find_few_rows() if any(len(x) <= most for x in pieces) else None
         weight = None
         outputs = []
         for x in pieces:
@@ -96,7 +96,7 @@ class Projections:
     def join(
         self, names: Sequence[str], weights: Mapping[str, tuple[torch.Tensor, torch.Tensor]], scaling: float
     ) -> LowRank | None:
-        """An adapter's A and B of these layers, by name, as `multiply` takes them; None where it has none of them."""
+        """An adapter's A and B of these layers, by name, as `multiply_each` takes them; None where it has none of them."""
         pairs = [weights.get(name) for name in names]
         found = [pair for pair in pairs if pair is not None]
         if not found:
