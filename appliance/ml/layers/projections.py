@@ -96,7 +96,7 @@ class Projections:
     def join(
         self, names: Sequence[str], weights: Mapping[str, tuple[torch.Tensor, torch.Tensor]], scaling: float
     ) -> LowRank | None:
-        """An adapter's A and B of these layers, by name, as `multiply_each` takes them; None where it has none of them."""
+        """An adapter's A and B of these layers, by name, as `multiply_each` takes them; None where it has none."""
         pairs = [weights.get(name) for name in names]
         found = [pair for pair in pairs if pair is not None]
         if not found:
