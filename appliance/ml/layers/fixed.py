@@ -3,7 +3,7 @@
 A library that splits a sum for few rows and not for many adds in another order, and where a product has one shape
 alone, it has one order. So a pack's rows go through the layers in blocks of `ROWS`, the last filled up, and its queries
 in blocks of `QUERIES`, whose places alone decide how many keys each has and how many go together. A sequence's bits are
-then its own, whatever stands beside it and however much it shares of its beginning.
+then its own, whatever other sequences are in the pack and however much of its beginning they share.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 
 from appliance.ml.layers.packing import Pack, Segment
 from appliance.ml.layers.scores import Scoring, attend
-from appliance.ml.layers.trees import Family, Held, find_families, hold
+from appliance.ml.layers.trees import Family, Held, find_families, hold, take
 
 ROWS = 256
 QUERIES = 64
@@ -113,10 +113,8 @@ class FixedAttention:
         key, value = hold(self._held, number, self._start, key, value)
         seen = torch.empty_like(query)
         for group in self._groups:
-            queries, keys, values = (
-                tensor[places].transpose(1, 2)
-                for tensor, places in ((query, group.queries), (key, group.keys), (value, group.keys))
-            )
+            queries = take(query, group.queries)
+            keys, values = (take(tensor, group.keys) for tensor in (key, value))
             made = attend(queries, keys, values, group.hide(scoring.window), scoring)
             seen[group.tokens] = made.transpose(1, 2).flatten(0, 1)[group.own]
         return seen

@@ -64,8 +64,8 @@ class TreeAttention:
         key, value = hold(self._held, number, self._start, key, value)
         seen = torch.empty_like(query)
         for group in self._groups:
-            queries = _take(query, group.queries)
-            keys, values = (_take(tensor, group.keys) for tensor in (key, value))
+            queries = take(query, group.queries)
+            keys, values = (take(tensor, group.keys) for tensor in (key, value))
             if group.shared:
                 keys, values = (
                     torch.cat([one[: group.shared].transpose(0, 1).expand(len(own), -1, -1, -1), own], dim=2)
@@ -90,7 +90,7 @@ def hold(
     return key, value
 
 
-def _take(tensor: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+def take(tensor: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """[families, heads, most, size] of [tokens, heads, size]."""
     return tensor[places.flatten()].view(*places.shape, *tensor.shape[1:]).transpose(1, 2)
 

@@ -108,7 +108,7 @@ class Base:
     @cached_property
     def apart(self) -> bool:
         """Whether each sequence goes through the model by itself: in a pack the library would turn the positions of all
-        by the longest one's, or add in an order that depends on what stands beside."""
+        by the longest one's, or add in an order that depends on the others."""
         return self.library or (self.reader is None and (self.fixed or self.longest_short is not None))
 
     @cached_property
