@@ -24,7 +24,7 @@ from appliance.access.trial import try_policies
 from appliance.domain.core.names import IDENTIFIER, NO_DIGEST, Time
 from appliance.domain.core.order import Order
 from appliance.domain.core.policy import PolicySet
-from appliance.domain.core.records import Principal
+from appliance.domain.core.records.people import Principal
 from appliance.domain.core.state import State
 from appliance.errors import BadInput, NotFound
 

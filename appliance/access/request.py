@@ -14,7 +14,7 @@ from typing import Any
 from appliance.domain.core import state
 from appliance.domain.core.names import Time, versioned
 from appliance.domain.core.order import Order
-from appliance.domain.core.records import Principal
+from appliance.domain.core.records.people import Principal
 from appliance.domain.core.table import Table, V
 from appliance.domain.data.bases import RevokeBase
 from appliance.domain.data.datasets import RevokeDataset, next_dataset_version

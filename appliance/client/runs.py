@@ -16,7 +16,7 @@ from appliance.client.support.files import read_file
 from appliance.client.support.log import Anchor, find_entries, read_entry
 from appliance.client.support.orders import propose
 from appliance.domain.core.names import versioned
-from appliance.domain.core.records import BoundSet, LocalSet
+from appliance.domain.core.records.data import BoundSet, LocalSet
 from appliance.domain.recipe.parsing import parse_recipe
 from appliance.domain.recipe.recipe import Facts, Recipe, resolve_recipe
 from appliance.domain.recipe.sweep import SWEPT

@@ -3,7 +3,7 @@
 #include <stdint.h>
 
 /* Raised with every change of what Python packs or calls; `ml/quantised/kernels.py` asks for it. */
-enum { VERSION = 4, PARTS = 3 };
+enum { VERSION = 5, PARTS = 3 };
 
 /* Layers that read one input, behind one another (`ml/quantised/product.py`). Without a table the weights are bf16,
    [outer, inner]. */
@@ -45,9 +45,12 @@ extern int omp_get_num_threads(void);
 /* Of each function below, what one of `threads` threads does. */
 #define HIDDEN __attribute__((visibility("hidden")))
 
-/* y [rows, outer] = x [rows, inner] times the weights, and the bias; scratch: [16, inner] of this thread's own. */
+/* y [rows, outer] = x [rows, inner] times the weights, and the bias; scratch: of this thread's own, as many numbers as
+   `find_room` says, on 64 bytes. */
 HIDDEN void multiply_part(const Product *product, int64_t rows, const float *x, float *y, uint16_t *scratch,
                           int64_t thread, int64_t threads);
+/* A multiple of 32. */
+int64_t find_room(const Product *product, int64_t rows);
 /* low = scale * A x of every pair. */
 HIDDEN void lora_down(const Pair *pairs, int64_t count, const Group *group, const float *x, int64_t thread,
                       int64_t threads);

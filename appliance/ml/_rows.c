@@ -29,7 +29,7 @@ typedef struct {
     int64_t rows;
     const float *x;
     float *y;
-    uint16_t *scratch; /* for each thread [TALL, inner], of more rows [rows in whole sixteens and 16, inner] */
+    uint16_t *scratch; /* for each thread as much as `find_room` says */
 } Job;
 
 /* A row in bf16. */
@@ -422,6 +422,12 @@ int use_tiles(int wanted) {
     return tiles = wanted && has && syscall(SYS_arch_prctl, request, tile_data) == 0;
 }
 
+/* The rows in bf16, 16 at a time; or all of them, in whole sixteens, and behind them the weights of 16 outputs. */
+int64_t find_room(const Product *product, int64_t rows) {
+    const int64_t all = tiles && product->table && rows > TALL;
+    return (all ? (rows + TALL - 1) / TALL * TALL + TALL : TALL) * product->inner;
+}
+
 NARROW void multiply_part(const Product *product, int64_t rows, const float *x, float *y, uint16_t *scratch,
                           int64_t thread, int64_t threads) {
     const int64_t inner = product->inner;
@@ -453,20 +459,21 @@ NARROW void multiply_part(const Product *product, int64_t rows, const float *x, 
 static void share(void *data) {
     const Job *job = data;
     const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
-    const int64_t tall = job->rows > TALL ? (job->rows + 2 * TALL - 1) / TALL * TALL : TALL;
-    uint16_t *scratch = job->scratch + thread * tall * job->product->inner;
+    uint16_t *scratch = job->scratch + thread * find_room(job->product, job->rows);
     multiply_part(job->product, job->rows, job->x, job->y, scratch, thread, threads);
 }
 
-/* y [rows, outer] = x [rows, inner] times the weights, and the bias, all float32. */
-void multiply_rows(const Product *product, int64_t rows, const float *x, float *y, uint16_t *scratch) {
+/* y [rows, outer] = x [rows, inner] times the weights, and the bias, all float32; by at most `threads` threads, for each of
+   which scratch has what `find_room` says. */
+void multiply_rows(const Product *product, int64_t rows, const float *x, float *y, uint16_t *scratch, int64_t threads) {
     Job job = {product, rows, x, y, scratch};
-    GOMP_parallel(share, &job, 0, 0);
+    GOMP_parallel(share, &job, (unsigned)threads, 0);
 }
 
 int fits_rows(void) { return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw"); }
 #else
-void multiply_rows(const void *product, int64_t rows, const float *x, float *y, uint16_t *scratch) {}
+void multiply_rows(const Product *product, int64_t rows, const float *x, float *y, uint16_t *scratch, int64_t threads) {}
+int64_t find_room(const Product *product, int64_t rows) { return 0; }
 int fits_rows(void) { return 0; }
 int use_tiles(int wanted) { return 0; }
 #endif

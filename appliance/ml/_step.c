@@ -18,7 +18,7 @@ int kernels_version(void) { return VERSION; }
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
 
-enum { LANES = 16, PART = 64, NARROW_ROWS = 16 };
+enum { LANES = 16, PART = 64 };
 
 #define WIDE __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,prefer-vector-width=512")))
 #define INLINE WIDE static inline __attribute__((always_inline))
@@ -35,11 +35,12 @@ typedef struct {
     const float *before, *behind, *before_mlp, *behind_mlp, *query_norm, *key_norm;
     const float *cosine, *sine;
     float *keys, *values; /* [blocks, key heads, block, size] */
+    int64_t turned;       /* an even number, at most `size` */
     int64_t window;       /* keys that a query sees, its own among them */
 } Layer;
 
 typedef struct {
-    int64_t layers, hidden, heads, key_heads, size, turned;
+    int64_t layers, hidden, heads, key_heads, size; /* of the heads key_heads is a divisor */
     int64_t block;          /* tokens in a block of the cache */
     int64_t heads_together; /* whether one norm goes over all heads of a token */
     int64_t gelu;           /* the activation: gelu by tanh, not silu */
@@ -77,8 +78,10 @@ INLINE __m512 load(const float *at, int64_t left) { return _mm512_maskz_loadu_ps
 
 INLINE void store(float *at, int64_t left, __m512 some) { _mm512_mask_storeu_ps(at, mask(left), some); }
 
-/* e^x = 2^n e^r, with r at most ln 2 / 2 from 0: its Taylor series is exact to float32 with seven terms. */
+/* e^x = 2^n e^r, with r at most ln 2 / 2 from 0: its Taylor series is exact to float32 with seven terms. Beyond 104 it is
+   0 or infinite. */
 INLINE __m512 raise_e(__m512 x) {
+    x = _mm512_min_ps(_mm512_set1_ps(104), _mm512_max_ps(_mm512_set1_ps(-104), x)); /* in this order NaN stays */
     const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 8);
     const __m512 rest = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
     const __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), rest);
@@ -171,7 +174,7 @@ INLINE void add(const Step *step, const float *weight, Place place) {
 INLINE void turn(const Step *step, const Layer *layer, int64_t row, const float *all, int64_t heads, int64_t head,
                  const float *weight, float *to) {
     const Model *model = step->model;
-    const int64_t size = model->size, half = model->turned / 2;
+    const int64_t size = model->size, half = layer->turned / 2;
     const float *from = all + head * size;
     if (weight && model->heads_together)
         scale_by(from, to, size, find_scale(all, heads * size, model->epsilon), weight + head * size);
@@ -182,7 +185,7 @@ INLINE void turn(const Step *step, const Layer *layer, int64_t row, const float 
             to[at] = from[at];
     if (!layer->cosine)
         return;
-    const float *cosine = layer->cosine + row * model->turned, *sine = layer->sine + row * model->turned;
+    const float *cosine = layer->cosine + row * layer->turned, *sine = layer->sine + row * layer->turned;
     for (int64_t at = 0; at < half; at++) {
         const float first = to[at], second = to[at + half];
         to[at] = first * cosine[at] - second * sine[at];
@@ -318,28 +321,33 @@ WIDE static void share(void *data) {
 
 INLINE int64_t larger(int64_t some, int64_t other) { return some > other ? some : other; }
 
+/* Numbers in whole lines of the cache. */
+INLINE int64_t fill_lines(int64_t count) { return (count + LANES - 1) / LANES * LANES; }
+
 /* What the layers make of the rows, in `rows->x`; 0, or -1 where there is no memory for what stands in between. */
 WIDE int read_layers(const Model *model, const Layer *layers, const Rows *rows, int64_t threads) {
     Step step = {model, layers, rows, 0, 0, 0, 0, 0};
-    int64_t inner = 0, outer = 0, longest = 0;
+    int64_t inner = 0, outer = 0, longest = 0, narrow = 0;
     for (const Layer *layer = layers; layer < layers + model->layers; layer++) {
         const Part *parts[] = {&layer->reading, &layer->writing, &layer->widening, &layer->narrowing};
         for (int part = 0; part < 4; part++) {
             inner = larger(inner, parts[part]->product.inner);
             outer = larger(outer, parts[part]->product.outer);
+            narrow = larger(narrow, find_room(&parts[part]->product, rows->rows));
         }
     }
     for (int64_t row = 0; row < rows->rows; row++)
         longest = larger(longest, rows->lengths[row] + 1);
-    /* Inputs in bf16, or a query, a key and the scores of a row; then a cache's line. */
-    step.each = larger(NARROW_ROWS * inner / 2, 2 * model->size + longest) / LANES * LANES + 2 * LANES;
-    float *room = malloc((rows->rows * (model->hidden + outer + inner) + threads * step.each) * sizeof(float));
+    /* What a product needs in bf16, or a query, a key and the scores of a row; then a line that no other thread writes. */
+    step.each = fill_lines(larger(narrow / 2, 2 * model->size + longest)) + LANES;
+    const int64_t between = rows->rows * (model->hidden + outer + inner);
+    float *room = aligned_alloc(64, (threads * step.each + fill_lines(between)) * sizeof(float));
     if (!room)
         return -1;
-    step.normal = room;
+    step.own = room;
+    step.normal = step.own + threads * step.each;
     step.made = step.normal + rows->rows * model->hidden;
     step.seen = step.made + rows->rows * outer;
-    step.own = step.seen + rows->rows * inner;
     GOMP_parallel(share, &step, (unsigned)threads, 0);
     free(room);
     return 0;

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from appliance.errors import BadInput
 from appliance.worker.channels import Incoming
 from appliance.worker.link import Header, Link, run_worker, take, take_path
 from appliance.worker.ranks import Ends, check_share, start_ranks, take_card, take_shape
@@ -144,6 +145,8 @@ def prepare(task: Header) -> tuple[Base, Attached, list[Sample], list[Sample]]:
         packs=METHODS[recipe["method"]].plain,
     )
     rows = data.load_rows(Path(take_path(task, "dataset")), data.TRAIN)
+    if recipe["privacy"] is not None and len(rows) != (expected := take(task, "rows", int)):
+        raise BadInput(f"dataset: expected the {expected} training rows that epsilon counts on, got {len(rows)}")
     sides = [
         tokenize_rows(side, base.chat, max_length=recipe["max_length"]) if side else []
         for side in split_rows(rows, recipe)

@@ -14,7 +14,7 @@ from typing import Any
 from appliance.domain.core.credentials import PasskeyPossession, Possession, parse_credential
 from appliance.domain.core.names import split_version, versioned
 from appliance.domain.core.order import Order
-from appliance.domain.core.records import BoundSet, LocalSet
+from appliance.domain.core.records.data import BoundSet, LocalSet
 from appliance.domain.core.state import State
 from appliance.domain.core.table import Table
 from appliance.domain.data.bases import RevokeBase

@@ -137,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
         "--model",
         choices=[*models.MODELS],
         default="smollm2",
-        help="serve, train: SmolLM2, or a random Llama of 1.1 billion",
+        help="serve, train: SmolLM2, or a random Llama of 1.17 billion",
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="serve, train: where to compute")
     parser.add_argument(

@@ -50,7 +50,7 @@ class Model:
 
 
 SMOLLM2 = Model("smollm2", "SmolLM2, 135 million", start_s=3)
-BILLION = Model("1b", "a random Llama, 1.1 billion", start_s=5)
+BILLION = Model("1b", "a random Llama, 1.17 billion", start_s=5)
 MODELS = {one.name: one for one in (SMOLLM2, BILLION)}
 
 

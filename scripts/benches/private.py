@@ -65,7 +65,8 @@ def measure(plan: Plan, places: dict[str, str]) -> Iterator[Found]:
         with tempfile.TemporaryDirectory(prefix="appliance-bench-") as name:
             recipe = _recipe(plan, places, epsilon)
             task = {**places, "recipe": recipe, "output": name, "checkpoints": name, "adapter": name}
-            secret = {} if epsilon is None else {"secret": secrets.token_hex(32)}
+            rows = plan.rows.labels * plan.rows.train
+            secret = {} if epsilon is None else {"secret": secrets.token_hex(32), "rows": rows}
             trained = run_child(task | secret | {"work": "train"})
             judged = run_child(task | {"work": "evaluate"})
         pairs: list[tuple[float, float]] = []
@@ -75,7 +76,7 @@ def measure(plan: Plan, places: dict[str, str]) -> Iterator[Found]:
             pairs = run_child({**places, **paced, "work": "pace"})["pairs"]
         yield Found(
             privacy=recipe["privacy"],
-            rows=plan.rows.labels * plan.rows.train,
+            rows=rows,
             steps=trained["steps"],
             accuracy=judged["adapter"]["accuracy"],
             macro_f1=judged["adapter"]["macro_f1"],

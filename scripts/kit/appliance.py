@@ -28,7 +28,7 @@ from appliance.config.values import Settings
 from appliance.domain.core import credentials
 from appliance.domain.core.names import add_seconds, encode_value
 from appliance.domain.core.order import Order, encode_order
-from appliance.domain.core.records import BoundSet
+from appliance.domain.core.records.data import BoundSet
 from appliance.domain.data.imports import ImportBase, ImportDataset, ImportValidationSet
 from appliance.domain.governance.endorsement import Endorse
 from appliance.domain.governance.people import Enroll

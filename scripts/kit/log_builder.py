@@ -28,7 +28,7 @@ from appliance.domain.core.event import Event, Ordered
 from appliance.domain.core.names import add_seconds, encode_value
 from appliance.domain.core.order import Order, encode_order
 from appliance.domain.core.policy import Parameters, PolicySet, parse_policy
-from appliance.domain.core.records import BoundSet, LocalSet
+from appliance.domain.core.records.data import BoundSet, LocalSet
 from appliance.domain.core.state import State
 from appliance.domain.data.bases import BaseImported, BaseRevoked, RevokeBase
 from appliance.domain.data.datasets import DatasetImported, DatasetRevoked, RevokeDataset

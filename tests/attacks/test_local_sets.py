@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from appliance.domain.core.names import encode_value
-from appliance.domain.core.records import LocalSet
+from appliance.domain.core.records.data import LocalSet
 from appliance.domain.evaluation.gates import parse_gate_file
 from appliance.domain.evaluation.items import check_rows, parse_items
 from appliance.domain.evaluation.shipped.sets import digest_set, list_shipped_rows

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from appliance.domain.core.records import Adapter
+from appliance.domain.core.records.adapters import Adapter
 from appliance.errors import Unavailable
 from appliance.formats.core.commitment import commit
 from appliance.formats.core.fields import parse_base64

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, cast
 
-from appliance.domain.core.records import release_key
+from appliance.domain.core.records.serving import release_key
 from appliance.errors import NotFound
 from appliance.web.console.units.ask import Asks
 from appliance.web.operations.limits import Limits, Quotas

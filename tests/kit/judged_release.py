@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from appliance.domain.core.decisions import Conditions
-from appliance.domain.core.records import Adapter
+from appliance.domain.core.records.adapters import Adapter
 from appliance.domain.releases.approval import barred
 from scripts.kit.log_builder import LogBuilder
 

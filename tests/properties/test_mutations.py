@@ -15,7 +15,8 @@ from appliance.domain.core import signatures
 from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Event, Ordered
 from appliance.domain.core.names import NO_DIGEST, add_seconds, encode_value
-from appliance.domain.core.records import BoundSet, Key
+from appliance.domain.core.records.data import BoundSet
+from appliance.domain.core.records.people import Key
 from appliance.domain.core.table import DigestTable, Table
 from appliance.domain.core.verb import NEWEST_RULES
 from appliance.domain.data.imports import ImportRequested

@@ -11,7 +11,7 @@ from appliance.client.support.door import Door
 from appliance.client.support.files import read_file
 from appliance.domain.core.credentials import PasskeyPossession, parse_credential
 from appliance.domain.core.order import Order, encode_order
-from appliance.domain.core.records import Key
+from appliance.domain.core.records.people import Key
 from appliance.domain.governance.passkeys import scope_of
 from appliance.domain.recipe.parsing import parse_recipe
 from appliance.domain.recipe.recipe import Facts, resolve_recipe

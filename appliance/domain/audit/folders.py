@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from appliance.domain.audit.report import Finding, Report, with_findings
 from appliance.domain.core.entry import Entry, parse_entry
 from appliance.domain.core.names import split_version
-from appliance.domain.core.records import LocalSet
+from appliance.domain.core.records.data import LocalSet
 from appliance.domain.data.local_sets import SHIPPED
 from appliance.domain.evaluation.basis import items_path
 from appliance.domain.evaluation.evidence import Conclusion, conclude, read_evidence

@@ -10,7 +10,7 @@ from appliance.domain.core.event import Ordered
 from appliance.domain.core.names import Time
 from appliance.domain.core.order import Order
 from appliance.domain.core.policy import PolicySet, parse_policy
-from appliance.domain.core.records import Principal
+from appliance.domain.core.records.people import Principal
 from appliance.domain.core.state import State
 from appliance.domain.rulebook.apply import apply
 from appliance.domain.rulebook.registry import EVENTS, ORDERS

@@ -17,7 +17,7 @@ from appliance.domain.audit.log_replay import Disclosed, Documents, LogReplay, S
 from appliance.domain.audit.report import SITE_POLICIES, Counts, Findings, Report, Verdict, trust_used
 from appliance.domain.core.entry import Entry
 from appliance.domain.core.names import Time
-from appliance.domain.core.records import Key
+from appliance.domain.core.records.people import Key
 from appliance.domain.core.state import State
 from appliance.domain.rulebook.apply import parse_body
 from appliance.domain.rulebook.typed import parse_typed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from appliance.domain.core.names import EXCLUSIVE_ROLES, PARTED_ROLES
-from appliance.domain.core.records import Principal
+from appliance.domain.core.records.people import Principal
 from appliance.domain.core.state import State
 
 Reasons = list[str]

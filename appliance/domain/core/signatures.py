@@ -11,7 +11,7 @@ from appliance.domain.core.credentials import Credential, SessionStatement, Unit
 from appliance.domain.core.names import Time, add_seconds
 from appliance.domain.core.order import Order, parse_order
 from appliance.domain.core.policy import Parameters
-from appliance.domain.core.records import Key, Principal, token_key
+from appliance.domain.core.records.people import Key, Principal, token_key
 from appliance.domain.core.state import State
 from appliance.errors import Conflict, Denied, NotAuthenticated, Tampered
 from appliance.formats.signatures.dsse import Envelope, parse_envelope, verify_envelope

@@ -13,36 +13,25 @@ from typing import Any, NamedTuple
 from appliance.domain.core.decisions import DailyAnswers, DailyTries, Delegation, Look
 from appliance.domain.core.names import NO_DIGEST, Time
 from appliance.domain.core.policy import Parameters
-from appliance.domain.core.records import (
-    Adapter,
+from appliance.domain.core.records.adapters import Adapter, Judgement
+from appliance.domain.core.records.data import Base, Dataset, Import, ValidationSet
+from appliance.domain.core.records.people import (
     Application,
-    Base,
-    Dataset,
-    Export,
-    Hold,
-    Import,
     IssuedToken,
-    Judgement,
     Key,
-    OpenRequest,
+    OpenSession,
     PendingOrder,
     Principal,
-    Release,
-    Replay,
     RevokedToken,
-    Run,
-    ServiceProcess,
-    Site,
-    Slot,
-    Text,
-    TrainingCheckpoint,
-    ValidationSet,
-    Witness,
 )
+from appliance.domain.core.records.runs import Replay, Run, TrainingCheckpoint
+from appliance.domain.core.records.serving import Export, OpenRequest, Release, ServiceProcess, Slot
+from appliance.domain.core.records.site import Hold, Site, Text, Witness
 from appliance.domain.core.table import DigestTable, Journal, Mark, Table
 
-UNPROJECTED = frozenset({"answers", "clearance", "order", "request", "text"})
-"""Kinds that are never projected: they change with each order and each request, and the log finds them by subject."""
+UNPROJECTED = frozenset({"answers", "clearance", "order", "request", "session", "text"})
+"""Kinds that are never projected: they change with each order, request and session, and the log finds them by
+subject."""
 
 
 class Clearance(NamedTuple):
@@ -77,6 +66,8 @@ class State:
         self.applications: Table[Application] = Table("application", Application, self._journal)
         self.issued_tokens: Table[IssuedToken] = Table("issued-token", IssuedToken, self._journal)
         """Those of applications that stand, or ended a short while ago."""
+        # By the index of the entry that opened it; those that ran out a short while ago, too.
+        self.sessions: Table[OpenSession] = Table("session", OpenSession, self._journal)
         self.pending: Table[PendingOrder] = Table("pending", PendingOrder, self._journal)
         self.imports: Table[Import] = Table("import", Import, self._journal)
         self.bases: Table[Base] = Table("base", Base, self._journal, voids_clearances=True)
@@ -103,8 +94,8 @@ class State:
         self.answers: Table[DailyAnswers] = Table("answers", DailyAnswers, self._journal)
         self.looks: Table[Look] = Table("look", Look, self._journal)
         """By order, those that have not ended."""
+        # By reviewer.
         self.tries: Table[DailyTries] = Table("tries", DailyTries, self._journal)
-        """By reviewer."""
         self.texts: Table[Text] = DigestTable("text", Text, self._journal, "hmac-sha256:")
         self.holds: Table[Hold] = Table("hold", Hold, self._journal)
         self.witnesses: Table[Witness] = Table("witness", Witness, self._journal)

@@ -8,7 +8,7 @@ from sys import intern
 
 from appliance.domain.core.entry import Entry
 from appliance.domain.core.order import Order
-from appliance.domain.core.records import Text
+from appliance.domain.core.records.site import Text
 from appliance.domain.core.state import State
 from appliance.domain.core.table import Table
 from appliance.errors import Denied

@@ -8,7 +8,8 @@ from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Event, Failed, Ordered
 from appliance.domain.core.names import Digest, Identifier, Time
 from appliance.domain.core.order import Order, Subjects
-from appliance.domain.core.records import Base, Principal
+from appliance.domain.core.records.data import Base
+from appliance.domain.core.records.people import Principal
 from appliance.domain.core.roles import Reasons
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import EventRule, Verb

@@ -10,7 +10,8 @@ from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Event, Ordered
 from appliance.domain.core.names import Digest, Identifier, Time, VersionedName, split_version, versioned
 from appliance.domain.core.order import Order, Subjects
-from appliance.domain.core.records import Dataset, Principal
+from appliance.domain.core.records.data import Dataset
+from appliance.domain.core.records.people import Principal
 from appliance.domain.core.roles import Reasons
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import EventRule, Verb

@@ -10,7 +10,8 @@ from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Failed, Ordered
 from appliance.domain.core.names import Commitment, Decimal, Digest, Identifier, Time, Token
 from appliance.domain.core.order import Order, Subjects
-from appliance.domain.core.records import Base, Import, Principal
+from appliance.domain.core.records.data import Base, Import
+from appliance.domain.core.records.people import Principal
 from appliance.domain.core.roles import Reasons, needs
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import EventRule, Verb

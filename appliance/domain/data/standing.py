@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from appliance.domain.core.records import Adapter, BoundSet, Principal, Run
+from appliance.domain.core.records.adapters import Adapter
+from appliance.domain.core.records.data import BoundSet
+from appliance.domain.core.records.people import Principal
+from appliance.domain.core.records.runs import Run
 from appliance.domain.core.roles import Reasons, needs
 from appliance.domain.core.state import State
 

@@ -11,7 +11,8 @@ from decimal import ROUND_HALF_EVEN
 from decimal import Decimal as Number
 from typing import Any
 
-from appliance.domain.core.records import Adapter, Run, checkpoint_key
+from appliance.domain.core.records.adapters import Adapter
+from appliance.domain.core.records.runs import Run, checkpoint_key
 from appliance.domain.core.state import State
 from appliance.domain.recipe.recipe import ResolvedRecipe
 

@@ -8,7 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from appliance.domain.core.names import split_version, versioned
-from appliance.domain.core.records import Adapter, Judgement, LocalSet, Run, ValidationSet
+from appliance.domain.core.records.adapters import Adapter, Judgement
+from appliance.domain.core.records.data import LocalSet, ValidationSet
+from appliance.domain.core.records.runs import Run
 from appliance.domain.core.state import State
 from appliance.domain.data.imports import RELEASED_ENDING
 from appliance.domain.data.local_sets import METRIC, SHIPPED, is_local

@@ -8,15 +8,9 @@ from typing import TypeVar
 
 from appliance.domain.core.case import Case
 from appliance.domain.core.names import split_version
-from appliance.domain.core.records import (
-    BoundSet,
-    Dataset,
-    Judgement,
-    LocalJudgement,
-    LocalSet,
-    Run,
-    SetJudgement,
-)
+from appliance.domain.core.records.adapters import Judgement, LocalJudgement, SetJudgement
+from appliance.domain.core.records.data import BoundSet, Dataset, LocalSet
+from appliance.domain.core.records.runs import Run
 from appliance.domain.core.roles import Reasons
 from appliance.domain.core.state import State
 from appliance.domain.data.imports import RELEASED_ENDING

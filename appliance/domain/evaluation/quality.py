@@ -49,7 +49,8 @@ def list_measures(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
         others = [f"{who} {_show(value)}" for who, value in beside if value is not None]
         measures.append((name.replace("_", " "), ", ".join([_show(ours), *others])))
     engines = sorted(metrics.get("engines", {}).items())
-    return measures + [("on another engine", describe_engine(name, found)) for name, found in engines]
+    measures += [("on another engine", describe_engine(name, found)) for name, found in engines]
+    return measures + _judged_again(metrics)
 
 
 MAJORITY = "the majority class"
@@ -91,6 +92,20 @@ def _majority(metrics: Mapping[str, Any]) -> list[str]:
 
 
 _LESS = "the learning rate may be too high"
+
+
+def _judged_again(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The noise floor in words; nothing where none was measured."""
+    noise = metrics.get("noise")
+    found = [noise.get(name) for name in ("rows", "different", "largest")] if isinstance(noise, Mapping) else []
+    counts = [count for count in found if isinstance(count, int)]
+    if len(counts) != 3:
+        return []
+    rows, different, largest = counts
+    same = "every answer was the same"
+    other = f"{different} answers were others, a score by at most {Number(largest).scaleb(-6):f}"
+    told = f"{rows} rows in another order and other batches: {other if different else same}"
+    return [("judged again", told)]
 
 
 def _number(metrics: Mapping[str, Any], of: str, name: str) -> Number | None:

@@ -12,8 +12,10 @@ from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Endorsed
 from appliance.domain.core.names import Time, add_seconds
 from appliance.domain.core.order import Order, Subjects
-from appliance.domain.core.records import ClockReset as Reset
-from appliance.domain.core.records import Key, LogKey, Principal, Slot, Witness
+from appliance.domain.core.records.people import Key, Principal
+from appliance.domain.core.records.serving import Slot
+from appliance.domain.core.records.site import ClockReset as Reset
+from appliance.domain.core.records.site import LogKey, Witness
 from appliance.domain.core.roles import Reasons, needs
 from appliance.domain.core.signatures import check_lifetime
 from appliance.domain.core.state import State

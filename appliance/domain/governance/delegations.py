@@ -9,7 +9,7 @@ from appliance.domain.core.decisions import Delegation, delegation_key
 from appliance.domain.core.event import Ordered
 from appliance.domain.core.names import EXCLUSIVE_ROLES, Identifier, Time, add_seconds
 from appliance.domain.core.order import Order, Subjects
-from appliance.domain.core.records import Principal
+from appliance.domain.core.records.people import Principal
 from appliance.domain.core.roles import Reasons, needs, stands
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import Verb

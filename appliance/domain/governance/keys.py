@@ -11,7 +11,7 @@ from appliance.domain.core.credentials import Possession, parse_credential
 from appliance.domain.core.event import Endorsed, Ordered
 from appliance.domain.core.names import Base64, Digest, Identifier, Time, Value, add_seconds
 from appliance.domain.core.order import Order, Subjects
-from appliance.domain.core.records import Key, Principal
+from appliance.domain.core.records.people import Key, Principal
 from appliance.domain.core.roles import Reasons, needs, stands
 from appliance.domain.core.signatures import keys_rotated_from
 from appliance.domain.core.state import State

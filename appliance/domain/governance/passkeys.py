@@ -15,7 +15,7 @@ from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.credentials import CredentialId, Origin, PasskeyPossession, parse_credential
 from appliance.domain.core.event import Endorsed
 from appliance.domain.core.names import Identifier, Time
-from appliance.domain.core.records import Key, Passkey, Principal
+from appliance.domain.core.records.people import Key, Passkey, Principal
 from appliance.domain.core.roles import Reasons, needs, stands
 from appliance.domain.core.signatures import against_scope
 from appliance.domain.core.state import State

@@ -11,7 +11,7 @@ from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Endorsed, Ordered
 from appliance.domain.core.names import SERVICE, Commitment, Identifier, Role, Time
 from appliance.domain.core.order import Order, Subjects
-from appliance.domain.core.records import Principal
+from appliance.domain.core.records.people import Principal
 from appliance.domain.core.roles import Reasons, exclusive_roles, is_unit, needs, stands
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import Attachment, Verb

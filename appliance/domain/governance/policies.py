@@ -7,7 +7,7 @@ from appliance.domain.core.event import Endorsed
 from appliance.domain.core.names import Digest, Time
 from appliance.domain.core.order import Order, Subjects
 from appliance.domain.core.policy import PolicySet, own_witnesses, parse_policy
-from appliance.domain.core.records import Principal
+from appliance.domain.core.records.people import Principal
 from appliance.domain.core.roles import Reasons, needs
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import Attachment, Verb

@@ -11,7 +11,8 @@ from appliance.domain.core.case import Case, Change, Changes
 from appliance.domain.core.event import Event
 from appliance.domain.core.names import SERVICE, Base64, Canonical, Digest, Identifier, Time
 from appliance.domain.core.policy import parse_policy
-from appliance.domain.core.records import LogKey, ServiceProcess, Site
+from appliance.domain.core.records.serving import ServiceProcess
+from appliance.domain.core.records.site import LogKey, Site
 from appliance.domain.core.verb import EventRule, unchanged
 from appliance.domain.core.words import form
 from appliance.domain.governance.people import enrolled_person

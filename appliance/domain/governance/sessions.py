@@ -6,11 +6,14 @@ from pydantic import Field
 
 from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Event
-from appliance.domain.core.names import Digest, Identifier, Time
+from appliance.domain.core.names import Digest, Identifier, Time, add_seconds
+from appliance.domain.core.records.people import OpenSession
 from appliance.domain.core.signatures import accept_session
 from appliance.domain.core.verb import EventRule
 
 MAX_NAMED = 16
+KEPT_S = 600
+"""A session may still be ended so long after it ran out: the service's clock reads, and then the entry's time."""
 
 
 class SessionOpened(Event):
@@ -59,19 +62,26 @@ class AuthRefused(Event):
 
 
 def session_opened(case: Case) -> Changes:
-    session, principal = accept_session(case.state, case.documents["session"], case.entry.time)
+    state, now = case.state, case.entry.time
+    session, principal = accept_session(state, case.documents["session"], now)
     case.require(case.entry.actor == principal.name == session.signer, "actor", session.signer, case.entry.actor)
-    return []
+    gone: Changes = [
+        (state.sessions, key, None) for key, row in state.sessions.items() if add_seconds(row.expires_at, KEPT_S) <= now
+    ]
+    row = OpenSession(principal=principal.name, expires_at=session.expires_at)
+    return [*gone, (state.sessions, str(case.entry.index), row)]
 
 
 def session_closed(case: Case) -> Changes:
     body, actor = case.of(SessionClosed), case.state.principals.get(case.entry.actor)
     case.require(body.principal in case.state.principals, "principal", "one that is enrolled", body.principal)
-    case.require(body.opened < case.entry.index, "opened", f"an entry before {case.entry.index}", body.opened)
+    row = case.state.sessions.get(str(body.opened))
+    open_one = row is not None and row.principal == body.principal
+    case.require(open_one, "opened", f"the entry of an open session of {body.principal}", body.opened)
     may = actor is not None and actor.revoked is None and actor.has("administrator")
     expected = f"{body.principal} or an administrator"
     case.require(case.entry.actor == body.principal or may, "actor", expected, case.entry.actor)
-    return []
+    return [(case.state.sessions, str(body.opened), None)]
 
 
 def auth_refused(case: Case) -> Changes:

@@ -9,7 +9,8 @@ from pydantic import Field
 from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.entry import MAX_SUBJECTS
 from appliance.domain.core.event import Event
-from appliance.domain.core.records import Adapter, Base
+from appliance.domain.core.records.adapters import Adapter
+from appliance.domain.core.records.data import Base
 from appliance.domain.core.table import Table
 from appliance.domain.core.verb import EventRule
 from appliance.errors import Denied

@@ -11,7 +11,8 @@ from typing import Literal
 from appliance.domain.core.decisions import Decision, ReviewRecord
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import Time, Value, versioned
-from appliance.domain.core.records import Adapter, Release, Slot
+from appliance.domain.core.records.adapters import Adapter
+from appliance.domain.core.records.serving import Release, Slot
 from appliance.domain.core.roles import is_unit
 from appliance.domain.core.state import State
 from appliance.domain.core.words import unknown_word

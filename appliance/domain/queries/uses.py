@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from appliance.domain.core.names import Value
-from appliance.domain.core.records import Run, release_key
+from appliance.domain.core.records.runs import Run
+from appliance.domain.core.records.serving import release_key
 from appliance.domain.core.state import State
 
 TOLD_OF_ADAPTERS = (

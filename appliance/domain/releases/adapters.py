@@ -19,7 +19,9 @@ from appliance.domain.core.names import (
     versioned,
 )
 from appliance.domain.core.order import Order, Subjects
-from appliance.domain.core.records import Adapter, Principal, Run
+from appliance.domain.core.records.adapters import Adapter
+from appliance.domain.core.records.people import Principal
+from appliance.domain.core.records.runs import Run
 from appliance.domain.core.roles import Reasons, needs
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import EventRule, Verb

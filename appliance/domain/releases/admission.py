@@ -14,7 +14,8 @@ from functools import cached_property, partial
 from appliance.domain.core.decisions import Delegated, Finding, ReleaseRequest, ReviewRecord
 from appliance.domain.core.entry import Entry, parse_entry
 from appliance.domain.core.names import Time, versioned
-from appliance.domain.core.records import Activation, Adapter, release_key
+from appliance.domain.core.records.adapters import Adapter
+from appliance.domain.core.records.serving import Activation, release_key
 from appliance.domain.core.signatures import Accepted, OrderReader
 from appliance.domain.core.state import State
 from appliance.domain.evaluation.judging import VERDICT_FILE

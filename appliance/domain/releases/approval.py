@@ -7,7 +7,8 @@ from typing import Literal
 
 from appliance.domain.core.decisions import Delegated, ReviewRecord
 from appliance.domain.core.names import Time
-from appliance.domain.core.records import Adapter, Release, Slot, release_key
+from appliance.domain.core.records.adapters import Adapter
+from appliance.domain.core.records.serving import Release, Slot, release_key
 from appliance.domain.core.roles import Reasons, is_unit
 from appliance.domain.core.state import Clearance, State
 from appliance.domain.data.standing import inputs_stand

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from appliance.domain.core.decisions import Finding
 from appliance.domain.core.names import Time
-from appliance.domain.core.records import Adapter
+from appliance.domain.core.records.adapters import Adapter
 from appliance.domain.core.roles import Reasons
 from appliance.domain.core.state import State
 

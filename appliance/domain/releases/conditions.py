@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.decisions import Conditions, DailyAnswers, ReviewRecord, answers_key
 from appliance.domain.core.names import Time, versioned
-from appliance.domain.core.records import Adapter
+from appliance.domain.core.records.adapters import Adapter
 from appliance.domain.core.roles import Reasons
 from appliance.domain.core.state import Clearance, State
 from appliance.domain.releases.tiers import current_request

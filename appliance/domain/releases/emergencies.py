@@ -6,7 +6,9 @@ from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.decisions import ReleaseRequest
 from appliance.domain.core.event import Endorsed
 from appliance.domain.core.names import Time, add_seconds
-from appliance.domain.core.records import Activation, Adapter, Principal, Release, release_key
+from appliance.domain.core.records.adapters import Adapter
+from appliance.domain.core.records.people import Principal
+from appliance.domain.core.records.serving import Activation, Release, release_key
 from appliance.domain.core.roles import Reasons, needs
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import Verb

@@ -18,20 +18,11 @@ from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.entry import Entry
 from appliance.domain.core.event import Ordered
 from appliance.domain.core.names import Base64, Time, Value, add_seconds, encode_value, parse_value, versioned
-from appliance.domain.core.records import (
-    Adapter,
-    Base,
-    Dataset,
-    Export,
-    Key,
-    Principal,
-    Release,
-    Site,
-    ValidationSet,
-    Witness,
-    export_key,
-    release_key,
-)
+from appliance.domain.core.records.adapters import Adapter
+from appliance.domain.core.records.data import Base, Dataset, ValidationSet
+from appliance.domain.core.records.people import Key, Principal
+from appliance.domain.core.records.serving import Export, Release, export_key, release_key
+from appliance.domain.core.records.site import Site, Witness
 from appliance.domain.core.roles import Reasons, needs
 from appliance.domain.core.signatures import Accepted, OrderReader
 from appliance.domain.core.state import Clearance, State

@@ -16,7 +16,8 @@ from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.decisions import DailyTries, Look
 from appliance.domain.core.event import Event, Ordered
 from appliance.domain.core.names import Canonical, Commitment, Digest, Identifier, Time, Token, VersionedName
-from appliance.domain.core.records import Adapter, Principal
+from appliance.domain.core.records.adapters import Adapter
+from appliance.domain.core.records.people import Principal
 from appliance.domain.core.roles import Reasons, needs
 from appliance.domain.core.state import State
 from appliance.domain.core.table import Table

@@ -8,7 +8,8 @@ from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.decisions import Conditions, ReleaseRequest
 from appliance.domain.core.event import Ordered
 from appliance.domain.core.names import Commitment, Digest, Identifier, Time, Token
-from appliance.domain.core.records import Adapter, Principal
+from appliance.domain.core.records.adapters import Adapter
+from appliance.domain.core.records.people import Principal
 from appliance.domain.core.roles import Reasons, is_unit, needs
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import Verb

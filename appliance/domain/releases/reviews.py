@@ -20,7 +20,8 @@ from appliance.domain.core.decisions import (
 )
 from appliance.domain.core.event import Ordered
 from appliance.domain.core.names import Commitment, Digest, Identifier, Time, add_seconds
-from appliance.domain.core.records import Adapter, Principal
+from appliance.domain.core.records.adapters import Adapter
+from appliance.domain.core.records.people import Principal
 from appliance.domain.core.roles import Reasons, is_unit, needs
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import Verb

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from appliance.domain.core.decisions import ReleaseRequest, ReviewRecord
 from appliance.domain.core.names import Time, add_seconds
 from appliance.domain.core.policy import Parameters, Tier
-from appliance.domain.core.records import Adapter
+from appliance.domain.core.records.adapters import Adapter
 from appliance.domain.core.state import State
 from appliance.domain.data.standing import sets_stand
 

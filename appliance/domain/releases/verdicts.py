@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from appliance.domain.core.decisions import Finding
 from appliance.domain.core.names import Time
-from appliance.domain.core.records import Adapter
+from appliance.domain.core.records.adapters import Adapter
 from appliance.domain.core.roles import Reasons
 from appliance.domain.core.state import State
 

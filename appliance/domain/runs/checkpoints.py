@@ -9,7 +9,7 @@ from pydantic import Field
 from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Event
 from appliance.domain.core.names import Decimal, Digest, RunId
-from appliance.domain.core.records import Run, TrainingCheckpoint, checkpoint_key
+from appliance.domain.core.records.runs import Run, TrainingCheckpoint, checkpoint_key
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import EventRule
 from appliance.domain.runs.conditions import check_inputs, take_run

@@ -7,7 +7,7 @@ from collections.abc import Container
 from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Event
 from appliance.domain.core.names import RunId
-from appliance.domain.core.records import Job, Run
+from appliance.domain.core.records.runs import Job, Run
 from appliance.domain.core.state import State
 from appliance.domain.data.standing import inputs_stand, sets_stand
 from appliance.errors import Denied

@@ -12,7 +12,8 @@ from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Event, Failed, Ordered
 from appliance.domain.core.names import Decimal, Digest, RunId, Time
 from appliance.domain.core.order import Order, Subjects
-from appliance.domain.core.records import Principal, Replay, ReplayVerdict, checkpoint_key
+from appliance.domain.core.records.people import Principal
+from appliance.domain.core.records.runs import Replay, ReplayVerdict, checkpoint_key
 from appliance.domain.core.roles import Reasons, needs
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import EventRule, Verb

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from decimal import Decimal as Number
 
-from appliance.domain.core.records import Run
+from appliance.domain.core.records.runs import Run
 from appliance.domain.core.state import State
 from appliance.domain.runs.conditions import UNDER_WAY
 from appliance.domain.runs.stopping import Reading
@@ -36,14 +36,20 @@ def find_behind(own: Sequence[Reading], others: Iterable[Sequence[Reading]]) -> 
     return None if Number(own[-1][1]) <= last else (own[-1][1], str(last))
 
 
-def too_many(state: State, sweep: str, signer: str, dataset_digest: str) -> list[str]:
-    """Why one run more of this sweep is not ordered. Its name is its author's choice, so their runs of other sweeps on
-    the same dataset count as well while they have not ended."""
+def bars_run(state: State, sweep: str, signer: str, dataset_digest: str) -> list[str]:
+    """Why one run more of this sweep is not ordered. A sweep is one signer's on one dataset. Its name is its author's
+    choice, so their runs of other sweeps on the same dataset count as well while they have not ended."""
 
     def counts(run: Run) -> bool:
         own = run.ordered_by == signer and run.dataset_digest == dataset_digest and run.status in UNDER_WAY
         return run.sweep == sweep or (own and run.sweep is not None)
 
+    for run in state.runs.values():
+        if run.sweep == sweep and (run.ordered_by, run.dataset_digest) != (signer, dataset_digest):
+            return [
+                f"sweep {sweep}: expected a new name, or one of {signer}'s on this dataset, got {run.ordered_by}'s on "
+                f"{run.dataset}"
+            ]
     most = state.parameters.most_sweep_runs
     if sum(map(counts, state.runs.values())) < most:
         return []

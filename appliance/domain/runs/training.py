@@ -10,7 +10,9 @@ from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Event, Failed, Ordered
 from appliance.domain.core.names import Decimal, Digest, Identifier, RunId, Time
 from appliance.domain.core.order import Order, Subjects
-from appliance.domain.core.records import BoundSet, Guarantee, LocalSet, Principal, Run
+from appliance.domain.core.records.data import BoundSet, LocalSet
+from appliance.domain.core.records.people import Principal
+from appliance.domain.core.records.runs import Guarantee, Run
 from appliance.domain.core.roles import Reasons, needs
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import Attachment, EventRule, Verb
@@ -32,7 +34,7 @@ from appliance.domain.runs.conditions import (
     take_run,
 )
 from appliance.domain.runs.stopping import best_step, read_steps, stops
-from appliance.domain.runs.sweeps import too_many
+from appliance.domain.runs.sweeps import bars_run
 from appliance.formats.core.digest import digest_bytes
 
 
@@ -152,7 +154,7 @@ def _tiered(state: State, order: Train) -> Reasons:
 def _swept(state: State, order: Train) -> Reasons:
     if order.sweep is None:
         return []
-    reasons = too_many(state, order.sweep, order.signer, order.dataset_digest)
+    reasons = bars_run(state, order.sweep, order.signer, order.dataset_digest)
     if not order.recipe.validate_every:
         reasons.append("sweep: expected a run that validates, since a sweep chooses by validation losses, got none")
     return reasons

@@ -15,7 +15,7 @@ from appliance.domain.core.credentials import TokenRequest, parse_credential
 from appliance.domain.core.event import Event, Ordered
 from appliance.domain.core.names import Digest, Identifier, Time, add_seconds
 from appliance.domain.core.order import Subjects
-from appliance.domain.core.records import Application, IssuedToken, Principal, application_key
+from appliance.domain.core.records.people import Application, IssuedToken, Principal, application_key
 from appliance.domain.core.roles import Reasons, needs
 from appliance.domain.core.signatures import check_lifetime, check_since_reset, token_revoked
 from appliance.domain.core.state import State

@@ -7,7 +7,7 @@ from pydantic import Field
 from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Event
 from appliance.domain.core.names import Commitment, Digest, Identifier, Nonce, OtherEngine, Time, VersionedName
-from appliance.domain.core.records import OpenRequest, release_key
+from appliance.domain.core.records.serving import OpenRequest, release_key
 from appliance.domain.core.signatures import token_revoked
 from appliance.domain.core.texts import check_unerased
 from appliance.domain.core.verb import EventRule, unchanged

@@ -9,7 +9,7 @@ from pydantic import Field
 from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Event
 from appliance.domain.core.names import Digest, Identifier, OtherEngine, Time, VersionedName
-from appliance.domain.core.records import Slot, release_key, slot_key
+from appliance.domain.core.records.serving import Slot, release_key, slot_key
 from appliance.domain.core.state import Clearance, State
 from appliance.domain.core.verb import EventRule, unchanged
 from appliance.domain.releases.approval import clear, standing_reviews, superseded

@@ -6,7 +6,7 @@ from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Ordered
 from appliance.domain.core.names import Digest, Identifier, Time, add_seconds
 from appliance.domain.core.order import Order, Subjects
-from appliance.domain.core.records import Principal, RevokedToken, application_key, token_key
+from appliance.domain.core.records.people import Principal, RevokedToken, application_key, token_key
 from appliance.domain.core.roles import Reasons, needs
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import Verb

@@ -10,7 +10,7 @@ from pydantic import Field
 from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Event
 from appliance.domain.core.names import Base64, Time, add_seconds
-from appliance.domain.core.records import Witness
+from appliance.domain.core.records.site import Witness
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import EventRule
 from appliance.errors import Denied

@@ -17,7 +17,7 @@ from appliance.errors import BadInput
 from appliance.ml.data import rows as data
 from appliance.ml.data.samples import tokenize_row
 from appliance.ml.data.sources import Source
-from appliance.ml.model.chat import Chat
+from appliance.ml.model.chat import Chat, uses_tools
 
 MOST_ERRORS = 200
 MOST_PAIRS = 50
@@ -141,7 +141,10 @@ def _measure(task: Task, sides: data.Sides, errors: Errors, rendering: Rendering
     except BadInput as error:
         errors.add([error])
         return []
+    errors.add(data.find_toolless(sides, chat))
     for index, (source, side) in enumerate(sides):
+        if chat.calls is None and uses_tools(source.messages, source.tools):
+            continue
         try:
             row = data.render_row(index, source, side, chat, task, rendering.instruction)
             sample = tokenize_row(row, chat, rendering.context_length, source.place, "the base's context")

@@ -21,7 +21,7 @@ from appliance.errors import BadInput, refuse
 from appliance.formats.artifacts.rows import cluster_digest, row_digest, rows_root, slice_digest
 from appliance.formats.core.canonical import encode_canonical, parse_canonical
 from appliance.ml.data.sources import Message, Source
-from appliance.ml.model.chat import Chat
+from appliance.ml.model.chat import TEMPLATE_FILE, Chat, uses_tools
 
 ROWS_FILE = "rows.jsonl"
 DIGESTS_FILE = "row_digests.bin"
@@ -138,10 +138,20 @@ def render_rows(sides: Sides, chat: Chat, task: Task, *, instruction: str, judge
     if task == "completion" and instruction:
         raise BadInput("dataset, instruction: expected none for completion, which has no template, got one")
     chat.check_plain(instruction, "dataset, instruction")
+    for error in find_toolless(sides, chat):
+        raise error
     rows = [render_row(index, *side, chat, task, instruction) for index, side in enumerate(sides)]
     for error in () if judges else find_empty_splits(sides):
         raise error
     return rows
+
+
+def find_toolless(sides: Sides, chat: Chat) -> Iterator[BadInput]:
+    """One error for all rows that use tools, where the base's template has none."""
+    using = [source.place for source, _ in sides if uses_tools(source.messages, source.tools)]
+    if using and chat.calls is None:
+        rows = "1 row uses" if len(using) == 1 else f"{len(using)} rows use"
+        yield BadInput(f"{using[0]}: {TEMPLATE_FILE}: {chat.toolless}; {rows} tools: choose a base that has them")
 
 
 def find_empty_splits(sides: Sides) -> Iterator[BadInput]:

@@ -44,13 +44,13 @@ class _Layer(ctypes.Structure):
     _fields_ = (
         *((name, _Part) for name in _PARTS),
         *((name, ctypes.c_void_p) for name in (*_NORMS, "cosine", "sine", "keys", "values")),
-        ("window", ctypes.c_int64),
+        *((name, ctypes.c_int64) for name in ("turned", "window")),
     )
 
 
 class _Model(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("layers", "hidden", "heads", "key_heads", "size", "turned", "block")),
+        *((name, ctypes.c_int64) for name in ("layers", "hidden", "heads", "key_heads", "size", "block")),
         *((name, ctypes.c_int64) for name in ("heads_together", "gelu")),
         *((name, ctypes.c_double) for name in ("epsilon", "scaling", "softcap", "multiplier")),
     )
@@ -83,6 +83,8 @@ class FusedLayers:
     def __init__(
         self, layers: Sequence[FusedLayer], architecture: Architecture, scoring: Scoring, size: int, epsilon: float
     ) -> None:
+        for layer in layers:
+            _check(layer, architecture, size)
         self._held = layers  # The structures hold the addresses of its tensors.
         groups = number_groups([group for layer in layers for group in layer.groups], narrow=True)
         self._layers = (_Layer * len(layers))()
@@ -106,6 +108,7 @@ class FusedLayers:
             multiplier=architecture.residual_multiplier,
         )
         self._key = torch.empty(1, architecture.key_heads, size)
+        self._size = size
 
     def read(
         self, x: torch.Tensor, rotations: Mapping[str | None, Rotation | None], drawing: Drawing, pairs: Pairs | None
@@ -122,8 +125,11 @@ class FusedLayers:
         held_by = [drawing.cache.layer(number, self._key) for number in range(len(self._held))]
         for layer, about, (keys, values) in zip(self._layers, self._held, held_by, strict=True):
             layer.keys, layer.values = keys.data_ptr(), values.data_ptr()
-            layer.cosine, layer.sine = map(_address, turned[about.rope])
-        self._model.turned = max((cosine.shape[1] for cosine, _ in turned.values() if cosine is not None), default=0)
+            cosine, sine = turned[about.rope]
+            layer.cosine, layer.sine = _address(cosine), _address(sine)
+            layer.turned = 0 if cosine is None else cosine.shape[1]
+            if layer.turned % 2 or layer.turned > self._size:
+                raise ValueError(f"rotation: expected an even number of at most {self._size}, got {layer.turned}")
         self._model.block = held_by[0][0].shape[2]
         most = max(len(row.blocks) for row in held)
         blocks = [block for row in held for block in (*row.blocks, *[0] * (most - len(row.blocks)))]
@@ -139,6 +145,19 @@ class FusedLayers:
         )
         if _find_kernel()(self._model, self._layers, rows, torch.get_num_threads()):
             raise MemoryError("a step: expected memory for what stands between its layers, got none")
+
+
+def _check(layer: FusedLayer, architecture: Architecture, size: int) -> None:
+    """ValueError where what the kernel is given the addresses of is not as large as it takes it to be."""
+    reading, writing, widening, narrowing = ((one.product.inner, one.product.outer) for one in layer.products)
+    heads, key_heads, hidden, wide = architecture.heads, architecture.key_heads, reading[0], narrowing[0]
+    expected = [(hidden, (heads + 2 * key_heads) * size), (heads * size, hidden), (hidden, 2 * wide), (wide, hidden)]
+    together = architecture.row.head_norm == "row"
+    sizes = [*[hidden] * 4, *(size * count if together else size for count in (heads, key_heads))]
+    norms = [None if norm is None else norm.numel() for norm in layer.norms]
+    got = [reading, writing, widening, narrowing]
+    if got != expected or any(one not in (None, size) for one, size in zip(norms, sizes, strict=True)):
+        raise ValueError(f"layer: expected products {expected} and norms {sizes}, got {got} and {norms}")
 
 
 def _address(tensor: torch.Tensor | None) -> int | None:

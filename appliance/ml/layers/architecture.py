@@ -159,8 +159,12 @@ def find_gap(config: Mapping[str, Any]) -> str | None:
 
 
 def find_odd_layers(config: Mapping[str, Any]) -> str | None:
-    """Of any decoder's configuration: a window that is no number of keys, or kinds of layers that are not as many as
-    its layers."""
+    """Of any decoder's configuration: heads that do not share their keys evenly, a window that is no number of keys, or
+    kinds of layers that are not as many as its layers."""
+    heads, key_heads = config.get("num_attention_heads"), config.get("num_key_value_heads")
+    shared = key_heads is None or (type(key_heads) is int and key_heads >= 1)
+    if not shared or (type(heads) is int and key_heads is not None and heads % key_heads):
+        return f"num_key_value_heads: expected a number that divides {heads}, num_attention_heads, got {key_heads}"
     window, layers = config.get("sliding_window"), config.get("num_hidden_layers")
     if window is not None and (type(window) is not int or window < 1):
         return f"sliding_window: expected a whole number above 0 or null, got {window!r:.40}"

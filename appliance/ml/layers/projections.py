@@ -17,7 +17,7 @@ import bitsandbytes
 import torch
 
 from appliance.ml.layers.fixed import multiply_in_blocks
-from appliance.ml.quantised.blocks import join_blocks
+from appliance.ml.quantised.blocks import join_biases, join_blocks
 from appliance.ml.quantised.linear import GptqLinear
 from appliance.ml.quantised.product import FewRows, fits_nf4_rows, has_tiles, make_nf4_rows
 
@@ -192,7 +192,7 @@ class _Frozen:
         self._kept: torch.Tensor | None = None
         self._few_rows: FewRows | None = None
         self._blocks = join_blocks(linears) if isinstance(linears[0], bitsandbytes.nn.Linear4bit) else None
-        self.bias = _join_biases(linears)
+        self.bias = join_biases(linears)
 
     def find_few_rows(self) -> FewRows | None:
         """The product of few rows, if there is a kernel for these layers."""
@@ -242,12 +242,3 @@ def _find_dtype(linear: Any) -> torch.dtype:
         return linear.dtype
     dtype: torch.dtype = getattr(linear, "compute_dtype", None) or linear.weight.dtype
     return dtype
-
-
-def _join_biases(linears: Sequence[Any]) -> torch.Tensor | None:
-    if all(linear.bias is None for linear in linears):
-        return None
-    like = next(linear.bias for linear in linears if linear.bias is not None)
-    return torch.cat(
-        [like.new_zeros(linear.out_features) if linear.bias is None else linear.bias.detach() for linear in linears]
-    )

@@ -218,9 +218,22 @@ def load_base(
         )
     model.requires_grad_(False)
     model.eval()
+    _still(model)
     _choose_kernels(model, dtype, packs)
     reader = _make_reader(model, KEPT_BYTES if keeps else 0) if reads else None
     return Base(model, load_chat(folder), device, dtype if trainable and dtype != torch.float32 else None, reader)
+
+
+def _still(model: Any) -> None:
+    """Takes out what a published configuration draws at random in training, its own dropout and jitter: what is drawn
+    is for the recipe to say, and in a private run the masks of one row would depend on how many were drawn before."""
+    for holder in (model.config, *model.modules()):
+        for name, value in list(vars(holder).items()):
+            if ("drop" in name or "jitter" in name) and type(value) in (int, float):
+                setattr(holder, name, 0.0)
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.dropout._DropoutNd):
+            module.p = 0.0
 
 
 def _make_reader(model: Any, kept_bytes: int) -> Reader | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from appliance.domain.data.tool_calls import canonical_call
 from appliance.errors import BadInput
 from appliance.formats.core.digest import digest_file
 from appliance.ml.model.calls import PROBE, CallForm, find_form
+from appliance.ml.model.panics import refuse_panics
 from appliance.ml.model.template import compile_template, render_template
 
 TEMPLATE_FILE = "chat_template.jinja"
@@ -27,12 +27,18 @@ TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 CONFIG_FILE = "config.json"
 
+_UNTOKENIZED = f"{TOKENIZER_FILE}: expected to tokenize this text"
 _SENTINEL = "the answer stands here"
 
 
 Message = Mapping[str, Any]
 """`role` and `content`; of the assistant also `tool_calls`, whose arguments are objects; of a tool's result the call's
 id and name."""
+
+
+def uses_tools(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether only a template that takes tools can write them."""
+    return bool(tools) or any(message["role"] == "tool" or message.get("tool_calls") for message in messages)
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ class Chat:
 
     def _check(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> None:
         """No text of messages or tools may write what only the template writes."""
-        uses = bool(tools) or any(message["role"] == "tool" or message.get("tool_calls") for message in messages)
+        uses = uses_tools(messages, tools)
         if uses and self.calls is None:
             raise BadInput(f"{TEMPLATE_FILE}: {self.toolless}")
         reserved = self.calls.reserved if uses and self.calls is not None else ()
@@ -122,20 +128,20 @@ class Chat:
 
     def encode(self, text: str) -> list[int]:
         """Token ids, control tokens included, nothing added."""
-        with _tokenizer_errors():
+        with refuse_panics(_UNTOKENIZED):
             ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         """The same of several texts, without holding up the process's other threads."""
-        with _tokenizer_errors():
+        with refuse_panics(_UNTOKENIZED):
             found = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in found]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text without control tokens, but with those that begin calls; a character that is not complete yet ends as
         U+FFFD."""
-        with _tokenizer_errors():
+        with refuse_panics(_UNTOKENIZED):
             if self.marks.isdisjoint(ids):
                 return self.tokenizer.decode(list(ids), skip_special_tokens=True)
             text, part = "", list[int]()
@@ -157,17 +163,6 @@ class Chat:
         """The ids that end an answer."""
         ends = {self.end_of_turn, self.variables.get("eos_token", self.end_of_turn)}
         return frozenset(number for token in ends if (number := self.tokenizer.token_to_id(token)) is not None)
-
-
-@contextmanager
-def _tokenizer_errors() -> Iterator[None]:
-    """The library's panics, which are no Exception, as BadInput: one text must not end a worker for all."""
-    try:
-        yield
-    except BaseException as error:
-        if type(error).__module__ != "pyo3_runtime":
-            raise
-        raise BadInput(f"{TOKENIZER_FILE}: expected to tokenize this text, got: {str(error)[:200]}") from None
 
 
 def load_chat(folder: Path) -> Chat:

@@ -11,12 +11,14 @@ import json
 import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from appliance.errors import BadInput
 from appliance.ml.model.calls import PROBE_ID, CallForm
 from appliance.ml.model.chat import Chat
+from appliance.ml.model.panics import refuse_panics
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -69,7 +71,8 @@ class Vocabulary:
         with self._lock:
             made = self._made = self._made or self._make()
         limits = LLParserLimits(**LIMITS, verbose_errors=False)  # type: ignore[arg-type] # none is a flag
-        matcher = LLMatcher(made, grammar, log_level=0, limits=limits)
+        with refuse_panics(f"{what}: expected a JSON schema that an answer can be held to"):
+            matcher = LLMatcher(made, grammar, log_level=0, limits=limits)
         if matcher.is_error():
             raise BadInput(f"{what}: expected a JSON schema that an answer can be held to, got: {_said(matcher)}")
         return Matcher(matcher, what, self._end)
@@ -94,20 +97,24 @@ class Matcher:
     def allows(self, token: int) -> bool:
         """Whether this token may come next."""
         self._check()
-        if self._matcher.is_stopped():
-            return token == self._end
-        return self._matcher.validate_tokens([token]) == 1
+        with self._refusing():
+            return token == self._end if self._matcher.is_stopped() else self._matcher.validate_tokens([token]) == 1
 
     def mask(self) -> bytes:
         """A bit for each token that may come next, the lowest bit of a byte first."""
-        mask = self._matcher.compute_bitmask()
+        with self._refusing():
+            mask = self._matcher.compute_bitmask()
         self._check()
         return mask
 
     def take(self, token: int) -> None:
         """The token that came."""
-        self._matcher.consume_token(token)
+        with self._refusing():
+            self._matcher.consume_token(token)
         self._check()
+
+    def _refusing(self) -> AbstractContextManager[None]:
+        return refuse_panics(f"{self._what}: expected a schema that an answer can be held to")
 
     def _check(self) -> None:
         if self._matcher.is_error():

@@ -1,4 +1,5 @@
-"""4-bit layers that read one input, as one: their packed weights behind one another, and the scales of their blocks."""
+"""Layers that read one input, as one: their biases behind one another, and of 4-bit layers their packed weights and the
+scales of their blocks."""
 
 from __future__ import annotations
 
@@ -24,6 +25,16 @@ def join_blocks(linears: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor]:
     if scales is None:
         scales = _SCALES.setdefault(first, {})[len(linears)] = _join_scales(linears)
     return _join_weights(linears), scales
+
+
+def join_biases(linears: Sequence[Any]) -> torch.Tensor | None:
+    """[all outputs]: zeros where a layer has none; None where none has one."""
+    if all(linear.bias is None for linear in linears):
+        return None
+    like = next(linear.bias for linear in linears if linear.bias is not None)
+    return torch.cat(
+        [like.new_zeros(linear.out_features) if linear.bias is None else linear.bias.detach() for linear in linears]
+    )
 
 
 def _join_scales(linears: Sequence[Any]) -> torch.Tensor:

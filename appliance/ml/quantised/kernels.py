@@ -14,7 +14,7 @@ import torch  # noqa: F401 # before the kernels: they use its threads
 from appliance.errors import Unavailable
 
 # As in _kernels.h.
-VERSION, PARTS = 4, 3
+VERSION, PARTS = 5, 3
 
 
 class Product(ctypes.Structure):

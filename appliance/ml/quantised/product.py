@@ -9,31 +9,51 @@ weights would be in memory twice, since prompts are read from the weights as the
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import bitsandbytes
 import torch
 
-from appliance.ml.quantised.blocks import join_blocks
+from appliance.ml.quantised.blocks import join_biases, join_blocks
 from appliance.ml.quantised.kernels import Product, load_kernels
 
 # As in _rows.c.
-_ROWS, _BLOCK, _LANES = 16, 64, 32
+_BLOCK, _LANES = 64, 32
+
+_held_room = threading.local()
+
+
+def _room(count: int) -> torch.Tensor:
+    """bf16 numbers on 64 bytes, for one call: all products of a thread take the same, as large as the largest needs."""
+    room: torch.Tensor | None = getattr(_held_room, "numbers", None)
+    if room is None or room.numel() < count:
+        room = _held_room.numbers = torch.empty(count, dtype=torch.bfloat16)
+    return room
+
+
+class _Kernel(NamedTuple):
+    """The compiled functions: of a product, and of the room that it needs of each thread's own."""
+
+    multiply: Any
+    find_room: Any
 
 
 @cache
-def _find_kernel() -> Any | None:
-    """The compiled function; None where the processor lacks what it needs."""
+def _find_kernel() -> _Kernel | None:
+    """None where the processor lacks what it needs."""
     kernels = load_kernels()
     if not kernels.fits_rows():
         return None
     has_tiles()
-    function = kernels.multiply_rows
-    function.argtypes = (ctypes.POINTER(Product), ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
-    function.restype = None
-    return function
+    found = _Kernel(kernels.multiply_rows, kernels.find_room)
+    found.multiply.argtypes = (ctypes.POINTER(Product), ctypes.c_int64, *[ctypes.c_void_p] * 3, ctypes.c_int64)
+    found.multiply.restype = None
+    found.find_room.argtypes = (ctypes.POINTER(Product), ctypes.c_int64)
+    found.find_room.restype = ctypes.c_int64
+    return found
 
 
 @cache
@@ -64,10 +84,9 @@ def make_nf4_rows(layers: Sequence[Any]) -> FewRows:
     """The product with layers that read one input: all of their outputs, side by side."""
     weights, scales = join_blocks(layers)
     table = layers[0].weight.quant_state.code.to(torch.bfloat16).repeat(2)
-    biases = [layer.bias for layer in layers]
-    bias = None if biases[0] is None else torch.cat([one.detach().float() for one in biases])
+    bias = join_biases(layers)
     shape = sum(layer.out_features for layer in layers), layers[0].in_features
-    return FewRows(shape, weights, table, scales, bias)
+    return FewRows(shape, weights, table, scales, None if bias is None else bias.float())
 
 
 def make_bf16_rows(weight: torch.Tensor) -> FewRows | None:
@@ -91,17 +110,12 @@ class FewRows:
         self._held = weights, table, scales, bias  # What the kernel is given the addresses of.
         addresses = (None if one is None else one.data_ptr() for one in (table, weights, scales, bias))
         self.product = Product(self._inner, self._outer, *addresses)
-        self._scratch = torch.empty(0, dtype=torch.bfloat16)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         assert x.dtype == torch.float32 and x.is_contiguous()
         made = torch.empty(len(x), self._outer)
-        # As _rows.c divides it.
-        rows = _ROWS if len(x) <= _ROWS else (len(x) + 2 * _ROWS - 1) // _ROWS * _ROWS
-        needed = torch.get_num_threads() * rows * self._inner
-        if self._scratch.numel() < needed:
-            self._scratch = torch.empty(needed, dtype=torch.bfloat16)
-        multiply, scratch = _find_kernel(), self._scratch.data_ptr()
-        assert multiply is not None
-        multiply(self.product, len(x), x.data_ptr(), made.data_ptr(), scratch)
+        kernel, threads = _find_kernel(), torch.get_num_threads()
+        assert kernel is not None
+        room = _room(threads * kernel.find_room(self.product, len(x)))
+        kernel.multiply(self.product, len(x), x.data_ptr(), made.data_ptr(), room.data_ptr(), threads)
         return made

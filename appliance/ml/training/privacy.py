@@ -97,17 +97,29 @@ def set_private_gradients(
 ) -> None:
     """The gradient of step `number`, counted from 0, in each weight's `grad`: noised sum over expected rows.
 
-    `row_loss` gives the mean loss of one row.
+    `row_loss` gives the mean loss of one row. BadInput where it draws at random.
     """
     privacy, trained = recipe["privacy"], [weights[name] for name in sorted(weights)]
     clip = float(privacy["clip"])
     sums = [torch.zeros(weight.shape, dtype=torch.float64) for weight in trained]
+    before = [state.clone() for state in _read_random(trained)]
     for sample in batch:
         gradients = torch.autograd.grad(row_loss(sample), trained, allow_unused=True)
         add_clipped(sums, gradients, clip)
+    if not all(map(torch.equal, before, _read_random(trained))):
+        raise BadInput(
+            "privacy: expected a base that draws nothing at random for a row, got one that does: a row's gradient "
+            "would depend on the rows before it"
+        )
     add_noise(sums, clip * float(privacy["noise"]), secret, number)
     for weight, total in zip(trained, sums, strict=True):
         weight.grad = total.div_(plan.expected).to(weight.device, weight.dtype)
+
+
+def _read_random(trained: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The states of torch's own generators."""
+    on_card = any(weight.is_cuda for weight in trained)
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if on_card else [])]
 
 
 def take_secret(recipe: Mapping[str, Any], task: Mapping[str, Any]) -> bytes:

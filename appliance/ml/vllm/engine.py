@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import secrets
 import tempfile
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,13 +39,15 @@ _IDS_AT_ONCE = 100
 
 @dataclass
 class _Row:
-    """A request at work. `plan` is told each list of scores that it asked for, and ends with the answer's text."""
+    """A request at work. `salt`: requests with the same one share the beginnings of prompts in vLLM's cache. `plan` is
+    told each list of scores that it asked for, and ends with the answer's text."""
 
     name: str
     slot: str
     question: Question
     text: Text
     limit: int
+    salt: str
     completion_tokens: int = 0
     plan: Generator[Any, Any, str] | None = None
     asked: list[str] = field(default_factory=list)
@@ -144,7 +147,7 @@ class Engine:
 
     def _score_now(self, slot: str | None, tokens: Sequence[int], places: Sequence[int]) -> list[float]:
         """One question and its answer; what other requests are given meanwhile waits for the next step."""
-        self._ask("probe", slot, tokens, places)
+        self._ask("probe", slot, slot or "base", tokens, places)
         return self._read_scores(self._wait_for("probe"))
 
     def measure(self, slot: str, tokens: Sequence[int]) -> list[float]:
@@ -153,7 +156,7 @@ class Engine:
         from vllm import SamplingParams
 
         parameters = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-        self._add("measure", slot, tokens, parameters)
+        self._add("measure", slot, slot, tokens, parameters)
         scores = self._wait_for("measure").prompt_logprobs
         return [0.0] + [float(some[token].logprob) for some, token in zip(scores[1:], tokens[1:], strict=True)]
 
@@ -193,7 +196,8 @@ class Engine:
             raise Conflict(f"request {name}: expected a new name, got one that is being answered")
         request = question.request
         limit = min(request.max_tokens, self.base.context_length - len(question.prompt))
-        row = _Row(name, slot, question, Text(self.base.chat.decode, request.stop), limit)
+        salt = _salt(slot, request.scope)
+        row = _Row(name, slot, question, Text(self.base.chat.decode, request.stop), limit, salt)
         self._rows[name] = row
         try:
             if question.branches is None and question.choices is None:
@@ -243,6 +247,7 @@ class Engine:
         self._add(
             f"{row.name}#",
             row.slot,
+            row.salt,
             row.question.prompt,
             SamplingParams(
                 max_tokens=row.limit,
@@ -316,16 +321,16 @@ class Engine:
             for part in range(0, len(ids), _IDS_AT_ONCE):
                 name = f"{row.name}#{place}.{part}"
                 row.asked.append(name)
-                self._ask(name, row.slot, [*row.question.prompt, *behind], ids[part : part + _IDS_AT_ONCE])
+                self._ask(name, row.slot, row.salt, [*row.question.prompt, *behind], ids[part : part + _IDS_AT_ONCE])
         return []
 
-    def _ask(self, name: str, slot: str | None, tokens: Sequence[int], ids: Sequence[int]) -> None:
+    def _ask(self, name: str, slot: str | None, salt: str, tokens: Sequence[int], ids: Sequence[int]) -> None:
         """How likely each of these tokens is to come next."""
         from vllm import SamplingParams
 
         self._wanted[name] = list(ids)
         parameters = SamplingParams(max_tokens=1, temperature=0.0, logprob_token_ids=list(ids), detokenize=False)
-        self._add(name, slot, tokens, parameters)
+        self._add(name, slot, salt, tokens, parameters)
 
     def _read_scores(self, output: Any) -> list[float]:
         """The log-probabilities of the tokens that were asked for, in their order."""
@@ -336,9 +341,8 @@ class Engine:
             raise Unavailable("answer: expected finite logits, got infinite ones or NaN", code="not-finite")
         return found
 
-    def _add(self, name: str, slot: str | None, tokens: Sequence[int], parameters: Any) -> None:
-        # What one slot's prompts left in the cache is of no use to another's, and never of the base's.
-        prompt = {"prompt_token_ids": list(tokens), "cache_salt": slot or "base"}
+    def _add(self, name: str, slot: str | None, salt: str, tokens: Sequence[int], parameters: Any) -> None:
+        prompt = {"prompt_token_ids": list(tokens), "cache_salt": salt}
         self._vllm.add_request(name, prompt, parameters, lora_request=None if slot is None else self._slots[slot])
 
     def _end(self, row: _Row, reason: str) -> list[Event]:
@@ -353,6 +357,12 @@ class Engine:
             self._wanted.pop(name, None)
         if row.asked:
             self._vllm.abort_request(row.asked)
+
+
+def _salt(slot: str, scope: str | None) -> str:
+    """As the appliance's own engine has it: the same within one unit, adapter and epoch of the unit's tokens. Without a
+    scope nothing is shared."""
+    return f"{slot}\0{secrets.token_hex() if scope is None else scope}"
 
 
 def _gather(row: _Row) -> list[list[float]]:

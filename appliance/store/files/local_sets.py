@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from appliance.domain.core.records import LocalSet
+from appliance.domain.core.records.data import LocalSet
 from appliance.domain.data.local_sets import HARNESS, METRIC
 from appliance.errors import BadInput, NotFound, Tampered, TooLarge
 from appliance.formats.core.canonical import encode_canonical

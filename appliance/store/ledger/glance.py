@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Engine, select, text
 
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import Time
-from appliance.domain.core.records import Site, Witness
+from appliance.domain.core.records.site import Site, Witness
 from appliance.store.database.engine import check_migrated, connect_reader, database_errors
 from appliance.store.database.tables import projections
 from appliance.store.ledger.rows import read_entry_bytes, read_head

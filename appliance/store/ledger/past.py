@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Select, or_, select
 
 from appliance.domain.core.entry import parse_entry
-from appliance.domain.core.records import release_key
+from appliance.domain.core.records.serving import release_key
 from appliance.domain.core.state import State
 from appliance.domain.queries.could_load import JUDGED_BY, OF_UNITS
 from appliance.domain.queries.rows import MODELS, put_rows, state_of

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import parse_value
-from appliance.domain.core.records import Adapter
+from appliance.domain.core.records.adapters import Adapter
 from appliance.domain.core.words import unknown_word
 from appliance.domain.recipe.parsing import parse_resolved
 from appliance.domain.releases.looks import MOST_PROMPTS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from appliance.domain.core.records import Run
+from appliance.domain.core.records.runs import Run
 from appliance.domain.runs.conditions import inputs_withdrawn
 from appliance.workflows.core.context import Context
 

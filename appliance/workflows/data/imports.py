@@ -15,7 +15,7 @@ from typing import Any
 
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import versioned
-from appliance.domain.core.records import Import
+from appliance.domain.core.records.data import Import
 from appliance.domain.core.signatures import Accepted
 from appliance.domain.core.state import State
 from appliance.domain.data.bases import BaseImported

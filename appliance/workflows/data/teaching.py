@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from appliance.domain.core.names import versioned
-from appliance.domain.core.records import BoundSet, Dataset, ValidationSet
+from appliance.domain.core.records.data import BoundSet, Dataset, ValidationSet
 from appliance.domain.data.teaching import ABOUT_FILE, Teaching, parse_about
 from appliance.errors import Denied, Tampered
 from appliance.formats.artifacts.manifest import parse_manifest

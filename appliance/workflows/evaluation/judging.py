@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from appliance.domain.core.names import split_version
-from appliance.domain.core.records import Judgement, Run
+from appliance.domain.core.records.adapters import Judgement
+from appliance.domain.core.records.runs import Run
 from appliance.domain.data.local_sets import METRIC, SHIPPED, is_local
 from appliance.domain.evaluation.basis import Record, find_basis, find_records, items_path, sets_by_name
 from appliance.domain.evaluation.evidence import Conclusion, read_evidence

@@ -8,7 +8,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from appliance.domain.core.records import LocalSet, Run
+from appliance.domain.core.records.data import LocalSet
+from appliance.domain.core.records.runs import Run
 from appliance.domain.data.local_sets import HARNESS, METRIC, SHIPPED
 from appliance.domain.evaluation.basis import count_judged_locally, items_path
 from appliance.domain.evaluation.items import ITEMS_FILE, MOST_BYTES

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from appliance.domain.core.records import Run
+from appliance.domain.core.records.runs import Run
 from appliance.domain.evaluation.engines import VLLM
 from appliance.domain.runs.training import Train
 from appliance.errors import ApplianceError

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from appliance.domain.core.credentials import ISSUED, parse_token
-from appliance.domain.core.records import application_key
+from appliance.domain.core.records.people import application_key
 from appliance.domain.core.signatures import accept_token, token_revoked
 from appliance.domain.core.state import State
 from appliance.domain.serving.applications import accept_issued, application_ended

@@ -140,6 +140,9 @@ def _may_end(context: Context, asker: str, row: SessionRow) -> bool:
 
 
 def _record_end(context: Context, row: SessionRow, by: str, source: str) -> None:
+    """Not of one that has run out."""
+    if row.expires_at <= context.now(context.ledger.state):
+        return
     append(context, SessionClosed(opened=row.entry, principal=row.principal), actor=by, source=source)
 
 

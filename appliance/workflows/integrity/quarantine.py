@@ -7,7 +7,8 @@ nowhere else. Other messages name the entry.
 from __future__ import annotations
 
 from appliance.domain.core.names import versioned
-from appliance.domain.core.records import Adapter, Base
+from appliance.domain.core.records.adapters import Adapter
+from appliance.domain.core.records.data import Base
 from appliance.domain.data.bases import BaseQuarantined
 from appliance.domain.releases.adapters import AdapterQuarantined
 from appliance.workflows.core.context import Context

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Any, Self
 
 from appliance.domain.core.entry import Draft, Entry
-from appliance.domain.core.records import ServiceProcess
+from appliance.domain.core.records.serving import ServiceProcess
 from appliance.domain.governance.service import Heartbeat, ProcessLost
 from appliance.domain.serving.requests import RequestAdmitted, RequestFinished, RequestRefused
 from appliance.errors import ApplianceError, Conflict, Denied

@@ -17,7 +17,7 @@ from appliance.access.cedar import SitePolicies
 from appliance.domain.core.entry import Draft, Entry
 from appliance.domain.core.names import Time
 from appliance.domain.core.policy import PolicySet
-from appliance.domain.core.records import Principal
+from appliance.domain.core.records.people import Principal
 from appliance.domain.governance.service import Administrator, Initialized
 from appliance.domain.rulebook.apply import parse_body
 from appliance.domain.rulebook.subjects import subjects_of

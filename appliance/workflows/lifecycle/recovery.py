@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from appliance.domain.core.entry import Draft
-from appliance.domain.core.records import OpenRequest, Run
+from appliance.domain.core.records.runs import Run
+from appliance.domain.core.records.serving import OpenRequest
 from appliance.domain.core.state import State
 from appliance.domain.data.imports import ImportFailed
 from appliance.domain.governance.service import ServiceStarted
@@ -53,10 +55,10 @@ def take_up_runs(context: Context) -> None:
         return
     context.refresh()
     append_all(context, list(_runs_left(context.ledger.state)))
-    checkpoints.sweep(context)
     steps.sweep(context)
     places.sweep(context)
     context.runs_here = True
+    context.runs.put(partial(checkpoints.sweep, context))
     resume_work(context)
 
 

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from appliance.domain.core.names import Time
-from appliance.domain.core.records import Adapter
+from appliance.domain.core.records.adapters import Adapter
 from appliance.domain.core.roles import is_unit
 from appliance.domain.core.state import State
 from appliance.domain.governance.endorsement import waiting_orders

@@ -8,7 +8,7 @@ from typing import Any
 
 from appliance.access.cases import parse_cases, test_cases
 from appliance.domain.core.policy import parse_policy
-from appliance.domain.core.records import PendingOrder
+from appliance.domain.core.records.people import PendingOrder
 from appliance.domain.core.verb import NEWEST_RULES
 from appliance.domain.governance.clock import ResetClock
 from appliance.domain.governance.endorsement import waiting_orders

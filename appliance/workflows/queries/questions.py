@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from appliance.domain.core.entry import parse_entry
-from appliance.domain.core.records import Dataset
+from appliance.domain.core.records.data import Dataset
 from appliance.domain.core.state import State
 from appliance.domain.core.words import unknown_word
 from appliance.domain.data.teaching import parse_about

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from appliance.domain.core.names import versioned
-from appliance.domain.core.records import Adapter
+from appliance.domain.core.records.adapters import Adapter
 from appliance.domain.core.state import State
 from appliance.domain.releases.admission import (
     Admission,

@@ -6,7 +6,7 @@ from typing import Any
 
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import encode_value
-from appliance.domain.core.records import release_key
+from appliance.domain.core.records.serving import release_key
 from appliance.domain.core.state import State
 from appliance.domain.releases.admission import entries_needed
 from appliance.domain.releases.approval import barred, released

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import versioned
 from appliance.domain.core.order import Order
-from appliance.domain.core.records import Adapter
+from appliance.domain.core.records.adapters import Adapter
 from appliance.domain.data.imports import ImportDataset
 from appliance.domain.releases.emergencies import BreakGlass
 from appliance.domain.releases.page.material import (

@@ -9,7 +9,7 @@ from typing import Any
 from appliance.domain.core.decisions import ReviewRecord
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import Time
-from appliance.domain.core.records import Adapter
+from appliance.domain.core.records.adapters import Adapter
 from appliance.domain.core.state import State
 from appliance.domain.core.words import unknown_word
 from appliance.domain.data.teaching import ABOUT_FILE

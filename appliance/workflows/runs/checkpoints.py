@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import Time, add_seconds, explain
-from appliance.domain.core.records import Adapter, Run
+from appliance.domain.core.records.adapters import Adapter
+from appliance.domain.core.records.runs import Run
 from appliance.domain.core.state import State
 from appliance.domain.recipe.recipe import MOST_CHECKPOINTS
 from appliance.domain.retention.holds import keeps
@@ -24,6 +25,7 @@ from appliance.runners.output import open_output
 from appliance.workflows.core import rounds
 from appliance.workflows.core.context import Context, Frame
 from appliance.workflows.core.retry import append_with_retry
+from appliance.workflows.runs.privacy import destroy_secret
 
 SWEEP_S = 3600.0
 MOST_ASKED = 256
@@ -84,11 +86,22 @@ def start(context: Context) -> None:
 
 
 def sweep(context: Context) -> None:
-    """Removes the bytes that nothing will be trained from again. By the process alone that has the queue of runs."""
+    """Removes the bytes that nothing will be trained from again, and the secrets of private runs with them. By the
+    process alone that has the queue of runs."""
     if not context.runs_here:
         return
     context.refresh()
     context.checkpoints.sweep(kept_digests(context))
+    _sweep_secrets(context)
+
+
+def _sweep_secrets(context: Context) -> None:
+    """Destroys those of runs of which nothing is kept that could be trained again."""
+    state, kept = context.ledger.state, list_kept(context)
+    for run in state.runs.values():
+        held = any(keeps(hold.subject, (f"run:{run.id}",)) for hold in state.holds.values())
+        if run.privacy is not None and run.status not in UNDER_WAY and run.id not in kept and not held:
+            destroy_secret(context, run)
 
 
 def kept_digests(context: Context) -> frozenset[str]:

@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from appliance.domain.core.records import Adapter, Run
+from appliance.domain.core.records.adapters import Adapter
+from appliance.domain.core.records.runs import Run
 from appliance.domain.data.local_sets import SHIPPED, is_local
 from appliance.domain.evaluation.basis import Basis, find_basis, find_released, items_path, sets_by_name
 from appliance.domain.evaluation.gates import parse_gates

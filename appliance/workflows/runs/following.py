@@ -3,7 +3,7 @@ folder, and the end as the log has it."""
 
 from __future__ import annotations
 
-from appliance.domain.core.records import Run
+from appliance.domain.core.records.runs import Run
 from appliance.domain.core.state import State
 from appliance.domain.runs.conditions import UNDER_WAY
 from appliance.workflows.core.context import Context

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from appliance.domain.core.records import Job, Run
+from appliance.domain.core.records.runs import Job, Run
 from appliance.domain.recipe.processes import misfits_machine
 from appliance.domain.recipe.recipe import ResolvedRecipe
 from appliance.domain.runs.clusters import account_of

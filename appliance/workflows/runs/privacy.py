@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import secrets
 from contextlib import suppress
+from typing import Any
 
-from appliance.domain.core.records import Run
-from appliance.domain.retention.holds import keeps
-from appliance.domain.runs.conditions import UNDER_WAY
+from appliance.domain.core.records.runs import Run
 from appliance.errors import NotFound, Tampered
 from appliance.formats.core.keystream import SECRET_BYTES, commit_secret
 from appliance.workflows.core.context import Context
-from appliance.workflows.runs.checkpoints import list_kept
 
 
 def begin_secret(context: Context, run: Run) -> bytes:
@@ -48,13 +46,16 @@ def bind(run: Run, secret: bytes) -> str:
     return commit_secret(secret, f"appliance/private-training/v1/secret/{run.id}")
 
 
-def sweep_secrets(context: Context) -> None:
-    """Destroys those of runs of which nothing is kept that could be trained again."""
-    state, kept = context.ledger.state, list_kept(context)
-    for run in state.runs.values():
-        held = any(keeps(hold.subject, (f"run:{run.id}",)) for hold in state.holds.values())
-        if run.privacy is not None and run.status not in UNDER_WAY and run.id not in kept and not held:
-            context.keyring.destroy_secret(_name(run))
+def private_members(context: Context, run: Run, secret: bytes) -> dict[str, Any]:
+    """Of a private run's task: the secret, and the training rows that its epsilon counts on."""
+    dataset = context.ledger.state.datasets.get(run.dataset)
+    assert dataset is not None
+    return {"secret": secret.hex(), "rows": dataset.facts["train_rows"]}
+
+
+def destroy_secret(context: Context, run: Run) -> None:
+    """Nothing happens where there is none."""
+    context.keyring.destroy_secret(_name(run))
 
 
 def _name(run: Run) -> str:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from appliance.domain.core.records import Replay, Run, TrainingCheckpoint, checkpoint_key
+from appliance.domain.core.records.runs import Replay, Run, TrainingCheckpoint, checkpoint_key
 from appliance.domain.core.state import State
 from appliance.domain.runs.replays import ReplayFailed, ReplayFinished, ReplayRun, judge
 from appliance.errors import ApplianceError, Denied, NotFound
@@ -21,7 +21,7 @@ from appliance.workflows.core.record import conceal
 from appliance.workflows.core.retry import append_with_retry
 from appliance.workflows.core.workers import carry_out, check_walls, worker
 from appliance.workflows.data.imports import checked_base
-from appliance.workflows.runs.privacy import read_secret
+from appliance.workflows.runs.privacy import private_members, read_secret
 from appliance.workflows.runs.train import train_order
 
 BEFORE, EXPECTED, GOT = "before.safetensors", "expected.safetensors", "got.safetensors"
@@ -113,15 +113,22 @@ def _train_again(
         "stop": replay.to_step,
         "before": str(folder / BEFORE),
         "got": str(folder / GOT),
-        **({"secret": read_secret(context, run).hex()} if run.privacy is not None else {}),
+        **(private_members(context, run, read_secret(context, run)) if run.privacy is not None else {}),
         # Each rank of several nodes had more threads than this one machine can give it by itself.
         **({"threads": int(end.machine["threads"])} if run.nodes > 1 and recipe.device == "cpu" else {}),
     }
     module, gpu, key = "appliance.worker.replay", recipe.device == "cuda", f"replay-{replay.order[7:23]}"
     with worker(context, key, module, read=(base, dataset), write=(folder,), gpu=gpu) as started:
         walls = check_walls(started)
-        result = carry_out(started, task, begin, on_frame=partial(context.progress.publish, replay.order))
+        result = carry_out(started, task, begin, on_frame=partial(_publish, context, run, replay))
     return {**result, "walls": walls}
+
+
+def _publish(context: Context, run: Run, replay: Replay, frame: Frame) -> None:
+    """To those who follow; of a private run's steps no more than its own record has."""
+    if run.privacy is not None and frame.get("frame") == "step":
+        frame = {**frame, "seconds": 0.0, "peak_bytes": 0}
+    context.progress.publish(replay.order, frame)
 
 
 def _measure(context: Context, replay: Replay, folder: Path, scratch: Path) -> str | None:

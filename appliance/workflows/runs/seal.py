@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.domain.core.names import encode_value, versioned
-from appliance.domain.core.records import Run
+from appliance.domain.core.records.runs import Run
 from appliance.domain.evaluation.baselines import compare
 from appliance.domain.evaluation.judging import CALIBRATION_FILE, GATES_FILE, VERDICT_FILE
 from appliance.domain.evaluation.quality import summarize_training

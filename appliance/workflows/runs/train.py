@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from appliance.domain.core.records import Run, TrainingCheckpoint
+from appliance.domain.core.records.runs import Run, TrainingCheckpoint
 from appliance.domain.core.signatures import Accepted
 from appliance.domain.recipe.methods import METHODS
 from appliance.domain.rulebook.registry import ORDERS
@@ -172,7 +172,6 @@ def _carry_to_end(context: Context, run: Run) -> None:
         context.progress.end(run_id, result={"adapter": adapter})
     places.release(context, run_id)
     checkpoints.sweep(context)
-    privacy.sweep_secrets(context)
     steps.sweep(context)
 
 
@@ -238,7 +237,7 @@ def _train_on(context: Context, run_id: str, order: Train, folders: Places) -> d
             "recipe": order.recipe.model_dump(mode="json"),
             "seconds": 0.0 if last is None else float(last.seconds),
             **{name: str(path) for name, path in vars(folders).items()},
-            **({"secret": secret.hex()} if secret else {}),
+            **(privacy.private_members(context, run, secret) if secret else {}),
             **({"nodes": run.nodes} if run.nodes > 1 else {}),
         }
         recorder = steps.Recorder(context.steps, run_id, 0 if last is None else last.step, private=bool(secret))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from appliance.domain.core.entry import Outcome
-from appliance.domain.core.records import Slot
+from appliance.domain.core.records.serving import Slot
 from appliance.errors import ApplianceError, Denied, Unavailable
 from appliance.formats.core.commitment import Disclosure
 from appliance.workflows.core.contact import Contact

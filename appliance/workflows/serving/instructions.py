@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from appliance.domain.core.records import release_key
+from appliance.domain.core.records.serving import release_key
 from appliance.errors import Denied
 from appliance.formats.core.commitment import Disclosure
 from appliance.workflows.core.context import Context, Frame

@@ -17,7 +17,8 @@ from typing import Any
 
 from appliance.domain.core.decisions import Look
 from appliance.domain.core.names import versioned
-from appliance.domain.core.records import Adapter, Dataset
+from appliance.domain.core.records.adapters import Adapter
+from appliance.domain.core.records.data import Dataset
 from appliance.domain.core.signatures import Accepted
 from appliance.domain.data.teaching import Teaching, example_request
 from appliance.domain.evaluation.basis import find_released

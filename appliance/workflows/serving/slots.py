@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from appliance.domain.core.names import OtherEngine, versioned
-from appliance.domain.core.records import Adapter, Slot, release_key, slot_key
+from appliance.domain.core.records.adapters import Adapter
+from appliance.domain.core.records.serving import Slot, release_key, slot_key
 from appliance.domain.evaluation.engines import VLLM, VLLM_SLOTS
 from appliance.domain.releases.approval import clear, released, superseded
 from appliance.domain.serving.slots import AdapterLoaded, AdapterUnloaded, AdmissionRefused, not_judged

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from appliance.domain.core.records import Release, release_key
+from appliance.domain.core.records.serving import Release, release_key
 from appliance.domain.data.teaching import Teaching, example_request
 from appliance.domain.releases.approval import barred, released
 from appliance.errors import NotFound

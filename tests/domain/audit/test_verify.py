@@ -17,7 +17,7 @@ from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import NO_DIGEST, add_seconds
 from appliance.domain.core.order import Order
 from appliance.domain.core.policy import PolicySet
-from appliance.domain.core.records import Principal
+from appliance.domain.core.records.people import Principal
 from appliance.domain.core.state import State
 from appliance.domain.governance.endorsement import OrderRefused
 from appliance.domain.governance.log_keys import RotateLogKey

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from appliance.domain.core.names import encode_value
-from appliance.domain.core.records import Judgement
+from appliance.domain.core.records.adapters import Judgement
 from appliance.domain.data.imports import ImportRequested
 from appliance.domain.evaluation.gates import GateSet, parse_gate_file, parse_gates
 from appliance.domain.evaluation.items import Item, encode_items

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from appliance.domain.core.records import LocalSet
+from appliance.domain.core.records.data import LocalSet
 from appliance.domain.data.imports import ImportRequested
 from appliance.domain.evaluation.basis import count_judged_locally, items_path
 from appliance.domain.evaluation.gates import GateSet

@@ -63,6 +63,26 @@ def test_measures_stand_beside_the_bases_and_the_majoritys() -> None:
     assert list_measures({}) == []
 
 
+@pytest.mark.parametrize(
+    ("noise", "told"),
+    [
+        (
+            {"rows": 64, "different": 0, "largest": 0},
+            ["64 rows in another order and other batches: every answer was the same"],
+        ),
+        (
+            {"rows": 64, "different": 3, "largest": 12},
+            ["64 rows in another order and other batches: 3 answers were others, a score by at most 0.000012"],
+        ),
+        ({"rows": 64, "different": "3", "largest": 12}, []),  # metrics come from others
+        ({}, []),
+        ([64], []),
+    ],
+)
+def test_what_was_judged_again_is_said_in_words(noise: Any, told: list[str]) -> None:
+    assert list_measures({"noise": noise}) == [("judged again", one) for one in told]
+
+
 def test_the_training_loss_is_the_mean_of_its_first_and_last_steps() -> None:
     assert summarize_training([]) == {}
     assert summarize_training(["1.0", "3.0"]) == {"first_loss": "1.000000", "last_loss": "3.000000"}

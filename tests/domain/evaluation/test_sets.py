@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from appliance.domain.core.names import add_seconds
-from appliance.domain.core.records import BoundSet, Judgement, ValidationSet
+from appliance.domain.core.records.adapters import Judgement
+from appliance.domain.core.records.data import BoundSet, ValidationSet
 from appliance.domain.data.imports import ImportRequested
 from appliance.domain.evaluation.basis import count_judged, count_judged_on
 from appliance.domain.evaluation.gates import GateSet

@@ -29,7 +29,7 @@ from appliance.domain.governance.people import (
 )
 from appliance.domain.governance.policies import AdoptPolicy, PolicyAdopted
 from appliance.domain.governance.service import Administrator, Heartbeat, ServiceStarted, ServiceStopped
-from appliance.domain.governance.sessions import AuthRefused, SessionClosed, SessionOpened
+from appliance.domain.governance.sessions import KEPT_S, AuthRefused, SessionClosed, SessionOpened
 from appliance.domain.retention.holds import HoldPlaced, PlaceHold
 from appliance.domain.rulebook.apply import apply
 from appliance.domain.rulebook.registry import reasons_against
@@ -810,16 +810,41 @@ def test_refused_attempts_name_only_whom_the_log_knows(principals: tuple[str, ..
 
 @pytest.mark.parametrize(
     ("actor", "opened", "whose", "what"),
-    [("olga", 1, "rita", "actor"), ("rita", 10_000, "rita", "opened"), ("anna", 1, "nobody", "principal")],
+    [
+        ("olga", 0, "rita", "actor"),
+        ("rita", 1, "rita", "opened"),
+        ("rita", 10_000, "rita", "opened"),
+        ("anna", 0, "anna", "opened"),
+        ("anna", 0, "nobody", "principal"),
+    ],
 )
 def test_a_session_is_ended_by_its_person_or_an_administrator(actor: str, opened: int, whose: str, what: str) -> None:
     site = stage("staffed")
+    first, *others = [open_session(site, "rita") for _ in range(3)]
     with refuses(site, Denied, what):
-        site.add(SessionClosed(opened=opened, principal=whose), actor=actor)
-    for who in ("rita", "anna"):
-        assert site.add(SessionClosed(opened=1, principal="rita"), actor=who).subjects == ("principal:rita",)
+        site.add(SessionClosed(opened=opened or first, principal=whose), actor=actor)
+    for who, one in zip(("rita", "anna"), others, strict=True):
+        assert site.add(SessionClosed(opened=one, principal="rita"), actor=who).subjects == ("principal:rita",)
+        with refuses(site, Denied, "opened: expected the entry of an open session of rita"):
+            site.add(SessionClosed(opened=one, principal="rita"), actor=who)
     site.revoke("rita")
-    site.add(SessionClosed(opened=1, principal="rita"), actor="anna")
+    site.add(SessionClosed(opened=first, principal="rita"), actor="anna")
+
+
+def test_a_session_that_ran_out_long_ago_is_forgotten() -> None:
+    site = stage("staffed")
+    began = site.now
+    first = open_session(site, "rita")
+    site.now = add_seconds(began, 600 + KEPT_S - 1)
+    open_session(site, "anna")
+    assert str(first) in site.state.sessions
+    second = open_session(site, "anna")
+    assert str(first) not in site.state.sessions and str(second) in site.state.sessions
+
+
+def open_session(site: LogBuilder, who: str) -> int:
+    session = encode_envelope(site.session(who))
+    return site.add(SessionOpened(), documents={"session": session}, actor=who).index
 
 
 def test_refused_attempts_are_counted_from_one() -> None:

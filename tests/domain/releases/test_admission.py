@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from appliance.domain.core.entry import parse_entry
-from appliance.domain.core.records import Adapter
+from appliance.domain.core.records.adapters import Adapter
 from appliance.domain.releases.admission import (
     Admission,
     AdmissionInputs,

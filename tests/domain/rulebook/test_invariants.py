@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from appliance.domain.core.decisions import ReviewRecord
-from appliance.domain.core.records import Adapter
+from appliance.domain.core.records.adapters import Adapter
 from appliance.domain.data.datasets import next_dataset_version
 from appliance.domain.releases.adapters import next_version
 from appliance.domain.releases.approval import review_lapsed

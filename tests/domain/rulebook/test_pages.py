@@ -13,22 +13,12 @@ from appliance.domain.core.entry import Entry
 from appliance.domain.core.event import Event
 from appliance.domain.core.order import Order
 from appliance.domain.core.policy import LAYERS, Parameters, PolicySet, Tier
-from appliance.domain.core.records import (
-    Activation,
-    Adapter,
-    Authorisation,
-    Base,
-    BoundSet,
-    Dataset,
-    Key,
-    LogKey,
-    Passkey,
-    Principal,
-    Release,
-    Site,
-    ValidationSet,
-    Witness,
-)
+from appliance.domain.core.records.adapters import Adapter
+from appliance.domain.core.records.data import Base, BoundSet, Dataset, ValidationSet
+from appliance.domain.core.records.people import Key, Passkey, Principal
+from appliance.domain.core.records.runs import Authorisation
+from appliance.domain.core.records.serving import Activation, Release
+from appliance.domain.core.records.site import LogKey, Site, Witness
 from appliance.domain.governance.people import Enrolment
 from appliance.domain.operations.integrity import ArtifactsChecked
 from appliance.domain.recipe.methods import METHODS, is_servable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from appliance.domain.core.records import Principal
+from appliance.domain.core.records.people import Principal
 from appliance.domain.rulebook.registry import VERBS
 from scripts.references.pages import RELATIONS, ROLES, orders
 from tests.access.test_cedar import ORDERED, SITE

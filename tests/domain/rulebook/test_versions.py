@@ -9,7 +9,7 @@ import pytest
 
 from appliance.domain.audit.report import Report
 from appliance.domain.core.names import Time
-from appliance.domain.core.records import Principal
+from appliance.domain.core.records.people import Principal
 from appliance.domain.core.roles import Reasons
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import NEWEST_RULES

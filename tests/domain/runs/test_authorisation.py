@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from appliance.domain.core.policy import Parameters, PolicySet
-from appliance.domain.core.records import Run
+from appliance.domain.core.records.runs import Run
 from appliance.domain.governance.people import Grant, RoleGranted
 from appliance.domain.runs.authorisation import RefuseRun, could_authorise
 from appliance.domain.runs.cancellation import Cancel, RunCancelled

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from appliance.domain.core.records import Job, Run
+from appliance.domain.core.records.runs import Job, Run
 from appliance.domain.runs.conditions import MOST_RESUMES, next_queued
 from appliance.errors import BadInput, Denied
 from scripts.kit.log_builder import LogBuilder, policy_set, stage

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from appliance.domain.core.records import Guarantee as Kept
+from appliance.domain.core.records.runs import Guarantee as Kept
 from appliance.domain.recipe import privacy
 from appliance.domain.recipe.accountant import find_epsilon
 from appliance.domain.releases import adapters

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from appliance.domain.data.imports import ImportRequested
 from appliance.domain.runs.cancellation import Cancel, RunCancelled
 from appliance.domain.runs.sweeps import find_behind, is_rung
 from appliance.errors import Denied
-from scripts.kit.log_builder import LogBuilder, policy_set, stage
+from scripts.kit.log_builder import LogBuilder, manifest, policy_set, stage
 from tests.kit.refusals import refuses
 
 VALIDATING = {"validation": "0.1", "validate_every": 1}
@@ -72,6 +73,19 @@ def test_another_name_does_not_get_around_the_count_while_runs_have_not_ended(si
     site.request_run(recipe=VALIDATING, sweep="choosing-3")
     with refuses(site, Denied, "sweep choosing-3: expected at most 2 runs"):
         site.request_run(recipe=VALIDATING, sweep="choosing-3")
+
+
+def test_a_sweep_is_one_signer_s_on_one_dataset(site: LogBuilder) -> None:
+    """Whoever ordered runs under somebody else's name could have theirs cancelled, or let them order no more."""
+    site.request_run(recipe=VALIDATING, sweep="choosing-1")
+    site.enroll("oscar", "operator")
+    with refuses(site, Denied, "expected a new name, or one of oscar's on this dataset, got olga's on clauses@1"):
+        site.request_run(recipe=VALIDATING, sweep="choosing-1", signer="oscar")
+    requested = site.ordered(ImportRequested(policy=site.in_force), site.dataset_order())
+    documents = {"manifest": manifest("clauses", 2, {"rows": b"others"})}
+    site.add(site.dataset_imported(requested, dataset="clauses@2"), documents=documents)
+    with refuses(site, Denied, "expected a new name, or one of olga's on this dataset, got olga's on clauses@1"):
+        site.request_run(recipe={**VALIDATING, "dataset": "clauses@2"}, sweep="choosing-1")
 
 
 def test_a_run_that_does_not_validate_is_of_no_sweep(site: LogBuilder) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from appliance.domain.core.names import NO_DIGEST
-from appliance.domain.core.records import Run
+from appliance.domain.core.records.runs import Run
 from appliance.domain.data.bases import BaseQuarantined
 from appliance.domain.runs.cancellation import Cancel, RunCancelled
 from appliance.domain.runs.conditions import MOST_RESUMES

@@ -8,7 +8,7 @@ import pytest
 
 from appliance.domain.core.credentials import UnitToken, encode_credential
 from appliance.domain.core.names import add_seconds
-from appliance.domain.core.records import Application
+from appliance.domain.core.records.people import Application
 from appliance.domain.core.signatures import accept_session, accept_token
 from appliance.domain.governance.keys import ReplaceKey
 from appliance.domain.serving.applications import MOST_TOKENS, ApplicationEnrolled, accept_issued

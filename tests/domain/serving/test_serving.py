@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from appliance.domain.core.names import NO_DIGEST, add_seconds
-from appliance.domain.core.records import Adapter, Slot
+from appliance.domain.core.records.adapters import Adapter
+from appliance.domain.core.records.serving import Slot
 from appliance.domain.governance.people import Grant, RoleGranted
 from appliance.domain.releases.activations import Activate, ReleaseActivated, ReleaseRolledBack, RollBack
 from appliance.domain.releases.adapters import AdapterQuarantined, AdapterRevoked, RevokeAdapter

@@ -112,18 +112,24 @@ def test_a_row_that_does_not_fit_is_refused_by_line(messages: Any, tools: Any, m
         read({"messages": messages, "tools": tools})
 
 
-def test_a_check_says_of_each_line_that_its_template_has_no_tools(base_folder: Path) -> None:
+def test_a_check_says_once_of_all_lines_that_their_template_has_no_tools(base_folder: Path) -> None:
     from appliance.ml.model.chat import load_chat
 
-    lines = json.dumps({"messages": TURNS, "tools": TOOLS}).encode() + b"\n"
+    plain, using = ({"messages": [ASKED, SAID]}, {"messages": TURNS, "tools": TOOLS})
+    lines = b"".join(json.dumps(row).encode() + b"\n" for row in (plain, using, using))
     errors = findings.Errors()
-    sources = errors.keep_rows(read_records(lines * 2, "jsonl", "chat", map_columns("chat", {}), "dataset"))
+    sources = errors.keep_rows(read_records(lines, "jsonl", "chat", map_columns("chat", {}), "dataset"))
     sides = [(one, data.TRAIN) for one in sources]
-    found = findings.examine("chat", sides, errors, (), findings.Rendering(load_chat(base_folder), 512, ""))
-    assert [one for one in found["errors"] if "line 2" in one] == [
+    toolless = load_chat(base_folder)
+    found = findings.examine("chat", sides, errors, (), findings.Rendering(toolless, 512, ""))
+    message = (
         "dataset, line 2: chat_template.jinja: expected a template that takes tools, got one that does not write them "
-        "into the prompt"
-    ]
+        "into the prompt; 2 rows use tools: choose a base that has them"
+    )
+    assert [one for one in found["errors"] if "tools" in one] == [message]
+    assert found["max_tokens"] is not None, "the row without tools is measured"
+    with pytest.raises(BadInput, match=re.escape(message)):
+        data.render_rows(sides, toolless, "chat", instruction="")
 
 
 def test_rows_are_known_by_their_calls_and_judged_by_the_first(chat: Chat) -> None:

@@ -16,9 +16,10 @@ from appliance.ml.layers.positions import find_longest_short
 from appliance.ml.model import machine
 from appliance.ml.model.base import Base
 from appliance.ml.quantised import kernels
+from appliance.ml.serving.engine import MAX_ROWS
 from scripts.kit.tiny_model import KINDS, build_model
 from tests.kit.mixes import MODULES, plain_adapter
-from tests.ml.quantised.test_product import needs_kernel
+from tests.ml.quantised.test_product import needs_kernel, way  # noqa: F401 # a fixture
 
 STEPS = 20
 """Across the window (8), longrope's first length (16) and a block of the cache."""
@@ -26,13 +27,15 @@ ROWS: list[tuple[str | None, int]] = [("a", 3), (None, 50), ("b", 60), ("a", 70)
 """Each row's slot and first token."""
 
 
-def _slots(kind: str) -> Slots:
-    """Over NF4 layers in bf16, with adapters on the layers that have the usual names."""
+def _slots(kind: str, gate: float = 1) -> Slots:
+    """Over NF4 layers in bf16, with adapters on the layers that have the usual names; the weights of every gate times
+    `gate`."""
     machine.use_determinism(3)
     model = build_model(kind).eval().requires_grad_(False).to(torch.bfloat16)
     head = model.get_output_embeddings()
     linears = [(name, one) for name, one in model.named_modules() if type(one) is torch.nn.Linear and one is not head]
     for name, linear in linears:
+        linear.weight.mul_(gate if name.endswith("gate_proj") else 1)
         model.set_submodule(name, _quantise(linear))
     base = Base(model, None, "cpu")  # type: ignore[arg-type]
     slots = Slots(base)
@@ -91,6 +94,28 @@ def test_a_step_is_that_of_the_layers_in_torch(kind: str) -> None:
 
 
 @needs_kernel
+def test_layers_turn_as_many_numbers_as_their_own_angles_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    ropes = {
+        "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e6, "partial_rotary_factor": 0.5},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    }
+    name, own = KINDS["gemma3"]
+    monkeypatch.setitem(KINDS, "gemma3", (name, {**own, "rope_parameters": ropes}))
+    slots = _slots("gemma3")
+    for some, other in zip(_draw(slots, ROWS), _draw(slots, ROWS, fused=False), strict=True):
+        assert (some - other).norm() <= 0.02 * other.norm()
+
+
+@needs_kernel
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+def test_a_gate_far_from_0_is_shut_or_open(kind: str) -> None:
+    slots = _slots(kind, gate=1e5)
+    for some, other in zip(_draw(slots, ROWS[:2]), _draw(slots, ROWS[:2], fused=False), strict=True):
+        assert bool(some.isfinite().all())
+        assert (some - other).norm() <= 0.02 * other.norm()
+
+
+@needs_kernel
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_a_row_has_the_same_bits_alone_and_in_a_batch_with_any_threads(threads: int) -> None:
     slots = _slots("gemma3")
@@ -99,6 +124,29 @@ def test_a_row_has_the_same_bits_alone_and_in_a_batch_with_any_threads(threads: 
     torch.set_num_threads(threads)
     try:
         together = _draw(slots, ROWS)
+    finally:
+        torch.set_num_threads(before)
+    for step, hidden in enumerate(together):
+        for row, own in enumerate(alone):
+            assert torch.equal(hidden[row], own[step][0]), (row, step)
+
+
+@pytest.mark.usefixtures("way")
+@needs_kernel
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("count", [15, 16, 17, 31, MAX_ROWS])
+def test_a_row_has_the_same_bits_in_a_batch_of_any_size(
+    count: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By tiles, products of more than 16 rows take more room than those of fewer."""
+    monkeypatch.setattr(f"{__name__}.STEPS", 3)
+    slots = _slots("llama")
+    rows = [(("a", None, "b", "wide")[place % 4], 3 + place) for place in range(count)]
+    alone = [_draw(slots, [row]) for row in rows]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        together = _draw(slots, rows)
     finally:
         torch.set_num_threads(before)
     for step, hidden in enumerate(together):

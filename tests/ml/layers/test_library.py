@@ -234,3 +234,17 @@ def test_an_import_says_that_the_library_is_used_and_what_a_plan_needs(folder: P
     assert (shape["library"], shape["experts"], shape["chosen"], shape["expert_layers"]) == (True, 4, 2, 2)
     assert set(shape["roles"]) == {*ATTENTION, "gate_proj", "up_proj", "down_proj"}
     assert shape["expert_inner"] == (32 if facts["architecture"] == "Qwen3MoeForCausalLM" else 128)
+
+
+@pytest.mark.parametrize("kind", LIBRARY_KINDS)
+def test_a_base_s_own_dropout_and_jitter_draw_nothing_in_training(kind: str, tmp_path: Path) -> None:
+    machine.use_determinism(3)
+    folder = build_base(tmp_path / "base", kind)
+    path = folder / "config.json"
+    own = {"attention_dropout": 0.5, "router_jitter_noise": 0.5, "embd_pdrop": 0.5}
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | own))
+    base = load_base(folder, **LOADED)  # type: ignore[arg-type]
+    attached = methods.attach_adapter(base, PLAIN)
+    before = torch.get_rng_state()
+    first, again = (base.hidden_alone(LONG) for _ in range(2))
+    assert attached.model.training and torch.equal(first, again) and torch.equal(before, torch.get_rng_state())

@@ -148,6 +148,10 @@ BAD |= {
         _config(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4}),
         "rope_type: expected default or",
     ),
+    "key-heads": (
+        _config(num_attention_heads=6, num_key_value_heads=4),
+        "num_key_value_heads: expected a number that divides 6, num_attention_heads, got 4",
+    ),
     "window": (_config(sliding_window=0), "sliding_window: expected a whole number above 0 or null, got 0"),
     "window-text": (_config(sliding_window="8"), "sliding_window: expected a whole number above 0 or null, got '8'"),
     "layer-types": (_config(layer_types=["full_attention"]), "layer_types: expected one for each of 2 layers, got 1"),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from appliance.errors import BadInput
@@ -54,6 +57,40 @@ def test_an_import_makes_them_and_they_are_read_instead_of_the_weights(tmp_path:
     base = load_base(output, quantisation="nf4-double", compute_dtype="bfloat16", device="cpu")
     weight = base.model.get_decoder().layers[0].mlp.up_proj.weight
     assert weight.dtype == torch.uint8
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "message"),
+    [
+        ("weight", lambda one: one[:-32], "packed weights: expected 4096 of torch.uint8, got 4064 of torch.uint8"),
+        ("weight", lambda one: one.float(), "packed weights: expected 4096 of torch.uint8, got 4096 of torch.float32"),
+        ("weight.absmax", lambda one: one[:-1], "scales: expected 128 of torch.uint8, got 127 of torch.uint8"),
+        ("weight.quant_map", lambda one: one[:8], "numbers: expected 16 of torch.float32, got 8 of torch.float32"),
+        ("weight.nested_absmax", lambda one: one[:0], "scales of scales: expected 1 of torch.float32"),
+        ("weight.nested_quant_map", lambda one: one[:9], "numbers of scales: expected 256 of torch.float32"),
+    ],
+)
+def test_tensors_of_another_size_are_not_read(
+    key: str, change: Callable[[torch.Tensor], torch.Tensor], message: str, tmp_path: Path
+) -> None:
+    """Kernels read them by address: one that is too short would be read past its end."""
+    folder, layer = build_base(tmp_path / "base"), "model.layers.0.mlp.up_proj"
+    write_nf4(folder)
+    stored = safetensors.torch.load_file(folder / NF4_FILE)
+    stored[f"{layer}.{key}"] = change(stored[f"{layer}.{key}"]).contiguous()
+    safetensors.torch.save_file(stored, folder / NF4_FILE, metadata={"format": "pt"})
+    with pytest.raises(BadInput, match=re.escape(f"{NF4_FILE}, {layer}, {message}")):
+        load_base(folder, quantisation="nf4-double", compute_dtype="bfloat16", device="cpu")
+
+
+def test_the_file_may_not_bring_what_is_no_linear_layer(tmp_path: Path) -> None:
+    folder = build_base(tmp_path / "base")
+    write_nf4(folder)
+    stored = safetensors.torch.load_file(folder / NF4_FILE)
+    stored["model.norm.weight"] = torch.zeros(64, dtype=torch.bfloat16)
+    safetensors.torch.save_file(stored, folder / NF4_FILE, metadata={"format": "pt"})
+    with pytest.raises(BadInput, match=r"expected weights of linear layers, got 'model\.norm\.weight'"):
+        load_base(folder, quantisation="nf4-double", compute_dtype="bfloat16", device="cpu")
 
 
 def test_a_stranger_s_folder_may_not_bring_them(tmp_path: Path) -> None:

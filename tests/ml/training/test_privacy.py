@@ -100,6 +100,22 @@ def test_a_row_more_moves_the_sum_by_no_more_than_the_clipping_norm(prepare: Pre
     assert 0 < moved <= 0.5 * (1 + 1e-5)
 
 
+def test_a_base_that_draws_at_random_for_a_row_is_refused(prepare: Prepare) -> None:
+    """What was drawn for the rows before would change a row's gradient: the guarantee would not hold."""
+    base, attached, samples = prepare(PRIVATE)
+    base.model.get_decoder().layers[0].mlp.register_forward_hook(
+        lambda module, given, made: torch.nn.functional.dropout(made, 0.1)
+    )
+    weights = methods.name_trainable(attached.model)
+    plan = privacy.PrivatePlan(samples, PRIVATE, SECRET)
+
+    def row_loss(sample: Sample) -> torch.Tensor:
+        return base.model(input_ids=torch.tensor([list(sample.ids)])).logits.float().logsumexp(-1).mean()  # type: ignore[no-any-return]
+
+    with pytest.raises(BadInput, match="expected a base that draws nothing at random for a row"):
+        privacy.set_private_gradients(weights, samples[:2], row_loss, plan, PRIVATE, SECRET, 0)
+
+
 def test_a_row_whose_gradient_is_no_number_adds_nothing() -> None:
     sums = [torch.zeros(2, dtype=torch.float64)]
     for broken in (math.nan, math.inf):

@@ -8,7 +8,7 @@ from typing import Any, cast
 from appliance.ml.inference.text import Text
 from appliance.ml.model.base import Base
 from appliance.ml.serving.engine import Done, Event
-from appliance.ml.vllm.engine import Engine, _Row
+from appliance.ml.vllm.engine import Engine, _Row, _salt
 
 
 class Stepped:
@@ -28,7 +28,7 @@ def make_engine(vllm: object, limit: int) -> Engine:
     engine.base = cast(Base, SimpleNamespace(chat=SimpleNamespace(stop_ids=lambda: frozenset({1}))))
     engine._vllm, engine._events, engine._wanted = vllm, [], {}
     question = cast(Any, SimpleNamespace(prompt=[2]))
-    row = _Row("other", "s", question, Text(lambda ids: "x" * len(ids), ()), limit)
+    row = _Row("other", "s", question, Text(lambda ids: "x" * len(ids), ()), limit, "salt")
     row.asked = ["other#"]
     engine._rows = {"other": row}
     return engine
@@ -77,3 +77,20 @@ def test_what_ended_or_was_never_asked_is_told_to_nobody() -> None:
     engine = make_engine(vllm, limit=1)
     assert engine.step() == [Event("other", "x"), Event("other", Done("length", 1, 1))]
     assert vllm.aborted == [["other#"]] and not engine.busy
+
+
+def test_beginnings_of_prompts_are_shared_within_one_slot_and_epoch_of_a_unit_s_tokens_alone() -> None:
+    salts: list[str] = []
+
+    class Taking:
+        def add_request(self, name: str, prompt: dict[str, Any], parameters: object, lora_request: object) -> None:
+            salts.append(prompt["cache_salt"])
+
+    engine = make_engine(Taking(), limit=1)
+    engine._slots = dict.fromkeys("st")
+    for number, (slot, scope) in enumerate(
+        [("s", "e1"), ("s", "e1"), ("s", "e2"), ("t", "e1"), ("s", None), ("s", None)]
+    ):
+        row = _Row(f"r{number}", slot, cast(Any, None), cast(Any, None), 1, _salt(slot, scope))
+        engine._add(row.name, row.slot, row.salt, [2], None)
+    assert salts[0] == salts[1] and len(set(salts)) == 5

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.domain.core.records import LocalSet
+from appliance.domain.core.records.data import LocalSet
 from appliance.errors import BadInput, NotFound, Tampered, TooLarge
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.digest import digest_bytes

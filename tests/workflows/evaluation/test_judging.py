@@ -12,7 +12,8 @@ import pytest
 
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import encode_value
-from appliance.domain.core.records import Judgement, Run
+from appliance.domain.core.records.adapters import Judgement
+from appliance.domain.core.records.runs import Run
 from appliance.domain.evaluation.evidence import conclude
 from appliance.domain.evaluation.items import ITEMS_FILE, Item, encode_items
 from appliance.domain.evaluation.verdict import Evidence, parse_verdict

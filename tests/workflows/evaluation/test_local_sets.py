@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from appliance.domain.core.records import LocalSet
+from appliance.domain.core.records.data import LocalSet
 from appliance.domain.evaluation.items import ITEMS_FILE, encode_items
 from appliance.domain.evaluation.shipped.sets import digest_set
 from appliance.domain.evaluation.verdict import parse_verdict

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from appliance.domain.core.records import Job
+from appliance.domain.core.records.runs import Job
 from appliance.errors import BadInput, Conflict, Unavailable
 from appliance.runners.slurm.commands import UNREACHABLE
 from appliance.runners.slurm.worker import ClusterWorker

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from appliance.domain.core.names import add_seconds
-from appliance.domain.core.records import Run
+from appliance.domain.core.records.runs import Run
 from appliance.domain.runs.cancellation import Cancel, RunCancelled
 from appliance.domain.runs.training import RunFailed
 from appliance.errors import NotFound, Tampered
 from appliance.store.files.keyring import Keyring
 from appliance.workflows.core.context import Context
-from appliance.workflows.runs.privacy import begin_secret, bind, read_secret, sweep_secrets
+from appliance.workflows.runs.checkpoints import sweep
+from appliance.workflows.runs.privacy import begin_secret, bind, read_secret
 from scripts.kit.log_builder import LogBuilder, stage
 from tests.domain.releases.test_privacy import PRIVATE
 from tests.kit.one_process import one_process
@@ -36,7 +37,13 @@ def site() -> LogBuilder:
 def context_of(site: LogBuilder, folder: Path, days: float = 0) -> Context:
     now = add_seconds(site.state.last_time, round(days * 86_400))
     ledger = SimpleNamespace(state=site.state, entry_bytes=lambda index: site.entries[index])
-    context: Any = SimpleNamespace(**one_process(), ledger=ledger, now=lambda state: now, keyring=Keyring(folder))
+    context: Any = SimpleNamespace(
+        **one_process(),
+        ledger=ledger,
+        now=lambda state: now,
+        keyring=Keyring(folder),
+        checkpoints=SimpleNamespace(sweep=lambda kept: None),
+    )
     return context
 
 
@@ -74,7 +81,7 @@ def test_what_the_log_binds_is_the_only_secret_that_is_used(site: LogBuilder, tm
 
 
 def is_kept(site: LogBuilder, folder: Path, days: float = 0) -> bool:
-    sweep_secrets(context_of(site, folder, days))
+    sweep(context_of(site, folder, days))
     return (folder / f"noise-{RUN}.secret").exists()
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Literal, Self, TypeVar
 from pydantic import Field, ValidationError, model_validator
 
 from appliance.domain.core.names import Identifier, Value, encode_value, explain
-from appliance.domain.core.records import LocalSet
+from appliance.domain.core.records.data import LocalSet
 from appliance.domain.data.local_sets import GENERAL, REFUSAL, SHIPPED
 from appliance.errors import Tampered
 from appliance.formats.core.digest import digest_bytes

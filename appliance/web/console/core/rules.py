@@ -115,6 +115,7 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
     (r"tries of ", POLICY, "Wait a day: policy bounds how many prompts a reviewer tries."),
     (r"looks of ", STATE, "Wait until the look that is open has ended."),
     # Runs, data, evaluation.
+    (r"sweep .*: expected a new name", ORDER, "Give the sweep a name of its own."),
     (
         r"sweep .*: expected at most",
         POLICY,

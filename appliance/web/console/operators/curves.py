@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from appliance.domain.core.records import Run
+from appliance.domain.core.records.runs import Run
 from appliance.errors import BadInput
 from appliance.web.console.core.page import PEOPLE, Page, Query, Table, Value, Viewer
 from appliance.web.console.core.render import words

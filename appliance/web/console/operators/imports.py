@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from appliance.domain.core.records import Base, Dataset, Import, ValidationSet
+from appliance.domain.core.records.data import Base, Dataset, Import, ValidationSet
 from appliance.web.console.core.page import PAGE_ROWS, PEOPLE, Page, Query, Table, Value, Viewer
 from appliance.workflows.core.context import Context
 

@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any, NamedTuple
 
-from appliance.domain.core.records import Run
+from appliance.domain.core.records.runs import Run
 from appliance.domain.recipe.recipe import ResolvedRecipe
 from appliance.domain.rulebook.registry import ORDERS
 from appliance.domain.runs.training import Train

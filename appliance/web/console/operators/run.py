@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from appliance.domain.core.records import Run
+from appliance.domain.core.records.runs import Run
 from appliance.domain.evaluation.quality import list_measures, list_warnings, summarize_training
 from appliance.domain.planning.plan import say_seconds, show_bytes
 from appliance.domain.recipe.recipe import ResolvedRecipe

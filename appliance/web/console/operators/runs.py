@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from appliance.domain.core.records import Run
+from appliance.domain.core.records.runs import Run
 from appliance.web.console.core.page import PAGE_ROWS, PEOPLE, Page, Query, Table, Value, Viewer
 from appliance.web.console.operators.live import GOING, Pace, pace_of
 from appliance.workflows.core.context import Context

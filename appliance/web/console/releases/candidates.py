@@ -8,7 +8,7 @@ from itertools import islice
 from pydantic import Field
 
 from appliance.domain.core.names import IDENTIFIER, Time, versioned
-from appliance.domain.core.records import Adapter
+from appliance.domain.core.records.adapters import Adapter
 from appliance.domain.core.state import State
 from appliance.domain.releases.approval import inadmissible
 from appliance.domain.releases.tiers import current_request, tier_of

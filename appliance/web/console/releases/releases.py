@@ -8,7 +8,8 @@ from pydantic import Field
 
 from appliance.domain.core.decisions import answers_key
 from appliance.domain.core.names import IDENTIFIER, Time
-from appliance.domain.core.records import Adapter, Release, release_key
+from appliance.domain.core.records.adapters import Adapter
+from appliance.domain.core.records.serving import Release, release_key
 from appliance.domain.core.state import State
 from appliance.domain.releases.approval import barred, counted
 from appliance.domain.releases.conditions import binding_conditions, daily_limit

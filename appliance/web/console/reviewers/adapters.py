@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from appliance.domain.core.names import versioned
-from appliance.domain.core.records import Adapter
+from appliance.domain.core.records.adapters import Adapter
 from appliance.domain.core.state import State
 from appliance.domain.releases.blocking import is_open
 from appliance.web.console.core.page import PAGE_ROWS, PEOPLE, Page, Query, Table, Value, Viewer

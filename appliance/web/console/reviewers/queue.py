@@ -8,7 +8,7 @@ from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 from appliance.domain.core.names import Time, versioned
-from appliance.domain.core.records import Adapter
+from appliance.domain.core.records.adapters import Adapter
 from appliance.domain.core.state import State
 from appliance.domain.releases.approval import counted, duties, latest_reviews, quorum
 from appliance.domain.releases.blocking import is_open

@@ -11,7 +11,8 @@ from pydantic import BaseModel
 
 from appliance.domain.core.decisions import Conditions, Opened
 from appliance.domain.core.order import Order
-from appliance.domain.core.records import BoundSet, Key, LocalSet
+from appliance.domain.core.records.data import BoundSet, LocalSet
+from appliance.domain.core.records.people import Key
 from appliance.domain.core.signatures import key_ended
 from appliance.domain.core.state import State
 from appliance.domain.governance.passkeys import passkeys_of
