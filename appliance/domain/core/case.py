@@ -61,3 +61,10 @@ class Case(NamedTuple):
         """Denied unless the condition holds."""
         if not condition:
             raise Denied(f"{self.place}: {rule}: expected {expected}, got {got}")
+
+
+def check_walls(case: Case, walls: dict[str, str]) -> None:
+    """Every probe was made and every one was refused."""
+    through = sorted(name for name, result in walls.items() if result != "refused")
+    case.require(bool(walls), "walls", "the worker's probes", "none")
+    case.require(not through, "walls", "every probe refused", f"through: {', '.join(through)}")

@@ -15,6 +15,12 @@ def is_unit(state: State, name: str) -> bool:
     return unit is not None and unit.has("unit")
 
 
+def knows_unit(state: State, name: str) -> bool:
+    """Whether it was enrolled as a unit, whatever became of it."""
+    unit = state.principals.get(name)
+    return unit is not None and "unit" in unit.roles
+
+
 def needs(signer: Principal, *roles: str) -> Reasons:
     if any(signer.has(role) for role in roles):
         return []

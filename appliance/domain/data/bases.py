@@ -13,10 +13,9 @@ from appliance.domain.core.records.people import Principal
 from appliance.domain.core.roles import Reasons
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import EventRule, Verb
-from appliance.domain.data.imports import finish_import
+from appliance.domain.data.imports import check_import, finish_import
 from appliance.domain.data.standing import may_take_away, revocable
 from appliance.errors import Denied
-from appliance.formats.artifacts.manifest import parse_manifest
 from appliance.formats.core.digest import digest_bytes
 
 
@@ -74,7 +73,7 @@ def may_revoke_base(state: State, order: RevokeBase, signer: Principal, now: Tim
 def base_imported(case: Case) -> Changes:
     body = case.of(BaseImported)
     record, changes = finish_import(case, body.order, "base", body.base)
-    parse_manifest(case.documents["manifest"])
+    check_import(case, body.walls, body.base, 1)
     base = Base(
         name=body.base,
         digest=digest_bytes(case.documents["manifest"]),

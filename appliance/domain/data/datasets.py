@@ -15,10 +15,9 @@ from appliance.domain.core.records.people import Principal
 from appliance.domain.core.roles import Reasons
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import EventRule, Verb
-from appliance.domain.data.imports import check_rendered_for, finish_import
+from appliance.domain.data.imports import check_import, check_rendered_for, finish_import
 from appliance.domain.data.standing import may_take_away, revocable
 from appliance.errors import Denied
-from appliance.formats.artifacts.manifest import parse_manifest
 from appliance.formats.core.digest import digest_bytes
 
 
@@ -82,7 +81,7 @@ def dataset_imported(case: Case) -> Changes:
     expected = next_dataset_version(case.state, name)
     case.require(version == expected, "version", expected, version)
     base = check_rendered_for(case, record, body.base)
-    parse_manifest(case.documents["manifest"])
+    check_import(case, body.walls, name, version)
     dataset = Dataset(
         name=name,
         version=version,

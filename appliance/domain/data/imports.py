@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from appliance.domain.core.case import Case, Changes
+from appliance.domain.core.case import Case, Changes, check_walls
 from appliance.domain.core.event import Failed, Ordered
-from appliance.domain.core.names import Commitment, Decimal, Digest, Identifier, Time, Token
+from appliance.domain.core.names import Commitment, Decimal, Digest, Identifier, Time, Token, versioned
 from appliance.domain.core.order import Order, Subjects
 from appliance.domain.core.records.data import Base, Import
 from appliance.domain.core.records.people import Principal
@@ -20,6 +20,7 @@ from appliance.domain.data.standing import base_is
 from appliance.domain.data.tasks import Format, Task
 from appliance.domain.data.terms import classification_is_known, licence_is_known
 from appliance.errors import Denied
+from appliance.formats.artifacts.manifest import parse_manifest
 
 RESERVED, RELEASED_ENDING = "held-out", "-released"
 """A set of every run, and what the name of the released version's items ends in: names that no validation set has."""
@@ -226,6 +227,14 @@ def finish_import(case: Case, digest: str, kind: str, name: str) -> tuple[Import
     record = requested_import(case, digest)
     case.require(record.subject == f"{kind}:{name}", "subject", record.subject, f"{kind}:{name}")
     return record, [(case.state.imports, digest, record.model_copy(update={"status": "finished"}))]
+
+
+def check_import(case: Case, walls: dict[str, str], name: str, version: int) -> None:
+    """The walls held while a worker read what was uploaded, and the manifest is of what the entry names."""
+    check_walls(case, walls)
+    manifest = parse_manifest(case.documents["manifest"])
+    got = versioned(manifest.name, manifest.version)
+    case.require(got == versioned(name, version), "manifest", versioned(name, version), got)
 
 
 def check_rendered_for(case: Case, record: Import, name: str) -> Base:

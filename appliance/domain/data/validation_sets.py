@@ -15,10 +15,9 @@ from appliance.domain.core.records.people import Principal
 from appliance.domain.core.roles import Reasons
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import EventRule, Verb
-from appliance.domain.data.imports import check_rendered_for, finish_import
+from appliance.domain.data.imports import check_import, check_rendered_for, finish_import
 from appliance.domain.data.standing import may_take_away, revocable
 from appliance.errors import Denied
-from appliance.formats.artifacts.manifest import parse_manifest
 from appliance.formats.core.digest import digest_bytes
 
 
@@ -81,7 +80,7 @@ def validation_set_imported(case: Case) -> Changes:
     case.require(version == expected, "version", expected, version)
     base = check_rendered_for(case, record, body.base)
     case.require(body.facts.get("task") == record.task, "facts, task", record.task, body.facts.get("task"))
-    parse_manifest(case.documents["manifest"])
+    check_import(case, body.walls, name, version)
     found = ValidationSet(
         name=name,
         version=version,

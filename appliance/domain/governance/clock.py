@@ -61,7 +61,9 @@ def clock_reset(case: Case) -> Changes:
     reset = Reset(index=case.entry.index, reached=reached, time=now)
     log_keys = tuple(_end(key, reset, state.parameters.key_overlap_s) for key in state.site.log_keys)
     site = state.site.model_copy(update={"resets": (*state.site.resets, reset), "log_keys": log_keys})
-    return [(state.sites, "site", site), *_ended(state, reset), *_redate(state, now)]
+    # None of them counts any more, and each would stand in its application's way until its date.
+    tokens: Changes = [(state.issued_tokens, key, None) for key, _ in state.issued_tokens.items()]
+    return [(state.sites, "site", site), *tokens, *_ended(state, reset), *_redate(state, now)]
 
 
 def _end(key: K, reset: Reset, overlap_s: int) -> K:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Collection
 from typing import Annotated
 
 from pydantic import Field
@@ -126,33 +127,27 @@ def service_started(case: Case) -> Changes:
     body, state = case.of(ServiceStarted), case.state
     case.require((body.process is None) == (body.epoch is None), "epoch", "one beside a process's name", body.epoch)
     if body.process is None or body.epoch is None:
-        return [*_emptied(case, None), *(_ended(case, row) for row in state.processes.values() if row.ended is None)]
+        return [*_emptied(case), *(_ended(case, row) for row in state.processes.values() if row.ended is None)]
     before = state.processes.get(body.process)
     least = 1 if before is None else before.epoch + 1
     case.require(body.epoch >= least, "epoch", f"at least {least}", body.epoch)
     row = ServiceProcess(name=body.process, epoch=body.epoch, since=case.entry.index)
-    return [*_emptied(case, body.process), (state.processes, body.process, row)]
+    return [*_emptied(case, (None, body.process)), (state.processes, body.process, row)]
 
 
 def service_stopped(case: Case) -> Changes:
     body = case.of(ServiceStopped)
-    row = None if body.process is None else _running(case, body.process)
-    return [] if row is None else [_ended(case, row)]
+    ended = [] if body.process is None else [_ended(case, _running(case, body.process))]
+    return [*ended, *_emptied(case, (body.process,))]
 
 
 def process_lost(case: Case) -> Changes:
-    """Once for each life of a process. Its slots are empty, and what it was answering can end, but not well."""
-    body, state = case.of(ProcessLost), case.state
+    """Once for each life of a process."""
+    body = case.of(ProcessLost)
     row = _running(case, body.process)
     case.require(body.epoch == row.epoch, "epoch", row.epoch, body.epoch)
     case.require(body.last_contact <= case.entry.time, "last contact", f"at most {case.entry.time}", body.last_contact)
-    slots: Changes = [(state.slots, key, None) for key, slot in state.slots.items() if slot.process == body.process]
-    cut: Changes = [
-        (state.requests, request.id, request._replace(cut=True))
-        for request in state.requests.values()
-        if request.process == body.process
-    ]
-    return [_ended(case, row), *slots, *cut]
+    return [_ended(case, row), *_emptied(case, (body.process,))]
 
 
 def _running(case: Case, process: str) -> ServiceProcess:
@@ -166,12 +161,18 @@ def _ended(case: Case, row: ServiceProcess) -> Change:
     return case.state.processes, row.name, row.model_copy(update={"ended": case.entry.index})
 
 
-def _emptied(case: Case, process: str | None) -> Changes:
-    return [
-        (case.state.slots, key, None)
-        for key, slot in case.state.slots.items()
-        if process is None or slot.process in (None, process)
+def _emptied(case: Case, processes: Collection[str | None] | None = None) -> Changes:
+    """Slots of these processes, or all; what they were answering can end, but not well."""
+    state = case.state
+    slots: Changes = [
+        (state.slots, key, None) for key, slot in state.slots.items() if processes is None or slot.process in processes
     ]
+    cut: Changes = [
+        (state.requests, request.id, request._replace(cut=True))
+        for request in state.requests.values()
+        if processes is None or request.process in processes
+    ]
+    return [*slots, *cut]
 
 
 EVENTS = (

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
-from appliance.domain.core.case import Case, Changes
+from appliance.domain.core.case import Case, Changes, check_walls
 from appliance.domain.core.event import Event, Failed, Ordered
 from appliance.domain.core.names import (
     Digest,
@@ -30,7 +30,7 @@ from appliance.domain.evaluation.engines import judged_engines
 from appliance.domain.evaluation.judging import check_judgement
 from appliance.domain.evaluation.verdict import parse_verdict
 from appliance.domain.recipe.methods import METHODS
-from appliance.domain.runs.conditions import check_inputs, check_walls, move, take_run
+from appliance.domain.runs.conditions import check_inputs, move, take_run
 from appliance.domain.runs.steps import STEPS_FILE
 from appliance.errors import Denied
 from appliance.formats.artifacts.manifest import MANIFEST_PATH, Guarantee, parse_manifest

@@ -43,7 +43,7 @@ def objections(state: State, adapter: Adapter, unit: str, now: Time) -> Reasons:
         reasons.append(f"adapter {name}: expected its bytes whole, got quarantine by entry {adapter.quarantined}")
     if not is_unit(state, unit):
         reasons.append(f"unit: expected an enrolled one, got {unit}")
-    reasons += inputs_stand(state, adapter) + blocked(state, adapter, now)
+    reasons += inputs_stand(state, adapter) + blocked(state, adapter, now) + _unasked(state, adapter, unit)
     reasons += unaccepted(state, adapter, needed_for(state, adapter, unit).required_fields, now)
     # A rejection has no date and needs no standing reviewer: only its own reviewer lifts it, by a key that counts.
     for review in latest_reviews(state, adapter, unit):
@@ -55,6 +55,19 @@ def objections(state: State, adapter: Adapter, unit: str, now: Time) -> Reasons:
     return reasons
 
 
+def _unasked(state: State, adapter: Adapter, unit: str) -> Reasons:
+    """What is missing where policy requires a standing request, or the tier of what a person asked for last that a
+    second person let the run begin."""
+    reasons = []
+    if current_request(state, adapter, unit) is None and state.parameters.requests_required:
+        name = f"{adapter.name}@{adapter.version}"
+        reasons.append(f"request: expected a standing one to release {name} to {unit}, as policy requires, got none")
+    asked = [one for one in adapter.requests if one.unit == unit and one.kind == "request"]
+    tier = tier_of(state.parameters, asked[-1]) if asked else None
+    unheard = unauthorised(state, adapter, tier)
+    return reasons if unheard is None else [*reasons, unheard]
+
+
 def quorum(state: State, adapter: Adapter, unit: str, now: Time) -> Reasons:
     """What is missing of the approvals that the unit's request needs, or policy where there is none."""
     name, request = f"{adapter.name}@{adapter.version}", current_request(state, adapter, unit)
@@ -62,11 +75,10 @@ def quorum(state: State, adapter: Adapter, unit: str, now: Time) -> Reasons:
     approved = counted(state, adapter, unit, now)
     fields = {review.field for review in approved}
     reasons = []
-    if request is None and state.parameters.requests_required:
-        reasons.append(f"request: expected a standing one to release {name} to {unit}, as policy requires, got none")
-    tier = None if request is None else tier_of(state.parameters, request)
-    if (unheard := unauthorised(state, adapter, tier)) is not None:
-        reasons.append(unheard)
+    if request is not None and request.kind == "break-glass":
+        # Of any other request an emergency does not lift it.
+        unheard = unauthorised(state, adapter, tier_of(state.parameters, request))
+        reasons += [] if unheard is None else [unheard]
     if len(approved) < rules.reviewers:
         reasons.append(
             f"quorum: expected {rules.reviewers} standing approvals of {name} for {unit}, got {len(approved)}"
@@ -119,12 +131,12 @@ def latest_reviews(state: State, adapter: Adapter, unit: str) -> list[ReviewReco
     """Each reviewer's last word on the adapter for the unit: their own, and one in each person's place."""
     latest: dict[tuple[str, str], ReviewRecord] = {}
     for review in adapter.reviews:
-        if review.unit == unit and _replaces(state, review, latest.get(_voice(review))):
-            latest[_voice(review)] = review
+        if review.unit == unit and _replaces(state, review, latest.get(voice(review))):
+            latest[voice(review)] = review
     return list(latest.values())
 
 
-def _voice(review: ReviewRecord) -> tuple[str, str]:
+def voice(review: ReviewRecord) -> tuple[str, str]:
     """A delegate's word replaces none of the delegator's, nor the other way round: each lifts only what it said."""
     return review.reviewer, "" if review.on_behalf_of is None else review.on_behalf_of.principal
 
@@ -136,8 +148,12 @@ def _is_word(state: State, review: ReviewRecord) -> bool:
 
 
 def _replaces(state: State, review: ReviewRecord, word: ReviewRecord | None) -> bool:
-    """A withdrawal under such a key still ends an approval: one administrator who revokes the key gives none back."""
-    return _is_word(state, review) or (review.decision == "withdraw" and word is not None and word.approves)
+    """A withdrawal under such a key, or a narrower approval, still ends an approval: whoever revokes the key gives back
+    nothing that its owner took away."""
+    if _is_word(state, review) or word is None or not word.approves:
+        return _is_word(state, review)
+    narrower = review.conditions not in (None, word.conditions) or (review.valid_until or "") < (word.valid_until or "")
+    return review.decision == "withdraw" or narrower
 
 
 def _is_own(state: State, review: ReviewRecord) -> bool:
@@ -171,7 +187,7 @@ def review_standing(state: State, adapter: Adapter, review: ReviewRecord, now: T
     """As admission counts it: a rejection until its own reviewer replaces it, an approval while nothing ends it."""
     if _is_word(state, review):
         for later in adapter.reviews:
-            same = (_voice(later), later.unit) == (_voice(review), review.unit)
+            same = (voice(later), later.unit) == (voice(review), review.unit)
             if same and later.index > review.index and _replaces(state, later, review):
                 words = f"review {review.index}: expected the latest of {review.reviewer}, got an earlier one"
                 return ReviewStanding("superseded", later.index, f"{words}, superseded by entry {later.index}")
@@ -233,12 +249,11 @@ def clear(state: State, release: Release, adapter: Adapter, now: Time) -> Cleara
         return known
     emergency, unit = release.current.kind == "break-glass", release.unit
     judge = objections if emergency else inadmissible
-    latest = {_voice(r): r for r in latest_reviews(state, adapter, unit) if r.approves}
-    own = [r for r in adapter.reviews if r.unit == unit and r.approves and _voice(r) in latest]
+    latest = {voice(r): r for r in latest_reviews(state, adapter, unit) if r.approves}
+    own = [r for r in adapter.reviews if r.unit == unit and r.approves and voice(r) in latest]
     # Those that their reviewers have renewed among them: what was admitted by one is not emptied for that.
     standing = [review for review in own if not review_lapsed(state, adapter, review, now)]
-    # What an emergency lets answer is under the conditions of whatever approved it, lapsed or not.
-    words = list(latest.values()) if emergency else [review for review in latest.values() if review in standing]
+    words = approved_last(adapter, unit) if emergency else [review for review in latest.values() if review in standing]
     binding = binding_conditions(state, adapter, unit, words)
     reasons = judge(state, adapter, unit, now) + release_lapsed(state, release)
     reasons += emergency_over(state, release, now) + against(state, binding, release.task, now)
@@ -255,8 +270,9 @@ def emergency_over(state: State, release: Release, now: Time) -> Reasons:
     activation = release.current
     if activation.until is None:
         return []
-    if activation.until <= state.site.time_for(activation.index, now):
-        return [f"release {activation.index}: expected an emergency that lasts, got one that ended {activation.until}"]
+    if activation.until <= now or any(activation.index < reset.index for reset in state.site.resets):
+        ended = f"one that ended {activation.until}" if activation.until <= now else "one from before a clock reset"
+        return [f"release {activation.index}: expected an emergency that lasts, got {ended}"]
     key = state.keys.get(activation.endorsed_keyid or "")
     if key is None or not key.counts(activation.index):
         who = f"a second person's key that counts at that entry, got {activation.endorsed_keyid}"
@@ -264,10 +280,19 @@ def emergency_over(state: State, release: Release, now: Time) -> Reasons:
     return []
 
 
-def conditions_against(state: State, adapter: Adapter, unit: str, task: str, now: Time) -> Reasons:
+def approved_last(adapter: Adapter, unit: str) -> list[ReviewRecord]:
+    """Each reviewer's last approval, whatever came after it: its conditions bind what an emergency lets answer."""
+    approved = [review for review in adapter.reviews if review.unit == unit and review.approves]
+    return list({voice(review): review for review in approved}.values())
+
+
+def conditions_against(
+    state: State, adapter: Adapter, unit: str, task: str, now: Time, *, emergency: bool = False
+) -> Reasons:
     """What the dates and tasks refuse to which it would be released."""
     standing = [review for review in standing_reviews(state, adapter, unit, now) if review.approves]
-    return against(state, binding_conditions(state, adapter, unit, standing), task, now)
+    words = approved_last(adapter, unit) if emergency else standing
+    return against(state, binding_conditions(state, adapter, unit, words), task, now)
 
 
 def barred(state: State, release: Release, adapter: Adapter, now: Time) -> Reasons:

@@ -54,7 +54,7 @@ def may_break_glass(state: State, order: BreakGlass, signer: Principal, now: Tim
     if order.adds_instruction:
         reasons += instruction_is_there(state, adapter)
     reasons += objections(state, adapter, order.unit, now)
-    reasons += conditions_against(state, adapter, order.unit, order.task, now)
+    reasons += conditions_against(state, adapter, order.unit, order.task, now, emergency=True)
     if not quorum(state, adapter, order.unit, now):
         reasons.append(f"adapter {order.name}: expected one whose approvals lack something, got one to roll back to")
     return reasons

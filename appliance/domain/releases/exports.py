@@ -68,6 +68,8 @@ def may_export(state: State, order: ExportAdapter, signer: Principal, now: Time)
     if isinstance(adapter, list):
         return adapter
     reasons = needs(signer, f"release-owner:{order.unit}")
+    if signer.name == adapter.ordered_by:
+        reasons.append(f"separation of duties: expected a release owner who did not order the run, got {signer.name}")
     release = state.releases.get(release_key(order.unit, order.task))
     if release is None or release.current.adapter != order.name:
         got = "none" if release is None else release.current.adapter

@@ -68,7 +68,28 @@ def may_request_release(state: State, order: RequestRelease, signer: Principal, 
         reasons.append(f"verdict: expected {adapter.verdict or 'none'}, got {order.verdict or 'none'}")
     if order.conditions is not None and order.conditions.say_nothing():
         reasons.append("conditions: expected null where there are none, got one that says nothing")
-    return reasons + _tiered(state, adapter, order)
+    return reasons + _decided(state, adapter, order.unit) + _tiered(state, adapter, order)
+
+
+def _decided(state: State, adapter: Adapter, unit: str) -> Reasons:
+    """What an emergency let answer is reviewed with the highest tier: another request takes its place only where a
+    reviewer sent it back, or where the version was released by its approvals since."""
+    request = current_request(state, adapter, unit)
+    if request is None or request.kind != "break-glass":
+        return []
+    refusals = ("reject", "request-changes")
+    sent_back = any(one.request == request.order and one.decision in refusals for one in adapter.reviews)
+    name = f"{adapter.name}@{adapter.version}"
+    released = any(
+        one.adapter == name and one.kind != "break-glass" and one.index > request.index
+        for release in state.releases.values()
+        if release.unit == unit
+        for one in release.history
+    )
+    if sent_back or released:
+        return []
+    opened = f"that of the emergency of entry {request.index}"
+    return [f"request: expected reviewers to decide on {opened} first, got another"]
 
 
 def _orderer(state: State, adapter: Adapter, signer: Principal) -> Reasons:

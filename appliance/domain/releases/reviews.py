@@ -123,7 +123,7 @@ def _on_request(state: State, adapter: Adapter, order: Review, now: Time) -> Rea
     if until is None:
         return [f"request: expected exposure and purpose by the policy in force, got that of entry {request.index}"]
     again = any(r.reviewer == order.signer and r.request == order.request and r.approves for r in adapter.reviews)
-    if until <= now and not again:
+    if until <= state.site.time_for(request.index, now) and not again:
         return [f"request: expected an approval by {until}, got one at {now}: it has to be requested again"]
     return []
 
@@ -137,9 +137,14 @@ def _worded(adapter: Adapter, order: Review) -> Reasons:
     if order.reason is None and (order.request is not None or order.decision not in ("approve", "reject")):
         reasons.append(f"reason: expected one for the decision {order.decision}, got none")
     if order.decision == "withdraw":
-        own = [r for r in adapter.reviews if (r.reviewer, r.unit) == (order.signer, order.unit)]
+        own = [
+            r
+            for r in adapter.reviews
+            if (*approval.voice(r), r.unit) == (order.signer, order.on_behalf_of or "", order.unit)
+        ]
         if not own or own[-1].decision == "withdraw":
-            reasons.append(f"decision: expected one of {order.signer} to withdraw, got none that stands")
+            place = "" if order.on_behalf_of is None else f" in the place of {order.on_behalf_of}"
+            reasons.append(f"decision: expected one of {order.signer}{place} to withdraw, got none that stands")
     return reasons
 
 

@@ -29,11 +29,9 @@ def tier_of(parameters: Parameters, request: ReleaseRequest) -> Tier | None:
 
 
 def current_request(state: State, adapter: Adapter, unit: str) -> ReleaseRequest | None:
-    """The unit's last request under a key that counts, unless it was withdrawn: an earlier one does not stand again."""
-    for request in reversed(adapter.requests):
-        if request.unit == unit and _counts(state, request):
-            return request if request.withdrawn is None else None
-    return None
+    """The unit's last request, unless it was withdrawn or its key does not count: an earlier one never stands again."""
+    last = next((request for request in reversed(adapter.requests) if request.unit == unit), None)
+    return last if last is not None and last.withdrawn is None and _counts(state, last) else None
 
 
 def _counts(state: State, request: ReleaseRequest) -> bool:

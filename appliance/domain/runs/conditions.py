@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 
-from appliance.domain.core.case import Case, Changes
+from appliance.domain.core.case import Case, Changes, check_walls
 from appliance.domain.core.event import Event
 from appliance.domain.core.names import RunId
 from appliance.domain.core.records.runs import Job, Run
@@ -89,10 +89,3 @@ def begin(case: Case, run: Run, body: WorkerStarted) -> Changes:
     resumes = (0 if further else run.resumes) + (run.status != "queued")
     case.require(resumes <= MOST_RESUMES, "resumes", f"at most {MOST_RESUMES}", resumes)
     return move(case.state, run.model_copy(update={"resumes": resumes, "job": body.job, "began": run.step}), "running")
-
-
-def check_walls(case: Case, walls: dict[str, str]) -> None:
-    """Every probe was made and every one was refused."""
-    through = sorted(name for name, result in walls.items() if result != "refused")
-    case.require(bool(walls), "walls", "the worker's probes", "none")
-    case.require(not through, "walls", "every probe refused", f"through: {', '.join(through)}")

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field
 
-from appliance.domain.core.case import Case, Changes
+from appliance.domain.core.case import Case, Changes, check_walls
 from appliance.domain.core.event import Event, Failed, Ordered
 from appliance.domain.core.names import Decimal, Digest, RunId, Time
 from appliance.domain.core.order import Order, Subjects
@@ -18,7 +18,6 @@ from appliance.domain.core.roles import Reasons, needs
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import EventRule, Verb
 from appliance.domain.data.standing import base_is
-from appliance.domain.runs.conditions import check_walls
 from appliance.errors import Denied
 
 

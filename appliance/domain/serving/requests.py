@@ -6,15 +6,29 @@ from pydantic import Field
 
 from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Event
-from appliance.domain.core.names import Commitment, Digest, Identifier, Nonce, OtherEngine, Time, VersionedName
+from appliance.domain.core.names import (
+    Commitment,
+    Digest,
+    Identifier,
+    Nonce,
+    OtherEngine,
+    Time,
+    VersionedName,
+    add_seconds,
+)
 from appliance.domain.core.records.serving import OpenRequest, release_key
+from appliance.domain.core.roles import knows_unit
 from appliance.domain.core.signatures import token_revoked
 from appliance.domain.core.texts import check_unerased
-from appliance.domain.core.verb import EventRule, unchanged
+from appliance.domain.core.verb import EventRule
 from appliance.domain.releases.conditions import count_answer
 from appliance.domain.serving.applications import check_asker
 from appliance.domain.serving.slots import answering_slot, slot_subjects
 from appliance.errors import Denied, NotAuthenticated
+
+MOST_MESSAGE = 1_000
+TOKEN_SLACK_S = 600
+"""A request waits at most so long for its entry."""
 
 
 def name_request(milliseconds: int, random: bytes) -> str:
@@ -80,13 +94,14 @@ class RequestFinished(_OfRequest):
 
 
 class RequestRefused(Event):
-    """`count`: how many refusals it counts; those that a limit refuses are appended once a minute."""
+    """`unit`: one that was enrolled. `count`: how many refusals it counts; those that a limit refuses are appended once
+    a minute."""
 
     type = "request.refused"
     outcomes = ("denied",)
     unit: Identifier
     code: str
-    message: str
+    message: str = Field(max_length=MOST_MESSAGE)
     count: int = Field(ge=1)
 
     def about(self) -> tuple[str, ...]:
@@ -106,6 +121,7 @@ def request_admitted(case: Case) -> Changes:
     case.require(got == expected, "what answers", expected, got)
     if revoked := token_revoked(case.state, body.unit, body.token, body.token_issued_at):
         raise NotAuthenticated(f"entry {case.entry.index}: {revoked}", code="revoked")
+    _check_age(case, body.token_issued_at)
     check_asker(case, body.unit, body.application, body.token, body.token_issued_at, body.task)
     case.require(body.request not in case.state.requests, "request", "a new one", body.request)
     _check_instruction(case, body)
@@ -124,6 +140,14 @@ def request_admitted(case: Case) -> Changes:
         engine=slot.engine,
     )
     return [*changes, *count_answer(case, clearance), (case.state.requests, body.request, request)]
+
+
+def _check_age(case: Case, issued_at: Time) -> None:
+    """A token's time is what revocations by time go by. A browser's session counts as a token, too."""
+    rules, now = case.state.parameters, case.entry.time
+    longest = max(rules.token_lifetime_s, rules.session_lifetime_s) + TOKEN_SLACK_S
+    least, most = add_seconds(now, -longest), add_seconds(now, rules.clock_skew_s)
+    case.require(least <= issued_at <= most, "token_issued_at", f"a time from {least} to {most}", issued_at)
 
 
 def _check_instruction(case: Case, body: RequestAdmitted) -> None:
@@ -156,8 +180,14 @@ def request_finished(case: Case) -> Changes:
     return [(case.state.requests, body.request, None)]
 
 
+def request_refused(case: Case) -> Changes:
+    unit = case.of(RequestRefused).unit
+    case.require(knows_unit(case.state, unit), "unit", "one that was enrolled", unit)
+    return []
+
+
 EVENTS = (
     EventRule(RequestAdmitted, request_admitted),
     EventRule(RequestFinished, request_finished),
-    EventRule(RequestRefused, unchanged),
+    EventRule(RequestRefused, request_refused),
 )

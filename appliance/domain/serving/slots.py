@@ -10,8 +10,9 @@ from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Event
 from appliance.domain.core.names import Digest, Identifier, OtherEngine, Time, VersionedName
 from appliance.domain.core.records.serving import Slot, release_key, slot_key
+from appliance.domain.core.roles import knows_unit
 from appliance.domain.core.state import Clearance, State
-from appliance.domain.core.verb import EventRule, unchanged
+from appliance.domain.core.verb import EventRule
 from appliance.domain.releases.approval import clear, standing_reviews, superseded
 from appliance.domain.witnesses.cosignatures import unwitnessed
 from appliance.errors import Denied
@@ -41,6 +42,8 @@ class AdapterAdmitted(Event):
 
 
 class AdmissionRefused(Event):
+    """The unit is one that the log knows, and so is the adapter, where one is named."""
+
     type = "admission.refused"
     outcomes = ("denied",)
     unit: Identifier
@@ -135,6 +138,14 @@ def admitted(case: Case) -> Changes:
     return [(case.state.slots, key, slot)]
 
 
+def admission_refused(case: Case) -> Changes:
+    body = case.of(AdmissionRefused)
+    case.require(knows_unit(case.state, body.unit), "unit", "one that was enrolled", body.unit)
+    if body.adapter is not None:
+        case.require(body.adapter in case.state.adapters, "adapter", "a sealed one", body.adapter)
+    return []
+
+
 def find_slot(case: Case, unit: str, task: str, admitted: int) -> Slot:
     """That which the entry `admitted` filled; where there is none, another for the unit's task."""
     state = case.state
@@ -168,6 +179,7 @@ def loaded(case: Case) -> Changes:
     slot, _, changes = answering_slot(case, body.unit, body.task, body.admitted)
     case.require(body.admitted == slot.admitted, "admitted", slot.admitted, body.admitted)
     case.require(body.adapter == slot.adapter, "adapter", slot.adapter, body.adapter)
+    case.require(slot.loaded is None, "slot", "one that is admitted only", "one that is loaded")
     _check_engine(case, body, slot)
     changed = slot.model_copy(update={"loaded": case.entry.index, "loaded_at": case.entry.time, "engine": body.engine})
     return [*changes, (case.state.slots, slot.key, changed)]
@@ -209,7 +221,7 @@ def cut_requests(state: State, slot: Slot) -> Changes:
 
 EVENTS = (
     EventRule(AdapterAdmitted, admitted),
-    EventRule(AdmissionRefused, unchanged),
+    EventRule(AdmissionRefused, admission_refused),
     EventRule(AdapterLoaded, loaded),
     EventRule(AdapterUnloaded, unloaded),
 )

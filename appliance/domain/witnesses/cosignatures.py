@@ -89,10 +89,10 @@ def checkpoint_cosigned(case: Case) -> Changes:
     time = cosigned_at(case.state, time_s, case.entry.time)
     case.require(body.time == time, "time", time, body.time)
     before = case.state.witnesses.get(body.witness)
-    case.require(
-        before is None or (before.size, before.time) < (body.size, body.time),
-        "witness", "a larger log or a later time than before", body.size,
-    )  # fmt: skip
+    if before is not None:
+        # Otherwise an old checkpoint, cosigned again and again, would count, and the log behind it could be cut off.
+        case.require(body.size > before.index, "size", f"more than {before.index}, its cosignature before", body.size)
+        case.require(body.time >= before.time, "time", f"at least {before.time}", body.time)
     seen = Witness(name=body.witness, vkey=vkeys[body.witness], size=body.size, time=body.time, index=case.entry.index)
     return [(case.state.witnesses, body.witness, seen)]
 

@@ -12,7 +12,13 @@ from appliance.domain.core.credentials import TokenRequest
 from appliance.domain.core.entry import Outcome
 from appliance.domain.evaluation.engines import VLLM
 from appliance.domain.queries.response import commit_prompt, derive_salt
-from appliance.domain.serving.requests import RequestAdmitted, RequestFinished, RequestRefused, name_request
+from appliance.domain.serving.requests import (
+    MOST_MESSAGE,
+    RequestAdmitted,
+    RequestFinished,
+    RequestRefused,
+    name_request,
+)
 from appliance.errors import ApplianceError, Conflict, Denied, NotFound, Unavailable
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.commitment import commit
@@ -143,7 +149,7 @@ class Serving:
     def _refuse(self, unit: str, error: ApplianceError, source: str) -> None:
         """A refusal is an entry too; where even that cannot be written the caller is refused all the same."""
         with suppress(ApplianceError):
-            body = RequestRefused(unit=unit, code=error.code, message=error.message[:1000], count=1)
+            body = RequestRefused(unit=unit, code=error.code, message=error.message[:MOST_MESSAGE], count=1)
             append(self._context, body, source=source)
 
     # --- how an answer ends -------------------------------------------------------------------------------------------

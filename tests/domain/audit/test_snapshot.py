@@ -10,7 +10,9 @@ from appliance.domain.audit.snapshot import ROWS, decode_snapshot, encode_snapsh
 from appliance.domain.core.names import NO_DIGEST
 from appliance.domain.core.state import State
 from appliance.domain.governance.service import ServiceStarted
+from appliance.domain.governance.sessions import SessionOpened
 from appliance.errors import BadInput
+from appliance.formats.signatures.dsse import encode_envelope
 from scripts.kit.log_builder import LogBuilder, stage
 from tests.kit.ahead import reset_clock, run_ahead
 
@@ -67,6 +69,13 @@ def test_a_state_comes_back_as_it_was(name: str) -> None:
     assert list(again.projections()) == list(state.projections())
 
 
+def test_open_sessions_come_back_as_they_were() -> None:
+    site = stage("staffed")
+    site.add(SessionOpened(), documents={"session": encode_envelope(site.session("rita"))}, actor="rita")
+    assert _rows(_again(site.state)) == _rows(site.state)
+    assert len(site.state.sessions) == 1
+
+
 def test_processes_and_their_slots_come_back_as_they_were() -> None:
     site = stage("released")
     site.add(ServiceStarted(version="1", code=NO_DIGEST, layers={}, process="gateway-1", epoch=3))
@@ -88,7 +97,7 @@ def test_a_state_that_came_back_takes_the_next_entry() -> None:
 def test_every_kind_of_row_is_among_them() -> None:
     """Else the round trips above would say nothing of it."""
     found = {name for each in STAGES for name in ROWS if len(getattr(_site(each).state, name))}
-    found |= {"processes"}  # which has a round trip of its own
+    found |= {"processes", "sessions"}  # which have a round trip of their own
     assert set(ROWS) - found == set()
 
 

@@ -792,9 +792,13 @@ def test_the_services_own_entries_change_nothing_else() -> None:
     site = stage("serving")
     before = list(site.state.projections())
     site.add(Heartbeat())
-    site.add(ServiceStopped(reason="idle", process=None))
     site.add(AuthRefused(count=3, since=site.now, principals=(), keys=()))
     assert list(site.state.projections()) == before
+    site.add(ServiceStopped(reason="idle", process=None))
+    assert len(site.state.slots) == 0
+    kept = ("slot", "request")
+    assert [row for row in before if row[0] not in kept] == [r for r in site.state.projections() if r[0] not in kept]
+    assert all(request.cut for request in site.state.requests.values())
 
 
 @pytest.mark.parametrize(

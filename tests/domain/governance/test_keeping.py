@@ -10,6 +10,7 @@ import pytest
 
 from appliance.domain.audit.report import Report
 from appliance.domain.audit.verify import verify_log
+from appliance.domain.core.decisions import Conditions
 from appliance.domain.core.names import NO_DIGEST, add_seconds, encode_value
 from appliance.domain.core.order import Order
 from appliance.domain.core.state import State
@@ -333,6 +334,22 @@ def test_an_approval_before_the_theft_stands_behind_those_of_the_thief() -> None
     site.review("rita", "privacy")
     site.revoke_key("rita", since=stolen)
     assert against(site) == []
+
+
+@pytest.mark.parametrize("narrower", ["conditions", "an earlier date", "withdrawal"])
+def test_revoking_the_key_of_what_narrowed_an_approval_does_not_give_the_wider_one_back(narrower: str) -> None:
+    """Otherwise one administrator alone could lift a reviewer's conditions."""
+    site = stage("approved")
+    later = site.state.size
+    conditions = Conditions(not_before=None, not_after=None, tasks=("labels",), answers_a_day=None)
+    fields: dict[str, dict[str, Any]] = {
+        "conditions": {"decision": "approve-with-conditions", "conditions": conditions, "reason": site.text("Only.")},
+        "an earlier date": {"valid_until": add_seconds(site.now, 3_600)},
+        "withdrawal": {"decision": "withdraw"},
+    }
+    site.review("rita", "privacy", **fields[narrower])
+    site.revoke_key("rita", since=later)
+    assert any("quorum" in reason for reason in against(site))
 
 
 def test_a_reviewer_takes_a_rejection_back() -> None:
@@ -711,8 +728,14 @@ def test_a_cosignature_says_what_its_entry_says_and_never_less_than_before() -> 
     with refuses(site, Tampered, "signature"):
         site.add(forged, documents=documents)
     see(site)
-    with refuses(site, Denied, "a larger log or a later time than before"):
+    before = site.state.size
+    with refuses(site, Denied, f"size: expected more than {before - 1}, its cosignature before, got 5"):
         see(site, size=5)
+    # A later time alone lets nobody cut off what came since.
+    site.now = add_seconds(site.now, 3_000)
+    with refuses(site, Denied, "its cosignature before"):
+        see(site, size=before - 1)
+    see(site, size=before)
 
 
 def test_a_log_is_not_its_own_witness() -> None:

@@ -13,7 +13,8 @@ from appliance.domain.core.state import State
 from appliance.domain.rulebook.apply import apply
 from appliance.errors import Denied, UsedUp
 from scripts.kit.log_builder import LogBuilder, stage
-from tests.kit.judged_release import adapter_of, conditions, reasons
+from tests.kit.ahead import DAY_S, reset_clock, run_ahead
+from tests.kit.judged_release import adapter_of, approve, conditions, reasons
 
 WITH = "approve-with-conditions"
 
@@ -172,3 +173,21 @@ def test_what_is_counted_a_day_is_not_exported() -> None:
     site = answering(answers_a_day=2)
     with pytest.raises(Denied, match="expected none on answers a day"):
         site.export()
+
+
+def test_a_day_s_answers_are_not_counted_anew_where_the_clock_is_set_back() -> None:
+    site = stage("sealed")
+    approve(site, decision="approve-with-conditions", conditions=conditions(answers_a_day=2))
+    site.activate()
+    site.load()
+    site.add(site.request(1))
+    right = run_ahead(site, DAY_S - 3_600)
+    site.add(site.request(2))
+    site.add(site.request(3))
+    reset_clock(site, right)
+    for number in (1, 2, 3):
+        site.add(site.answered(number))
+    approve(site, decision="approve-with-conditions", conditions=conditions(answers_a_day=2))
+    site.load(approvals=tuple(review.index for review in adapter_of(site).reviews[-2:]))
+    with pytest.raises(UsedUp, match="expected at most 2"):
+        site.add(site.request(4))

@@ -141,3 +141,14 @@ def test_a_delegate_s_approval_ends_with_the_delegator_or_the_delegation_s_key()
         end(site)
         adapter = adapter_of(site)
         assert review_standing(site.state, adapter, adapter.reviews[0], site.now).state == "delegator-gone"
+
+
+def test_a_word_in_another_s_place_is_withdrawn_by_itself() -> None:
+    site = stage("sealed")
+    site.delegate("raul")
+    site.review("raul", "model-risk")
+    site.review("raul", "privacy", on_behalf_of="rita")
+    site.review("raul", "privacy", on_behalf_of="rita", decision="withdraw")
+    with pytest.raises(Denied, match="expected one of raul in the place of rita to withdraw, got none that stands"):
+        site.review("raul", "privacy", on_behalf_of="rita", decision="withdraw")
+    site.review("raul", "model-risk", decision="withdraw")

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 
 from appliance.domain.core.names import add_seconds
+from appliance.domain.core.policy import Parameters
 from appliance.domain.releases.emergencies import BreakGlass, may_break_glass
 from appliance.domain.releases.tiers import current_request, tier_of
 from appliance.errors import ApplianceError, Denied
-from scripts.kit.log_builder import LogBuilder, stage
+from scripts.kit.log_builder import LogBuilder, policy_set, stage
+from tests.kit.ahead import DAY_S, reset_clock, run_ahead
 from tests.kit.judged_release import adapter_of, approve, conditions, reasons
 
 
@@ -143,3 +145,57 @@ def test_a_site_with_a_single_administrator_has_no_second_person() -> None:
     assert otto is not None
     expected = "administrators: expected a second person who can endorse it, got a site with a single one"
     assert may_break_glass(site.state, order, otto, site.now) == [expected]
+
+
+def test_an_emergency_from_before_a_clock_reset_is_over() -> None:
+    """Its end is a time of the clock that ran ahead."""
+    site = lapsed()
+    right = run_ahead(site, 20 * DAY_S)
+    site.break_glass()
+    assert reasons(site) == []
+    reset_clock(site, right)
+    assert any("expected an emergency that lasts, got one from before a clock reset" in one for one in reasons(site))
+
+
+def test_a_reviewer_who_withdraws_leaves_the_conditions_in_an_emergency() -> None:
+    site = lapsed(decision="approve-with-conditions", conditions=conditions(answers_a_day=1))
+    for name, field in (("rita", "privacy"), ("raul", "model-risk")):
+        site.review(name, field, decision="withdraw")
+    site.break_glass()
+    site.load(approvals=())
+    site.add(site.request(1))
+    with pytest.raises(Denied, match="expected at most 1"):
+        site.add(site.request(2))
+
+
+def test_an_emergency_lifts_no_missing_request_or_authorisation() -> None:
+    site = stage("sealed", policy_set(requests_required=True)).fork()
+    site.request_release()
+    approve(site)
+    site.activate()
+    site.withdraw_request()
+    with pytest.raises(
+        Denied, match="request: expected a standing one to release clauses@1 to legal, as policy requires"
+    ):
+        site.break_glass()
+
+    site = stage("sealed").fork()
+    site.request_release()
+    approve(site)
+    site.activate()
+    tiers = tuple(tier.model_copy(update={"authorise_runs": True}) for tier in Parameters().tiers)
+    site.adopt(policy_set(tiers=tiers))
+    with pytest.raises(
+        Denied, match="expected one that a second person authorised before it began, as the tier low asks"
+    ):
+        site.break_glass()
+
+
+def test_its_review_is_replaced_only_where_a_reviewer_sent_it_back() -> None:
+    """A lower tier would need fewer of them."""
+    site = lapsed()
+    opened = site.break_glass()
+    with pytest.raises(Denied, match=f"expected reviewers to decide on that of the emergency of entry {opened.index}"):
+        site.request_release()
+    site.review("rita", "privacy", decision="request-changes")
+    site.request_release()

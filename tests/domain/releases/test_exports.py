@@ -12,6 +12,7 @@ import pytest
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import Time, add_seconds, encode_value
 from appliance.domain.core.verb import NEWEST_RULES
+from appliance.domain.governance.people import Grant, RoleGranted
 from appliance.domain.governance.rules import RaiseRules, RulesRaised
 from appliance.domain.releases.activations import Activate, ReleaseActivated
 from appliance.domain.releases.adapters import AdapterRevoked, RevokeAdapter
@@ -348,3 +349,10 @@ def test_an_export_after_a_request_was_withdrawn_is_refused() -> None:
     site.withdraw_request()
     with pytest.raises(Denied, match="quorum"):
         site.export()
+
+
+def test_who_ordered_the_run_does_not_export_what_it_made() -> None:
+    site = stage("released")
+    site.two(RoleGranted(policy=site.in_force), site.order(Grant, "anna", principal="olga", role="release-owner:legal"))
+    with refuses(site, Denied, "expected a release owner who did not order the run, got olga"):
+        site.export("olga")

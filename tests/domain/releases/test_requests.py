@@ -10,7 +10,7 @@ import pytest
 from appliance.domain.core.names import add_seconds
 from appliance.domain.core.policy import Parameters
 from appliance.domain.releases.approval import inadmissible, review_standing
-from appliance.domain.releases.tiers import tier_for
+from appliance.domain.releases.tiers import current_request, tier_for
 from appliance.errors import Denied
 from scripts.kit.log_builder import LogBuilder, policy_set, stage
 from tests.kit.judged_release import adapter_of, approve, reasons
@@ -246,3 +246,16 @@ def test_an_approval_is_stale_where_another_verdict_was_sealed_than_the_request_
     adapter = adapter_of(site).model_copy(update={"verdict": "sha256:" + "2" * 64})
     standing = review_standing(site.state, adapter, adapter.reviews[0], site.now)
     assert standing.state == "stale" and "of the verdict sha256:2" in str(standing.against)
+
+
+def test_a_request_that_was_replaced_does_not_stand_again_with_the_key_of_the_one_after_it() -> None:
+    """Otherwise who asked could revoke their own key and have back what was withdrawn or sent back since."""
+    site = requested()
+    approve(site)
+    site.activate()
+    second = site.request_release()
+    site.withdraw_request("anna")
+    assert reasons(site)
+    site.revoke_key("olga", since=second.index)
+    assert current_request(site.state, adapter_of(site), "legal") is None
+    assert reasons(site)

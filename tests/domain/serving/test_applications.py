@@ -17,6 +17,7 @@ from appliance.errors import Denied, NotAuthenticated
 from appliance.formats.signatures.dsse import encode_envelope, sign_envelope
 from appliance.formats.signatures.keys import generate_ed25519
 from scripts.kit.log_builder import ORIGIN, LogBuilder, stage
+from tests.kit.ahead import DAY_S, reset_clock, run_ahead
 from tests.kit.refusals import refuses
 
 
@@ -255,3 +256,14 @@ def test_what_has_ended_is_forgotten_after_a_while_and_makes_room() -> None:
     site.now = add_seconds(site.now, 600)
     site.issue(site.token_request(key))
     assert old not in site.state.issued_tokens
+
+
+def test_no_token_from_before_a_clock_reset_counts_or_is_in_the_way() -> None:
+    site = stage("serving")
+    key = site.enroll_application()
+    right = run_ahead(site, 20 * DAY_S)
+    token = site.issue(site.token_request(key))
+    reset_clock(site, right)
+    assert token not in site.state.issued_tokens
+    with pytest.raises(NotAuthenticated, match="expected one that this appliance issued"):
+        accept_issued(site.state, token, site.now)

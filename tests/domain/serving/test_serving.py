@@ -13,6 +13,7 @@ from appliance.domain.core.names import NO_DIGEST, add_seconds
 from appliance.domain.core.records.adapters import Adapter
 from appliance.domain.core.records.serving import Slot
 from appliance.domain.governance.people import Grant, RoleGranted
+from appliance.domain.governance.service import ServiceStarted, ServiceStopped
 from appliance.domain.releases.activations import Activate, ReleaseActivated, ReleaseRolledBack, RollBack
 from appliance.domain.releases.adapters import AdapterQuarantined, AdapterRevoked, RevokeAdapter
 from appliance.domain.rulebook.registry import VERBS
@@ -656,3 +657,44 @@ def test_what_a_releases_signature_means_says_whether_the_instruction_is_put_in(
             VERBS[model.verb].means(site.release_order(model, adds_instruction=adds)) for adds in (False, True)
         )
         assert added == f"{plain} Where a request has no system message, it gets the dataset's instruction."
+
+
+@pytest.mark.parametrize("issued_at", ["9999-01-01T00:00:00.000Z", "2001-01-01T00:00:00.000Z"])
+def test_a_request_names_a_time_that_its_token_can_have(issued_at: str) -> None:
+    """A later one would get past a revocation by time."""
+    site = stage("serving")
+    with refuses(site, Denied, "token_issued_at: expected a time from"):
+        site.add(site.request(3, token_issued_at=issued_at))
+
+
+def test_what_a_stopped_or_started_service_was_answering_does_not_end_well() -> None:
+    for event in (
+        ServiceStopped(reason="signal", process=None),
+        ServiceStarted(version="1", code=NO_DIGEST, layers={}, process=None, epoch=None),
+    ):
+        site = stage("serving")
+        answered = site.answered(2)
+        site.add(event)
+        assert len(site.state.slots) == 0
+        with refuses(site, Denied, "outcome: expected none but failure or interrupted"):
+            site.add(answered)
+        site.add(answered, outcome="interrupted")
+
+
+def test_a_slot_is_loaded_once() -> None:
+    site = stage("serving")
+    slot = site.state.slots.get("legal/labels")
+    assert slot is not None
+    with refuses(site, Denied, "slot: expected one that is admitted only, got one that is loaded"):
+        site.add(site.loaded(slot.admitted))
+
+
+def test_refusals_are_of_units_and_adapters_that_the_log_knows() -> None:
+    site = stage("serving")
+    for unit in ("anna", "nobody"):
+        with refuses(site, Denied, "unit: expected one that was enrolled"):
+            site.add(RequestRefused(unit=unit, code="denied", message="x", count=1), outcome="denied")
+        with refuses(site, Denied, "unit: expected one that was enrolled"):
+            site.add(AdmissionRefused(unit=unit, task="labels", adapter=None, reasons=("x",)), outcome="denied")
+    with refuses(site, Denied, "adapter: expected a sealed one"):
+        site.add(AdmissionRefused(unit="legal", task="labels", adapter="other@1", reasons=("x",)), outcome="denied")
