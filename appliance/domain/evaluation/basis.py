@@ -86,7 +86,7 @@ def sets_by_name(run: Run) -> dict[str, str]:
 
 
 def _find_released_record(state: State, run: Run, name: str) -> dict[tuple[str, str], Record | None]:
-    released = find_released(state, run.name)
+    released = find_released(state, run.name, run.dataset)
     if released is None:
         return {("released", name): None}
     if released.base_digest != run.base_digest:
@@ -215,14 +215,22 @@ def _held_out_rows(state: State, name: str) -> _Rows:
     return _Rows("dataset", split_version(name)[0], name if ordered is None else ordered.held_out_of)
 
 
-def find_released(state: State, name: str) -> Adapter | None:
-    """The version of this adapter name that answers a unit now; of several the one that was released last."""
-    current = [release.current for release in state.releases.values()]
-    for activation in sorted(current, key=lambda one: one.index, reverse=True):
-        adapter = state.adapters.get(activation.adapter)
-        if adapter is not None and adapter.name == name and adapter.revoked is None and adapter.quarantined is None:
-            return adapter
-    return None
+def find_released(state: State, name: str, dataset: str) -> Adapter | None:
+    """The version of this adapter name that answers a unit now. Where there is none, one that is judged on the held-out
+    rows of this dataset, of any version: another name is no way around what is released. Of several the one that was
+    released last."""
+    current = sorted((release.current for release in state.releases.values()), key=lambda one: one.index, reverse=True)
+    found = [
+        adapter for one in current if (adapter := state.adapters.get(one.adapter)) is not None and _stands(adapter)
+    ]
+    rows = _held_out_rows(state, dataset)
+    named = [adapter for adapter in found if adapter.name == name]
+    alike = [adapter for adapter in found if rows.same(_held_out_rows(state, adapter.dataset))]
+    return next(iter([*named, *alike]), None)
+
+
+def _stands(adapter: Adapter) -> bool:
+    return adapter.revoked is None and adapter.quarantined is None
 
 
 def find_sets(state: State, names: Sequence[str], base_digest: str) -> dict[str, ValidationSet]:

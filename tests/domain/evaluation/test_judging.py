@@ -11,6 +11,7 @@ import pytest
 from appliance.domain.core.names import encode_value
 from appliance.domain.core.records.adapters import Judgement
 from appliance.domain.data.imports import ImportRequested
+from appliance.domain.evaluation.basis import find_released
 from appliance.domain.evaluation.gates import GateSet, parse_gate_file, parse_gates
 from appliance.domain.evaluation.items import Item, encode_items
 from appliance.domain.evaluation.verdict import Verdict, parse_verdict
@@ -270,6 +271,17 @@ def test_a_released_version_that_was_judged_on_other_rows_is_evaluated_on_these(
     found = verdict_of(site, 2)
     assert found.passed and found.judged[0].digest == digest_bytes(theirs)
     assert [(one.model, one.judged_before) for one in found.judged] == [("released", 1), ("run", 1)]
+
+
+def test_another_name_is_compared_with_what_is_released_on_the_same_rows() -> None:
+    """Otherwise a run under a new name would be compared with nothing."""
+    site = stage("imported").fork()
+    release(site)
+    import_more(site)
+    import_more(site, "others", 1)
+    for name, dataset in (("clauses", "others@1"), ("another", "clauses@1"), ("another", "clauses@2")):
+        assert find_released(site.state, name, dataset) == site.state.adapters.get("clauses@1")
+    assert find_released(site.state, "another", "others@1") is None
 
 
 def test_a_revoked_version_is_not_the_released_one() -> None:
