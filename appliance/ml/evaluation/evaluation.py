@@ -30,6 +30,7 @@ from appliance.ml.inference.request import Request
 from appliance.ml.layers.packing import pack_sequences
 from appliance.ml.model.base import Base
 from appliance.ml.model.calls import CallForm
+from appliance.ml.model.chat import Chat
 from appliance.ml.training.preferences import adapter_off, has_adapter
 
 PACK_TOKENS = 2048
@@ -68,9 +69,16 @@ def has_tools(row: Row) -> bool:
 
 
 def evaluate(
-    base: Base, slots: Slots | None, about: About, rows: Sequence[Row], samples: Sequence[Sample], report: Report
+    base: Base,
+    slots: Slots | None,
+    about: About,
+    rows: Sequence[Row],
+    samples: Sequence[Sample],
+    report: Report,
+    limit: int | None = None,
 ) -> Evaluation:
-    """What one model makes of the rows. `slots`: those that wrap the base's layers, None where none do."""
+    """What one model makes of the rows. `slots`: those that wrap the base's layers, None where none do. `limit`: tokens
+    of a written answer at most; None for the limit that these rows give by themselves (`limit_answers`)."""
     if about.task == "classification":
         return classify(base, about.labels, rows, samples, report)
     if about.task == PREFERENCE:
@@ -84,11 +92,11 @@ def evaluate(
     chosen = choose_judged(about.task, list(zip(rows, samples, losses, strict=True)), lambda one: has_tools(one[0]))
     scores = [{"loss": scale(loss / sample.trained_tokens)} for _, sample, loss in chosen]
     if has_tools(chosen[0][0]):
-        return call_tools(base, slots, [row for row, _, _ in chosen], scores, metrics_found, report)
+        return call_tools(base, slots, [row for row, _, _ in chosen], scores, metrics_found, report, limit)
     if about.task not in COMPARED:
         return Evaluation(metrics_found, [_answer(one) for one in scores])
     expected = [row.answer for row, _, _ in chosen]
-    written, cut = write_answers(base, slots, [row for row, _, _ in chosen], report)
+    written, cut = write_answers(base, slots, [row for row, _, _ in chosen], report, limit)
     metrics_found |= COMPARED[about.task](expected, written) | {"answers": len(chosen), "answers_cut": cut}
     answers = [
         _judge(about.task, ours, theirs, one) for ours, theirs, one in zip(expected, written, scores, strict=True)
@@ -103,13 +111,14 @@ def call_tools(
     scores: Sequence[dict[str, int]],
     found: dict[str, Any],
     report: Report,
+    limit: int | None = None,
 ) -> Evaluation:
     """Rows with tools: an answer is right where it calls what the row calls, in that order, with arguments that are the
     same as canonical JSON; where the row calls nothing, where it calls nothing. `found`: the metrics so far."""
     form = base.chat.calls
     if form is None:
         raise BadInput(f"evaluation: {base.chat.toolless}")
-    written, cut = write_answers(base, slots, rows, report)
+    written, cut = write_answers(base, slots, rows, report, limit)
     right = [_list_calls(form, row.answer) == _list_calls(form, text) for row, text in zip(rows, written, strict=True)]
     found |= metrics.summarize_calls(right) | {"answers": len(rows), "answers_cut": cut}
     answers = [_answer(one, right=hit) for one, hit in zip(scores, right, strict=True)]
@@ -253,22 +262,30 @@ def _divide(sample: Sample) -> tuple[Sample, Sample]:
     )
 
 
-def write_answers(base: Base, slots: Slots | None, rows: Sequence[Row], report: Report) -> tuple[list[str], int]:
+def limit_answers(chat: Chat, rows: Sequence[Row]) -> int:
+    """Tokens that a written answer to one of these rows may have: as many as the longest expected one, and
+    MAX_ANSWER_TOKENS at most."""
+    return min(MAX_ANSWER_TOKENS, max(len(chat.encode(row.parts[row.calls or 0][1])) for row in rows))
+
+
+def write_answers(
+    base: Base, slots: Slots | None, rows: Sequence[Row], report: Report, limit: int | None = None
+) -> tuple[list[str], int]:
     """What the model writes for each row, and how many answers came to no end by themselves.
 
-    None may be longer than the longest that was expected, nor than MAX_ANSWER_TOKENS.
+    None is longer than `limit` (see `limit_answers`), nor than the base's context leaves behind its prompt.
     """
     chat = base.chat
-    places = [0 if row.calls is None else row.calls for row in rows]
-    longest = [row.parts[-1 if row.calls is None else row.calls][1] for row in rows]
-    limit = min(MAX_ANSWER_TOKENS, max(len(chat.encode(answer)) for answer in longest))
+    most = limit_answers(chat, rows) if limit is None else limit
     answers, cut = [], 0
-    for row, place in zip(rows, places, strict=True):
+    for row in rows:
+        place = row.calls or 0
         ids: list[int] = []
         ended = False
         prompt = [token for part in row.parts[:place] for text in part for token in chat.encode(text)]
         prompt += chat.encode(row.parts[place][0])
-        for token in draw_tokens(base, slots, prompt, Request((), limit), limit):
+        room = min(most, base.context_length - len(prompt))
+        for token in draw_tokens(base, slots, prompt, Request((), room), room):
             if ended := token in chat.stop_ids():
                 break
             ids.append(token)

@@ -121,12 +121,14 @@ def measure_noise(
     pairs_of_all = list(zip(judged.rows, judged.samples, strict=True))
     chosen = choose_judged(judged.about.task, pairs_of_all, lambda pair: pair[0].calls is not None)
     written = judged.about.task in WRITTEN or any(row.calls is not None for row, _ in chosen)
-    places = _sample_places(written, [row.answer for row, _ in chosen])
+    places = _sample_places(len(chosen), NOISE_ANSWERS if written else NOISE_ROWS)
+    # Another limit would cut another answer: it is that of all rows, not of the sample.
+    limit = evaluation.limit_answers(base.chat, [row for row, _ in chosen]) if written else None
     order = list(range(len(places)))
     random.Random(seed).shuffle(order)
     rows = [chosen[place][0] for place in places]
     samples = [replace(chosen[place][1], index=number) for place, number in zip(places, order, strict=True)]
-    again = evaluation.evaluate(base, slots, judged.about, rows, samples, lambda more, tokens: None).answers
+    again = evaluation.evaluate(base, slots, judged.about, rows, samples, lambda more, tokens: None, limit).answers
     pairs = [(answers[place], one) for place, one in zip(places, again, strict=True)]
     different = sum(first != second for first, second in pairs)
     refused = different if base.device == "cpu" else sum(first.right != second.right for first, second in pairs)
@@ -140,10 +142,7 @@ def measure_noise(
     return {"rows": len(places), "different": different, "largest": largest}
 
 
-def _sample_places(written: bool, expected: Sequence[str]) -> list[int]:
-    """Evenly over the rows. Of written answers with the longest expected one, which limits the length of all."""
-    count = min(len(expected), NOISE_ANSWERS if written else NOISE_ROWS)
-    places = {number * len(expected) // count for number in range(count)}
-    if written:
-        places |= {max(range(len(expected)), key=lambda place: len(expected[place]))}
-    return sorted(places)
+def _sample_places(rows: int, most: int) -> list[int]:
+    """Evenly over the rows, at most so many."""
+    count = min(rows, most)
+    return [number * rows // count for number in range(count)]

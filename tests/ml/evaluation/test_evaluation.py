@@ -19,6 +19,7 @@ from appliance.ml.data.samples import Sample, tokenize_rows
 from appliance.ml.data.sources import parse_source
 from appliance.ml.evaluation import evaluation
 from appliance.ml.inference.drawing import draw_tokens
+from appliance.ml.inference.request import Request
 from appliance.ml.model.base import Base
 from appliance.ml.training import loop, methods
 from scripts.kit.tiny_model import RECIPE, clauses
@@ -113,3 +114,20 @@ def test_answers_are_bounded_in_rows_and_in_tokens(base: Base, monkeypatch: pyte
     assert len(drawn) == 3 * 2
     chosen = [row.index for row in judging.choose_judged(about.task, rows)]
     assert chosen[0] == rows[0].index and chosen == sorted(set(chosen)), "spread over all, each once"
+
+
+def test_an_answer_is_not_drawn_beyond_the_context(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, samples, about = _rows("question-answering", base)
+    longest = max(len(sample.ids) for sample in samples)
+    monkeypatch.setattr(Base, "context_length", longest)
+    ends: list[int] = []
+
+    def draw(base: Base, slots: object, prompt: list[int], request: Request, limit: int) -> list[int]:
+        assert request.max_tokens == limit >= 1
+        ends.append(len(prompt) + limit)
+        return []
+
+    monkeypatch.setattr(evaluation, "draw_tokens", draw)
+    monkeypatch.setattr(evaluation, "limit_answers", lambda chat, rows: longest)
+    evaluation.evaluate(base, None, about, rows, samples, lambda more, tokens: None)
+    assert ends == [longest] * len(rows)

@@ -3,17 +3,20 @@ nothing."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from appliance.domain.data.tasks import Task
+from appliance.domain.data.tasks import Task, map_columns
 from appliance.domain.data.teaching import About
 from appliance.domain.evaluation.items import Answer, parse_items
 from appliance.errors import BadInput
 from appliance.ml.data import rows as data
+from appliance.ml.data.samples import tokenize_rows
+from appliance.ml.data.sources import parse_source
 from appliance.ml.evaluation import evaluation, sets
 from appliance.ml.evaluation.items import blur
 from appliance.ml.model.base import Base
@@ -42,6 +45,30 @@ def test_an_answer_is_the_same_in_another_order_and_in_other_batches(
     found = judged.evaluate(base, None, quiet)
     noise = sets.measure_noise(base, None, judged, found.answers, seed=7)
     assert (noise["different"], noise["largest"]) == (0, 0) and noise["rows"] >= 1
+
+
+def test_an_answer_outside_the_sample_limits_the_sample_s_answers_as_well(
+    base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sample's own longest answer has fewer tokens, so that the written answers were cut earlier: `noisy`."""
+    monkeypatch.setattr(sets, "NOISE_ANSWERS", 4)
+    monkeypatch.setattr(
+        evaluation, "draw_tokens", lambda base, *given: base.chat.encode("pay " * given[-1])[: given[-1]]
+    )
+    answers = ["invoice and invoice in clause 0", "!?!?!?!?!?!?!?!?!?!?", *["pay"] * 14]
+    lines = b"".join(
+        json.dumps({"context": "c", "question": f"{number}?", "answer": answer}).encode() + b"\n"
+        for number, answer in enumerate(answers)
+    )
+    sources = parse_source(lines, "jsonl", "question-answering", map_columns("question-answering", {}))
+    sides = data.judge_sources(sources)
+    rows = data.render_rows(sides, base.chat, "question-answering", instruction="", judges=True)
+    by_length = sorted(range(len(rows)), key=lambda place: len(base.chat.encode(answers[place])))
+    assert by_length[-1] == 1 and len(answers[0]) > len(answers[1]), "the most tokens, and the most characters"
+    samples = tokenize_rows(rows, base.chat, max_length=256)
+    judged = sets.JudgedSet("exam", tmp_path, False, About("question-answering", ()), rows, samples)
+    noise = sets.measure_noise(base, None, judged, judged.evaluate(base, None, quiet).answers, seed=7)
+    assert noise == {"rows": 4, "different": 0, "largest": 0}
 
 
 def test_an_answer_that_depends_on_its_neighbours_fails_the_evaluation(base: Base, tmp_path: Path) -> None:
