@@ -33,6 +33,9 @@ SPIKE_ROWS = 8
 
 Signed = Annotated[str, form(r"^-?(?:0|[1-9][0-9]{0,8})\.[0-9]{6}$", "a decimal of six places such as -0.012000")]
 
+Norm = Annotated[str, form(r"^(?:0|[1-9][0-9]{0,38})\.[0-9]{6}$", "a decimal of six places such as 0.500000")]
+"""Any finite norm in float32, whose largest number has 39 digits."""
+
 
 class StepRecord(Canonical):
     """One step. `loss`: the mean over its trained tokens; `rows`: that of each row of the step, by its index in the
@@ -47,7 +50,7 @@ class StepRecord(Canonical):
     steps: int = Field(ge=1)
     loss: Decimal | None
     learning_rate: Decimal
-    grad_norm: Decimal
+    grad_norm: Norm
     tokens: int = Field(ge=1)
     trained_tokens: int = Field(ge=1)
     rows: tuple[tuple[int, Decimal], ...]
@@ -102,7 +105,8 @@ def _decimal(frame: Mapping[str, Any], name: str, digits: int) -> str:
     value = frame.get(name)
     if type(value) not in (int, float) or not math.isfinite(value):  # type: ignore[arg-type]
         raise BadInput(f"worker, frame step, {name}: expected a finite number, got {value!r:.40}")
-    return f"{value:.{digits}f}"
+    # The loss of a preference that is learnt well can be -0.0, which has no sign in a record.
+    return f"{value:z.{digits}f}"
 
 
 def find_spike(

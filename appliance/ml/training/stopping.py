@@ -79,7 +79,7 @@ def _without_dropout(model: torch.nn.Module) -> Iterator[None]:
 def list_readings(training: Training) -> list[tuple[int, str]]:
     """Every validation loss so far, by its step."""
     at = read_steps(training.step, training.steps, training.validate_every)
-    return [(step, f"{loss:.6f}") for step, loss in zip(at, training.validation, strict=True)]
+    return [(step, f"{loss:z.6f}") for step, loss in zip(at, training.validation, strict=True)]
 
 
 def has_ended(training: Training) -> bool:

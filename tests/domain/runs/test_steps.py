@@ -66,6 +66,19 @@ def test_a_step_of_preferences_has_its_margin_and_accuracy() -> None:
         record_step(frame(1, 0.5) | {"margin": float("nan"), "accuracy": 0.25}, [])
 
 
+@pytest.mark.parametrize("loss", [-0.0, -1e-9])
+def test_a_loss_of_nothing_has_no_sign(loss: float) -> None:
+    step = record_step(frame(1, loss, validation_loss=loss), [])
+    assert (step.loss, step.validation_loss) == ("0.000000", "0.000000")
+    assert step.rows == ((3, "0.0000"), (8, "0.0000"))
+
+
+def test_the_largest_norm_that_a_run_can_have_is_recorded() -> None:
+    largest = (2 - 2**-23) * 2.0**127
+    step = record_step(frame(1, 1.0, grad_norm=largest), [])
+    assert float(step.grad_norm) == largest and parse_steps(encode_steps([step])) == (step,)
+
+
 def test_a_spike_names_the_rows_above_the_bar_the_worst_first() -> None:
     steps = record([1.0, 0.9, 1.1, 1.0, 1.0, 2.1])
     assert [one.spike for one in steps] == [None] * 5 + [(8,)]

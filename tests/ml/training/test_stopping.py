@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -147,3 +147,11 @@ def test_when_enough_was_trained() -> None:
     assert read_steps(10, 10, 4) == (4, 8, 10)
     assert read_steps(10, 10, 5) == (5, 10)
     assert read_steps(10, 10, 0) == ()
+
+
+def test_a_validation_loss_of_nothing_has_no_sign() -> None:
+    """Of preferences that are learnt well it is -0.0, and a record holds no such decimal."""
+    training = checkpoint.Training(
+        {}, cast(Any, None), steps=1, device="cpu", step=1, validate_every=1, validation=[-0.0]
+    )
+    assert stopping.list_readings(training) == [(1, "0.000000")]
