@@ -22,6 +22,7 @@ from appliance.domain.evaluation.engines import VLLM_SLOTS
 from appliance.errors import BadInput, Conflict, NotFound, Tampered, TooMany, Unavailable
 from appliance.ml.inference.adapters import CONFIG_FILE, parse_adapter_config
 from appliance.ml.inference.choices import Choices
+from appliance.ml.inference.drawing import draw_token
 from appliance.ml.inference.probe import CLOSE, find_probe
 from appliance.ml.inference.reading import Question, read_answerable, read_classifiable
 from appliance.ml.inference.request import Request
@@ -286,7 +287,7 @@ class Engine:
             token = allowed[0]
             if len(allowed) > 1:
                 scores = yield [(list(drawn), allowed)]
-                token = allowed[_pick(scores[0], request, generator)]
+                token = allowed[draw_token(torch.tensor(scores[0]), request, generator)]
             choices.take(token)
             drawn.append(token)
             row.completion_tokens += 1
@@ -301,7 +302,9 @@ class Engine:
     def _classify(self, row: _Row) -> Generator[list[tuple[list[int], list[int]]], list[list[float]], str]:
         labels, branches = row.question.request.labels, row.question.branches or []
         total = [0.0] * len(labels)
-        scores = yield [(list(branch.path), [token for token, _ in branch.choices]) for branch in branches]
+        asked = [(list(branch.path), [token for token, _ in branch.choices]) for branch in branches]
+        # Of a single label there is nothing to ask, and no answer would come to go on from.
+        scores = (yield asked) if asked else []
         for branch, found in zip(branches, scores, strict=True):
             _add_scores(total, branch, found)
         shares = {label: f"{math.exp(score):.9f}" for label, score in zip(labels, total, strict=True)}
@@ -371,13 +374,6 @@ def _gather(row: _Row) -> list[list[float]]:
     for name in row.asked:
         found.setdefault(name.rpartition("#")[2].partition(".")[0], []).extend(row.scores[name])
     return [torch.tensor(scores, dtype=torch.float64).log_softmax(0).tolist() for scores in found.values()]
-
-
-def _pick(scores: Sequence[float], request: Request, generator: torch.Generator) -> int:
-    if request.is_greedy:
-        return max(range(len(scores)), key=lambda place: scores[place])
-    shares = (torch.tensor(scores, dtype=torch.float64) / request.temperature).softmax(0)
-    return int(torch.multinomial(shares, 1, generator=generator))
 
 
 def _add_scores(total: list[float], branch: Branch, found: Sequence[float]) -> None:
