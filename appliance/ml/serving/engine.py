@@ -310,6 +310,7 @@ class Engine:
                 scores = next(passes)
             if scores is None:
                 return []
+            _check_finite(all(map(math.isfinite, scores)))
             found = zip(row.request.labels, scores, strict=True)
             text = json.dumps({label: f"{math.exp(score):.9f}" for label, score in found}, ensure_ascii=False)
         except FAULTS as error:
@@ -321,6 +322,10 @@ class Engine:
         """What may come next, by row. Where the batch fails each row is tried alone, and only the culprit ends."""
         if not rows:
             return []
+        if self.base.library and len(rows) > 1:
+            # Each writes into a cache of its own, which holds the token then: no row may be computed a second time.
+            return [found for row in rows for found in self._compute([row])]
+        lengths = [row.held.length for row in rows]
         try:
             with self.slots.mixing([row.slot for row in rows]):
                 held = [row.held for row in rows]
@@ -329,6 +334,8 @@ class Engine:
         except FAULTS as error:
             if len(rows) == 1:
                 return [as_refusal(error)]
+            for row, length in zip(rows, lengths, strict=True):
+                row.held.length = length
             return [found for row in rows for found in self._compute([row])]
 
     def _draw(self, row: Row, lookahead: Lookahead | ApplianceError) -> list[Event]:
@@ -336,8 +343,7 @@ class Engine:
         try:
             if isinstance(lookahead, ApplianceError):
                 raise lookahead
-            if not lookahead.finite:
-                raise Unavailable("answer: expected finite logits, got infinite ones or NaN", code="not-finite")
+            _check_finite(lookahead.finite)
             row.drawn.append(row.draw(lookahead))
             row.completion_tokens += 1
             if row.drawn[-1] in self.base.chat.stop_ids():
@@ -374,6 +380,11 @@ class Engine:
 
 def _events(name: str, told: Sequence[str | Called]) -> list[Event]:
     return [Event(name, one) for one in told if one]
+
+
+def _check_finite(finite: bool) -> None:
+    if not finite:
+        raise Unavailable("answer: expected finite logits, got infinite ones or NaN", code="not-finite")
 
 
 def cut_off() -> ApplianceError:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from appliance.errors import BadInput
+from appliance.errors import BadInput, Unavailable
 from appliance.ml.data.samples import Sample
 from appliance.ml.evaluation.evaluation import measure_losses
 from appliance.ml.evaluation.labels import LabelTree, judge_rows
@@ -193,6 +193,35 @@ def test_adapters_are_served_side_by_side_with_the_bits_of_each_alone(
         assert len(alone[name]) > 1
         assert all(torch.equal(*pair) for pair in zip(alone[name], together[name], strict=True))
     assert not torch.equal(together["a"][0], together["b"][0])
+
+
+def test_a_row_that_fails_gives_its_neighbours_no_token_twice(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows before it had taken their token into their caches when the batch was tried again."""
+    plain = drawing.read_alone
+
+    def finish(failing: str) -> dict[str, list[object]]:
+        engine, told = Engine(base), dict[str, list[object]]()
+
+        def read(base: Base, held: Held, ids: Any) -> torch.Tensor:
+            hidden = plain(base, held, ids)
+            if any(row.held is held and row.name == failing and len(row.drawn) == 3 for row in engine._rows):
+                raise RuntimeError("half of it is written")
+            return hidden
+
+        monkeypatch.setattr(drawing, "read_alone", read)
+        for name in "abc":
+            words = ({"role": "user", "content": f"pay and due {name}"},)
+            engine.start(name, None, Request(words, max_tokens=8, temperature=1.0, seed=4))
+        while engine.busy:
+            for event in engine.step():
+                told.setdefault(event.name, []).append(event.told)
+        return told
+
+    whole, failed = finish("none"), finish("b")
+    assert (failed["a"], failed["c"]) == (whole["a"], whole["c"])
+    error = failed["b"][-1]
+    assert isinstance(error, Unavailable) and error.code == "answer-failed"
+    assert failed["b"][:-1] == whole["b"][: len(failed["b"]) - 1]
 
 
 def test_an_adapter_on_experts_is_saved_and_applied_but_fits_no_slot(folder: Path) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from appliance.errors import ApplianceError, BadInput, Conflict, Denied, Tampered, TooLarge
+from appliance.errors import ApplianceError, BadInput, Conflict, Denied, Tampered, TooLarge, Unavailable
 from appliance.ml.inference import score
 from appliance.ml.inference.adapters import Slots
-from appliance.ml.inference.drawing import draw_token, draw_tokens
+from appliance.ml.inference.drawing import Lookahead, draw_token, draw_tokens, make_lookahead
 from appliance.ml.inference.probe import encode_number, encode_probe, read_probe
 from appliance.ml.inference.request import Request, parse_request
 from appliance.ml.inference.score import score_rows
@@ -204,6 +204,39 @@ def test_a_classification_that_is_cut_off_holds_nothing(engine: Engine, monkeypa
     assert (cut.name, cut.told.code) == ("c", "cut-off")  # type: ignore[union-attr]
     assert engine._cache.used == 0
     assert not engine.busy
+
+
+@pytest.mark.parametrize("passes", [True, False])
+def test_a_classification_of_logits_that_are_no_numbers_is_refused(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, passes: bool
+) -> None:
+    if passes:
+        monkeypatch.setattr(score, "PASS_TOKENS", 0)
+    broken = {"read_after", "read_chunk"} if passes else {"branch_scores"}
+    plain = {name: getattr(score, name) for name in broken}
+    for name, function in plain.items():
+        monkeypatch.setattr(score, name, lambda *given, function=function: function(*given) * float("nan"))
+    engine.classify("c", "a", Request(MESSAGES, max_tokens=1, labels=LABELS))
+    text, end = _finish(engine)["c"]
+    assert isinstance(end, Unavailable) and (text, end.code) == ("", "not-finite")
+
+
+def test_a_batch_that_fails_behind_its_last_layer_is_tried_again_from_where_it_began(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def finish() -> dict[str, tuple[str, Done | ApplianceError]]:
+        for name in "123":
+            engine.start(name, "a", Request(({"role": "user", "content": f"pay {name}"},), max_tokens=8))
+        return _finish(engine)
+
+    def fail(logits: torch.Tensor) -> list[Lookahead]:
+        if len(logits) > 1:
+            raise MemoryError
+        return make_lookahead(logits)
+
+    whole = finish()
+    monkeypatch.setattr("appliance.ml.serving.engine.make_lookahead", fail)
+    assert finish() == whole
 
 
 def test_a_prompt_that_is_text_is_gone_on_with_as_it_is(engine: Engine) -> None:
