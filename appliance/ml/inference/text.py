@@ -39,10 +39,11 @@ class Text:
         return piece
 
     def _held(self) -> int:
-        """How many last characters may still change: an unfinished character, or the beginning of a stop text."""
-        if self._text.endswith(_INCOMPLETE):
-            return len(self._text) - len(self._text.rstrip(_INCOMPLETE))
-        return max((_begun(self._text, stop) for stop in self._stop), default=0)
+        """How many last characters may still change: an unfinished character, and the beginning of a stop text, which
+        may go on with it."""
+        whole = self._text.rstrip(_INCOMPLETE)
+        begun = max((_begun(whole, stop) for stop in self._stop), default=0)
+        return len(self._text) - len(whole) + begun
 
 
 def _begun(text: str, stop: str) -> int:
