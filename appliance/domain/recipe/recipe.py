@@ -93,7 +93,9 @@ class Recipe(Value):
     max_length: Length | Auto = Field("auto", description="most tokens of a row; auto: as long as the longest")
     warmup_ratio: Decimal | Auto = Field("auto", description="share of the steps while the rate rises; auto: 0.1")
     weight_decay: Decimal | Auto = Field("auto", description="AdamW's weight decay; auto: 0")
-    max_grad_norm: Decimal | Auto = Field("auto", description="gradients are clipped to this norm; auto: 1")
+    max_grad_norm: Decimal | Auto = Field(
+        "auto", description="gradients are clipped to this norm, above 0; auto: 1, with privacy 0"
+    )
     gradient_checkpointing: Again | Auto = Field(
         "auto", description="what is computed again to save memory; auto: mlp for rows of more than 512 tokens"
     )
@@ -307,7 +309,17 @@ def _misfits(recipe: ResolvedRecipe) -> list[str]:
             f"recipe, optimiser: expected adamw or adamw-8bit, since bitsandbytes pages only on a CUDA device, "
             f"got {recipe.optimiser} on {recipe.device}"
         )
-    return [*problems, *_misaimed(recipe, method)]
+    return [*problems, *_unclipped(recipe), *_misaimed(recipe, method)]
+
+
+def _unclipped(recipe: ResolvedRecipe) -> list[str]:
+    """A norm of 0 is no clipping in a private run alone, where the gradient of each row is clipped."""
+    if recipe.privacy is not None or Number(recipe.max_grad_norm):
+        return []
+    return [
+        "recipe, max_grad_norm: expected a number above 0, since every gradient would be clipped to nothing, got 0.0; "
+        "a large one such as 1000000.0 clips none"
+    ]
 
 
 def _misaimed(recipe: ResolvedRecipe, method: Method) -> list[str]:

@@ -197,6 +197,10 @@ def test_a_key_that_is_missing_is_named() -> None:
             "warmup_ratio: expected a warm-up shorter than the run's 86 steps, got 129 steps (1.5)",
         ),
         ({"learning_rate": 0}, "learning_rate: expected a number above 0, since nothing would move"),
+        (
+            {"max_grad_norm": 0},
+            "max_grad_norm: expected a number above 0, since every gradient would be clipped to nothing, got 0.0; a",
+        ),
         ({"target_modules": ["embed_tokens"]}, "the ones that can be served, got embed_tokens"),
     ],
 )
