@@ -14,6 +14,7 @@ from typing import Any
 
 import bitsandbytes
 import torch
+from torch.nn.functional import pad
 
 from appliance.ml.quantised.linear import GptqLinear
 
@@ -27,7 +28,8 @@ def begin(model: Any, method: str, *, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for layer in list_layers(model):
         (a, b), rank = _take_pair(layer), layer.r[ADAPTER] // 2
-        start_a, start_b = STARTS[method](read_weight(layer.get_base_layer()), rank, layer.scaling[ADAPTER], generator)
+        found = STARTS[method](read_weight(layer.get_base_layer()), rank, layer.scaling[ADAPTER], generator)
+        start_a, start_b = _fill_up(*found, rank)
         with torch.no_grad():
             a.copy_(torch.cat([start_a, start_a]))
             b.copy_(torch.cat([start_b, -start_b], dim=1))
@@ -37,6 +39,13 @@ def begin(model: Any, method: str, *, seed: int) -> None:
         b.register_hook(  # type: ignore[no-untyped-call]
             partial(_hold_still, rank=rank, dim=1)
         )
+
+
+def _fill_up(a: torch.Tensor, b: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A start of this rank. A layer has no more directions than its smaller side. What is left of the rank is zeros,
+    which no gradient moves: the other directions already reach every change of such a layer."""
+    missing = rank - len(a)
+    return pad(a, (0, 0, 0, missing)), pad(b, (0, missing))
 
 
 def _take_pair(layer: Any) -> tuple[torch.nn.Parameter, torch.nn.Parameter]:

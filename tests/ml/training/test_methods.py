@@ -179,6 +179,24 @@ def test_a_start_is_held_still_and_served_to_the_bit_in_bfloat16(train: Train, b
         assert torch.equal(reload(trained, base_folder)[1], read_logits(trained.base))
 
 
+@pytest.mark.parametrize("method", starts.STARTS)
+def test_a_start_fits_a_layer_that_is_narrower_than_its_rank(train: Train, base_folder: Path, method: str) -> None:
+    recipe = recipe_of(method, "none", rank=48, alpha=96, target_modules=["q_proj", "k_proj"], epochs=1)
+    base = load(base_folder, recipe)
+    plain = read_logits(base)
+    attached = methods.attach_adapter(base, recipe)
+    attached.model.eval()
+    sides = {min(layer.get_base_layer().weight.shape) for layer in starts.list_layers(attached.model)}
+    assert sides == {32, 64}, "narrower than the rank, and wider"
+    assert (read_logits(base) - plain).abs().max().item() < 1e-4 * plain.abs().max().item()
+    trained = train(method, "none", rank=48, alpha=96, target_modules=["q_proj", "k_proj"], epochs=1)
+    assert torch.equal(reload(trained, base_folder)[1], read_logits(trained.base))
+    for layer in starts.list_layers(trained.model):
+        (a, _), (b, _) = (weight.chunk(2, dim=dim) for dim, weight in enumerate(starts._take_pair(layer)))
+        side = min(layer.get_base_layer().weight.shape)
+        assert not a[side:].any() and not b[:, side:].any() and a[:side].any(dim=1).all()
+
+
 def _untouched(model: Any, recipe: Mapping[str, Any]) -> Any:
     """As the library wraps it."""
     return methods._wrap(model, methods._configure(model, recipe))
