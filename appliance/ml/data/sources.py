@@ -22,6 +22,8 @@ from appliance.ml.data.preferences import read_sides
 MAX_ROWS = 1_000_000
 MAX_TEXT_CHARACTERS = 200_000
 MAX_MESSAGES = 1_000
+MAX_FIELD_CHARACTERS = 1 << 24
+"""Of a field of CSV or TSV, which may be the JSON of many messages; Python's own limit is below that of a text."""
 MAX_GROUP_CHARACTERS = 256
 MESSAGES, TOOLS = "messages", "tools"
 
@@ -97,6 +99,7 @@ def _parse_tsv(text: str, task: Task, columns: Mapping[str, str], file: str) -> 
 
 
 def _parse_table(reader: Any, kind: str, task: Task, columns: Mapping[str, str], file: str) -> Records:
+    csv.field_size_limit(MAX_FIELD_CHARACTERS)
     line = 1
     try:
         header: list[str] = next(reader, [])

@@ -18,7 +18,7 @@ from appliance.errors import BadInput, TooLarge
 from appliance.formats.artifacts.rows import row_digest, rows_root
 from appliance.formats.core.canonical import parse_canonical
 from appliance.ml.data import rows as data
-from appliance.ml.data.sources import Source, parse_source
+from appliance.ml.data.sources import MAX_TEXT_CHARACTERS, Source, parse_source
 from appliance.ml.model.chat import Chat, load_chat
 from tests.kit.mutations import mutated
 
@@ -197,3 +197,24 @@ def test_rows_are_canonical_lines_and_the_root_is_over_their_keyed_digests(base_
     assert sorted(sides, key=lambda row: row.index) == rows
     assert data.load_about(tmp_path) == About("classification", ("a", "b"))
     assert json.loads(lines[1])["index"] == 1
+
+
+@pytest.mark.parametrize(("kind", "separator"), [("csv", ","), ("tsv", "\t")])
+def test_a_field_may_be_as_long_as_a_text_may_be(kind: str, separator: str) -> None:
+    """Python's own limit of a field is 131,072 characters."""
+
+    def parse(length: int) -> str:
+        lines = f"text{separator}label\n{'x' * length}{separator}a\n"
+        (source,) = parse_source(lines.encode(), kind, "classification", {"text": "text", "label": "label"})
+        return source.parts["text"]
+
+    assert len(parse(MAX_TEXT_CHARACTERS)) == MAX_TEXT_CHARACTERS
+    with pytest.raises(TooLarge, match=f"line 2, text: expected at most {MAX_TEXT_CHARACTERS} characters"):
+        parse(MAX_TEXT_CHARACTERS + 1)
+
+
+def test_a_field_of_csv_may_be_the_json_of_several_long_messages() -> None:
+    messages = [{"role": role, "content": "x" * MAX_TEXT_CHARACTERS} for role in ("user", "assistant")]
+    cell = json.dumps(messages).replace('"', '""')
+    (source,) = parse_source(f'messages\n"{cell}"\n'.encode(), "csv", "chat", map_columns("chat", {}))
+    assert [message["content"] for message in source.messages] == [one["content"] for one in messages]
