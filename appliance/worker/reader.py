@@ -62,9 +62,12 @@ class Reader:
             if wanted is None:
                 return False
             self._read.pop(name, None)
-            left = deque(other for other in self._waiting.pop(wanted.slot, ()) if other is not wanted)
-            if left:
-                self._waiting[wanted.slot] = left
+            waiting = self._waiting.get(wanted.slot, deque())
+            if wanted in waiting:
+                # In place: the slot keeps its turn.
+                waiting.remove(wanted)
+                if not waiting:
+                    del self._waiting[wanted.slot]
             return True
 
     def cancel_slot(self, slot: str) -> list[str]:

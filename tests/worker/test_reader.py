@@ -67,6 +67,15 @@ def test_what_is_cancelled_is_not_read_and_not_told(desk: Desk) -> None:
     assert desk.told.empty()
 
 
+def test_a_slot_keeps_its_turn_where_one_of_its_requests_is_cancelled(desk: Desk) -> None:
+    desk.hold()
+    for name in ("a1", "a2", "b1", "b2"):
+        desk.put(name, name[0])
+    assert desk.reader.cancel("a2")
+    desk.go_on.set()
+    assert [desk.told.get(timeout=30) for _ in range(4)] == ["held", "a1", "b1", "b2"]
+
+
 def test_a_slot_that_is_emptied_gives_up_all_of_its_own(desk: Desk) -> None:
     desk.hold()
     for name in ("a1", "a2", "b1"):
