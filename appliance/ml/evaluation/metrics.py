@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from decimal import ROUND_HALF_EVEN, Decimal
@@ -16,7 +17,11 @@ _PLACES = Decimal("0.000001")
 _MOST_NATS = 20.0
 _PUNCTUATION = frozenset(string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_WORDS = re.compile(r"[^\W_]+")
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\uaa60-\uaa7f\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]"
+)
+"""Characters of scripts without spaces between words: Thai, Lao, Burmese, Khmer, Hiragana, Katakana and Chinese."""
 
 
 def accuracy(expected: Sequence[str], answered: Sequence[str]) -> Fraction:
@@ -127,9 +132,29 @@ def token_f1(expected: str, answered: str) -> Fraction:
     return Fraction(2 * (Counter(mine) & Counter(theirs)).total(), len(mine) + len(theirs))
 
 
+def split_words(text: str) -> list[str]:
+    """The runs of letters and digits, in lower case. A combining mark, such as a vowel sign, belongs to what is before
+    it. Of a script without spaces between words each character is a word."""
+    words: list[str] = []
+    inside = goes_on = False
+    for character in text.lower():
+        if unicodedata.category(character).startswith("M"):
+            if inside:
+                words[-1] += character
+            continue
+        unspaced = _UNSPACED.match(character) is not None
+        inside = character.isalnum()
+        if inside and goes_on and not unspaced:
+            words[-1] += character
+        elif inside:
+            words.append(character)
+        goes_on = inside and not unspaced
+    return words
+
+
 def rouge_l(expected: str, answered: str) -> Fraction:
-    """ROUGE-L, the F1 over the longest common subsequence of words, in lower case and without stemming."""
-    mine, theirs = (_WORDS.findall(text.lower()) for text in (expected, answered))
+    """ROUGE-L, the F1 over the longest common subsequence of words, without stemming."""
+    mine, theirs = split_words(expected), split_words(answered)
     if not mine or not theirs:
         return Fraction(0)
     lengths = [0] * (len(theirs) + 1)

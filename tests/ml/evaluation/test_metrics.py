@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from appliance.errors import BadInput
 from appliance.ml.evaluation.metrics import (
@@ -13,6 +16,7 @@ from appliance.ml.evaluation.metrics import (
     macro_f1,
     normalise,
     rouge_l,
+    split_words,
     summarize,
     summarize_answers,
     summarize_loss,
@@ -49,6 +53,36 @@ def test_rouge_l_is_that_of_the_reference_implementation() -> None:
     assert summarize_summaries([expected, expected], [written, ""]) == {"rouge_l": "0.294118"}
     assert rouge_l("a b c d", "d c b a") == Fraction(2, 8), "order counts"
     assert rouge_l("Größe der Straße", "große Straße") == Fraction(2, 5), "any alphabet"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("会议在周五。", ["会", "议", "在", "周", "五"]),
+        ("第3会議室のWi-Fi", ["第", "3", "会", "議", "室", "の", "wi", "fi"]),
+        ("カード、ｶﾅ", ["カ", "ー", "ド", "ｶ", "ﾅ"]),
+        ("ที่นี่ 10 บาท", ["ที่", "นี่", "10", "บ", "า", "ท"]),
+        ("हिन्दी में लिखा", ["हिन्दी", "में", "लिखा"]),
+        ("Cafe\u0301 au_lait", ["cafe\u0301", "au", "lait"]),
+        ("회의는 금요일", ["회의는", "금요일"]),
+        ("مَرْحَبًا بك", ["مَرْحَبًا", "بك"]),
+        ("\u0301 a", ["a"]),
+    ],
+)
+def test_words_of_any_script(text: str, words: list[str]) -> None:
+    assert split_words(text) == words
+
+
+def test_a_summary_without_spaces_is_compared_character_by_character() -> None:
+    assert rouge_l("会议在周五", "会议在周四") == Fraction(4, 5)
+    assert rouge_l("बिल", "बल") == 0, "another word, since its vowel is"
+
+
+@given(st.text(alphabet=st.characters(max_codepoint=0x24F)))
+def test_words_of_latin_texts_are_runs_of_letters_and_digits(text: str) -> None:
+    # The lower case of one capital, the dotted I of Turkish, has a combining mark.
+    text = text.replace("\u0130", "")
+    assert split_words(text) == re.findall(r"[^\W_]+", text.lower())
 
 
 def test_answers_are_compared_as_squad_compares_them() -> None:
