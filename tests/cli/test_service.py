@@ -297,8 +297,8 @@ def test_storage_says_what_lies_where(open_desk: Callable[[str], Desk]) -> None:
     file.write_bytes(data)
     run = desk.site.request_run()
     desk.site.add(desk.site.started(run))
-    with file.open("rb") as source:
-        digest = context.checkpoints.keep(source.fileno())
+    with file.open("rb") as source, context.checkpoints.keep(source.fileno()) as digest:
+        pass
     desk.site.add(desk.site.checkpointed(run, 2, checkpoint=digest))
     shown = json.loads(desk.as_("anna", "storage", "--json").out)
     kinds = shown["kinds"]

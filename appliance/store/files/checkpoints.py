@@ -9,6 +9,10 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from appliance.errors import NotFound, Tampered, TooLarge
@@ -24,28 +28,41 @@ class Checkpoints:
 
     def __init__(self, home: Path) -> None:
         self._folder = home / "checkpoints"
+        self._lock = threading.Lock()
+        self._pending: Counter[str] = Counter()
+        """Names in the folder that a sweep spares: half-written files, and files that are about to be recorded."""
         with disk.disk_errors("training checkpoints"):
             disk.make_folder(self._folder)
 
-    def keep(self, source: int, max_bytes: int = MAX_BYTES) -> str:
-        """Copies a file from its descriptor, durably; the digest of what was copied. TooLarge over the limit."""
+    @contextmanager
+    def keep(self, source: int, max_bytes: int = MAX_BYTES) -> Iterator[str]:
+        """Copies a file from its descriptor, durably, and yields the digest of what was copied. TooLarge over the
+        limit. No sweep removes the file before the `with` block ends: record its digest within the block."""
         partial = self._folder / f"{disk.PARTIAL}{secrets.token_hex(8)}"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        hasher = Hasher()
-        with disk.disk_errors("training checkpoint"):
+        with self._spared(partial.name):
             try:
-                with open(os.open(partial, flags, 0o400), "wb", buffering=0) as file:
-                    while chunk := os.read(source, disk.CHUNK_BYTES):
-                        hasher.update(chunk)
-                        if hasher.size > max_bytes:
-                            raise TooLarge(f"training checkpoint: expected at most {max_bytes} bytes, got more")
-                        disk.write_all(file.fileno(), chunk)
-                    os.fsync(file.fileno())
-                os.rename(partial, self._path(hasher.digest()))
-                disk.sync_folder(self._folder)
+                with disk.disk_errors("training checkpoint"):
+                    digest = _copy(source, partial, max_bytes)
+                path = self._path(digest)
+                with self._spared(path.name):
+                    with disk.disk_errors("training checkpoint"):
+                        os.rename(partial, path)
+                        disk.sync_folder(self._folder)
+                    yield digest
             finally:
                 partial.unlink(missing_ok=True)
-        return hasher.digest()
+
+    @contextmanager
+    def _spared(self, name: str) -> Iterator[None]:
+        """Waits for a sweep that is under way."""
+        with self._lock:
+            self._pending[name] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._pending[name] -= 1
+                self._pending += Counter()
 
     def read(self, digest: str) -> bytes:
         """The bytes in one buffer, hashed; NotFound where they are gone, Tampered where they are others."""
@@ -74,10 +91,14 @@ class Checkpoints:
         except FileNotFoundError:
             return 0
 
-    def sweep(self, keep: frozenset[str]) -> tuple[str, ...]:
-        """Removes what `keep` does not hold, and what was half written; the digests of what was removed."""
-        with disk.disk_errors("training checkpoints"):
-            names = sorted(os.listdir(self._folder))
+    def sweep(self, wanted: Callable[[], frozenset[str]]) -> tuple[str, ...]:
+        """Removes the files whose digests `wanted` does not return, and what was half written; the digests of what was
+        removed. `wanted` is called while no file can get its name, so that it cannot miss one that was recorded
+        meanwhile."""
+        with self._lock, disk.disk_errors("training checkpoints"):
+            spared = frozenset(self._pending)
+            keep = wanted()
+            names = [name for name in sorted(os.listdir(self._folder)) if name not in spared]
             gone = [name for name in names if _KEPT.fullmatch(name) and f"sha256:{name}" not in keep]
             for name in (*gone, *(name for name in names if name.startswith(disk.PARTIAL))):
                 disk.discard(self._folder / name)
@@ -86,3 +107,17 @@ class Checkpoints:
 
     def _path(self, digest: str) -> Path:
         return self._folder / parse_digest(digest).removeprefix("sha256:")
+
+
+def _copy(source: int, target: Path, max_bytes: int) -> str:
+    """Durably, into a new file; the digest of what was copied."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    hasher = Hasher()
+    with open(os.open(target, flags, 0o400), "wb", buffering=0) as file:
+        while chunk := os.read(source, disk.CHUNK_BYTES):
+            hasher.update(chunk)
+            if hasher.size > max_bytes:
+                raise TooLarge(f"training checkpoint: expected at most {max_bytes} bytes, got more")
+            disk.write_all(file.fileno(), chunk)
+        os.fsync(file.fileno())
+    return hasher.digest()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import re
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from appliance.errors import Tampered, TooLarge
@@ -22,11 +24,18 @@ class Steps:
 
     def __init__(self, home: Path) -> None:
         self._folder = home / "steps"
+        self._lock = threading.Lock()
+        """Held by a sweep, and while a run begins its file."""
         with disk.disk_errors("steps"):
             disk.make_folder(self._folder)
 
     def begin(self, run: str, count: int) -> bytes:
-        """Leaves the first `count` lines and returns them. Tampered where there are fewer: they were on disk."""
+        """Leaves the first `count` lines and returns them. Tampered where there are fewer: they were on disk. The run's
+        start is recorded before, so that every later sweep keeps the file."""
+        with self._lock:
+            return self._begin(run, count)
+
+    def _begin(self, run: str, count: int) -> bytes:
         data = self.read(run)
         lines = data.splitlines(keepends=True)
         kept = b"".join(lines[:count])
@@ -69,9 +78,11 @@ class Steps:
             ):
                 return disk.read_all(file, MAX_BYTES, f"steps of {run}")
 
-    def sweep(self, keep: frozenset[str]) -> None:
-        """Removes those of runs that `keep` does not hold, and what was half written."""
-        with disk.disk_errors("steps"):
+    def sweep(self, wanted: Callable[[], frozenset[str]]) -> None:
+        """Removes those of runs that `wanted` does not return, and what was half written. `wanted` is called while no
+        run can begin its file."""
+        with self._lock, disk.disk_errors("steps"):
+            keep = wanted()
             for name in sorted(os.listdir(self._folder)):
                 found = _KEPT.fullmatch(name)
                 if name.startswith(disk.PARTIAL) or (found and found[1] not in keep):

@@ -51,11 +51,11 @@ def _keep(context: Context, run: str, folder: Path, max_bytes: int, frame: Frame
     name = str(frame.get("file"))
     source = open_output(folder, name)
     try:
-        digest = context.checkpoints.keep(source, max_bytes)
+        with context.checkpoints.keep(source, max_bytes) as digest:
+            make = partial(RunCheckpointed, run=run, checkpoint=digest)
+            append_with_retry(context, read_body(make, frame, ("step", "seconds", "machine")))
     finally:
         os.close(source)
-    body = read_body(partial(RunCheckpointed, run=run, checkpoint=digest), frame, ("step", "seconds", "machine"))
-    append_with_retry(context, body)
     (folder / name).unlink()
 
 
@@ -81,7 +81,7 @@ class Keeping:
 
 
 def start(context: Context) -> None:
-    """Sweeps every hour, in the queue of the runs: what a run hands over meanwhile is named by no entry yet."""
+    """Sweeps every hour, in the queue of the runs."""
     rounds.start(context, "training checkpoints", SWEEP_S, lambda: context.runs.put(partial(sweep, context)))
 
 
@@ -91,7 +91,7 @@ def sweep(context: Context) -> None:
     if not context.runs_here:
         return
     context.refresh()
-    context.checkpoints.sweep(kept_digests(context))
+    context.checkpoints.sweep(partial(kept_digests, context))
     _sweep_secrets(context)
 
 

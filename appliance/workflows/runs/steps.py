@@ -72,7 +72,11 @@ def earlier_frames(state: State, artifacts: Artifacts, steps: Steps, key: str) -
 
 def sweep(context: Context) -> None:
     """Removes the steps of runs that are sealed or cancelled, and of those that failed long ago."""
-    runs = list(context.ledger.state.runs.values())
+    context.steps.sweep(lambda: _wanted(context.ledger.state))
+
+
+def _wanted(state: State) -> frozenset[str]:
+    runs = list(state.runs.values())
     failed = [run.id for run in runs if run.status == "failed"]
     going = [run.id for run in runs if run.status in UNDER_WAY]
-    context.steps.sweep(frozenset(going + failed[-FAILED_RUNS:]))
+    return frozenset(going + failed[-FAILED_RUNS:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,8 @@ def store(tmp_path: Path) -> Checkpoints:
 
 def keep(store: Checkpoints, data: bytes, tmp_path: Path) -> str:
     (tmp_path / "file").write_bytes(data)
-    with open(tmp_path / "file", "rb") as file:
-        return store.keep(file.fileno())
+    with open(tmp_path / "file", "rb") as file, store.keep(file.fileno()) as digest:
+        return digest
 
 
 def names(tmp_path: Path) -> list[str]:
@@ -62,7 +63,7 @@ def test_what_is_gone_is_said_to_be_gone(store: Checkpoints) -> None:
 def test_nothing_half_written_stays(store: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "worker").write_bytes(b"12345")
     with (tmp_path / "worker").open("rb", buffering=0) as file, pytest.raises(TooLarge, match="at most 4 bytes"):
-        store.keep(file.fileno(), 4)
+        store.keep(file.fileno(), 4).__enter__()
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
@@ -76,5 +77,47 @@ def test_nothing_half_written_stays(store: Checkpoints, tmp_path: Path, monkeypa
 def test_a_sweep_keeps_what_is_named(store: Checkpoints, tmp_path: Path) -> None:
     one, other = keep(store, b"one", tmp_path), keep(store, b"other", tmp_path)
     (tmp_path / "home" / "checkpoints" / f"{PARTIAL}cut-off").write_bytes(b"ot")
-    assert store.sweep(frozenset({one})) == (other,)
+    assert store.sweep(lambda: frozenset({one})) == (other,)
     assert names(tmp_path) == [one.removeprefix("sha256:")]
+
+
+def test_a_sweep_spares_what_is_being_copied(
+    store: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = os.fsync
+
+    def swept(descriptor: int) -> None:
+        monkeypatch.setattr(os, "fsync", sync)
+        assert store.sweep(frozenset) == ()
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", swept)
+    assert store.read(keep(store, b"one", tmp_path)) == b"one"
+    assert os.fsync is sync, "the sweep ran"
+
+
+def test_a_sweep_spares_what_is_about_to_be_recorded(store: Checkpoints, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"one")
+    with open(tmp_path / "file", "rb") as file, store.keep(file.fileno()) as digest:
+        assert store.sweep(frozenset) == ()
+        assert store.read(digest) == b"one"
+        assert keep(store, b"one", tmp_path) == digest, "another run's has the same bytes"
+        assert store.sweep(frozenset) == ()
+    assert store.sweep(frozenset) == (digest,)
+
+
+def test_a_file_gets_its_name_before_a_sweep_asks_what_is_wanted_or_after_it(
+    store: Checkpoints, tmp_path: Path
+) -> None:
+    kept = []
+    other = threading.Thread(target=lambda: kept.append(keep(store, b"one", tmp_path)))
+
+    def wanted() -> frozenset[str]:
+        other.start()
+        other.join(0.2)
+        assert not kept, "it waits"
+        return frozenset()
+
+    assert store.sweep(wanted) == ()
+    other.join()
+    assert store.read(kept[0]) == b"one"

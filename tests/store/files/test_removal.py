@@ -130,8 +130,8 @@ def test_what_cannot_be_removed_at_a_start_is_said_and_the_rest_goes(
         (home / name).write_bytes(b"")
     stubborn(monkeypatch, ".staging-a", "c", ".partial-d")
     artifacts.sweep(keep=frozenset())
-    checkpoints.sweep(frozenset())
-    steps.sweep(frozenset())
+    checkpoints.sweep(frozenset)
+    steps.sweep(frozenset)
     left = {str(path.relative_to(home)) for path in home.rglob("*") if path.parent != home}
     assert left == {"artifacts/.staging-a", "uploads/c", "checkpoints/.partial-d", "steps/.partial-d"}
     assert caplog.text.count("ALARM") == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -56,5 +57,21 @@ def test_only_what_is_wanted_is_kept(steps: Steps, tmp_path: Path) -> None:
     for run in (RUN, "r-000002"):
         steps.begin(run, 0)
     (tmp_path / "steps" / ".partial-1").write_bytes(b"half")
-    steps.sweep(frozenset({"r-000002"}))
+    steps.sweep(lambda: frozenset({"r-000002"}))
     assert [path.name for path in (tmp_path / "steps").iterdir()] == ["r-000002.jsonl"]
+
+
+def test_a_run_begins_before_a_sweep_asks_what_is_wanted_or_after_it(steps: Steps) -> None:
+    begun = []
+    run = threading.Thread(target=lambda: begun.append(steps.begin(RUN, 0)))
+
+    def wanted() -> frozenset[str]:
+        run.start()
+        run.join(0.2)
+        assert not begun, "it waits"
+        return frozenset()
+
+    steps.sweep(wanted)
+    run.join()
+    steps.append(RUN, b"1\n")
+    assert steps.read(RUN) == b"1\n"

@@ -14,6 +14,7 @@ from appliance.domain.core.names import add_seconds
 from appliance.domain.recipe.recipe import MOST_CHECKPOINTS
 from appliance.domain.releases.adapters import AdapterRevoked, RevokeAdapter
 from appliance.domain.runs.cancellation import Cancel, RunCancelled
+from appliance.domain.runs.checkpoints import RunCheckpointed
 from appliance.domain.runs.training import RunFailed
 from appliance.errors import ApplianceError, BadInput, NotFound, Tampered, TooLarge
 from appliance.formats.core.digest import digest_bytes
@@ -132,13 +133,12 @@ def test_those_of_a_replay_that_waits_are_kept() -> None:
 
 
 def test_a_round_sweeps_in_the_queue_of_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside it, what a run has handed over and no entry names yet would go."""
     site, name = sealed()
     site.review("rita", "privacy", decision="reject")
     store = Checkpoints(tmp_path)
     (tmp_path / "state").write_bytes(name.encode())
-    with (tmp_path / "state").open("rb") as source:
-        digest = store.keep(source.fileno())
+    with (tmp_path / "state").open("rb") as source, store.keep(source.fileno()) as digest:
+        pass
     context: Any = context_of(site, days=29)
     queued: list[Callable[[], None]] = []
     context.checkpoints, context.runs = store, SimpleNamespace(put=queued.append)
@@ -189,6 +189,28 @@ def test_what_a_worker_says_of_a_checkpoint_is_not_believed(
     context: Any = SimpleNamespace(checkpoints=Checkpoints(tmp_path / "home"), ledger=ledger)
     with pytest.raises(error, match=words):
         take_frame(context, "r-000001", folder, 1000, FRAME | changes)
+
+
+def test_the_end_of_another_run_removes_nothing_that_is_being_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs on Slurm end and sweep in threads of their own."""
+    site, folder = stage("imported"), tmp_path / "worker"
+    name = site.request_run()
+    site.add(site.started(name))
+    folder.mkdir()
+    (folder / "state").write_bytes(b"state")
+    context: Any = context_of(site)
+    context.checkpoints, context.progress = Checkpoints(tmp_path / "home"), SimpleNamespace(publish=lambda *_: None)
+    context.refresh = lambda: False
+
+    def append(context: Any, body: RunCheckpointed) -> None:
+        checkpoints.sweep(context)
+        site.add(site.checkpointed(name, 2, checkpoint=body.checkpoint))
+
+    monkeypatch.setattr(checkpoints, "append_with_retry", append)
+    take_frame(context, name, folder, 1000, FRAME)
+    assert context.checkpoints.read(digest_bytes(b"state")) == b"state"
 
 
 def test_a_worker_fills_no_disk_with_checkpoints(tmp_path: Path) -> None:
