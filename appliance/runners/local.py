@@ -209,12 +209,24 @@ class Worker:
                 f"worker {self.pid}: expected its end within {timeout_s} s", code="worker-silent"
             ) from None
 
+    def end(self) -> None:
+        """Ends every process of the worker, at once, and waits for none of them."""
+        if self._close_leash():
+            # One that does not end by itself is killed by this thread.
+            threading.Thread(target=self.kill, name=f"end-{self.pid}", daemon=True).start()
+
+    def _close_leash(self) -> bool:
+        """False where it was closed before."""
+        with self._lock:
+            if self._control is None:
+                return False
+            os.close(self._control)
+            self._control = None
+            return True
+
     def kill(self) -> None:
         """Ends every process of the worker, at once; returns when none is left."""
-        with self._lock:
-            if self._control is not None:
-                os.close(self._control)
-                self._control = None
+        self._close_leash()
         try:
             self._process.wait(_KILL_S)
         except subprocess.TimeoutExpired:

@@ -28,6 +28,9 @@ class Running(Protocol):
 
     def resume(self) -> None: ...
 
+    def end(self) -> None:
+        """Begins what `kill` does and returns at once, for a thread that must not wait."""
+
     def kill(self) -> None: ...
 
     def wait(self, timeout_s: float | None = None) -> int: ...

@@ -142,6 +142,21 @@ def test_kill_returns_when_nobody_is_left(service: Any, folder: Path) -> None:
         worker.kill()  # again is harmless
 
 
+def test_a_worker_is_ended_without_waiting_for_its_processes(
+    service: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("appliance.runners.local._KILL_S", 0.5)
+    with service.begin(service.Order(str(folder), module="inmates.crowd")) as worker:
+        wait_until(lambda: all_beat(folder))
+        os.kill(worker.pid, signal.SIGSTOP)  # the outer process ends no sooner than it is killed
+        began = time.monotonic()
+        worker.end()
+        worker.end()
+        assert time.monotonic() - began < 0.4
+        wait_until(lambda: worker.poll() is not None)
+        wait_until(lambda: none_beats(folder))
+
+
 def test_the_worker_ends_when_its_block_does(service: Any, folder: Path) -> None:
     with service.begin(service.Order(str(folder), module="inmates.crowd")) as worker:
         wait_until(lambda: all_beat(folder))

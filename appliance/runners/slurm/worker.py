@@ -80,6 +80,8 @@ class ClusterWorker:
         self._in: SpoolWriter | None = None
         self._sending = threading.Lock()
         self._killed = threading.Event()
+        self._lock = threading.Lock()
+        self._ends = False
         self._taken: list[str] = []
         self._job: Job | None = None
         self._looked = 0.0
@@ -328,6 +330,13 @@ class ClusterWorker:
         if self._in is not None and self._in.number:
             with suppress(Unavailable):
                 self._say({"frame": word})
+
+    def end(self) -> None:
+        """As `kill`, in a thread: the shared folder may be slow, or gone."""
+        with self._lock:
+            begun, self._ends = self._ends, True
+        if not begun:
+            threading.Thread(target=self.kill, name=f"end-{self.pid}", daemon=True).start()
 
     def kill(self) -> None:
         """Ends the worker, unless the service itself ends: its job then goes on, and is found again."""

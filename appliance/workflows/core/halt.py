@@ -8,11 +8,11 @@ from appliance.workflows.core.context import Context
 
 
 def halt(context: Context, run: str) -> None:
-    """Kills the run's worker, whichever stage it is in; why is recorded already."""
+    """Ends the run's worker, whichever stage it is in; why is recorded already. Waits for no process and no disk."""
     for key in (run, f"{run}:evaluate"):
         started = context.workers.get(key)
         if started is not None:
-            started.kill()
+            started.end()
 
 
 def halt_withdrawn(context: Context) -> None:

@@ -113,7 +113,7 @@ class Following:
         self.context.contact.end()
         self._cut("other processes took over from this one")
         for worker in list(self.context.workers.values()):
-            worker.kill()
+            worker.end()
 
     # --- what others appended -----------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, cast
@@ -9,13 +10,16 @@ from typing import Any, cast
 import pytest
 
 from appliance.domain.governance.service import Heartbeat
+from appliance.domain.runs.cancellation import Cancel, RunCancelled
 from appliance.errors import Denied, Unavailable
+from appliance.runners.slurm.worker import ClusterWorker
 from appliance.workflows.core import contact as contact_module
 from appliance.workflows.core.contact import SILENT_S, Contact
 from appliance.workflows.core.context import Context
 from appliance.workflows.core.record import append
 from appliance.workflows.lifecycle.following import Following
 from appliance.workflows.serving.answering import Loaded
+from scripts.kit.log_builder import stage
 
 
 @pytest.fixture
@@ -154,3 +158,31 @@ def test_a_log_that_was_folded_anew_is_acted_upon_as_a_whole(passing: list[float
     one.catch_up()
     one.catch_up()
     assert told == ["asked"]
+
+
+def test_a_shared_folder_that_hangs_delays_no_contact(passing: list[float]) -> None:
+    site, hangs, over, ended = stage("imported").fork(), threading.Event(), threading.Event(), list[str]()
+    run = site.request_run(on="slurm")
+    site.ordered(RunCancelled(policy=site.in_force), site.order(Cancel, "olga", run=run))
+    worker = ClusterWorker.__new__(ClusterWorker)
+    worker.pid, worker._lock, worker._ends = 7, threading.Lock(), False
+
+    def kill() -> None:
+        hangs.set()
+        over.wait(10)
+        ended.append(run)
+
+    worker.kill = kill  # type: ignore[method-assign]
+    ledger = Named(take_followed=lambda: [Named(type="run.cancelled")], refresh=lambda: None, state=site.state, loads=1)
+    contact = Contact()
+    one, _ = following(contact, ledger=ledger, processes=Named(is_lost=False))
+    one.context.workers[run] = worker
+    for _ in range(3):
+        passing[0] += 1
+        one.catch_up()
+    assert hangs.wait(10) and not ended
+    assert not contact.is_lost
+    over.set()
+    while not ended:
+        time.sleep(0.005)
+    assert ended == [run], "it is told once"

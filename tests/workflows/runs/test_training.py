@@ -33,7 +33,7 @@ class Worker:
 
     killed = False
 
-    def kill(self) -> None:
+    def end(self) -> None:
         self.killed = True
 
 
