@@ -217,7 +217,7 @@ TRAINING = {
     "interrupted": Code((), "the service ended during the job", "order it again, or `run resume`"),
     "disk": Code((Unavailable,), "the disk is full or fails", "free space; `appliance storage` lists what uses it"),
     "program-ended": Code((Unavailable,), "a program of the appliance ended without an answer", "look at its log"),
-    "closing": Code((Unavailable,), "the service ends, so a check was left", "nothing: it is repeated"),
+    "closing": Code((Unavailable,), "the service ends, so work was left", "nothing: it is repeated"),
 }
 
 LOG = {

@@ -71,7 +71,8 @@ class Cluster:
     def submit(
         self, description: Description, inputs: tuple[Path, ...], account: str | None, stop: Callable[[], bool]
     ) -> JobRecord:
-        """A job that will start this worker. What the power cut off between any two lines is found by `find_job`."""
+        """A job that will start this worker. What the power cut off between any two lines is found by `find_job`.
+        Unavailable (`closing`) where `stop` says so before Slurm is asked."""
         digests = tuple(sorted({file.digest for one in description.inputs for file in one.files}))
         with self._objects:
             record = self.records.begin(description.key, self.site.shared, digests)
@@ -80,7 +81,7 @@ class Cluster:
             with shared_errors(str(self.site.shared)):
                 for path in (folder / names.ATTEMPTS, folder / names.OBJECTS, self.site.shared / names.OBJECTS):
                     path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._publish(description, inputs)
+            self._publish(description, inputs, stop)
             writer = SpoolWriter(folder, names.JOB, bytes.fromhex(record.secret), names.JOB)
             try:
                 writer.append(description.encode())
@@ -99,11 +100,13 @@ class Cluster:
         except ApplianceError:
             return True
 
-    def _publish(self, description: Description, inputs: tuple[Path, ...]) -> None:
-        """Copies what is missing: never a link, through which a node could change a sealed file."""
+    def _publish(self, description: Description, inputs: tuple[Path, ...], stop: Callable[[], bool]) -> None:
+        """Copies what is missing: never a link, through which a node could change a sealed file. `stop` is asked before
+        each file and after the last, since large ones take minutes."""
         objects = self.site.shared / names.OBJECTS
         for one, path in zip(description.inputs, inputs, strict=True):
             for file in one.files:
+                _check_goes_on(description.key, stop)
                 if has_file(objects, file.digest, file.size):
                     continue
                 source = open_output(path, file.path)
@@ -113,6 +116,7 @@ class Cluster:
                     os.close(source)
                 if digest != file.digest:
                     raise Tampered(f"artifact {one.name}, {file.path}: expected {file.digest}, got {digest}")
+        _check_goes_on(description.key, stop)
 
     def _send(self, record: JobRecord, account: str | None, nodes: int, stop: Callable[[], bool]) -> JobRecord:
         """By sbatch, once: an answer that was lost is looked for before it is sent again."""
@@ -195,7 +199,7 @@ class Cluster:
 
     def release(self, key: str) -> None:
         """Ends the job of this key, where there is one, and removes its folder. Unavailable where slurmctld does not
-        answer: the record stays, and the next sweep tries again."""
+        answer: the record stays, and `release` is to be called again."""
         record = self.records.find(key)
         if record is None:
             return
@@ -204,17 +208,9 @@ class Cluster:
             self.commands.cancel(number)
         self._forget(record)
 
-    def sweep(self, going: frozenset[str]) -> list[ApplianceError]:
-        """Ends every job whose worker nobody waits for any more; what could not be ended is returned."""
-        errors = []
-        for key in list(self.records.keys()):
-            if key in going:
-                continue
-            try:
-                self.release(key)
-            except ApplianceError as error:
-                errors.append(error)
-        return errors
+    def list_keys(self) -> list[str]:
+        """Of the jobs that were submitted, or may have been, and are not released."""
+        return list(self.records.keys())
 
     def _forget(self, record: JobRecord) -> None:
         """Removes what crossed: the rows of a dataset stay in the shared folder no longer than a job reads them."""
@@ -237,6 +233,11 @@ class Cluster:
         for folder in (self.site.shared / "jobs").glob(f"{_REMOVED}*"):
             with suppress(RecursionError):
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_goes_on(key: str, stop: Callable[[], bool]) -> None:
+    if stop():
+        raise Unavailable(f"job {key}: expected to submit it, got the end of its run or of the service", code="closing")
 
 
 def describe_inputs(name: str, files: list[tuple[str, int, str]]) -> Input:

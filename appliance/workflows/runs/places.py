@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from appliance.domain.core.records.runs import Job, Run
 from appliance.domain.recipe.processes import misfits_machine
 from appliance.domain.recipe.recipe import ResolvedRecipe
 from appliance.domain.runs.clusters import account_of
+from appliance.domain.runs.conditions import inputs_withdrawn
 from appliance.errors import ApplianceError, BadInput, Unavailable, refuse
 from appliance.formats.artifacts.manifest import MANIFEST_PATH, parse_manifest
 from appliance.runners.running import Running
@@ -21,6 +22,7 @@ from appliance.runners.slurm.cluster import Cluster, describe_inputs
 from appliance.runners.slurm.folder import Description, Input, attempts_of
 from appliance.runners.slurm.records import JobRecord
 from appliance.runners.slurm.worker import ClusterWorker
+from appliance.workflows.core import rounds
 from appliance.workflows.core.context import Context
 from appliance.workflows.core.defects import contain_defects
 from appliance.workflows.core.disk_reserve import kept_free
@@ -30,6 +32,7 @@ log = logging.getLogger("appliance")
 
 TRAIN = "appliance.worker.train"
 LOOK_S = 1.0
+SWEEP_S = 300.0
 
 Done = TypeVar("Done")
 
@@ -59,9 +62,13 @@ def trainer(
         with worker(context, run.id, TRAIN, read=read, write=write, gpu=gpu) as started:
             yield started
         return
-    with _open(context, run, recipe, read, write) as found, kept_free(found, write[0], engine=False):
+    stop = partial(_is_stopped, context, run.id)
+    with _open(context, run, recipe, read, write, stop) as found, kept_free(found, write[0], engine=False):
         context.workers[run.id] = found
         try:
+            if stop():
+                # Whoever stopped the run before this line found no worker to end.
+                raise Unavailable(f"run {run.id}: expected it to go on, got its end or the service's", code="closing")
             yield found
         finally:
             if context.workers.get(run.id) is found:
@@ -81,11 +88,15 @@ def job_of(started: Running) -> Job | None:
 
 
 def _open(
-    context: Context, run: Run, recipe: ResolvedRecipe, read: tuple[Path, ...], write: tuple[Path, ...]
+    context: Context,
+    run: Run,
+    recipe: ResolvedRecipe,
+    read: tuple[Path, ...],
+    write: tuple[Path, ...],
+    stop: Callable[[], bool],
 ) -> ClusterWorker:
     """The next start of the run's job: of the one that exists, or of a new one."""
     cluster = cluster_of(context)
-    stop = partial(_is_stopped, context, run.id)
     if run.status == "trained":
         # What it left is not taken twice: its last step is trained again, as here.
         cluster.release(run.id)
@@ -114,8 +125,11 @@ def _open(
 
 
 def _is_stopped(context: Context, run_id: str) -> bool:
-    run = context.ledger.state.runs.get(run_id)
-    return context.closing.is_set() or run is None or run.status == "cancelled"
+    state = context.ledger.state
+    run = state.runs.get(run_id)
+    return (
+        context.closing.is_set() or run is None or run.status == "cancelled" or inputs_withdrawn(state, run) is not None
+    )
 
 
 def _tell(context: Context, run_id: str, text: str) -> None:
@@ -165,14 +179,30 @@ def release(context: Context, run_id: str) -> None:
         log.critical("ALARM: the job of run %s could not be ended; it is tried again: %s", run_id, error)
 
 
+def start(context: Context) -> None:
+    """Sweeps every few minutes, where the queue of runs is this process's."""
+    if context.cluster is not None:
+        rounds.start(context, "jobs of Slurm", SWEEP_S, lambda: sweep(context) if context.runs_here else None)
+
+
 def sweep(context: Context) -> None:
     """The same of every run that is not under way, such as one that was cancelled while slurmctld was gone."""
     if context.cluster is None:
         return
-    runs = context.ledger.state.runs.values()
-    going = frozenset(run.id for run in runs if run.on == "slurm" and run.status in ("queued", "running", "trained"))
-    for error in context.cluster.sweep(going):
-        log.critical("ALARM: a job of Slurm could not be ended; it is tried again: %s", error.message)
+    for key in context.cluster.list_keys():
+        # A run that goes on while this looks at it keeps its job.
+        if _is_under_way(context, key) or not context.in_hand.take(key):
+            continue
+        try:
+            if not _is_under_way(context, key):
+                release(context, key)
+        finally:
+            context.in_hand.leave(key)
+
+
+def _is_under_way(context: Context, key: str) -> bool:
+    run = context.ledger.state.runs.get(key)
+    return run is not None and run.on == "slurm" and run.status in ("queued", "running", "trained")
 
 
 def in_turn(context: Context, run: Run, act: Callable[[], Done]) -> Done:
@@ -183,6 +213,8 @@ def in_turn(context: Context, run: Run, act: Callable[[], Done]) -> Done:
     future: Future[Done] = Future()
 
     def carry() -> None:
+        if not future.set_running_or_notify_cancel():
+            return
         try:
             with contain_defects(f"run {run.id}"):
                 future.set_result(act())
@@ -190,7 +222,8 @@ def in_turn(context: Context, run: Run, act: Callable[[], Done]) -> Done:
             future.set_exception(error)
 
     context.runs.put(carry)
-    while not future.done():
-        if context.closing.wait(LOOK_S) and not future.running():
+    while not wait((future,), LOOK_S).done:
+        # What has begun is waited for: it uses folders that the caller removes.
+        if context.closing.is_set() and future.cancel():
             raise Unavailable(f"run {run.id}: expected its turn to be evaluated, got the service's end", code="closing")
     return future.result()

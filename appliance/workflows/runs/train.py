@@ -18,7 +18,7 @@ from appliance.domain.runs.checkpoints import last_checkpoint
 from appliance.domain.runs.conditions import MOST_RESUMES, inputs_withdrawn, next_queued
 from appliance.domain.runs.resumption import Resume, RunResumed
 from appliance.domain.runs.training import RunFailed, RunFinished, RunStarted, Train
-from appliance.errors import ApplianceError, Denied, NotFound, Tampered
+from appliance.errors import ApplianceError, Denied, NotFound, Tampered, Unavailable
 from appliance.formats.core.digest import digest_file
 from appliance.runners.running import Running
 from appliance.workflows.core.context import Context
@@ -200,13 +200,20 @@ def _carry_through(context: Context, run: Run) -> str:
 
 def _judge(context: Context, run: Run, order: Train, folders: Places, trained: dict[str, Any]) -> str:
     """Evaluates and seals on this machine, wherever the run was trained: an adapter is served on the kind of machine
-    that evaluated it."""
+    that evaluated it. Unavailable where the service ends, whose workers were ended before."""
+    _check_open(context, run)
     base, dataset, output, scratch = vars(folders).values()
     evaluation = evaluate.evaluate(context, run, order, base, dataset, output, scratch)
     if not evaluate.still_compares(context, run, evaluation):
         # Another version was released meanwhile. A second such case fails the run.
+        _check_open(context, run)
         evaluation = evaluate.evaluate(context, run, order, base, dataset, output, scratch)
     return seal(context, run, order, output, trained, evaluation)
+
+
+def _check_open(context: Context, run: Run) -> None:
+    if context.closing.is_set():
+        raise Unavailable(f"run {run.id}: expected to be evaluated, got the service's end", code="closing")
 
 
 def _train(context: Context, run_id: str, order: Train, folders: Places) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,9 @@ class Bench:
         site = Site(self.shared, resources, patience_s=0.2)
         return Cluster(site, self.slurm, JobRecords(self.place / "jobs"), self.closing)  # type: ignore[arg-type]
 
-    def submit(self, account: str | None = None, key: str = "r-000001") -> Any:
+    def submit(
+        self, account: str | None = None, key: str = "r-000001", stop: Callable[[], bool] = lambda: False
+    ) -> Any:
         files = [("rows.jsonl", len(ROWS), digest_bytes(ROWS))]
         described = Description(
             key=key,
@@ -112,7 +115,7 @@ class Bench:
             writes=1,
             scratch="/var/tmp",
         )
-        return self.cluster.submit(described, (self.read,), account, lambda: False)
+        return self.cluster.submit(described, (self.read,), account, stop)
 
     def worker(self, record: Any = None, **more: Any) -> ClusterWorker:
         record = record or self.cluster.records.find("r-000001") or self.submit()
@@ -267,15 +270,26 @@ def test_inputs_go_with_the_last_job_that_reads_them(bench: Bench) -> None:
     assert bench.slurm.cancelled == [1, 2]
 
 
-def test_a_job_that_could_not_be_ended_is_ended_by_a_later_sweep(bench: Bench) -> None:
+def test_a_job_that_could_not_be_ended_is_known_until_it_is(bench: Bench) -> None:
     bench.submit()
     bench.slurm.error = GONE
-    assert [error.code for error in bench.cluster.sweep(frozenset())] == [UNREACHABLE]
+    with pytest.raises(Unavailable, match="slurmctld"):
+        bench.cluster.release("r-000001")
+    assert bench.cluster.list_keys() == ["r-000001"]
     bench.slurm.error = None
-    assert bench.cluster.sweep(frozenset({"r-000001"})) == []
-    assert not bench.slurm.cancelled
-    assert bench.cluster.sweep(frozenset()) == []
-    assert bench.slurm.cancelled == [1]
+    bench.cluster.release("r-000001")
+    assert (bench.slurm.cancelled, bench.cluster.list_keys()) == ([1], [])
+
+
+@pytest.mark.parametrize("asked", [1, 2])
+def test_a_run_that_ends_while_its_files_cross_is_not_submitted(bench: Bench, asked: int) -> None:
+    answers = iter([False] * (asked - 1) + [True])
+    with pytest.raises(Unavailable, match="job r-000001: expected to submit it") as caught:
+        bench.submit(stop=lambda: next(answers))
+    assert caught.value.code == "closing"
+    assert not bench.slurm.jobs
+    assert bench.cluster.list_keys() == []
+    assert not list((bench.shared / names.OBJECTS).iterdir())
 
 
 # --- a start, from its walls to its result ----------------------------------------------------------------------------

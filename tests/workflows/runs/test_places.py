@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from appliance.domain.core.records.runs import Job
-from appliance.errors import BadInput, Conflict, Unavailable
+from appliance.domain.runs.cancellation import Cancel, RunCancelled
+from appliance.errors import BadInput, Conflict, Denied, Unavailable
 from appliance.runners.slurm.commands import UNREACHABLE
 from appliance.runners.slurm.worker import ClusterWorker
+from appliance.workflows.core.halt import halt
 from appliance.workflows.core.jobs import InHand, Jobs
 from appliance.workflows.core.progress import Progress
 from appliance.workflows.runs import places, train
@@ -144,22 +149,105 @@ def test_a_run_on_slurm_goes_on_while_its_workers_get_further(changes: dict[str,
         assert not train.can_go_on(run.model_copy(update={**changes, "on": "here"}))
 
 
-def test_a_job_that_cannot_be_ended_stops_nothing_and_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    def gone(*_: object) -> None:
+@pytest.mark.parametrize("end", ["cancelled", "withdrawn"])
+def test_a_run_that_ends_while_its_job_is_submitted_does_not_wait_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """Who cancelled it found no worker yet."""
+    log = stage("imported").fork()
+    log.request_run(on="slurm")
+    run = log.state.runs.get(RUN)
+    assert run is not None
+
+    @contextmanager
+    def submitted(*_: Any) -> Iterator[Any]:
+        halt(context, RUN)
+        if end == "cancelled":
+            log.ordered(RunCancelled(policy=log.in_force), log.order(Cancel, "olga", run=RUN))
+        else:
+            monkeypatch.setattr(places, "inputs_withdrawn", lambda state, run: Denied("revoked"))
+        yield SimpleNamespace(pid=7)
+
+    monkeypatch.setattr(places, "_open", submitted)
+    context: Any = SimpleNamespace(ledger=SimpleNamespace(state=log.state), closing=threading.Event(), workers={})
+    with (
+        pytest.raises(Unavailable, match="run r-000001: expected it to go on"),
+        places.trainer(context, run, recipe(), (), (tmp_path,)),
+    ):
+        raise AssertionError("it waits for its walls")
+    assert not context.workers
+
+
+def test_what_is_judged_when_the_service_ends_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its folders are removed by who waits."""
+    monkeypatch.setattr(places, "LOOK_S", 0.01)
+    context: Any = SimpleNamespace(runs=Jobs("runs"), closing=threading.Event())
+
+    def judge() -> str:
+        context.closing.set()
+        time.sleep(0.2)
+        return "sealed"
+
+    assert places.in_turn(context, SimpleNamespace(id=RUN, on="slurm"), judge) == "sealed"  # type: ignore[arg-type]
+    context.runs.stop(10)
+
+
+def test_a_turn_that_was_given_up_does_not_come_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "LOOK_S", 0.01)
+    context: Any = SimpleNamespace(runs=Jobs("runs"), closing=threading.Event())
+    over, judged = threading.Event(), list[str]()
+    context.runs.put(over.wait)
+    context.closing.set()
+    with pytest.raises(Unavailable):
+        places.in_turn(context, SimpleNamespace(id=RUN, on="slurm"), lambda: judged.append(RUN))  # type: ignore[arg-type]
+    over.set()
+    context.runs.stop(10)
+    assert not judged
+
+
+def test_nothing_is_evaluated_once_the_service_ends() -> None:
+    context: Any = SimpleNamespace(closing=threading.Event())
+    context.closing.set()
+    with pytest.raises(Unavailable, match="run r-000001: expected to be evaluated, got the service's end"):
+        train._judge(context, SimpleNamespace(id=RUN), *[None] * 3)  # type: ignore[arg-type]
+
+
+def test_a_job_that_cannot_be_ended_is_said_and_tried_again(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = stage("imported").fork()
+    for _ in range(3):
+        log.request_run(on="slurm")
+    for run in ("r-000002", "r-000003"):
+        log.ordered(RunCancelled(policy=log.in_force), log.order(Cancel, "olga", run=run))
+    asked: list[str] = []
+
+    def gone(key: str) -> None:
+        asked.append(key)
         raise Unavailable("slurm, squeue: expected slurmctld to answer", code=UNREACHABLE)
 
-    log = stage("imported").fork()
-    swept: list[frozenset[str]] = []
-    log.request_run(on="slurm")
     context: Any = SimpleNamespace(
-        cluster=cluster(release=gone, sweep=lambda going: swept.append(going) or []),  # type: ignore[func-returns-value]
+        cluster=cluster(release=gone, list_keys=lambda: ["r-000001", "r-000002", "r-000003"]),
         ledger=SimpleNamespace(state=log.state),
         progress=Progress(),
+        in_hand=InHand(),
+        runs_here=True,
     )
-    places.release(context, RUN)
-    assert "the job of run r-000001 could not be ended; it is tried again" in caplog.text
-    places.sweep(context)
-    assert swept == [frozenset({RUN})]
+    context.in_hand.take("r-000003")
+    places.release(context, "r-000002")
+    assert "the job of run r-000002 could not be ended; it is tried again" in caplog.text
+    asked.clear()
+    rounds: list[Callable[[], object]] = []
+    monkeypatch.setattr(places.rounds, "start", lambda context, name, every_s, work: rounds.append(work))
+    places.start(context)
+    rounds[0]()
+    assert asked == ["r-000002"], "neither one that is under way nor one that a thread works on"
+    assert "r-000002" not in context.in_hand
+    context.runs_here = False
+    rounds[0]()
+    assert len(asked) == 1
     context.cluster = None
     places.release(context, RUN)
     places.sweep(context)
+    places.start(context)
+    assert len(rounds) == 1
