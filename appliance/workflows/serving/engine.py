@@ -28,8 +28,15 @@ from appliance.workflows.core.workers import SERVE, SERVE_VLLM, check_walls, fai
 log = logging.getLogger("appliance")
 
 START_S = 300.0
+LOOK_S = 1.0
 FRAME_S = 120.0
 """A worker that sends nothing for so long, while a request waits, is ended."""
+EXCHANGE_S = 600.0
+"""A load or an unload takes no longer: it is done between two steps."""
+PROGRESS_S = 3_600.0
+"""A worker that gives signs of life alone for so long, while a request waits, is ended: no prompt takes that long."""
+ANSWER_S = 21_600.0
+"""A request gets a frame of its own within this time, also where it waits for the long prompts of all others."""
 WAITING = 32
 _FINISHED = ("stop", "tool_calls", "length", "cancelled", "classified")
 _PIECE_CHARACTERS = 1024
@@ -47,11 +54,14 @@ Hear = Callable[[Frame | None], None]
 
 @dataclass
 class _Pending:
-    """A waiting request; `pieces` and `characters`: how many may still come of an answer."""
+    """A waiting request; `pieces` and `characters`: how many may still come of an answer. `heard_at`: when its last
+    frame came; the next one must come within `limit_s`."""
 
     hear: Hear
     slot: str
     since: float
+    heard_at: float
+    limit_s: float
     pieces: int = 0
     characters: int = 0
 
@@ -90,6 +100,7 @@ class Engine:
         self._lock = threading.Lock()
         self._pending: dict[str, _Pending] = {}
         self._answering: Counter[str] = Counter()
+        self._progress_at = self._looked_at = time.monotonic()
         self.alive = True
         try:
             tuple_ = f"{recipe['quantisation']}-{recipe['compute_dtype']}"
@@ -130,16 +141,31 @@ class Engine:
         try:
             with contain_defects("engine"):
                 while (received := self._receive()) is not None:
+                    now = time.monotonic()
+                    self._check_progress(now)
                     for frame in _separate(received[0]):
                         if frame.get("frame") == _WORKING:
                             continue
                         wanted = self._pending.get(str(frame.get("id", _EXCHANGE)))
                         if wanted is not None:
                             wanted.check(frame)
+                            wanted.heard_at = self._progress_at = now
                             wanted.hear(frame)
         except ApplianceError as error:
             log.warning("an engine is ended: %s", error.message)
         self.close()
+
+    def _check_progress(self, now: float) -> None:
+        """Unavailable where somebody waits for too long, whatever else the worker says. Looked at once a second."""
+        if now - self._looked_at < LOOK_S:
+            return
+        self._looked_at = now
+        for name, wanted in list(self._pending.items()):
+            what = f"request {name}" if name else "a load or an unload"
+            if now - wanted.heard_at > wanted.limit_s:
+                raise Unavailable(f"engine, {what}: expected a frame of it within {wanted.limit_s:.0f} s, got others")
+            if now - max(wanted.heard_at, self._progress_at) > PROGRESS_S:
+                raise Unavailable(f"engine, {what}: expected progress within {PROGRESS_S:.0f} s, got signs of life")
 
     def _receive(self) -> tuple[Frame, bytes] | None:
         while True:
@@ -174,7 +200,7 @@ class Engine:
     def _exchange(self, header: Frame, blob: bytes, kind: str) -> Frame:
         heard: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
         with self._lock:
-            self._enter(_EXCHANGE, heard.put, "")
+            self._enter(_EXCHANGE, heard.put, "", limit_s=EXCHANGE_S)
         try:
             self._send(header, blob)
             return expect(heard.get(), kind)
@@ -198,7 +224,7 @@ class Engine:
                 # A step gives a piece at most, with tools two for each token that may begin a call; and an end what was
                 # held back for it.
                 pieces = int(parameters.get("max_tokens", 256)) * (2 if "tools" in parameters else 1)
-                self._enter(request, hear, slot, pieces=2 + pieces)
+                self._enter(request, hear, slot, limit_s=ANSWER_S, pieces=2 + pieces)
                 self._answering[slot] += 1
         except BaseException:
             self._places.release()
@@ -242,11 +268,12 @@ class Engine:
         with suppress(Unavailable):
             self._send({"frame": "cancel", "id": request})
 
-    def _enter(self, name: str, hear: Hear, slot: str, pieces: int = 0) -> None:
+    def _enter(self, name: str, hear: Hear, slot: str, *, limit_s: float, pieces: int = 0) -> None:
         if not self.alive:
             raise Unavailable("engine: expected a running one, got one that ended", code="engine-ended")
         characters = max(pieces * _PIECE_CHARACTERS, _LEAST_CHARACTERS)
-        self._pending[name] = _Pending(hear, slot, time.monotonic(), pieces, characters)
+        now = time.monotonic()
+        self._pending[name] = _Pending(hear, slot, now, now, limit_s, pieces, characters)
 
     def close(self) -> None:
         """Ends the worker at once. Every adapter it held is gone, and every waiting request gets an error, even if

@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -209,4 +209,63 @@ def test_a_worker_that_says_that_it_works_is_not_taken_for_dead(serving: Any, mo
     assert made.alive
     assert heard.empty(), "a sign is told to nobody"
     made.leave("r-1", ended=True)
+    worker.frames.put(None)
+
+
+SIGN = {"frame": "working"}
+STRANGE = {"frame": "token", "id": "r-9", "text": "x"}
+
+
+@pytest.mark.parametrize(
+    ("limit", "said", "words"),
+    [
+        ("EXCHANGE_S", SIGN, "a load or an unload: expected a frame of it"),
+        ("EXCHANGE_S", STRANGE, "a load or an unload: expected a frame of it"),
+        ("ANSWER_S", {**token(), "id": "r-2"}, "request r-1: expected a frame of it"),
+        ("PROGRESS_S", SIGN, "request r-1: expected progress"),
+    ],
+)
+def test_a_worker_that_only_says_that_it_works_is_ended(
+    serving: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, limit: str, said: Any, words: str
+) -> None:
+    monkeypatch.setattr(engine, limit, 0.2)
+    monkeypatch.setattr(engine, "LOOK_S", 0.0)
+    made, worker = serving(Unavailable("its cleanup"))
+    heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def unload() -> None:
+        with suppress(Unavailable):
+            made.unload("other")
+
+    if limit == "EXCHANGE_S":
+        threading.Thread(target=unload, daemon=True).start()
+        while len(worker.sent) < 2:
+            time.sleep(0.005)
+    else:
+        made.ask("r-1", "slot", "generate", {}, heard.put)
+        made.ask("r-2", "slot", "generate", {}, lambda frame: None)
+    deadline = time.monotonic() + 10
+    while made.alive and time.monotonic() < deadline:
+        worker.frames.put(said)
+        time.sleep(0.05)
+    assert not made.alive
+    assert f"an engine is ended: engine, {words}" in caplog.text
+    if limit != "EXCHANGE_S":
+        assert heard.get(timeout=10) is None
+    assert made._turn.acquire(timeout=10), "the next unload has its turn"
+
+
+def test_a_request_that_waits_for_others_is_not_given_up(serving: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "PROGRESS_S", 0.3)
+    monkeypatch.setattr(engine, "LOOK_S", 0.0)
+    made, worker = serving(Unavailable("its cleanup"))
+    heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    made.ask("r-2", "slot", "generate", {}, lambda frame: None)
+    made.ask("r-1", "slot", "generate", {}, heard.put)
+    for _ in range(12):
+        time.sleep(0.05)
+        worker.frames.put({**token(), "id": "r-2"})
+    worker.frames.put(done())
+    assert heard.get(timeout=10)["frame"] == "done"
+    assert made.alive
     worker.frames.put(None)
