@@ -7,11 +7,9 @@ nothing before the first node says `go`, which the service said first.
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import sys
-import tempfile
 import threading
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -26,6 +24,7 @@ from appliance.runners.slurm.folder import Description
 from appliance.runners.slurm.inputs import fetch_inputs, read_blob
 from appliance.runners.slurm.node import WALLS_S, read_description, start_worker
 from appliance.runners.slurm.peer import Peer
+from appliance.runners.slurm.scratch import private_folder
 from appliance.runners.slurm.team import Walls
 
 _FORWARD_S = 86_400.0
@@ -42,8 +41,8 @@ class Follower:
 
     def run(self, stack: ExitStack) -> None:
         described, name = self._described, node_name()
-        scratch = Path(tempfile.mkdtemp(prefix="appliance-job-", dir=described.scratch))
-        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+        job = int(os.environ["SLURM_JOB_ID"])
+        scratch = stack.enter_context(private_folder(described.scratch, name, job, self._attempt))
         read = fetch_inputs(self._folder, described, scratch)
         first = self._number * described.ranks_here
         write: dict[int, list[Path]] = {}

@@ -9,11 +9,9 @@ says that it will take the node away, ask the worker for a training checkpoint; 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -32,6 +30,7 @@ from appliance.runners.slurm.folder import Description, Record, encode_record, l
 from appliance.runners.slurm.inputs import fetch_inputs, read_blob
 from appliance.runners.slurm.objects import put_file
 from appliance.runners.slurm.peer import LOST
+from appliance.runners.slurm.scratch import private_folder
 from appliance.runners.slurm.spool import SpoolReader, SpoolWriter, shared_errors
 from appliance.runners.slurm.team import Team, Walls
 
@@ -47,7 +46,7 @@ class Node:
     """One start of the job. `folder` is the job's own, in the shared folder."""
 
     def __init__(self, folder: Path, key: bytes, job: int, attempt: int, asked: threading.Event) -> None:
-        self._folder, self._key, self._attempt, self._asked = folder, key, attempt, asked
+        self._folder, self._key, self._job, self._attempt, self._asked = folder, key, job, attempt, asked
         self._own_up(job)
         self.description: Description = read_description(folder, key)
         place = folder / names.ATTEMPTS / str(attempt)
@@ -61,13 +60,20 @@ class Node:
         self.say({"frame": "hello", "job": job, "node": self._node, "code": digest_code()})
 
     def _own_up(self, job: int) -> None:
-        """One job of Slurm has the folder: where the answer to a submission was lost, there may be two."""
-        owner = self._folder / names.OWNER
-        with shared_errors(names.OWNER), suppress(FileExistsError):
-            descriptor = os.open(owner, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-            os.write(descriptor, str(job).encode())
-            os.fsync(descriptor)
-            os.close(descriptor)
+        """One job of Slurm has the folder: where the answer to a submission was lost, there may be two. The file gets
+        its name once its bytes are on disk: a node may die at any line, and the job's next start begins here again."""
+        partial = self._folder / f".{names.OWNER}-{job}"
+        with shared_errors(names.OWNER):
+            partial.unlink(missing_ok=True)
+            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                os.write(descriptor, str(job).encode())
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            with suppress(FileExistsError):
+                os.link(partial, self._folder / names.OWNER)
+            partial.unlink()
         with shared_errors(names.OWNER):
             found = read_output(self._folder, names.OWNER, names.MAX_OWNER_BYTES)
         if found != str(job).encode():
@@ -92,8 +98,7 @@ class Node:
         team = None
         if told.nodes > 1:
             team = stack.enter_context(Team(told, self._folder, self._key, self._attempt, self._node, mine))
-        scratch = Path(tempfile.mkdtemp(prefix="appliance-job-", dir=told.scratch))
-        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+        scratch = stack.enter_context(private_folder(told.scratch, self._node, self._job, self._attempt))
         read = fetch_inputs(self._folder, told, scratch, lambda size: self.say({"frame": "copied", "bytes": size}))
         home, *write = [scratch / name for name in ("home", *(f"write-{number}" for number in range(told.writes)))]
         for path in (home, *write):

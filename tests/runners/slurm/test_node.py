@@ -174,6 +174,36 @@ def test_a_second_job_in_the_same_folder_is_refused(job: Job) -> None:
         job.run(Worker([]), job=8)
 
 
+@pytest.mark.parametrize("line", ["write", "fsync", "link", "unlink"])
+def test_a_node_that_dies_while_it_takes_its_folder_is_started_again(job: Job, line: str) -> None:
+    """... at one of these lines."""
+
+    def die(*_: object) -> None:
+        raise SystemExit
+
+    link = os.link
+    job.describe()
+    job.say(GO)
+    with pytest.MonkeyPatch.context() as patch:
+        if line == "unlink":
+            patch.setattr(os, "link", lambda *given: (link(*given), die()))
+        else:
+            patch.setattr(os, line, die)
+        with pytest.raises(SystemExit):
+            job.run(Worker([]))
+    assert job.run(Worker([{"frame": "result"}])) == 0
+    assert (job.folder / names.OWNER).read_bytes() == b"7"
+    assert not list(job.folder.glob(".owner*"))
+
+
+def test_a_start_removes_what_a_killed_one_left_on_the_node(job: Job) -> None:
+    job.describe()
+    job.say(GO, attempt=1)
+    (job.place / "scratch" / "appliance-job-7-0-x@n1" / "rows").mkdir(parents=True)
+    assert job.run(Worker([{"frame": "result"}]), attempt=1) == 0
+    assert not list((job.place / "scratch").iterdir())
+
+
 @pytest.mark.timeout(20)
 def test_a_pipe_in_the_place_of_the_owner_is_refused(job: Job) -> None:
     job.describe()

@@ -106,7 +106,7 @@ class Site:
         writer = SpoolWriter(self.folder, names.JOB, KEY, names.JOB)
         writer.append(self.described.encode())
         writer.close()
-        for name, value in (("SLURM_PROCID", "0"), ("SLURMD_NODENAME", "n2")):
+        for name, value in (("SLURM_JOB_ID", "7"), ("SLURM_PROCID", "0"), ("SLURMD_NODENAME", "n2")):
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(follower, "digest_code", lambda: self.code)
         monkeypatch.setattr(follower.signal, "signal", lambda *_: None)
