@@ -23,12 +23,10 @@ from appliance.runners.slurm import peer as connections
 from appliance.runners.slurm.folder import Description
 from appliance.runners.slurm.inputs import fetch_inputs, read_blob
 from appliance.runners.slurm.node import WALLS_S, read_description, start_worker
+from appliance.runners.slurm.outbox import Outbox
 from appliance.runners.slurm.peer import Peer
 from appliance.runners.slurm.scratch import private_folder
 from appliance.runners.slurm.team import Walls
-
-_FORWARD_S = 86_400.0
-"""A paused worker reads later."""
 
 
 class Follower:
@@ -38,6 +36,7 @@ class Follower:
         self._folder, self._attempt, self._number, self._peer = folder, attempt, number, peer
         self._described: Description = read_description(folder, key)
         self._workers: dict[int, local.Worker] = {}
+        self._outboxes: dict[int, Outbox] = {}
 
     def run(self, stack: ExitStack) -> None:
         described, name = self._described, node_name()
@@ -64,20 +63,19 @@ class Follower:
         for rank, started in self._workers.items():
             task = {"frame": "go", **dict(names.place_paths(go[0]["task"], read, write[rank])), "rank": rank}
             started.send(task, blob, timeout_s=WALLS_S)
+            self._outboxes[rank] = Outbox(started, f"to-rank-{rank}")
             threading.Thread(target=self._pass_out, args=(rank, started), name=f"rank-{rank}", daemon=True).start()
         self._pass_in()
 
     def _pass_in(self) -> None:
-        """Frames of the first node, until it says the end or has gone."""
+        """Frames of the first node, until it says the end or has gone. A worker that is paused delays none of them."""
         while (frame := self._peer.receive()) is not None and frame[0]["frame"] != "end":
             header, blob = frame
-            if header["frame"] == "rank" and (started := self._workers.get(header.get("rank", 0))) is not None:
-                # One that has ended is reported by the thread that reads from it.
-                with suppress(Unavailable):
-                    started.send(header, blob, timeout_s=_FORWARD_S)
+            if header["frame"] == "rank" and (outbox := self._outboxes.get(header.get("rank", 0))) is not None:
+                outbox.put(header, blob)
             elif header["frame"] in ("pause", "resume"):
-                for started in self._workers.values():
-                    (started.pause if header["frame"] == "pause" else started.resume)()
+                for outbox in self._outboxes.values():
+                    (outbox.pause if header["frame"] == "pause" else outbox.resume)()
 
     def _pass_out(self, rank: int, started: local.Worker) -> None:
         """Frames of one worker. One that ends without a result ends the run."""

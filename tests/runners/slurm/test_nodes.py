@@ -22,7 +22,7 @@ from appliance.formats.core.digest import digest_bytes
 from appliance.formats.core.sealed import Seal
 from appliance.runners import local
 from appliance.runners.slurm import folder as names
-from appliance.runners.slurm import follower, node, team
+from appliance.runners.slurm import follower, node, outbox, team
 from appliance.runners.slurm import peer as connections
 from appliance.runners.slurm.commands import Commands
 from appliance.runners.slurm.folder import Description
@@ -176,6 +176,49 @@ def test_what_ranks_exchange_crosses_both_ways(site: Site, begun: tuple[Team, Wo
     with pytest.raises(Tampered, match="expected a rank on another node, got 0"):
         found.forward({"frame": "rank", "rank": 0}, b"")
     assert found.problem is None
+
+
+def test_a_paused_worker_whose_pipe_is_full_goes_on(
+    site: Site, begun: tuple[Team, Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the others sent before they were paused too comes behind the pause."""
+    found, _ = begun
+    assert site.far.got.get(timeout=20)[0]["frame"] == "go"
+    goes_on, send, resume = threading.Event(), site.far.send, site.far.resume
+
+    def wait_and_send(header: dict[str, Any], blob: bytes = b"", *, timeout_s: float) -> None:
+        assert goes_on.wait(timeout_s)
+        send(header, blob, timeout_s=timeout_s)
+
+    monkeypatch.setattr(site.far, "send", wait_and_send)
+    monkeypatch.setattr(site.far, "resume", lambda: (resume(), goes_on.set()))
+    monkeypatch.setattr(outbox, "MOST_BYTES", 2)
+    found.say("pause")
+    for number in range(3):
+        found.forward({"frame": "rank", "rank": 1}, b"number %d" % number)
+    found.say("resume")
+    assert [site.far.acts.get(timeout=20) for _ in range(2)] == ["pause", "resume"]
+    assert [site.far.got.get(timeout=20)[1] for _ in range(3)] == [b"number 0", b"number 1", b"number 2"]
+
+
+def test_no_more_waits_for_a_slow_worker_than_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "MOST_BYTES", 2)
+    worker, reads, put = Worker(), threading.Semaphore(0), list[int]()
+    monkeypatch.setattr(worker, "send", lambda *_, timeout_s: reads.acquire(timeout=timeout_s))
+    waiting = outbox.Outbox(worker, "to-rank-1")  # type: ignore[arg-type]
+
+    def put_all() -> None:
+        for number in range(5):
+            waiting.put({"frame": "rank"}, b"xx")
+            put.append(number)
+
+    putting = threading.Thread(target=put_all, daemon=True)
+    putting.start()
+    putting.join(0.2)
+    assert put == [0]
+    reads.release(5)
+    putting.join(20)
+    assert put == [0, 1, 2, 3, 4]
 
 
 def test_a_worker_that_fails_on_another_node_says_why(site: Site, begun: tuple[Team, Worker]) -> None:
