@@ -22,7 +22,7 @@ from appliance.runners.sandbox import PACKAGE
 from appliance.runners.slurm import folder as names
 from appliance.runners.slurm.commands import REFUSED, UNREACHABLE, Commands, Job
 from appliance.runners.slurm.folder import Description, File, Input
-from appliance.runners.slurm.objects import has_file, put_file
+from appliance.runners.slurm.objects import PARTIAL, has_file, put_file
 from appliance.runners.slurm.records import JobRecord, JobRecords
 from appliance.runners.slurm.spool import SpoolWriter, shared_errors
 
@@ -67,6 +67,8 @@ class Cluster:
         self.site, self.commands, self.records, self.closing = site, commands, records, closing
         self._name = name
         self._objects = threading.Lock()
+        self._submitting = 0
+        """How many submissions copy files now."""
 
     def submit(
         self, description: Description, inputs: tuple[Path, ...], account: str | None, stop: Callable[[], bool]
@@ -76,23 +78,39 @@ class Cluster:
         digests = tuple(sorted({file.digest for one in description.inputs for file in one.files}))
         with self._objects:
             record = self.records.begin(description.key, self.site.shared, digests)
-        folder = Path(record.folder)
+            self._submitting += 1
         try:
-            with shared_errors(str(self.site.shared)):
-                for path in (folder / names.ATTEMPTS, folder / names.OBJECTS, self.site.shared / names.OBJECTS):
-                    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._publish(description, inputs, stop)
-            writer = SpoolWriter(folder, names.JOB, bytes.fromhex(record.secret), names.JOB)
-            try:
-                writer.append(description.encode())
-            finally:
-                writer.close()
-            return self._send(record, account, description.nodes, stop)
+            return self._submit(record, description, inputs, account, stop)
         except ApplianceError:
             # Nothing was submitted, or nobody knows: then the record stays, and the job is looked for.
             if self.records.find(description.key) == record and not self._may_exist(record):
-                self._forget(record)
+                # What cannot be removed now keeps its record too.
+                with suppress(ApplianceError):
+                    self._forget(record)
             raise
+        finally:
+            with self._objects:
+                self._submitting -= 1
+
+    def _submit(
+        self,
+        record: JobRecord,
+        description: Description,
+        inputs: tuple[Path, ...],
+        account: str | None,
+        stop: Callable[[], bool],
+    ) -> JobRecord:
+        folder = Path(record.folder)
+        with shared_errors(str(self.site.shared)):
+            for path in (folder / names.ATTEMPTS, folder / names.OBJECTS, self.site.shared / names.OBJECTS):
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._publish(description, inputs, stop)
+        writer = SpoolWriter(folder, names.JOB, bytes.fromhex(record.secret), names.JOB)
+        try:
+            writer.append(description.encode())
+        finally:
+            writer.close()
+        return self._send(record, account, description.nodes, stop)
 
     def _may_exist(self, record: JobRecord) -> bool:
         try:
@@ -213,19 +231,29 @@ class Cluster:
         return list(self.records.keys())
 
     def _forget(self, record: JobRecord) -> None:
-        """Removes what crossed: the rows of a dataset stay in the shared folder no longer than a job reads them."""
+        """Removes what crossed: the rows of a dataset stay in the shared folder no longer than a job reads them.
+        Unavailable where something could not be removed: the record stays, for another try."""
         with self._objects:
             others = [self.records.find(key) for key in list(self.records.keys()) if key != record.key]
             kept = {digest for one in others if one is not None for digest in one.objects}
-            for digest in set(record.objects) - kept:
-                with suppress(OSError):
-                    (self.site.shared / names.OBJECTS / digest.removeprefix("sha256:")).unlink()
             folder = Path(record.folder)
-            # Under another name first: a node that still runs finds no folder to write to.
-            with suppress(OSError):
-                folder.rename(folder.with_name(f"{_REMOVED}{folder.name}"))
-            self._remove()
+            with shared_errors(str(self.site.shared)):
+                # Under another name first: a node that still runs finds no folder to write to.
+                with suppress(FileNotFoundError):
+                    folder.rename(folder.with_name(f"{_REMOVED}{folder.name}"))
+                self._remove()
+                for digest in set(record.objects) - kept:
+                    (self.site.shared / names.OBJECTS / digest.removeprefix("sha256:")).unlink(missing_ok=True)
             self.records.drop(record.key)
+
+    def clear(self) -> None:
+        """Removes what was cut off: folders that were half removed, and files that were half copied, which have no
+        record. Unavailable where that fails."""
+        with self._objects, shared_errors(str(self.site.shared)):
+            self._remove()
+            if not self._submitting:
+                for path in (self.site.shared / names.OBJECTS).glob(f"{PARTIAL}*"):
+                    path.unlink(missing_ok=True)
 
     def _remove(self) -> None:
         """... and what an earlier attempt could not remove. A folder that a node nested too deeply is the

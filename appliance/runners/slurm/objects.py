@@ -15,12 +15,13 @@ from appliance.formats.core.digest import Hasher, parse_digest
 from appliance.runners.output import open_output
 from appliance.runners.slurm.spool import SHARED, shared_errors
 
+PARTIAL = ".partial-"
 _CHUNK_BYTES = 1 << 20
 
 
 def put_file(source: int, objects: Path) -> tuple[str, int]:
     """Copies an open file there; its digest and size. One that is there already is written anew: it may have rotted."""
-    hasher, partial = Hasher(), objects / f".partial-{secrets.token_hex(8)}"
+    hasher, partial = Hasher(), objects / f"{PARTIAL}{secrets.token_hex(8)}"
     try:
         with shared_errors(objects.name), _new(partial) as target:
             while chunk := os.read(source, _CHUNK_BYTES):

@@ -198,6 +198,10 @@ def sweep(context: Context) -> None:
                 release(context, key)
         finally:
             context.in_hand.leave(key)
+    try:
+        context.cluster.clear()
+    except ApplianceError as error:
+        log.critical("ALARM: the shared folder of Slurm could not be cleared; it is tried again: %s", error.message)
 
 
 def _is_under_way(context: Context, key: str) -> bool:

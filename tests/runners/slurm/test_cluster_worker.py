@@ -5,6 +5,7 @@ Slurm and the node are this test's own: it writes a node's records as the launch
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Callable
@@ -102,7 +103,11 @@ class Bench:
         return Cluster(site, self.slurm, JobRecords(self.place / "jobs"), self.closing)  # type: ignore[arg-type]
 
     def submit(
-        self, account: str | None = None, key: str = "r-000001", stop: Callable[[], bool] = lambda: False
+        self,
+        account: str | None = None,
+        key: str = "r-000001",
+        stop: Callable[[], bool] = lambda: False,
+        cluster: Cluster | None = None,
     ) -> Any:
         files = [("rows.jsonl", len(ROWS), digest_bytes(ROWS))]
         described = Description(
@@ -115,7 +120,7 @@ class Bench:
             writes=1,
             scratch="/var/tmp",
         )
-        return self.cluster.submit(described, (self.read,), account, stop)
+        return (cluster or self.cluster).submit(described, (self.read,), account, stop)
 
     def worker(self, record: Any = None, **more: Any) -> ClusterWorker:
         record = record or self.cluster.records.find("r-000001") or self.submit()
@@ -279,6 +284,47 @@ def test_a_job_that_could_not_be_ended_is_known_until_it_is(bench: Bench) -> Non
     bench.slurm.error = None
     bench.cluster.release("r-000001")
     assert (bench.slurm.cancelled, bench.cluster.list_keys()) == ([1], [])
+
+
+@pytest.mark.parametrize("call", ["unlink", "rename"])
+def test_a_job_whose_files_cannot_be_removed_is_known_until_they_are(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    record = bench.submit()
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, call, refuse)
+        with pytest.raises(Unavailable, match="shared: expected it to work, got Stale file handle"):
+            bench.cluster.release("r-000001")
+    assert bench.cluster.list_keys() == ["r-000001"]
+    bench.cluster.release("r-000001")
+    assert bench.cluster.list_keys() == []
+    assert not list((bench.shared / names.OBJECTS).iterdir())
+    assert not Path(record.folder).exists()
+
+
+def test_what_was_half_copied_goes_unless_a_submission_copies(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.submit()
+    partial = bench.shared / names.OBJECTS / ".partial-0123"
+    removed = bench.shared / "jobs" / ".removed-r-000009"
+    cluster, copy = bench.cluster, clusters.put_file
+    (bench.shared / names.OBJECTS / digest_bytes(ROWS).removeprefix("sha256:")).unlink()
+
+    def copy_and_clear(*given: Any) -> Any:
+        partial.write_bytes(b"ro")
+        cluster.clear()
+        assert partial.exists()
+        return copy(*given)
+
+    monkeypatch.setattr(clusters, "put_file", copy_and_clear)
+    bench.submit(cluster=cluster, key="r-000002")
+    removed.mkdir()
+    cluster.clear()
+    assert not partial.exists() and not removed.exists()
+    assert len(list((bench.shared / names.OBJECTS).iterdir())) == 1
 
 
 @pytest.mark.parametrize("asked", [1, 2])

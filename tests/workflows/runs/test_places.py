@@ -220,14 +220,18 @@ def test_a_job_that_cannot_be_ended_is_said_and_tried_again(
         log.request_run(on="slurm")
     for run in ("r-000002", "r-000003"):
         log.ordered(RunCancelled(policy=log.in_force), log.order(Cancel, "olga", run=run))
-    asked: list[str] = []
+    asked, cleared = list[str](), list[bool]()
+
+    def clear() -> None:
+        cleared.append(True)
+        raise Unavailable("shared folder: expected it to work")
 
     def gone(key: str) -> None:
         asked.append(key)
         raise Unavailable("slurm, squeue: expected slurmctld to answer", code=UNREACHABLE)
 
     context: Any = SimpleNamespace(
-        cluster=cluster(release=gone, list_keys=lambda: ["r-000001", "r-000002", "r-000003"]),
+        cluster=cluster(release=gone, clear=clear, list_keys=lambda: ["r-000001", "r-000002", "r-000003"]),
         ledger=SimpleNamespace(state=log.state),
         progress=Progress(),
         in_hand=InHand(),
@@ -243,6 +247,7 @@ def test_a_job_that_cannot_be_ended_is_said_and_tried_again(
     rounds[0]()
     assert asked == ["r-000002"], "neither one that is under way nor one that a thread works on"
     assert "r-000002" not in context.in_hand
+    assert cleared and "the shared folder of Slurm could not be cleared" in caplog.text
     context.runs_here = False
     rounds[0]()
     assert len(asked) == 1
