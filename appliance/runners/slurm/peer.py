@@ -27,6 +27,7 @@ _FRESH_BYTES = 32
 _LENGTH = struct.Struct(">I")
 _MOST_BYTES = 4 << 20
 _GREETING_S = 10.0
+"""A launcher has said who it is by then, or is let go: the first node greets one at a time."""
 _GONE_S = 60
 """After so long without an answer from its kernel, the other node is taken for dead."""
 
@@ -34,8 +35,12 @@ _GONE_S = 60
 class Peer:
     """One end. Sending is safe from any thread; one thread receives."""
 
-    def __init__(self, connection: socket.socket, sending: Seal, receiving: Seal) -> None:
+    def __init__(
+        self, connection: socket.socket, sending: Seal, receiving: Seal, deadline: float | None = None
+    ) -> None:
+        """`deadline`: until `keep`, nothing is waited for after it."""
         self._connection, self._sending_seal, self._receiving_seal = connection, sending, receiving
+        self._deadline = deadline
         self._lock = threading.Lock()
 
     def send(self, header: dict[str, Any], blob: bytes | memoryview = b"") -> None:
@@ -53,13 +58,13 @@ class Peer:
 
     def receive(self) -> Frame | None:
         """The next frame; None where the other launcher, or its node, has gone. Tampered for other bytes."""
-        head = _read(self._connection, _LENGTH.size)
+        head = _read(self._connection, _LENGTH.size, self._deadline)
         if head is None:
             return None
         length = _LENGTH.unpack(head)[0]
         if not OVERHEAD_BYTES <= length <= _MOST_BYTES:
             raise Tampered(f"node: expected a message of at most {_MOST_BYTES} bytes, got {length}")
-        sealed = _read(self._connection, length)
+        sealed = _read(self._connection, length, self._deadline)
         if sealed is None:
             return None
         data = self._receiving_seal.open(sealed)
@@ -70,6 +75,7 @@ class Peer:
 
     def keep(self) -> None:
         """From here on it waits for as long as the other node lives."""
+        self._deadline = None
         self._connection.settimeout(None)
 
     def close(self) -> None:
@@ -139,17 +145,18 @@ def join(address: str, port: int, secret: bytes, attempt: int, said: dict[str, A
 
 
 def _greet(connection: socket.socket, secret: bytes, attempt: int, *, leads: bool) -> Peer:
+    deadline = time.monotonic() + _GREETING_S
     connection.settimeout(_GREETING_S)
     _tune(connection)
     own = secrets.token_bytes(_FRESH_BYTES)
     connection.sendall(own)
-    other = _read(connection, _FRESH_BYTES)
+    other = _read(connection, _FRESH_BYTES, deadline)
     if other is None:
         raise ConnectionResetError("it was closed")
     fresh = own + other if leads else other + own
     start = str(attempt).encode()
     down, up = (Seal(derive_key(secret, _PURPOSE, start, fresh, way)) for way in (b"from-first", b"to-first"))
-    return Peer(connection, *((down, up) if leads else (up, down)))
+    return Peer(connection, *((down, up) if leads else (up, down)), deadline)
 
 
 def _tune(connection: socket.socket) -> None:
@@ -160,11 +167,16 @@ def _tune(connection: socket.socket) -> None:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _GONE_S * 1000)
 
 
-def _read(connection: socket.socket, count: int) -> bytes | None:
-    """So many bytes; None where the stream ends before."""
+def _read(connection: socket.socket, count: int, deadline: float | None) -> bytes | None:
+    """So many bytes; None where the stream ends before. TimeoutError after the deadline, however slowly they come."""
     data = bytearray(count)
     rest = memoryview(data)
     while rest:
+        if deadline is not None:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError("it took too long to say who it is")
+            connection.settimeout(left)
         try:
             got = connection.recv_into(rest)
         except TimeoutError:

@@ -12,6 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +273,31 @@ def test_somebody_without_the_jobs_key_is_let_go_and_the_run_goes_on(site: Site)
     site.start(go)
     with site.team() as found:
         assert found.gather(OWN).nodes == ("n1", "n2")
+
+
+@pytest.mark.parametrize("greets", [False, True])
+def test_a_stranger_that_sends_slowly_is_let_go_and_the_run_goes_on(
+    site: Site, monkeypatch: pytest.MonkeyPatch, greets: bool
+) -> None:
+    """One byte after another, each in time."""
+    monkeypatch.setattr(connections, "_GREETING_S", 1.0)
+    lasted: list[float] = []
+
+    def go(given: list[str]) -> None:
+        began = time.monotonic()
+        with socket.create_connection((given[2], int(given[3]))) as opened, suppress(OSError):
+            if greets:
+                opened.sendall(b"\0" * 32 + b"\0\x10\0\0")
+            while time.monotonic() - began < 15:
+                opened.sendall(b"\0")
+                time.sleep(0.3 if greets else 0.6)
+        lasted.append(time.monotonic() - began)
+        follower.main(given)
+
+    site.start(go)
+    with site.team() as found:
+        assert found.gather(OWN).nodes == ("n1", "n2")
+    assert lasted[0] < 5
 
 
 def test_bytes_that_are_changed_between_nodes_do_not_open() -> None:
