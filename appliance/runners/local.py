@@ -31,7 +31,7 @@ from appliance.runners.log import WorkerLog
 from appliance.runners.sandbox import DRIVER_LIBRARIES, PACKAGE, Sandbox, places_of
 from appliance.runners.walls import inside, launcher
 from appliance.runners.walls.inside import LAYERS
-from appliance.runners.walls.launcher import Launch, Started
+from appliance.runners.walls.launcher import Launch, Started, descriptor_errors, open_pipe
 
 _MAX_BLOB_BYTES = 1 << 20  # from the worker; what it is sent has no limit here
 _MAX_HEADER_BYTES = 1 << 20
@@ -98,7 +98,8 @@ class Worker:
         self._stdout: int | None = stdout
         self._frames = FrameBuffer(_MAX_HEADER_BYTES, _MAX_BLOB_BYTES)
         self._broken: ApplianceError | None = None
-        self._closing: int | None = os.eventfd(0, os.EFD_CLOEXEC)
+        with descriptor_errors():
+            self._closing: int | None = os.eventfd(0, os.EFD_CLOEXEC)
         """Readable from the beginning of `close` on, so that nobody waits for a frame any more."""
         os.set_blocking(stdin, False)
         self._ready = select.poll()  # select takes no descriptor above 1023, and a service may have more
@@ -227,11 +228,7 @@ class Worker:
     def kill(self) -> None:
         """Ends every process of the worker, at once; returns when none is left."""
         self._close_leash()
-        try:
-            self._process.wait(_KILL_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()  # init dies with the outer process, and the namespace with init
-            self._process.wait()
+        _wait(self._process)
 
     def close(self) -> None:
         """Kills what still runs and frees everything. Its folders, as it left them, are their owner's to remove."""
@@ -273,24 +270,31 @@ def _prepare(home: Path, probes: Probes) -> Decoys:
         raise Unavailable(f"sandbox, {home}: expected a folder and live decoys, got {error}") from None
 
 
-def _start(launch: Launch, log: WorkerLog) -> tuple[Started, int, int]:
-    """The launcher with pipes on 0, 1 and 2; nothing stays open where it fails."""
-    inner_in, stdin = os.pipe()
-    stdout, inner_out = os.pipe()
-    try:
+def _start(undo: ExitStack, launch: Launch, log: WorkerLog) -> tuple[Started, int, int]:
+    """The launcher with pipes on 0, 1 and 2; `undo` ends it and closes them."""
+    with ExitStack() as inner:
+        inner_in, stdin = open_pipe(reader=inner, writer=undo)
+        stdout, inner_out = open_pipe(reader=undo, writer=inner)
         started = launcher.start(launch, stdin=inner_in, stdout=inner_out, log=log.inner)
-        if started.report.failure is not None:
-            os.close(started.control)
-            started.process.wait()
-            raise Unavailable(started.report.failure, code="wall-missing")
-    except BaseException:
-        os.close(stdin)
-        os.close(stdout)
-        raise
-    finally:
-        os.close(inner_in)
-        os.close(inner_out)
+    undo.callback(_end, started)
+    if started.report.failure is not None:
+        raise Unavailable(started.report.failure, code="wall-missing")
     return started, stdin, stdout
+
+
+def _end(started: Started) -> None:
+    """One that has no owner yet."""
+    os.close(started.control)
+    _wait(started.process)
+
+
+def _wait(process: subprocess.Popen[bytes]) -> None:
+    """For the end that a closed leash is; one that does not end is killed."""
+    try:
+        process.wait(_KILL_S)
+    except subprocess.TimeoutExpired:
+        process.kill()  # init dies with the outer process, and the namespace with init
+        process.wait()
 
 
 def start_worker(
@@ -327,8 +331,9 @@ def start_worker(
         output = WorkerLog(log)
         undo.callback(output.join, _KILL_S)
         try:
-            started, stdin, stdout = _start(launch, output)
+            started, stdin, stdout = _start(undo, launch, output)
         finally:
             output.release()
+        made = Worker(started, stdin, stdout, output, decoys)
         undo.pop_all()
-    return Worker(started, stdin, stdout, output, decoys)
+    return made

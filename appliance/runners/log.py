@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from appliance.errors import BadInput
 from appliance.runners.output import open_output
+from appliance.runners.walls.launcher import open_pipe
 
 FIRST_BYTES = 1 << 20
 LAST_BYTES = 64 << 10
@@ -35,10 +36,13 @@ class WorkerLog:
             self._file = os.open(path, flags, 0o600)
         except OSError as error:
             raise BadInput(f"worker, log {path}: expected a file to append to, got {error.strerror}") from None
-        self._pipe, self.inner = os.pipe()
         self._last = bytearray()
         self._thread = threading.Thread(target=self._copy, name="worker-log", daemon=True)
-        self._thread.start()
+        with ExitStack() as undo:
+            undo.callback(os.close, self._file)
+            self._pipe, self.inner = open_pipe(reader=undo, writer=undo)
+            self._thread.start()
+            undo.pop_all()
 
     def _copy(self) -> None:
         room, left_out = FIRST_BYTES, 0

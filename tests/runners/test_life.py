@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -187,6 +188,37 @@ def test_no_descriptor_and_no_thread_is_left_behind(service: Any, folder: Path) 
         with pytest.raises(Unavailable):
             service.begin(service.Order(str(folder), without=["seccomp"]))
     assert count() == before
+
+
+@pytest.mark.parametrize("number", range(1, 8))
+def test_a_worker_that_lacks_a_descriptor_leaves_nothing_and_nobody(
+    service: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Seven calls in all: the pipes of its log, its input, its output, the leash, the report, and Python's own of the
+    new process; then what wakes a reader."""
+
+    def count() -> tuple[int, int, list[str]]:
+        children = Path("/proc/self/task").glob("*/children")
+        return len(os.listdir("/proc/self/fd")), threading.active_count(), [one.read_text() for one in children]
+
+    calls = iter(range(1, 8))
+
+    def lack(call: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*given: Any) -> Any:
+            if next(calls, 0) == number:
+                raise OSError(errno.EMFILE, "Too many open files")
+            return call(*given)
+
+        return called
+
+    before = count()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pipe", lack(os.pipe))
+        patch.setattr(os, "eventfd", lack(os.eventfd))
+        with pytest.raises(Unavailable, match="Too many open files"):
+            service.begin(service.Order(str(folder), module="inmates.crowd"))
+    assert count() == before
+    assert none_beats(folder)
 
 
 def test_a_service_with_more_descriptors_than_select_takes_has_workers(service: Any, folder: Path) -> None:

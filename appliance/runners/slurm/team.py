@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,9 +80,11 @@ class Team:
         self.problem: ApplianceError | None = None
         """Why this start of the run cannot go on; `node-lost` where a node has gone without a word."""
         address = Commands(Path(described.commands), command_environment()).address(node)
-        self._listener = connections.listen(address)
-        port = self._listener.getsockname()[1]
-        self._steps = _start_followers(described, [str(folder), str(attempt), address, str(port)], key)
+        with ExitStack() as undo:
+            self._listener = undo.enter_context(connections.listen(address))
+            port = self._listener.getsockname()[1]
+            self._steps = _start_followers(described, [str(folder), str(attempt), address, str(port)], key)
+            undo.pop_all()
 
     def __enter__(self) -> Team:
         return self

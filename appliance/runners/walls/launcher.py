@@ -14,6 +14,8 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -97,40 +99,58 @@ def _describe(control: int, launch: Launch) -> None:
 
 def start(launch: Launch, *, stdin: int, stdout: int, log: int) -> Started:
     """Starts the launcher and waits until the worker runs, or was refused (then `report.failure` has the reason)."""
-    control_inner, control = os.pipe()
-    status, status_inner = os.pipe()
+    with ExitStack() as always, ExitStack() as undo:
+        with ExitStack() as inner:
+            control_inner, control = open_pipe(reader=inner, writer=undo)
+            status, status_inner = open_pipe(reader=always, writer=inner)
+            process = _spawn(stdin, stdout, log, control_inner, status_inner)
+        undo.callback(_kill, process)
+        _describe(control, launch)
+        report = _read_report(status, time.monotonic() + _BUILD_TIMEOUT_S)
+        undo.pop_all()
+    return Started(process, control, report)
+
+
+def open_pipe(*, reader: ExitStack, writer: ExitStack) -> tuple[int, int]:
+    """Both ends, each of which its stack closes. Unavailable at the limit of descriptors."""
+    with descriptor_errors():
+        ends = os.pipe()
+    reader.callback(os.close, ends[0])
+    writer.callback(os.close, ends[1])
+    return ends
+
+
+@contextmanager
+def descriptor_errors() -> Iterator[None]:
+    """The limit of descriptors is Unavailable."""
     try:
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _START, _ROOT, str(control_inner), str(status_inner)],
+        yield
+    except OSError as error:
+        raise Unavailable(
+            f"sandbox, pipes: expected to open those of one more worker, got {error.strerror or error}; raise the "
+            "service's limit of open files"
+        ) from None
+
+
+def _spawn(stdin: int, stdout: int, log: int, control: int, status: int) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _START, _ROOT, str(control), str(status)],
             stdin=stdin,
             stdout=stdout,
             stderr=log,
-            pass_fds=(control_inner, status_inner),
+            pass_fds=(control, status),
             env={"LANG": "C.UTF-8"},
             cwd="/",
             start_new_session=True,
         )
     except OSError as error:
-        os.close(control)
-        os.close(status)
         raise Unavailable(f"sandbox, launcher: expected a new process, got {error}") from None
-    except BaseException:
-        os.close(control)
-        os.close(status)
-        raise
-    finally:
-        os.close(control_inner)
-        os.close(status_inner)
-    try:
-        _describe(control, launch)
-        return Started(process, control, _read_report(status, time.monotonic() + _BUILD_TIMEOUT_S))
-    except BaseException:
-        os.close(control)
-        process.kill()
-        process.wait()
-        raise
-    finally:
-        os.close(status)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
 
 
 def try_walls(launch: Launch) -> Report:
