@@ -120,6 +120,9 @@ def test_nobody_else_reads_what_was_shown_and_nobody_reads_it_twice(site: Applia
     for who in ("rob", "olga", "anna", "axel"):
         with pytest.raises(Refused, match="look: expected the order of one that"):
             site.get(f"/v1/looks/{order}", who, wait_s=0)
+        for path in ("calibrations", "dataset-checks"):
+            with pytest.raises(Refused, match="expected the key of"):
+                site.get(f"/v1/{path}/look:rita:{order}", who, wait_s=20)
     read(site, order)
     with pytest.raises(Refused, match="and has not read"):
         site.get(f"/v1/looks/{order}", "rita", wait_s=0)

@@ -308,8 +308,10 @@ def _runs(router: APIRouter, context: Context, person: Callable[..., Session]) -
         return {"key": planning.order_calibration(context, session.principal, parse_resolved(body.recipe))}
 
     @router.get("/v1/calibrations/{key}")
-    def calibration(key: str, wait_s: Annotated[float, Query(ge=0, le=WAIT_S)] = 0) -> dict[str, Any]:
-        return planning.calibration_status(context, key, wait_s)
+    def calibration(
+        key: str, session: Session = asking, wait_s: Annotated[float, Query(ge=0, le=WAIT_S)] = 0
+    ) -> dict[str, Any]:
+        return planning.calibration_status(context, session.principal, key, wait_s)
 
     @router.post("/v1/dataset-checks")
     def check_rows(body: dict[str, Any], session: Session = asking) -> dict[str, str]:

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import json
+import secrets
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any
 
+from appliance.errors import TooMany
 from appliance.formats.core.commitment import Disclosure
 
 _KEPT_FRAMES = 5_000
 _KEPT_BYTES = 4 << 20
 """Of one stream, as JSON: a worker says what it likes, as often as it likes."""
 _KEPT_STREAMS = 64
+"""Of those that have no owner."""
+_KEPT_OF_ONE = 16
+"""Of those that one person owns and that have ended."""
 
 
 class Stream:
-    """The frames of one run or import; `next` is the number the next frame will have."""
+    """The frames of one run or import; `next` is the number the next frame will have.
 
-    def __init__(self) -> None:
+    `owner`: the only person who may read it, or None. `idle`: nothing was said of it since this service started.
+    """
+
+    def __init__(self, owner: str | None = None) -> None:
+        self.owner = owner
+        self.idle = True
         self.frames: deque[dict[str, Any]] = deque()
         self._sizes: deque[int] = deque()
         self._bytes = 0
@@ -49,23 +59,46 @@ class Progress:
     def publish(self, key: str, frame: dict[str, Any]) -> None:
         with self._changed:
             stream = self._stream(key)
+            stream.idle = False
             stream.add(frame)
             self._changed.notify_all()
 
     def end(self, key: str, *, result: dict[str, Any] | None = None, error: dict[str, str] | None = None) -> None:
         with self._changed:
             stream = self._stream(key)
-            stream.result, stream.error, stream.ended = result, error, True
+            stream.idle, stream.result, stream.error, stream.ended = False, result, error, True
             self._changed.notify_all()
 
     def fail(self, key: str, code: str, why: Disclosure) -> None:
         """Ended for a reason that the ledger holds as a text, which can be erased there."""
         self.end(key, error={"code": code, "message": why.text, "commitment": why.commitment})
 
-    def has(self, key: str) -> bool:
-        """Whether there is such a stream: to read one makes it."""
+    def open(self, key: str, owner: str) -> None:
+        """A stream that only `owner` reads. Streams of others never take its place."""
         with self._changed:
-            return key in self._streams
+            self._open(key, owner)
+
+    def open_one(self, kind: str, owner: str, most: int) -> str:
+        """The key of a new stream that only `owner` reads. TooMany where a stream of this kind is open for them, or for
+        `most` people."""
+        with self._changed:
+            going = [one.owner for key, one in self._streams.items() if key.startswith(f"{kind}:") and not one.ended]
+            if owner in going:
+                raise TooMany(f"{kind}: expected one at a time for {owner}, got another; ask again when it has ended")
+            if len(going) >= most:
+                raise TooMany(f"{kind}: expected at most {most} at a time, got one more; ask again in a few minutes")
+            key = f"{kind}:{owner}:{secrets.token_hex(16)}"
+            self._open(key, owner)
+            return key
+
+    def read_own(self, key: str, owner: str, wait_s: float) -> Stream | None:
+        """The stream once it has ended or the wait is over; None where `owner` has none under this key."""
+        with self._changed:
+            stream = self._streams.get(key)
+            if stream is None or stream.owner != owner:
+                return None
+            self._changed.wait_for(lambda: stream.ended, timeout=wait_s)
+            return stream
 
     def followed(self) -> tuple[str, ...]:
         """The streams that somebody reads or reads of, and that have not ended."""
@@ -81,10 +114,11 @@ class Progress:
         """What had ended goes on."""
         with self._changed:
             stream = self._stream(key)
-            stream.result, stream.error, stream.ended = None, None, False
+            stream.idle, stream.result, stream.error, stream.ended = False, None, None, False
 
     def read(self, key: str, after: int, wait_s: float) -> Stream:
-        """The stream as it stands, once it has frames from `after` on, has ended, or the wait is over."""
+        """The stream once it has frames from `after` on, has ended, or the wait is over. Where there is none, one is
+        made: a caller has found the key in the ledger's state before."""
         with self._changed:
             stream = self._stream(key)
             self._changed.wait_for(lambda: stream.next > after or stream.ended, timeout=wait_s)
@@ -96,6 +130,16 @@ class Progress:
             stream = self._streams[key] = Stream()
             for frame in self._earlier(key):
                 stream.add(frame)
-            while len(self._streams) > _KEPT_STREAMS:
-                self._streams.popitem(last=False)
+            self._evict(None, _KEPT_STREAMS)
         return stream
+
+    def _open(self, key: str, owner: str) -> None:
+        self._streams[key] = Stream(owner)
+        self._evict(owner, _KEPT_OF_ONE)
+
+    def _evict(self, owner: str | None, most: int) -> None:
+        """The oldest of this owner's beyond `most`, but none of work that goes on."""
+        theirs = [key for key, one in self._streams.items() if one.owner == owner]
+        over = [key for key in theirs[:-1] if self._streams[key].ended or (owner is None and self._streams[key].idle)]
+        for key in over[: max(0, len(theirs) - most)]:
+            del self._streams[key]

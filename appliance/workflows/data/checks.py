@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,9 @@ FOUND = (
     "error_count",
 )
 """What is reported of a worker's findings (ml/data/findings.py)."""
+_KIND = "check"
+MOST_CHECKS = 8
+"""Of all people, that have not ended."""
 
 
 class Rows(Value):
@@ -67,7 +69,7 @@ class Rows(Value):
 
 def order_check(context: Context, principal: str, rows: Rows) -> str:
     """In a queue of its own, so that it holds up no import. The key under which its end is asked for, by the same
-    person."""
+    person, who has one check at a time."""
     person = context.ledger.state.principals.get(principal)
     if person is None or not (person.has("operator") or person.has("validator")):
         raise Denied(f"dataset check: expected an operator or a validator, got {principal}")
@@ -82,16 +84,16 @@ def order_check(context: Context, principal: str, rows: Rows) -> str:
         context.artifacts.upload(digest)
     if rows.base is not None:
         _base(context, rows.base)
-    key = f"check:{principal}:{secrets.token_hex(16)}"
+    key = context.progress.open_one(_KIND, principal, MOST_CHECKS)
     context.checks.put(partial(_carry_through, context, key, rows, context.clock().timestamp()))
     return key
 
 
 def check_status(context: Context, principal: str, key: str, wait_s: float) -> dict[str, Any]:
     """The result is shown only to the principal who asked for it, since it quotes rows."""
-    if not key.startswith(f"check:{principal}:"):
+    stream = context.progress.read_own(key, principal, wait_s) if key.startswith(f"{_KIND}:{principal}:") else None
+    if stream is None:
         raise NotFound(f"dataset check: expected the key of a check that {principal} started, got {show(key)}")
-    stream = context.progress.read(key, 1 << 60, wait_s)
     return {"result": stream.result, "error": stream.error, "ended": stream.ended}
 
 

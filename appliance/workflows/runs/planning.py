@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from appliance.domain.planning.plan import check_fits, plan_disk, read_subject
 from appliance.domain.recipe.processes import misfits_machine
 from appliance.domain.recipe.recipe import ResolvedRecipe
 from appliance.errors import ApplianceError, Denied, NotFound, refuse
+from appliance.formats.core.fields import show
 from appliance.runners.host import visible_cards
 from appliance.store.files.checkpoints import MAX_BYTES
 from appliance.workflows.core.context import Context
@@ -24,6 +24,9 @@ from appliance.workflows.data.imports import checked_base
 
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 """Of the group of processes that the service is in, where there is one."""
+_KIND = "calibration"
+MOST_CALIBRATIONS = 8
+"""Of all people, that have not ended: runs wait behind them."""
 
 
 def describe_machine(context: Context, *, now: bool = False) -> Machine:
@@ -95,21 +98,25 @@ def _subject(context: Context, recipe: ResolvedRecipe) -> Subject:
 
 
 def order_calibration(context: Context, principal: str, recipe: ResolvedRecipe) -> str:
-    """Behind the runs that wait: one device, one queue. The key under which its end is asked for.
+    """Behind the runs that wait: one device, one queue. The key under which its end is asked for, by the same person.
 
-    Nothing is recorded: the result is used for no decision, and an operator can use the machine in any case.
+    Nothing is recorded: the result is used for no decision, and an operator can use the machine in any case. So a
+    person has one at a time, and all together a few.
     """
     person = context.ledger.state.principals.get(principal)
     if person is None or not person.has("operator"):
         raise Denied(f"calibration: expected an operator, got {principal}")
     _subject(context, recipe)
-    key = f"calibrate-{secrets.token_hex(8)}"
+    key = context.progress.open_one(_KIND, principal, MOST_CALIBRATIONS)
     context.runs.put(partial(_carry_through, context, key, recipe))
     return key
 
 
-def calibration_status(context: Context, key: str, wait_s: float) -> dict[str, Any]:
-    stream = context.progress.read(key, 1 << 60, wait_s)
+def calibration_status(context: Context, principal: str, key: str, wait_s: float) -> dict[str, Any]:
+    """The result is shown only to the principal who asked for it: under other keys are others' results."""
+    stream = context.progress.read_own(key, principal, wait_s) if key.startswith(f"{_KIND}:{principal}:") else None
+    if stream is None:
+        raise NotFound(f"calibration: expected the key of a calibration that {principal} started, got {show(key)}")
     return {"result": stream.result, "error": stream.error, "ended": stream.ended}
 
 

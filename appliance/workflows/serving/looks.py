@@ -66,9 +66,9 @@ def hold_prompts(context: Context, person: str, prompts: Sequence[Disclosure]) -
 def look_status(context: Context, person: str, order: str, wait_s: float) -> dict[str, Any]:
     """How a look went, to who ordered it: the answers once, then they are gone."""
     key = _key(person, order)
-    if not context.progress.has(key):
+    stream = context.progress.read_own(key, person, wait_s)
+    if stream is None:
         raise NotFound(f"look: expected the order of one that {person} ordered, and has not read, got {order}")
-    stream = context.progress.read(key, 1 << 60, wait_s)
     if stream.ended:
         context.progress.forget(key)
     return {"result": stream.result, "error": stream.error, "ended": stream.ended}
@@ -90,7 +90,7 @@ def _begin(context: Context, accepted: Accepted) -> None:
     order = accepted.order
     assert isinstance(order, ViewSamples | TryAdapter)
     prompts = context.prompts.take(order.signer, order.prompts) if isinstance(order, TryAdapter) else []
-    context.progress.reopen(_key(order.signer, accepted.digest))
+    context.progress.open(_key(order.signer, accepted.digest), order.signer)
     context.looks.put(partial(carry_through, context, accepted.digest, order, prompts))
 
 

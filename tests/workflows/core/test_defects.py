@@ -196,7 +196,7 @@ def test_what_nobody_foresaw_in_a_replay_or_a_calibration_is_its_failure(
     finish(context.runs)
     assert outcomes(context) == [("replay.failed", "defect")]
     assert context.progress.read(wanted, 0, 0).error["code"] == "defect"
-    assert planning.calibration_status(context, key, 0)["error"]["code"] == "defect"
+    assert planning.calibration_status(context, "olga", key, 0)["error"]["code"] == "defect"
 
 
 @by_name
