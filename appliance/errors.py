@@ -29,6 +29,8 @@ class ApplianceError(Exception):
     code = "error"
     exit_code = 1
     status = 500
+    claimed: tuple[str, str] | None = None
+    """By whom an attempt said it was, and under which key id, where it has no entry of its own: it is counted."""
 
     def __init__(self, message: str, *, reasons: tuple[str, ...] = (), code: str | None = None) -> None:
         """`reasons`: every reason by itself, where there can be several; the message ends with all of them."""
@@ -63,9 +65,8 @@ class TooLarge(BadInput):
 
 
 class NotAuthenticated(ApplianceError):
-    """No key, session or token that holds here and now. `claimed`: by whom it said it was, and under which key id."""
+    """No key, session or token that holds here and now."""
 
-    claimed: tuple[str, str] | None = None
     code = "not-authenticated"
     exit_code = 3
     status = 401

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from appliance.domain.governance.endorsement import Endorse, OrderPending, Order
 from appliance.domain.retention.texts import Erase
 from appliance.domain.rulebook.registry import ORDERS, VERBS, reasons_against, verb_of
 from appliance.domain.rulebook.subjects import Signed
-from appliance.errors import ApplianceError, BadInput, Denied, NotFound, Unavailable
+from appliance.errors import ApplianceError, BadInput, Conflict, Denied, NotFound, Unavailable
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.commitment import Disclosure, verify_disclosure
 from appliance.formats.core.timestamp import encode_time
@@ -49,7 +49,7 @@ class Submission:
     documents: Mapping[str, bytes]
     source: str
     against: Callable[[Order], tuple[str, ...]] = lambda order: ()
-    """What the door by which it came has against it; its refusal is an entry, as every one."""
+    """What the door by which it came has against it; its refusal is an entry, as others are."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ class Submitted:
 
 
 def submit(context: Context, submission: Submission) -> Submitted:
-    """Handles an order from its bytes to its entry. Each refusal of an authentic order is an entry. An inauthentic one
-    is only counted.
+    """Handles an order from its bytes to its entry. The first refusal of an authentic order is an entry. An inauthentic
+    one, and one that comes again or too late, is only counted: whoever has its bytes can send it any number of times.
 
     What could not be decided now, since the machine or the database failed, is no refusal: the order can come again.
     """
@@ -69,27 +69,71 @@ def submit(context: Context, submission: Submission) -> Submitted:
         context.refresh()
         state = context.ledger.state
         accepted = ORDERS.read(state, submission.envelope, context.now(state))
-        if local := _effect(accepted.order).local:
-            # Before the entry: whoever finds that without it closes the work as interrupted.
-            context.processes.own(lease_of(accepted.digest))
-        try:
-            check_disclosures(accepted.order, submission.disclosures)
-            appended, result = _decide_and_record(context, accepted, submission)
-        except Unavailable:
-            raise
-        except ApplianceError as error:
-            if local:
-                context.processes.disown(lease_of(accepted.digest))
+        _check_first(context, accepted)
+        with _leased(context, accepted):
             try:
-                _refuse(context, accepted, submission, error)
+                check_disclosures(accepted.order, submission.disclosures)
+                appended, result = _decide_and_record(context, accepted, submission)
             except Unavailable:
-                # Under a clock that is behind no refusal is an entry: the administrators get the reason as an error.
-                if not _sets_time(context, accepted.order):
-                    raise
-                log.warning("order %s was refused and is no entry: %s", accepted.digest, error.code)
-            raise
+                raise
+            except ApplianceError as error:
+                _refuse_once(context, accepted, submission, error)
+                raise
     _start_work(context, accepted)
     return Submitted(appended, accepted.digest, result)
+
+
+def _check_first(context: Context, accepted: Accepted) -> None:
+    """Refuses an order that was accepted or has expired, without an entry: its signer need not be who sent it."""
+    state, order = context.ledger.state, accepted.order
+    error: ApplianceError | None = None
+    if accepted.digest in state.orders:
+        seen = state.orders.get(accepted.digest)
+        error = Conflict(f"order {accepted.digest}: expected a new one, got one accepted as entry {seen}")
+    elif order.expires_at <= (now := context.now(state)) and not _sets_time(context, order):
+        stands = f"expected one that stands at {now}, got one that expired at {order.expires_at}; sign a new one"
+        error = Denied(f"order {order.verb}: {stands}", code="expired")
+    if error is not None:
+        error.claimed = (order.signer, accepted.keyid)
+        raise error
+
+
+@contextmanager
+def _leased(context: Context, accepted: Accepted) -> Iterator[None]:
+    """Around the entry, where this process does the work: whoever finds the entry without the lease closes the work as
+    interrupted. No work has the lease yet, since an order that was accepted does not come here."""
+    if not _effect(accepted.order).local:
+        yield
+        return
+    lease = lease_of(accepted.digest)
+    if not context.processes.own(lease):
+        raise Unavailable(
+            f"order {accepted.digest}: expected a lease for this process, got none: another process has this order, "
+            "or this process lost its name; submit it again"
+        )
+    try:
+        yield
+    except ApplianceError as error:
+        if error.code != "commit-unknown":
+            with suppress(Unavailable):
+                context.processes.disown(lease)
+        raise
+
+
+def _refuse_once(context: Context, accepted: Accepted, submission: Submission, error: ApplianceError) -> None:
+    """By an entry, unless the same order has one: another process may have accepted it meanwhile."""
+    if accepted.digest in context.refused_orders or accepted.digest in context.ledger.state.orders:
+        error.claimed = (accepted.order.signer, accepted.keyid)
+        return
+    try:
+        _refuse(context, accepted, submission, error)
+    except Unavailable:
+        # Under a clock that is behind no refusal is an entry: the administrators get the reason as an error.
+        if not _sets_time(context, accepted.order):
+            raise
+        log.warning("order %s was refused and is no entry: %s", accepted.digest, error.code)
+    else:
+        context.refused_orders.add(accepted.digest)
 
 
 def _decide_and_record(context: Context, accepted: Accepted, submission: Submission) -> tuple[Appended, dict[str, Any]]:

@@ -212,10 +212,8 @@ def test_an_order_counts_once(shared: Appliance) -> None:
     envelope = shared.sign(order)
     shared.send(envelope, meaning)
     reviews = len(shared.adapter()["reviews"])
-    error = refused(shared, lambda: shared.send(envelope, meaning), 409)
+    error = refused(shared, lambda: shared.send(envelope, meaning), 409, recorded=False)
     assert error.code == "conflict"
-    entry = shared.entries(type="order.refused")[-1]
-    assert (entry["actor"], entry["body"]["order"]) == ("rita", envelope.pae_digest)
     assert len(shared.adapter()["reviews"]) == reviews
 
 

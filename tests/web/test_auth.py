@@ -11,7 +11,7 @@ import pytest
 
 from appliance.domain.core.credentials import SessionStatement, encode_credential
 from appliance.domain.core.entry import parse_entry
-from appliance.errors import NotAuthenticated, TooMany, Unavailable
+from appliance.errors import Conflict, NotAuthenticated, TooMany, Unavailable
 from appliance.formats.core.timestamp import encode_time
 from appliance.formats.signatures.dsse import encode_envelope, sign_envelope
 from appliance.formats.signatures.keys import generate_ed25519
@@ -49,6 +49,16 @@ def test_an_attempt_that_was_refused_is_recorded_with_whom_and_which_key_it_clai
         assert entry.body["count"] == 3
         assert (entry.body["principals"], entry.body["keys"]) == (["rita"], [site.keys["olga"].keyid])
         assert "mallory" not in str(entry)
+
+
+def test_an_order_that_comes_again_is_counted_as_an_attempt(home: Path) -> None:
+    again = Conflict("order: expected a new one, got one accepted as entry 3")
+    again.claimed = ("rita", "sha256:1")
+    with running("staffed", home) as service:
+        service.door.count(None, again)
+        service.door.count(None, Conflict("dataset: expected another name, got one that is there"))
+        with service.door.counted() as refusals:
+            assert (refusals.strangers, refusals.claimed) == (1, {("rita", "sha256:1")})
 
 
 def test_refusals_that_could_not_be_recorded_are_counted_on() -> None:

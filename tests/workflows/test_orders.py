@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing
 from dataclasses import MISSING, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import pytest
 
@@ -28,7 +28,7 @@ from appliance.domain.retention.texts import Erase
 from appliance.domain.rulebook.registry import BOOKS, VERBS, make_book
 from appliance.domain.runs.cancellation import Cancel
 from appliance.domain.serving.tokens import RevokeTokens
-from appliance.errors import ApplianceError, BadInput, Denied, Unavailable
+from appliance.errors import ApplianceError, BadInput, Conflict, Denied, Unavailable
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.commitment import Disclosure, disclose
 from appliance.formats.core.digest import digest_bytes
@@ -40,6 +40,8 @@ from appliance.store.ledger.ledger import Ledger
 from appliance.store.ledger.reading import LogReader
 from appliance.workflows import orders
 from appliance.workflows.core.context import Context
+from appliance.workflows.core.effects import Effect, lease_of
+from appliance.workflows.core.refused import RefusedOrders
 from appliance.workflows.queries.verification_program import Moment, examine
 from scripts.kit.log_builder import ORIGIN, LogBuilder, policy_digest
 from tests.kit.small_log import START, Clock
@@ -246,7 +248,6 @@ def test_a_policy_set_that_is_not_taken_is_refused_by_an_entry(found: Found, tex
 @pytest.mark.parametrize(
     ("terms", "reason"),
     [
-        ({"issued_at": "2020-01-01T00:00:00.000Z", "expires_at": "2020-01-01T01:00:00.000Z"}, "expired"),
         ({"issued_at": "2099-01-01T00:00:00.000Z", "expires_at": "2099-01-01T01:00:00.000Z"}, "issued by"),
         ({"expires_at": "2099-01-01T00:00:00.000Z"}, "expected a lifetime"),
     ],
@@ -257,12 +258,97 @@ def test_an_order_of_another_time_is_refused_by_an_entry(found: Found, terms: di
     assert reason in desk.refused(order)
 
 
+class Counting(NamedTuple):
+    """A desk where leases are needed: `owned` as the database has them."""
+
+    desk: Desk
+    owned: set[str]
+
+
+@pytest.fixture
+def leased(found: Found, monkeypatch: pytest.MonkeyPatch) -> Counting:
+    """Holds are local work here, which is not begun."""
+    counting = Counting(found(policy()), set())
+    monkeypatch.setitem(orders._EFFECTS, PlaceHold.verb, Effect(PlaceHold, local=True))
+    processes = counting.desk.context.processes
+    monkeypatch.setattr(processes, "own", lambda lease: counting.owned.add(lease) is None)
+    monkeypatch.setattr(processes, "disown", counting.owned.discard)
+    return counting
+
+
+def test_the_bytes_of_an_old_order_fill_no_log(found: Found) -> None:
+    """Whoever has them needs neither a session nor a key: accepted, expired or refused, they are counted."""
+    desk = found(policy())
+    accepted = desk.order(PlaceHold, "anna", subject="principal:ben")
+    old = {"issued_at": "2020-01-01T00:00:00.000Z", "expires_at": "2020-01-01T01:00:00.000Z"}
+    expired = desk.order(PlaceHold, "anna", subject="principal:anna").model_copy(update=old)
+    refused = desk.order(Cancel, "ben", run="r-000009")
+    desk.submit(accepted)
+    desk.refused(refused)
+    size = desk.ledger.state.size
+    for order, kind, told in (
+        (accepted, Conflict, "accepted as entry"),
+        (expired, Denied, "sign a new one"),
+        (refused, ApplianceError, "r-000009"),
+    ):
+        for _ in range(3):
+            with pytest.raises(kind, match=told) as raised:
+                desk.submit(order)
+            assert raised.value.claimed == (order.signer, desk.site.keys[order.signer].keyid)
+    assert desk.ledger.state.size == size
+
+
+def test_an_order_that_was_refused_is_taken_once_what_it_needs_is_there(found: Found) -> None:
+    desk = found(policy())
+    order = desk.order(LiftHold, "anna", subject="principal:ben")
+    desk.refused(order)
+    desk.submit(desk.order(PlaceHold, "anna", subject="principal:ben"))
+    desk.submit(order)
+    assert desk.last().type == "order.pending"
+
+
+def test_only_so_many_refused_orders_are_remembered() -> None:
+    refused = RefusedOrders(2)
+    for digest in "abc":
+        refused.add(digest)
+    assert [digest in refused for digest in "abc"] == [False, True, True]
+
+
+def test_a_replay_leaves_the_lease_of_live_work_alone(leased: Counting) -> None:
+    order = leased.desk.order(PlaceHold, "anna", subject="principal:ben")
+    digest = leased.desk.submit(order)
+    with pytest.raises(Conflict, match="accepted as entry"):
+        leased.desk.submit(order)
+    assert leased.owned == {lease_of(digest)}
+
+
+@pytest.mark.parametrize(("code", "kept"), [("unavailable", False), ("commit-unknown", True)])
+def test_a_lease_is_kept_only_where_its_entry_may_stand(
+    leased: Counting, monkeypatch: pytest.MonkeyPatch, code: str, kept: bool
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise Unavailable("ledger: expected an answer, got none", code=code)
+
+    monkeypatch.setattr(orders, "append", fail)
+    with pytest.raises(Unavailable):
+        leased.desk.submit(leased.desk.order(PlaceHold, "anna", subject="principal:ben"))
+    assert bool(leased.owned) == kept
+
+
+def test_without_the_lease_nothing_is_recorded(leased: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leased.desk.context.processes, "own", lambda lease: False)
+    size = leased.desk.ledger.state.size
+    with pytest.raises(Unavailable, match="expected a lease for this process, got none"):
+        leased.desk.submit(leased.desk.order(PlaceHold, "anna", subject="principal:ben"))
+    assert leased.desk.ledger.state.size == size
+
+
 def test_an_order_about_what_is_not_there_is_refused_by_an_entry(found: Found) -> None:
     desk = found(policy())
     assert desk.refused(desk.order(Endorse, "ben", order=NO_DIGEST))
     assert desk.refused(desk.order(Cancel, "ben", run="r-000009"))
-    desk.submit(order := desk.order(PlaceHold, "anna", subject="principal:ben"))
-    assert "expected none on principal:ben" in desk.refused(order)
+    desk.submit(desk.order(PlaceHold, "anna", subject="principal:ben"))
+    assert "expected none on principal:ben" in desk.refused(desk.order(PlaceHold, "anna", subject="principal:ben"))
 
 
 def test_rules_that_this_build_does_not_know_are_refused_before_anything_is_recorded(found: Found) -> None:

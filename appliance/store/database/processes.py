@@ -62,7 +62,8 @@ _STANDS = text("SELECT 1 FROM processes WHERE name = :name AND epoch = :epoch AN
 _END = text("UPDATE processes SET epoch = epoch + 1, about = NULL WHERE name = :name AND epoch = :epoch")
 _LIVES = "EXISTS (SELECT 1 FROM processes p WHERE p.name = leases.process AND p.epoch = leases.epoch AND p.about <> '')"
 _OWN = text(
-    "INSERT INTO leases (name, process, epoch) VALUES (:lease, :name, :epoch) "
+    "INSERT INTO leases (name, process, epoch) SELECT :lease, p.name, p.epoch FROM processes p "
+    "WHERE p.name = :name AND p.epoch = :epoch AND p.about <> '' FOR SHARE OF p "
     "ON CONFLICT (name) DO UPDATE SET process = :name, epoch = :epoch "
     f"WHERE NOT {_LIVES} OR (leases.process = :name AND leases.epoch = :epoch) RETURNING 1"
 )
@@ -372,7 +373,7 @@ class Processes:
     # --- leases -------------------------------------------------------------------------------------------------------
 
     def own(self, lease: str) -> bool:
-        """Whether this process alone has it now; taken where it is free."""
+        """Whether this process alone has it now; taken where it is free. False, too, where its name was taken away."""
         if self.alone:
             return True
         return self._change(_OWN, lease) is not None

@@ -171,11 +171,11 @@ class Doorkeeper:
             raise NotAuthenticated(f"token request: {error.message}") from None
 
     def count(self, unit: str | None, error: ApplianceError) -> None:
-        """Attempts without a valid key, and requests that a limit refused, are counted here and appended as counts,
-        once a minute, so that no flood of them fills the ledger."""
+        """Attempts without a valid key, orders that came again or too late, and requests that a limit refused, are
+        counted here and appended as counts, once a minute, so that no flood of them fills the ledger."""
         self.refused(unit, error)
         with self._lock:
-            if isinstance(error, NotAuthenticated):
+            if isinstance(error, NotAuthenticated) or error.claimed is not None:
                 self._refused += 1
                 self._refused_since = self._refused_since or encode_time(self._context.clock())
                 if error.claimed is not None and len(self._claimed) < _MOST and self._knows(*error.claimed):

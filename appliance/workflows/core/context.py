@@ -34,6 +34,7 @@ from appliance.workflows.core.contact import Contact
 from appliance.workflows.core.jobs import InHand, Jobs
 from appliance.workflows.core.progress import Progress
 from appliance.workflows.core.prompts import Prompts
+from appliance.workflows.core.refused import RefusedOrders
 from appliance.workflows.core.uploads import Uploads
 
 ALL_ROLES = frozenset({"people", "units", "runs"})
@@ -99,6 +100,7 @@ class Context:
     uploads: Uploads = field(default_factory=Uploads)
     workers: dict[str, Running] = field(default_factory=dict)
     order_lock: threading.RLock = field(default_factory=threading.RLock)
+    refused_orders: RefusedOrders = field(default_factory=RefusedOrders)
     verifying: threading.Lock = field(default_factory=threading.Lock)
     closing: threading.Event = field(default_factory=threading.Event)
     recheck_answers: Callable[[], None] = lambda: None

@@ -137,6 +137,8 @@ def test_a_silent_process_is_lost_and_what_it_owned_is_free_once(url: str, passi
         assert second.end(gone) and not third.end(gone)
         assert not second.owned()
         assert [second.own("runs"), third.own("runs")] == [True, False]
+        assert not paused.own("free"), "its epoch was taken away, and it does not know it yet"
+        assert "free" not in second.owned() | paused.mine()
         paused.beat()
         assert paused.is_lost
         assert not paused.own("runs")
