@@ -73,11 +73,12 @@ def serve(
         door, activity = Doorkeeper(context), Activity()
         url = None if settings.console is None else settings.console.url
         people_door = activity.watching(people_app(context, door, url))
+        at_socket = Gate(people_door, door, local=True)
         open_door = partial(open_people, settings.home, settings.socket, settings.socket_group)
         if wait_for_clock(
             context,
             settings.home,
-            people_door,
+            at_socket,
             open_door=open_door,
             is_up=lambda: lock.say(""),
             ended=partial(_why_it_ends, context, activity, embedded=embedded),
@@ -113,7 +114,7 @@ def serve(
         )
         with Following(context, changes.note, serving.cut_all, serving.follow):
             try:
-                with open_people_socket(settings, open_door, people_door) as local:
+                with open_people_socket(settings, open_door, at_socket) as local:
                     lock.say("")
                     ready()
                     ended = partial(_why_it_ends, context, activity, embedded=embedded)

@@ -29,6 +29,7 @@ def main() -> None:
     serving.BEAT_S = said.get("beat_s", serving.BEAT_S)
     server.HEADER_S = said.get("header_s", server.HEADER_S)
     bodies.BODY_S = said.get("body_s", bodies.BODY_S)
+    bodies.ROOM_BYTES = said.get("room_bytes", bodies.ROOM_BYTES)
     gate.STRANGERS = said.get("strangers", gate.STRANGERS)
     if said.get("failing_beat"):
         serving.beat = fail

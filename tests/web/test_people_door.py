@@ -7,6 +7,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -134,24 +135,71 @@ def _raw(site: Appliance) -> ssl.SSLSocket:
     return site.authority.trusting().wrap_socket(plain, server_hostname=host)
 
 
-def test_a_slow_stranger_is_left_and_those_at_the_socket_are_answered(start: Start) -> None:
+def test_slow_strangers_are_left_and_keep_nobody_out(start: Start) -> None:
     site = start(body_s=1.0, header_s=1.0, strangers=2)
     head = b"POST /v1/orders HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"
-    with _raw(site) as first, _raw(site) as second, _raw(site) as third:
-        for connection in (first, second):
+    with ExitStack() as stack:
+        slow = [stack.enter_context(_raw(site)) for _ in range(4)]
+        for connection in slow:
             connection.sendall(head)
         time.sleep(0.3)
-        third.sendall(head + bytes(99))
-        assert b" 429 " in third.recv(4096).splitlines()[0]
+        with _raw(site) as another:
+            another.sendall(head + bytes(99))
+            assert b" 400 " in another.recv(4096).splitlines()[0], "read, and no order"
         assert site.ask("GET", "/v1/about", None)["origin"]
-        for connection in (first, second):
+        for connection in slow:
             answer = b""
             while b"too-slow" not in answer:
                 answer += connection.recv(4096)
             assert b" 400 " in answer.splitlines()[0]
-    with _raw(site) as slow:
-        slow.sendall(b"GET /v1/about HTTP/1.1\r\nHost")
-        assert slow.recv(10) == b""
+    with _raw(site) as headers:
+        headers.sendall(b"GET /v1/about HTTP/1.1\r\nHost")
+        assert headers.recv(10) == b""
+
+
+def test_bodies_have_room_together_and_a_slow_one_takes_only_what_it_sent(start: Start) -> None:
+    site = start(body_s=2.0, room_bytes=1_000_000)
+    head = b"POST /v1/orders HTTP/1.1\r\nHost: x\r\nContent-Length: 900000\r\n\r\n"
+    with _raw(site) as large, at(site) as client:
+        large.sendall(head + bytes(600_000))
+        time.sleep(0.3)
+        answer = client.post("/v1/orders", content=bytes(500_000))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "too-many")
+        assert client.post("/v1/orders", content=bytes(100_000)).status_code == 400
+        assert b" 400 " in large.recv(4096).splitlines()[0]
+        assert client.post("/v1/orders", content=bytes(500_000)).status_code == 400, "its room is free again"
+
+
+def test_an_account_at_the_socket_has_limits_of_size_time_and_connections(start_small: Start) -> None:
+    """Those that `socket_group` lets in need no session for an order, and none to send a body."""
+    site = start_small(body_s=1.0, header_s=1.0, descriptors=200)
+
+    def connect(stack: ExitStack) -> socket.socket:
+        connection = stack.enter_context(socket.socket(socket.AF_UNIX))
+        connection.settimeout(20)
+        connection.connect(str(site.settings.socket))
+        return connection
+
+    with ExitStack() as stack:
+        for path, size in (("/v1/orders", 2 * 1024 * 1024 + 1), ("/v1/sessions", 65_537)):
+            large = connect(stack)
+            large.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n".encode())
+            assert b" 413 " in large.recv(4096).splitlines()[0], path
+        slow, headers = connect(stack), connect(stack)
+        slow.sendall(b"POST /v1/orders HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        headers.sendall(b"GET /v1/about HTTP/1.1\r\nHost")
+        answer = b""
+        while b"too-slow" not in answer:
+            answer += slow.recv(4096)
+        assert b" 400 " in answer.splitlines()[0]
+        assert headers.recv(10) == b""
+    with ExitStack() as stack:
+        held = [connect(stack) for _ in range(100)]
+        for connection in held[25:]:
+            with suppress(ConnectionResetError):
+                assert connection.recv(1) == b"", "beyond its share it is closed at once"
+    assert site.ask("GET", "/v1/about", None)["origin"]
+    assert "out of system resource" not in site.log()
 
 
 @pytest.mark.parametrize(

@@ -35,8 +35,8 @@ HEADER_BYTES = 16_384
 
 @dataclass(frozen=True)
 class Door:
-    """Who stands behind it, where it is open, and under which certificate. Only a `guarded` one has limits of time:
-    behind the people's is every account that may open the service's socket."""
+    """Who stands behind it, where it is open, and under which certificate. Only a `guarded` one cuts a client that does
+    not take its answer: at the people's socket that may be a person who reads it page by page."""
 
     app: ASGIApp
     socket: socket.socket
@@ -44,11 +44,10 @@ class Door:
     guarded: bool = True
 
 
-class _Guarded(H11Protocol):
-    """One connection of a stranger: it has so long for its headers and so long to take an answer, or it is cut."""
+class _Timed(H11Protocol):
+    """One connection, which has so long for its headers, or it is cut."""
 
     _owed: asyncio.TimerHandle | None = None
-    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -66,6 +65,16 @@ class _Guarded(H11Protocol):
             _cancel(self._owed)
             self._owed = None
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        _cancel(self._owed)
+
+
+class _Guarded(_Timed):
+    """One connection of a stranger, which has so long to take an answer, too."""
+
+    _unread: asyncio.TimerHandle | None = None
+
     def pause_writing(self) -> None:
         super().pause_writing()
         self._unread = self.loop.call_later(UNREAD_S, self.transport.abort)
@@ -76,11 +85,10 @@ class _Guarded(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        _cancel(self._owed)
         _cancel(self._unread)
 
 
-class _Local(H11Protocol):
+class _Local(_Timed):
     """One connection at a Unix socket: who connected is the account, as the kernel says it."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

@@ -18,9 +18,9 @@ from appliance.formats.core.digest import kind_of
 from appliance.web.core.reach import Group, find_group, give, let_pass
 
 CONNECTIONS = 512
-"""At once, at one door of strangers."""
+"""At once, at one door."""
 SHARE = 8
-"""One door of strangers has at most this part of the descriptors: four can be open, and half stays for the rest."""
+"""One door has at most this part of the descriptors: five can be open, and three eighths stay for the rest."""
 DESCRIPTORS = 4_096
 
 
@@ -87,7 +87,7 @@ def _bind_unix(path: Path) -> socket.socket:
         if not stat.S_ISSOCK(mode := path.lstat().st_mode):
             raise Conflict(f"socket {path}: expected nothing or a socket there, got {kind_of(mode)}")
         path.unlink()
-    door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    door = Bounded(socket.AF_UNIX, _most_connections())
     before = os.umask(0o177)
     try:
         door.bind(str(path))
@@ -101,9 +101,7 @@ def open_tcp(listen: tuple[str, int], what: str = "units' port") -> socket.socke
     """Bound, and not listening before `listen`: until then who connects is refused instead of kept waiting."""
     host, port = listen
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    share = CONNECTIONS if descriptors == resource.RLIM_INFINITY else descriptors // SHARE
-    door = Bounded(family, min(CONNECTIONS, share))
+    door = Bounded(family, _most_connections())
     door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         door.bind((host, port))
@@ -111,6 +109,11 @@ def open_tcp(listen: tuple[str, int], what: str = "units' port") -> socket.socke
         door.close()
         raise Unavailable(f"{what}, {host}:{port}: expected to listen there, got {error.strerror}") from None
     return door
+
+
+def _most_connections() -> int:
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return CONNECTIONS if descriptors == resource.RLIM_INFINITY else min(CONNECTIONS, descriptors // SHARE)
 
 
 def listen(door: socket.socket, what: str = "units' port") -> socket.socket:

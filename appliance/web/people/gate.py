@@ -1,9 +1,11 @@
-"""Before the people's app where it stands open to a network: who asks, how much, how slowly, and how many at once.
+"""Before the people's app: how large and how slow a body is, and on a network who asks, and how many at once.
 
-The Unix socket has no such gate: who may open it is an account of this machine.
+At the Unix socket every account that may open it is answered: it takes no session before a body, and no place.
 """
 
 from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
 
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -11,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from appliance.errors import ApplianceError
 from appliance.web.core import bodies
 from appliance.web.core.auth import Doorkeeper
-from appliance.web.core.bodies import Body, authorization_of
+from appliance.web.core.bodies import Body, Room, authorization_of
 from appliance.web.core.errors import people_body, refusal
 from appliance.web.core.places import Places
 from appliance.web.core.receiving import paced
@@ -32,11 +34,17 @@ _UPLOADS = "/v1/uploads/"
 
 
 class Gate:
-    """A session is asked for before a byte of a body is taken; what is refused here is counted."""
+    """A body is read whole, within its size and time, before anything is done with it; what is refused here is counted.
 
-    def __init__(self, app: ASGIApp, door: Doorkeeper) -> None:
+    `local`: at the Unix socket. Otherwise a session is asked for before a byte of a body is taken, and only so many
+    requests are answered at once.
+    """
+
+    def __init__(self, app: ASGIApp, door: Doorkeeper, *, local: bool = False) -> None:
         self._app = app
         self._door = door
+        self._local = local
+        self._room = Room(bodies.ROOM_BYTES)
         self._strangers = Places(STRANGERS)
         self._people = Places(MOST)
 
@@ -44,21 +52,32 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        path = scope["path"]
-        is_public = path in PUBLIC
-        body = Body(receive, PUBLIC.get(path, bodies.BODY_BYTES))
+        body = Body(receive, PUBLIC.get(scope["path"], bodies.BODY_BYTES), self._room)
         try:
-            if not is_public:
+            if not self._local and scope["path"] not in PUBLIC:
                 await run_in_threadpool(self._door.person, authorization_of(scope))
-            with (self._strangers if is_public else self._people).take():
-                if scope["method"] == "PUT" and path.startswith(_UPLOADS):
+            if _is_upload(scope):
+                with self._place(scope):
                     await self._app(scope, paced(receive), send)
-                    return
-                await body.read(scope)
-                await self._app(scope, body.replay, send)
                 return
+            # Read before a place is taken, so that a slow sender keeps nobody out.
+            await body.read(scope)
+            with self._place(scope):
+                await self._app(scope, body.replay, send)
+            return
         except ApplianceError as error:
             self._door.count(None, error)
             response = refusal(people_body, error)
+        finally:
+            body.close()
         await body.drain()
         await response(scope, receive, send)
+
+    def _place(self, scope: Scope) -> AbstractContextManager[None]:
+        if self._local:
+            return nullcontext()
+        return (self._strangers if scope["path"] in PUBLIC else self._people).take()
+
+
+def _is_upload(scope: Scope) -> bool:
+    return bool(scope["method"] == "PUT" and scope["path"].startswith(_UPLOADS))

@@ -14,8 +14,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from appliance.errors import NotAuthenticated, TooMany
+from appliance.errors import BadInput, NotAuthenticated, TooMany
 from appliance.web.console.core import events
+from appliance.web.console.core import gate as gates
 from appliance.web.console.core.events import Changes, Event, stream
 from appliance.web.console.core.gate import STREAMS_OF_ONE, Gate
 from appliance.web.console.core.security import Site
@@ -224,13 +225,27 @@ def test_one_session_does_not_take_the_streams_of_all() -> None:
     asyncio.run(asyncio.wait_for(run(), 20))
 
 
+def test_slow_forms_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gates, "FORM_S", 0.5)
+
+    async def run() -> None:
+        desk: Any = SimpleNamespace(site=Site("http://localhost:8330"), refuse=_refuse)
+        gate = Gate(Response("signed in"), desk)
+        slow = [asyncio.create_task(_ask(gate, "", "/sign-in/code", slow=True)) for _ in range(2 * gates.FORMS)]
+        await asyncio.sleep(0)
+        assert await _ask(gate, "", "/sign-in/code") == 200
+        assert await asyncio.gather(*slow) == [429] * len(slow), "refused in time"
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+
+
 async def _refuse(request: Request, error: Exception) -> Response:
-    assert isinstance(error, TooMany), error
+    assert isinstance(error, TooMany | BadInput), error
     return Response(error.message, 429)
 
 
-async def _ask(gate: Gate, cookie: str) -> int:
-    """The status of a request for the stream of changes."""
+async def _ask(gate: Gate, cookie: str, form: str = "", *, slow: bool = False) -> int:
+    """The status of a request for the stream of changes, or of a form, which never comes where it is `slow`."""
     found: list[int] = []
 
     async def send(message: Message) -> None:
@@ -238,9 +253,12 @@ async def _ask(gate: Gate, cookie: str) -> int:
             found.append(message["status"])
 
     async def receive() -> Message:
+        if slow:
+            await asyncio.sleep(60)
         return {"type": "http.request", "body": b"", "more_body": False}
 
     headers = [(b"host", b"localhost:8330"), (b"cookie", f"appliance-8330={cookie}".encode())]
-    scope = {"type": "http", "method": "GET", "path": "/changes/events", "headers": headers, "query_string": b""}
+    method, path = ("POST", form) if form else ("GET", "/changes/events")
+    scope = {"type": "http", "method": method, "path": path, "headers": headers, "query_string": b""}
     await gate(scope, receive, send)
     return found[0]

@@ -18,7 +18,7 @@ from appliance.web.core.receiving import paced
 PAGES = 24
 """Pages at once, of the 40 threads that all listeners share, so that the people's socket is always answered."""
 FORMS = 16
-"""Forms at once: whoever sends one slowly keeps nobody from a page."""
+"""Forms at once, each read whole before."""
 STREAMS = 128
 """Streams of events at once; each waits in the event loop and holds no thread."""
 STREAMS_OF_ONE = 16
@@ -58,13 +58,15 @@ class Gate:
             places = self._places(scope)
             is_one_s = places in (self._streams, self._asks, self._uploads)
             who = self._desk.site.read_cookie(Request(scope)) if is_one_s else None
-            with places.take(who or ""):
-                if places is self._uploads:
+            if places is self._uploads:
+                with places.take(who or ""):
                     await self._app(scope, paced(receive), sending)
-                    return
-                await _read(body, scope)
-                await self._app(scope, body.replay, sending)
                 return
+            # Read before a place is taken, so that a slow sender keeps nobody out.
+            await _read(body, scope)
+            with places.take(who or ""):
+                await self._app(scope, body.replay, sending)
+            return
         except ApplianceError as error:
             response = await self._desk.refuse(Request(scope), error)
         await body.drain()
