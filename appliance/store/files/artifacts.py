@@ -14,6 +14,7 @@ failure it is there completely, or not at all.
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
@@ -266,6 +267,17 @@ class Artifacts:
                 raise NotFound(f"upload {digest}: expected bytes sent before, got none")
         return path
 
+    def place_upload(self, digest: str, target: Path) -> None:
+        """The upload as a file in a staging folder: the same one, or a copy where that folder is on another disk."""
+        source = self.upload(digest)
+        with disk.disk_errors(f"upload {digest}"):
+            try:
+                os.link(source, target)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                _copy(source, target, digest)
+
     def uploads(self) -> dict[str, Sent]:
         """What lies here whole, by its digest."""
         found = {}
@@ -288,6 +300,22 @@ class Artifacts:
 
 def _hex(digest: str) -> str:
     return parse_digest(digest).removeprefix("sha256:")
+
+
+def _copy(source: Path, target: Path, digest: str) -> None:
+    """Tampered where the bytes are not those of the digest. Not synced: nothing in a staging folder outlives its work,
+    and half a copy goes with the folder."""
+    hasher = Hasher()
+    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        with source.open("rb", buffering=0) as file:
+            while chunk := file.read(disk.CHUNK_BYTES):
+                hasher.update(chunk)
+                disk.write_all(descriptor, chunk)
+    finally:
+        os.close(descriptor)
+    if (got := hasher.digest()) != digest:
+        raise Tampered(f"upload {digest}: expected its bytes to be unchanged, got those of {got}")
 
 
 def _freeze(folder: int) -> None:

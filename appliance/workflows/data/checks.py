@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -135,7 +134,7 @@ def _carry_through(context: Context, key: str, rows: Rows, requested_at: float) 
 def _check(context: Context, key: str, rows: Rows) -> dict[str, Any]:
     with context.artifacts.staging() as source:
         given = source / f"rows.{rows.format}"
-        os.link(context.artifacts.upload(rows.file), given)
+        context.artifacts.place_upload(rows.file, given)
         task: dict[str, Any] = {
             "task": "check",
             "teaches": rows.task,
@@ -148,7 +147,7 @@ def _check(context: Context, key: str, rows: Rows) -> dict[str, Any]:
             "judges": rows.judges,
         }
         if rows.held_out_file is not None:
-            os.link(context.artifacts.upload(rows.held_out_file), source / HELD_OUT)
+            context.artifacts.place_upload(rows.held_out_file, source / HELD_OUT)
             task["held_out_source"] = str(source / HELD_OUT)
         read: tuple[Path, ...] = (source,)
         if rows.base is not None:

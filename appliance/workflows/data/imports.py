@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import secrets
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -134,12 +133,12 @@ def import_base(context: Context, digest: str) -> None:
         order: ImportBase = _order(context, digest, ImportBase)
         if order.format == "gguf":
             given = source / "model.gguf"
-            os.link(context.artifacts.upload(order.source), given)
+            context.artifacts.place_upload(order.source, given)
         else:
             given = source
             for file in read_source_manifest(context, order).files:
                 (source / file.path).parent.mkdir(parents=True, exist_ok=True)
-                os.link(context.artifacts.upload(file.digest), source / file.path)
+                context.artifacts.place_upload(file.digest, source / file.path)
         bounds = bounds_of(context, (path for path in source.rglob("*") if path.is_file()), _BASE_STEP)
         task = {"task": "base", "source": str(given), "output": str(staging)}
         result, walls = _prepare(context, digest, bounds, task, read=(source,), write=staging)
@@ -161,7 +160,7 @@ def import_rows(context: Context, digest: str) -> None:
         order: ImportRows = _order(context, digest, ImportRows)
         given = source / f"rows.{order.format}"
         for upload, path in zip(order.files, (given, source / HELD_OUT), strict=False):
-            os.link(context.artifacts.upload(upload), path)
+            context.artifacts.place_upload(upload, path)
         base = checked_base(context, order.base)
         key = secrets.token_bytes(32)
         bounds = bounds_of(context, source.iterdir(), DATASET_STEP)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -454,3 +455,47 @@ def test_a_disk_that_fails_is_unavailable(artifacts: Artifacts, monkeypatch: pyt
             upload.finish()
     with pytest.raises(NotFound):
         artifacts.path(digest)
+
+
+def send(artifacts: Artifacts, data: bytes) -> str:
+    with artifacts.receive(digest_bytes(data), len(data)) as upload:
+        upload.write(data)
+        upload.finish()
+    return digest_bytes(data)
+
+
+@pytest.fixture
+def other_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Staging folders are on another file system than uploads."""
+
+    def link(source: Path, target: Path) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr(os, "link", link)
+
+
+def test_an_upload_is_placed_in_a_staging_folder_without_a_copy(artifacts: Artifacts) -> None:
+    digest = send(artifacts, b"rows")
+    with artifacts.staging() as staging:
+        artifacts.place_upload(digest, staging / "rows.csv")
+        assert (staging / "rows.csv").samefile(artifacts.upload(digest))
+
+
+@pytest.mark.usefixtures("other_disk")
+def test_an_upload_is_copied_to_a_staging_folder_on_another_disk(artifacts: Artifacts) -> None:
+    data = os.urandom((2 << 20) + 5)
+    digest = send(artifacts, data)
+    with artifacts.staging() as staging:
+        artifacts.place_upload(digest, staging / "rows.csv")
+        assert (staging / "rows.csv").read_bytes() == data
+        assert stat.S_IMODE((staging / "rows.csv").stat().st_mode) == 0o600
+        with pytest.raises(Unavailable, match="File exists"):
+            artifacts.place_upload(digest, staging / "rows.csv")
+
+
+@pytest.mark.usefixtures("other_disk")
+def test_a_copy_of_an_upload_has_the_bytes_of_its_digest(artifacts: Artifacts) -> None:
+    digest = send(artifacts, b"rows")
+    artifacts.upload(digest).write_bytes(b"owls")
+    with artifacts.staging() as staging, pytest.raises(Tampered, match="expected its bytes to be unchanged"):
+        artifacts.place_upload(digest, staging / "rows.csv")
