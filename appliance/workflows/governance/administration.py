@@ -6,7 +6,7 @@ from appliance.access.cedar import SitePolicies
 from appliance.domain.core.policy import parse_policy
 from appliance.domain.core.verb import NEWEST_RULES
 from appliance.domain.governance.log_keys import RotateLogKey
-from appliance.domain.governance.policies import AdoptPolicy
+from appliance.domain.governance.policies import AdoptPolicy, find_signers, too_few_signers
 from appliance.domain.governance.rules import RaiseRules
 from appliance.errors import Conflict, Denied
 from appliance.workflows.core.context import Context
@@ -29,12 +29,13 @@ def _check_made(context: Context, order: RotateLogKey) -> None:
 
 
 def _check_policy(context: Context, data: bytes) -> None:
-    """A set that is Cedar, that can decide every verb, and under which another can be adopted: otherwise it would be
-    the last."""
+    """A set that is Cedar, that can decide every verb, and under which another can be adopted, by administrators whose
+    keys it lets sign: otherwise it would be the last."""
     state = context.ledger.state
-    people = [person for person in state.principals.values() if person.has("administrator")]
-    site = SitePolicies.for_adoption(parse_policy(data))
-    reasons = site.locked_out(people, state.site.single_administrator, context.now(state))
+    policy, now = parse_policy(data), context.now(state)
+    site = SitePolicies.for_adoption(policy)
+    signers = find_signers(state, policy.parameters, now)
+    reasons = tuple(too_few_signers(state, signers)) or site.locked_out(signers, state.site.single_administrator, now)
     if reasons:
         raise Denied("policy set: expected one that administrators can replace", reasons=reasons)
 

@@ -26,6 +26,11 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
         "Ask another person: you cannot approve what you made, and some roles exclude others.",
     ),
     (r"administrators:", INVARIANT, "Enrol another administrator first."),
+    (
+        r"administrators' keys:",
+        INVARIANT,
+        "Let the set allow the passkeys that administrators have, or let them enrol keys first that it allows.",
+    ),
     (r"principal: expected a name", ORDER, "Choose another name: a name belongs to one principal for good."),
     (r"principal: expected (another|the signer)", ORDER, "Name the right person: the reason says whom it expects."),
     (r"principal:", STATE, "Name a person or unit that is enrolled and was not revoked."),
