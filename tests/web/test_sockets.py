@@ -7,11 +7,12 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import pytest
 
 from appliance.web.core import sockets
-from appliance.web.core.sockets import Bounded, open_tcp
+from appliance.web.core.sockets import Bounded, open_tcp, open_unix
 from scripts.kit.appliance import Appliance
 
 HEADER_S = 2.0
@@ -45,12 +46,13 @@ def test_a_socket_counts_what_it_accepted_until_that_is_closed() -> None:
 
 
 def test_a_door_has_its_share_of_few_descriptors_and_no_more_than_it_needs_of_many(
-    limits: list[tuple[int, int]],
+    limits: list[tuple[int, int]], home: Path
 ) -> None:
     for descriptors, most in ((256, 32), (1024, 128), (65_536, 512), (resource.RLIM_INFINITY, 512)):
         limits.append((descriptors, descriptors))
-        with open_tcp(("127.0.0.1", 0)) as door:
+        with open_tcp(("127.0.0.1", 0)) as door, open_unix(home / "s") as local:
             assert isinstance(door, Bounded) and door._most == most
+            assert isinstance(local, Bounded) and local._most == most
 
 
 def test_the_soft_limit_is_raised_as_far_as_the_hard_one_lets_it(limits: list[tuple[int, int]]) -> None:
