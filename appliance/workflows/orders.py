@@ -90,7 +90,8 @@ def _check_first(context: Context, accepted: Accepted) -> None:
     if accepted.digest in state.orders:
         seen = state.orders.get(accepted.digest)
         error = Conflict(f"order {accepted.digest}: expected a new one, got one accepted as entry {seen}")
-    elif order.expires_at <= (now := context.now(state)) and not _sets_time(context, order):
+    elif order.expires_at <= (now := encode_time(context.clock())) and not _sets_time(context, order):
+        # By the clock alone: while it is behind the log, an order is told that nothing can be recorded.
         stands = f"expected one that stands at {now}, got one that expired at {order.expires_at}; sign a new one"
         error = Denied(f"order {order.verb}: {stands}", code="expired")
     if error is not None:
