@@ -149,7 +149,27 @@ def _beside_peers(
     for turn in turns(4).values():
         turn()
     found = interleaved(plan.rounds, **{name: _rated(turn) for name, turn in turns(plan.tokens).items()})
-    yield from _rates(found, plan.model.find_gguf().stem if "llama" in found else "")
+    gguf = plan.model.find_gguf().stem if "llama" in found else ""
+    yield from _rates(found, gguf)
+    if "llama" in servers:
+        yield from _one_stream(ours, servers["llama"], slots[0], gguf)
+
+
+def _one_stream(ours: Program, llama: Server, slot: str, gguf: str) -> Iterator[Row]:
+    """One answer with one adapter, its prompt included, beside llama.cpp's server with the same adapter."""
+    tokens = serving_prompts.STREAM_TOKENS
+    wanted: dict[str, Any] = {"prompts": PROMPTS[:1], "slots": [slot], "tokens": tokens}
+    found = interleaved(
+        3, ours=_rated(lambda: ours("answer", **wanted)), llama=_rated(lambda: llama.told("answer", **wanted))
+    )
+    yield row(
+        *(f"tokens a second, one stream of {tokens} tokens, one adapter", found["ours"], "1/s"),
+        against=f"llama.cpp's server with that adapter, {gguf.rpartition('.')[2]}",
+        theirs=found["llama"],
+        ratio=found.ratio("ours", "llama"),
+        ratio_at_least=0.5,
+        note="mark 1.0×",
+    )
 
 
 def _rates(found: Found, gguf: str) -> Iterator[Row]:
