@@ -9,6 +9,7 @@ says that it will take the node away, ask the worker for a training checkpoint; 
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -62,18 +63,20 @@ class Node:
     def _own_up(self, job: int) -> None:
         """One job of Slurm has the folder: where the answer to a submission was lost, there may be two. The file gets
         its name once its bytes are on disk: a node may die at any line, and the job's next start begins here again."""
-        partial = self._folder / f".{names.OWNER}-{job}"
+        mine = f".{names.OWNER}-{job}-"
+        partial = self._folder / f"{mine}{secrets.token_hex(8)}"
         with shared_errors(names.OWNER):
-            partial.unlink(missing_ok=True)
             descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
                 os.write(descriptor, str(job).encode())
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-            with suppress(FileExistsError):
+            # Another start of the same job may have been quicker, and have removed this file.
+            with suppress(FileExistsError, FileNotFoundError):
                 os.link(partial, self._folder / names.OWNER)
-            partial.unlink()
+            for left in self._folder.glob(f"{mine}*"):
+                left.unlink(missing_ok=True)
         with shared_errors(names.OWNER):
             found = read_output(self._folder, names.OWNER, names.MAX_OWNER_BYTES)
         if found != str(job).encode():

@@ -12,6 +12,7 @@ import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -192,6 +193,24 @@ def test_a_node_that_dies_while_it_takes_its_folder_is_started_again(job: Job, l
         with pytest.raises(SystemExit):
             job.run(Worker([]))
     assert job.run(Worker([{"frame": "result"}])) == 0
+    assert (job.folder / names.OWNER).read_bytes() == b"7"
+    assert not list(job.folder.glob(".owner*"))
+
+
+def test_two_starts_of_a_job_at_the_same_time_both_have_its_folder(job: Job) -> None:
+    """Slurm gave the first node up, and its launcher is still alive."""
+    link = os.link
+
+    def link_after_the_other_start(*given: Any) -> None:
+        patch.setattr(os, "link", link)
+        node.Node._own_up(SimpleNamespace(_folder=job.folder), 7)  # type: ignore[arg-type]
+        link(*given)
+
+    job.describe()
+    job.say(GO)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "link", link_after_the_other_start)
+        assert job.run(Worker([{"frame": "result"}])) == 0
     assert (job.folder / names.OWNER).read_bytes() == b"7"
     assert not list(job.folder.glob(".owner*"))
 
