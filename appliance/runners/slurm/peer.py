@@ -26,8 +26,10 @@ _PURPOSE = b"appliance/nodes/v1"
 _FRESH_BYTES = 32
 _LENGTH = struct.Struct(">I")
 _MOST_BYTES = 4 << 20
+JOIN_S = 300.0
+"""A node that Slurm has given has so long to start its launcher, which waits as long for the first node."""
 _GREETING_S = 10.0
-"""A launcher has said who it is by then, or is let go: the first node greets one at a time."""
+"""A launcher has said who it is by then, or is let go."""
 _GONE_S = 60
 """After so long without an answer from its kernel, the other node is taken for dead."""
 
@@ -104,32 +106,27 @@ def listen(address: str) -> socket.socket:
     return opened
 
 
-def accept(listener: socket.socket, secret: bytes, attempt: int, deadline: float) -> tuple[Peer, dict[str, Any]] | None:
-    """The next launcher that has the job's key, with its first frame; None at the deadline. Others are let go."""
-    while (left := deadline - time.monotonic()) > 0:
-        listener.settimeout(left)
-        try:
-            connection, _ = listener.accept()
-        except OSError:
-            return None
-        try:
-            peer = _greet(connection, secret, attempt, leads=True)
-            frame = peer.receive()
-            if frame is not None and frame[0]["frame"] == "join":
-                peer.keep()
-                return peer, frame[0]
-        except (ApplianceError, OSError):
-            pass
-        connection.close()
+def greet(connection: socket.socket, secret: bytes, attempt: int) -> tuple[Peer, dict[str, Any]] | None:
+    """A launcher that has the job's key, with its first frame; None for anybody else, who is let go."""
+    try:
+        peer = _exchange_keys(connection, secret, attempt, _GREETING_S, leads=True)
+        frame = peer.receive()
+        if frame is not None and frame[0]["frame"] == "join":
+            peer.keep()
+            return peer, frame[0]
+    except (ApplianceError, OSError):
+        pass
+    connection.close()
     return None
 
 
 def join(address: str, port: int, secret: bytes, attempt: int, said: dict[str, Any]) -> Peer:
-    """Connects to the first node; Unavailable (`node-network`) where it cannot be reached."""
+    """Connects to the first node; Unavailable (`node-network`) where it cannot be reached. It answers once others that
+    came before have been greeted."""
     try:
-        connection = socket.create_connection((address, port), timeout=_GREETING_S)
+        connection = socket.create_connection((address, port), timeout=JOIN_S)
         try:
-            peer = _greet(connection, secret, attempt, leads=False)
+            peer = _exchange_keys(connection, secret, attempt, JOIN_S, leads=False)
         except OSError:
             connection.close()
             raise
@@ -144,9 +141,9 @@ def join(address: str, port: int, secret: bytes, attempt: int, said: dict[str, A
     return peer
 
 
-def _greet(connection: socket.socket, secret: bytes, attempt: int, *, leads: bool) -> Peer:
-    deadline = time.monotonic() + _GREETING_S
-    connection.settimeout(_GREETING_S)
+def _exchange_keys(connection: socket.socket, secret: bytes, attempt: int, within_s: float, *, leads: bool) -> Peer:
+    deadline = time.monotonic() + within_s
+    connection.settimeout(within_s)
     _tune(connection)
     own = secrets.token_bytes(_FRESH_BYTES)
     connection.sendall(own)

@@ -20,16 +20,14 @@ from appliance.errors import ApplianceError, Tampered, Unavailable
 from appliance.runners.local import Worker
 from appliance.runners.program import START
 from appliance.runners.sandbox import PACKAGE
-from appliance.runners.slurm import peer as connections
+from appliance.runners.slurm.arrivals import Arrivals
 from appliance.runners.slurm.commands import Commands, command_environment
 from appliance.runners.slurm.folder import Description
-from appliance.runners.slurm.peer import LOST, Peer
+from appliance.runners.slurm.peer import JOIN_S, LOST, Peer
 
 FOLLOWER = "appliance.runners.slurm.follower"
-JOIN_S = 300.0
-"""A node that Slurm has given has so long to start its launcher."""
 READY_S = 1500.0
-"""... and so long to copy what its workers read, and to start them."""
+"""A node whose launcher has started has so long to copy what its workers read, and to start them."""
 DEAD_S = 600.0
 _END_S = 10.0
 _FORWARD_S = 86_400.0
@@ -72,7 +70,7 @@ class Team:
     """`described`: the job's; `key` is its own, which the other launchers get on stdin."""
 
     def __init__(self, described: Description, folder: Path, key: bytes, attempt: int, node: str, code: str) -> None:
-        self._described, self._key, self._attempt, self._code = described, key, attempt, code
+        self._described, self._code = described, code
         self._peers: dict[int, Peer] = {}
         self._names: dict[int, str] = {}
         self._ready: queue.Queue[tuple[int, dict[str, Any]]] = queue.Queue()
@@ -81,9 +79,10 @@ class Team:
         """Why this start of the run cannot go on; `node-lost` where a node has gone without a word."""
         address = Commands(Path(described.commands), command_environment()).address(node)
         with ExitStack() as undo:
-            self._listener = undo.enter_context(connections.listen(address))
-            port = self._listener.getsockname()[1]
-            self._steps = _start_followers(described, [str(folder), str(attempt), address, str(port)], key)
+            self._arrivals = Arrivals(address, key, attempt)
+            undo.callback(self._arrivals.close)
+            arguments = [str(folder), str(attempt), address, str(self._arrivals.port)]
+            self._steps = _start_followers(described, arguments, key)
             undo.pop_all()
 
     def __enter__(self) -> Team:
@@ -93,17 +92,18 @@ class Team:
         """The walls of every worker of the run, once all of them stand."""
         deadline = time.monotonic() + JOIN_S
         while len(self._peers) < self._described.nodes - 1:
-            self._check_steps()
             if time.monotonic() > deadline:
                 raise Unavailable(
                     f"nodes: expected {self._described.nodes - 1} other launchers within {JOIN_S:.0f} s, got "
                     f"{len(self._peers)}; the nodes of a run need TCP between them",
                     code="node-network",
                 )
-            found = connections.accept(self._listener, self._key, self._attempt, time.monotonic() + 1.0)
-            if found is not None:
+            # One that joined and then ended says more than the end of all.
+            if (found := self._arrivals.take(1.0)) is not None:
                 self._admit(*found)
-        self._listener.close()
+            else:
+                self._check_steps()
+        self._arrivals.close()
         said: dict[int, dict[str, Any]] = {}
         deadline = time.monotonic() + READY_S
         while len(said) < len(self._peers):
@@ -197,7 +197,7 @@ class Team:
             with suppress(Unavailable):
                 peer.send({"frame": "end"})
             peer.close()
-        self._listener.close()
+        self._arrivals.close()
         with suppress(subprocess.TimeoutExpired):
             self._steps.wait(_END_S)
         if self._steps.poll() is None:

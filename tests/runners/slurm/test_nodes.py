@@ -12,21 +12,22 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from appliance.errors import ApplianceError, Tampered, Unavailable
+from appliance.errors import ApplianceError, BadInput, Tampered, Unavailable
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.core.sealed import Seal
 from appliance.runners import local
+from appliance.runners.slurm import arrivals, follower, node, outbox, team
 from appliance.runners.slurm import folder as names
-from appliance.runners.slurm import follower, node, outbox, team
 from appliance.runners.slurm import peer as connections
 from appliance.runners.slurm.commands import Commands
 from appliance.runners.slurm.folder import Description
+from appliance.runners.slurm.follower import Follower
 from appliance.runners.slurm.peer import LOST, Peer
 from appliance.runners.slurm.spool import SpoolWriter
 from appliance.runners.slurm.team import Team, Walls
@@ -298,6 +299,72 @@ def test_a_stranger_that_sends_slowly_is_let_go_and_the_run_goes_on(
     with site.team() as found:
         assert found.gather(OWN).nodes == ("n1", "n2")
     assert lasted[0] < 5
+
+
+def test_a_node_that_joins_while_the_first_one_copies_its_inputs_is_greeted_at_once(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "_GREETING_S", 0.3)
+    monkeypatch.setattr(connections, "JOIN_S", 0.3)
+    joined = threading.Event()
+    monkeypatch.setattr(follower, "Follower", lambda *given: joined.set() or Follower(*given))  # type: ignore[func-returns-value]
+    with site.team() as found:
+        assert joined.wait(20)
+        time.sleep(0.6)
+        assert found.gather(OWN).nodes == ("n1", "n2")
+
+
+def test_slow_strangers_delay_no_node_that_comes_behind_them(site: Site) -> None:
+    def go(given: list[str]) -> None:
+        with ExitStack() as strangers:
+            for _ in range(2):
+                strangers.enter_context(socket.create_connection((given[2], int(given[3]))))
+            follower.main(given)
+
+    site.start(go)
+    began = time.monotonic()
+    with site.team() as found:
+        assert found.gather(OWN).nodes == ("n1", "n2")
+    assert time.monotonic() - began < connections._GREETING_S
+
+
+def test_where_as_many_as_may_be_are_greeted_a_node_waits_for_its_turn(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arrivals, "AT_ONCE", 1)
+    monkeypatch.setattr(connections, "_GREETING_S", 0.5)
+
+    def go(given: list[str]) -> None:
+        with socket.create_connection((given[2], int(given[3]))), socket.create_connection((given[2], int(given[3]))):
+            follower.main(given)
+
+    site.start(go)
+    with site.team() as found:
+        assert found.gather(OWN).nodes == ("n1", "n2")
+
+
+def test_a_start_that_fails_early_lets_everybody_go_who_has_connected(site: Site) -> None:
+    joined, gone = threading.Event(), list[object]()
+
+    def go(given: list[str]) -> None:
+        place = (given[2], int(given[3]))
+        with socket.create_connection(place) as stranger:
+            peer = connections.join(*place, KEY, 0, {"number": 1, "node": "n2", "code": CODE})
+            joined.set()
+            gone.append(peer.receive())
+            peer.close()
+            while stranger.recv(64):
+                pass
+            gone.append("stranger")
+        with pytest.raises(OSError):
+            socket.create_connection(place)
+        gone.append("nobody listens")
+
+    site.start(go)
+    with pytest.raises(BadInput), site.team():
+        assert joined.wait(20)
+        raise BadInput("inputs: expected other bytes")
+    assert gone == [None, "stranger", "nobody listens"]
 
 
 def test_bytes_that_are_changed_between_nodes_do_not_open() -> None:
