@@ -45,7 +45,7 @@ from appliance.workflows.lifecycle.garbage import tune_garbage_collector
 from appliance.workflows.lifecycle.heartbeat import BEAT_S, beat, note_stall
 from appliance.workflows.lifecycle.recovery import recover
 from appliance.workflows.lifecycle.shutdown import shut_down
-from appliance.workflows.runs import checkpoints, places
+from appliance.workflows.runs import checkpoints, places, train
 from appliance.workflows.serving.serve import Serving
 
 IDLE_S = 600.0
@@ -144,7 +144,7 @@ def _start_rounds(settings: Settings, context: Context) -> None:
     writeback.start(context)
     snapshots.start(context)
     checkpoints.start(context)
-    places.start(context)
+    places.start(context, train.put_back)
     if settings.rehash_s is not None:
         rehash.start(context, settings.rehash_s)
     if settings.notices is not None:

@@ -56,7 +56,7 @@ def take_up_runs(context: Context) -> None:
     context.refresh()
     append_all(context, list(_runs_left(context.ledger.state)))
     steps.sweep(context)
-    places.sweep(context)
+    places.sweep(context, train.put_back)
     context.runs_here = True
     context.runs.put(partial(checkpoints.sweep, context))
     resume_work(context)

@@ -35,6 +35,8 @@ LOOK_S = 1.0
 SWEEP_S = 300.0
 
 Done = TypeVar("Done")
+PutBack = Callable[[Context, str], None]
+"""Puts this run into its queue again."""
 
 
 def check_place(context: Context, on: str, recipe: ResolvedRecipe, nodes: int = 1) -> None:
@@ -179,14 +181,15 @@ def release(context: Context, run_id: str) -> None:
         log.critical("ALARM: the job of run %s could not be ended; it is tried again: %s", run_id, error)
 
 
-def start(context: Context) -> None:
+def start(context: Context, put_back: PutBack) -> None:
     """Sweeps every few minutes, where the queue of runs is this process's."""
     if context.cluster is not None:
-        rounds.start(context, "jobs of Slurm", SWEEP_S, lambda: sweep(context) if context.runs_here else None)
+        rounds.start(context, "jobs of Slurm", SWEEP_S, lambda: sweep(context, put_back) if context.runs_here else None)
 
 
-def sweep(context: Context) -> None:
-    """The same of every run that is not under way, such as one that was cancelled while slurmctld was gone."""
+def sweep(context: Context, put_back: PutBack) -> None:
+    """The same of every run that is not under way, such as one that was cancelled while slurmctld was gone. What was
+    resumed meanwhile may have missed its turn: it is put back."""
     if context.cluster is None:
         return
     for key in context.cluster.list_keys():
@@ -198,6 +201,8 @@ def sweep(context: Context) -> None:
                 release(context, key)
         finally:
             context.in_hand.leave(key)
+        if _is_under_way(context, key):
+            put_back(context, key)
     try:
         context.cluster.clear()
     except ApplianceError as error:

@@ -69,6 +69,15 @@ def go_on(context: Context, run_id: str) -> None:
         _queue(context, _place_of(context, run_id)).put(carry)
 
 
+def put_back(context: Context, run_id: str) -> None:
+    """A run whose turn may have come while another thread had it in hand gets one more."""
+    run = context.ledger.state.runs.get(run_id)
+    if run is not None and run.status == "queued":
+        enqueue(context, run.on)
+    elif can_go_on(run):
+        go_on(context, run_id)
+
+
 def _place_of(context: Context, run_id: str) -> str:
     run = context.ledger.state.runs.get(run_id)
     return "here" if run is None else run.on
@@ -156,7 +165,15 @@ def carry_through(context: Context, run_id: str) -> bool:
         _carry_to_end(context, run)
     finally:
         context.in_hand.leave(run_id)
+    if _was_resumed(context, run):
+        put_back(context, run_id)
     return True
+
+
+def _was_resumed(context: Context, run: Run) -> bool:
+    """Whether a person resumed it before it was out of hand: its job may still have had to be ended."""
+    now = context.ledger.state.runs.get(run.id)
+    return now is not None and now.status == "queued" and now.queued != run.queued
 
 
 def _carry_to_end(context: Context, run: Run) -> None:

@@ -212,6 +212,49 @@ def test_nothing_is_evaluated_once_the_service_ends() -> None:
         train._judge(context, SimpleNamespace(id=RUN), *[None] * 3)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("who", ["the sweep", "the thread that had it"])
+def test_a_run_that_is_resumed_while_its_job_is_ended_does_not_miss_its_turn(
+    monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    """slurmctld hangs: each command takes a minute, and the run is in hand for as long."""
+    log = stage("imported").fork()
+    log.request_run(on="slurm")
+    run = log.state.runs.get(RUN)
+    assert run is not None
+    runs = {RUN: run.model_copy(update={"status": "failed"})}
+    carried = threading.Event()
+
+    def wait_for_turn() -> None:
+        deadline = time.monotonic() + 10
+        while context.cluster_runs.busy and time.monotonic() < deadline:
+            time.sleep(0.005)
+
+    def resume_meanwhile(*_: object) -> None:
+        monkeypatch.setattr(train, "_carry_to_end", lambda *_: carried.set())
+        runs[RUN] = run.model_copy(update={"queued": run.queued + 1})
+        train.enqueue(context, "slurm")
+        wait_for_turn()
+        assert not carried.is_set()
+
+    context: Any = SimpleNamespace(
+        cluster=cluster(release=resume_meanwhile, clear=lambda: None, list_keys=lambda: [RUN]),
+        ledger=SimpleNamespace(state=SimpleNamespace(runs=runs)),
+        closing=threading.Event(),
+        in_hand=InHand(),
+        runs_here=True,
+        cluster_runs=Jobs("runs on Slurm", threads=8),
+    )
+    if who == "the sweep":
+        places.sweep(context, train.put_back)
+    else:
+        runs[RUN] = run
+        monkeypatch.setattr(train, "_carry_to_end", resume_meanwhile)
+        train.carry_through(context, RUN)
+    assert carried.wait(10)
+    context.closing.set()
+    context.cluster_runs.stop(10)
+
+
 def test_a_job_that_cannot_be_ended_is_said_and_tried_again(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,7 +286,7 @@ def test_a_job_that_cannot_be_ended_is_said_and_tried_again(
     asked.clear()
     rounds: list[Callable[[], object]] = []
     monkeypatch.setattr(places.rounds, "start", lambda context, name, every_s, work: rounds.append(work))
-    places.start(context)
+    places.start(context, train.put_back)
     rounds[0]()
     assert asked == ["r-000002"], "neither one that is under way nor one that a thread works on"
     assert "r-000002" not in context.in_hand
@@ -253,6 +296,6 @@ def test_a_job_that_cannot_be_ended_is_said_and_tried_again(
     assert len(asked) == 1
     context.cluster = None
     places.release(context, RUN)
-    places.sweep(context)
-    places.start(context)
+    places.sweep(context, train.put_back)
+    places.start(context, train.put_back)
     assert len(rounds) == 1
