@@ -66,7 +66,7 @@ class Service:
 
     def _give_sign(self) -> None:
         if self._engine.busy and time.monotonic() - self._said_at >= SIGN_S:
-            self._send({"frame": "working"})
+            self._send({"frame": "working", "computed": self._engine.computed})
 
     def _hear_read(self, name: str | None) -> None:
         """In the reader's thread; without a name it has ended, and so does the service."""

@@ -14,14 +14,14 @@ class Reading:
     """An engine that reads a long prompt, and tells nothing before the end."""
 
     def __init__(self, steps: int) -> None:
-        self.steps = steps
+        self.steps, self.computed = steps, 0
 
     @property
     def busy(self) -> bool:
         return self.steps > 0
 
     def step(self) -> list[Any]:
-        self.steps -= 1
+        self.steps, self.computed = self.steps - 1, self.computed + 1
         return []
 
 
@@ -54,4 +54,4 @@ def test_a_server_says_that_it_works_while_a_long_prompt_is_read(
     engine = Reading(5)
     session = Session()
     serve.Service(cast(Any, session), cast(Any, engine)).run()
-    assert session.sent == [{"frame": "working"}] * signs
+    assert session.sent == [{"frame": "working", "computed": number} for number in range(1, 1 + signs)]

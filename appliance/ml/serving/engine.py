@@ -160,6 +160,8 @@ class Engine:
         self._rows: list[Row] = []
         self._waiting: list[Row] = []
         self._turns = Turns()
+        self.computed = 0
+        """Chunks, passes of classifications and tokens of the batch, since its start."""
 
     @property
     def busy(self) -> bool:
@@ -255,10 +257,12 @@ class Engine:
         if reading := self._turns.choose([row for row in self._rows if row.unread], drawing):
             began = time.monotonic()
             events += self._read(reading)
+            self.computed += 1
             self._turns.spend_reading(reading, drawing, time.monotonic() - began)
         began, drawing = time.monotonic(), [row for row in self._rows if not row.unread]
         for row, lookahead in zip(drawing, self._compute(drawing), strict=True):
             events += self._draw(row, lookahead)
+        self.computed += bool(drawing)
         self._turns.spend_drawing(time.monotonic() - began)
         return events
 

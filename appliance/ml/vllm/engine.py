@@ -72,6 +72,8 @@ class Engine:
         self._numbers = 0
         self._rows: dict[str, _Row] = {}
         self._events: list[Event] = []
+        self.computed = 0
+        """Steps that gave something, since its start: vLLM does not say what it did in another."""
         self.off: dict[str, float] = {}
         """By slot, how far its probe is off: a share of the largest logit."""
 
@@ -220,7 +222,9 @@ class Engine:
         """What vLLM gives in a step of its own."""
         events, self._events = self._events, []
         if self._rows:
-            for output in self._vllm.step():
+            outputs = self._vllm.step()
+            self.computed += bool(outputs)
+            for output in outputs:
                 events += self._hear(output)
         return events
 

@@ -34,7 +34,7 @@ FRAME_S = 120.0
 EXCHANGE_S = 600.0
 """A load or an unload takes no longer: it is done between two steps."""
 PROGRESS_S = 3_600.0
-"""A worker that gives signs of life alone for so long, while a request waits, is ended: no prompt takes that long."""
+"""A worker that gives signs of life alone for so long, and computes nothing while a request waits, is ended."""
 ANSWER_S = 21_600.0
 """A request gets a frame of its own within this time, also where it waits for the long prompts of all others."""
 WAITING = 32
@@ -101,6 +101,7 @@ class Engine:
         self._pending: dict[str, _Pending] = {}
         self._answering: Counter[str] = Counter()
         self._progress_at = self._looked_at = time.monotonic()
+        self._computed = 0
         self.alive = True
         try:
             tuple_ = f"{recipe['quantisation']}-{recipe['compute_dtype']}"
@@ -145,6 +146,7 @@ class Engine:
                     self._check_progress(now)
                     for frame in _separate(received[0]):
                         if frame.get("frame") == _WORKING:
+                            self._take_sign(frame, now)
                             continue
                         wanted = self._pending.get(str(frame.get("id", _EXCHANGE)))
                         if wanted is not None:
@@ -154,6 +156,15 @@ class Engine:
         except ApplianceError as error:
             log.warning("an engine is ended: %s", error.message)
         self.close()
+
+    def _take_sign(self, frame: Frame, now: float) -> None:
+        """Several long prompts, read in turns, have no frame for hours. A worker that lies about what it computed gains
+        no more than `ANSWER_S`."""
+        computed = frame.get("computed")
+        if type(computed) is not int or not 0 <= computed <= MAX_INTEGER:
+            raise BadInput("engine, working: expected a count of what was computed, got a value that is no count")
+        if computed > self._computed:
+            self._computed, self._progress_at = computed, now
 
     def _check_progress(self, now: float) -> None:
         """Unavailable where somebody waits for too long, whatever else the worker says. Looked at once a second."""

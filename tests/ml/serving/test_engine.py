@@ -198,7 +198,8 @@ def test_a_classification_that_is_cut_off_holds_nothing(engine: Engine, monkeypa
     for name in ("PASS_TOKENS", "PROMPT_CHUNK"):
         monkeypatch.setattr(score, name, 16)
     engine.classify("c", "a", Request(MESSAGES, max_tokens=1, labels=LABELS))
-    engine.step()
+    computed = engine.computed
+    assert engine.step() == [] and engine.computed == computed + 1, "a pass of which nothing is told counts"
     assert engine._cache.used > 0
     (cut,) = engine.unload("a")
     assert (cut.name, cut.told.code) == ("c", "cut-off")  # type: ignore[union-attr]

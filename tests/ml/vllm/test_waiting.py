@@ -26,7 +26,7 @@ def make_engine(vllm: object, limit: int) -> Engine:
     """... that answers one request, `other`."""
     engine = object.__new__(Engine)
     engine.base = cast(Base, SimpleNamespace(chat=SimpleNamespace(stop_ids=lambda: frozenset({1}))))
-    engine._vllm, engine._events, engine._wanted = vllm, [], {}
+    engine._vllm, engine._events, engine._wanted, engine.computed = vllm, [], {}, 0
     question = cast(Any, SimpleNamespace(prompt=[2]))
     row = _Row("other", "s", question, Text(lambda ids: "x" * len(ids), ()), limit, "salt")
     row.asked = ["other#"]
@@ -77,6 +77,8 @@ def test_what_ended_or_was_never_asked_is_told_to_nobody() -> None:
     engine = make_engine(vllm, limit=1)
     assert engine.step() == [Event("other", "x"), Event("other", Done("length", 1, 1))]
     assert vllm.aborted == [["other#"]] and not engine.busy
+    assert engine.computed == 1
+    assert engine.step() == [] and engine.computed == 1, "nothing was at work"
 
 
 def test_beginnings_of_prompts_are_shared_within_one_slot_and_epoch_of_a_unit_s_tokens_alone() -> None:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -201,7 +202,7 @@ def test_a_worker_that_says_that_it_works_is_not_taken_for_dead(serving: Any, mo
     load.start()
     for _ in range(12):
         time.sleep(0.05)
-        worker.frames.put({"frame": "working"})
+        worker.frames.put(SIGN)
     worker.frames.put({"frame": "unloaded", "slot": "other"})
     load.join(10)
     worker.frames.put(done())
@@ -212,7 +213,8 @@ def test_a_worker_that_says_that_it_works_is_not_taken_for_dead(serving: Any, mo
     worker.frames.put(None)
 
 
-SIGN = {"frame": "working"}
+SIGN = {"frame": "working", "computed": 0}
+GROWS = ({**SIGN, "computed": number} for number in count(1))
 STRANGE = {"frame": "token", "id": "r-9", "text": "x"}
 
 
@@ -222,6 +224,7 @@ STRANGE = {"frame": "token", "id": "r-9", "text": "x"}
         ("EXCHANGE_S", SIGN, "a load or an unload: expected a frame of it"),
         ("EXCHANGE_S", STRANGE, "a load or an unload: expected a frame of it"),
         ("ANSWER_S", {**token(), "id": "r-2"}, "request r-1: expected a frame of it"),
+        ("ANSWER_S", GROWS, "request r-1: expected a frame of it"),
         ("PROGRESS_S", SIGN, "request r-1: expected progress"),
     ],
 )
@@ -246,13 +249,43 @@ def test_a_worker_that_only_says_that_it_works_is_ended(
         made.ask("r-2", "slot", "generate", {}, lambda frame: None)
     deadline = time.monotonic() + 10
     while made.alive and time.monotonic() < deadline:
-        worker.frames.put(said)
+        worker.frames.put(next(GROWS) if said is GROWS else said)
         time.sleep(0.05)
     assert not made.alive
     assert f"an engine is ended: engine, {words}" in caplog.text
     if limit != "EXCHANGE_S":
         assert heard.get(timeout=10) is None
     assert made._turn.acquire(timeout=10), "the next unload has its turn"
+
+
+def test_a_worker_that_computes_is_not_ended_while_no_request_has_a_frame(
+    serving: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads many long prompts in turns, which end together."""
+    monkeypatch.setattr(engine, "PROGRESS_S", 0.3)
+    monkeypatch.setattr(engine, "LOOK_S", 0.0)
+    made, worker = serving(Unavailable("its cleanup"))
+    heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    made.ask("r-1", "slot", "generate", {}, heard.put)
+    for number in range(12):
+        time.sleep(0.05)
+        worker.frames.put({**SIGN, "computed": number})
+    worker.frames.put(done())
+    assert heard.get(timeout=10)["frame"] == "done"
+    assert made.alive
+    worker.frames.put(None)
+
+
+@pytest.mark.parametrize("computed", [None, -1, True, 1 << 53, "1"])
+def test_a_worker_whose_count_is_none_is_ended(
+    serving: Any, caplog: pytest.LogCaptureFixture, computed: object
+) -> None:
+    made, worker = serving(Unavailable("its cleanup"))
+    heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    made.ask("r-1", "slot", "generate", {}, heard.put)
+    worker.frames.put({"frame": "working", "computed": computed})
+    assert heard.get(timeout=10) is None
+    assert "an engine is ended: engine, working: expected a count" in caplog.text
 
 
 def test_a_request_that_waits_for_others_is_not_given_up(serving: Any, monkeypatch: pytest.MonkeyPatch) -> None:
