@@ -158,7 +158,7 @@ def test_slow_strangers_are_left_and_keep_nobody_out(start: Start) -> None:
 
 
 def test_bodies_have_room_together_and_a_slow_one_takes_only_what_it_sent(start: Start) -> None:
-    site = start(body_s=2.0, room_bytes=1_000_000)
+    site = start(body_s=2.0, room_bytes=4_000_000)  # strangers have a quarter
     head = b"POST /v1/orders HTTP/1.1\r\nHost: x\r\nContent-Length: 900000\r\n\r\n"
     with _raw(site) as large, at(site) as client:
         large.sendall(head + bytes(600_000))

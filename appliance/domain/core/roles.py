@@ -15,10 +15,10 @@ def is_unit(state: State, name: str) -> bool:
     return unit is not None and unit.has("unit")
 
 
-def knows_unit(state: State, name: str) -> bool:
-    """Whether it was enrolled as a unit, whatever became of it."""
-    unit = state.principals.get(name)
-    return unit is not None and "unit" in unit.roles
+def is_person(state: State, name: str) -> bool:
+    """Whether it was enrolled as anything but a unit, whatever became of it."""
+    principal = state.principals.get(name)
+    return principal is not None and "unit" not in principal.roles
 
 
 def needs(signer: Principal, *roles: str) -> Reasons:

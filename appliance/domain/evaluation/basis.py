@@ -86,7 +86,7 @@ def sets_by_name(run: Run) -> dict[str, str]:
 
 
 def _find_released_record(state: State, run: Run, name: str) -> dict[tuple[str, str], Record | None]:
-    released = find_released(state, run.name, run.dataset)
+    released = find_released(state, run.name, run.dataset, run.base_digest)
     if released is None:
         return {("released", name): None}
     if released.base_digest != run.base_digest:
@@ -215,17 +215,18 @@ def _held_out_rows(state: State, name: str) -> _Rows:
     return _Rows("dataset", split_version(name)[0], name if ordered is None else ordered.held_out_of)
 
 
-def find_released(state: State, name: str, dataset: str) -> Adapter | None:
-    """The version of this adapter name that answers a unit now. Where there is none, one that is judged on the held-out
-    rows of this dataset, of any version: another name is no way around what is released. Of several the one that was
-    released last."""
+def find_released(state: State, name: str, dataset: str, base_digest: str) -> Adapter | None:
+    """The version of this adapter name that answers a unit now. Where there is none, one on the same base with the same
+    held-out rows, of any version of the dataset: another name is no way around a release. Of several the newest release.
+    """
     current = sorted((release.current for release in state.releases.values()), key=lambda one: one.index, reverse=True)
     found = [
         adapter for one in current if (adapter := state.adapters.get(one.adapter)) is not None and _stands(adapter)
     ]
     rows = _held_out_rows(state, dataset)
     named = [adapter for adapter in found if adapter.name == name]
-    alike = [adapter for adapter in found if rows.same(_held_out_rows(state, adapter.dataset))]
+    on_base = [adapter for adapter in found if adapter.base_digest == base_digest]
+    alike = [adapter for adapter in on_base if rows.same(_held_out_rows(state, adapter.dataset))]
     return next(iter([*named, *alike]), None)
 
 

@@ -87,7 +87,7 @@ def _ended(state: State, reset: Reset) -> Changes:
 def _redate(state: State, now: Time) -> Changes:
     """What happened before the reset happened by now, whatever its entry says: otherwise who was enrolled meanwhile
     could sign nothing before that day, a unit whose tokens were revoked could ask nothing, a witness's word would count
-    too long, and a text could not be erased."""
+    too long, a text could not be erased, and a day's count would begin anew."""
     changes: Changes = []
     for person in state.principals.values():
         changed = _at_latest(_at_latest(person, "revoked_at", now), "tokens_since", now)
@@ -96,6 +96,10 @@ def _redate(state: State, now: Time) -> Changes:
         changes += [] if (loaded := _at_latest(slot, "loaded_at", now)) is slot else [(state.slots, key, loaded)]
     for key, witness in state.witnesses.items():
         changes += [] if (seen := _at_latest(witness, "time", now)) is witness else [(state.witnesses, key, seen)]
+    # A count of a day that is still to come goes on today, and ends with it.
+    for counts in (state.answers, state.tries):
+        later = ((key, row) for key, row in counts.items() if row.day > now[:10])
+        changes += [(counts, key, row.model_copy(update={"day": now[:10]})) for key, row in later]
     changes += [(state.texts, key, text._replace(time=now)) for key, text in state.texts.items() if text.time > now]
     return changes
 

@@ -65,9 +65,8 @@ def session_opened(case: Case) -> Changes:
     state, now = case.state, case.entry.time
     session, principal = accept_session(state, case.documents["session"], now)
     case.require(case.entry.actor == principal.name == session.signer, "actor", session.signer, case.entry.actor)
-    gone: Changes = [
-        (state.sessions, key, None) for key, row in state.sessions.items() if add_seconds(row.expires_at, KEPT_S) <= now
-    ]
+    until = add_seconds(now, -KEPT_S)
+    gone: Changes = [(state.sessions, key, None) for key, row in state.sessions.items() if row.expires_at <= until]
     row = OpenSession(principal=principal.name, expires_at=session.expires_at)
     return [*gone, (state.sessions, str(case.entry.index), row)]
 
@@ -76,7 +75,8 @@ def session_closed(case: Case) -> Changes:
     body, actor = case.of(SessionClosed), case.state.principals.get(case.entry.actor)
     case.require(body.principal in case.state.principals, "principal", "one that is enrolled", body.principal)
     row = case.state.sessions.get(str(body.opened))
-    open_one = row is not None and row.principal == body.principal
+    until = add_seconds(case.entry.time, -KEPT_S)
+    open_one = row is not None and row.principal == body.principal and row.expires_at > until
     case.require(open_one, "opened", f"the entry of an open session of {body.principal}", body.opened)
     may = actor is not None and actor.revoked is None and actor.has("administrator")
     expected = f"{body.principal} or an administrator"

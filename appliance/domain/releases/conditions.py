@@ -62,8 +62,6 @@ def count_answer(case: Case, clearance: Clearance) -> Changes:
     name, day = versioned(adapter.name, adapter.version), case.entry.time[:10]
     key = answers_key(unit, name)
     before = case.state.answers.get(key)
-    if before is not None and before.day > day:
-        day = before.day  # the clock was set back: what was answered under the time ahead counts on
     count = 0 if before is None or before.day != day else before.count
     if count >= most:
         raise UsedUp(

@@ -152,9 +152,9 @@ def usable(state: State, adapter: Adapter) -> Reasons:
 
 
 def _tried(state: State, name: str, now: Time) -> int:
-    """Prompts that were put on the day of UTC, or on a later one, under a clock that was set back since."""
+    """Prompts that were put on the day of UTC."""
     row = state.tries.get(name)
-    return 0 if row is None or row.day < now[:10] else row.count
+    return 0 if row is None or row.day != now[:10] else row.count
 
 
 def draw_samples(manifest: str, root: bytes, rows: Sequence[T], count: int) -> list[T]:
@@ -179,8 +179,6 @@ def samples_requested(case: Case) -> Changes:
 def try_requested(case: Case) -> Changes:
     order = case.order(TryAdapter)
     count, day = len(order.prompts), case.entry.time[:10]
-    before = case.state.tries.get(order.signer)
-    day = day if before is None else max(day, before.day)
     tries = DailyTries(by=order.signer, day=day, count=_tried(case.state, order.signer, case.entry.time) + count)
     return [_open(case, "try", order.name, count), (case.state.tries, order.signer, tries)]
 

@@ -17,7 +17,7 @@ from appliance.domain.core.names import (
     add_seconds,
 )
 from appliance.domain.core.records.serving import OpenRequest, release_key
-from appliance.domain.core.roles import knows_unit
+from appliance.domain.core.roles import is_person
 from appliance.domain.core.signatures import token_revoked
 from appliance.domain.core.texts import check_unerased
 from appliance.domain.core.verb import EventRule
@@ -94,14 +94,14 @@ class RequestFinished(_OfRequest):
 
 
 class RequestRefused(Event):
-    """`unit`: one that was enrolled. `count`: how many refusals it counts; those that a limit refuses are appended once
+    """`unit`: no person's name. `count`: how many refusals it counts; those that a limit refuses are appended once
     a minute."""
 
     type = "request.refused"
     outcomes = ("denied",)
     unit: Identifier
     code: str
-    message: str = Field(max_length=MOST_MESSAGE)
+    message: str
     count: int = Field(ge=1)
 
     def about(self) -> tuple[str, ...]:
@@ -121,7 +121,8 @@ def request_admitted(case: Case) -> Changes:
     case.require(got == expected, "what answers", expected, got)
     if revoked := token_revoked(case.state, body.unit, body.token, body.token_issued_at):
         raise NotAuthenticated(f"entry {case.entry.index}: {revoked}", code="revoked")
-    _check_age(case, body.token_issued_at)
+    if body.token not in case.state.issued_tokens:  # of those the log has the time itself
+        _check_age(case, body.token_issued_at)
     check_asker(case, body.unit, body.application, body.token, body.token_issued_at, body.task)
     case.require(body.request not in case.state.requests, "request", "a new one", body.request)
     _check_instruction(case, body)
@@ -182,7 +183,7 @@ def request_finished(case: Case) -> Changes:
 
 def request_refused(case: Case) -> Changes:
     unit = case.of(RequestRefused).unit
-    case.require(knows_unit(case.state, unit), "unit", "one that was enrolled", unit)
+    case.require(not is_person(case.state, unit), "unit", "no person", unit)
     return []
 
 

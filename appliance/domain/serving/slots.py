@@ -10,7 +10,7 @@ from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Event
 from appliance.domain.core.names import Digest, Identifier, OtherEngine, Time, VersionedName
 from appliance.domain.core.records.serving import Slot, release_key, slot_key
-from appliance.domain.core.roles import knows_unit
+from appliance.domain.core.roles import is_person
 from appliance.domain.core.state import Clearance, State
 from appliance.domain.core.verb import EventRule
 from appliance.domain.releases.approval import clear, standing_reviews, superseded
@@ -42,7 +42,7 @@ class AdapterAdmitted(Event):
 
 
 class AdmissionRefused(Event):
-    """The unit is one that the log knows, and so is the adapter, where one is named."""
+    """The unit is no person, and the adapter one that the log knows, where one is named."""
 
     type = "admission.refused"
     outcomes = ("denied",)
@@ -140,7 +140,7 @@ def admitted(case: Case) -> Changes:
 
 def admission_refused(case: Case) -> Changes:
     body = case.of(AdmissionRefused)
-    case.require(knows_unit(case.state, body.unit), "unit", "one that was enrolled", body.unit)
+    case.require(not is_person(case.state, body.unit), "unit", "no person", body.unit)
     if body.adapter is not None:
         case.require(body.adapter in case.state.adapters, "adapter", "a sealed one", body.adapter)
     return []

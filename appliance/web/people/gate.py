@@ -44,7 +44,9 @@ class Gate:
         self._app = app
         self._door = door
         self._local = local
-        self._room = Room(bodies.ROOM_BYTES)
+        # Strangers have a quarter of it, which they cannot fill for people with a session.
+        self._strangers_room = Room(bodies.ROOM_BYTES // 4)
+        self._room = Room(bodies.ROOM_BYTES - bodies.ROOM_BYTES // 4)
         self._strangers = Places(STRANGERS)
         self._people = Places(MOST)
 
@@ -52,7 +54,8 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        body = Body(receive, PUBLIC.get(scope["path"], bodies.BODY_BYTES), self._room)
+        room = self._strangers_room if scope["path"] in PUBLIC else self._room
+        body = Body(receive, PUBLIC.get(scope["path"], bodies.BODY_BYTES), room)
         try:
             if not self._local and scope["path"] not in PUBLIC:
                 await run_in_threadpool(self._door.person, authorization_of(scope))

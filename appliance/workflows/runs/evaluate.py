@@ -90,7 +90,7 @@ def still_compares(context: Context, run: Run, evaluation: Evaluation) -> bool:
     if not {items_path(name, released=True) for name in basis.unrecorded} <= evaluation.items.keys():
         return False
     with context.ledger.lock:
-        now = find_released(context.ledger.state, run.name, run.dataset)
+        now = find_released(context.ledger.state, run.name, run.dataset, run.base_digest)
     return not basis.unrecorded or (now is not None and now.manifest == evaluation.released)
 
 
@@ -128,7 +128,7 @@ class _Released:
 def _open_released(context: Context, run: Run) -> _Released:
     """The version of this name that answers a unit now, its bytes hashed again."""
     with context.ledger.lock:
-        adapter = find_released(context.ledger.state, run.name, run.dataset)
+        adapter = find_released(context.ledger.state, run.name, run.dataset, run.base_digest)
     if adapter is None:
         raise Denied(f"run {run.id}: expected a released version to compare with, got one that is released no more")
     context.artifacts.check(adapter.manifest)

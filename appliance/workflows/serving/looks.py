@@ -147,7 +147,7 @@ def _show_samples(context: Context, look: Look, order: ViewSamples) -> tuple[Sam
         {"rendered": _rendered(row), "labels": list(teaching.about.labels), "max_tokens": SAMPLE_TOKENS}
         for _, row in rows
     ]
-    other = find_released(state, adapter.name, adapter.dataset)
+    other = find_released(state, adapter.name, adapter.dataset, adapter.base_digest)
     released, why = (
         (None, None) if other is None or other.index == adapter.index else _comparable(context, adapter, other)
     )

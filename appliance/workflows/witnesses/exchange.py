@@ -77,7 +77,7 @@ def _is_news(context: Context, witness: str, seen: Checkpoint, time: str, *, aga
     if any(_find_loss(context, data) for data in kept):
         return against and seen.size > largest
     before = context.ledger.state.witnesses.get(witness)
-    is_accepted = before is None or (before.size, before.time) < (seen.size, time)
+    is_accepted = before is None or (seen.size > before.index and time >= before.time)
     return against or (is_accepted and seen.size >= largest)
 
 

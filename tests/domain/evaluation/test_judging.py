@@ -280,8 +280,9 @@ def test_another_name_is_compared_with_what_is_released_on_the_same_rows() -> No
     import_more(site)
     import_more(site, "others", 1)
     for name, dataset in (("clauses", "others@1"), ("another", "clauses@1"), ("another", "clauses@2")):
-        assert find_released(site.state, name, dataset) == site.state.adapters.get("clauses@1")
-    assert find_released(site.state, "another", "others@1") is None
+        assert find_released(site.state, name, dataset, site.base_digest) == site.state.adapters.get("clauses@1")
+    assert find_released(site.state, "another", "others@1", site.base_digest) is None
+    assert find_released(site.state, "another", "clauses@1", digest_bytes(b"another base")) is None
 
 
 def test_a_revoked_version_is_not_the_released_one() -> None:

@@ -842,6 +842,8 @@ def test_a_session_that_ran_out_long_ago_is_forgotten() -> None:
     site.now = add_seconds(began, 600 + KEPT_S - 1)
     open_session(site, "anna")
     assert str(first) in site.state.sessions
+    with refuses(site, Denied, "opened: expected the entry of an open session of rita"):
+        site.add(SessionClosed(opened=first, principal="rita"), actor="rita")
     second = open_session(site, "anna")
     assert str(first) not in site.state.sessions and str(second) in site.state.sessions
 

@@ -191,3 +191,7 @@ def test_a_day_s_answers_are_not_counted_anew_where_the_clock_is_set_back() -> N
     site.load(approvals=tuple(review.index for review in adapter_of(site).reviews[-2:]))
     with pytest.raises(UsedUp, match="expected at most 2"):
         site.add(site.request(4))
+    site.now = add_seconds(site.now, DAY_S)
+    approve(site, decision="approve-with-conditions", conditions=conditions(answers_a_day=2))
+    site.load(approvals=tuple(review.index for review in adapter_of(site).reviews[-2:]))
+    site.add(site.request(4))

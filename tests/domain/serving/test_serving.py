@@ -689,12 +689,11 @@ def test_a_slot_is_loaded_once() -> None:
         site.add(site.loaded(slot.admitted))
 
 
-def test_refusals_are_of_units_and_adapters_that_the_log_knows() -> None:
+def test_refusals_are_of_no_person_and_of_no_unknown_adapter() -> None:
     site = stage("serving")
-    for unit in ("anna", "nobody"):
-        with refuses(site, Denied, "unit: expected one that was enrolled"):
-            site.add(RequestRefused(unit=unit, code="denied", message="x", count=1), outcome="denied")
-        with refuses(site, Denied, "unit: expected one that was enrolled"):
-            site.add(AdmissionRefused(unit=unit, task="labels", adapter=None, reasons=("x",)), outcome="denied")
+    with refuses(site, Denied, "unit: expected no person, got anna"):
+        site.add(RequestRefused(unit="anna", code="denied", message="x", count=1), outcome="denied")
+    with refuses(site, Denied, "unit: expected no person, got anna"):
+        site.add(AdmissionRefused(unit="anna", task="labels", adapter=None, reasons=("x",)), outcome="denied")
     with refuses(site, Denied, "adapter: expected a sealed one"):
         site.add(AdmissionRefused(unit="legal", task="labels", adapter="other@1", reasons=("x",)), outcome="denied")
