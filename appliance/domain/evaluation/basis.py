@@ -217,7 +217,7 @@ def _held_out_rows(state: State, name: str) -> _Rows:
 
 def find_released(state: State, name: str, dataset: str, base_digest: str) -> Adapter | None:
     """The version of this adapter name that answers a unit now. Where there is none, one on the same base with the same
-    held-out rows, of any version of the dataset: another name is no way around a release. Of several the newest release.
+    held-out rows, of any version of the dataset: another name gets around nothing. Of several, the newest release.
     """
     current = sorted((release.current for release in state.releases.values()), key=lambda one: one.index, reverse=True)
     found = [
