@@ -18,7 +18,7 @@ from appliance.domain.core.event import Event
 from appliance.domain.governance.service import Heartbeat
 from appliance.domain.rulebook.subjects import subjects_of
 from appliance.domain.serving.requests import RequestAdmitted, RequestFinished, name_request
-from appliance.formats.core.timestamp import parse_time
+from appliance.formats.core.timestamp import encode_time, parse_time
 from appliance.formats.log.note import vkey_of
 from appliance.formats.log.trust import encode_trust
 from appliance.store.database.engine import open_engine
@@ -129,10 +129,11 @@ class Requests:
         """A request's beginning and its end."""
         slot = self._random.choice(self._slots)
         place = slot.answering
-        request = name_request(int(self._clock().timestamp() * 1000), self._random.randbytes(10))
+        now = self._clock()
+        request = name_request(int(now.timestamp() * 1000), self._random.randbytes(10))
         digest = f"hmac-sha256:{self._random.getrandbits(256):064x}"
         counts = {"finish_reason": "stop", "prompt_tokens": 212, "completion_tokens": 18}
-        token = {"token": f"sha256:{self._random.getrandbits(256):064x}", "token_issued_at": "2026-01-15T09:30:00.000Z"}
+        token = {"token": f"sha256:{self._random.getrandbits(256):064x}", "token_issued_at": encode_time(now)}
         admitted = RequestAdmitted(request=request, prompt=digest, instruction=None, application=None, **token, **place)
         finished = RequestFinished(request=request, answer=digest, instruction=None, engine=None, **place, **counts)
         return _draft(admitted), _draft(finished)

@@ -72,7 +72,7 @@ class _Slot:
         place = {"unit": slot["unit"], "task": slot["task"], "adapter": slot["adapter"], "request": _REQUEST}
         ended = {**place, "prompt_tokens": 212, "completion_tokens": 18}
         return cls(
-            _Copied(site, site.request(prompt=_COMMITMENT, **place)),
+            _Copied(site, site.request(prompt=_COMMITMENT, token_issued_at=_TIME, **place)),
             _Copied(site, site.answered(answer=_COMMITMENT, **ended)),
             _Copied(site, site.answered(finish_reason="error", **ended), outcome="failure"),
         )
