@@ -157,19 +157,11 @@ def _beside_peers(
 
 def _one_stream(ours: Program, llama: Server, slot: str, gguf: str) -> Iterator[Row]:
     """One answer with one adapter, its prompt included, beside llama.cpp's server with the same adapter."""
-    tokens = serving_prompts.STREAM_TOKENS
-    wanted: dict[str, Any] = {"prompts": PROMPTS[:1], "slots": [slot], "tokens": tokens}
+    wanted: dict[str, Any] = {"prompts": PROMPTS[:1], "slots": [slot], "tokens": serving_prompts.STREAM_TOKENS}
     found = interleaved(
         3, ours=_rated(lambda: ours("answer", **wanted)), llama=_rated(lambda: llama.told("answer", **wanted))
     )
-    yield row(
-        *(f"tokens a second, one stream of {tokens} tokens, one adapter", found["ours"], "1/s"),
-        against=f"llama.cpp's server with that adapter, {gguf.rpartition('.')[2]}",
-        theirs=found["llama"],
-        ratio=found.ratio("ours", "llama"),
-        ratio_at_least=0.5,
-        note="mark 1.0×",
-    )
+    yield serving_prompts.stream_row(found, f"llama.cpp's server with that adapter, {gguf.rpartition('.')[2]}")
 
 
 def _rates(found: Found, gguf: str) -> Iterator[Row]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import correlation, median
 
 from scripts.benches import serving_llama
-from scripts.benches.measure import Row, interleaved, row
+from scripts.benches.measure import Found, Row, interleaved, row
 from scripts.benches.programs import ROOT, Program, start_program
 
 LLAMA = ROOT / ".venv-bench-llama" / "bin" / "python"
@@ -72,9 +72,14 @@ def measure_stream(ours: Program, adapter: Path, base: Path, gguf: Path, rounds:
         for turn in turns.values():
             turn()
         found = interleaved(max(rounds, 3), **{name: partial(_drawn, turn) for name, turn in turns.items()})
-    yield row(
+    yield stream_row(found, f"llama.cpp with that adapter in float32, {gguf.stem.rpartition('.')[2]}; ours bf16, NF4")
+
+
+def stream_row(found: Found, against: str) -> Row:
+    """Of turns `ours` and `llama`."""
+    return row(
         *(f"tokens a second, one stream of {STREAM_TOKENS} tokens, one adapter", found["ours"], "1/s"),
-        against=f"llama.cpp with that adapter in float32, {gguf.stem.rpartition('.')[2]}; ours bf16, NF4",
+        against=against,
         theirs=found["llama"],
         ratio=found.ratio("ours", "llama"),
         ratio_at_least=0.5,

@@ -16,7 +16,7 @@ def is_unit(state: State, name: str) -> bool:
 
 
 def is_person(state: State, name: str) -> bool:
-    """Whether it was enrolled as anything but a unit, whatever became of it."""
+    """Whether it was enrolled as anything but a unit; it may be revoked since."""
     principal = state.principals.get(name)
     return principal is not None and "unit" not in principal.roles
 

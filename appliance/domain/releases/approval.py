@@ -148,7 +148,7 @@ def _is_word(state: State, review: ReviewRecord) -> bool:
 
 
 def _replaces(state: State, review: ReviewRecord, word: ReviewRecord | None) -> bool:
-    """A withdrawal under such a key, or a narrower approval, still ends an approval: whoever revokes the key gives back
+    """A withdrawal under such a key, or a narrower approval, still ends an approval. Revoking the key gives back
     nothing that its owner took away."""
     if _is_word(state, review) or word is None or not word.approves:
         return _is_word(state, review)

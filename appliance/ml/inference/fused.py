@@ -108,7 +108,6 @@ class FusedLayers:
             multiplier=architecture.residual_multiplier,
         )
         self._key = torch.empty(1, architecture.key_heads, size)
-        self._size = size
 
     def read(
         self, x: torch.Tensor, rotations: Mapping[str | None, Rotation | None], drawing: Drawing, pairs: Pairs | None
@@ -128,8 +127,8 @@ class FusedLayers:
             cosine, sine = turned[about.rope]
             layer.cosine, layer.sine = _address(cosine), _address(sine)
             layer.turned = 0 if cosine is None else cosine.shape[1]
-            if layer.turned % 2 or layer.turned > self._size:
-                raise ValueError(f"rotation: expected an even number of at most {self._size}, got {layer.turned}")
+            if layer.turned % 2 or layer.turned > self._model.size:
+                raise ValueError(f"rotation: expected an even number of at most {self._model.size}, got {layer.turned}")
         self._model.block = held_by[0][0].shape[2]
         most = max(len(row.blocks) for row in held)
         blocks = [block for row in held for block in (*row.blocks, *[0] * (most - len(row.blocks)))]

@@ -76,7 +76,7 @@ def test_another_name_does_not_get_around_the_count_while_runs_have_not_ended(si
 
 
 def test_a_sweep_is_one_signer_s_on_one_dataset(site: LogBuilder) -> None:
-    """Whoever ordered runs under somebody else's name could have theirs cancelled, or let them order no more."""
+    """Otherwise a stranger's runs under this name could fill the sweep, or have its own runs cancelled."""
     site.request_run(recipe=VALIDATING, sweep="choosing-1")
     site.enroll("oscar", "operator")
     with refuses(site, Denied, "expected a new name, or one of oscar's on this dataset, got olga's on clauses@1"):

@@ -78,6 +78,20 @@ def _draw(slots: Slots, rows: Sequence[tuple[str | None, int]], *, fused: bool =
     return found
 
 
+def _compare_alone(slots: Slots, rows: Sequence[tuple[str | None, int]], threads: int) -> None:
+    """Each row's bits alone are those in a batch with the others, in so many threads."""
+    alone = [_draw(slots, [row]) for row in rows]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        together = _draw(slots, rows)
+    finally:
+        torch.set_num_threads(before)
+    for step, hidden in enumerate(together):
+        for row, own in enumerate(alone):
+            assert torch.equal(hidden[row], own[step][0]), (row, step)
+
+
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("appliance.ml.inference.cache.BLOCK", 16)
@@ -119,16 +133,7 @@ def test_a_gate_far_from_0_is_shut_or_open(kind: str) -> None:
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_a_row_has_the_same_bits_alone_and_in_a_batch_with_any_threads(threads: int) -> None:
     slots = _slots("gemma3")
-    alone = [_draw(slots, [row]) for row in ROWS]
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        together = _draw(slots, ROWS)
-    finally:
-        torch.set_num_threads(before)
-    for step, hidden in enumerate(together):
-        for row, own in enumerate(alone):
-            assert torch.equal(hidden[row], own[step][0]), (row, step)
+    _compare_alone(slots, ROWS, threads)
 
 
 @pytest.mark.usefixtures("way")
@@ -142,16 +147,7 @@ def test_a_row_has_the_same_bits_in_a_batch_of_any_size(
     monkeypatch.setattr(f"{__name__}.STEPS", 3)
     slots = _slots("llama")
     rows = [(("a", None, "b", "wide")[place % 4], 3 + place) for place in range(count)]
-    alone = [_draw(slots, [row]) for row in rows]
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        together = _draw(slots, rows)
-    finally:
-        torch.set_num_threads(before)
-    for step, hidden in enumerate(together):
-        for row, own in enumerate(alone):
-            assert torch.equal(hidden[row], own[step][0]), (row, step)
+    _compare_alone(slots, rows, threads)
 
 
 @needs_kernel
