@@ -119,9 +119,21 @@ def _pairs(expected: Sequence[str], answered: Sequence[str]) -> list[tuple[str, 
 
 
 def normalise(text: str) -> str:
-    """SQuAD's normal form: lower case, without punctuation and English articles, single spaces."""
-    plain = "".join(character for character in text.lower() if character not in _PUNCTUATION)
-    return " ".join(_ARTICLES.sub(" ", plain).split())
+    """SQuAD's normal form, in all scripts as MLQA has it: lower case, without punctuation and English articles, single
+    spaces; of a script without spaces between words each character is a word."""
+    parts: list[str] = []
+    after = False
+    for character in text.lower():
+        category = unicodedata.category(character)
+        if character in _PUNCTUATION or category.startswith("P"):
+            continue
+        # A combining mark, such as a vowel sign, belongs to what is before it.
+        if not category.startswith("M"):
+            unspaced = _UNSPACED.match(character) is not None
+            parts += [" "] if unspaced or after else []
+            after = unspaced
+        parts.append(character)
+    return " ".join(_ARTICLES.sub(" ", "".join(parts)).split())
 
 
 def token_f1(expected: str, answered: str) -> Fraction:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import string
 from fractions import Fraction
 
 import pytest
@@ -94,6 +95,33 @@ def test_answers_are_compared_as_squad_compares_them() -> None:
         "exact_match": "0.500000",
         "token_f1": "0.750000",
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("会议在周五。", "会 议 在 周 五"),
+        ("会议 meeting在周五", "会 议 meeting 在 周 五"),
+        ("「東京」タワー", "東 京 タ ワ ー"),
+        ("ที่นี่", "ที่ นี่"),
+        ("«Le procès»…", "le procès"),
+        ("cafe\u0301 noir", "cafe\u0301 noir"),
+    ],
+)
+def test_answers_of_every_script_lose_their_punctuation_and_are_divided_into_words(text: str, normal: str) -> None:
+    assert normalise(text) == normal
+    assert normalise(normal) == normal
+
+
+def test_an_answer_without_spaces_is_compared_character_by_character() -> None:
+    assert token_f1("会议在周五", "会议在周四。") == Fraction(4, 5)
+    assert summarize_answers(["会议在周五"], ["会议在周五。"])["exact_match"] == "1.000000"
+
+
+@given(st.text(alphabet=st.characters(max_codepoint=0x7F)))
+def test_an_answer_in_ascii_has_squads_own_normal_form(text: str) -> None:
+    plain = "".join(character for character in text.lower() if character not in string.punctuation)
+    assert normalise(text) == " ".join(re.sub(r"\b(a|an|the)\b", " ", plain).split())
 
 
 def test_a_loss_is_a_mean_over_tokens_and_never_of_none() -> None:
