@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import socket
 import time
@@ -43,6 +44,34 @@ def test_a_socket_counts_what_it_accepted_until_that_is_closed() -> None:
         accept()
         with pytest.raises(ConnectionAbortedError):
             accept()
+
+
+def test_one_account_leaves_the_others_their_places_at_a_unix_socket(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel's word for who is there; the service's own account and root have every place."""
+    account = [1001]
+    monkeypatch.setattr(sockets, "account_of", lambda _: account[-1])
+    with Bounded(socket.AF_UNIX, 16) as door, ExitStack() as stack:
+        door.bind(str(home / "s"))
+        door.listen(32)
+
+        def accept() -> socket.socket:
+            here = stack.enter_context(socket.socket(socket.AF_UNIX))
+            here.connect(str(home / "s"))
+            return stack.enter_context(door.accept()[0])
+
+        first, _second = accept(), accept()
+        with pytest.raises(ConnectionAbortedError, match="at most 2 of user id 1001"):
+            accept()
+        account.append(1002)
+        accept()
+        account.append(os.geteuid())
+        for _ in range(8):
+            accept()
+        account.append(1001)
+        first.close()
+        accept()
 
 
 def test_a_door_has_its_share_of_few_descriptors_and_no_more_than_it_needs_of_many(

@@ -8,7 +8,6 @@ import logging
 import signal
 import socket
 import ssl
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from appliance.web.core.framing import once_framed
+from appliance.web.core.sockets import peer_of
 
 log = logging.getLogger("appliance")
 
@@ -101,7 +101,7 @@ def _peer(connection: socket.socket) -> tuple[str, int] | None:
     """As (unix:user id, process id), in the place of (host, port)."""
     if connection.family != socket.AF_UNIX:
         return None
-    pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    pid, uid = peer_of(connection)
     return f"unix:{uid}", pid
 
 

@@ -8,6 +8,7 @@ import os
 import resource
 import socket
 import stat
+import struct
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,8 @@ CONNECTIONS = 512
 SHARE = 8
 """One door has at most this part of the descriptors: five can be open, and three eighths stay for the rest."""
 DESCRIPTORS = 4_096
+ACCOUNT_SHARE = 8
+"""One account has at most this part of the connections at the people's socket."""
 
 
 def raise_descriptors() -> None:
@@ -33,22 +36,40 @@ def raise_descriptors() -> None:
 
 
 class Bounded(socket.socket):
-    """Listens, and has so many connections open at once, whatever they do; one that comes over that is closed."""
+    """Listens, and has so many connections open at once, whatever they do; one that comes over that is closed. At a
+    Unix socket an account has an eighth of them, unless it is the service's own or root."""
 
     def __init__(self, family: int, most: int) -> None:
         super().__init__(family, socket.SOCK_STREAM)
         self._most = most
-        self._accepted: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self._accepted: weakref.WeakKeyDictionary[socket.socket, int | None] = weakref.WeakKeyDictionary()
 
     def accept(self) -> tuple[socket.socket, Any]:
         """ConnectionAbortedError, which an event loop passes over, for one too many."""
         connection, address = super().accept()
+        account = account_of(connection)
         # Counted from the sockets themselves, since nothing reports a closed one.
-        if sum(one.fileno() >= 0 for one in self._accepted) >= self._most:
+        accounts = [one for taken, one in self._accepted.items() if taken.fileno() >= 0]
+        most = self._most // ACCOUNT_SHARE
+        if len(accounts) >= self._most:
             connection.close()
             raise ConnectionAbortedError(f"connections: expected at most {self._most} at once, got one more")
-        self._accepted.add(connection)
+        if account not in (None, 0, os.geteuid()) and accounts.count(account) >= most:
+            connection.close()
+            raise ConnectionAbortedError(f"connections: expected at most {most} of user id {account}, got one more")
+        self._accepted[connection] = account
         return connection, address
+
+
+def account_of(connection: socket.socket) -> int | None:
+    """The user id at the other end of a Unix socket, as the kernel says; None of any other."""
+    return None if connection.family != socket.AF_UNIX else peer_of(connection)[1]
+
+
+def peer_of(connection: socket.socket) -> tuple[int, int]:
+    """The process id and user id at the other end of a Unix socket, as the kernel says."""
+    pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid, uid
 
 
 @contextlib.contextmanager
