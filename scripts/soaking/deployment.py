@@ -230,7 +230,8 @@ def _forge(context: Context, deployment: Deployment, versions: int, also_vllm: b
     assert base is not None
     folder = context.artifacts.path(base.digest)
     # In bfloat16 the requests beside an answer of vLLM would decide its near ties.
-    written = QUICK | ({"compute_dtype": "float32"} if also_vllm else {})
+    # All rows are in one step, as MADE says.
+    written = QUICK | {"accumulation": 4} | ({"compute_dtype": "float32"} if also_vllm else {})
     recipe = _train_order(context, deployment.site, wanted[0][0], written).recipe
     task = {
         "base": str(folder),

@@ -53,11 +53,22 @@ def may_break_glass(state: State, order: BreakGlass, signer: Principal, now: Tim
         reasons.append(f"until: expected a time after {now} and not after {limit}, got {order.until}")
     if order.adds_instruction:
         reasons += instruction_is_there(state, adapter)
+    unheard = _unreviewed(adapter, order.unit)
+    if unheard is not None:
+        reasons.append(f"adapter {order.name}: expected a review of the emergency of entry {unheard} first, got none")
     reasons += objections(state, adapter, order.unit, now)
     reasons += conditions_against(state, adapter, order.unit, order.task, now, emergency=True)
     if not quorum(state, adapter, order.unit, now):
         reasons.append(f"adapter {order.name}: expected one whose approvals lack something, got one to roll back to")
     return reasons
+
+
+def _unreviewed(adapter: Adapter, unit: str) -> int | None:
+    """The entry of the unit's last emergency with this version, where no reviewer has decided on it: otherwise two
+    people could have it answer for ever."""
+    opened = [request for request in adapter.requests if request.unit == unit and request.kind == "break-glass"]
+    heard = {review.request for review in adapter.reviews}
+    return opened[-1].index if opened and opened[-1].order not in heard else None
 
 
 def emergency_declared(case: Case) -> Changes:

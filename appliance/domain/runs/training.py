@@ -185,6 +185,7 @@ def run_requested(case: Case) -> Changes:
         index=case.entry.index,
         status="waiting" if _needs_authorisation(case.state, order) else "queued",
         queued=case.entry.index,
+        planned_steps=_count_planned_steps(case.state, order.recipe),
         early_stopping=order.recipe.early_stopping,
         validate_every=order.recipe.validate_every,
         gates=order.gates,
@@ -192,21 +193,23 @@ def run_requested(case: Case) -> Changes:
         local_sets=order.local_sets,
         tier=order.tier,
         sweep=order.sweep,
-        privacy=_guarantee(case.state, order.recipe),
+        privacy=_guarantee(order.recipe),
         on=order.on,
         nodes=order.nodes,
     )
     return [(case.state.runs, run.id, run)]
 
 
-def _guarantee(state: State, recipe: ResolvedRecipe) -> Guarantee | None:
-    """That its epsilon follows from noise, rows and steps is for `may_train` to say."""
+def _count_planned_steps(state: State, recipe: ResolvedRecipe) -> int | None:
     dataset = state.datasets.get(recipe.dataset)
-    if recipe.privacy is None or dataset is None:
-        return None
-    rows_a_step = recipe.batch_size * recipe.accumulation
-    steps = count_steps(int(dataset.facts["train_rows"]), recipe.epochs, rows_a_step)
-    return Guarantee(epsilon=recipe.privacy.epsilon, delta=recipe.privacy.delta, steps=steps)
+    rows = None if dataset is None else dataset.facts.get("train_rows")
+    return count_steps(rows, recipe.epochs, recipe.batch_size * recipe.accumulation) if isinstance(rows, int) else None
+
+
+def _guarantee(recipe: ResolvedRecipe) -> Guarantee | None:
+    """That its epsilon follows from noise, rows and steps is for `may_train` to say."""
+    privacy = recipe.privacy
+    return None if privacy is None else Guarantee(epsilon=privacy.epsilon, delta=privacy.delta)
 
 
 def _needs_authorisation(state: State, order: Train) -> bool:
@@ -241,17 +244,18 @@ def run_finished(case: Case) -> Changes:
     check_end(case, run, body)
     private = run.privacy is not None
     case.require((body.final_loss is None) == private, "final_loss", "none" if private else "a loss", body.final_loss)
-    if run.privacy is not None:
-        case.require(
-            body.steps == run.privacy.steps, "steps", f"{run.privacy.steps}, which its epsilon counts", body.steps
-        )
     made = {name: getattr(body, name) for name in ("weights", "record", "seconds", "peak_bytes")}
     return move(case.state, run.model_copy(update=made), "trained")
 
 
 def check_end(case: Case, run: Run, body: RunFinished) -> None:
-    """It ended where its plan or its validation losses end it, at no other step, and the weights are those to seal."""
-    readings, patience, steps = body.validation, run.early_stopping, body.steps
+    """It ended where recipe or validation losses end it, at no other step, and the weights are those to seal."""
+    readings, patience, steps, planned = body.validation, run.early_stopping, body.steps, run.planned_steps
+    if planned is not None and run.validate_every:
+        # How many rows are kept back follows from the rows' texts, which the log does not have.
+        case.require(body.planned_steps <= planned, "planned_steps", f"at most {planned}", body.planned_steps)
+    elif planned is not None:
+        case.require(body.planned_steps == planned, "planned_steps", planned, body.planned_steps)
     expected = read_steps(steps, body.planned_steps, run.validate_every)
     got = tuple(step for step, _ in readings)
     case.require(got == expected, "validation", f"losses after the steps {expected}", f"after {got}")

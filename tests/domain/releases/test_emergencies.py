@@ -199,3 +199,17 @@ def test_its_review_is_replaced_only_where_a_reviewer_sent_it_back() -> None:
         site.request_release()
     site.review("rita", "privacy", decision="request-changes")
     site.request_release()
+
+
+def test_another_emergency_waits_for_a_review_of_the_last() -> None:
+    """Two people alone could otherwise have it answer for ever."""
+    site = lapsed()
+    opened = site.break_glass()
+    site.now = add_seconds(site.now, 90_000)
+    with pytest.raises(Denied, match=f"expected a review of the emergency of entry {opened.index} first, got none"):
+        site.break_glass()
+    site.review("rita", "privacy")
+    again = site.break_glass()
+    site.now = add_seconds(site.now, 90_000)
+    with pytest.raises(Denied, match=f"expected a review of the emergency of entry {again.index} first"):
+        site.break_glass()

@@ -54,7 +54,8 @@ def test_an_order_whose_epsilon_is_not_what_its_noise_comes_to_is_refused(site: 
         site.request_run(recipe=private() | {"epochs": 3})
     site.request_run(recipe=private())
     run = site.state.runs.get(RUN)
-    assert run is not None and run.privacy == Kept(epsilon=EPSILON, delta=DELTA, steps=STEPS)
+    assert run is not None and run.planned_steps == STEPS
+    assert run.privacy == Kept(epsilon=EPSILON, delta=DELTA)
 
 
 def test_a_dataset_whose_rows_are_not_counted_trains_nothing_privately() -> None:
@@ -79,7 +80,7 @@ def test_a_private_run_ends_after_the_steps_that_its_epsilon_counts_and_tells_no
     with refuses(running, Denied, "final_loss: expected none, got 0.25"):
         running.add(running.finished(RUN))
     running.add(running.checkpointed(RUN, 3))
-    with refuses(running, Denied, "steps: expected 2, which its epsilon counts, got 3"):
+    with refuses(running, Denied, "planned_steps: expected 2, got 3"):
         running.add(running.finished(RUN, steps=3, final_loss=None))
 
 

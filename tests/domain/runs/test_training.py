@@ -103,6 +103,36 @@ def test_a_trained_run_may_go_on_from_its_end(running: LogBuilder) -> None:
     assert run_of(running).status == "running"
 
 
+@pytest.mark.parametrize(
+    ("rows", "changes", "planned", "words"),
+    [
+        (8, {}, 2, ""),
+        (8, {}, 1, "planned_steps: expected 2, got 1"),
+        (9, {}, 2, "planned_steps: expected 3, got 2"),
+        (8, {"epochs": 3}, 2, "planned_steps: expected 6, got 2"),
+        (None, {}, 2, ""),
+        (12, {"validation": "0.1", "validate_every": 8}, 2, ""),
+        (4, {"validation": "0.1", "validate_every": 8}, 2, "planned_steps: expected at most 1, got 2"),
+    ],
+)
+def test_a_run_has_the_steps_of_its_recipe(rows: int | None, changes: dict[str, Any], planned: int, words: str) -> None:
+    """Otherwise a service could train less than was ordered. A dataset of older logs does not count its rows."""
+    site = stage("staffed")
+    site.import_base()
+    site.import_dataset(facts={"rows": 20} | ({} if rows is None else {"train_rows": rows}))
+    site.request_run(recipe=changes)
+    site.add(site.started(RUN))
+    site.add(site.checkpointed(RUN, planned))
+    readings = ((planned, "1.0"),) if changes.get("validate_every") else ()
+    ending: dict[str, Any] = {"steps": planned, "validation": readings}
+    if words:
+        with refuses(site, Denied, words):
+            site.add(site.finished(RUN, **ending))
+    else:
+        site.add(site.finished(RUN, **ending))
+        assert verify(site).verdict == "verified"
+
+
 READINGS = ((2, "3.0"), (4, "2.0"), (6, "2.5"), (8, "2.0"))
 
 

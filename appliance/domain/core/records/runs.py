@@ -20,11 +20,10 @@ class Authorisation(Value):
 
 
 class Guarantee(Value):
-    """Differential privacy: what a run of so many steps tells of any one row that it trained on."""
+    """Differential privacy: what a run tells of any one row that it trained on."""
 
     epsilon: str
     delta: str
-    steps: int
 
 
 class Job(Canonical):
@@ -51,6 +50,9 @@ class Run(Value):
     status: Literal["waiting", "queued", "running", "trained", "sealed", "failed", "cancelled", "refused"]
     queued: int = 0
     """The entry that last put it into the queue, which is worked off in this order."""
+    planned_steps: int | None = None
+    """Steps over all rows of its dataset, which a run that validates does not reach: some rows are kept back for that.
+    None where the dataset's facts do not count its rows."""
     early_stopping: int = 0
     validate_every: int = 0
     weights: str | None = None
