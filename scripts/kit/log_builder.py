@@ -735,12 +735,15 @@ class LogBuilder:
         return self.ordered(ReplayRequested(policy=self.in_force), order)
 
     def replayed(self, requested: Entry, run: str = "r-000001", **fields: Any) -> ReplayFinished:
-        digest = digest_bytes(b"state 2")
+        """Of the steps up to the run's last training checkpoint."""
+        row = self.state.runs.get(run)
+        step = 2 if row is None else row.step
+        digest = digest_bytes(b"state %d" % step)
         standing: dict[str, Any] = {
             "order": order_of(requested),
             "run": run,
             "from_step": 0,
-            "to_step": 2,
+            "to_step": step,
             "expected": digest,
             "got": digest,
             "verdict": "identical",
@@ -751,14 +754,15 @@ class LogBuilder:
         return ReplayFinished(**standing | fields)
 
     def finished(self, run: str, **fields: Any) -> RunFinished:
+        steps = fields.get("steps", self._planned_steps(run))
         standing: dict[str, Any] = {
             "run": run,
             "weights": digest_bytes(b"weights"),
-            "weights_step": fields.get("steps", 2),
+            "weights_step": steps,
             "record": digest_bytes(STEPS),
             "validation": (),
-            "planned_steps": fields.get("steps", 2),
-            "steps": 2,
+            "planned_steps": steps,
+            "steps": steps,
             "trained_tokens": 10,
             "seconds": "1.5",
             "peak_bytes": 3_000_000,
@@ -775,9 +779,14 @@ class LogBuilder:
         if row is not None and row.status == "waiting":
             self.authorise(run)
         self.add(self.started(run))
-        self.add(self.checkpointed(run))
+        self.add(self.checkpointed(run, self._planned_steps(run)))
         self.add(self.finished(run))
         return run
+
+    def _planned_steps(self, run: str) -> int:
+        """Those of its recipe, or 2 where the dataset's facts count no rows."""
+        row = self.state.runs.get(run)
+        return 2 if row is None or row.planned_steps is None else row.planned_steps
 
     def sealing(self, run: str, version: int = 1, **fields: Any) -> tuple[AdapterSealed, dict[str, bytes]]:
         """The body and its documents; `files` (None takes one out) and `name` change the sealed folder, `items` is what

@@ -43,15 +43,15 @@ def test_a_failed_run_is_resumed_and_a_window_of_it_is_replayed(open_desk: Calla
     desk = open_desk("trained")
     judge(desk)
     desk.site.add(RunFailed(run="r-000001", code="worker-ended", message=desk.site.text("it was killed")))
-    refused = desk.as_("olga", "run", "replay", "r-000001", "--from", "0", "--to", "2", "--yes")
+    refused = desk.as_("olga", "run", "replay", "r-000001", "--from", "0", "--to", "100", "--yes")
     assert (refused.code, "expected olga to be auditor" in refused.err) == (3, True)
     told = desk.as_("olga", "run", "resume", "r-000001", "--yes")
     assert told.code == 0, told.err
     assert "The run continues from its last training checkpoint" in told.err
     assert "queued" in desk.as_("olga", "run", "list").out
     listed = desk.as_("audrey", "run", "checkpoints", "r-000001")
-    assert listed.out.split()[4:6] == ["2", str(desk.site.state.training_checkpoints.values()[0].index)]
-    told = desk.as_("audrey", "run", "replay", "r-000001", "--from", "0", "--to", "2", "--yes", "--json")
+    assert listed.out.split()[4:6] == ["100", str(desk.site.state.training_checkpoints.values()[0].index)]
+    told = desk.as_("audrey", "run", "replay", "r-000001", "--from", "0", "--to", "100", "--yes", "--json")
     assert told.code == 0, told.err
     assert json.loads(told.out)["verdict"] == "identical"
 
@@ -73,7 +73,7 @@ def test_a_window_whose_beginning_was_swept_is_refused_before_it_is_recorded(ope
 @pytest.mark.parametrize(
     ("bend", "code", "words"),
     [
-        (different, 6, "r-000001, step 2: expected sha256:"),
+        (different, 6, "r-000001, step 100: expected sha256:"),
         (failed("tampered"), 6, "no verdict: see the log"),
         (failed("worker-ended"), 7, "no verdict: see the log"),
     ],
@@ -83,5 +83,5 @@ def test_a_replay_that_is_not_identical_fails_the_command(
 ) -> None:
     desk = open_desk("trained")
     judge(desk, bend)
-    told = desk.as_("audrey", "run", "replay", "r-000001", "--from", "0", "--to", "2", "--yes")
+    told = desk.as_("audrey", "run", "replay", "r-000001", "--from", "0", "--to", "100", "--yes")
     assert (told.code, words in told.err) == (code, True), told.err
