@@ -231,7 +231,8 @@ def _about(step: Step, name: str) -> str:
     entry, told = step.entry, {} if step.order is None else step.order.model_dump(mode="json")
     found = [s for s in entry.subjects if s != f"adapter:{name}" and not s.startswith("order:")]
     found += [f"{field} {told[field]}" for field in ("decision", "field", "valid_until") if field in told]
-    return plain("; ".join([", ".join(found), *(f"{label}: {text}" for label, text in step.texts.items())]))
+    parts = [", ".join(found), *(f"{label}: {text}" for label, text in step.texts.items())]
+    return plain("; ".join(part for part in parts if part))
 
 
 @adapter.command("revoke", example="appliance adapter revoke clauses@1 --reason 'Leaks client names.'")

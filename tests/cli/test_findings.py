@@ -116,7 +116,9 @@ def test_a_finding_is_added_listed_shown_and_closed(open_desk: Callable[[str], D
     done(desk, "rita", *close)
     assert json.loads(done(desk, "olga", "finding", "list", "--open", "--json")) == []
     assert "closed by rita" in done(desk, "olga", "finding", "list", "--wide")
-    assert f"finding {index}: closed by rita" in one_line(done(desk, "olga", "adapter", "show", "clauses@1"))
+    history = one_line(done(desk, "olga", "adapter", "show", "clauses@1"))
+    assert f"finding {index}: closed by rita" in history
+    assert "rita success evidence: None in 200." in history
     done(desk, "otto", "release", "activate", "clauses@1", "--unit", "legal", "--task", "labels", "--yes")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from appliance.cli.reviews.page import percent
 from appliance.domain.evaluation.evidence import Evidence, conclude
 from appliance.domain.evaluation.gates import GateSet
 from appliance.domain.evaluation.items import Answer, Item, Slices, encode_items, parse_items
-from appliance.domain.releases.page.value import ReviewPage
+from appliance.domain.releases.page.value import Part, ReviewPage
 from appliance.formats.core.canonical import encode_canonical
 from tests.cli.conftest import Desk, one_line
 from tests.client.test_page import GATES
@@ -94,6 +95,19 @@ def test_the_page_is_read_in_its_order(open_desk: Callable[[str], Desk]) -> None
     places = [shown.find(words) for words in order]
     assert all(place >= 0 for place in places), [words for words, at in zip(order, places, strict=True) if at < 0]
     assert places == sorted(places)
+
+
+@pytest.mark.parametrize(
+    ("judged", "found"),
+    [
+        ({"adjusted": None, "lower": None, "upper": None, "worse": False}, "too few rows"),
+        ({"adjusted": "1.0", "lower": "0.1", "upper": "0.9", "worse": False}, ""),
+        ({"adjusted": "0.01", "lower": "-0.9", "upper": "-0.1", "worse": True}, "worse"),
+    ],
+)
+def test_a_part_says_what_was_found_and_whether_it_was_judged(judged: dict[str, Any], found: str) -> None:
+    part = Part(gate="better", by="label", value="a", items=6, ours="0.5", theirs="0.0", gain="0.5", **judged)
+    assert part.found == found
 
 
 def test_the_page_fits_a_terminal_and_every_digest_is_whole(open_desk: Callable[[str], Desk], terminal: None) -> None:

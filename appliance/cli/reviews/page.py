@@ -128,7 +128,7 @@ class PagePrinter:
         rows = [
             (
                 f"{part.by} {part.value}",
-                "worse" if part.worse else "-",
+                part.found or "-",
                 part.items,
                 show(part.ours),
                 show(part.theirs),
@@ -315,6 +315,8 @@ def percent(value: str) -> str:
 
 
 def _span(lower: str | None, upper: str | None) -> str:
+    if lower is None and upper is None:
+        return "-"
     return f"{'-' if lower is None else show(lower)} to {'-' if upper is None else show(upper)}"
 
 

@@ -46,13 +46,15 @@ def _detect(gates: GateSet, gate: Gate, items: int, before: int) -> Detectable:
     spread = Fraction(gates.discordance) if counted else Fraction(1)
     basis = Basis(items, Fraction(gates.alpha) / factor, Fraction(gates.power), spread)
     words = basis.describe("of the items answered differently" if counted else "standard deviation")
-    found = _smallest(gate, basis)
-    if found is None:
-        told = f"no gain can be shown with {words}"
-    else:
-        what = "gain" if gate.claim == "better" else "margin"
+    found, what = _smallest(gate, basis), "gain" if gate.claim == "better" else "margin"
+    if found is not None:
         size = f"{show(found * 100)} points" if counted else f"{show(found)} standard deviations"
         told = f"the smallest {what} that {gate.metric} can show is {size}, with {words}"
+    elif what == "gain":
+        # No gain is larger than the share of items that are answered differently.
+        told = f"a gain of up to {show(spread * 100)} points cannot be shown with {words}; a larger one may be"
+    else:
+        told = f"no margin can be shown with {words}"
     smallest = None if found is None else write_up(found)
     return Detectable(basis=words, gate=gate.name, items=items, smallest=smallest, told=told)
 

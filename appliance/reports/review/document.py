@@ -229,7 +229,7 @@ class Document:
             (
                 part.gate,
                 f"{part.by} {part.value}",
-                "worse" if part.worse else "",
+                part.found,
                 part.items,
                 show(part.ours),
                 show(part.theirs),

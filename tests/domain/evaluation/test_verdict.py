@@ -294,6 +294,10 @@ def test_a_set_says_what_it_can_show_before_anything_is_judged() -> None:
     later = list_detectable(gates, {"held-out": 500}, {"held-out": 9})
     assert all(float(b.smallest or 9) > float(a.smallest or 0) for a, b in zip(first, later, strict=True))
     assert "it cannot be passed" in list_detectable(gates, {"held-out": 99}, {})[0].told
+    assert list_detectable(gates, {"held-out": 100}, {"held-out": 9})[0].told == (
+        "a gain of up to 10.0000 points cannot be shown with 100 items, one-sided alpha 0.001666667, "
+        "power 0.8, 0.1 of the items answered differently; a larger one may be"
+    )
     assert "judges once" in list_detectable(gate_set(luck="once"), {"held-out": 500}, {"held-out": 1})[0].told
 
 

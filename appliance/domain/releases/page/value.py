@@ -122,6 +122,11 @@ class Part(Value):
     adjusted: str | None
     worse: bool
 
+    @property
+    def found(self) -> str:
+        """`worse`, or `too few rows` where the gate did not judge it, or nothing."""
+        return "worse" if self.worse else "too few rows" if self.adjusted is None else ""
+
 
 class Judged(Value):
     """What the gates decided.
