@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-_BEGINS_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-"""The last four are the wide forms of the first, which some spreadsheets take for them."""
+import re
+
+_SIGNS = "=+\\-@\uff1d\uff0b\uff0d\uff20"
+"""What a formula begins with. The last four are the wide forms of the first, which some spreadsheets take for them."""
+_BEGINNING = re.compile(rf"[\t\r\n]|\s*[{_SIGNS}]")
+_INSIDE = re.compile(rf'[;\t\r\n](?=[\s"]*[{_SIGNS}])')
 
 
 def safe_cell(value: object) -> object:
     """A number stays one, and a list is its words. A text that a spreadsheet would read as a formula begins with an
-    apostrophe."""
+    apostrophe, and so does what stands behind a semicolon or tab: some spreadsheets divide cells there."""
     if value is None:
         return ""
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -16,4 +20,6 @@ def safe_cell(value: object) -> object:
     if isinstance(value, tuple | list):
         value = " ".join(map(str, value))
     text = str(value)
-    return f"'{text}" if (text.startswith(_BEGINS_FORMULA) or text.lstrip().startswith(_BEGINS_FORMULA)) else text
+    words = text.lstrip()
+    safe = text[: len(text) - len(words)] + _INSIDE.sub(r"\g<0>'", words)
+    return f"'{safe}" if _BEGINNING.match(text) else safe

@@ -20,8 +20,21 @@ def test_a_text_that_would_be_calculated_begins_with_an_apostrophe(text: str) ->
     assert safe_cell(text) == f"'{text}" and safe_cell([text, "x"]) == f"'{text} x"
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize(
+    "text", ["x;=1+1", "x; =1", "x\t@SUM(A1)", 'a, b;"=1"', "x;=cmd|'/C calc'!A0", "x\n-1;+1", "=a;=b"]
+)
+def test_no_cell_is_a_formula_wherever_a_spreadsheet_divides_them(text: str, delimiter: str) -> None:
+    file = io.StringIO()
+    csv.writer(file).writerow(["1", safe_cell(text), safe_cell(text)])
+    for row in csv.reader(io.StringIO(file.getvalue()), delimiter=delimiter):
+        assert [cell for cell in row if cell.lstrip(' \t\r\n"').startswith(("=", "+", "-", "@"))] == []
+
+
 def test_other_values_stay_what_they_are() -> None:
-    assert [safe_cell(one) for one in (-1, 2.5, None, True, "a=b", ("a", "b"))] == [-1, 2.5, "", "True", "a=b", "a b"]
+    assert [safe_cell(one) for one in (-1, 2.5, None, True, "a=b; c-d", ("a", "b"))] == [
+        *(-1, 2.5, "", "True", "a=b; c-d", "a b")
+    ]
 
 
 def test_the_command_line_prints_no_formula_either(capsys: pytest.CaptureFixture[str]) -> None:
