@@ -21,7 +21,7 @@ def console(caller: Caller, opens: bool) -> None:
     Your key signs a session for that browser alone; it is an entry of the log, as every session is. The session ends
     when you sign out there, or when policy ends it.
     """
-    from appliance.client.support.browsers import open_link
+    from appliance.client.support.browsers import open_link, write_page
 
     _ = caller.about
     link = open_link(caller.door, caller.session)
@@ -29,7 +29,7 @@ def console(caller: Caller, opens: bool) -> None:
         print_json({"url": link.url, "seconds": link.seconds})
     else:
         print_line(link.url)
-    if opens and not webbrowser.open(link.url):
+    if opens and not webbrowser.open(write_page(link).as_uri()):
         say("No browser was found here; open the address yourself.")
     say(
         f"The address works once, within {link.seconds} s. Keep it secret: opening it signs a browser in as "

@@ -43,10 +43,15 @@ class Held:
     pid: int
 
 
+def runtime_folder() -> Path:
+    """For what one person needs while logged in; `make_folder` makes it."""
+    named = os.environ.get("XDG_RUNTIME_DIR", "")
+    return Path(named) / "appliance" if named.startswith("/") else state_folder() / "agent"
+
+
 def socket_path(where: Path | Address, name: str) -> Path:
     """Of this person's agent for this appliance, below XDG_RUNTIME_DIR or the person's own state."""
-    named = os.environ.get("XDG_RUNTIME_DIR", "")
-    folder = Path(named) / "appliance" if named.startswith("/") else state_folder() / "agent"
+    folder = runtime_folder()
     place = hashlib.sha256(f"{where}\0{name}".encode()).hexdigest()[:16]
     path = folder / f"{place}.sock"
     if len(os.fsencode(path)) > _MOST_PATH_BYTES:

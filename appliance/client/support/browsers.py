@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from appliance.client.support.agent import make_folder, runtime_folder
 from appliance.client.support.door import Door
+from appliance.client.support.files import replace_private
 from appliance.client.support.session import Opened, SavedSession
 from appliance.errors import ApplianceError, Unavailable
 from appliance.formats.core.fields import show
@@ -34,6 +37,16 @@ def open_link(door: Door, session: SavedSession) -> Link:
             door.end_session(opened.token)
         raise
     return _parse_link(answer)
+
+
+def write_page(link: Link) -> Path:
+    """A page that leads to the link, in a file of the person's own. The arguments of a browser's process can be read by
+    every account of the machine."""
+    make_folder(folder := runtime_folder())
+    path = folder / "console.html"
+    page = f'<!doctype html><meta http-equiv="refresh" content="0;url={link.url}"><a href="{link.url}">{link.url}</a>\n'
+    replace_private(path, page.encode("utf-8"), "page for the browser")
+    return path
 
 
 def _parse_link(answer: Any) -> Link:

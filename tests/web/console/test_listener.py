@@ -6,6 +6,7 @@ import json
 import re
 import sqlite3
 import time
+import webbrowser
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -54,6 +55,23 @@ def test_the_command_signs_a_browser_in_and_keeps_nothing(
         site.start()
         assert client.get("/home").status_code == 200
     assert site.verify()["verdict"] == "verified"
+
+
+def test_the_link_is_in_no_argument_of_the_browsers_process(
+    start_small: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every account of the machine can read those, and the first to use the link has the session."""
+    given: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", lambda url: given.append(url) or True)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    site = start_small({"APPLIANCE_CONSOLE": f"127.0.0.1:{free_port()}"})
+    for _ in range(2):
+        with closing(_sign_in(site, "olga", tmp_path, capsys, "--open")) as client:
+            assert client.get("/home").status_code == 200
+    page = tmp_path / "appliance" / "console.html"
+    assert given == [page.as_uri()] * 2
+    assert (page.stat().st_mode & 0o777, page.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+    assert f"url={client.base_url}/sign-in/" in page.read_text()
 
 
 def test_under_tls_the_console_has_the_hosts_name(
