@@ -36,7 +36,7 @@ def test_made_up_keys_take_no_place_of_a_result(looked: Office) -> None:
         for path, kind in (("/v1/calibrations", "calibration"), ("/v1/dataset-checks", "check")):
             with pytest.raises(NotFound):
                 door.get(f"{path}/{kind}:olga:{number:032x}", wait_s=0)
-    stream = progress.read_own(LOOK, "rita", 0)
+    stream = progress.read_own(LOOK, "rita")
     assert stream is not None and stream.result == {"rows": ROWS}
     assert progress.followed() == ()
 

@@ -24,7 +24,7 @@ class Places:
         if self._taken.total() >= self._most:
             raise TooMany(f"{self._what}: expected fewer than {self._most} at once, got one more")
         if self._taken[who] >= self._most_of_one:
-            raise TooMany(f"{self._what}: expected fewer than {self._most_of_one} of one session, got one more")
+            raise TooMany(f"{self._what}: expected fewer than {self._most_of_one} at once of yours, got one more")
         self._taken[who] += 1
         try:
             yield

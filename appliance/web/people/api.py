@@ -27,6 +27,7 @@ from appliance.web.core.auth import LINK_S, Doorkeeper, Session
 from appliance.web.core.errors import install, people_body
 from appliance.web.core.leaving import run_while_awaited
 from appliance.web.core.receiving import read_size, take_upload
+from appliance.web.people.following import follow, has_ended, has_frames, is_settled
 from appliance.web.people.units import check_unit
 from appliance.workflows import orders
 from appliance.workflows.core.context import Context
@@ -45,7 +46,8 @@ from appliance.workflows.runs import planning
 from appliance.workflows.serving import looks
 from appliance.workflows.witnesses import exchange as witnesses
 
-WAIT_S = 25.0
+Wait = Annotated[float, Query(ge=0, le=25)]
+"""Seconds that somebody who follows waits for news at most."""
 MAX_ROW_CHARACTERS = 1_000_000
 
 
@@ -249,8 +251,9 @@ def _tables(router: APIRouter, context: Context) -> None:
         return people.rules(context)
 
     @router.get("/v1/imports/{order}")
-    def an_import(order: str, wait_s: Annotated[float, Query(ge=0, le=WAIT_S)] = 0) -> dict[str, Any]:
-        return import_status(context, parse_digest(order), wait_s)
+    async def an_import(order: str, wait_s: Wait = 0) -> dict[str, Any]:
+        key = parse_digest(order)
+        return await follow(context.progress, key, partial(import_status, context, key), is_settled, wait_s)
 
     kinds = ("bases", "datasets", "imports", "runs", "adapters", "judgements", "releases", "holds", "witnesses")
     for name in (*kinds, "delegations", "validation-sets"):
@@ -282,12 +285,8 @@ def _row(context: Context, row: Any) -> dict[str, Any]:
 
 def _runs(router: APIRouter, context: Context, person: Callable[..., Session]) -> None:
     @router.get("/v1/runs/{run}/progress")
-    def progress(
-        run: str,
-        after: Annotated[int, Query(ge=0)] = 0,
-        wait_s: Annotated[float, Query(ge=0, le=WAIT_S)] = 0,
-    ) -> dict[str, Any]:
-        return run_progress(context, run, after, wait_s)
+    async def progress(run: str, after: Annotated[int, Query(ge=0)] = 0, wait_s: Wait = 0) -> dict[str, Any]:
+        return await follow(context.progress, run, partial(run_progress, context, run, after), has_frames, wait_s)
 
     @router.get("/v1/runs/{run}/checkpoints")
     def training_checkpoints(run: str) -> list[dict[str, Any]]:
@@ -298,8 +297,9 @@ def _runs(router: APIRouter, context: Context, person: Callable[..., Session]) -
         return Response(run_steps(context, run), media_type="application/jsonl")
 
     @router.get("/v1/replays/{order}")
-    def replay(order: str, wait_s: Annotated[float, Query(ge=0, le=WAIT_S)] = 0) -> dict[str, Any]:
-        return replay_status(context, parse_digest(order), wait_s)
+    async def replay(order: str, wait_s: Wait = 0) -> dict[str, Any]:
+        key = parse_digest(order)
+        return await follow(context.progress, key, partial(replay_status, context, key), is_settled, wait_s)
 
     asking = Depends(person)
 
@@ -308,10 +308,9 @@ def _runs(router: APIRouter, context: Context, person: Callable[..., Session]) -
         return {"key": planning.order_calibration(context, session.principal, parse_resolved(body.recipe))}
 
     @router.get("/v1/calibrations/{key}")
-    def calibration(
-        key: str, session: Session = asking, wait_s: Annotated[float, Query(ge=0, le=WAIT_S)] = 0
-    ) -> dict[str, Any]:
-        return planning.calibration_status(context, session.principal, key, wait_s)
+    async def calibration(key: str, session: Session = asking, wait_s: Wait = 0) -> dict[str, Any]:
+        look = partial(planning.calibration_status, context, session.principal, key)
+        return await follow(context.progress, key, look, has_ended, wait_s)
 
     @router.post("/v1/dataset-checks")
     def check_rows(body: dict[str, Any], session: Session = asking) -> dict[str, str]:
@@ -319,10 +318,9 @@ def _runs(router: APIRouter, context: Context, person: Callable[..., Session]) -
         return {"key": checks.order_check(context, session.principal, rows)}
 
     @router.get("/v1/dataset-checks/{key}")
-    def checked_rows(
-        key: str, session: Session = asking, wait_s: Annotated[float, Query(ge=0, le=WAIT_S)] = 0
-    ) -> dict[str, Any]:
-        return checks.check_status(context, session.principal, key, wait_s)
+    async def checked_rows(key: str, session: Session = asking, wait_s: Wait = 0) -> dict[str, Any]:
+        look = partial(checks.check_status, context, session.principal, key)
+        return await follow(context.progress, key, look, has_ended, wait_s)
 
     @router.get("/v1/recipes/facts")
     def facts(base: str, dataset: str) -> dict[str, Any]:
@@ -391,10 +389,10 @@ def _looks(router: APIRouter, context: Context, person: Callable[..., Session]) 
         return {"held": looks.hold_prompts(context, session.principal, found)}
 
     @router.get("/v1/looks/{order}")
-    def look(
-        order: str, session: Session = asking, wait_s: Annotated[float, Query(ge=0, le=WAIT_S)] = 0
-    ) -> dict[str, Any]:
-        return looks.look_status(context, session.principal, parse_digest(order), wait_s)
+    async def look(order: str, session: Session = asking, wait_s: Wait = 0) -> dict[str, Any]:
+        digest = parse_digest(order)
+        find = partial(looks.look_status, context, session.principal, digest)
+        return await follow(context.progress, looks.look_key(session.principal, digest), find, has_ended, wait_s)
 
 
 def _keeping(router: APIRouter, context: Context, person: Callable[..., Session]) -> None:

@@ -1,10 +1,13 @@
-"""Before the people's app: how large and how slow a body is, and on a network who asks, and how many at once.
+"""Before the people's app: how large and how slow a body is, who asks, and how many at once.
 
-At the Unix socket every account that may open it is answered: it takes no session before a body, and no place.
+At the Unix socket no session is asked for before a body. Its places are its own, and an account's share of them is that
+of a person on a network. Root and the service's own account are not limited there.
 """
 
 from __future__ import annotations
 
+import os
+import re
 from contextlib import AbstractContextManager, nullcontext
 
 from starlette.concurrency import run_in_threadpool
@@ -19,7 +22,11 @@ from appliance.web.core.places import Places
 from appliance.web.core.receiving import paced
 
 MOST = 24
-"""Requests at once of people with a session, of 40 threads, so that the Unix socket is always answered."""
+MOST_OF_ONE = 8
+"""Requests at once of people with a session, of the 40 threads that all listeners share."""
+FOLLOWING = 128
+FOLLOWING_OF_ONE = 16
+"""... that wait for news of work: each waits in the event loop and holds no thread."""
 STRANGERS = 32
 """Requests at once without one: opening a session, or submitting an order, which its own signature authenticates."""
 _SMALL_BYTES = 65_536
@@ -31,6 +38,10 @@ PUBLIC = {
 }
 """Paths that need no session, and how large a body of theirs is at most."""
 _UPLOADS = "/v1/uploads/"
+_FOLLOWED = re.compile(r"/v1/(?:imports|replays|calibrations|dataset-checks|looks)/[^/]+|/v1/runs/[^/]+/progress")
+
+
+_TRUSTED = frozenset(f"unix:{account}" for account in (0, os.geteuid()))
 
 
 class Gate:
@@ -48,7 +59,8 @@ class Gate:
         self._strangers_room = Room(bodies.ROOM_BYTES // 4)
         self._room = Room(bodies.ROOM_BYTES - bodies.ROOM_BYTES // 4)
         self._strangers = Places(STRANGERS)
-        self._people = Places(MOST)
+        self._people = Places(MOST, most_of_one=MOST_OF_ONE)
+        self._following = Places(FOLLOWING, most_of_one=FOLLOWING_OF_ONE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -57,15 +69,14 @@ class Gate:
         room = self._strangers_room if scope["path"] in PUBLIC else self._room
         body = Body(receive, PUBLIC.get(scope["path"], bodies.BODY_BYTES), room)
         try:
-            if not self._local and scope["path"] not in PUBLIC:
-                await run_in_threadpool(self._door.person, authorization_of(scope))
+            place = await self._place(scope)
             if _is_upload(scope):
-                with self._place(scope):
+                with place:
                     await self._app(scope, paced(receive), send)
                 return
             # Read before a place is taken, so that a slow sender keeps nobody out.
             await body.read(scope)
-            with self._place(scope):
+            with place:
                 await self._app(scope, body.replay, send)
             return
         except ApplianceError as error:
@@ -76,10 +87,19 @@ class Gate:
         await body.drain()
         await response(scope, receive, send)
 
-    def _place(self, scope: Scope) -> AbstractContextManager[None]:
+    async def _place(self, scope: Scope) -> AbstractContextManager[None]:
+        """One among those of who asks, to be taken. NotAuthenticated on a network, without a session."""
         if self._local:
-            return nullcontext()
-        return (self._strangers if scope["path"] in PUBLIC else self._people).take()
+            if (account := str(scope["client"][0])) in _TRUSTED:
+                return nullcontext()
+            return self._places(scope).take(account)
+        if scope["path"] in PUBLIC:
+            return self._strangers.take()
+        session = await run_in_threadpool(self._door.person, authorization_of(scope))
+        return self._places(scope).take(session.principal)
+
+    def _places(self, scope: Scope) -> Places:
+        return self._following if _FOLLOWED.fullmatch(scope["path"]) else self._people
 
 
 def _is_upload(scope: Scope) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from typing import Any
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 from appliance.errors import TooMany
 from appliance.formats.core.commitment import Disclosure
@@ -22,7 +24,7 @@ _KEPT_OF_ONE = 16
 
 
 class Stream:
-    """The frames of one run or import; `next` is the number the next frame will have.
+    """The frames of one run or import; `next` is the number the next frame will have, `changes` counts what was said.
 
     `owner`: the only person who may read it, or None. `idle`: nothing was said of it since this service started.
     """
@@ -34,6 +36,7 @@ class Stream:
         self._sizes: deque[int] = deque()
         self._bytes = 0
         self.next = 0
+        self.changes = 0
         self.result: dict[str, Any] | None = None
         self.error: dict[str, str] | None = None
         self.ended = False
@@ -48,26 +51,63 @@ class Stream:
             self._bytes -= self._sizes.popleft()
 
 
+class _Waiter(NamedTuple):
+    loop: asyncio.AbstractEventLoop
+    event: asyncio.Event
+
+
 class Progress:
     """Streams by key (a run's id, an import's order). `earlier`: what was said of it before this service started."""
 
     def __init__(self, earlier: Callable[[str], list[dict[str, Any]]] = lambda key: []) -> None:
         self._earlier = earlier
         self._streams: OrderedDict[str, Stream] = OrderedDict()
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._waiting: dict[str, set[_Waiter]] = {}
+        self._waking = threading.Lock()
+        """Held for a moment only, since an event loop takes it, too."""
 
     def publish(self, key: str, frame: dict[str, Any]) -> None:
-        with self._changed:
+        with self._lock:
             stream = self._stream(key)
             stream.idle = False
             stream.add(frame)
-            self._changed.notify_all()
+            stream.changes += 1
+        self._wake(key)
 
     def end(self, key: str, *, result: dict[str, Any] | None = None, error: dict[str, str] | None = None) -> None:
-        with self._changed:
+        with self._lock:
             stream = self._stream(key)
             stream.idle, stream.result, stream.error, stream.ended = False, result, error, True
-            self._changed.notify_all()
+            stream.changes += 1
+        self._wake(key)
+
+    def changes_of(self, key: str) -> int:
+        """How often something was said of it, for `wait`."""
+        stream = self._streams.get(key)
+        return 0 if stream is None else stream.changes
+
+    async def wait(self, key: str, seen: int, wait_s: float) -> None:
+        """Until more was said of it than the `seen` changes, or the wait is over. Holds no thread."""
+        waiter = _Waiter(asyncio.get_running_loop(), asyncio.Event())
+        with self._waking:
+            self._waiting.setdefault(key, set()).add(waiter)
+        try:
+            if self.changes_of(key) == seen:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(waiter.event.wait(), wait_s)
+        finally:
+            with self._waking:
+                self._waiting[key].discard(waiter)
+                if not self._waiting[key]:
+                    del self._waiting[key]
+
+    def _wake(self, key: str) -> None:
+        with self._waking:
+            waiting = tuple(self._waiting.get(key, ()))
+        for waiter in waiting:
+            with suppress(RuntimeError):  # its loop has ended
+                waiter.loop.call_soon_threadsafe(waiter.event.set)
 
     def fail(self, key: str, code: str, why: Disclosure) -> None:
         """Ended for a reason that the ledger holds as a text, which can be erased there."""
@@ -75,13 +115,13 @@ class Progress:
 
     def open(self, key: str, owner: str) -> None:
         """A stream that only `owner` reads. Streams of others never take its place."""
-        with self._changed:
+        with self._lock:
             self._open(key, owner)
 
     def open_one(self, kind: str, owner: str, most: int) -> str:
         """The key of a new stream that only `owner` reads. TooMany where a stream of this kind is open for them, or for
         `most` people."""
-        with self._changed:
+        with self._lock:
             going = [one.owner for key, one in self._streams.items() if key.startswith(f"{kind}:") and not one.ended]
             if owner in going:
                 raise TooMany(f"{kind}: expected one at a time for {owner}, got another; ask again when it has ended")
@@ -91,38 +131,31 @@ class Progress:
             self._open(key, owner)
             return key
 
-    def read_own(self, key: str, owner: str, wait_s: float) -> Stream | None:
-        """The stream once it has ended or the wait is over; None where `owner` has none under this key."""
-        with self._changed:
-            stream = self._streams.get(key)
-            if stream is None or stream.owner != owner:
-                return None
-            self._changed.wait_for(lambda: stream.ended, timeout=wait_s)
-            return stream
+    def read_own(self, key: str, owner: str) -> Stream | None:
+        """None where `owner` has none under this key."""
+        stream = self._streams.get(key)
+        return None if stream is None or stream.owner != owner else stream
 
     def followed(self) -> tuple[str, ...]:
         """The streams that somebody reads or reads of, and that have not ended."""
-        with self._changed:
+        with self._lock:
             return tuple(key for key, stream in self._streams.items() if not stream.ended)
 
     def forget(self, key: str) -> None:
         """Nothing of the stream is kept any longer."""
-        with self._changed:
+        with self._lock:
             self._streams.pop(key, None)
 
     def reopen(self, key: str) -> None:
         """What had ended goes on."""
-        with self._changed:
+        with self._lock:
             stream = self._stream(key)
             stream.idle, stream.result, stream.error, stream.ended = False, None, None, False
 
-    def read(self, key: str, after: int, wait_s: float) -> Stream:
-        """The stream once it has frames from `after` on, has ended, or the wait is over. Where there is none, one is
-        made: a caller has found the key in the ledger's state before."""
-        with self._changed:
-            stream = self._stream(key)
-            self._changed.wait_for(lambda: stream.next > after or stream.ended, timeout=wait_s)
-            return stream
+    def read(self, key: str) -> Stream:
+        """Where there is none, one is made: a caller has found the key in the ledger's state before."""
+        with self._lock:
+            return self._stream(key)
 
     def _stream(self, key: str) -> Stream:
         stream = self._streams.get(key)

@@ -88,9 +88,9 @@ def order_check(context: Context, principal: str, rows: Rows) -> str:
     return key
 
 
-def check_status(context: Context, principal: str, key: str, wait_s: float) -> dict[str, Any]:
+def check_status(context: Context, principal: str, key: str) -> dict[str, Any]:
     """The result is shown only to the principal who asked for it, since it quotes rows."""
-    stream = context.progress.read_own(key, principal, wait_s) if key.startswith(f"{_KIND}:{principal}:") else None
+    stream = context.progress.read_own(key, principal) if key.startswith(f"{_KIND}:{principal}:") else None
     if stream is None:
         raise NotFound(f"dataset check: expected the key of a check that {principal} started, got {show(key)}")
     return {"result": stream.result, "error": stream.error, "ended": stream.ended}

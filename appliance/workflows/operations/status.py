@@ -147,7 +147,7 @@ def _unauthorised(state: State) -> list[dict[str, Any]]:
 
 def _step_of(context: Context, run: str) -> str | None:
     """`step 12 of 80`, while the run trains."""
-    for frame in reversed(list(context.progress.read(run, 0, 0).frames)):
+    for frame in reversed(list(context.progress.read(run).frames)):
         if frame.get("frame") == "step":
             return f"step {frame['step']} of {frame['steps']}"
     return None

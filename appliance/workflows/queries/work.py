@@ -19,11 +19,11 @@ from appliance.workflows.evaluation.local_sets import list_local
 from appliance.workflows.runs import planning, steps
 
 
-def import_status(context: Context, order: str, wait_s: float) -> dict[str, Any]:
+def import_status(context: Context, order: str) -> dict[str, Any]:
     record = context.ledger.state.imports.get(order)
     if record is None:
         raise NotFound(f"import: expected one that was ordered, got {order}")
-    stream = context.progress.read(order, 1 << 60, wait_s if record.status == "requested" else 0)
+    stream = context.progress.read(order)
     current = context.ledger.state.imports.get(order) or record
     # Its entry comes before its result; until the result is there, it is reported as running.
     under_way = {"status": "requested"} if stream.frames and not stream.ended else {}
@@ -36,11 +36,11 @@ def import_status(context: Context, order: str, wait_s: float) -> dict[str, Any]
     }
 
 
-def replay_status(context: Context, order: str, wait_s: float) -> dict[str, Any]:
+def replay_status(context: Context, order: str) -> dict[str, Any]:
     record = context.ledger.state.replays.get(order)
     if record is None:
         raise NotFound(f"replay: expected one that was ordered, got {order}")
-    stream = context.progress.read(order, 1 << 60, wait_s if record.status == "requested" else 0)
+    stream = context.progress.read(order)
     current = context.ledger.state.replays.get(order) or record
     return {**current.model_dump(mode="json"), "error": _why(context, stream), "progress": list(stream.frames)[-1:]}
 
@@ -62,15 +62,14 @@ def training_checkpoints(context: Context, run: str) -> list[dict[str, Any]]:
     return [made.model_dump(mode="json") for made in state.training_checkpoints.values() if made.run == run]
 
 
-def run_progress(context: Context, run: str, after: int, wait_s: float) -> dict[str, Any]:
-    """The run's frames from `after` on; waits for one where there is none yet and the run goes on."""
+def run_progress(context: Context, run: str, after: int) -> dict[str, Any]:
+    """The run's frames from `after` on."""
     row = context.ledger.state.runs.get(run)
     if row is None:
         raise NotFound(f"run: expected a known one, got {run!r}")
-    going = row.status in UNDER_WAY
-    if after > context.progress.read(run, 0, 0).next:
+    stream = context.progress.read(run)
+    if after > stream.next:
         after = 0  # counted by another life of the service
-    stream = context.progress.read(run, after, wait_s if going else 0)
     row, error = context.ledger.state.runs.get(run) or row, _why(context, stream)
     return {
         "status": row.status,

@@ -27,7 +27,7 @@ def tell_runs(context: Context) -> None:
 
 
 def _tell(context: Context, state: State, run: Run) -> None:
-    known = context.progress.read(run.id, 0, 0).next
+    known = context.progress.read(run.id).next
     for frame in earlier_frames(state, context.artifacts, context.steps, run.id)[known:]:
         context.progress.publish(run.id, frame)
     if run.status in UNDER_WAY:

@@ -112,9 +112,9 @@ def order_calibration(context: Context, principal: str, recipe: ResolvedRecipe) 
     return key
 
 
-def calibration_status(context: Context, principal: str, key: str, wait_s: float) -> dict[str, Any]:
+def calibration_status(context: Context, principal: str, key: str) -> dict[str, Any]:
     """The result is shown only to the principal who asked for it: under other keys are others' results."""
-    stream = context.progress.read_own(key, principal, wait_s) if key.startswith(f"{_KIND}:{principal}:") else None
+    stream = context.progress.read_own(key, principal) if key.startswith(f"{_KIND}:{principal}:") else None
     if stream is None:
         raise NotFound(f"calibration: expected the key of a calibration that {principal} started, got {show(key)}")
     return {"result": stream.result, "error": stream.error, "ended": stream.ended}

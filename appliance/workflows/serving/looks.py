@@ -63,10 +63,10 @@ def hold_prompts(context: Context, person: str, prompts: Sequence[Disclosure]) -
     return context.prompts.hold(person, prompts)
 
 
-def look_status(context: Context, person: str, order: str, wait_s: float) -> dict[str, Any]:
+def look_status(context: Context, person: str, order: str) -> dict[str, Any]:
     """How a look went, to who ordered it: the answers once, then they are gone."""
-    key = _key(person, order)
-    stream = context.progress.read_own(key, person, wait_s)
+    key = look_key(person, order)
+    stream = context.progress.read_own(key, person)
     if stream is None:
         raise NotFound(f"look: expected the order of one that {person} ordered, and has not read, got {order}")
     if stream.ended:
@@ -74,7 +74,7 @@ def look_status(context: Context, person: str, order: str, wait_s: float) -> dic
     return {"result": stream.result, "error": stream.error, "ended": stream.ended}
 
 
-def _key(person: str, order: str) -> str:
+def look_key(person: str, order: str) -> str:
     return f"look:{person}:{order}"
 
 
@@ -90,7 +90,7 @@ def _begin(context: Context, accepted: Accepted) -> None:
     order = accepted.order
     assert isinstance(order, ViewSamples | TryAdapter)
     prompts = context.prompts.take(order.signer, order.prompts) if isinstance(order, TryAdapter) else []
-    context.progress.open(_key(order.signer, accepted.digest), order.signer)
+    context.progress.open(look_key(order.signer, accepted.digest), order.signer)
     context.looks.put(partial(carry_through, context, accepted.digest, order, prompts))
 
 
@@ -123,7 +123,7 @@ def _carry_through(
         if not context.closing.is_set():
             _fail(context, look, error)
         return
-    context.progress.end(_key(look.by, digest), result=result)
+    context.progress.end(look_key(look.by, digest), result=result)
 
 
 def _fail(context: Context, look: Look, error: ApplianceError) -> None:
@@ -131,7 +131,7 @@ def _fail(context: Context, look: Look, error: ApplianceError) -> None:
     samples = look.kind == "samples"
     body = SamplesShown(**over, rows=0, released=None) if samples else TryFinished(**over, answers=())
     append_with_retry(context, body, outcome="failure")
-    context.progress.end(_key(look.by, look.order), error={"code": error.code, "message": error.message})
+    context.progress.end(look_key(look.by, look.order), error={"code": error.code, "message": error.message})
 
 
 # --- samples ----------------------------------------------------------------------------------------------------------

@@ -205,10 +205,10 @@ def test_how_a_request_ended_is_said_and_not_only_its_outcome_again(desk: Consol
     assert requests.describe_row(encode_canonical(entry)).detail == words
 
 
-def test_one_browser_waits_for_one_answer_at_a_time() -> None:
+def test_one_unit_waits_for_two_answers_at_a_time() -> None:
     """Each holds a thread until its last token: pages and streams have theirs all the same."""
     places = gate.Places(gate.ASKS, "answers in the console", gate.ASKS_OF_ONE)
-    with places.take("hers"), places.take("his"):
-        with pytest.raises(gate.ApplianceError, match="fewer than 1 of one session"), places.take("hers"):
+    with places.take("legal"), places.take("legal"), places.take("claims"):
+        with pytest.raises(gate.ApplianceError, match="fewer than 2 at once of yours"), places.take("legal"):
             pass
         assert gate.ASKS < gate.PAGES

@@ -159,7 +159,7 @@ def test_what_nobody_foresaw_in_an_import_is_its_failure_and_the_next_one_runs(
         context.bases.put(partial(ingest.import_base, context, digest))
     finish(context.bases)
     assert outcomes(context) == [("import.failed", "defect"), ("import.failed", "unavailable")]
-    told = context.progress.read(wanted[0], 0, 0)
+    told = context.progress.read(wanted[0])
     assert told.ended and told.error["code"] == "defect" and type(error).__name__ in told.error["message"]
     assert "ALARM: import: a defect of the appliance" in caplog.text and "Traceback" in caplog.text
 
@@ -177,7 +177,7 @@ def test_what_nobody_foresaw_in_a_run_is_its_failure_and_the_next_one_runs(
         train.enqueue(context)
     finish(context.runs)
     assert outcomes(context) == [("run.failed", "defect"), ("run.failed", "disk")]
-    assert [context.progress.read(run, 0, 0).error["code"] for run in runs] == ["defect", "disk"]
+    assert [context.progress.read(run).error["code"] for run in runs] == ["defect", "disk"]
 
 
 @by_name
@@ -195,8 +195,8 @@ def test_what_nobody_foresaw_in_a_replay_or_a_calibration_is_its_failure(
     key = planning.order_calibration(context, "olga", site.train_order().recipe)
     finish(context.runs)
     assert outcomes(context) == [("replay.failed", "defect")]
-    assert context.progress.read(wanted, 0, 0).error["code"] == "defect"
-    assert planning.calibration_status(context, "olga", key, 0)["error"]["code"] == "defect"
+    assert context.progress.read(wanted).error["code"] == "defect"
+    assert planning.calibration_status(context, "olga", key)["error"]["code"] == "defect"
 
 
 @by_name

@@ -16,7 +16,7 @@ def test_a_stream_keeps_its_last_frames_within_a_number_and_a_size() -> None:
         progress.publish("many", {"frame": "progress", "done": number})
     for number in range(20):
         progress.publish("large", {"frame": "progress", "done": number, "text": "x" * (1 << 20)})
-    many, large = progress.read("many", 0, 0), progress.read("large", 0, 0)
+    many, large = progress.read("many"), progress.read("large")
     assert len(many.frames) == _KEPT_FRAMES and many.frames[-1]["seq"] == _KEPT_FRAMES + 9
     assert [frame["done"] for frame in large.frames] == [17, 18, 19]
     assert large.next == 20 and len(json.dumps(list(large.frames))) <= _KEPT_BYTES
@@ -25,7 +25,7 @@ def test_a_stream_keeps_its_last_frames_within_a_number_and_a_size() -> None:
 def test_a_worker_does_not_number_its_frames() -> None:
     progress = Progress()
     progress.publish("run", {"frame": "progress", "seq": "last"})
-    assert progress.read("run", 0, 0).frames[0]["seq"] == 0
+    assert progress.read("run").frames[0]["seq"] == 0
 
 
 def test_streams_that_were_only_asked_for_never_take_the_place_of_work_or_of_a_persons_result() -> None:
@@ -34,18 +34,18 @@ def test_streams_that_were_only_asked_for_never_take_the_place_of_work_or_of_a_p
     progress.end("look:rita:one", result={"rows": []})
     progress.publish("r-000001", {"frame": "step"})
     for number in range(3 * _KEPT_STREAMS):
-        progress.read(f"r-9{number:05}", 0, 0)
-    stream = progress.read_own("look:rita:one", "rita", 0)
+        progress.read(f"r-9{number:05}")
+    stream = progress.read_own("look:rita:one", "rita")
     assert stream is not None and stream.result == {"rows": []}
-    assert len(progress.read("r-000001", 0, 0).frames) == 1
+    assert len(progress.read("r-000001").frames) == 1
     assert len(progress.followed()) <= _KEPT_STREAMS + 1
 
 
 def test_a_stream_with_an_owner_is_read_by_nobody_else_and_asking_makes_none() -> None:
     progress = Progress()
     progress.open("look:rita:one", "rita")
-    assert progress.read_own("look:rita:one", "olga", 0) is None
-    assert progress.read_own("check:olga:none", "olga", 0) is None
+    assert progress.read_own("look:rita:one", "olga") is None
+    assert progress.read_own("check:olga:none", "olga") is None
     assert progress.followed() == ("look:rita:one",)
 
 
@@ -68,5 +68,5 @@ def test_what_ended_of_one_person_is_bounded_and_the_oldest_goes_first() -> None
     for _ in range(_KEPT_OF_ONE + 3):
         keys.append(progress.open_one("check", "olga", 2))
         progress.end(keys[-1])
-    kept = [key for key in keys if progress.read_own(key, "olga", 0) is not None]
+    kept = [key for key in keys if progress.read_own(key, "olga") is not None]
     assert kept == keys[3:]

@@ -63,7 +63,7 @@ def test_a_cancelled_import_ends_at_once_and_the_next_one_runs(home: Path, inmat
     finish(context.bases)
     assert outcomes(context) == [("base.imported", None)]
     for requested in (first, waiting):
-        told = context.progress.read(order_of(requested), 0, 0)
+        told = context.progress.read(order_of(requested))
         assert told.ended and told.error is not None and told.error["code"] == "cancelled"
 
 
@@ -83,7 +83,7 @@ def test_an_import_cancelled_before_its_worker_could_be_found_does_not_run(
     monkeypatch.setattr(ingest, "bounds_of", cancel)
     ingest.import_base(context, order_of(requested))
     assert outcomes(context) == []
-    told = context.progress.read(order_of(requested), 0, 0)
+    told = context.progress.read(order_of(requested))
     assert told.error is not None and told.error["code"] == "cancelled"
 
 

@@ -89,9 +89,9 @@ def test_an_import_is_under_way_until_its_result_is_there() -> None:
     site = stage("imported")
     (order,) = (row.order for row in site.state.imports.values() if row.verb == "import-dataset")
     context: Any = SimpleNamespace(**one_process(), ledger=SimpleNamespace(state=site.state), progress=Progress())
-    assert import_status(context, order, 0)["status"] == "finished", "by a service before this one"
+    assert import_status(context, order)["status"] == "finished", "by a service before this one"
     context.progress.publish(order, {"frame": "prepared"})
-    assert import_status(context, order, 0)["status"] == "requested"
+    assert import_status(context, order)["status"] == "requested"
     context.progress.end(order, result={"dataset": "clauses@1"})
-    told = import_status(context, order, 0)
+    told = import_status(context, order)
     assert (told["status"], told["result"]) == ("finished", {"dataset": "clauses@1"})

@@ -117,7 +117,7 @@ def test_a_run_whose_worker_was_ended_fails_with_the_reason(
     context = context_of(site)
     train._fail(context, RUN, error)
     assert failed_with(context) == [(RUN, code)]
-    told = context.progress.read(RUN, 0, 0).error
+    told = context.progress.read(RUN).error
     assert told["code"] == code
 
 

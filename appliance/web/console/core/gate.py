@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -29,10 +30,10 @@ EVENTS = "/events"
 UPLOADS = "/uploads/"
 ASKS = 4
 """Answers that people of units wait for at once: each holds a thread of its own until its last token."""
-ASKS_OF_ONE = 1
+ASKS_OF_ONE = 2
 ASK = "/ask"
 UPLOADING = 4
-"""Uploads at once, one of a session."""
+"""Uploads at once, one of a person."""
 DOWNLOADS = "/exports/"
 """These take as long as their reader likes, too."""
 
@@ -56,21 +57,27 @@ class Gate:
         try:
             self._check_host(Headers(scope=scope))
             places = self._places(scope)
-            is_one_s = places in (self._streams, self._asks, self._uploads)
-            who = self._desk.site.read_cookie(Request(scope)) if is_one_s else None
+            who = await self._who(places, Request(scope))
             if places is self._uploads:
-                with places.take(who or ""):
+                with places.take(who):
                     await self._app(scope, paced(receive), sending)
                 return
             # Read before a place is taken, so that a slow sender keeps nobody out.
             await _read(body, scope)
-            with places.take(who or ""):
+            with places.take(who):
                 await self._app(scope, body.replay, sending)
             return
         except ApplianceError as error:
             response = await self._desk.refuse(Request(scope), error)
         await body.drain()
         await response(scope, receive, sending)
+
+    async def _who(self, places: Places, request: Request) -> str:
+        """Of which one has only so many of these places: a person, whose uploads and answers take long; a session of
+        the streams; nobody of the others."""
+        if places in (self._asks, self._uploads):
+            return (await run_in_threadpool(self._desk.viewer, request)).name
+        return (self._desk.site.read_cookie(request) or "") if places is self._streams else ""
 
     def _check_host(self, headers: Headers) -> None:
         if not self._desk.site.is_named_by(headers):

@@ -27,12 +27,12 @@ bytes."""
 
 def follow(context: Context, run: str) -> Next:
     """NotFound for a run that is not known."""
-    run_progress(context, run, 0, 0)
+    run_progress(context, run, 0)
     life = re.sub(r"[^0-9]", "", context.began)
 
     def find(after: str) -> Event | None:
         position, status = _parse_id(after, life)
-        found = run_progress(context, run, position, 0)
+        found = run_progress(context, run, position)
         if not found["frames"] and found["status"] == status and not found["ended"]:
             return None
         data = {
@@ -103,7 +103,7 @@ class Pace(NamedTuple):
 
 def pace_of(context: Context, run: str) -> Pace:
     """By the last frames alone: a list of runs does not read all steps of each."""
-    frames = context.progress.read(run, 0, 0).frames
+    frames = context.progress.read(run).frames
     last = list(islice(reversed(frames.copy()), PACE_STEPS + 1))[::-1]
     told = progress_of(last)
     evaluated = told["evaluated"]
@@ -119,7 +119,7 @@ def follow_all(context: Context) -> Next:
 
     def find(after: str) -> Event | None:
         going = [run for run in context.ledger.state.runs.values() if run.status in GOING]
-        at = ".".join(f"{run.id}-{context.progress.read(run.id, 0, 0).next}-{run.status}" for run in going)
+        at = ".".join(f"{run.id}-{context.progress.read(run.id).next}-{run.status}" for run in going)
         told = hashlib.sha256(f"{context.began} {at}".encode()).hexdigest()[:24]
         if after == told:
             return None

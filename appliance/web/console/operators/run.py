@@ -79,7 +79,7 @@ def run(context: Context, viewer: Viewer, query: RunQuery) -> RunPage:
     recipe, adapter = read_recipe(context, row), adapter_of(context, row.id)
     steps, losses = read_steps(context, row.id)
     frames = [{**step, "frame": "step"} for step in steps]
-    far, found = progress_of(frames), run_progress(context, row.id, 0, 0)
+    far, found = progress_of(frames), run_progress(context, row.id, 0)
     metrics = read_metrics(context, adapter)
     if "training" not in metrics:
         metrics = {**metrics, "training": summarize_training(losses)}

@@ -91,7 +91,7 @@ class Checks:
         """What is known now; NotFound for a check of another person's."""
         with self._lock:
             blind = self._known.get(key, ((), True))[1]
-        told = checks.check_status(context, signer, key, 0)
+        told = checks.check_status(context, signer, key)
         if not told["ended"]:
             return Checked(key=key, ended=False, blind=blind)
         if told["error"] is not None:
