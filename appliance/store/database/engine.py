@@ -146,6 +146,13 @@ def connect_writer(engine: Engine) -> Connection:
     return engine.connect().execution_options(writes=True)
 
 
+def keep_off_disk(connection: Connection) -> None:
+    """Nothing that it writes goes into SQLite's temporary files, which are outside the home; before it begins."""
+    if connection.dialect.name == "sqlite":
+        raw: Any = connection.connection.driver_connection
+        raw.execute("PRAGMA temp_store = MEMORY").close()
+
+
 def connect_reader(engine: Engine) -> Connection:
     """A connection whose transaction sees one moment of the database, however many statements it asks."""
     connection = engine.connect()
@@ -254,8 +261,10 @@ def begin_migration(engine: Engine) -> Iterator[Connection]:
     """A writing transaction on a database that may not be there yet; a new SQLite file is its owner's alone."""
     if engine.dialect.name == "sqlite":
         os.close(open_file(engine))
-    with connect_writer(engine) as connection, connection.begin():
-        yield connection
+    with connect_writer(engine) as connection:
+        keep_off_disk(connection)
+        with connection.begin():
+            yield connection
 
 
 def open_file(engine: Engine) -> int:

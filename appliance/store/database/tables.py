@@ -170,9 +170,9 @@ leases = Table(
 )
 """What one process alone does: by whom, in which epoch. Free once that process is in another."""
 
-REVISION = "0003"
+REVISION = "0004"
 """The last migration that makes these tables."""
-OLDER = ("0001", "0002")
+OLDER = ("0001", "0002", "0003")
 """From which a start brings a database up to date."""
 
 APPEND_ONLY = (entries, entry_keys, documents, entry_documents)

@@ -232,8 +232,23 @@ def insert_disclosures(connection: Connection, opened: Iterable[Disclosure]) -> 
             _INSERT_DISCLOSURE.execute(connection, row)
 
 
-def delete_disclosures(connection: Connection, commitments: Iterable[str]) -> None:
+def delete_disclosures(connection: Connection, commitments: Sequence[str]) -> None:
     _DELETE_DISCLOSURE.execute_many(connection, [{"at": commitment} for commitment in commitments])
+    if commitments and connection.dialect.name == "sqlite":
+        _rebuild_disclosures(connection)
+
+
+def _rebuild_disclosures(connection: Connection) -> None:
+    """Stores all that is left anew. Where SQLite moves a row within a page, it leaves a copy behind that the row's
+    deletion does not overwrite. It overwrites each page that it frees, and a DELETE without a condition frees all."""
+    # Row by row: for INSERT … SELECT, SQLite would hold all of them in memory, since the table has triggers.
+    connection.exec_driver_sql("CREATE TABLE disclosures_kept AS SELECT * FROM disclosures ORDER BY commitment")
+    connection.exec_driver_sql("DELETE FROM disclosures")
+    with closing(connection.exec_driver_sql("SELECT * FROM disclosures_kept ORDER BY rowid")) as kept:
+        while some := kept.fetchmany(1000):
+            _INSERT_DISCLOSURE.insert(connection, [tuple(row) for row in some])
+    connection.exec_driver_sql("DELETE FROM disclosures_kept")
+    connection.exec_driver_sql("DROP TABLE disclosures_kept")
 
 
 def write_projections(connection: Connection, index: int, changes: Iterable[Change]) -> None:

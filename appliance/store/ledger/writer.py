@@ -18,6 +18,7 @@ from appliance.store.database.engine import (
     database_errors,
     discard,
     is_current,
+    keep_off_disk,
 )
 from appliance.store.ledger import rows
 from appliance.store.ledger.staging import Batch, Staged
@@ -50,6 +51,7 @@ class Writer:
     def _lock(self, lock: Callable[[Connection], None]) -> Connection:
         if self._connection is None:
             self._connection = connect_writer(self._engine)
+            keep_off_disk(self._connection)
         begin_writing(self._connection)
         lock(self._connection)
         return self._connection

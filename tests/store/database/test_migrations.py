@@ -68,7 +68,7 @@ def test_an_unmigrated_database_is_a_conflict(databases: Databases, tmp_path: Pa
     urls = [f"sqlite:///{empty}", databases.server().url(databases.server().create_database(), OWNER)]
     for url in urls:
         engine = open_engine(url)
-        with pytest.raises(Conflict, match="revision: expected 0003, got an empty database"):
+        with pytest.raises(Conflict, match="revision: expected 0004, got an empty database"):
             check_migrated(engine)
         engine.dispose()
 

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine
 
 from appliance.domain.core.entry import Draft
 from appliance.errors import Unavailable
-from appliance.store.database.engine import BUSY_TIMEOUT_S, checkpoint_wal, connect_reader, open_engine
+from appliance.formats.core.commitment import Disclosure, disclose
+from appliance.store.database.engine import (
+    BUSY_TIMEOUT_S,
+    bring_up_to_date,
+    checkpoint_wal,
+    connect_reader,
+    connect_writer,
+    migrate,
+    open_engine,
+)
+from appliance.store.ledger import rows
 from appliance.store.ledger import writer as writer_module
 from appliance.store.ledger.ledger import Ledger
 from tests.kit.faults import failing, unreachable
@@ -187,6 +199,61 @@ def test_a_checkpoint_leaves_the_wait_of_its_connection_as_it_was(sqlite_path: P
         assert checkpoint_wal(connection, "TRUNCATE")
         assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one() == BUSY_TIMEOUT_S * 1000
     engine.dispose()
+
+
+def erase_many(engine: Engine) -> tuple[list[Disclosure], list[Disclosure]]:
+    """What is erased and what stays, of texts whose rows move within SQLite's pages as they are added."""
+    made = random.Random(9)
+    texts = [disclose(made.randbytes(made.randint(150, 450)).hex(), made.randbytes(32)) for _ in range(600)]
+    with connect_writer(engine) as connection, connection.begin():
+        rows.insert_disclosures(connection, texts)
+    with connect_writer(engine) as connection, connection.begin():
+        rows.delete_disclosures(connection, [one.commitment for one in texts[:200]])
+    return texts[:200], texts[200:]
+
+
+def left_of(erased: list[Disclosure], path: Path) -> int:
+    """Of how many the salt, or an end of the text, is on disk."""
+    data = b"".join(file.read_bytes() for file in path.parent.glob(f"{path.name}*"))
+    return sum(
+        any(part in data for part in (one.salt, one.text[:16].encode(), one.text[-16:].encode())) for one in erased
+    )
+
+
+def test_no_page_keeps_a_copy_of_a_text_that_moved(sqlite_path: Path) -> None:
+    engine = open_engine(f"sqlite:///{sqlite_path}")
+    migrate(engine)
+    erased, others = erase_many(engine)
+    with connect_reader(engine) as connection:
+        assert rows.read_all_disclosures(connection) == sorted(others, key=attrgetter("commitment"))
+    engine.dispose()
+    assert left_of(erased, sqlite_path) == 0
+
+
+def test_a_copy_that_an_earlier_build_left_goes_at_the_first_start(
+    sqlite_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "_rebuild_disclosures", lambda _connection: None)
+    url, said = f"sqlite:///{sqlite_path}", list[str]()
+    engine = open_engine(url)
+    migrate(engine)
+    erased, others = erase_many(engine)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0003'")
+    engine.dispose()
+    assert left_of(erased, sqlite_path) > 0
+    for _ in range(2):
+        bring_up_to_date(url, url, said.append)
+    assert (len(said), left_of(erased, sqlite_path)) == (1, 0)
+    with connect_reader(engine) as connection:
+        assert rows.read_all_disclosures(connection) == sorted(others, key=attrgetter("commitment"))
+    engine.dispose()
+
+
+def test_what_is_written_is_in_no_temporary_file(filled: Ledger) -> None:
+    """SQLite's are outside the home, where no erasure reaches."""
+    writer = filled._writer._connection
+    assert writer is not None and writer.exec_driver_sql("PRAGMA temp_store").scalar_one() == 2
 
 
 def test_both_databases_erase_and_write_back(ledger: Ledger, mia: Enrolment) -> None:
