@@ -106,6 +106,11 @@ PEOPLE = {
         "a passkey's assertion does not hold for this order, person or address",
         "sign with a passkey that is enrolled for this address",
     ),
+    "too-many-sessions": Code(
+        (Denied,),
+        "the person has 64 open sessions, as many as they may",
+        "log out of one, end one in *Open sessions*, or wait until one ends",
+    ),
     "not-opened": Code(
         (Denied,),
         "an approval was asked for in the console before its session opened the parts of the review page",

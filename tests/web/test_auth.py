@@ -11,15 +11,16 @@ import pytest
 
 from appliance.domain.core.credentials import SessionStatement, encode_credential
 from appliance.domain.core.entry import parse_entry
-from appliance.errors import Conflict, NotAuthenticated, TooMany, Unavailable
+from appliance.errors import Conflict, Denied, NotAuthenticated, TooMany, Unavailable
 from appliance.formats.core.timestamp import encode_time
 from appliance.formats.signatures.dsse import encode_envelope, sign_envelope
 from appliance.formats.signatures.keys import generate_ed25519
 from appliance.web.core import auth
 from appliance.web.core.auth import Doorkeeper
+from appliance.workflows.governance import sessions
 from appliance.workflows.governance.sessions import Refusals, beat
 from scripts.kit.log_builder import ORIGIN
-from tests.kit.service import running
+from tests.kit.service import Service, running
 
 
 def test_an_attempt_that_was_refused_is_recorded_with_whom_and_which_key_it_claimed(home: Path) -> None:
@@ -88,22 +89,11 @@ def test_no_number_of_open_challenges_keeps_a_person_out(home: Path) -> None:
     with running("staffed", home) as service:
         door = service.door
 
-        def opened(nonce: str) -> bytes:
-            now = datetime.now(UTC)
-            statement = SessionStatement(
-                origin=ORIGIN,
-                signer="rita",
-                nonce=nonce,
-                issued_at=encode_time(now),
-                expires_at=encode_time(now + timedelta(seconds=600)),
-            )
-            return encode_envelope(sign_envelope(encode_credential(statement), service.site.keys["rita"]))
-
-        first = opened(door.challenge())
+        first = statement_of(service)
         for _ in range(5_000):
             door.challenge()
         assert door.open_session(first, "unix")[1].principal == "rita"
-        door.open_session(opened(door.challenge()), "unix")
+        door.open_session(statement_of(service), "unix")
         with pytest.raises(NotAuthenticated, match="unknown, used or too old"):
             door.open_session(first, "unix")
 
@@ -129,3 +119,30 @@ def test_a_session_outlives_its_own_lifetime_by_no_move_of_the_clock(
     )
     door.open_session(encode_envelope(sign_envelope(encode_credential(statement), signer)), "unix")
     assert door._ends == {"token": 1_000.0 + stands_s}
+
+
+def statement_of(service: Service, who: str = "rita") -> bytes:
+    """What this person signs to open a session."""
+    now = datetime.now(UTC)
+    statement = SessionStatement(
+        origin=ORIGIN,
+        signer=who,
+        nonce=service.door.challenge(),
+        issued_at=encode_time(now),
+        expires_at=encode_time(now + timedelta(seconds=600)),
+    )
+    return encode_envelope(sign_envelope(encode_credential(statement), service.site.keys[who]))
+
+
+def test_a_person_has_a_bounded_number_of_open_sessions(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "MOST_OPEN", 3)
+    with running("staffed", home) as service:
+        door, context = service.door, service.context
+        tokens = [door.open_session(statement_of(service), "unix")[0] for _ in range(3)]
+        with pytest.raises(Denied, match="expected fewer than 3 open ones of rita, got 3") as refused:
+            door.open_session(statement_of(service), "unix")
+        assert refused.value.code == "too-many-sessions"
+        door.open_session(statement_of(service, "anna"), "unix")
+        door.end_session(f"Bearer {tokens[0]}", "unix")
+        door.open_session(statement_of(service), "unix")
+        assert len(context.ledger.find(types=["session.opened"])) == 5

@@ -19,7 +19,7 @@ from appliance.domain.core.records.people import (
     Application,
     IssuedToken,
     Key,
-    OpenSession,
+    OpenSessions,
     PendingOrder,
     Principal,
     RevokedToken,
@@ -66,8 +66,8 @@ class State:
         self.applications: Table[Application] = Table("application", Application, self._journal)
         self.issued_tokens: Table[IssuedToken] = Table("issued-token", IssuedToken, self._journal)
         """Those of applications that stand, or ended a short while ago."""
-        # By the index of the entry that opened it; those that ran out a short while ago, too.
-        self.sessions: Table[OpenSession] = Table("session", OpenSession, self._journal)
+        # By principal.
+        self.sessions: Table[OpenSessions] = Table("session", OpenSessions, self._journal)
         self.pending: Table[PendingOrder] = Table("pending", PendingOrder, self._journal)
         self.imports: Table[Import] = Table("import", Import, self._journal)
         self.bases: Table[Base] = Table("base", Base, self._journal, voids_clearances=True)

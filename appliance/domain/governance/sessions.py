@@ -7,8 +7,9 @@ from pydantic import Field
 from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Event
 from appliance.domain.core.names import Digest, Identifier, Time, add_seconds
-from appliance.domain.core.records.people import OpenSession
+from appliance.domain.core.records.people import OpenSession, OpenSessions
 from appliance.domain.core.signatures import accept_session
+from appliance.domain.core.state import State
 from appliance.domain.core.verb import EventRule
 
 MAX_NAMED = 16
@@ -65,23 +66,28 @@ def session_opened(case: Case) -> Changes:
     state, now = case.state, case.entry.time
     session, principal = accept_session(state, case.documents["session"], now)
     case.require(case.entry.actor == principal.name == session.signer, "actor", session.signer, case.entry.actor)
-    until = add_seconds(now, -KEPT_S)
-    gone: Changes = [(state.sessions, key, None) for key, row in state.sessions.items() if row.expires_at <= until]
-    row = OpenSession(principal=principal.name, expires_at=session.expires_at)
-    return [*gone, (state.sessions, str(case.entry.index), row)]
+    row = OpenSession(entry=case.entry.index, expires_at=session.expires_at)
+    standing = _unended(state, principal.name, add_seconds(now, -KEPT_S))
+    return [(state.sessions, principal.name, OpenSessions(open=(*standing, row)))]
+
+
+def _unended(state: State, principal: str, since: Time) -> tuple[OpenSession, ...]:
+    """The person's sessions that nobody has ended and that run out after that time."""
+    row = state.sessions.get(principal)
+    return () if row is None else tuple(one for one in row.open if one.expires_at > since)
 
 
 def session_closed(case: Case) -> Changes:
     body, actor = case.of(SessionClosed), case.state.principals.get(case.entry.actor)
     case.require(body.principal in case.state.principals, "principal", "one that is enrolled", body.principal)
-    row = case.state.sessions.get(str(body.opened))
-    until = add_seconds(case.entry.time, -KEPT_S)
-    open_one = row is not None and row.principal == body.principal and row.expires_at > until
-    case.require(open_one, "opened", f"the entry of an open session of {body.principal}", body.opened)
+    standing = _unended(case.state, body.principal, add_seconds(case.entry.time, -KEPT_S))
+    left = tuple(one for one in standing if one.entry != body.opened)
+    expected = f"the entry of an open session of {body.principal}"
+    case.require(len(left) < len(standing), "opened", expected, body.opened)
     may = actor is not None and actor.revoked is None and actor.has("administrator")
     expected = f"{body.principal} or an administrator"
     case.require(case.entry.actor == body.principal or may, "actor", expected, case.entry.actor)
-    return [(case.state.sessions, str(body.opened), None)]
+    return [(case.state.sessions, body.principal, OpenSessions(open=left) if left else None)]
 
 
 def auth_refused(case: Case) -> Changes:

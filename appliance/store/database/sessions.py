@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, delete, insert, select
+from sqlalchemy import ColumnElement, Engine, Select, delete, insert, select
 
 from appliance.store.database.engine import connect_reader, connect_writer, database_errors
 from appliance.store.database.tables import sessions
 
 _WHAT = "sessions"
+_AT_ONCE = 1_000
 _ROW = (sessions.c.principal, sessions.c.keyid, sessions.c.expires_at, sessions.c.entry)
 """As `SessionRow` takes them."""
 
@@ -46,9 +47,15 @@ class Sessions:
 
     def all(self) -> list[SessionRow]:
         """Those that were not removed, the newest first; some may have ended."""
+        return self._list(select(*_ROW))
+
+    def of(self, principal: str) -> list[SessionRow]:
+        """The same of one person."""
+        return self._list(select(*_ROW).where(sessions.c.principal == principal))
+
+    def _list(self, wanted: Select[Any]) -> list[SessionRow]:
         with database_errors(_WHAT), connect_reader(self._engine) as connection:
-            rows = connection.execute(select(*_ROW).order_by(sessions.c.entry.desc()))
-            return [SessionRow(*row) for row in rows]
+            return [SessionRow(*row) for row in connection.execute(wanted.order_by(sessions.c.entry.desc()))]
 
     def move(self, token: str, to: str) -> SessionRow | None:
         """The session, under another token from here on; None where the first one opens none. Of several moves of one
@@ -79,8 +86,9 @@ class Sessions:
         wanted = select(sessions.c.digest, *_ROW)
         with database_errors(_WHAT), connect_reader(self._engine) as connection:
             ended = [digest for digest, *row in connection.execute(wanted) if not stands(SessionRow(*row))]
-        if ended:
-            self._remove(ended)
+        # A statement has a bounded number of parameters.
+        for first in range(0, len(ended), _AT_ONCE):
+            self._remove(ended[first : first + _AT_ONCE])
         return len(ended)
 
     def _remove(self, digests: list[bytes]) -> None:

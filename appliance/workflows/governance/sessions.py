@@ -14,7 +14,7 @@ from appliance.domain.core.state import State
 from appliance.domain.governance.service import Heartbeat, ServiceStopped
 from appliance.domain.governance.sessions import MAX_NAMED, AuthRefused, SessionClosed, SessionOpened
 from appliance.domain.serving.requests import RequestRefused
-from appliance.errors import NotAuthenticated, NotFound
+from appliance.errors import Denied, NotAuthenticated, NotFound
 from appliance.formats.signatures.dsse import encode_envelope, parse_envelope
 from appliance.store.database.sessions import SessionRow
 from appliance.workflows.core.context import Context
@@ -25,6 +25,8 @@ Kind = Literal["program", "link", "browser"]
 """Who holds a session's token. Each kind is stored under a name of its own: a browser's cookie opens nothing for a
 program, and a program's token nothing in a browser. A link's opens nothing itself: a browser gets another for it."""
 
+MOST_OPEN = 64
+"""Sessions of one person at a time."""
 NO_SESSION = "session: expected a standing one, got none; a reading command with your key opens one"
 
 
@@ -33,11 +35,21 @@ def open_session(context: Context, envelope: bytes, source: str) -> tuple[str, s
     session's secret token, which is not stored."""
     parsed = parse_envelope(envelope)
     statement = parse_credential(SessionStatement, parsed.payload)
+    _check_room(context, statement.signer)
     opened = append(context, SessionOpened(), actor=statement.signer, source=source, documents={"session": envelope})
     token = secrets.token_urlsafe(32)
     row = SessionRow(statement.signer, parsed.signature.keyid, statement.expires_at, opened.entry.index)
     context.sessions.add(_stored(token, "program"), row)
     return statement.signer, token
+
+
+def _check_room(context: Context, principal: str) -> None:
+    """Denied where so many are open, here and at other processes."""
+    state = context.ledger.state
+    now = context.now(state)
+    if (got := sum(_stands(state, row, now) for row in context.sessions.of(principal))) >= MOST_OPEN:
+        expected = f"expected fewer than {MOST_OPEN} open ones of {principal}"
+        raise Denied(f"session: {expected}, got {got}", code="too-many-sessions")
 
 
 def hand_over(context: Context, token: str) -> tuple[str, str]:
@@ -115,11 +127,7 @@ def open_sessions(context: Context, asker: str) -> list[SessionRow]:
     """Those that open something now: of an administrator's asking everybody's, else the asker's own."""
     state = context.ledger.state
     now = context.now(state)
-    return [
-        row
-        for row in context.sessions.all()
-        if row.expires_at > now and _ended_by(state, row, now) is None and _may_end(context, asker, row)
-    ]
+    return [row for row in context.sessions.all() if _stands(state, row, now) and _may_end(context, asker, row)]
 
 
 def close_session(context: Context, asker: str, entry: int, source: str) -> SessionRow:
@@ -150,7 +158,11 @@ def sweep_sessions(context: Context) -> None:
     """Removes what has run out, and what was opened by a principal or a key that has ended."""
     state = context.ledger.state
     now = context.now(state)
-    context.sessions.sweep(lambda row: row.expires_at > now and _ended_by(state, row, now) is None)
+    context.sessions.sweep(lambda row: _stands(state, row, now))
+
+
+def _stands(state: State, row: SessionRow, now: str) -> bool:
+    return row.expires_at > now and _ended_by(state, row, now) is None
 
 
 def _ended_by(state: State, row: SessionRow, now: str) -> str | None:

@@ -31,19 +31,27 @@ def beat(
     sweep: Callable[[], object],
     maintain: Callable[[], object],
 ) -> None:
-    """One heartbeat. Where it cannot be written, workers are frozen until it can: nothing acts unrecorded."""
+    """One heartbeat. Where it cannot be written, workers are frozen until it can: nothing acts unrecorded. A sweep that
+    fails is said, and done again a minute later."""
     try:
         for text in watch.warnings(context, home):
             log.critical("ALARM: %s", text)
         with counted() as refusals:
             sessions.beat(context, refusals)
-        sweep()
+        _sweep(sweep)
         resume_workers(context)  # before a worker is used
         maintain()
         resume_forgotten(context)
     except ApplianceError as error:
         log.critical("ALARM: the ledger cannot be written, workers are frozen: %s", error.message)
         pause_workers(context)
+
+
+def _sweep(sweep: Callable[[], object]) -> None:
+    try:
+        sweep()
+    except ApplianceError as error:
+        log.critical("ALARM: what has ended could not be removed: %s", error.message)
 
 
 def note_stall(context: Context, seconds: float) -> None:

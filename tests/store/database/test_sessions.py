@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, insert, text
 
 from appliance.errors import Tampered
 from appliance.store.database.sessions import SessionRow, Sessions, digest_of
+from appliance.store.database.tables import sessions
 
 ROW = SessionRow("olga", "sha256:" + "1" * 64, "2026-11-26T15:00:00.000Z", 3)
 
@@ -46,6 +47,15 @@ def test_a_sweep_removes_those_that_do_not_stand_and_no_other(engine: Engine) ->
     assert kept.sweep(lambda row: row.principal != "rita") == 1
     assert (kept.find("olga"), kept.find("rita") is None) == (ROW, True)
     assert kept.sweep(lambda row: True) == 0
+
+
+def test_a_sweep_removes_more_than_a_statement_has_parameters(engine: Engine) -> None:
+    """65,535 on PostgreSQL."""
+    rows = [{"digest": number.to_bytes(32), **vars(ROW)} for number in range(66_000)]
+    with engine.begin() as connection:
+        connection.execute(insert(sessions), rows)
+    assert Sessions(engine).sweep(lambda row: False) == 66_000
+    assert Sessions(engine).of("olga") == []
 
 
 def test_a_row_that_is_no_session_is_refused(engine: Engine) -> None:

@@ -111,10 +111,16 @@ class IssuedToken(Value):
 
 
 class OpenSession(Value):
-    """A reading session that nobody has ended, by the entry that opened it."""
+    """A reading session that nobody has ended. `entry`: what opened it."""
 
-    principal: str
+    entry: int
     expires_at: Time
+
+
+class OpenSessions(Value):
+    """Those of a person, the oldest first; some ran out a short while ago."""
+
+    open: tuple[OpenSession, ...]
 
 
 class PendingOrder(Value):
