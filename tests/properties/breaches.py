@@ -280,7 +280,7 @@ TYPES: dict[str, Breach] = {
     "adapter.revoked": ("sealed", lambda s: s.ordered(
         AdapterRevoked(policy=s.in_force), s.order(RevokeAdapter, "olga", **s.on_adapter()))),
     "artifacts.checked": ("sealed", lambda s: s.add(
-        ArtifactsChecked(folders=1, size=1, changed=("adapter:clauses@1",)), outcome="failure")),
+        ArtifactsChecked(folders=1, size=1, changed=("adapter:clauses@1",), unread=()), outcome="failure")),
     "adapter.exported": ("released", lambda s: s.export(standing=b"{}")),
     "base.revoked": ("sealed", lambda s: s.revoke_base("olga")),
     "dataset.revoked": ("sealed", lambda s: s.revoke_dataset("olga")),

@@ -22,6 +22,8 @@ from appliance.workflows.integrity.quarantine import quarantine_adapter, quarant
 log = logging.getLogger("appliance")
 
 BYTES_A_SECOND = 64 << 20
+CLOSING = "closing"
+MOST_NAMED = 500
 
 
 class Pace:
@@ -36,7 +38,7 @@ class Pace:
         self.size += size
         lead_s = self.size / BYTES_A_SECOND - (time.monotonic() - self._began)
         if self._closing.wait(max(0.0, lead_s)):
-            raise Unavailable("artifacts: expected the service to keep running, got its shutdown", code="closing")
+            raise Unavailable("artifacts: expected the service to keep running, got its shutdown", code=CLOSING)
 
 
 def start(context: Context, every_s: float) -> None:
@@ -45,23 +47,32 @@ def start(context: Context, every_s: float) -> None:
 
 
 def check_all(context: Context) -> tuple[str, ...]:
-    """What has changed, by subject; nothing is read where another process cares for what is stored. Unavailable where
-    the disk cannot be read: that says nothing of the bytes."""
+    """What has changed, by subject; nothing is read where another process cares for what is stored. Unavailable, once
+    the others are checked and recorded, where the disk does not give a folder: that says nothing of its bytes."""
     if not context.runs_here:
         return ()
     pace, folders, changed = Pace(context.closing), 0, []
+    unread: dict[str, Unavailable] = {}
     for subject, digest in _list_artifacts(context):
         try:
             context.artifacts.check(digest, pace)
-        except Unavailable:
-            raise
+        except Unavailable as error:
+            if error.code == CLOSING:
+                raise
+            unread[subject] = error
+            continue
         except ApplianceError as error:
             told = _take_out(context, subject, error)
             changed.append(subject)
             log.critical("ALARM: %s has changed on disk: %s, %s", subject, error.code, told)
         folders += 1
-    body = ArtifactsChecked(folders=folders, size=pace.size, changed=tuple(changed[:500]))
-    append(context, body, outcome="failure" if changed else "success")
+    body = ArtifactsChecked(
+        folders=folders, size=pace.size, changed=tuple(changed[:MOST_NAMED]), unread=tuple(unread)[:MOST_NAMED]
+    )
+    append(context, body, outcome="failure" if changed or unread else "success")
+    if unread:
+        subject, first = next(iter(unread.items()))
+        raise Unavailable(f"expected to read every folder, got {len(unread)} unread, first {subject}: {first.message}")
     return tuple(changed)
 
 

@@ -83,7 +83,7 @@ def kinds(subjects: tuple[str, ...]) -> list[str]:
 @pytest.mark.parametrize("model", EVENTS.values(), ids=lambda model: model.type)
 def test_a_type_is_filed_under_what_the_page_says(model: type[Event]) -> None:
     values: dict[str, Any] = dict.fromkeys(model.model_fields, "x")
-    body = model.model_construct(**values | {"changed": ("changed:x",)})
+    body = model.model_construct(**values | {"changed": ("changed:x",), "unread": ("unread:x",)})
     special = [member for kind, member in OF_A_TYPE if kind == model.type]
     usual = [member for member in BODY_MEMBERS if member in model.model_fields and member not in special]
     named = [{"principals": "principal"}.get(member, member) for member in special if member not in BODY_MEMBERS]
@@ -93,7 +93,7 @@ def test_a_type_is_filed_under_what_the_page_says(model: type[Event]) -> None:
 def test_of_what_has_changed_as_many_are_subjects_as_the_page_says() -> None:
     changed = tuple(f"base:x{number}" for number in range(1000))
     most = int(re.findall(r"the first (\d+)", SUBJECTS)[0])
-    body = ArtifactsChecked(folders=0, size=0, changed=changed)
+    body = ArtifactsChecked(folders=0, size=0, changed=changed, unread=())
     assert body.about() == changed[:most]
 
 

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from appliance.domain.core.entry import MAX_SUBJECTS, Draft, Entry, encode_entry, parse_entry
 from appliance.domain.data.imports import ImportRequested
 from appliance.domain.rulebook.apply import apply
-from appliance.errors import Tampered
+from appliance.errors import Tampered, Unavailable
 from appliance.store.ledger.staging import propose
 from appliance.workflows.integrity.rehash import Pace, check_all
 from scripts.kit.log_builder import LogBuilder, manifest, stage
@@ -29,11 +31,13 @@ def with_datasets(count: int) -> LogBuilder:
     return site
 
 
-def context_of(site: LogBuilder, recorded: list[Entry]) -> Any:
+def context_of(site: LogBuilder, recorded: list[Entry], unreadable: str = "") -> Any:
     """Every dataset has changed on disk; what is appended stands under the rules, or is refused."""
     sound = {base.digest for base in site.state.bases.values()}
 
     def check(digest: str, _pace: Pace) -> None:
+        if digest == unreadable:
+            raise Unavailable(f"folder {digest}: expected the disk to work, got Input/output error")
         if digest not in sound:
             raise Tampered(f"folder {digest}: expected the bytes of its manifest, got others")
 
@@ -61,3 +65,26 @@ def test_more_changed_folders_than_an_entry_has_subjects_are_recorded_all_the_sa
     assert entry.body["changed"] == list(changed)
     assert entry.subjects == changed[:MAX_SUBJECTS]
     assert MAX_SUBJECTS == 32, "the format says so"
+
+
+def test_a_folder_that_cannot_be_read_is_named_and_those_after_it_are_checked() -> None:
+    recorded: list[Entry] = []
+    site = with_datasets(2)
+    (base,) = site.state.bases.values()
+    with pytest.raises(Unavailable, match=f"got 1 unread, first base:{base.name}: folder {base.digest}"):
+        check_all(context_of(site, recorded, unreadable=base.digest))
+    (entry,) = recorded
+    assert (entry.outcome, entry.body["folders"]) == ("failure", 2)
+    assert entry.body["changed"] == ["dataset:clauses@1", "dataset:clauses@2"]
+    assert entry.body["unread"] == [f"base:{base.name}"]
+    assert entry.subjects == ("dataset:clauses@1", "dataset:clauses@2", f"base:{base.name}")
+
+
+def test_a_check_that_the_services_end_cuts_off_is_not_recorded() -> None:
+    recorded: list[Entry] = []
+    context = context_of(with_datasets(1), recorded)
+    context.closing.set()
+    context.artifacts.check = lambda _digest, pace: pace(1)
+    with pytest.raises(Unavailable) as caught:
+        check_all(context)
+    assert (caught.value.code, recorded) == ("closing", [])
