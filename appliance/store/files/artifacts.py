@@ -190,30 +190,35 @@ class Artifacts:
         aside = self._folder / f"{_QUARANTINED}{_hex(digest)}-{secrets.token_hex(4)}"
         return self._set_aside(digest, aside)
 
-    def sweep(self, keep: frozenset[str], *, alone: bool = True) -> tuple[str, ...]:
+    def sweep(self, keep: Callable[[], frozenset[str]], alone: Callable[[], bool] = lambda: True) -> tuple[str, ...]:
         """At a service's start, before anything else works here: removes staging, uploads and half-written files.
 
-        So goes what is pending, unless `keep` holds it. Any other sealed folder that `keep` does not hold is moved
+        So goes what is pending, unless `keep` returns it. Any other sealed folder that `keep` does not return is moved
         aside, not removed: an older ledger, restored, names fewer. Returns the digests of those. What cannot be removed
         or moved is said, and ends no start.
 
         Only what this process made is removed, and beside other processes (not `alone`) nothing is moved aside: they
-        may be sealing it.
+        may be sealing it. Both are asked once it is known what is here, so that they cannot miss what another process
+        recorded meanwhile.
         """
         with disk.disk_errors("sweep"):
-            for path in (*self._folder.iterdir(), *self._uploads.iterdir()):
-                if path.parent == self._uploads or self._is_left(path, alone):
+            found = [*self._folder.iterdir(), *self._uploads.iterdir()]
+            # After the folders: one whose mark is gone by now was recorded, or is removed.
+            marked = {name.removeprefix(_PENDING) for name in os.listdir(self._folder) if name.startswith(_PENDING)}
+            kept, is_alone = keep(), alone()
+            for path in found:
+                if path.parent == self._uploads or self._is_left(path, is_alone):
                     disk.discard(path)
             for digest in self.pending():
-                self._end_pending(digest, digest in keep)
-            sealed = {f"sha256:{name}" for name in os.listdir(self._folder) if _SEALED.fullmatch(name)}
-        unnamed = tuple(sorted(sealed - keep)) if alone else ()
-        for digest in unnamed:
+                self._end_pending(digest, digest in kept)
+        sealed = {path.name for path in found if _SEALED.fullmatch(path.name) and path.parent == self._folder}
+        unnamed = {f"sha256:{name}" for name in sealed - marked} - kept if is_alone else set()
+        for digest in sorted(unnamed):
             try:
                 self._set_aside(digest, self._folder / f"{_UNNAMED}{_hex(digest)}-{secrets.token_hex(4)}")
             except Unavailable as error:
                 log.critical("ALARM: a folder that no entry names stays: %s", error.message)
-        return unnamed
+        return tuple(sorted(unnamed))
 
     def _is_left(self, path: Path, alone: bool) -> bool:
         """By an earlier life of this process. A half-written file says not whose it is."""

@@ -41,11 +41,21 @@ def recover(context: Context) -> None:
         ),
     )
     append_all(context, [*_requests_left(context), *_orders_left(context)])
-    named = named_artifacts(context.ledger.state)
-    destroy_unnamed_secrets(context, named)
-    context.artifacts.sweep(named, alone=not context.processes.others)
+    destroy_unnamed_secrets(context, named_artifacts(context.ledger.state))
+    context.artifacts.sweep(partial(_named_by_now, context), partial(_is_alone, context))
     context.runs_here = False
     take_up_runs(context)
+
+
+def _named_by_now(context: Context) -> frozenset[str]:
+    context.refresh()
+    return named_artifacts(context.ledger.state)
+
+
+def _is_alone(context: Context) -> bool:
+    """Whether no other process is on this log at this moment."""
+    context.processes.beat()
+    return not context.processes.others
 
 
 def take_up_runs(context: Context) -> None:

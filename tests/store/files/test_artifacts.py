@@ -241,11 +241,11 @@ def test_a_sweep_removes_staging_and_uploads_and_sets_aside_what_no_entry_names(
         upload.finish()
     (home / "uploads" / ".partial-1").write_bytes(b"")
     (home / "artifacts" / ".partial-2").write_bytes(b"")
-    assert artifacts.sweep(keep=frozenset([digest])) == ()
+    assert artifacts.sweep(lambda: frozenset([digest])) == ()
     assert artifacts.check(digest)
     assert not staging.exists() and list((home / "uploads").iterdir()) == []
     assert (home / "kept").exists(), "no link was followed"
-    assert artifacts.sweep(keep=frozenset()) == (digest,)
+    assert artifacts.sweep(frozenset) == (digest,)
     with pytest.raises(NotFound):
         artifacts.path(digest)
     (aside,) = (home / "artifacts").glob(".unnamed-*")
@@ -265,13 +265,49 @@ def test_what_is_pending_is_removed_with_all_that_lies_beside_it(artifacts: Arti
 
 def test_a_sweep_keeps_what_is_pending_and_named_and_removes_what_is_not(artifacts: Artifacts, home: Path) -> None:
     digest = seal_pending(artifacts)
-    artifacts.sweep(keep=frozenset([digest]))
+    artifacts.sweep(lambda: frozenset([digest]))
     assert artifacts.check(digest) and artifacts.pending() == ()
-    artifacts.sweep(keep=frozenset())
+    artifacts.sweep(frozenset)
     assert len(list((home / "artifacts").glob(".unnamed-*"))) == 1
     seal_pending(artifacts)
-    assert artifacts.sweep(keep=frozenset()) == ()
+    assert artifacts.sweep(frozenset) == ()
     assert len(list((home / "artifacts").glob("*/recipe.json"))) == 1, "only the one that was moved aside is left"
+
+
+def test_a_sweep_asks_what_is_named_once_it_knows_what_is_here(home: Path) -> None:
+    """What another process seals and records after the answer is not among what is moved aside."""
+    mine, other = Artifacts(home, process="a"), Artifacts(home, process="b")
+    sealed: list[str] = []
+
+    def named() -> frozenset[str]:
+        sealed.append(seal(other))
+        return frozenset()
+
+    assert mine.sweep(named) == ()
+    assert mine.check(*sealed)
+
+
+def test_a_sweep_leaves_what_another_process_has_sealed_and_not_recorded(home: Path) -> None:
+    mine, other = Artifacts(home, process="a"), Artifacts(home, process="b")
+    digest = seal_pending(other)
+    assert mine.sweep(frozenset) == ()
+    assert mine.check(digest) and other.pending() == (digest,)
+
+
+def test_a_sweep_asks_whether_it_is_alone_after_what_is_named(home: Path) -> None:
+    mine, asked = Artifacts(home, process="a"), list[str]()
+    digest = seal(mine)
+
+    def named() -> frozenset[str]:
+        asked.append("named")
+        return frozenset()
+
+    def alone() -> bool:
+        asked.append("alone")
+        return False
+
+    assert mine.sweep(named, alone) == ()
+    assert mine.check(digest) and asked == ["named", "alone"]
 
 
 # --- uploads ------------------------------------------------------------------------------------------------------
@@ -366,7 +402,7 @@ def test_a_power_cut_between_any_two_calls_leaves_an_artifact_whole_or_absent(
         home = tmp_path / str(at)
         ended = run_until_cut(monkeypatch, at, lambda home=home: seal(Artifacts(home)))
         after = Artifacts(home)
-        after.sweep(keep=frozenset([digest]))
+        after.sweep(lambda: frozenset([digest]))
         try:
             after.check(digest)
         except NotFound:
@@ -378,7 +414,7 @@ def test_a_power_cut_between_any_two_calls_leaves_an_artifact_whole_or_absent(
         assert not list(home.glob("artifacts/.*")), "nothing half-made is left after the sweep"
         unnamed = Artifacts(tmp_path / f"{at}-unnamed")
         run_until_cut(monkeypatch, at, lambda unnamed=unnamed: seal_pending(unnamed))
-        unnamed.sweep(keep=frozenset())
+        unnamed.sweep(frozenset)
         assert not list((tmp_path / f"{at}-unnamed" / "artifacts").iterdir()), "no entry names it, so nothing is left"
         assert seal(after) == digest
         after.check(digest)

@@ -129,7 +129,7 @@ def test_what_cannot_be_removed_at_a_start_is_said_and_the_rest_goes(
     for name in ("checkpoints/.partial-d", "checkpoints/.partial-e", "steps/.partial-d", "steps/.partial-e"):
         (home / name).write_bytes(b"")
     stubborn(monkeypatch, ".staging-a", "c", ".partial-d")
-    artifacts.sweep(keep=frozenset())
+    artifacts.sweep(frozenset)
     checkpoints.sweep(frozenset)
     steps.sweep(frozenset)
     left = {str(path.relative_to(home)) for path in home.rglob("*") if path.parent != home}
@@ -147,7 +147,7 @@ def test_a_folder_that_no_entry_names_and_cannot_be_moved_ends_no_start(
         raise OSError(errno.EBUSY, "Device or resource busy")
 
     monkeypatch.setattr(os, "rename", refuse)
-    assert artifacts.sweep(keep=frozenset()) == (digest,)
+    assert artifacts.sweep(frozenset) == (digest,)
     assert "ALARM" in caplog.text and digest in caplog.text
 
 
