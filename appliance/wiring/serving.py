@@ -13,6 +13,7 @@ from appliance.config.values import Settings
 from appliance.formats.core.timestamp import encode_time
 from appliance.store.database.engine import bring_up_to_date, open_engine
 from appliance.store.database.processes import About, Processes
+from appliance.store.files.disk import sweep_partial
 from appliance.store.files.lock import lock_folder
 from appliance.web.console.app import console_app
 from appliance.web.console.core.events import Changes
@@ -43,7 +44,7 @@ from appliance.workflows.integrity import rehash, snapshots, writeback
 from appliance.workflows.lifecycle.following import Following
 from appliance.workflows.lifecycle.garbage import tune_garbage_collector
 from appliance.workflows.lifecycle.heartbeat import BEAT_S, beat, note_stall
-from appliance.workflows.lifecycle.recovery import recover
+from appliance.workflows.lifecycle.recovery import is_alone, recover
 from appliance.workflows.lifecycle.shutdown import shut_down
 from appliance.workflows.runs import checkpoints, places, train
 from appliance.workflows.serving.serve import Serving
@@ -92,7 +93,7 @@ def serve(
         context.appended, context.examine = partial(observe, metrics, changes, traces), partial(doctor, settings)
         context.usage = lambda unit: (quotas.usage(unit), metrics.answered(unit))
         door.refused = metrics.refused
-        recover(context)
+        _recover(settings, context)
         tune_garbage_collector()
         reason = "failed"
         _start_rounds(settings, context)
@@ -138,6 +139,14 @@ def _join(settings: Settings, say: Callable[[str], None]) -> Processes:
     engine = open_engine(settings.database_url, process=settings.process)
     prepare = partial(bring_up_to_date, settings.database_url, settings.migration_url, say)
     return Processes(engine, settings.process, about, prepare, clock=lambda: datetime.now(UTC))
+
+
+def _recover(settings: Settings, context: Context) -> None:
+    # The home is this process's, by its lock. Others may write into the other two as well.
+    sweep_partial(settings.home)
+    for shared in (settings.keys, settings.witnessed):
+        sweep_partial(shared, partial(is_alone, context))
+    recover(context)
 
 
 def _start_rounds(settings: Settings, context: Context) -> None:

@@ -34,6 +34,7 @@ from appliance.domain.runs.cancellation import Cancel
 from appliance.formats.core.commitment import disclose
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.signatures.keys import generate_ed25519
+from appliance.store.files.disk import PARTIAL
 from scripts.kit.appliance import ROOT, Appliance, Refused, free_port
 from scripts.kit.tiny_model import build_base, clauses
 from scripts.kit.warm import find_workers
@@ -332,6 +333,16 @@ def test_a_service_that_dies_of_its_own_entries_starts_again(deployment: Applian
     deployment.start()
     # Only what was committed: one by the service that died after it, and each service's own start.
     assert count(deployment, type_) == known + {"service.started": 2, "heartbeat": 1}[type_]
+    check_whole(deployment)
+
+
+def test_a_start_removes_what_was_half_written(deployment: Appliance) -> None:
+    deployment.kill()
+    left = [folder / f"{PARTIAL}cut-off" for folder in (deployment.home, deployment.home / "keys")]
+    for path in left:
+        path.write_bytes(b"ha")
+    deployment.start()
+    assert not any(path.exists() for path in left)
     check_whole(deployment)
 
 

@@ -7,7 +7,7 @@ import logging
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -89,6 +89,16 @@ def write_file(path: Path, data: bytes, mode: int = 0o600) -> None:
             os.unlink(partial)
         raise
     sync_folder(path.parent)
+
+
+def sweep_partial(folder: Path, alone: Callable[[], bool] = lambda: True) -> None:
+    """Removes what a `write_file` that was cut off has left, where nobody else is writing into the folder now. `alone`
+    says so, and is asked once it is known what is there."""
+    with disk_errors(str(folder)):
+        left = list(folder.glob(f"{PARTIAL}*"))
+    if left and alone():
+        for path in left:
+            discard(path)
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:

@@ -42,7 +42,7 @@ def recover(context: Context) -> None:
     )
     append_all(context, [*_requests_left(context), *_orders_left(context)])
     destroy_unnamed_secrets(context, named_artifacts(context.ledger.state))
-    context.artifacts.sweep(partial(_named_by_now, context), partial(_is_alone, context))
+    context.artifacts.sweep(partial(_named_by_now, context), partial(is_alone, context))
     context.runs_here = False
     take_up_runs(context)
 
@@ -52,7 +52,7 @@ def _named_by_now(context: Context) -> frozenset[str]:
     return named_artifacts(context.ledger.state)
 
 
-def _is_alone(context: Context) -> bool:
+def is_alone(context: Context) -> bool:
     """Whether no other process is on this log at this moment."""
     context.processes.beat()
     return not context.processes.others

@@ -138,6 +138,17 @@ def test_what_cannot_be_removed_at_a_start_is_said_and_the_rest_goes(
     assert f"ALARM: {home}/artifacts/.staging-a could not be removed: Input/output error" in caplog.text
 
 
+def test_a_write_that_was_cut_off_leaves_nothing_where_nobody_else_writes(home: Path) -> None:
+    left = home / f"{disk.PARTIAL}cut-off"
+    left.write_bytes(b"ha")
+    (home / "fold.snapshot").write_bytes(b"whole")
+    disk.sweep_partial(home, lambda: False)
+    assert left.exists(), "another process may be writing it"
+    disk.sweep_partial(home, lambda: True)
+    disk.sweep_partial(home / "none")
+    assert (left.exists(), (home / "fold.snapshot").exists()) == (False, True)
+
+
 def test_a_folder_that_no_entry_names_and_cannot_be_moved_ends_no_start(
     artifacts: Artifacts, home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
