@@ -6,8 +6,11 @@ import asyncio
 import json
 import re
 import time
+from collections.abc import Callable
 from typing import Any
 
+import httpx
+import openai
 import pytest
 
 from appliance.errors import (
@@ -51,6 +54,19 @@ def chat(**changes: Any) -> bytes:
     return json.dumps({"model": "labels", "messages": HELLO, **changes}).encode()
 
 
+def send(call: Callable[[Any], object]) -> bytes:
+    """What the official client sends for this call."""
+    sent = list[bytes]()
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent.append(request.content)
+        return httpx.Response(200, json={})
+
+    with httpx.Client(transport=httpx.MockTransport(answer)) as transport:
+        call(openai.OpenAI(api_key="token", base_url="http://appliance/v1", http_client=transport))
+    return sent[0]
+
+
 def chat_number(member: str, text: str) -> bytes:
     """With a number as it is written."""
     return f'{{"model": "labels", "messages": {json.dumps(HELLO)}, "{member}": {text}}}'.encode()
@@ -83,6 +99,32 @@ def test_a_part_that_is_no_text_is_refused_by_its_type(part: object, words: str)
         parse(ChatRequest, chat(messages=[{"role": "user", "content": [{"type": "text", "text": "a"}, part]}]))
     error = openai_body(refused.value)[1]["error"]
     assert (error["param"], error["code"]) == ("messages[0].content", "invalid_value")
+
+
+OPTIONAL = (
+    *("max_tokens", "temperature", "top_p", "seed", "stop", "n", "stream", "stream_options", "user", "metadata"),
+    *("max_completion_tokens", "tools", "tool_choice", "parallel_tool_calls", "response_format"),
+    *("logit_bias", "logprobs", "frequency_penalty", "store", "reasoning_effort"),
+)
+
+
+def test_a_member_that_is_null_counts_as_left_out() -> None:
+    plain = parse(ChatRequest, chat())
+    assert parse(ChatRequest, chat(**dict.fromkeys(OPTIONAL))) == plain
+    with pytest.raises(Malformed) as refused:
+        parse(ChatRequest, chat(messages=None))
+    error = openai_body(refused.value)[1]["error"]
+    assert (error["param"], error["code"]) == ("messages", "missing_required_parameter")
+
+
+def test_none_given_to_the_official_client_counts_as_left_out() -> None:
+    none: Any = dict.fromkeys(OPTIONAL)
+    sent = send(lambda client: client.chat.completions.create(model="labels", messages=HELLO, **none))
+    assert parse(ChatRequest, sent) == parse(ChatRequest, chat())
+    assert json.loads(sent)["temperature"] is None
+    none = dict.fromkeys(("max_tokens", "temperature", "top_p", "seed", "stop", "best_of", "suffix"))
+    sent = send(lambda client: client.completions.create(model="labels", prompt="Hello", **none))
+    assert parse(CompletionRequest, sent).parameters()["max_tokens"] == 16
 
 
 def test_parts_are_bounded_as_the_text_that_they_make() -> None:

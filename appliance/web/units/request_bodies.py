@@ -298,7 +298,7 @@ class ClassifyRequest(BaseModel):
 
 
 def parse_members(body: bytes) -> dict[str, Any]:
-    """The body as a JSON object, parsed once; pydantic's error where it is no JSON.
+    """The body as a JSON object, parsed once; pydantic's error where it is no JSON. A member that is null is left out.
 
     Malformed where it is no object, or has more values or members than any request: to make objects of them, or an
     error of each unknown one, would hold the event loop for seconds.
@@ -310,7 +310,7 @@ def parse_members(body: bytes) -> dict[str, Any]:
         raise _malformed(f"expected an object, got {type(value).__name__}")
     if len(value) > MAX_MEMBERS:
         raise _malformed(f"expected at most {MAX_MEMBERS} members, got {len(value)}")
-    return value
+    return {name: member for name, member in value.items() if member is not None}
 
 
 def _malformed(message: str) -> Malformed:
