@@ -6,9 +6,12 @@ import asyncio
 import json
 import re
 import time
+from collections.abc import Callable
 from typing import Any
 
+import httpx
 import openai
+import pydantic
 import pytest
 from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
@@ -16,18 +19,49 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from appliance.domain.queries.response import commit_prompt
 from appliance.errors import BadInput
 from appliance.ml.inference.request import parse_request
+from appliance.web.core.errors import Malformed
 from appliance.web.units.asking import text_of
 from appliance.web.units.openai import CHAT, _number_calls, _stream
 from appliance.web.units.refusals import openai_body
 from appliance.web.units.request_bodies import ChatRequest, ClassifyRequest
 from tests.kit.toolful import ASKED, FIND, TOOLS
-from tests.web.test_asked import HELLO, chat, parse
+from tests.web.test_asked import HELLO, chat, parse, send
 
 CALL = {"id": "call_1", "type": "function", "function": {"name": "find", "arguments": '{"kind": "payment"}'}}
 CALLED = {"role": "assistant", "content": None, "tool_calls": [CALL]}
 RESULT = {"role": "tool", "tool_call_id": "call_1", "content": "the fee"}
 SCHEMA = {"type": "object", "properties": {"z": {"type": "number", "multipleOf": 0.5}, "a": {}}}
 NAMED = {"type": "function", "function": {"name": "find"}}
+
+
+SAID = {"role": "assistant", "content": '{"due": 30}'}
+STRICT = {**FIND, "function": {**FIND["function"], "strict": True}}
+
+
+def client_of(message: dict[str, Any]) -> openai.OpenAI:
+    """The official client of a service that answers with this message, whole or as a stream."""
+    head = {"id": "1", "created": 1, "model": "m"}
+    calls = [{"index": number, **call} for number, call in enumerate(message.get("tool_calls", ()))]
+    delta = {**message, **({"tool_calls": calls} if calls else {})}
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if not json.loads(request.content).get("stream"):
+            choice = {"index": 0, "message": message, "finish_reason": "stop"}
+            return httpx.Response(200, json={**head, "object": "chat.completion", "choices": [choice]})
+        choice = {"index": 0, "delta": delta, "finish_reason": "stop"}
+        chunk = {**head, "object": "chat.completion.chunk", "choices": [choice]}
+        return httpx.Response(200, text=f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n", headers=EVENTS)
+
+    transport = httpx.Client(transport=httpx.MockTransport(answer))
+    return openai.OpenAI(api_key="token", base_url="http://appliance/v1", http_client=transport)
+
+
+def _stream_whole(client: openai.OpenAI, **asked: Any) -> Any:
+    with client.chat.completions.stream(**asked) as stream:
+        return stream.get_final_completion()
+
+
+EVENTS = {"content-type": "text/event-stream"}
 
 
 def formatted(schema: object) -> dict[str, Any]:
@@ -92,6 +126,60 @@ def test_what_is_wrong_is_refused_by_its_member(changes: dict[str, Any], param: 
         parse(ChatRequest, chat(**changes))
     status, told = openai_body(refused.value)
     assert (status, told["error"]["param"]) == (400, param)
+
+
+@pytest.mark.parametrize(
+    ("message", "member"),
+    [
+        ({**ASKED, "name": "anna"}, "name"),
+        ({**ASKED, "tool_calls": [CALL]}, "tool_calls"),
+        ({**ASKED, "tool_call_id": "call_1"}, "tool_call_id"),
+        ({**ASKED, "parsed": {"a": 1}}, "parsed"),
+        ({**ASKED, "cached": False}, "cached"),
+        ({**ASKED, **{f"member {number}": 1 for number in range(100_000)}}, "member 0"),
+        ({**CALLED, "content": "x", "function_call": {"name": "find", "arguments": "{}"}}, "function_call"),
+        ({**CALLED, "reasoning_content": "So:"}, "reasoning_content"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_member_of_a_message_that_is_not_supported_is_refused(message: dict[str, Any], member: str) -> None:
+    with pytest.raises(Malformed) as refused:
+        parse(ChatRequest, chat(messages=[ASKED, message]))
+    assert refused.value.message == f"request: messages.1.{member}: not supported"
+    error = openai_body(refused.value)[1]["error"]
+    assert (error["param"], error["code"]) == (f"messages[1].{member}", "unknown_parameter")
+
+
+def test_a_result_may_name_the_tool_of_its_call() -> None:
+    named = {**RESULT, "name": "find"}
+    assert parameters(messages=[ASKED, CALLED, named]) == parameters(messages=[ASKED, CALLED, RESULT])
+    with pytest.raises(BadInput, match="name: expected find, which the call 'call_1' names, got 'stop'"):
+        parameters(messages=[ASKED, CALLED, {**RESULT, "name": "stop"}])
+
+
+class Due(pydantic.BaseModel):
+    due: int
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # of the client, about what it has parsed
+@pytest.mark.parametrize("message", [{**CALLED, "refusal": None}, {**SAID, "refusal": None}], ids=["calls", "text"])
+def test_an_answer_that_the_official_client_gives_back_is_taken_however_it_was_read(message: dict[str, Any]) -> None:
+    """By `create`, `parse` or `stream`, which add members of their own; also whole, with members that are null."""
+    messages: Any = [ASKED, message, *([RESULT] if "tool_calls" in message else [])]
+    asked: dict[str, Any] = {"model": "labels", "messages": [ASKED]}
+    given: dict[str, Any] = {"tools": [STRICT]} if "tool_calls" in message else {"response_format": Due}
+    read: list[Callable[[openai.OpenAI], Any]] = [
+        lambda client: client.chat.completions.create(**asked),
+        lambda client: client.chat.completions.parse(**asked, **given),
+        lambda client: _stream_whole(client, **asked, **given),
+    ]
+    for each in read:
+        with client_of(message) as client:
+            (choice,) = each(client).choices
+        for told in (choice.message, choice.message.model_dump()):
+            again: Any = [ASKED, told, *messages[2:]]
+            sent = send(lambda client, again=again: client.chat.completions.create(model="labels", messages=again))
+            assert parse(ChatRequest, sent).parameters() == parameters(messages=messages)
 
 
 def test_a_schema_nested_without_end_is_refused_in_time() -> None:

@@ -6,7 +6,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticKnownError
 
 from appliance.domain.data.tool_calls import (
     TOOL,
@@ -55,43 +65,82 @@ class Message(BaseModel):
     """`content` is a text, or a list of parts of type text, which are joined in their order without anything between.
 
     The joined text is what the model is given and what the ledger commits to. A message with calls may have no content.
+    A result's `name` is that of its call.
     """
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="forbid")
     role: Literal["system", "user", "assistant", "tool"]
     content: str = Field(max_length=MAX_TEXT)
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
+    name: str | None = Field(default=None, max_length=64)
 
     @model_validator(mode="before")
     @classmethod
-    def _without_content(cls, value: object) -> object:
-        if isinstance(value, dict) and value.get("tool_calls") and value.get("content") is None:
-            return {**value, "content": ""}
-        return value
+    def _told(cls, value: object) -> object:
+        """Without members that are empty. Of those that are not known the first stands for all."""
+        if not isinstance(value, dict):
+            return value
+        answered = _without_parsed(value) if value.get("role") == "assistant" else value
+        told = {name: member for name, member in answered.items() if member not in _EMPTY or name == "content"}
+        if told.get("content") is None and "tool_calls" in told:
+            told["content"] = ""
+        for name in [name for name in told if name not in cls.model_fields][1:]:
+            del told[name]
+        return told
+
+    @field_validator("tool_calls", "tool_call_id", "name")
+    @classmethod
+    def _of_its_role(cls, member: object, info: ValidationInfo) -> object:
+        if info.data.get("role") not in (None, _ROLE_OF[str(info.field_name)]):
+            raise PydanticKnownError("extra_forbidden")
+        return member
 
     @model_validator(mode="after")
-    def _of_its_role(self) -> Message:
-        """Calls are the assistant's, with their ids; a result names its call."""
+    def _with_ids(self) -> Message:
+        """Calls have their ids; a result names its call."""
         with _as_value_error():
-            if self.tool_calls and self.role == "assistant":
-                for number, call in enumerate(read_calls(self.tool_calls, self.role)):
-                    read_id(call.get("id"), f"call {number}")
+            for number, call in enumerate(self._calls()):
+                read_id(call.get("id"), f"call {number}")
             if self.role == TOOL:
                 read_id(self.tool_call_id, "tool_call_id")
         return self
 
+    def _calls(self) -> list[dict[str, Any]]:
+        return read_calls(self.tool_calls, self.role) if self.tool_calls else []
+
     def given(self) -> dict[str, Any]:
         """As the worker is given it and the ledger commits to it; a call's arguments are JSON text."""
         given: dict[str, Any] = {"role": self.role, "content": self.content}
-        if self.tool_calls and self.role == "assistant":
-            given["tool_calls"] = [_as_text(call) for call in read_calls(self.tool_calls, self.role)]
+        if self.tool_calls:
+            given["tool_calls"] = [_as_text(call) for call in self._calls()]
         return {**given, "tool_call_id": self.tool_call_id} if self.role == TOOL else given
 
     @field_validator("content", mode="before")
     @classmethod
     def _joined(cls, content: object) -> object:
         return "".join(map(_text_of, content)) if isinstance(content, list) else content
+
+
+_EMPTY: tuple[Any, ...] = (None, "", [], {})
+_ROLE_OF = {"tool_calls": "assistant", "tool_call_id": TOOL, "name": TOOL}
+
+
+def _without_parsed(message: dict[str, Any]) -> dict[str, Any]:
+    """An answer that is given back without what OpenAI's client added while it read it: its JSON and that of its calls,
+    parsed, and a call's place in the stream."""
+    told: dict[str, Any] = _without(message, "parsed")
+    calls = told.get("tool_calls")
+    if isinstance(calls, list):
+        told["tool_calls"] = [_without(call, "index") for call in calls]
+        for call in told["tool_calls"]:
+            if isinstance(call, dict) and "function" in call:
+                call["function"] = _without(call["function"], "parsed_arguments")
+    return told
+
+
+def _without(value: Any, left_out: str) -> Any:
+    return {name: one for name, one in value.items() if name != left_out} if isinstance(value, dict) else value
 
 
 def _text_of(part: object) -> str:
@@ -127,8 +176,12 @@ def _check_results(messages: list[Message]) -> list[Message]:
     """Every call has its result before the next turn, and every result its call."""
     if any(message.role == TOOL or message.tool_calls for message in messages):
         with _as_value_error():
-            match_results([message.given() for message in messages], None, "messages")
+            match_results([_with_name(message) for message in messages], None, "messages")
     return messages
+
+
+def _with_name(message: Message) -> dict[str, Any]:
+    return message.given() | ({"name": message.name} if message.name else {})
 
 
 Messages = Annotated[
