@@ -88,7 +88,7 @@ def test_a_conversation_with_calls_is_given_to_the_template_as_objects() -> None
         ({"tool_choice": NAMED}, {"must_call": True, "must_call_one": "find", "parallel": False}),
         ({"parallel_tool_calls": False}, {"parallel": False}),
         ({"tool_choice": "none"}, {"tools": ()}),
-        ({"tools": [{**FIND, "function": {**FIND["function"], "strict": True}}]}, {"strict": True, "tools": (FIND,)}),
+        ({"tools": [STRICT, TOOLS[1]]}, {"strict": ("find",), "tools": tuple(TOOLS)}),
         ({"response_format": {"type": "text"}}, {"schema": None}),
         ({"response_format": {"type": "json_object"}}, {"schema": {"type": "object"}}),
         ({"response_format": formatted(SCHEMA)}, {"schema": SCHEMA}),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from appliance.domain.data.tool_calls import MAX_CALLS, list_names
 from appliance.errors import BadInput, TooLarge
@@ -49,12 +51,23 @@ def _hold(chat: Chat, request: Request, vocabulary: Vocabulary, most: int) -> Gr
     if not request.tools:
         assert request.schema is not None
         return Grammar(vocabulary.match(write_schema_grammar(request.schema), "response_format"))
-    tools = [one for one in request.tools if request.must_call_one in (None, one["function"]["name"])]
     free = not request.must_call
     grammar = write_call_grammar(
-        chat, tools, most=most, may_speak=free and request.schema is None, schema=request.schema if free else None
+        chat,
+        list(_list_callable(request)),
+        most=most,
+        may_speak=free and request.schema is None,
+        schema=request.schema if free else None,
     )
     return Grammar(vocabulary.match(grammar, "tools" if request.schema is None else "tools, response_format"))
+
+
+def _list_callable(request: Request) -> Iterator[Mapping[str, Any]]:
+    """The tools that an answer may call: without its schema where a call takes any object."""
+    for tool in request.tools:
+        name = tool["function"]["name"]
+        if request.must_call_one in (None, name):
+            yield tool if request.must_call or name in request.strict else {"function": {"name": name}}
 
 
 def read_classifiable(chat: Chat, context_length: int, request: Request) -> Question:

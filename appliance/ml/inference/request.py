@@ -40,9 +40,10 @@ class Request:
     """What to answer and how. `temperature` 0, or next to it, takes the likeliest token; `seed` fixes every draw.
 
     `prompt`: a text to continue, in place of messages. `labels`: the allowed answers; none allows any. `tools`: what
-    the answer may call, in parallel or once; with `must_call` it does, with `must_call_one` this one. `strict`: calls
-    are of the tools' schemas. `schema`: what an answer that is no call is JSON of. `scope`: the service's own;
-    requests of a slot share the beginnings of prompts where it is the same, and nothing where it is None.
+    the answer may call, in parallel or once; with `must_call` it does, with `must_call_one` this one. `strict`: names
+    of tools whose calls are of their schemas; with `must_call` all are. `schema`: what an answer that is no call is
+    JSON of. `scope`: the service's own; requests of a slot share the beginnings of prompts where it is the same, and
+    nothing where it is None.
     """
 
     messages: tuple[Mapping[str, Any], ...]
@@ -57,7 +58,7 @@ class Request:
     parallel: bool = True
     must_call: bool = False
     must_call_one: str | None = None
-    strict: bool = False
+    strict: tuple[str, ...] = ()
     schema: Mapping[str, Any] | None = None
     scope: str | None = None
 
@@ -71,7 +72,7 @@ class Request:
     @property
     def is_held(self) -> bool:
         """Whether its answer is held to a grammar, which takes some milliseconds to make."""
-        return self.must_call or self.strict or self.schema is not None
+        return self.must_call or bool(self.strict) or self.schema is not None
 
     @property
     def is_greedy(self) -> bool:
@@ -127,7 +128,7 @@ def _read_tools(value: Mapping[str, Any]) -> dict[str, Any]:
         "parallel": named is None and value.get("parallel_tool_calls", True) is True,
         "must_call": choice != ANY,
         "must_call_one": named,
-        "strict": any(tool["function"].get("strict") for tool in given),
+        "strict": list_names([tool for tool in given if tool["function"].get("strict")]),
     }
 
 
