@@ -109,10 +109,15 @@ class Pack:
         return max(own, min(BLOCK, self.root) * self.root)
 
 
+def count_trained_rows(recipe: ResolvedRecipe, rows: int) -> int:
+    """Of the training rows those that are not validated with."""
+    return max(1, round(rows * (1 - float(recipe.validation))))
+
+
 def draw_packs(lengths: Lengths, recipe: ResolvedRecipe, rows: int) -> Iterator[Pack]:
     """The packs of a run with rows of these lengths. The order is not the run's own, which torch draws; a run's largest
     pack is found by drawing as many steps as it has."""
-    rows = max(1, round(rows * (1 - float(recipe.validation))))
+    rows = count_trained_rows(recipe, rows)
     spread, size = lengths.spread(rows), recipe.batch_size * recipe.accumulation
     steps = min(_MOST_DRAWN, count_steps(rows, recipe.epochs, size))
     draw = random.Random(recipe.seed)

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from appliance.domain.core.names import Value
 from appliance.domain.planning.cards import Calibration, Card, Machine
-from appliance.domain.planning.footprint import Pack, count_trainable, draw_packs, is_quick
+from appliance.domain.planning.footprint import Pack, count_trainable, count_trained_rows, draw_packs, is_quick
 from appliance.domain.planning.shape import Lengths, Shape
 from appliance.domain.recipe.recipe import ResolvedRecipe, count_steps
 from appliance.errors import BadInput
@@ -83,7 +83,11 @@ def pace_of_machine(machine: Machine, recipe: ResolvedRecipe, shape: Shape) -> P
 
 
 def _share(recipe: ResolvedRecipe, shape: Shape) -> float:
-    return 1.0 if is_quick(recipe, shape) else LIBRARY_SHARE.get(recipe.method, OTHER_LIBRARY_SHARE)
+    return 1.0 if is_quick(recipe, shape) else _library_share(recipe)
+
+
+def _library_share(recipe: ResolvedRecipe) -> float:
+    return LIBRARY_SHARE.get(recipe.method, OTHER_LIBRARY_SHARE)
 
 
 def _calibrated(one: Calibration, around: tuple[float, float], *, measured: bool, times: float = 1.0) -> Pace:
@@ -126,11 +130,26 @@ def count_operations(shape: Shape, recipe: ResolvedRecipe, pack: Pack) -> float:
 
 def training_seconds(shape: Shape, lengths: Lengths, recipe: ResolvedRecipe, rows: int, pace: Pace) -> float:
     """Of all steps; the packs that are drawn stand for all."""
-    kept = max(1, round(rows * (1 - float(recipe.validation))))
+    kept = count_trained_rows(recipe, rows)
     drawn = list(draw_packs(lengths, recipe, rows))[:-1]
     tokens = sum(pack.tokens + pack.root * (pack.segments - 1) for pack in drawn)
     share = kept * recipe.epochs * lengths.mean / max(1, tokens)
     return share * seconds_of(shape, recipe, drawn, pace)
+
+
+def validation_seconds(shape: Shape, lengths: Lengths, recipe: ResolvedRecipe, rows: int, pace: Pace) -> float:
+    """Of all readings of the validation loss, the last after the last step. Each is a pass over the validation rows, of
+    preferences two, through the library's own modules whatever the method."""
+    if not recipe.validate_every:
+        return 0.0
+    passes = -(-count_planned_steps(recipe, rows) // recipe.validate_every) * (2 if float(recipe.beta) else 1)
+    slower = _share(recipe, shape) / _library_share(recipe)
+    return slower * _pass_seconds(shape, lengths, passes * (rows - count_trained_rows(recipe, rows)), pace)
+
+
+def _pass_seconds(shape: Shape, lengths: Lengths, rows: int, pace: Pace) -> float:
+    """So many rows go forward through the model."""
+    return rows * lengths.mean * 2.0 * shape.passed_weights / pace.operations_a_second
 
 
 def seconds_of(shape: Shape, recipe: ResolvedRecipe, packs: Iterable[Pack], pace: Pace) -> float:
@@ -142,11 +161,14 @@ def plan_duration(
 ) -> Duration:
     """From the worker's start to the judged adapter; `rows` to train on and held out.
 
-    Held-out rows go through the model four times: for their loss and their labels, with the adapter and without.
-    Answers that are written out, word by word, are not counted.
+    Held-out rows go through the model four times: for their loss and their labels, with the adapter and without. A run
+    that stops early is planned with all its steps. docs/planning.md names what is not counted: no plan knows the pace
+    of answers that are written out.
     """
-    judged = 4 * rows[1] * lengths.mean * 2.0 * shape.passed_weights / pace.operations_a_second
-    likely = 2 * (START_S + pace.load_s) + training_seconds(shape, lengths, recipe, rows[0], pace) + judged
+    start = 2 * (START_S + pace.load_s)
+    training = training_seconds(shape, lengths, recipe, rows[0], pace)
+    training += validation_seconds(shape, lengths, recipe, rows[0], pace)
+    likely = start + training + _pass_seconds(shape, lengths, 4 * rows[1], pace)
     low, high = (likely * share for share in pace.around)
     return Duration(low=low, likely=likely, high=high, measured=pace.measured)
 
@@ -181,5 +203,5 @@ def read_calibration(
 
 
 def count_planned_steps(recipe: ResolvedRecipe, rows: int) -> int:
-    kept = max(1, round(rows * (1 - float(recipe.validation))))
+    kept = count_trained_rows(recipe, rows)
     return count_steps(kept, recipe.epochs, recipe.batch_size * recipe.accumulation)

@@ -16,7 +16,7 @@ from appliance.domain.planning.footprint import (
     draw_packs,
     plan_memory,
 )
-from appliance.domain.planning.pace import count_operations, pace_of_machine
+from appliance.domain.planning.pace import count_operations, pace_of_machine, validation_seconds
 from appliance.domain.planning.plan import check_fits, make_plan, plan_disk, read_subject, say_seconds, show_bytes
 from appliance.domain.planning.shape import Lengths, Packed, Shape, profile_lengths, read_packed
 from appliance.domain.recipe.parsing import parse_recipe
@@ -188,6 +188,26 @@ def test_a_calibration_counts_for_its_own_machine_and_method_and_is_near_for_oth
     assert not pace_of_machine(here, resolved(method="lora"), SHAPE).measured
     assert pace_of_machine(here, resolved(method="lora"), SHAPE).operations_a_second == 2e11
     assert pace_of_machine(elsewhere, resolved(), SHAPE) == pace_of_machine(MACHINE, resolved(), SHAPE)
+
+
+def test_each_reading_of_the_validation_loss_is_a_pass_over_the_validation_rows() -> None:
+    """80 of 800 rows, after 40, 80 and 90 steps. It goes through the library's modules, as all of full fine-tuning."""
+    written = {"validation": "0.1", "validate_every": 40, "epochs": 1}
+    quick, full = resolved(**written), resolved(**written, **FULL)
+    preferring = quick.model_copy(update={"beta": "0.1"})
+    for recipe, times in ((quick, 1 / 0.25), (full, 1), (preferring, 2 / 0.25), (resolved(), 0)):
+        pace = pace_of_machine(MACHINE, recipe, SHAPE)
+        operations = times * 3 * 80 * LENGTHS.mean * 2 * SHAPE.passed_weights
+        found = validation_seconds(SHAPE, LENGTHS, recipe, 800, pace)
+        assert found == pytest.approx(operations / pace.operations_a_second)
+
+
+def test_a_run_that_validates_is_not_planned_as_quicker_because_it_trains_on_fewer_rows() -> None:
+    plain, few, often = (
+        make_plan(parse_recipe(WRITTEN | written), FACTS, SUBJECT, MACHINE).duration.likely
+        for written in ({}, {"validation": "0.1", "validate_every": 100}, {"validation": "0.1", "validate_every": 10})
+    )
+    assert plain < often and few < often
 
 
 def test_every_card_is_marked_as_measured_by_nobody_and_the_advice_can_be_released() -> None:
