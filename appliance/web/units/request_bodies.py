@@ -12,11 +12,10 @@ from pydantic import (
     ConfigDict,
     Field,
     TypeAdapter,
-    ValidationInfo,
+    ValidationError,
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticKnownError
 
 from appliance.domain.data.tool_calls import (
     TOOL,
@@ -78,23 +77,19 @@ class Message(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _told(cls, value: object) -> object:
-        """Without members that are empty. Of those that are not known the first stands for all."""
+        """Without members that are empty; the first that its role does not have is refused."""
         if not isinstance(value, dict):
             return value
         answered = _without_parsed(value) if value.get("role") == "assistant" else value
         told = {name: member for name, member in answered.items() if member not in _EMPTY or name == "content"}
         if told.get("content") is None and "tool_calls" in told:
             told["content"] = ""
-        for name in [name for name in told if name not in cls.model_fields][1:]:
-            del told[name]
+        known = {"role", "content", *_MEMBERS.get(str(told.get("role")), cls.model_fields)}
+        if (wrong := next((name for name in told if name not in known), None)) is not None:
+            raise ValidationError.from_exception_data(
+                cls.__name__, [{"type": "extra_forbidden", "loc": (wrong,), "input": told[wrong]}]
+            )
         return told
-
-    @field_validator("tool_calls", "tool_call_id", "name")
-    @classmethod
-    def _of_its_role(cls, member: object, info: ValidationInfo) -> object:
-        if info.data.get("role") not in (None, _ROLE_OF[str(info.field_name)]):
-            raise PydanticKnownError("extra_forbidden")
-        return member
 
     @model_validator(mode="after")
     def _with_ids(self) -> Message:
@@ -123,7 +118,8 @@ class Message(BaseModel):
 
 
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
-_ROLE_OF = {"tool_calls": "assistant", "tool_call_id": TOOL, "name": TOOL}
+_MEMBERS = {"system": (), "user": (), "assistant": ("tool_calls",), TOOL: ("tool_call_id", "name")}
+"""What a message of each role may have beside its role and content."""
 
 
 def _without_parsed(message: dict[str, Any]) -> dict[str, Any]:
