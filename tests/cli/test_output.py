@@ -55,6 +55,12 @@ def test_columns_stand_below_one_another(capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().out.splitlines() == ["run       status", "r-000001  sealed", "r-2       -"]
 
 
+def test_a_label_drives_no_terminal_and_keeps_its_indentation(capsys: pytest.CaptureFixture[str]) -> None:
+    print_facts([("  verb", "enroll"), ("  a\x1b[2J\u202eb", "x")])
+    first, second = capsys.readouterr().out.splitlines()
+    assert (first.index("enroll"), second) == (len("  a\\x1b[2J\\u202eb") + 3, "  a\\x1b[2J\\u202eb:  x")
+
+
 def test_facts_stand_below_one_another_and_a_long_text_is_indented(capsys: pytest.CaptureFixture[str]) -> None:
     print_facts([("a", "one"), ("longer", "two\nthree"), ("none", None)])
     assert capsys.readouterr().out.splitlines() == ["a:       one", "longer:  two", "         three", "none:    -"]

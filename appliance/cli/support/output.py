@@ -99,7 +99,7 @@ def print_facts(facts: Iterable[tuple[str, object]], *, err: bool = False) -> No
 
     A value that is wider than the terminal goes on in the next line: nothing of it is left out.
     """
-    listed = [(label, _one_line(value) if isinstance(value, Mapping) else value) for label, value in facts]
+    listed = [(plain(label), _one_line(value) if isinstance(value, Mapping) else value) for label, value in facts]
     margin, limit = max((len(label) for label, _ in listed), default=0) + 3, width(sys.stderr if err else sys.stdout)
     for label, value in listed:
         lines = [plain(line) for line in str("-" if value is None else value).splitlines()] or [""]
