@@ -70,7 +70,7 @@ def endorse(caller: Caller) -> None:
 
 def _door(caller: Caller) -> Door:
     """Without a session: where nothing can be recorded none can be opened. An embedded service is started."""
-    _ = caller.about
+    _ = caller.claimed
     return caller.door
 
 

@@ -84,7 +84,7 @@ def key_prove(caller: Caller, origin: str | None, output: Path | None) -> None:
     from appliance.client.people import prove_possession
     from appliance.client.support.files import write_new
 
-    name, log = caller.signer, origin or caller.about.origin
+    name, log = caller.signer, origin or caller.claimed.origin
     signer = caller.unlock("to prove that the key is yours")
     proof = prove_possession(log, name, signer) + b"\n"
     say(f"{name} proves the key {signer.keyid} for the log {log}.")

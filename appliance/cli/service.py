@@ -97,7 +97,7 @@ def status(caller: Caller) -> None:
             raise
         told, lacking = None, f"As {caller.signer}, log, witnesses, jobs and decisions are not shown: {error.message}"
     if told is None:
-        shown = {"state": "running", "pid": pid, "version": caller.about.version}
+        shown = {"state": "running", "pid": pid, "version": caller.claimed.version}
         print_json({"service": shown}) if caller.json else print_facts(shown.items())
         say(lacking)
         return

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.client.support.session import state_folder
 from appliance.domain.core.names import add_seconds
 from appliance.formats.log.checkpoint import Checkpoint, sign_checkpoint
 from appliance.formats.log.note import vkey_of
@@ -160,6 +161,23 @@ def test_once_the_first_key_signs_no_more_the_log_is_verified_from_it_and_the_ne
     desk.service.seen.clear()
     assert desk.as_("audrey", *show).code == 0
     assert ("GET", "/v1/ledger/export") not in desk.service.seen
+
+
+def test_a_login_follows_a_rotated_key_and_what_opens_no_session_needs_none_for_it(
+    open_desk: Callable[[str], Desk],
+) -> None:
+    desk = open_desk("staffed")
+    secret = ("--passphrase-file", str(desk.passphrase))
+    login = ("login", "olga", "--key", str(desk.key("olga")), *secret, "--trust", str(desk.trust))
+    assert desk.type(*login).code == 0
+    _second(desk, _order(desk, "log-key", "rotate", "--old-until", "now"))
+    (session,) = (state_folder() / "sessions").glob("*-olga.json")
+    session.unlink()
+    desk.service.seen.clear()
+    assert desk.type("clock", "show").code == 0
+    assert desk.type("key", "prove", *secret).code == 0
+    assert ("POST", "/v1/sessions") not in desk.service.seen
+    assert "the log verified from it" in desk.type("whoami", *secret).out
 
 
 def _tree(desk: Desk) -> tuple[int, bytes]:

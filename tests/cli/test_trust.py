@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from appliance.cli.main import cli
+from appliance.client.support.profile import Profile, save_profile
 from appliance.formats.log.note import vkey_of
 from appliance.formats.log.trust import encode_trust
 from appliance.formats.signatures.keys import generate_ed25519
@@ -124,3 +125,41 @@ def test_another_appliances_trust_file_is_refused_by_every_command(open_desk: Ca
             assert json.loads(told.err)["error"]["code"] == "trust", (command, told.err)
             assert not Path(files[NEW]).exists(), command
     assert len(desk.site.entries) == size, "nothing was signed, no session was opened"
+
+
+def test_another_appliance_where_the_logins_was_gets_no_token_and_none_of_its_answers_is_printed(
+    open_desk: Callable[[str], Desk],
+) -> None:
+    desk = open_desk("sealed")
+    files, secret = _files(desk.folder), ("--passphrase-file", str(desk.passphrase))
+    login = ("login", "anna", "--key", str(desk.key("anna")), *secret)
+    assert desk.type(*login, "--trust", str(desk.trust)).code == 0
+    desk.service.bend["/v1/about"] = lambda about: {**about, "origin": "other.example/log"}
+    desk.service.seen.clear()
+    for command, words in COMMANDS.items():
+        if command in ("login", "order check", "status"):  # a file is checked without a service
+            continue
+        told = desk.type(*command.split(), *(files.get(word, word) for word in words), *secret, "--json")
+        assert (told.code, told.out) == (6, ""), (command, told)
+        assert json.loads(told.err)["error"]["code"] == "trust", (command, told.err)
+    for command in ("clock show", "key prove", "token issue"):
+        told = desk.type(*command.split(), *(() if command == "clock show" else secret))
+        assert (told.code, told.out) == (6, ""), (command, told)
+    assert set(desk.service.seen) == {("GET", "/v1/about")}
+
+
+def test_a_logins_trust_file_is_of_its_own_appliance_alone(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("staffed")
+    other = desk.folder / "other.json"
+    other.write_bytes(encode_trust(replace(desk.site.trust, genesis="sha256:" + "ab" * 32)))
+    save_profile(Profile("anna", desk.key("anna"), desk.folder / "elsewhere", other))
+    told = desk.as_("anna", "whoami", "--json")  # the environment names this appliance's folder
+    assert told.code == 0 and "no trust file was given" in json.loads(told.out)["according_to"]
+    here = desk.service.settings.home.resolve()
+    save_profile(Profile("anna", desk.key("anna"), here, other))
+    assert desk.as_("anna", "whoami").code == 6
+    assert desk.as_("anna", "whoami", "--trust", str(desk.trust)).code == 0
+    login = ("login", "anna", "--key", str(desk.key("anna")), "--passphrase-file", str(desk.passphrase))
+    assert desk.type(*login, "--trust", str(desk.trust)).code == 0
+    save_profile(Profile("anna", desk.key("anna"), here, other))
+    assert desk.type("logout").code == 0

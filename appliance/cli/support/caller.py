@@ -115,12 +115,21 @@ class Caller:
 
     @property
     def about(self) -> About:
-        """What the service says of itself: of the appliance that the trust file is of, where one is given.
+        """What the service says of itself: of the appliance that the trust file is of, given or remembered.
 
         Every command asks for it first, so that none prints what another appliance answers.
         """
-        if self.trust_file is not None:
+        if self.trust is not None:
             _ = self.anchor
+        return self.door.about
+
+    @property
+    def claimed(self) -> About:
+        """The same where no session is opened: a log key that was rotated is not followed, since that needs one."""
+        from appliance.client.support.log import check_log
+
+        if self.trust is not None:
+            check_log(self.door.about, self.trust)
         return self.door.about
 
     @cached_property
@@ -158,6 +167,7 @@ class Caller:
 
     @cached_property
     def trust(self) -> Trust | None:
+        """The file that was named, or the one that the login at this appliance remembered."""
         from appliance.client.support.log import load_trust
 
         path = self.trust_file or (self.profile.trust if self.profile else None)
@@ -172,8 +182,11 @@ class Caller:
         if self.trust is not None and about.log_key != self.trust.log_key:
             from appliance.client.support.succession import follow
 
-            self.door.bearer = self.session
-            return follow(self.door, about, self.trust)
+            bearer, self.door.bearer = self.door.bearer, self.session
+            try:
+                return follow(self.door, about, self.trust)
+            finally:
+                self.door.bearer = bearer
         return anchor_of(about, self.trust)
 
     @property

@@ -42,8 +42,8 @@ def issue(caller: Caller, minutes: int, origin: str | None) -> None:
 
     unit, ttl_s = caller.signer, minutes * 60
     if origin is None:
-        ttl_s = min(ttl_s, int(caller.about.parameters["token_lifetime_s"]))
-    text, expires = issue_token(origin or caller.about.origin, unit, caller.unlock("to sign the token"), ttl_s)
+        ttl_s = min(ttl_s, int(caller.claimed.parameters["token_lifetime_s"]))
+    text, expires = issue_token(origin or caller.claimed.origin, unit, caller.unlock("to sign the token"), ttl_s)
     if caller.json:
         print_json({"token": text, "id": token_digest(text), "unit": unit, "expires_at": expires})
     else:

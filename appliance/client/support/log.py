@@ -67,14 +67,23 @@ def anchor_of(about: About, trust: Trust | None) -> Anchor:
     """The trust file's log, which the service must be; without a trust file the service's own word."""
     if trust is None:
         return Anchor(about.origin, about.log_key, about.genesis, "the service's own word; no trust file was given")
-    expected, got = (trust.origin, trust.log_key, trust.genesis), (about.origin, about.log_key, about.genesis)
-    for what, kept, told in zip(("origin", "log key", "first entry"), expected, got, strict=True):
-        if kept != told:
-            raise Tampered(
-                f"trust file, {what}: expected {kept}, got a service that says {told}; is it another appliance's?",
-                code="trust",
-            )
+    check_log(about, trust)
+    _expect("log key", trust.log_key, about.log_key)
     return Anchor(trust.origin, trust.log_key, trust.genesis, "the trust file")
+
+
+def check_log(about: About, trust: Trust) -> None:
+    """Tampered unless the service says that it is the trust file's log, whatever its key is now."""
+    _expect("origin", trust.origin, about.origin)
+    _expect("first entry", trust.genesis, about.genesis)
+
+
+def _expect(what: str, kept: str, told: str) -> None:
+    if kept != told:
+        raise Tampered(
+            f"trust file, {what}: expected {kept}, got a service that says {told}; is it another appliance's?",
+            code="trust",
+        )
 
 
 def read_entry(door: Door, anchor: Anchor, index: int) -> Proven:

@@ -26,13 +26,13 @@ _MAX_VKEY_BYTES = 1_024
 
 def follow(door: Door, about: About, trust: Trust) -> Anchor:
     """The anchor of a service whose log key is not the trust file's. While the trust file's key also signs, it is used
-    as before. Afterwards the whole log is verified once.
+    as before. Afterwards the whole log is verified once; then no session is needed.
     """
     anchor = anchor_of(replace(about, log_key=trust.log_key), trust)
-    if _signs_still(door, trust.log_key):
-        return anchor
     kept = state_folder() / "logs" / f"{hashlib.sha256(encode_trust(trust)).hexdigest()[:32]}.vkey"
     if _load(kept) != about.log_key:
+        if _signs_still(door, trust.log_key):
+            return anchor
         _verify(door, about, trust)
         replace_private(kept, about.log_key.encode("utf-8"), "log key")
     return replace(anchor, log_key=about.log_key, said_by="the trust file, and the log verified from it to today's key")
