@@ -20,6 +20,7 @@ from appliance.errors import ApplianceError, BadInput, Conflict, Denied, NotFoun
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.commitment import Disclosure, verify_disclosure
 from appliance.formats.core.timestamp import encode_time
+from appliance.formats.log.checkpoint import claimed_size
 from appliance.store.ledger.queue import Appended
 from appliance.workflows.core.context import Context
 from appliance.workflows.core.effects import Effect, lease_of
@@ -81,6 +82,12 @@ def submit(context: Context, submission: Submission) -> Submitted:
                 raise
     _start_work(context, accepted)
     return Submitted(appended, accepted.digest, result)
+
+
+def prove(context: Context, submitted: Submitted) -> list[bytes]:
+    """That its entry is in the log of the checkpoint that came with it: hashes from the leaf upwards."""
+    appended = submitted.appended
+    return context.ledger.inclusion_proof(appended.entry.index, claimed_size(appended.checkpoint))
 
 
 def _check_first(context: Context, accepted: Accepted) -> None:

@@ -3,11 +3,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from appliance.client.support import orders
+from appliance.client.support.door import Door
 from appliance.domain.core.names import encode_value
 from appliance.domain.core.order import Order
 from appliance.domain.governance.delegations import Delegate
@@ -21,10 +23,11 @@ from appliance.domain.rulebook.registry import VERBS
 from appliance.domain.rulebook.showing import describe
 from appliance.domain.runs.cancellation import Cancel
 from appliance.domain.serving.tokens import RevokeTokens
-from appliance.errors import BadInput, Conflict, Denied, NotAuthenticated, Tampered
+from appliance.errors import ApplianceError, BadInput, Conflict, Denied, NotAuthenticated, Tampered, Unavailable
 from appliance.formats.core.commitment import commit
 from appliance.formats.core.timestamp import parse_time
 from appliance.formats.signatures.keys import generate_ed25519
+from appliance.workflows.queries.log import show
 from scripts.kit.log_builder import ORIGIN, b64, policy_digest, stage
 from tests.client.conftest import Office
 from tests.kit.founded import policy_set
@@ -130,22 +133,60 @@ def _other_checkpoint(office: Office) -> Callable[[Any], Any]:
     return bend
 
 
+def _other_entry(office: Office) -> Callable[[Any], Any]:
+    """The receipt of another order, which was recorded too."""
+    proposal = orders.propose(office.door.about, "anna", Grant, {"principal": "olga", "role": "reviewer:privacy"})
+    earlier = _submit(office, proposal)
+    return lambda answer: {**answer, **show(office.service.context, earlier.index)}
+
+
 @pytest.mark.parametrize(
-    ("bend", "words"),
+    ("bend", "error", "words"),
     [
-        (lambda office: lambda answer: {**answer, "order": "sha256:" + "0" * 64}, "receipt, order"),
-        (lambda office: lambda answer: {**answer, "index": answer["index"] + 1}, "receipt, log checkpoint"),
-        (_other_checkpoint, "note, signature"),
+        (_other_entry, Tampered, "receipt, order: expected entry .* to hold the envelope"),
+        (lambda office: lambda answer: {**answer, "proof": answer["proof"][:-1]}, Tampered, "inclusion proof"),
+        (_other_checkpoint, Tampered, "note, signature"),
+        (lambda office: lambda answer: {**answer, "proof": None}, Unavailable, "a receipt, got"),
+        (lambda office: lambda answer: {**answer, "bytes": "e30="}, BadInput, "entry: "),
     ],
-    ids=["another order", "an entry beyond the checkpoint", "another log's key"],
+    ids=["another order's entry", "no proof of it", "another log's key", "without a proof", "no entry"],
 )
 def test_a_receipt_that_lies_is_not_believed(
-    open_office: Callable[..., Office], bend: Callable[[Office], Callable[[Any], Any]], words: str
+    open_office: Callable[..., Office],
+    bend: Callable[[Office], Callable[[Any], Any]],
+    error: type[ApplianceError],
+    words: str,
 ) -> None:
     office = open_office("staffed")
-    office.service.bend["/v1/orders"] = bend(office)
-    with pytest.raises(Tampered, match=words):
+    bent = bend(office)  # before any other answer is bent
+    office.service.bend["/v1/orders"] = bent
+    with pytest.raises(error, match=words):
         _submit(office, _revocation(office))
+
+
+def test_what_came_of_an_order_is_what_its_entry_says(open_office: Callable[..., Office]) -> None:
+    office = open_office("staffed")
+    lies = {"index": 1, "type": "principal.enrolled", "outcome": "pending", "result": {"run": "r-000009"}}
+    office.service.bend["/v1/orders"] = lambda answer: {**answer, **lies}
+    proposal = _revocation(office)
+    signed = orders.sign(proposal, office.site.keys["anna"])
+    receipt = orders.submit(office.door, signed, office.anchor.log_key)
+    size = len(office.site.entries)
+    told = (receipt.index, receipt.type, receipt.outcome, receipt.result, receipt.size)
+    assert told == (size - 1, "principal.revoked", "success", {"order": signed.digest}, size)
+
+
+def test_an_order_whose_entry_refuses_it_was_not_carried_out(open_office: Callable[..., Office]) -> None:
+    office = open_office("staffed")
+    refused = orders.sign(_revocation(office, signer="olga"), office.site.keys["olga"])
+    with pytest.raises(Denied):
+        orders.submit(office.door, refused, office.anchor.log_key)
+    index = len(office.site.entries) - 1
+    shown = {**show(office.service.context, index), "type": "principal.revoked", "outcome": "success"}
+    liar = cast(Door, SimpleNamespace(post=lambda *given, **more: shown, waiting=0))
+    with pytest.raises(Denied, match=f"entry {index}") as raised:
+        orders.submit(liar, refused, office.anchor.log_key)
+    assert raised.value.reasons == ("role: expected olga to be administrator, got operator",)
 
 
 def test_what_is_shown_holds_every_value_of_the_order_and_the_text_behind_each_commitment(

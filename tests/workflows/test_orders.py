@@ -32,7 +32,9 @@ from appliance.errors import ApplianceError, BadInput, Conflict, Denied, Unavail
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.commitment import Disclosure, disclose
 from appliance.formats.core.digest import digest_bytes
+from appliance.formats.core.merkle import verify_inclusion
 from appliance.formats.core.timestamp import encode_time
+from appliance.formats.log.checkpoint import open_checkpoint
 from appliance.formats.log.trust import Trust
 from appliance.formats.signatures.dsse import encode_envelope
 from appliance.store.database.engine import migrate, open_engine
@@ -133,6 +135,26 @@ def found(tmp_path: Path) -> Iterator[Found]:
             return Desk(stack.enter_context(closing(ledger)), clock, site)
 
         yield make
+
+
+# What the sender gets.
+
+
+def test_the_proof_of_an_orders_entry_is_for_the_checkpoint_beside_it_however_long_the_log_is_meanwhile(
+    found: Found,
+) -> None:
+    desk = found(policy())
+    desk.site.now = encode_time(desk.clock())
+    order, documents = desk.site.enrolment("mallory", ("operator",))
+    envelope = encode_envelope(desk.site.sign(order))
+    texts = tuple(text for text in desk.site.disclosures if text.commitment in order.model_dump().values())
+    submitted = orders.submit(desk.context, orders.Submission(envelope, texts, documents, "unix"))
+    for _ in range(5):  # by other processes, for example
+        desk.ledger.append(Draft(type="heartbeat", body={}))
+    entry, data, note = submitted.appended
+    checkpoint = open_checkpoint(note, desk.site.first.log_key)
+    proof = orders.prove(desk.context, submitted)
+    verify_inclusion(parse_entry(data).leaf, entry.index, checkpoint.size, proof, checkpoint.root)
 
 
 # An endorsement, and what it endorses.

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 
 from appliance.client.support.door import About, Door
 from appliance.client.support.session import envelope_value
+from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.order import Order, encode_order
-from appliance.domain.governance.endorsement import Endorse
+from appliance.domain.governance.endorsement import Endorse, OrderRefused
 from appliance.domain.rulebook.proposals import HEADER, Proposal, check_documents, make_proposal
 from appliance.domain.rulebook.registry import ORDERS, VERBS
 from appliance.errors import BadInput, Denied, Tampered, Unavailable
@@ -22,10 +23,12 @@ from appliance.formats.core.commitment import (
     parse_disclosure_value,
     verify_disclosure,
 )
+from appliance.formats.core.digest import digest_bytes
 from appliance.formats.core.fields import encode_base64, parse_base64, show
+from appliance.formats.core.merkle import verify_inclusion
 from appliance.formats.core.timestamp import encode_time
 from appliance.formats.log.checkpoint import Checkpoint, open_checkpoint
-from appliance.formats.signatures.dsse import Envelope, parse_envelope, sign_envelope
+from appliance.formats.signatures.dsse import Envelope, encode_envelope, parse_envelope, sign_envelope
 from appliance.formats.signatures.keys import Signer
 
 O = TypeVar("O", bound=Order)  # noqa: E741
@@ -44,7 +47,7 @@ class Signed:
 
 @dataclass(frozen=True)
 class Receipt:
-    """The entry that the order became, under a log checkpoint whose signature was checked."""
+    """The entry that the order became, proved to stand under a log checkpoint of `size` entries."""
 
     index: int
     type: str
@@ -96,8 +99,8 @@ def sign(proposal: Proposal, key: Signer) -> Signed:
 
 
 def submit(door: Door, signed: Signed, log_key: str, *, successor: str | None = None) -> Receipt:
-    """Submits the order, and accepts the answer only with a checkpoint of the log that covers the entry. `successor`:
-    the log's next key, where this order replaces `log_key`.
+    """Submits the order. What came of it is read from the entry that holds exactly this envelope, proved under the
+    log's key. `successor`: the log's next key, where this order replaces `log_key`. Denied where the entry refuses it.
     """
     body = {
         "envelope": envelope_value(signed.envelope),
@@ -107,22 +110,21 @@ def submit(door: Door, signed: Signed, log_key: str, *, successor: str | None = 
     answer = door.post("/v1/orders", body, reading=False)
     try:
         door.waiting = int(answer.get("waiting", 0))
-        checkpoint = _open(answer["checkpoint"].encode("utf-8"), log_key, successor)
-        receipt = Receipt(
-            index=int(answer["index"]),
-            type=answer["type"],
-            outcome=answer["outcome"],
-            order=answer["order"],
-            result=dict(answer["result"]),
-            size=checkpoint.size,
-        )
-    except (KeyError, TypeError, AttributeError):
+        entry = parse_entry(parse_base64(answer["bytes"], "receipt, entry"))
+        proof = [bytes.fromhex(step) for step in answer["proof"]]
+        note = answer["checkpoint"].encode("utf-8")
+    except (KeyError, TypeError, AttributeError, ValueError):
         raise Unavailable(f"service, order: expected a receipt, got {show(answer)}") from None
-    if receipt.order != signed.digest:
-        raise Tampered(f"receipt, order: expected {signed.digest}, got {receipt.order}")
-    if receipt.size <= receipt.index:
-        raise Tampered(f"receipt, log checkpoint: expected one over entry {receipt.index}, got size {receipt.size}")
-    return receipt
+    checkpoint = _open(note, log_key, successor)
+    verify_inclusion(entry.leaf, entry.index, checkpoint.size, proof, checkpoint.root)
+    if (held := entry.documents.get("order")) != (sent := digest_bytes(encode_envelope(signed.envelope))):
+        raise Tampered(f"receipt, order: expected entry {entry.index} to hold the envelope {sent}, got {held}")
+    if entry.type == OrderRefused.type:
+        reasons = tuple(map(str, entry.body.get("reasons", ())))
+        raise Denied(f"order {signed.proposal.order.verb}, refused by entry {entry.index}", reasons=reasons)
+    made = {name: value for name, value in entry.body.items() if name != "policy"}
+    result = {"order": signed.digest} | made
+    return Receipt(entry.index, entry.type, entry.outcome, signed.digest, result, checkpoint.size)
 
 
 def _open(note: bytes, log_key: str, successor: str | None) -> Checkpoint:

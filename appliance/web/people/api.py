@@ -22,7 +22,7 @@ from appliance.errors import BadInput, NotFound, Unavailable
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.commitment import parse_disclosure_value
 from appliance.formats.core.digest import parse_digest
-from appliance.formats.core.fields import MAX_DECIMAL
+from appliance.formats.core.fields import MAX_DECIMAL, encode_base64
 from appliance.web.core.auth import LINK_S, Doorkeeper, Session
 from appliance.web.core.errors import install, people_body
 from appliance.web.core.leaving import run_while_awaited
@@ -199,6 +199,8 @@ def _orders(public: APIRouter, private: APIRouter, context: Context, person: Cal
             "type": entry.type,
             "outcome": entry.outcome,
             "order": submitted.digest,
+            "bytes": encode_base64(submitted.appended.entry_bytes),
+            "proof": [step.hex() for step in orders.prove(context, submitted)],
             "checkpoint": submitted.appended.checkpoint.decode("utf-8"),
             "result": submitted.result,
             "waiting": len(people.waiting_for(context, entry.actor)),
