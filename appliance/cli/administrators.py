@@ -14,8 +14,8 @@ from appliance.cli.support.signing import show_proposal, sign_and_submit, tell
 from appliance.errors import BadInput
 
 if TYPE_CHECKING:
+    from appliance.client.support.orders import Pending
     from appliance.domain.core.order import Order
-    from appliance.domain.rulebook.proposals import Proposal
 
 _FILE = click.Path(path_type=Path)
 
@@ -344,17 +344,16 @@ def show_order(caller: Caller, digest: str | None) -> None:
     DIGEST may be cut after 6 digits. It can be left out if exactly one order waits that can still be carried out. Of a
     policy set it also shows what would change.
     """
-    from appliance.client.support.orders import find_pending, pending_orders
     from appliance.domain.rulebook.showing import describe
 
-    found = find_pending(pending_orders(caller.reading()), digest)
+    found = _find_pending(caller, digest)
     if caller.json:
         print_json(
             {"digest": found.digest, "index": found.index, "order": found.proposal.order.model_dump(mode="json")}
         )
         return
     print_facts([*describe(found.proposal), ("digest", found.digest), ("entry", found.index)])
-    _show_changes(caller, found.proposal)
+    _show_changes(caller, found)
 
 
 @order.command("endorse", example="appliance order endorse sha256:1f2e3d4c")
@@ -367,25 +366,37 @@ def endorse(caller: Caller, digest: str | None) -> None:
     DIGEST may be cut after 6 digits. It can be left out if exactly one order waits that can still be carried out. What
     it binds is shown before you sign.
     """
-    from appliance.client.support.orders import find_pending, pending_orders, propose_endorsement
+    from appliance.client.support.orders import propose_endorsement
 
-    found = find_pending(pending_orders(caller.reading()), digest)
+    found = _find_pending(caller, digest)
     show_proposal(found.proposal, f"The order of {found.proposal.order.signer}, entry {found.index} of the log:")
-    _show_changes(caller, found.proposal)
+    _show_changes(caller, found)
     order = found.proposal.order
     endorsement = propose_endorsement(caller.about, caller.signer, found)
     receipt = sign_and_submit(caller, endorsement, successor=getattr(order, "log_key", None))
     tell(caller, receipt, f"the order {order.verb} of {order.signer} took effect", _follows(order))
 
 
-def _show_changes(caller: Caller, proposal: Proposal) -> None:
-    """Of the order to adopt a policy set: what would change, from the bytes that the order binds."""
-    if proposal.order.verb != "adopt-policy":
-        return
-    from appliance.client.policies import list_changes
-    from appliance.domain.core.policy import parse_policy
+def _find_pending(caller: Caller, digest: str | None) -> Pending:
+    """The waiting order, proved to be in the log."""
+    from appliance.client.support.orders import find_pending, pending_orders, prove_pending
 
-    changes = list_changes(caller.reading(), parse_policy(proposal.documents["policy"]))
+    door = caller.reading()
+    return prove_pending(door, caller.anchor, find_pending(pending_orders(door), digest))
+
+
+def _show_changes(caller: Caller, found: Pending) -> None:
+    """Of the order to adopt a policy set: what would change, from the bytes that the log binds."""
+    if found.proposal.order.verb != "adopt-policy":
+        return
+    from appliance.client.policies import list_ordered_changes
+
+    changes, served = list_ordered_changes(caller.reading(), found)
+    if served is not None:
+        say(
+            f"warning: the order's entry {found.index} names {found.policy} as the policy set in force, and the "
+            f"service serves {served}. What follows is compared with the first."
+        )
     say("What it changes of the set in force:", *map(plain, changes))
 
 

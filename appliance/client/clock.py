@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from appliance.client.support.door import About, Door
-from appliance.client.support.orders import Pending, parse_pending, propose
+from appliance.client.support.orders import Pending, check_origin, parse_pending, propose
 from appliance.domain.governance.clock import ResetClock
 from appliance.domain.rulebook.proposals import Proposal
 from appliance.errors import NotFound, Tampered
@@ -30,6 +30,7 @@ def read_clock(door: Door) -> ClockAnswer:
     answer: dict[str, Any] = door.call("GET", "/v1/clock", reading=False)
     waiting = tuple(parse_pending(row) for row in answer["waiting"])
     for pending in waiting:
+        check_origin(pending.proposal.order, door.about.origin)
         if not isinstance(pending.proposal.order, ResetClock):
             raise Tampered(f"clock, order {pending.digest}: expected reset-clock, got {pending.proposal.order.verb}")
     return ClockAnswer(str(answer["last"]), str(answer["now"]), bool(answer["behind"]), waiting)

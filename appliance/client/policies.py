@@ -12,7 +12,8 @@ from typing import Any
 
 from appliance.client.support.door import About, Door
 from appliance.client.support.files import check_place, read_file, write_new
-from appliance.client.support.orders import propose
+from appliance.client.support.log import fetch_document
+from appliance.client.support.orders import Pending, propose
 from appliance.domain.core.names import encode_value
 from appliance.domain.core.policy import PolicySet, parse_policy
 from appliance.domain.governance.policies import AdoptPolicy
@@ -90,7 +91,21 @@ def write_policy(folder: Path, document: PolicyDocument) -> str:
 
 def list_changes(door: Door, new: PolicySet) -> list[str]:
     """What the set would change of the one in force, as lines of a unified diff."""
-    return differences(current_policy(door).policy, new) or ["No text differs from the set in force."]
+    return _list_changes(current_policy(door).policy, new)
+
+
+def list_ordered_changes(door: Door, proved: Pending) -> tuple[list[str], str | None]:
+    """What a proved order to adopt a set would change of the set that its entry names as the one in force; and the
+    digest of the set that the service serves, where that is another."""
+    assert proved.policy is not None
+    old = parse_policy(fetch_document(door, proved.policy, "policy set"))
+    served = current_policy(door).digest
+    changes = _list_changes(old, parse_policy(proved.proposal.documents["policy"]))
+    return changes, None if served == proved.policy else served
+
+
+def _list_changes(old: PolicySet, new: PolicySet) -> list[str]:
+    return differences(old, new) or ["No text differs from the set in force."]
 
 
 def propose_adoption(about: About, signer: str, document: PolicyDocument) -> Proposal:

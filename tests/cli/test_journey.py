@@ -16,9 +16,11 @@ from appliance.cli import main, reviewers
 from appliance.cli.support import caller
 from appliance.domain.audit.report import UNBOUND
 from appliance.domain.core.credentials import parse_token
+from appliance.domain.core.names import encode_value
 from appliance.errors import BadInput
 from appliance.formats.core.canonical import encode_canonical
-from scripts.kit.log_builder import ORIGIN, order_of, policy_digest
+from appliance.formats.core.digest import digest_bytes
+from scripts.kit.log_builder import ORIGIN, b64, order_of, policy_digest
 from tests.cli.conftest import Desk, one_line
 from tests.kit.founded import FILES, copied_policy, policy_set
 
@@ -514,6 +516,24 @@ def test_a_policy_is_shown_compared_tested_and_adopted_by_two(open_desk: Callabl
     assert told.code == 0, told.err
     assert '+  "reviewers": 3,' in told.err.splitlines()
     assert desk.site.state.parameters.reviewers == 3
+
+
+def test_the_second_administrator_sees_the_changes_of_the_set_that_the_log_names_whatever_set_is_served(
+    open_desk: Callable[[str], Desk],
+) -> None:
+    desk = open_desk("staffed")
+    in_force, served = desk.site.state.site.policy, encode_value(policy_set(reviewers=9))
+    assert desk.as_("anna", "policy", "adopt", str(_policy(desk, reviewers=3)), "--yes").code == 0
+    lie = {"digest": digest_bytes(served), "document": b64(served)}
+    desk.service.bend["/v1/policy"] = lambda answer: {**answer, **lie}
+    desk.service.bend["/v1/orders/pending"] = lambda rows: [{**row, "documents": {}} for row in rows]
+    (pending,) = (one.index for one in desk.site.state.pending.values())
+    for words in (("show",), ("endorse", "--yes")):
+        told = desk.as_("ben", "order", *words)
+        assert told.code == 0 and '+  "reviewers": 3,' in told.err.splitlines(), told.err
+        (warning,) = (line for line in told.err.splitlines() if line.startswith("warning: "))
+        for text in (f"entry {pending} names {in_force}", f"serves {digest_bytes(served)}"):
+            assert text in warning
 
 
 def test_the_set_in_force_is_exported_edited_and_adopted_anew(open_desk: Callable[[str], Desk]) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from appliance.client import clock
 from appliance.client.support import orders
+from appliance.client.support.session import envelope_value
 from appliance.domain.core.entry import Draft
 from appliance.domain.governance.clock import ResetClock
 from appliance.errors import NotFound, Tampered
@@ -57,4 +59,23 @@ def test_another_order_is_taken_for_no_reset(open_office: Callable[..., Office])
     waiting: Any = office.as_("anna").get("/v1/orders/pending")
     office.service.bend["/v1/clock"] = lambda answer: {**answer, "waiting": waiting}
     with pytest.raises(Tampered, match="expected reset-clock, got enroll"):
+        clock.read_clock(office.door)
+
+
+def test_a_reset_that_was_signed_for_another_log_is_not_endorsed(open_office: Callable[..., Office]) -> None:
+    office = open_office("staffed")
+    last = run_ahead(office)
+    elsewhere = replace(office.door.about, origin="other.example/log")
+    signed = orders.sign(
+        orders.propose(elsewhere, "anna", ResetClock, {"last": last}, texts={}), office.site.keys["anna"]
+    )
+    row = {
+        "digest": signed.digest,
+        "index": 1,
+        "envelope": envelope_value(signed.envelope),
+        "disclosures": [],
+        "documents": {},
+    }
+    office.service.bend["/v1/clock"] = lambda answer: {**answer, "waiting": [row]}
+    with pytest.raises(Tampered, match=r"pending order, log: expected .*, got other\.example/log"):
         clock.read_clock(office.door)

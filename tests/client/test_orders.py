@@ -255,6 +255,41 @@ def test_the_second_administrator_endorses_the_digest_that_was_hashed_here(open_
     assert "dora" in office.site.state.principals
 
 
+def test_a_pending_order_is_shown_from_its_proved_entry_with_the_documents_that_it_binds(
+    open_office: Callable[..., Office],
+) -> None:
+    office = open_office("staffed")
+    _pending(office)
+    door, policy = office.as_("ben"), office.site.state.site.policy
+    (found,) = orders.pending_orders(door)
+    assert orders.prove_pending(door, office.anchor, found) == replace(found, policy=policy)
+    office.service.bend["/v1/orders/pending"] = lambda rows: [{**row, "documents": {}} for row in rows]
+    (bare,) = orders.pending_orders(door)
+    assert orders.prove_pending(door, office.anchor, bare).proposal.documents == found.proposal.documents != {}
+    with pytest.raises(Tampered, match=r"log: expected other\.example/log"):
+        orders.prove_pending(door, replace(office.anchor, origin="other.example/log"), found)
+    office.service.bend["/v1/orders/pending"] = lambda rows: [{**rows[0], "documents": None}]
+    with pytest.raises(Unavailable, match="pending order: expected one that waits"):
+        orders.pending_orders(door)
+
+
+def test_an_order_that_the_log_does_not_have_as_pending_is_not_shown(open_office: Callable[..., Office]) -> None:
+    """One that waits, one that was refused, and one that was never recorded."""
+    office = open_office("staffed")
+    _pending(office)
+    door = office.as_("ben")
+    (found,) = orders.pending_orders(door)
+    other = orders.propose(office.door.about, "olga", Grant, {"principal": "rob", "role": "administrator"})
+    signed = orders.sign(other, office.site.keys["olga"])
+    with pytest.raises(Denied):
+        orders.submit(office.door, signed, office.anchor.log_key)
+    refused = len(office.site.entries) - 1
+    for index, words in ((refused, "got order.refused"), (found.index, f"got {found.digest}")):
+        invented = orders.Pending(signed.digest, index, other)
+        with pytest.raises(Tampered, match=f"expected it as entry {index}, {words}"):
+            orders.prove_pending(door, office.anchor, invented)
+
+
 def _swap_text(rows: Any) -> Any:
     rows[0]["disclosures"][0]["text"] = "Dora the Good"
     return rows

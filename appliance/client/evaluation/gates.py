@@ -9,6 +9,7 @@ from typing import Any
 
 from appliance.client.support.door import Door
 from appliance.client.support.files import read_file
+from appliance.client.support.log import fetch_document
 from appliance.domain.core.names import encode_value
 from appliance.domain.data import local_sets
 from appliance.domain.evaluation.detectable import Detectable, list_detectable
@@ -54,9 +55,7 @@ def list_bound(door: Door) -> list[AtHand]:
 
 
 def _fetch(door: Door, digest: str) -> AtHand:
-    data = b"".join(door.stream(f"/v1/documents/{digest}"))
-    if digest_bytes(data) != digest:
-        raise Tampered(f"gate set {digest}: expected these bytes, got {digest_bytes(data)}")
+    data = fetch_document(door, digest, "gate set")
     return AtHand(parse_gates(data), data, "the log")
 
 

@@ -111,6 +111,14 @@ def read_entry(door: Door, anchor: Anchor, index: int) -> Proven:
     return Proven(entry, documents, disclosures, checkpoint.size, encode_proof(Proof(index, tuple(proof), note)))
 
 
+def fetch_document(door: Door, digest: str, what: str) -> bytes:
+    """A document of the log by its digest, hashed here."""
+    data = b"".join(door.stream(f"/v1/documents/{digest}"))
+    if digest_bytes(data) != digest:
+        raise Tampered(f"{what} {digest}: expected these bytes, got {digest_bytes(data)}")
+    return data
+
+
 def adapter_key(door: Door, anchor: Anchor) -> bytes:
     """The SPKI of the key that signs adapters, from the log's first entry."""
     from appliance.domain.governance.service import Initialized

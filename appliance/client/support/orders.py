@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from appliance.client.support.door import About, Door
+from appliance.client.support.log import Anchor, read_entry
 from appliance.client.support.session import envelope_value
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.order import Order, encode_order
-from appliance.domain.governance.endorsement import Endorse, OrderRefused
+from appliance.domain.governance.endorsement import Endorse, OrderPending, OrderRefused
+from appliance.domain.rulebook.apply import parse_body
 from appliance.domain.rulebook.proposals import HEADER, Proposal, check_documents, make_proposal
 from appliance.domain.rulebook.registry import ORDERS, VERBS
 from appliance.errors import BadInput, Denied, Tampered, Unavailable
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.commitment import (
+    Disclosure,
     disclose,
     disclosure_value,
     parse_disclosure_value,
@@ -138,13 +141,16 @@ def _open(note: bytes, log_key: str, successor: str | None) -> Checkpoint:
 
 @dataclass(frozen=True)
 class Pending:
-    """Another administrator's order that waits for a second signature, as this side read and hashed it."""
+    """Another administrator's order that waits for a second signature, as this side read and hashed it. That the log
+    has it is shown by `prove_pending` alone."""
 
     digest: str
     index: int
     proposal: Proposal
     against: tuple[str, ...] = ()
     """Why it cannot be carried out any more, as the service says: an endorsement would be refused."""
+    policy: str | None = None
+    """The policy set that was in force when it was recorded, by its entry; None before that is proved."""
 
 
 def pending_orders(door: Door) -> list[Pending]:
@@ -153,21 +159,51 @@ def pending_orders(door: Door) -> list[Pending]:
 
 
 def parse_pending(row: Mapping[str, Any]) -> Pending:
-    envelope = parse_envelope(encode_canonical(row["envelope"]))
-    if envelope.pae_digest != row["digest"]:
-        raise Tampered(f"pending order, digest: expected {envelope.pae_digest}, got {row['digest']}")
+    try:
+        envelope = parse_envelope(encode_canonical(row["envelope"]))
+        if envelope.pae_digest != row["digest"]:
+            raise Tampered(f"pending order, digest: expected {envelope.pae_digest}, got {row['digest']}")
+        disclosures = tuple(parse_disclosure_value(value) for value in row["disclosures"])
+        documents = {role: parse_base64(data, f"pending order, {role}") for role, data in row["documents"].items()}
+        against = tuple(map(str, row.get("against", ())))
+        index = int(row["index"])
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise Unavailable(f"service, pending order: expected one that waits, got {show(row)}") from None
+    proposal = _read_proposal(envelope, disclosures, documents)
+    return Pending(envelope.pae_digest, index, proposal, against)
+
+
+def prove_pending(door: Door, anchor: Anchor, pending: Pending) -> Pending:
+    """The same order from its proved entry, with the documents that the entry binds. Tampered where the entry that the
+    service names is not this order's, or the order is another log's."""
+    proven = read_entry(door, anchor, pending.index)
+    body, what = parse_body(proven.entry), f"pending order {pending.digest}"
+    if not isinstance(body, OrderPending):
+        raise Tampered(f"{what}: expected it as entry {pending.index}, got {body.type}")
+    envelope = parse_envelope(proven.document("order"))
+    if envelope.pae_digest != pending.digest:
+        raise Tampered(f"{what}: expected it as entry {pending.index}, got {envelope.pae_digest}")
+    proposal = _read_proposal(envelope, proven.disclosures, proven.documents)
+    check_origin(proposal.order, anchor.origin)
+    attachment = VERBS[proposal.order.verb].attachment_of(proposal.order)
+    if attachment is not None:
+        proven.document(attachment.role)  # NotFound where the entry binds none
+    return replace(pending, proposal=proposal, policy=body.policy)
+
+
+def check_origin(order: Order, origin: str) -> None:
+    """Tampered where the order was signed for another log."""
+    if order.origin != origin:
+        raise Tampered(f"pending order, log: expected {origin}, got {order.origin}")
+
+
+def _read_proposal(envelope: Envelope, disclosures: tuple[Disclosure, ...], documents: Mapping[str, bytes]) -> Proposal:
     order = ORDERS.parse(envelope.payload)
-    disclosures = tuple(parse_disclosure_value(value) for value in row["disclosures"])
     for disclosure in disclosures:
         verify_disclosure(disclosure)
-    documents = {
-        role: parse_base64(data, f"pending order, document {role}")
-        for role, data in row["documents"].items()
-        if role != "order"
-    }
-    check_documents(order, documents)
-    against = tuple(map(str, row.get("against", ())))
-    return Pending(envelope.pae_digest, int(row["index"]), Proposal(order, disclosures, documents), against)
+    beside = {role: data for role, data in documents.items() if role != "order"}
+    check_documents(order, beside)
+    return Proposal(order, disclosures, beside)
 
 
 def waiting_twins(door: Door, proposal: Proposal) -> list[Pending]:
