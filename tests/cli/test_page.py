@@ -91,6 +91,8 @@ def test_the_page_is_read_in_its_order(open_desk: Callable[[str], Desk]) -> None
         "Judged on these rows before: 1 run",
         "What a signature binds: this manifest, and through it every file",
         "Checked here:",
+        "The service's word: that no request, finding or decision is left out; tier, what is missing, who could",
+        "which version answers now; whether it is revoked or quarantined; and what was judged, tried and",
     )
     places = [shown.find(words) for words in order]
     assert all(place >= 0 for place in places), [words for words, at in zip(order, places, strict=True) if at < 0]

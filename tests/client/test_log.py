@@ -67,6 +67,15 @@ def test_an_entry_that_is_not_proved_is_not_read(
         log.read_entry(office.as_("audrey"), office.anchor, 7)
 
 
+def test_a_document_that_the_entry_does_not_bind_is_none_of_it(open_office: Callable[..., Office]) -> None:
+    office = open_office("imported")
+    office.service.bend["/v1/ledger/7"] = lambda a: {**a, "documents": {**a["documents"], "endorsed": b64(b"{}")}}
+    proven = log.read_entry(office.as_("audrey"), office.anchor, 7)
+    assert set(proven.documents) == set(proven.entry.documents)
+    with pytest.raises(NotFound, match="document endorsed"):
+        proven.document("endorsed")
+
+
 def test_another_entry_of_the_same_log_is_not_taken_for_the_one_asked_for(open_office: Callable[..., Office]) -> None:
     office = open_office("imported")
     office.service.bend["/v1/ledger/7"] = lambda answer: show(office.service.context, 8)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 
 from appliance.client.releases.evidence import gather
+from appliance.domain.core.entry import Draft
+from appliance.domain.core.order import Order
 from appliance.domain.evaluation.gates import Gate, GateSet
+from appliance.domain.governance.endorsement import OrderRefused
+from appliance.domain.releases.activations import Activate
 from appliance.domain.releases.page.value import Change, ReviewPage
 from appliance.errors import Tampered
 from appliance.formats.core.canonical import encode_canonical
+from appliance.formats.signatures.dsse import encode_envelope
 from tests.client.conftest import Office
 from tests.kit.founded import FILES
 
@@ -139,3 +145,73 @@ def test_an_items_file_that_is_none_is_refused_by_name(open_office: Callable[...
     site.seal("r-000001", 1, files={**FILES, "metrics.json": encode_canonical([1])})
     with pytest.raises(Exception, match=r"adapter clauses@1, metrics\.json: expected a JSON object, got list"):
         _page(office)
+
+
+def _refused(office: Office, order: Order) -> int:
+    """An authentic order that was refused: it is in the log, and took no effect."""
+    site, signed = office.site, office.site.sign(order)
+    draft = Draft(
+        type=OrderRefused.type,
+        actor=order.signer,
+        source="unix",
+        subjects=(f"order:{signed.pae_digest}",),
+        outcome="denied",
+        documents={"order": encode_envelope(signed)},
+        body=OrderRefused(order=signed.pae_digest, verb=order.verb, reasons=("It may not be.",)),
+        disclosures=tuple(one for one in site.disclosures if one.commitment in order.commitments().values()),
+    )
+    return site.ledger.append(draft).entry.index
+
+
+def _say(office: Office, change: Callable[[Any], object]) -> None:
+    """The service tells other rows."""
+
+    def bend(answer: Any) -> Any:
+        change(answer)
+        return answer
+
+    office.service.bend["/v1/adapters/clauses@2/review"] = bend
+
+
+def test_an_order_that_was_refused_is_shown_as_no_request_finding_decision_or_release(
+    open_office: Callable[..., Office],
+) -> None:
+    office = open_office("released")
+    _second_version(office)
+    site = office.site
+    site.request_release(version=2)
+    site.find(version=2)
+    site.review("rita", "privacy", 2)
+    assert len(_page(office, "clauses@2").decisions) == 1
+    orders = (
+        site.finding_order(version=2),
+        site.request_order(version=2),
+        site.review_order("rita", "privacy", 2),
+        site.release_order(Activate, version=1),
+    )
+    finding, request, decision, release = (_refused(office, order) for order in orders)
+    lies: dict[int, Callable[[Any], object]] = {
+        finding: lambda told: told["adapter"]["findings"][0].update(index=finding),
+        request: lambda told: told["adapter"]["asked"][0]["request"].update(index=request),
+        decision: lambda told: told["adapter"]["reviews"][0].update(index=decision),
+        release: lambda told: told["released"][0].update(entry=release),
+    }
+    for index, lie in lies.items():
+        _say(office, lie)
+        with pytest.raises(Tampered, match=rf"entry {index}: expected what an order .* becomes, got order\.refused"):
+            _page(office, "clauses@2")
+
+
+def test_a_decision_is_its_reviewers_order(open_office: Callable[..., Office]) -> None:
+    office = open_office("released")
+    _second_version(office)
+    office.site.request_release(version=2)
+    office.site.review("rita", "privacy", 2, decision="reject")
+    for lie in ({"decision": "approve"}, {"reviewer": "raul"}, {"field": "model-risk"}, {"unit": "sales"}):
+        _say(office, partial(_change_decision, lie))
+        with pytest.raises(Tampered, match=r"decision \d+: expected"):
+            _page(office, "clauses@2")
+
+
+def _change_decision(lie: dict[str, str], told: Any) -> None:
+    told["adapter"]["reviews"][0].update(lie)

@@ -204,8 +204,10 @@ class PagePrinter:
         self._line("Checked here: every file by its digest, the appliance's signature over them,")
         self._line("the provenance, the orders behind it, and their entries in the log.")
         print_facts(checked, err=self._err)
-        self._line("The service's word: tier, what is missing, who could decide, which findings are")
-        self._line("open, what decisions count for, and which version answers now.")
+        self._line("The service's word: that no request, finding or decision is left out; tier,")
+        self._line("what is missing, who could decide, which findings are open, what decisions")
+        self._line("count for, which version answers now; whether it is revoked or quarantined;")
+        self._line("and what was judged, tried and trained before.")
 
 
 def _asked(one: Asked) -> Facts:

@@ -17,12 +17,13 @@ from appliance.domain.core.policy import Parameters
 from appliance.domain.governance.delegations import Delegate
 from appliance.domain.releases.emergencies import BreakGlass
 from appliance.domain.releases.findings import AddFinding, CloseFinding
-from appliance.domain.releases.page.rows import show_finding, show_request
-from appliance.domain.releases.page.value import Asked, Found
+from appliance.domain.releases.page.rows import show_decision, show_finding, show_request
+from appliance.domain.releases.page.value import Asked, Decided, Found
 from appliance.domain.releases.requests_for_release import RequestRelease, WithdrawRequest
+from appliance.domain.releases.reviews import Review
 from appliance.domain.releases.tiers import tier_for
 from appliance.domain.rulebook.proposals import Proposal
-from appliance.domain.rulebook.registry import ORDERS
+from appliance.domain.rulebook.registry import ORDERS, VERBS
 from appliance.errors import BadInput, NotFound, Tampered, refuse
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.signatures.dsse import parse_envelope
@@ -108,8 +109,7 @@ def read_request(door: Door, anchor: Anchor, name: str, told: Mapping[str, Any])
     """
     row = told["request"]
     proven = read_entry(door, anchor, int(row["index"]))
-    emergency = proven.entry.type == "release.emergency"
-    order, digest = _order(proven, "endorsed" if emergency else "order")
+    order, digest = ordered(proven)
     what = f"request of entry {proven.entry.index}"
     if not isinstance(order, RequestRelease | BreakGlass) or (order.name, order.unit) != (name, row["unit"]):
         raise Tampered(f"{what}: expected one for {name} and {row['unit']}, got {order.verb} of {order.about()}")
@@ -121,7 +121,7 @@ def read_request(door: Door, anchor: Anchor, name: str, told: Mapping[str, Any])
 def read_finding(door: Door, anchor: Anchor, name: str, row: Mapping[str, Any]) -> Found:
     """By its signer's order in the log; whether it is open is the service's word."""
     proven = read_entry(door, anchor, int(row["index"]))
-    order, _ = _order(proven, "order")
+    order, _ = ordered(proven)
     if not isinstance(order, AddFinding) or order.name != name:
         raise Tampered(f"finding {row['index']}: expected one of {name}, got {order.verb} of {order.about()}")
     terms = ("kind", "severity", "blocks", "accepts_verdict", "field", "owner", "due")
@@ -132,9 +132,29 @@ def read_finding(door: Door, anchor: Anchor, name: str, row: Mapping[str, Any]) 
     return show_finding(row, _texts(proven, order))
 
 
-def _order(proven: Proven, role: str) -> tuple[Order, str]:
-    envelope = parse_envelope(proven.document(role))
-    return ORDERS.parse(envelope.payload), envelope.pae_digest
+def read_decision(door: Door, anchor: Anchor, name: str, row: Mapping[str, Any]) -> Decided:
+    """By its reviewer's order in the log; what it counts for is the service's word."""
+    order, _ = ordered(read_entry(door, anchor, int(row["index"])))
+    if not isinstance(order, Review) or order.name != name:
+        raise Tampered(f"decision {row['index']}: expected one on {name}, got {order.verb} of {order.about()}")
+    shown = show_decision(row)
+    terms = ("decision", "unit", "field", "valid_until", "conditions", "on_behalf_of")
+    told = (shown.reviewer, *(getattr(shown, name) for name in terms))
+    said = (order.signer, *(getattr(order, name) for name in terms))
+    if told != said:
+        raise Tampered(f"decision {row['index']}: expected {said}, got {told}")
+    return shown
+
+
+def ordered(proven: Proven) -> tuple[Order, str]:
+    """The order that took effect with this entry, and its digest; where two signed, the one that was endorsed. Tampered
+    where it did not take effect: it was refused, or waits."""
+    envelope = parse_envelope(proven.document("endorsed" if "endorsed" in proven.documents else "order"))
+    order, entry = ORDERS.parse(envelope.payload), proven.entry
+    event = VERBS[order.verb].event
+    if event is None or entry.type != event.type:
+        raise Tampered(f"entry {entry.index}: expected what an order {order.verb} becomes, got {entry.type}")
+    return order, envelope.pae_digest
 
 
 def _texts(proven: Proven, order: Order) -> dict[str, str]:

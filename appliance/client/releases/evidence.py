@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from appliance.client.releases.decisions import read_finding, read_request
+from appliance.client.releases.decisions import ordered, read_decision, read_finding, read_request
 from appliance.client.support.door import Door
 from appliance.client.support.log import Anchor, Proven, adapter_key, read_entry
 from appliance.domain.core.names import versioned
@@ -27,7 +27,6 @@ from appliance.domain.releases.page.material import (
     materials_of,
 )
 from appliance.domain.releases.page.page import make_page
-from appliance.domain.releases.page.rows import show_decision
 from appliance.domain.releases.page.value import ReviewPage, Run, TrainedBefore, Tried
 from appliance.domain.rulebook.registry import ORDERS
 from appliance.errors import NotFound, Tampered, TooLarge
@@ -85,7 +84,7 @@ def gather(door: Door, anchor: Anchor, name: str, progress: Progress) -> ReviewM
     4. the adapter key of the log's first entry signed manifest and files, and the provenance over the manifest
     5. the run's order in the log is the one that the provenance names
     6. base and dataset are those that the provenance names; licences, labels and instruction are by their imports
-    7. the release requests and the findings are those of entries in the log
+    7. the release requests, the findings and the decisions are orders that took effect by entries of the log
     8. another version that answers a unit was released by an entry of the log, and what is compared of it is checked
        in the same way
     9. the verdict does not contradict the gate set
@@ -100,7 +99,7 @@ def gather(door: Door, anchor: Anchor, name: str, progress: Progress) -> ReviewM
         answers=tuple(told["answers"]),
         asked=tuple(read_request(door, anchor, name, one) for one in row["asked"]),
         findings=tuple(read_finding(door, anchor, name, one) for one in row["findings"]),
-        decisions=tuple(map(show_decision, row["reviews"])),
+        decisions=tuple(read_decision(door, anchor, name, one) for one in row["reviews"]),
         released=tuple(_read_released(door, anchor, one) for one in told["released"]),
         judged_before=tuple(Run.model_validate(one) for one in told["judged_before"]),
         trained_before=TrainedBefore.model_validate_json(json.dumps(told["trained_before"])),
@@ -157,9 +156,7 @@ def _read_version(
 def _read_released(door: Door, anchor: Anchor, told: Mapping[str, Any]) -> Released:
     """That it is the last release of these units the service says; that it was one the log does."""
     name, entry = str(told["adapter"]), int(told["entry"])
-    proven = read_entry(door, anchor, entry)
-    role = "endorsed" if "endorsed" in proven.documents else "order"
-    order = ORDERS.parse(parse_envelope(proven.document(role)).payload)
+    order, _ = ordered(read_entry(door, anchor, entry))
     if not isinstance(order, Activate | RollBack | BreakGlass) or order.name != name:
         raise Tampered(f"release of {name}: expected it as entry {entry}, got {order.verb} of {order.about()}")
     packet = door.get(f"/v1/adapters/{name}/review")

@@ -108,7 +108,8 @@ def read_entry(door: Door, anchor: Anchor, index: int) -> Proven:
             raise Tampered(f"entry {index}, document {role}: expected {digest}, got other bytes")
     for disclosure in disclosures:
         verify_disclosure(disclosure)
-    return Proven(entry, documents, disclosures, checkpoint.size, encode_proof(Proof(index, tuple(proof), note)))
+    bound = {role: documents[role] for role in entry.documents}  # nothing that the entry does not bind
+    return Proven(entry, bound, disclosures, checkpoint.size, encode_proof(Proof(index, tuple(proof), note)))
 
 
 def fetch_document(door: Door, digest: str, what: str) -> bytes:
