@@ -11,7 +11,7 @@ from fractions import Fraction
 from functools import cached_property
 
 from appliance.domain.evaluation.baselines import FALLING
-from appliance.domain.evaluation.gates import ACCURACY, BRIER, COUNTED, RESAMPLED, Gate
+from appliance.domain.evaluation.gates import ACCURACY, BRIER, COUNTED, FEWEST, RESAMPLED, Gate
 from appliance.domain.evaluation.items import SCALE, Answer, Item, kinds_of
 from appliance.domain.evaluation.statistics import mcnemar, permutation
 from appliance.domain.evaluation.statistics.bootstrap import Bootstrap, bootstrap_mean
@@ -125,6 +125,13 @@ def find_unfit(gate: Gate, pairs: Pairs) -> str | None:
         return (
             f"{gate.test} counts items that are independent, and of {len(pairs.items)} some belong together: "
             "a gate set for this set of rows names permutation or bootstrap"
+        )
+    units = len(pairs.units.sums)
+    if gate.test in ("bootstrap", "tost") and units < FEWEST:
+        claim = " and the claim no-worse" if gate.claim == "equivalent" else ""
+        return (
+            f"{gate.test} needs {FEWEST} units or more, and {len(pairs.items)} items that belong together are {units}: "
+            f"a gate set for this set of rows names permutation{claim}"
         )
     return None
 

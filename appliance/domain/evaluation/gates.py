@@ -33,6 +33,9 @@ COUNTED = ("mcnemar", "tango")
 """Tests of right and wrong, for accuracy of rows that do not belong together."""
 RESAMPLED = {"permutation": 9_999, "bootstrap": 1_999}
 """Resamples where a gate names none; with 10,000 items a few seconds."""
+FEWEST = 20
+"""Items of a gate; of items that belong together the units that bootstrap and tost need. With fewer their p-values are
+too small: of two clusters whose gains happen to be equal they would be sure."""
 MOST_ALPHA = Fraction(1, 5)
 
 SliceName = Literal["column", "label", "length"]
@@ -48,7 +51,7 @@ class Gate(Value):
     chance: Decimal | None = None
     claim: Literal["better", "equivalent", "no-worse"]
     comparison: Literal["base", "full-fine-tuning", "released"]
-    least_items: int = Field(ge=20, le=100_000)
+    least_items: int = Field(ge=FEWEST, le=100_000)
     leg: Literal["rest", "task"]
     margin: Decimal = "0.0"
     metric: ScoreName

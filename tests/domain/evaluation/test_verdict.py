@@ -228,6 +228,33 @@ def test_rows_that_belong_together_are_not_counted_one_by_one() -> None:
     assert float(clustered.lower or 1) < float(alone.lower or 0), "the interval by clusters is the wider one"
 
 
+@pytest.mark.parametrize(
+    ("test", "claim", "fits"),
+    [
+        ("bootstrap", "better", False),
+        ("bootstrap", "no-worse", False),
+        ("tost", "no-worse", False),
+        ("tost", "equivalent", False),
+        ("permutation", "better", True),
+        ("permutation", "no-worse", True),
+    ],
+)
+def test_few_clusters_are_judged_by_permutation_alone(test: str, claim: str, fits: bool) -> None:
+    """All items of a cluster gain the same, so that nothing varies between resamples, or between clusters."""
+    margin = "0.0" if claim == "better" else "0.05"
+    groups = [Group(200, True, claim == "equivalent")]
+    gates = gate_set(BETTER | {"test": test, "claim": claim, "margin": margin}, luck="divide")
+    for clusters, passed in ((1, False), (2, False), (19, fits), (20, True)):
+        items = tuple(
+            item.model_copy(update={"cluster": digest(str(place % clusters))})
+            for place, item in enumerate(make_items(groups))
+        )
+        result = judge(gates, on(items)).results[0]
+        assert (result.units, result.outcome) == (clusters, "passed" if passed else "failed")
+        said = f"{test} needs 20 units or more, and 200 items that belong together are {clusters}: a gate set"
+        assert fits or passed or said in result.reason
+
+
 @pytest.mark.parametrize("test", ["tango", "permutation", "bootstrap"])
 def test_each_test_that_can_show_better_shows_a_gain_and_no_loss(test: str) -> None:
     gates = gate_set(BETTER | {"test": test}, luck="divide")
