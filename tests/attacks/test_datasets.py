@@ -49,7 +49,7 @@ def test_a_row_that_is_trained_on_and_held_out_is_named_and_nothing_is_imported(
     found = shared.import_dataset(train, "leaky", held_out=held_out, task="summarisation", format="jsonl")
     assert found["status"] == "failed", found
     assert found["error"]["message"] == (
-        "held-out file, line 1: expected a row that is not trained on, got that of dataset, line 4"
+        "held-out file, line 1: expected a prompt that is not trained on, got that of dataset, line 4"
     )
     assert shared.get("/v1/datasets") == before
 

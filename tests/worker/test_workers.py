@@ -300,8 +300,8 @@ def test_a_check_finds_every_row_that_is_trained_on_and_held_out(
     found = start("prepare").run(task)[0]
     assert found["frame"] == "result", found
     assert found["errors"][:3] == [
-        "held-out file, line 2: expected a row that is not trained on, got that of dataset, line 3",
-        "held-out file, line 3: expected a row that is not trained on, got that of dataset, line 2",
+        "held-out file, line 2: expected a prompt that is not trained on, got that of dataset, line 3",
+        "held-out file, line 3: expected a prompt that is not trained on, got that of dataset, line 2",
         "held-out file, line 4, label: expected a text, got nothing",
     ]
     assert "dataset, label 'new': expected a row in the training split" in found["errors"][3]

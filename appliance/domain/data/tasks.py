@@ -40,7 +40,8 @@ OPTIONAL = frozenset({("instruction", "input"), ("completion", "prompt"), ("chat
 """Parts that a file need not have, and that a row may leave empty. A preference without a prompt has the common
 beginning of both answers as its prompt."""
 PREFERENCE: Task = "preference"
-GROUPS = ("cluster", "slice")
+CLUSTER = "cluster"
+GROUPS = (CLUSTER, "slice")
 """Parts that rows of every task may have, where their column is named: what rows that belong together have in common,
 and a value by which an evaluation divides the rows. No model sees them."""
 

@@ -74,7 +74,7 @@ def examine(
     if sides or not errors.count:  # where no row could be read, that is what is wrong, and nothing else
         if task == "classification":
             errors.add(data.find_wrong_labels(sides, declared, judges=judges))
-        errors.add(() if judges else data.find_empty_splits(sides))
+        errors.add(() if judges else data.find_empty_splits(task, sides))
     lengths = [] if rendering is None else _measure(task, sides, errors, rendering)
     counts = _count_labels(sides) if task == "classification" else {}
     similar = alike({*list(counts)[: data.MAX_LABELS], *declared})

@@ -10,10 +10,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from appliance.domain.data.tasks import GROUPS, PREFERENCE, QUESTIONS, Task, wrong_share
+from appliance.domain.data.tasks import CLUSTER, GROUPS, PREFERENCE, QUESTIONS, Task, wrong_share
 from appliance.domain.data.teaching import ABOUT_FILE, About, encode_about, parse_about
 from appliance.domain.data.tool_calls import canonical_call
 from appliance.domain.evaluation.judging import CALLED_ROWS
@@ -68,8 +69,9 @@ Sides = list[tuple[Source, str]]
 
 
 def split_sources(task: Task, sources: Sequence[Source], seed: int, share: Fraction) -> Sides:
-    """Each to the side that its own text decides."""
-    return [(source, assign_split(known_by(task, source), seed, share)) for source in sources]
+    """Each to the side that its prompt decides, together with all rows that it belongs with."""
+    prompts = _join(task, sources)
+    return [(source, assign_split(prompt, seed, share)) for source, prompt in zip(sources, prompts, strict=True)]
 
 
 def judge_sources(sources: Sequence[Source]) -> Sides:
@@ -78,18 +80,24 @@ def judge_sources(sources: Sequence[Source]) -> Sides:
 
 
 def join_sources(task: Task, train: Sequence[Source], held_out: Sequence[Source]) -> Sides:
-    """Two files, the second held out; a row of the first must not be in the second."""
+    """Two files, the second held out; no prompt and no cluster of the first must be in the second."""
     for error in find_shared(task, train, held_out):
         raise error
     return [(source, TRAIN) for source in train] + [(source, HELD_OUT) for source in held_out]
 
 
 def find_shared(task: Task, train: Sequence[Source], held_out: Sequence[Source]) -> Iterator[BadInput]:
-    """Each row of the second file that is also in the first."""
-    seen = {same_key(known_by(task, source)): source for source in train}
+    """Each row of the second file whose prompt, or whose cluster, is also in the first."""
+    prompts = {same_key(prompt_of(task, source)): source for source in train}
+    clusters = {source.parts[CLUSTER]: source for source in train if CLUSTER in source.parts}
     for source in held_out:
-        if other := seen.get(same_key(known_by(task, source))):
-            yield BadInput(f"{source.place}: expected a row that is not trained on, got that of {other.place}")
+        if other := prompts.get(same_key(prompt_of(task, source))):
+            yield BadInput(f"{source.place}: expected a prompt that is not trained on, got that of {other.place}")
+        elif other := clusters.get(source.parts.get(CLUSTER, "")):
+            yield BadInput(
+                f"{source.place}, {CLUSTER}: expected one that is not trained on, got that of {other.place}; put all "
+                "rows of a cluster into one of the two files"
+            )
 
 
 def assign_split(text: str, seed: int, share: Fraction) -> str:
@@ -97,6 +105,35 @@ def assign_split(text: str, seed: int, share: Fraction) -> str:
     matter."""
     value = hashlib.sha256(f"split/v1\x00{seed}\x00{same_key(text)}".encode()).digest()
     return HELD_OUT if Fraction(int.from_bytes(value, "big"), 1 << 256) < share else TRAIN
+
+
+def _join(task: Task, sources: Sequence[Source]) -> list[str]:
+    """For each record the prompt that stands for all that it belongs with, by prompt or by cluster."""
+    prompts = [same_key(prompt_of(task, source)) for source in sources]
+    return join_rows(prompts, [source.parts.get(CLUSTER) for source in sources])
+
+
+def join_rows(keys: Sequence[str], *shared: Sequence[str | None]) -> list[str]:
+    """For each row the least key of those that it belongs with: rows that have a key in common or one of the other
+    values, if only by way of further rows."""
+    above = list(range(len(keys)))  # a forest: each row's way to the first row of those that it belongs with
+
+    def climb(place: int) -> int:
+        while above[place] != place:
+            above[place] = above[above[place]]
+            place = above[place]
+        return place
+
+    for values in (keys, *shared):
+        first: dict[str, int] = {}
+        for place, value in enumerate(values):
+            if value is not None:
+                one, other = climb(place), climb(first.setdefault(value, place))
+                above[max(one, other)] = min(one, other)
+    least: dict[int, str] = {}
+    for place, key in enumerate(keys):
+        least[climb(place)] = min(key, least.get(climb(place), key))
+    return [least[climb(place)] for place in range(len(keys))]
 
 
 def same_key(text: str) -> str:
@@ -113,6 +150,19 @@ def known_by(task: Task, source: Source) -> str:
             return "\n\n".join(_words_of(message) for message in source.messages)
         case _:
             return _question(task, source)
+
+
+def prompt_of(task: Task, source: Source) -> str:
+    """What the first answer of a row answers. Rows with one prompt are on one side, whatever follows. A completion
+    without a prompt is all answer, and known by it."""
+    match task:
+        case "completion":
+            return source.parts.get("prompt") or source.parts["text"]
+        case "chat":
+            before = takewhile(lambda message: message["role"] != "assistant", source.messages)
+            return "\n\n".join(map(_words_of, before))
+        case _:
+            return known_by(task, source)
 
 
 def _words_of(message: Message) -> str:
@@ -141,7 +191,7 @@ def render_rows(sides: Sides, chat: Chat, task: Task, *, instruction: str, judge
     for error in find_toolless(sides, chat):
         raise error
     rows = [render_row(index, *side, chat, task, instruction) for index, side in enumerate(sides)]
-    for error in () if judges else find_empty_splits(sides):
+    for error in () if judges else find_empty_splits(task, sides):
         raise error
     return rows
 
@@ -154,12 +204,20 @@ def find_toolless(sides: Sides, chat: Chat) -> Iterator[BadInput]:
         yield BadInput(f"{using[0]}: {TEMPLATE_FILE}: {chat.toolless}; {rows} tools: choose a base that has them")
 
 
-def find_empty_splits(sides: Sides) -> Iterator[BadInput]:
+def find_empty_splits(task: Task, sides: Sides) -> Iterator[BadInput]:
     for split in (TRAIN, HELD_OUT):
         if all(side != split for _, side in sides):
-            yield BadInput(
-                f"dataset, held_out: expected at least one {split} row, got none; try another seed or another share"
-            )
+            advice = _advise(task, [source for source, _ in sides])
+            yield BadInput(f"dataset, held_out: expected at least one {split} row, got none{advice}")
+
+
+def _advise(task: Task, sources: Sequence[Source]) -> str:
+    if len(sources) > 1 and len(set(_join(task, sources))) == 1:
+        return (
+            f": all {len(sources)} rows belong together, by their cluster or their prompt; hold out a file of its own, "
+            "or name another column as the cluster"
+        )
+    return "; try another seed or another share"
 
 
 def render_row(index: int, source: Source, split: str, chat: Chat, task: Task, instruction: str) -> Row:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import random
+from fractions import Fraction
 from pathlib import Path
 
 import pyarrow as pa
@@ -85,3 +87,54 @@ def test_a_cluster_is_kept_as_a_keyed_digest_and_of_a_blind_set_the_slice_too(
     assert b"Miller" not in written and (b"north" in written) is not blind
     assert b"cluster" not in written.splitlines()[1], "a row without one has no such member"
     assert data.count_groups(rows) == {"clusters": 1, "slices": 1}
+
+
+def _clustered(*rows: tuple[str, str]) -> list[Source]:
+    return _read(b"text,label,client,region\n" + b"".join(f"{text},a,{client},\n".encode() for text, client in rows))
+
+
+def test_a_cluster_is_on_one_side_and_so_is_what_belongs_with_it() -> None:
+    rows = [(f"text {n}", f"c{n % 60}" if n % 3 else "") for n in range(400)]
+    rows += [(f"Text  {n}", f"d{n % 40}") for n in range(0, 400, 5)]  # the same texts in other clusters
+    draw = random.Random(1)
+    for seed in range(4):
+        draw.shuffle(rows)
+        sides = data.split_sources("classification", _clustered(*rows), seed, Fraction(1, 2))
+        assert {side for _, side in sides} == {data.TRAIN, data.HELD_OUT}
+        for known in (lambda one: one.parts.get("cluster"), lambda one: data.same_key(one.parts["text"])):
+            train, held_out = ({known(one) for one, at in sides if at == side} for side in (data.TRAIN, data.HELD_OUT))
+            assert not (train & held_out) - {None}
+        again = data.split_sources("classification", _clustered(*sorted(rows)), seed, Fraction(1, 2))
+        told, retold = (
+            {(one.parts["text"], one.parts.get("cluster"), side) for one, side in x} for x in (sides, again)
+        )
+        assert told == retold, "order means nothing"
+
+
+def test_rows_that_belong_together_go_where_the_least_of_their_keys_goes() -> None:
+    keys, clusters = ["d", "b", "c", "b", "a"], ["1", None, "1", "2", None]
+    assert data.join_rows(keys, clusters) == ["c", "b", "c", "b", "a"]
+    assert data.join_rows(keys, clusters, [None, "x", None, None, "x"]) == ["c", "a", "c", "a", "a"]
+    assert data.join_rows(keys) == keys
+
+
+def test_where_all_rows_belong_together_no_seed_is_advised(base_folder: Path) -> None:
+    rows = [("one", "m"), ("two", "m"), ("two", "n"), ("three", "n")]
+    sides = data.split_sources("classification", _clustered(*rows), 1, Fraction(1, 2))
+    with pytest.raises(BadInput, match="all 4 rows belong together, by their cluster or their prompt; hold out a file"):
+        data.render_rows(sides, load_chat(base_folder), "classification", instruction="")
+    assert len(list(data.find_empty_splits("classification", sides))) == 1
+    apart = [(one, data.TRAIN) for one in _clustered(*rows, ("four", ""))]
+    (error,) = data.find_empty_splits("classification", apart)
+    assert error.message.endswith("at least one held-out row, got none; try another seed or another share")
+
+
+def test_a_cluster_of_the_held_out_file_that_is_trained_on_is_refused_by_line() -> None:
+    train, held_out = _clustered(("one", "m"), ("two", "")), _clustered(("three", "n"), ("four", "m"), ("five", ""))
+    with pytest.raises(BadInput) as caught:
+        data.join_sources("classification", train, held_out)
+    assert caught.value.message == (
+        "dataset, line 3, cluster: expected one that is not trained on, got that of dataset, line 2; put all rows of a "
+        "cluster into one of the two files"
+    )
+    assert len(data.join_sources("classification", train, [held_out[0], held_out[2]])) == 4

@@ -201,6 +201,35 @@ def test_a_label_that_is_none_is_refused_by_line() -> None:
         data.check_labels(sides[:1], ["a", "b"])
 
 
+SAME_PROMPTS: dict[Task, list[dict[str, Any]]] = {
+    "chat": [
+        {"messages": TURNS},
+        {"messages": TURNS[:2]},
+        {"messages": [{"role": "user", "content": " hi. "}, {"role": "assistant", "content": "What is it?"}]},
+    ],
+    "completion": [{"prompt": "It was ", "text": "late."}, {"prompt": "It was", "text": "too early."}],
+    "instruction": [{"instruction": "Add.", "output": "3"}, {"instruction": "Add.", "output": "4"}],
+    "preference": [*RECORDS["preference"][:1], {"prompt": "hi.", "chosen": "Oh?", "rejected": "Go."}],
+}
+
+
+@pytest.mark.parametrize("task", SAME_PROMPTS)
+def test_rows_with_one_prompt_are_on_one_side_whatever_the_answers_are(task: Task) -> None:
+    first, *others = _read(task, *SAME_PROMPTS[task])
+    for seed in range(20):
+        sides = data.split_sources(task, [first, *others], seed, Fraction(1, 2))
+        assert len({side for _, side in sides}) == 1
+    assert len(list(data.find_shared(task, [first], others))) == len(others)
+
+
+def test_another_beginning_is_another_prompt() -> None:
+    system = {"role": "system", "content": "You answer."}
+    chats = _read("chat", {"messages": TURNS}, {"messages": [system, *TURNS]}, {"messages": TURNS[2:]})
+    assert len({data.prompt_of("chat", one) for one in chats}) == 3
+    assert len({data.known_by("chat", one) for one in _read("chat", *SAME_PROMPTS["chat"])}) == 3, "but three texts"
+    assert data.prompt_of("completion", _read("completion", {"text": "Once"})[0]) == "Once"
+
+
 def test_a_row_of_the_held_out_file_that_is_trained_on_is_refused_by_line() -> None:
     """Case and spacing make no other row; nor does another label or answer to the same question."""
     train = _read("classification", {"text": "one  word", "label": "a"}, {"text": "two", "label": "b"})
@@ -209,7 +238,7 @@ def test_a_row_of_the_held_out_file_that_is_trained_on_is_refused_by_line() -> N
     with pytest.raises(BadInput) as caught:
         data.join_sources("classification", train, held_out)
     assert caught.value.message == (
-        "held-out file, line 2: expected a row that is not trained on, got that of dataset, line 1"
+        "held-out file, line 2: expected a prompt that is not trained on, got that of dataset, line 1"
     )
     assert [side for _, side in data.join_sources("classification", train, held_out[:1])] == ["train"] * 2 + [
         "held-out"
