@@ -16,7 +16,7 @@ import torch
 
 from appliance.domain.runs.stopping import best_step, is_read, read_steps, stops
 from appliance.errors import BadInput
-from appliance.ml.data.rows import Row
+from appliance.ml.data.rows import Row, join_rows, same_key
 from appliance.ml.training.checkpoint import Training
 
 MeanLoss = Callable[[], float]
@@ -24,23 +24,25 @@ MeanLoss = Callable[[], float]
 
 
 def split_rows(rows: Sequence[Row], recipe: Mapping[str, Any]) -> tuple[list[Row], list[Row]]:
-    """The rows to train on and those to validate with, by the hash of what each is known by: no two sides share one."""
+    """The rows to train on and those to validate with. No two sides share a text, a prompt or a cluster."""
     share = Fraction(recipe["validation"])
     if not share:
         return list(rows), []
+    prompts = [same_key(row.parts[0][0]) or None for row in rows]
+    keys = join_rows([same_key(row.text) for row in rows], prompts, [row.cluster for row in rows])
     sides: tuple[list[Row], list[Row]] = [], []
-    for row in rows:
-        sides[_is_validation(row.text, recipe["seed"], share)].append(row)
+    for row, key in zip(rows, keys, strict=True):
+        sides[_is_validation(key, recipe["seed"], share)].append(row)
     if not all(sides):
         raise BadInput(
             f"recipe, validation: expected a share that leaves rows on both sides of {len(rows)}, got "
-            f"{recipe['validation']}, which leaves {len(sides[0])} to train on and {len(sides[1])} to validate with"
+            f"{recipe['validation']}, which leaves {len(sides[0])} to train on and {len(sides[1])} to validate with; "
+            "rows with one prompt or one cluster stay together"
         )
     return sides
 
 
-def _is_validation(text: str, seed: int, share: Fraction) -> bool:
-    key = " ".join(text.casefold().split())
+def _is_validation(key: str, seed: int, share: Fraction) -> bool:
     value = hashlib.sha256(f"validation/v1\x00{seed}\x00{key}".encode()).digest()
     return Fraction(int.from_bytes(value, "big"), 1 << 256) < share
 

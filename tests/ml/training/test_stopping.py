@@ -125,6 +125,20 @@ def test_rows_to_validate_with_are_training_rows_and_equal_prompts_stand_on_one_
     assert stopping.split_rows(rows, EARLY | {"validation": "0.0"}) == (rows, [])
 
 
+def test_rows_with_one_prompt_or_one_cluster_stand_on_one_side() -> None:
+    """As longer chats that begin in the same way, and the rows of one customer. A text without a prompt is alone."""
+    prompts = [f"prompt {n % 30}" if n % 3 else "" for n in range(90)]
+    rows = [
+        data.Row(n, data.TRAIN, f"text {n}", "a", ((prompt, "a"),), f"c{n}" if n % 2 else None)
+        for n, prompt in enumerate(prompts)
+    ]
+    rows += [replace(row, index=row.index + 90, text=f"more {row.index}", parts=(("", "a"),)) for row in rows]
+    train, validation = stopping.split_rows(rows, EARLY)
+    assert {row.parts[0][0] for row in train} & {row.parts[0][0] for row in validation} == {""}
+    assert {row.cluster for row in train} & {row.cluster for row in validation} == {None}
+    assert sorted(row.index for row in train + validation) == list(range(180))
+
+
 @pytest.mark.parametrize("share", ["0.0001", "0.9"])
 def test_a_share_that_leaves_a_side_empty_is_refused(dataset: Path, share: str) -> None:
     rows = data.load_rows(dataset, data.TRAIN)
