@@ -40,11 +40,17 @@ class Found:
 
 def _read_hermes(text: str, last: bool) -> Found | None:
     """`<tool_call>{"name": …, "arguments": {…}}</tool_call>`, as Hermes, Qwen 2.5 and 3, SmolLM3 and Granite 4."""
-    start, end = len("<tool_call>"), text.find("</tool_call>")
-    if end < 0:
-        return Found(len(text), None) if last else None
-    call = _read_object(text[start:end], ("arguments",))
-    return Found(end + len("</tool_call>"), None if call is None else (call,))
+    whole = _HERMES.match(text)
+    if whole is None and not last:
+        return None
+    if whole is not None and (call := _read_object(whole[1], ("arguments",))) is not None:
+        return Found(whole.end(), (call,))
+    body, end, _ = text.partition("</tool_call>")
+    return Found(len(body + end), None)
+
+
+_HERMES = re.compile(r'<tool_call>((?:[^"<]++|"(?:[^"\\]++|\\.)*+"|<(?!/tool_call>))*+)</tool_call>', re.DOTALL)
+"""Up to the first `</tool_call>` outside JSON's strings: an argument may hold one."""
 
 
 def _read_llama(text: str, last: bool) -> Found | None:

@@ -162,6 +162,37 @@ def test_what_is_no_call_is_text_as_the_model_wrote_it(kind: str, size: int, cha
     assert stream.calls == 0
 
 
+@pytest.mark.parametrize(
+    "kind", ["x</tool_call>y", '\\"</tool_call>', "</tool_call>\\\\", "<tool_call>", "</tool_call"]
+)
+@pytest.mark.parametrize("size", [1, 5, 1000])
+def test_an_argument_may_hold_the_end_of_a_call(kind: str, size: int, chats: dict[str, Chat]) -> None:
+    text = f'<tool_call>{{"name": "find", "arguments": {{"kind": "{kind}"}}}}</tool_call>'
+    calls = [("find", json.loads(f'{{"kind": "{kind}"}}'))]
+    assert read(chats["hermes"], f"{text}\n{text}") == ("", 2 * calls)
+    assert stream_calls(chats["hermes"], f"{text}\n{text}", size) == 2 * calls
+
+
+@pytest.mark.parametrize(
+    "broken", ['{"name": "find</tool_call>', "{'name': 1}</tool_call>", '{"a" "b</tool_call>"}', '"']
+)
+@pytest.mark.parametrize("size", [1, 5, 1000])
+def test_behind_what_is_no_call_a_stream_reads_what_the_whole_has(
+    broken: str, size: int, chats: dict[str, Chat]
+) -> None:
+    text = f"<tool_call>{broken} He said.\n{WRITTEN['hermes']}"
+    assert stream_calls(chats["hermes"], text, size) == read(chats["hermes"], text)[1]
+    assert "</tool_call>" not in broken or read(chats["hermes"], text)[1] == CALLS
+
+
+def stream_calls(chat: Chat, text: str, size: int) -> list[tuple[str, Any]]:
+    assert chat.calls is not None
+    stream = CallStream(chat.calls, ("find",))
+    told = [one for start in range(0, len(text), size) for one in stream.push(text[start : start + size])]
+    told += stream.finish()
+    return [(call.name, call.arguments) for one in told if isinstance(one, Called) for call in one.calls]
+
+
 @pytest.mark.parametrize("form", TEMPLATES)
 @pytest.mark.parametrize("size", [1, 3, 1000])
 def test_a_stream_is_told_each_call_once_and_all_of_the_text(form: str, size: int, chats: dict[str, Chat]) -> None:
