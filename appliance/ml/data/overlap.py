@@ -7,6 +7,7 @@ the same rows give the same counts everywhere. Nothing but counts leaves this fi
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -44,28 +45,23 @@ def blur(overlap: Overlap) -> Overlap:
 
 
 def _count_near(trained: Sequence[str], judged: Sequence[str]) -> int:
+    """Of the texts that are trained on only signatures are kept; the few that are candidates are split again."""
     if not trained:
         return 0
-    parts = [_split(text) for text in trained]
-    signatures = np.stack([_sign(part) for part in parts])
-    bands = [_index_bands(signatures, band) for band in range(BANDS)]
-    count = 0
-    for text in judged:
-        own = _split(text)
-        count += _is_near(own, _sign(own), parts, signatures, bands)
-    return count
+    signatures = np.empty((len(trained), BANDS * BAND_ROWS), dtype=np.uint64)
+    for place, text in enumerate(trained):
+        signatures[place] = _sign(_split(text))
+    bands = [_index_band(signatures, band) for band in range(BANDS)]
+    return sum(_is_near(text, trained, signatures, bands) for text in judged)
 
 
-def _is_near(
-    own: Array, signature: Array, parts: Sequence[Array], signatures: Array, bands: Sequence[dict[bytes, list[int]]]
-) -> bool:
-    found = {place for band, index in enumerate(bands) for place in index.get(_band_of(signature, band), ())}
-    if not found:
-        return False
-    places = np.array(sorted(found))
+def _is_near(text: str, trained: Sequence[str], signatures: Array, bands: Sequence[tuple[Array, Array]]) -> bool:
+    own = _split(text)
+    signature = _sign(own)
+    places = np.unique(np.concatenate([_look_up(signature, band, *index) for band, index in enumerate(bands)]))
     agree = (signatures[places] == signature).sum(axis=1)
     likeliest = places[np.argsort(-agree, kind="stable")[:MOST_CANDIDATES]]
-    return any(jaccard(own, parts[place]) >= NEAR for place in likeliest)
+    return any(jaccard(own, _split(trained[place])) >= NEAR for place in likeliest)
 
 
 def jaccard(one: Array, other: Array) -> float:
@@ -74,27 +70,37 @@ def jaccard(one: Array, other: Array) -> float:
     return shared / (len(one) + len(other) - shared)
 
 
-def _index_bands(signatures: Array, band: int) -> dict[bytes, list[int]]:
-    index: dict[bytes, list[int]] = {}
-    for place, signature in enumerate(signatures):
-        index.setdefault(_band_of(signature, band), []).append(place)
-    return index
+def _index_band(signatures: Array, band: int) -> tuple[Array, Array]:
+    """The band's hashes in order, and which signature has each."""
+    hashes = _hash_band(signatures, band)
+    order = np.argsort(hashes, kind="stable")
+    return hashes[order], order.astype(np.uint32)
 
 
-def _band_of(signature: Array, band: int) -> bytes:
-    part: bytes = signature[band * BAND_ROWS : (band + 1) * BAND_ROWS].tobytes()
-    return part
+def _look_up(signature: Array, band: int, hashes: Array, order: Array) -> Array:
+    own = _hash_band(signature[None], band)
+    return order[np.searchsorted(hashes, own[0], "left") : np.searchsorted(hashes, own[0], "right")]
+
+
+def _hash_band(signatures: Array, band: int) -> Array:
+    hashes = np.zeros(len(signatures), dtype=np.uint64)
+    for column in range(band * BAND_ROWS, (band + 1) * BAND_ROWS):
+        hashes = _mix(hashes ^ signatures[:, column])
+    return hashes
 
 
 def _split(text: str) -> Array:
     """The hashes of a text's character 5-grams, sorted, each once; letters and digits alone, in lower case."""
-    plain = "".join(c if c.isalnum() else " " for c in unicodedata.normalize("NFKC", text).casefold())
-    points = np.frombuffer(" ".join(plain.split()).encode("utf-32-le"), dtype="<u4").astype(np.uint64)
+    plain = _OTHER.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
+    points = np.frombuffer(plain.encode("utf-32-le"), dtype="<u4").astype(np.uint64)
     windows = max(1, len(points) - SHINGLE + 1)
     hashes = np.full(windows, len(points) if len(points) < SHINGLE else 0, dtype=np.uint64)
     for place in range(min(SHINGLE, len(points))):
         hashes = _mix(hashes * np.uint64(0x100000001B3) + points[place : place + windows])
     return np.unique(hashes)
+
+
+_OTHER = re.compile(r"[\W_]+")
 
 
 def _mix(values: Array) -> Array:

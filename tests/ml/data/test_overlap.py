@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from itertools import pairwise
 
 import pytest
@@ -72,6 +73,17 @@ def test_many_texts_of_one_form_are_compared_with_the_likeliest_alone(monkeypatc
     judged = [f"{form}{number:04d} {text}" for number, text in enumerate(_texts(4, 20, 6))]
     count_overlap(trained, judged)
     assert 0 < len(compared) <= 20 * overlap.MOST_CANDIDATES
+
+
+def test_of_the_texts_that_are_trained_on_no_hashes_are_kept() -> None:
+    draw = random.Random(5)
+    texts = [draw.randbytes(10_000).hex() for _ in range(120)]
+    tracemalloc.start()
+    try:
+        assert count_overlap(texts, [f"{texts[7]} more"]) == Overlap(0, 1)
+        assert tracemalloc.get_traced_memory()[1] < 6 * sum(map(len, texts)), "they take eight bytes a character"
+    finally:
+        tracemalloc.stop()
 
 
 def test_what_is_told_of_a_blind_set_changes_by_five_at_once() -> None:
