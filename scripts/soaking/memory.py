@@ -17,7 +17,7 @@ MOST_GROWTH_BYTES = 48 << 20
 
 @dataclass(frozen=True)
 class Growth:
-    """Of one process, over the longest time that it lived: after its first quarter, and in the end."""
+    """Of one process, over the longest time that it lived: after its first half, since it starts slowly beside other work, and in the end."""
 
     name: str
     start_bytes: int
@@ -50,7 +50,7 @@ class Memory(threading.Thread):
         found = []
         for name in sorted({name for name, _ in self._read}):
             longest = max((read for (other, _), read in self._read.items() if other == name), key=len)
-            found.append(Growth(name, longest[len(longest) // 4], longest[-1], len(longest)))
+            found.append(Growth(name, longest[len(longest) // 2], longest[-1], len(longest)))
         return found
 
 

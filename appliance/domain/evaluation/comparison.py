@@ -133,6 +133,11 @@ def find_unfit(gate: Gate, pairs: Pairs) -> str | None:
             f"{gate.test} needs {FEWEST} units or more, and {len(pairs.items)} items that belong together are {units}: "
             f"a gate set for this set of rows names permutation{claim}"
         )
+    if gate.chance is not None and units < FEWEST:
+        return (
+            f"chance needs {FEWEST} units or more, and {len(pairs.items)} items that belong together are {units}: "
+            "a gate set for this set of rows has no chance"
+        )
     return None
 
 

@@ -255,6 +255,16 @@ def test_few_clusters_are_judged_by_permutation_alone(test: str, claim: str, fit
         assert fits or passed or said in result.reason
 
 
+@pytest.mark.parametrize(("clusters", "outcome"), [(1, "failed"), (19, "failed"), (20, "passed")])
+def test_few_clusters_do_not_show_that_there_is_nothing_to_lose(clusters: int, outcome: str) -> None:
+    items = tuple(
+        item.model_copy(update={"cluster": digest(str(place % clusters))})
+        for place, item in enumerate(make_items([Group(200, True, True)]))
+    )
+    gate = BETTER | {"test": "permutation", "claim": "no-worse", "margin": "0.05", "chance": "0.5"}
+    assert judge(gate_set(gate, luck="divide"), on(items)).results[0].outcome == outcome
+
+
 @pytest.mark.parametrize("test", ["tango", "permutation", "bootstrap"])
 def test_each_test_that_can_show_better_shows_a_gain_and_no_loss(test: str) -> None:
     gates = gate_set(BETTER | {"test": test}, luck="divide")

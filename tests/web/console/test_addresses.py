@@ -10,7 +10,7 @@ import pytest
 
 from appliance.web.console.core.page import Page
 from appliance.web.console.pages import PAGES
-from tests.kit.console import Console, console
+from tests.kit.console import Browser, Console, console
 
 HOSTILE = (
     *("", "-1", "0", "9" * 25, "9" * 5000, "\N{FULLWIDTH DIGIT ONE}", "1e9", "\0", "%s", "../..", "a/b", "a:b"),
@@ -23,6 +23,12 @@ HOSTILE = (
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
     with console("released", tmp_path_factory.mktemp("h") / "home") as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def browsers(desk: Console) -> dict[str, Browser]:
+    """One of each person's, who has a limited number of sessions."""
+    return {name: desk.signed_in(name) for name in ("audrey", "legal")}
 
 
 def _addresses(page: Page, text: str) -> Iterator[str]:
@@ -39,8 +45,8 @@ def _addresses(page: Page, text: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("form", ["", ".json", ".csv"])
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.path)
-def test_no_word_in_an_address_is_a_defect(desk: Console, page: Page, form: str) -> None:
-    browser = desk.signed_in("audrey" if "auditor" in page.seen_by else "legal")
+def test_no_word_in_an_address_is_a_defect(browsers: dict[str, Browser], page: Page, form: str) -> None:
+    browser = browsers["audrey" if "auditor" in page.seen_by else "legal"]
     for text in HOSTILE:
         for address in _addresses(page, text):
             path, _, query = address.partition("?")
@@ -50,7 +56,9 @@ def test_no_word_in_an_address_is_a_defect(desk: Console, page: Page, form: str)
 
 
 @pytest.mark.parametrize("text", ["9" * 5000, "-1", "\N{FULLWIDTH DIGIT ONE}", "1.0", "999999"])
-def test_an_entry_that_is_none_has_no_document_and_no_proof(desk: Console, text: str) -> None:
-    for browser, status in ((desk.signed_in("audrey"), 404), (desk.signed_in("legal"), 403), (desk.browser(), 401)):
+def test_an_entry_that_is_none_has_no_document_and_no_proof(
+    desk: Console, browsers: dict[str, Browser], text: str
+) -> None:
+    for browser, status in ((browsers["audrey"], 404), (browsers["legal"], 403), (desk.browser(), 401)):
         for rest in ("documents/order", "proof"):
             assert browser.get(f"/log/{quote(text)}/{rest}").status_code == status
