@@ -17,7 +17,8 @@ MOST_GROWTH_BYTES = 48 << 20
 
 @dataclass(frozen=True)
 class Growth:
-    """Of one process, over the longest time that it lived: after its first half, since it starts slowly beside other work, and in the end."""
+    """Of one process, over the longest time that it lived: after its first half, and in the end. Beside other work a
+    process may take many seconds to start."""
 
     name: str
     start_bytes: int
