@@ -8,7 +8,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -17,9 +16,6 @@ from starlette.testclient import TestClient
 from starlette.types import ASGIApp
 from uvicorn.lifespan.off import LifespanOff
 
-from appliance.domain.core.credentials import SessionStatement, encode_credential
-from appliance.formats.core.timestamp import encode_time
-from appliance.formats.signatures.dsse import encode_envelope, sign_envelope
 from appliance.web.console.app import console_app
 from appliance.web.console.core.events import Changes
 from appliance.web.core.auth import Doorkeeper
@@ -27,9 +23,9 @@ from appliance.web.core.server import Door, _server
 from appliance.web.core.sockets import listen, open_tcp
 from appliance.web.operations.limits import Limits
 from appliance.workflows.core.context import Context
-from scripts.kit.log_builder import ORIGIN
 from tests.kit.answering import Answers
 from tests.kit.founded import FoundedSite, context_of, template
+from tests.kit.signed_session import sign_session
 
 URL = "http://localhost:8330"
 FROM_HERE = {"Sec-Fetch-Site": "same-origin", "Origin": "null"}
@@ -86,15 +82,7 @@ class Console:
 
     def token(self, name: str, seconds: int = 600) -> str:
         """A program's session, as the command line opens it."""
-        now = datetime.now(UTC)
-        statement = SessionStatement(
-            origin=ORIGIN,
-            signer=name,
-            nonce=self.door.challenge(),
-            issued_at=encode_time(now),
-            expires_at=encode_time(now + timedelta(seconds=seconds)),
-        )
-        envelope = encode_envelope(sign_envelope(encode_credential(statement), self.site.keys[name]))
+        envelope = sign_session(self.door, name, self.site.keys[name], seconds)
         return self.door.open_session(envelope, "unix:0")[0]
 
     def link(self, name: str) -> str:

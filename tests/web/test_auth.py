@@ -19,8 +19,8 @@ from appliance.web.core import auth
 from appliance.web.core.auth import Doorkeeper
 from appliance.workflows.governance import sessions
 from appliance.workflows.governance.sessions import Refusals, beat
-from scripts.kit.log_builder import ORIGIN
 from tests.kit.service import Service, running
+from tests.kit.signed_session import sign_session
 
 
 def test_an_attempt_that_was_refused_is_recorded_with_whom_and_which_key_it_claimed(home: Path) -> None:
@@ -31,17 +31,9 @@ def test_an_attempt_that_was_refused_is_recorded_with_whom_and_which_key_it_clai
             ("mallory", site.keys["olga"]),
             ("mallory", generate_ed25519()),
         ):
-            nonce = service.door.challenge()
-            now = datetime.now(UTC)
-            statement = SessionStatement(
-                origin=ORIGIN,
-                signer=name,
-                nonce=nonce,
-                issued_at=encode_time(now),
-                expires_at=encode_time(now + timedelta(seconds=600)),
-            )
+            envelope = sign_session(service.door, name, key)
             with pytest.raises(NotAuthenticated) as refused:
-                service.door.open_session(encode_envelope(sign_envelope(encode_credential(statement), key)), "unix")
+                service.door.open_session(envelope, "unix")
             service.door.count(None, refused.value)
         with service.door.counted() as refusals:
             beat(context, refusals)
@@ -123,15 +115,7 @@ def test_a_session_outlives_its_own_lifetime_by_no_move_of_the_clock(
 
 def statement_of(service: Service, who: str = "rita") -> bytes:
     """What this person signs to open a session."""
-    now = datetime.now(UTC)
-    statement = SessionStatement(
-        origin=ORIGIN,
-        signer=who,
-        nonce=service.door.challenge(),
-        issued_at=encode_time(now),
-        expires_at=encode_time(now + timedelta(seconds=600)),
-    )
-    return encode_envelope(sign_envelope(encode_credential(statement), service.site.keys[who]))
+    return sign_session(service.door, who, service.site.keys[who])
 
 
 def test_a_person_has_a_bounded_number_of_open_sessions(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

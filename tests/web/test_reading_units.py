@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
 import pytest
 
-from appliance.domain.core.credentials import SessionStatement, encode_credential
-from appliance.formats.core.timestamp import encode_time
-from appliance.formats.signatures.dsse import encode_envelope, sign_envelope
 from appliance.web.people.api import people_app
-from scripts.kit.log_builder import ORIGIN
 from tests.kit.service import Service, running
+from tests.kit.signed_session import sign_session
 
 OPEN = {
     "/v1/console/links", "/v1/orders/check", "/v1/orders/waiting", "/v1/policy", "/v1/principals", "/v1/rules",
@@ -31,16 +27,7 @@ def service(home: Path) -> Iterator[Service]:
 
 
 def at(service: Service, name: str) -> httpx.Client:
-    now = datetime.now(UTC)
-    statement = SessionStatement(
-        origin=ORIGIN,
-        signer=name,
-        nonce=service.door.challenge(),
-        issued_at=encode_time(now),
-        expires_at=encode_time(now + timedelta(seconds=600)),
-    )
-    envelope = encode_envelope(sign_envelope(encode_credential(statement), service.site.keys[name]))
-    token, _ = service.door.open_session(envelope, "unix")
+    token, _ = service.door.open_session(sign_session(service.door, name, service.site.keys[name]), "unix")
     transport = httpx.HTTPTransport(uds=str(service.settings.socket))
     headers = {"Authorization": f"Bearer {token}"}
     return httpx.Client(transport=transport, base_url="http://appliance", headers=headers, timeout=30)

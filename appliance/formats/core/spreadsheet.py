@@ -12,7 +12,7 @@ _INSIDE = re.compile(rf'[;\t\r\n](?=[\s"]*[{_SIGNS}])')
 
 def safe_cell(value: object) -> object:
     """A number stays one, and a list is its words. A text that a spreadsheet would read as a formula begins with an
-    apostrophe, and so does what stands behind a semicolon or tab: some spreadsheets divide cells there."""
+    apostrophe. So does a formula after a semicolon or tab inside it, where some spreadsheets begin a new cell."""
     if value is None:
         return ""
     if isinstance(value, int | float) and not isinstance(value, bool):

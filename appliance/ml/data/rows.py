@@ -108,7 +108,7 @@ def assign_split(text: str, seed: int, share: Fraction) -> str:
 
 
 def _join(task: Task, sources: Sequence[Source]) -> list[str]:
-    """For each record the prompt that stands for all that it belongs with, by prompt or by cluster."""
+    """For each record one prompt, the same for all records that share a prompt or a cluster."""
     prompts = [same_key(prompt_of(task, source)) for source in sources]
     return join_rows(prompts, [source.parts.get(CLUSTER) for source in sources])
 

@@ -47,8 +47,7 @@ _TRUSTED = frozenset(f"unix:{account}" for account in (0, os.geteuid()))
 class Gate:
     """A body is read whole, within its size and time, before anything is done with it; what is refused here is counted.
 
-    `local`: at the Unix socket. Otherwise a session is asked for before a byte of a body is taken, and only so many
-    requests are answered at once.
+    `local`: at the Unix socket. Otherwise a session is asked for before a byte of a body is taken.
     """
 
     def __init__(self, app: ASGIApp, door: Doorkeeper, *, local: bool = False) -> None:
