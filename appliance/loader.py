@@ -1,10 +1,10 @@
-"""What a unit's own host calls: an exported adapter is decided over as the appliance decides, and loaded, or refused.
+"""The loader for a unit's own host: it verifies an exported adapter by the service's rules and loads it.
 
     from appliance.loader import load_approved
-    model = load_approved("export", base="smollm2", trust="trust.json", unit="legal", task="labels")
+    model = load_approved("export", base="smollm2", trust="trust.json", unit="legal", served_model="labels")
 
-No service, no network and no database: the folder that `appliance release export` wrote, the base's folder as the
-appliance sealed it, and the trust file, which came another way.
+It needs no service, network or database. Its inputs are the folder that `appliance release export` wrote, the base's
+folder as the service sealed it, and the trust file, which must be obtained in another way.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from appliance.domain.releases.exports import Approved, ExportedAdapter, check_exported
+from appliance.domain.releases.adapters import SIGNATURE_FILES
+from appliance.domain.releases.exports import ApprovedAdapter, ExportedFolder, check_exported
 from appliance.errors import BadInput, NotFound, Tampered, Unavailable
 from appliance.formats.artifacts.manifest import MANIFEST_PATH, parse_manifest
 from appliance.formats.core.digest import digest_bytes, digest_file, kind_of
@@ -23,6 +24,7 @@ from appliance.formats.core.timestamp import encode_time
 from appliance.formats.log.trust import parse_trust
 
 MAX_BYTES = 2 << 30
+"""Largest size of a file in an export, in bytes."""
 
 
 def load_approved(
@@ -31,38 +33,46 @@ def load_approved(
     trust: str | Path,
     *,
     unit: str,
-    task: str,
+    served_model: str,
     device: str = "cpu",
     now: datetime | None = None,
 ) -> Any:
-    """The peft model in evaluation mode, once everything holds. `unit`: whose host this is; `task`: what it answers.
+    """Return the peft model in evaluation mode, if all checks succeed.
 
-    Tampered where bytes, signatures, proofs or the probe's logits do not hold; Denied where the export is for another
-    unit or task or has expired, or its approvals do not suffice; BadInput or NotFound for what is no export, no base or
-    no trust file.
+    `unit` is the unit whose host this is, and `served_model` the name under which the adapter is served.
+
+    Raises: Tampered if bytes, signatures, proofs or the logit fingerprint are invalid; Denied if the export is for
+    another unit or served model or has expired, or its approvals do not suffice; BadInput or NotFound if the export,
+    the base or the trust file is malformed or missing.
     """
-    approved, received = check_folder(Path(folder), Path(trust), now or datetime.now(UTC), unit=unit, task=task)
+    approved, received = check_folder(
+        Path(folder), Path(trust), now or datetime.now(UTC), unit=unit, served_model=served_model
+    )
     check_base(Path(base), approved)
     from appliance.ml.serving.exported_adapter import load_exported
 
     return load_exported(Path(base), received.files, device)
 
 
-def check_folder(folder: Path, trust: Path, now: datetime, *, unit: str, task: str) -> tuple[Approved, ExportedAdapter]:
-    """What the unit may load for the task, and until when; the bytes that were checked."""
-    names = sorted(os.listdir(_folder(folder / "adapter")))
-    received = ExportedAdapter(
+def check_folder(
+    folder: Path, trust: Path, now: datetime, *, unit: str, served_model: str
+) -> tuple[ApprovedAdapter, ExportedFolder]:
+    """Return what the unit may load for the served model, and until when, with the verified bytes."""
+    names = sorted(os.listdir(_require_folder(folder / "adapter")))
+    received = ExportedFolder(
         proofs=_read(folder / "proofs.json"),
-        standing=_read(folder / "standing.json"),
-        signature=_read(folder / "signature.json"),
+        state_rows=_read(folder / "state-rows.json"),
+        signatures=tuple(_read(folder / name) for name in SIGNATURE_FILES if os.path.lexists(folder / name)),
         files={name: _read(folder / "adapter" / name) for name in names},
     )
-    return check_exported(received, parse_trust(_read(trust)), encode_time(now), unit=unit, task=task), received
+    return check_exported(
+        received, parse_trust(_read(trust)), encode_time(now), unit=unit, served_model=served_model
+    ), received
 
 
-def check_base(folder: Path, approved: Approved) -> None:
-    """Every byte of the base is what the adapter was judged on."""
-    data, adapter = _read(_folder(folder) / MANIFEST_PATH), approved.adapter
+def check_base(folder: Path, approved: ApprovedAdapter) -> None:
+    """Raise Tampered unless every byte of the base is that of the base that the adapter was evaluated on."""
+    data, adapter = _read(_require_folder(folder) / MANIFEST_PATH), approved.adapter
     if digest_bytes(data) != adapter.base_digest:
         raise Tampered(f"base {adapter.base}: expected {adapter.base_digest}, got {digest_bytes(data)}")
     listed = {file.path: file.digest for file in parse_manifest(data).files}
@@ -70,18 +80,18 @@ def check_base(folder: Path, approved: Approved) -> None:
     if found != set(listed):
         raise Tampered(f"base {adapter.base}, files: expected {sorted(listed)}, got {sorted(found)}")
     for name, digest in listed.items():
-        _check_plain(folder / name)
+        _require_regular_file(folder / name)
         if digest_file(folder / name) != digest:
             raise Tampered(f"base {adapter.base}, {name}: expected {digest}, got {digest_file(folder / name)}")
 
 
-def _folder(path: Path) -> Path:
+def _require_folder(path: Path) -> Path:
     if path.is_symlink() or not path.is_dir():
         raise NotFound(f"{path}: expected a folder, got none")
     return path
 
 
-def _check_plain(path: Path) -> None:
+def _require_regular_file(path: Path) -> None:
     try:
         mode = path.lstat().st_mode
     except OSError:
@@ -91,7 +101,7 @@ def _check_plain(path: Path) -> None:
 
 
 def _read(path: Path) -> bytes:
-    _check_plain(path)
+    _require_regular_file(path)
     try:
         if (size := path.stat().st_size) > MAX_BYTES:
             raise BadInput(f"{path}: expected at most {MAX_BYTES} bytes, got {size}")

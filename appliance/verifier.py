@@ -1,7 +1,7 @@
-"""appliance-verify: the auditor's program. It reads an export and a trust file, and nothing else.
+"""appliance-verify: the auditor's program. Its only inputs are an export and a trust file.
 
 It needs Python, `cryptography` and `pydantic`, and `cedarpy` to replay the site's own policies: no database, no
-network, no GPU. The help says the rest.
+network, no GPU. `--help` describes its use.
 """
 
 from __future__ import annotations
@@ -10,48 +10,53 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import NoReturn
 
-from appliance import __version__
-from appliance.domain.audit.folders import Folder, verify_folders
-from appliance.domain.audit.log_replay import SitePolicy
-from appliance.domain.audit.report import SITE_POLICIES, Finding, Report, judge_site_policies, with_findings
-from appliance.domain.audit.summary import MAX_LINES, group_findings, tell_findings, tell_verdict
+from appliance.build import add_version_option
+from appliance.domain.audit.archives import read_archive_entries
+from appliance.domain.audit.folders import SealedFolder, verify_folders
+from appliance.domain.audit.log_replay import CedarPolicy
+from appliance.domain.audit.report import CEDAR_POLICIES, AuditFinding, Report, require_cedar_policies, with_findings
+from appliance.domain.audit.summary import MAX_LINES, describe_findings, describe_verdict, group_findings
 from appliance.domain.audit.verify import verify_log
 from appliance.domain.queries import entry_proof
-from appliance.domain.queries.could_load import BeforeLog, CouldLoad, could_load_then
-from appliance.domain.queries.periods import Span, could_load_during
+from appliance.domain.queries.effective_access import BeforeLog, UnitAccess, effective_access_then
+from appliance.domain.queries.periods import Span, describe_answer, effective_access_during
 from appliance.domain.queries.response import (
     MAX_BYTES,
-    Answered,
+    VerifiedRecord,
     parse_record,
     verify_answer,
     verify_instruction,
     verify_record,
 )
-from appliance.domain.queries.telling import tell_answer
 from appliance.errors import ApplianceError, BadInput, Tampered, Unavailable
+from appliance.formats.core.digest import Hasher
 from appliance.formats.core.merkle import Tree, hash_leaf
-from appliance.formats.core.timestamp import encode_time
-from appliance.formats.core.typed_time import parse_point
-from appliance.formats.core.visible import is_visible
-from appliance.formats.log.export import MEMBERS, Export
+from appliance.formats.core.text import is_visible
+from appliance.formats.core.timestamp import encode_time, parse_point
+from appliance.formats.log.export import MEMBERS, ParsedExport, hash_line, read_removed
 from appliance.formats.log.log_policy import LogPolicy, parse_log_policy, quorum_policy
+from appliance.formats.log.note import name_key
 from appliance.formats.log.trust import Trust, parse_trust
 
 EXITS = {
     "verified": 0,
-    "verified, without site policies": 0,
+    "verified, without Cedar policies": 0,
     "failed": Tampered.exit_code,
     "unverifiable": Unavailable.exit_code,
 }
+"""Exit code of each verdict."""
 _MAX_TRUST_BYTES = 65_536
 MAX_FOLDER_FILE_BYTES = 4 << 30
+"""Largest size of a file in a sealed folder, in bytes."""
 _BEGINNING = MEMBERS[0].encode() + b"\0"
-"""Of a tar whose first member is an export's."""
+"""First bytes of a tar whose first member is that of an export."""
 _TRUST = (
     "the trust file that `appliance init` printed; for --record and --proof also a trust policy, which can name "
     "witnesses (c2sp.org/tlog-policy)"
@@ -59,25 +64,26 @@ _TRUST = (
 _HELP = """\
 examples:
   appliance-verify ledger.tar --trust trust.json
-  appliance-verify ledger.tar --trust trust.json --could-load legal --at 2026-11-24
-  appliance-verify ledger.tar --trust trust.json --could-load legal --since 30d
+  appliance-verify ledger.tar --trust trust.json --effective-access legal --at 2026-11-24
+  appliance-verify ledger.tar --trust trust.json --effective-access legal --since 30d
   appliance-verify --record answer.json --trust trust.json --answer answer.txt
   appliance-verify --proof entry-26-proof.json --trust trust.json
 
 exit codes:
   0  verified
-  2  the input cannot be used: not an export, a record, a trust file or a readable file
+  2  the input cannot be used: not an export, a record, a trust file, a folder or a readable file
   6  failed: something in the log, the file or the record does not hold
   7  unverifiable: something was not checked, such as when no trust file is given
 
-site policies:
+Cedar policies:
   The policies that a site wrote itself, in Cedar, are replayed where the Python library cedarpy is installed
   (python3 -m pip install cedarpy). Where it is not, the verdict is "unverifiable", unless you accept that with
-  --without-site-policies. The appliance's own rules are always replayed.
+  --without-cedar-policies. The appliance's own rules are always replayed.
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit."""
     parser = _parser()
     given = parser.parse_args(arguments)
     if [given.export, given.record, given.proof].count(None) != 2:
@@ -89,70 +95,75 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         trust = None if given.trust is None else load_trust(given.trust)
         now = datetime.now(UTC)
-        wanted = _question(given, now)
-        without = given.without_site_policies
-        report = verify_export(given.export, trust, encode_time(now), given.folder, without_site_policies=without)
-        # A log that does not hold answers no question.
-        question = wanted if EXITS[report.verdict] == 0 else None
-        answer = None if question is None else ask_export(given.export, question, report)
+        requested = _build_question(given, now)
+        without = given.without_cedar_policies
+        beside = given.archive
+        report = verify_export(
+            given.export, trust, encode_time(now), given.folder, beside, without_cedar_policies=without
+        )
+        # Questions are answered only from a log that is valid.
+        question = requested if EXITS[report.verdict] == 0 else None
+        answer = None if question is None else ask_export(given.export, question, report, beside)
     except ApplianceError as error:
         code = _fail(error)
-        sys.exit(code if code == Tampered.exit_code else BadInput.exit_code)
+        sys.exit(code if code in EXITS.values() else BadInput.exit_code)
     if given.json:
         value = report.model_dump(mode="json")
         value["groups"] = [group.model_dump(mode="json") for group in group_findings(report.findings)]
         _print_out(
-            json.dumps(value if answer is None else {**value, "could_load": answer.model_dump(mode="json")}, indent=2)
+            json.dumps(
+                value if answer is None else {**value, "effective_access": answer.model_dump(mode="json")}, indent=2
+            )
         )
     else:
         lines = _lines(report, whole=given.all)
-        _print_out("\n".join(_plain(line) for line in [*lines, *([] if answer is None else tell_answer(answer))]))
+        _print_out("\n".join(_escape(line) for line in [*lines, *([] if answer is None else describe_answer(answer))]))
     sys.exit(EXITS[report.verdict])
 
 
-Question = Callable[[Callable[[], Iterator[bytes]], Callable[[str], bytes | None]], CouldLoad | BeforeLog | Span]
-"""What is asked of a log's entries and documents."""
+Question = Callable[[Callable[[], Iterator[bytes]], Callable[[str], bytes | None]], UnitAccess | BeforeLog | Span]
+"""A question about a log's entries and documents."""
 
 
-def _question(given: argparse.Namespace, now: datetime) -> Question | None:
-    """What --could-load asks: of a moment, or of a span with --since."""
-    unit, at, since, until = (getattr(given, name) for name in ("could_load", "at", "since", "until"))
+def _build_question(given: argparse.Namespace, now: datetime) -> Question | None:
+    """Return the question of --effective-access: about a point in time, or with --since about a period."""
+    unit, at, since, until = (getattr(given, name) for name in ("effective_access", "at", "since", "until"))
     if (unit, at, since, until) == (None, None, None, None):
         return None
     if unit is None or (since is not None and at is not None) or (since is None and until is not None):
-        raise BadInput("--could-load UNIT: expected --at, or --since with or without --until, got others")
+        raise BadInput("--effective-access UNIT: expected --at, or --since with or without --until, got others")
     time = encode_time(now)
-    begin = parse_point(since, "since", now)
+    begin = parse_point(since, "since", now, end_of_day=False)
     if begin is not None:
-        points = (begin, parse_point(until, "until", now))
-        return lambda entries, documents: could_load_during(entries, documents, unit, points, time)
-    moment = parse_point(at, "at", now)
-    return lambda entries, documents: could_load_then(entries, documents, unit, moment, time)[0]
+        points = (begin, parse_point(until, "until", now, end_of_day=True))
+        return lambda entries, documents: effective_access_during(entries, documents, unit, points, time)
+    moment = parse_point(at, "at", now, end_of_day=True)
+    return lambda entries, documents: effective_access_then(entries, documents, unit, moment, time)[0]
 
 
 def _print_out(text: str) -> None:
-    """On stdout. A reader that leaves before the end, such as `head`, changes no verdict and no exit code."""
+    """Print to stdout. A reader that closes early, such as `head`, does not change the verdict or the exit code."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        # Python flushes stdout again at its end: what is left goes nowhere.
+        # Python flushes stdout again at exit: the rest goes to /dev/null.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(error: ApplianceError) -> int:
-    """Says in one line why there is no report; the exit code."""
+    """Print in one line why there is no report; return the exit code."""
     start = "failed: " if isinstance(error, Tampered) else ""
-    print(f"appliance-verify: {start}{_plain(error.message)}", file=sys.stderr)
+    print(f"appliance-verify: {start}{_escape(error.message)}", file=sys.stderr)
     return error.exit_code
 
 
-def load_site_policy() -> SitePolicy | None:
-    """What decides the policies of a set; None where Cedar cannot be imported."""
+def load_cedar_policy() -> CedarPolicy | None:
+    """Return the function that builds the decider of a policy set, or None if Cedar cannot be imported."""
     try:
-        from appliance.access.cedar import SitePolicies
+        from appliance.access.cedar import CedarPolicies
     except ImportError:
         return None
-    return lambda policy: SitePolicies.of_export(policy).decide
+    return lambda policy: CedarPolicies.confine(policy).decide
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -165,7 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("export", metavar="EXPORT", nargs="?", type=Path, help="what `appliance ledger export` wrote")
     parser.add_argument("--trust", metavar="FILE", type=Path, help=_TRUST)
     parser.add_argument(
-        "--without-site-policies", action="store_true", help="accept that the site's own policies are not replayed"
+        "--without-cedar-policies", action="store_true", help="accept that the site's own policies are not replayed"
     )
     parser.add_argument(
         "--folder",
@@ -176,19 +187,27 @@ def _parser() -> argparse.ArgumentParser:
         help="a sealed adapter's folder: compute its verdict again from its items; or, for their rows, that of its "
         "dataset or of a validation set",
     )
+    parser.add_argument(
+        "--archive",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        default=[],
+        help="an archive with entries that were removed from the log: replay them, too; repeat it for several",
+    )
     parser.add_argument("--all", action="store_true", help="print every finding; otherwise a summary")
     parser.add_argument("--json", action="store_true", help="print the whole report as JSON")
     parser.add_argument(
-        "--could-load", metavar="UNIT", help="also print what this unit could load, if the log is verified"
+        "--effective-access", metavar="UNIT", help="also print what this unit could load, if the log is verified"
     )
     parser.add_argument(
         "--at",
         metavar="TIME",
-        help="for --could-load: after this entry (41) or at this time (2026-11-24, 2026-11-24T10:30Z, or 7d for seven "
-        "days ago); now if not given",
+        help="for --effective-access: after this entry (41) or at this time (2026-11-24, 2026-11-24T10:30Z, or 7d for "
+        "seven days ago); now if not given",
     )
     parser.add_argument(
-        "--since", metavar="TIME", help="for --could-load: every answer from this point on, in place of --at"
+        "--since", metavar="TIME", help="for --effective-access: every answer from this point on, in place of --at"
     )
     parser.add_argument("--until", metavar="TIME", help="for --since: up to this point; now if not given")
     parser.add_argument("--record", metavar="FILE", type=Path, help="instead of EXPORT: an answer's response record")
@@ -200,27 +219,38 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--log-key", metavar="VKEY", help="for --record: the log's current key, if it was rotated after `init`"
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    add_version_option(parser)
     return parser
 
 
 def load_trust(path: Path) -> Trust:
-    """BadInput when the file is not there, or no trust file."""
-    return parse_trust(_read(path, "trust file", _MAX_TRUST_BYTES))
+    """Read a trust file.
+
+    Raises: BadInput if the file is missing or malformed.
+    """
+    data = _read(path, "trust file", _MAX_TRUST_BYTES)
+    try:
+        return parse_trust(data)
+    except BadInput as error:
+        expected = "expected the line that appliance init printed, got another file or a changed one"
+        raise BadInput(f"trust file, {path}: {expected}: {error.message}") from None
 
 
 def load_policy(path: Path, log_key: str | None = None) -> tuple[LogPolicy, str | None]:
-    """What is trusted, and the first entry of the log where that is named: of a trust file, whose log's key is
-    `log_key` where one is given, or of a trust policy."""
+    """Return the trust policy, and the first entry of the log if the file names it.
+
+    The file is a trust file, whose log key `log_key` replaces if it is given, or a trust policy.
+    """
     data = _read(path, "trust file", _MAX_TRUST_BYTES)
     if not data.startswith(b"{") and log_key is None:
         return parse_log_policy(data), None
-    trust = parse_trust(data)
-    return quorum_policy([log_key or trust.log_key], [], 0), trust.genesis
+    trust = load_trust(path)
+    policy = quorum_policy([log_key or trust.log_key], [], 0)
+    return replace(policy, second_keys=trust.log_keys[:-1]), trust.genesis
 
 
 def _check_proof(given: argparse.Namespace) -> int:
-    """Says what the proof of an entry proves; its exit code."""
+    """Verify the proof of an entry and print what it proves; return the exit code."""
     try:
         if given.trust is None:
             raise Unavailable("proof: expected --trust FILE, under which it can be checked, got none")
@@ -229,16 +259,16 @@ def _check_proof(given: argparse.Namespace) -> int:
         proven = entry_proof.verify_entry_proof(proof, policy, genesis)
     except ApplianceError as error:
         return _fail(error)
-    facts = entry_proof.tell_proven(proven)
+    facts = entry_proof.describe_proven(proven)
     if given.json:
         _print_out(json.dumps({**proven.entry.model_dump(mode="json"), **dict(facts)}, indent=2))
     else:
-        _print_out("\n".join(f"{label:<14} {_plain(text)}" for label, text in facts))
+        _print_out("\n".join(f"{label:<14} {_escape(text)}" for label, text in facts))
     return 0
 
 
 def _check_record(given: argparse.Namespace) -> int:
-    """Says what the record proves; its exit code."""
+    """Verify a response record and print what it proves; return the exit code."""
     try:
         if given.trust is None:
             raise Unavailable("response record: expected --trust FILE, under which it can be checked, got none")
@@ -258,28 +288,29 @@ def _check_record(given: argparse.Namespace) -> int:
     if given.json:
         _print_out(json.dumps({**answered.entry.model_dump(mode="json"), "log_size": answered.size, **facts}, indent=2))
     else:
-        _print_out("\n".join(f"{label:<14} {_plain(str(value))}" for label, value in facts.items()))
+        _print_out("\n".join(f"{label:<14} {_escape(str(value))}" for label, value in facts.items()))
     return 0
 
 
-Verify = Callable[[Answered, str], None]
+Verify = Callable[[VerifiedRecord, str], None]
+"""A function that raises Tampered unless a text is the one that a response committed to."""
 
 
-def _check_text(answered: Answered, path: Path, what: str, verify: Verify) -> None:
-    """Tampered unless the file holds the text that was committed to and nothing else."""
+def _check_text(answered: VerifiedRecord, path: Path, what: str, verify: Verify) -> None:
+    """Raise Tampered unless the file contains exactly the committed text."""
     text = _read(path, what, MAX_BYTES).decode("utf-8", "surrogateescape")
     try:
         verify(answered, text)
     except Tampered as error:
         if not _is_text(answered, text.removesuffix("\n").removesuffix("\r"), verify):
             raise
-        said = (
+        problem = (
             f"the file has one newline more than the {what}: write it without, such as with printf %s instead of echo"
         )
-        raise Tampered(f"{what}, {path}: {said}") from error
+        raise Tampered(f"{what}, {path}: {problem}") from error
 
 
-def _is_text(answered: Answered, text: str, verify: Verify) -> bool:
+def _is_text(answered: VerifiedRecord, text: str, verify: Verify) -> bool:
     try:
         verify(answered, text)
     except Tampered:
@@ -287,26 +318,30 @@ def _is_text(answered: Answered, text: str, verify: Verify) -> bool:
     return True
 
 
-def _record_facts(answered: Answered, *, checked: bool) -> dict[str, str]:
-    """`checked`: a text was held against the entry. While one was not, the verdict is no plain "verified"."""
+def _record_facts(answered: VerifiedRecord, *, checked: bool) -> dict[str, str]:
+    """Return the lines on a response record. `checked` is True if its text was compared with the entry.
+
+    Without that, the verdict is not a plain "verified".
+    """
     entry, body = answered.entry, answered.body
     text, verdict = "not checked: give --answer FILE", "verified, without its text"
     if checked or body.answer is None:
         text, verdict = "is the one that was answered" if checked else "none was answered", "verified"
-    rests = ", ".join(map(str, (body.admitted, body.release, *body.approvals)))
+    entry_indexes = ", ".join(map(str, (body.admitted, body.release, *body.approvals)))
     return {
         "verdict": verdict,
         "request": body.request,
-        "answered to": f"{body.unit}, task {body.task}, at {entry.time}: {entry.outcome}, {body.finish_reason}",
+        "answered to": f"{body.unit}, served model {body.served_model}, at {entry.time}: {entry.outcome}, "
+        f"{body.finish_reason}",
         "by": f"{body.adapter} ({body.manifest})",
-        "rests on": f"entries {rests}: its admission, its release, its approvals",
+        "rests on": f"entries {entry_indexes}: its admission, its release, its approvals",
         "proved": f"entry {entry.index}, in a log of {answered.size} entries",
         "text": text,
     }
 
 
 def _read(path: Path, what: str, limit: int) -> bytes:
-    """A file's bytes, all of them; BadInput where it cannot be read, or has more than `limit`."""
+    """Return all bytes of a file."""
     try:
         with path.open("rb") as stream:
             data = stream.read(limit + 1)
@@ -318,58 +353,155 @@ def _read(path: Path, what: str, limit: int) -> bytes:
 
 
 def verify_export(
-    path: Path, trust: Trust | None, now: str, folders: Sequence[Path] = (), *, without_site_policies: bool = False
+    path: Path,
+    trust: Trust | None,
+    now: str,
+    folders: Sequence[Path] = (),
+    archives: Sequence[Path] = (),
+    *,
+    without_cedar_policies: bool = False,
 ) -> Report:
-    """The report on an export, and on sealed folders beside it. BadInput when the file is none, Tampered when it begins
-    as one and is not whole."""
-    replay = None if without_site_policies else load_site_policy()
+    """Return the report on an export, and on archives and sealed folders beside it.
+
+    Raises: BadInput if a file is no export or a folder is missing; Tampered if an export is malformed after its start.
+    """
+    replay = None if without_cedar_policies else load_cedar_policy()
+    with ExitStack() as stack:
+        if (missing := next((folder for folder in folders if not folder.is_dir()), None)) is not None:
+            raise BadInput(f"folder, {missing}: expected a sealed folder, got none")
+        log = ArchivedExport([_open_export(path, stack), *(_open_export(one, stack, "archive") for one in archives)])
+        try:
+            report = _verify_log(log, trust, now, replay, folders)
+        except BadInput as error:
+            raise Tampered(f"{path}: {error.message}") from None
+        except OSError as error:
+            raise BadInput(f"export, {path}: expected a readable file, got {error.strerror}") from None
+    report = with_findings(report, tuple(_check_archive_files(archives, log)))
+    return require_cedar_policies(report, accepted=without_cedar_policies)
+
+
+def _open_export(path: Path, stack: ExitStack, what: str = "export") -> ParsedExport:
+    """Open an export, or an archive, which has the same form, until the stack is closed."""
     try:
-        with path.open("rb") as stream:
-            begins = stream.read(len(_BEGINNING)) == _BEGINNING
-            try:
-                report = _verify_stream(stream, trust, now, replay, folders)
-                return judge_site_policies(report, accepted=without_site_policies)
-            except BadInput as error:
-                if begins:
-                    raise Tampered(f"{path}: {error.message}") from None
-                raise error.within(str(path)) from None
+        stream = stack.enter_context(path.open("rb"))
+        beginning = stream.read(len(_BEGINNING))
+        try:
+            return ParsedExport(stream)
+        except BadInput as error:
+            if beginning == _BEGINNING:
+                raise Tampered(f"{path}: {error.message}") from None
+            if beginning.startswith(b"\x1f\x8b"):  # RFC 1952, section 2.3.1
+                raise BadInput(
+                    f"{what}, {path}: expected a tar, got a file packed with gzip; unpack it first"
+                ) from None
+            raise error.within(str(path)) from None
     except OSError as error:
-        raise BadInput(f"export, {path}: expected a readable file, got {error.strerror}") from None
+        raise BadInput(f"{what}, {path}: expected a readable file, got {error.strerror}") from None
 
 
-def _verify_stream(
-    stream: BinaryIO, trust: Trust | None, now: str, replay: SitePolicy | None, folders: Sequence[Path]
+class ArchivedExport:
+    """An export, with the entries and documents that archives beside it have in place of removed ones."""
+
+    def __init__(self, exports: Sequence[ParsedExport]) -> None:
+        """Combine an export, the first, with its archives."""
+        self.export, *self._archives = exports
+        self.altered: str | None = None
+        """The first entry of an archive that is not the removed one, or None."""
+        self.named: set[str] = set()
+        """Digests of the archives that the log's entries name."""
+
+    @property
+    def has_archives(self) -> bool:
+        return bool(self._archives)
+
+    def entries(self) -> Iterator[bytes]:
+        """Yield the bytes of every entry; a removed one that no archive has is its line."""
+        readers = [archive.entries() for archive in self._archives]
+        for index, data in enumerate(self.export.entries()):
+            others = [other for reader in readers if (other := next(reader, None)) is not None]
+            yield data if (leaf := read_removed(data)) is None else self._find(index, data, leaf, others)
+
+    def _find(self, index: int, data: bytes, leaf: bytes, others: Iterable[bytes]) -> bytes:
+        for other in others:
+            if read_removed(other) is None:
+                if hash_leaf(other) == leaf:
+                    return other
+                expected, got = leaf.hex(), hash_leaf(other).hex()
+                self.altered = self.altered or f"entry {index}: expected the leaf hash {expected}, got {got}"
+        return data
+
+    def document(self, digest: str) -> bytes | None:
+        """Return the bytes of a document, from the export or from an archive."""
+        found = (export.document(digest) for export in (self.export, *self._archives))
+        return next((data for data in found if data is not None), None)
+
+    def list_archived(self) -> Iterator[str]:
+        """Yield the digests of the archives that the log's entries name."""
+        for claimed in read_archive_entries(self.export.entries(), self.document):
+            yield claimed.order.archive
+
+
+def _check_archive_files(paths: Sequence[Path], log: ArchivedExport) -> Iterator[AuditFinding]:
+    """Yield findings if no entry of the log names an archive, or if its entries are not the removed ones."""
+    if log.altered is not None:
+        yield AuditFinding(index=None, rule="archive", message=f"archive, {log.altered}")
+    for path in paths:
+        hasher = Hasher()
+        with path.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                hasher.update(chunk)
+        if hasher.digest() not in log.named:
+            message = f"archive {path}: expected a file that an entry of the log names, got one of {hasher.digest()}"
+            yield AuditFinding(index=None, rule="archive", message=message)
+
+
+def _verify_log(
+    log: ArchivedExport, trust: Trust | None, now: str, replay: CedarPolicy | None, folders: Sequence[Path]
 ) -> Report:
-    with Export(stream) as export:
-        texts = export.disclosures()
-        report = verify_log(export.entries(), export.document, texts, export.checkpoint, trust, now=now, replay=replay)
-        report = with_findings(report, tuple(_check_export(export, report)))
-        if not folders:
-            return report
-        return verify_folders(report, export.entries(), export.document, map(_open_folder, folders))
+    export, has_archives = log.export, log.has_archives
+    report = verify_log(
+        log.entries(),
+        log.document,
+        export.disclosures(),
+        export.checkpoint,
+        trust,
+        now=now,
+        replay=replay,
+        again=export.entries,
+        with_archives=has_archives,
+    )
+    disorder = export.disorder
+    log.named = set(log.list_archived()) if has_archives else set()
+    report = with_findings(report, tuple(_check_export(export, report, disorder)))
+    if not folders:
+        return report
+    return verify_folders(report, export.entries(), export.document, map(_open_folder, folders))
 
 
-def _open_folder(path: Path) -> Folder:
-    """A sealed folder; what lies beside its manifest is read when it is asked for."""
-    return Folder(str(path), lambda name: _read(path / name, f"folder {path}", MAX_FOLDER_FILE_BYTES))
+def _open_folder(path: Path) -> SealedFolder:
+    """Return a sealed folder whose files are read when they are needed."""
+    return SealedFolder(str(path), lambda name: _read(path / name, "file", MAX_FOLDER_FILE_BYTES))
 
 
-def ask_export(path: Path, question: Question, report: Report) -> CouldLoad | BeforeLog | Span:
-    """What the unit could have loaded, from the export alone, folded again.
+def ask_export(
+    path: Path, question: Question, report: Report, archives: Sequence[Path] = ()
+) -> UnitAccess | BeforeLog | Span:
+    """Answer a question about a unit from the export and its archives alone, by replaying it.
 
-    Tampered where its entries are not those of the report, as when somebody changed the file meanwhile.
+    Raises: Tampered if its entries are not those of the report, for example because the file was changed meanwhile.
     """
     roots: set[str] = set()
-    with path.open("rb") as stream, Export(stream) as export:
+    with ExitStack() as stack:
+        log = ArchivedExport([_open_export(one, stack) for one in (path, *archives)])
 
         def entries() -> Iterator[bytes]:
             tree = Tree()
-            for data in export.entries():
-                tree.add(hash_leaf(data))
+            for data in log.entries():
+                tree.add(hash_line(data))
                 yield data
             roots.add(f"sha256:{tree.root().hex()}")
 
-        answer = question(entries, export.document)
+        answer = question(entries, log.document)
     if roots != {report.root}:
         got = ", ".join(sorted(roots))
         raise Tampered(
@@ -378,36 +510,42 @@ def ask_export(path: Path, question: Question, report: Report) -> CouldLoad | Be
     return answer
 
 
-def _check_export(export: Export, report: Report) -> Iterator[Finding]:
-    """What the export says of itself is what it holds, and each line of it is where the entries use it."""
-    said: list[tuple[str, object, object]] = [("size", export.size, report.size)]
+def _check_export(export: ParsedExport, report: Report, disorder: str | None) -> Iterator[AuditFinding]:
+    """Yield findings if the export's own description differs from its content, or its lines are out of order.
+
+    Its documents and texts must be where the entries use them.
+    """
+    comparisons: list[tuple[str, object, object]] = [("size", export.size, report.size)]
     if report.origin is not None:
-        said.append(("origin", export.origin, report.origin))
-    for what, expected, got in said:
+        comparisons.append(("origin", export.origin, report.origin))
+    for what, expected, got in comparisons:
         if expected != got:
             message = f"export.json, {what}: expected {expected}, as it says, got {got}"
-            yield Finding(index=None, rule="export", message=message)
-    if export.disorder is not None:
-        yield Finding(index=None, rule="export", message=export.disorder)
+            yield AuditFinding(index=None, rule="export", message=message)
+    if disorder is not None:
+        yield AuditFinding(index=None, rule="export-order", message=disorder)
 
 
 def _lines(report: Report, *, whole: bool) -> Iterator[str]:
-    """The verdict, what was found, what was not checked, and what was checked. At most MAX_LINES, unless `whole`."""
+    """Yield the lines of the report: verdict, findings, omitted checks, and checks.
+
+    There are at most MAX_LINES, unless `whole`.
+    """
     yield from (f"{label:<14} {text}" for label, text in _facts(report, whole=whole))
 
 
 def _facts(report: Report, *, whole: bool) -> Iterator[tuple[str, str]]:
-    yield "verdict", tell_verdict(report.verdict, report.findings)
+    yield "verdict", describe_verdict(report.verdict, report.findings)
     rest = [*_not_checked(report), *(("remark", text) for text in report.remarks), *_checked(report)]
-    yield from tell_findings(report.findings, report.omitted, None if whole else MAX_LINES - 1 - len(rest))
+    yield from describe_findings(report.findings, report.omitted, None if whole else MAX_LINES - 1 - len(rest))
     yield from rest
 
 
 def _not_checked(report: Report) -> Iterator[tuple[str, str]]:
     for text in (*report.essential, *report.unchecked):
         yield "not checked", text
-    if report.verdict == "unverifiable" and any(text.startswith(SITE_POLICIES) for text in report.essential):
-        yield "next", "install the Python library cedarpy here, or accept this with --without-site-policies"
+    if report.verdict == "unverifiable" and any(text.startswith(CEDAR_POLICIES) for text in report.essential):
+        yield "next", "install the Python library cedarpy here, or accept this with --without-cedar-policies"
 
 
 def _checked(report: Report) -> Iterator[tuple[str, str]]:
@@ -416,7 +554,7 @@ def _checked(report: Report) -> Iterator[tuple[str, str]]:
     yield "", f"signatures: {counts.signatures}; orders: {counts.orders}, each signed by a person enrolled before it"
     texts = f"texts that fit their commitments: {counts.disclosures}"
     yield "", f"documents that fit their digests: {counts.documents}; {texts}; sealed adapters: {counts.adapters}"
-    yield "site policies", _site_policies(report)
+    yield "Cedar policies", _cedar_policies(report)
     yield "administrators", _administrators(report)
     yield "log", report.origin or "unknown"
     yield "trust", _trust(report)
@@ -425,21 +563,22 @@ def _checked(report: Report) -> Iterator[tuple[str, str]]:
     yield "root", report.root
 
 
-def _site_policies(report: Report) -> str:
-    if report.site_policies == "not replayed":
+def _cedar_policies(report: Report) -> str:
+    if report.cedar_policies == "not replayed":
         return "not replayed"
     return f"replayed; orders that they allow: {report.counts.decisions}"
 
 
-def _plain(text: str) -> str:
-    """A hostile log's words cannot move the cursor of the terminal they are shown on."""
+def _escape(text: str) -> str:
+    """Return the text with control characters escaped, so that a hostile log cannot move the cursor of the terminal."""
     return "".join(c if is_visible(c) else ascii(c)[1:-1] for c in text)
 
 
 def _trust(report: Report) -> str:
     if report.trust is None:
         return "none given"
-    return f"{report.trust.log_key}, first entry {report.trust.genesis}"
+    second = "" if report.trust.post_quantum_log_key is None else f", {name_key(report.trust.post_quantum_log_key)}"
+    return f"{report.trust.log_key}{second}, first entry {report.trust.genesis}"
 
 
 def _checkpoint(report: Report) -> str:

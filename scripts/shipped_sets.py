@@ -18,7 +18,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from appliance.domain.evaluation.statistics.generator import draw_indices, stream_key  # noqa: E402
+from appliance.domain.evaluation.statistics.resampling import draw_indices, stream_key  # noqa: E402
 
 FILE = ROOT / "appliance" / "domain" / "evaluation" / "shipped" / "general.json"
 SEED, COUNT = 1, 50
@@ -75,7 +75,7 @@ def _operands(sign: str, draw: Iterator[int], easy: bool) -> tuple[int, int, int
 
 
 def place_choices(rows: list[Row]) -> list[Row]:
-    """The right choice is in each position equally often, in an order drawn by the seed; the others, too."""
+    """Put the right choice in each position equally often, in an order drawn by the seed, and the others, too."""
     key = stream_key(SEED, "general/positions")
     order = sorted(range(len(rows)), key=lambda number: draw_indices(key, number, 2, 1 << 20))
     positions = {row: place % CHOICES for place, row in enumerate(order)}
@@ -91,7 +91,7 @@ def place_choices(rows: list[Row]) -> list[Row]:
 
 
 def build(given: dict[str, Any]) -> bytes:
-    """The file, from one that holds the questions which people wrote."""
+    """Return the set's file, from one that has the questions which people wrote."""
     written = [row for row in given["rows"] if row["kind"] != "arithmetic"]
     rows = place_choices(sorted([*written, *arithmetic()], key=lambda row: row["kind"]))
     head = {name: value for name, value in given.items() if name != "rows"}

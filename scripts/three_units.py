@@ -1,4 +1,5 @@
-"""The part that `scripts/demo --three-units` adds: three tasks for three units on one base, and its memory compared
+"""The part that `scripts/demo --three-units` adds: three served models for three units on one base, and its memory
+compared
 with that of three full models."""
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ PEOPLE_ROLES = {
     "sam": ("release-owner:support", "Sam Okoye"),
     "pia": ("release-owner:branches", "Pia Lund"),
 }
-# unit, its release owner, task, dataset's task, system message
-TASKS = (
+# unit, its release owner, served model, dataset's served model, system message
+SERVED_MODELS = (
     ("support", "sam", "sentiment", "classification", "Is the customer's sentence positive or negative?"),
     ("branches", "pia", "summaries", "instruction", "Summarise the note."),
 )
@@ -42,9 +43,9 @@ FULL_MODEL = """
 
 
 def shape_as_mistral(gguf: Path, folder: Path) -> Path:
-    """The same weights as a publisher of Mistral would ship them: another architecture, and a window of 256 keys."""
+    """Write the same weights as a publisher of Mistral would: another architecture, a window of 256 keys."""
     from appliance.ml.model.convert import convert_base
-    from appliance.ml.quantised.settings import NF4_FILE
+    from appliance.ml.quantised.nf4 import NF4_FILE
 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -58,9 +59,9 @@ def shape_as_mistral(gguf: Path, folder: Path) -> Path:
 
 
 def show(demo: Any, home: Path) -> None:
-    """Two units more, an adapter for each, and all three asked at once."""
-    for unit, owner, task, kind, instruction in TASKS:
-        make(demo, unit, owner, task, kind, instruction)
+    """Two units more, an adapter for each, and requests to all three at once."""
+    for unit, owner, served_model, kind, instruction in SERVED_MODELS:
+        make(demo, unit, owner, served_model, kind, instruction)
     demo.title("Three units ask at once; one engine answers each with what was approved for it")
     tokens = {unit: demo.run("token", "issue", person=unit, quiet=True, show=False).strip() for unit in QUESTIONS}
     answers: dict[str, tuple[int, dict[str, Any]]] = {}
@@ -70,16 +71,17 @@ def show(demo: Any, home: Path) -> None:
             asker.start()
         for asker in askers:
             asker.join()
-    for unit, (task, question) in QUESTIONS.items():
+    for unit, (served_model, question) in QUESTIONS.items():
         status, body = answers[unit]
         if status != 200:
             sys.exit(f"demo: expected an answer for {unit}, got {status}: {body}")
         text = body["choices"][0]["message"]["content"]
-        print(f"    {unit}, model {task!r}: {question}\n    -> {text!r}, by adapter {body['system_fingerprint'][:19]}…")
+        adapter = body["system_fingerprint"][:19]
+        print(f"    {unit}, model {served_model!r}: {question}\n    -> {text!r}, by adapter {adapter}…")
     if len({body["system_fingerprint"] for _, body in answers.values()}) != len(QUESTIONS):
         sys.exit("demo: expected three adapters, got fewer")
     status, _ = demo.ask(tokens["support"], "labels", QUESTIONS["legal"][1])
-    demo.prove("A unit that asks for another's task", f"is told that there is none (HTTP {status})")
+    demo.prove("A unit that asks for another's served model", f"is told that there is none (HTTP {status})")
     compare(demo, home)
 
 
@@ -87,21 +89,33 @@ def ask(demo: Any, tokens: dict[str, str], unit: str, answers: dict[str, tuple[i
     answers[unit] = demo.ask(tokens[unit], *QUESTIONS[unit])
 
 
-def make(demo: Any, unit: str, owner: str, task: str, kind: str, instruction: str) -> None:
-    """A dataset, an adapter, two approvals, a release."""
-    demo.title(f"The task {task!r} for the unit {unit!r}: a dataset, an adapter, two approvals, a release")
+def make(demo: Any, unit: str, owner: str, served_model: str, kind: str, instruction: str) -> None:
+    """Make a dataset, an adapter, two approvals and a release."""
+    demo.title(
+        f"The served model {served_model!r} for the unit {unit!r}: a dataset, an adapter, two approvals, a release"
+    )
     words = ("--base", "smollm2", "--instruction", instruction, "--owner", unit, "--licence", "CC0-1.0")
     demo.run(
-        *("dataset", "import", str(EXAMPLE / f"{task}.csv"), "--name", task, "--task", kind),
+        *("dataset", "import", str(EXAMPLE / f"{served_model}.csv"), "--name", served_model, "--dataset-kind", kind),
         *(*words, "--classification", "internal"),
         person="olga",
         quiet=True,
     )
-    demo.run("run", "start", str(EXAMPLE / f"{task}.yaml"), "--follow", person="olga", quiet=True)
+    demo.run("run", "start", str(EXAMPLE / f"{served_model}.yaml"), "--follow", person="olga", quiet=True)
     for reviewer in ("rita", "rob"):
-        words = ("review", "approve", f"{task}@1", "--unit", unit, "--meaning", "Fit to show three units.")
+        words = ("review", "approve", f"{served_model}@1", "--unit", unit, "--meaning", "Fit to show three units.")
         demo.run(*words, person=reviewer, quiet=True, show=False)
-    demo.run("release", "activate", f"{task}@1", "--unit", unit, "--task", task, person=owner, quiet=True)
+    demo.run(
+        "release",
+        "activate",
+        f"{served_model}@1",
+        "--unit",
+        unit,
+        "--served-model",
+        served_model,
+        person=owner,
+        quiet=True,
+    )
 
 
 def compare(demo: Any, home: Path) -> None:
@@ -116,11 +130,11 @@ def compare(demo: Any, home: Path) -> None:
     full = 3 * int(done.stdout)
     print(f"    the serving worker, one base and three adapters     {worker / 1024:8,.0f} MiB")
     print(f"    three processes with a full model each (3 × one)    {full / 1024:8,.0f} MiB")
-    demo.prove("Three tasks on one base, in memory", f"{worker / full:.2f} of three full models")
+    demo.prove("Three served models on one base, in memory", f"{worker / full:.2f} of three full models")
 
 
 def resident_kib(module: str) -> int:
-    """Of the process that runs the module and holds the most."""
+    """Return the resident KiB of the process that runs the module and has the most."""
     found = [0]
     for place in Path("/proc").glob("[0-9]*"):
         try:

@@ -1,18 +1,31 @@
-"""What holds for every test: no network beyond loopback, no home of the person who runs them, no silent skips in CI."""
+"""Fixtures of every test: no network beyond loopback, no home of the person who runs them, no silent skips in CI."""
 
 from __future__ import annotations
 
+import gc
 import ipaddress
+import itertools
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+
+with suppress(ImportError):  # the environment of scripts/gpu may lack it
+    from hypothesis import HealthCheck, settings
+
+    # An example takes as long as other programs have the processor.
+    settings.register_profile("tests", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("tests")
+
+gc.disable()  # until the tests are collected, nearly all that is made stays
 
 # Two processes of tests share the cores: a thread of torch that waits in a loop takes the core of the one it waits for,
 # and a test of half a second took two minutes. Read when torch's OpenMP is loaded.
@@ -30,7 +43,7 @@ class NetworkRefused(RuntimeError):
 
 
 def is_loopback(host: object) -> bool:
-    """True for 127.0.0.0/8, ::1 (also mapped), and the names that every machine maps to them."""
+    """Return True for 127.0.0.0/8, ::1 (also mapped), and the names that every machine maps to them."""
     text = host.decode("ascii", "replace") if isinstance(host, bytes) else str(host)
     try:
         address = ipaddress.ip_address(text.partition("%")[0])
@@ -62,7 +75,7 @@ def check_lookup(event: str, host: object) -> None:
 
 
 def refuse_network(event: str, arguments: tuple[object, ...]) -> None:
-    """An audit hook sees every call of the C socket module, whoever makes it, and cannot be taken off again."""
+    """Check every call of the C socket module. An audit hook sees all callers, and cannot be removed."""
     if event in ADDRESS_EVENTS:
         check_address(event, arguments[0], arguments[1])  # type: ignore[arg-type]
     elif event in LOOKUP_EVENTS:
@@ -70,7 +83,7 @@ def refuse_network(event: str, arguments: tuple[object, ...]) -> None:
 
 
 def _checked(method: str) -> Callable[..., object]:
-    """The C methods look a name up before they announce the call, so a name is refused here, one step earlier."""
+    """Return a method that checks a name first, since the C method resolves it before the audit event."""
     plain = getattr(socket.socket, method)
 
     def call(sock: socket.socket, *arguments: object) -> object:
@@ -89,12 +102,33 @@ for _method in ("connect", "connect_ex", "bind", "sendto"):
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1")
 
 
+NUMBERS = itertools.count()
+
+
+def make_own_folder(factory: pytest.TempPathFactory, kind: str, name: str = "") -> Path:
+    """Return a new, empty folder for one test.
+
+    pytest's `mktemp` lists all folders of the run to number a new one. After some thousand tests, that took several
+    times as long as most tests.
+    """
+    folder = factory.getbasetemp() / kind / f"{name}{next(NUMBERS)}"
+    folder.parent.mkdir(mode=0o700, exist_ok=True)
+    folder.mkdir(mode=0o700)
+    return folder
+
+
+@pytest.fixture
+def tmp_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an empty folder in place of pytest's own. Its path is short enough for a Unix socket below it."""
+    return make_own_folder(tmp_path_factory, "t", re.sub(r"\W", "_", request.node.name)[:23])
+
+
 @pytest.fixture(autouse=True)
 def own_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test sees no setting and no home of the person who runs it: only its own, empty ones."""
+    """Hide the settings and the home of the person who runs the tests. The test gets empty ones."""
     for name in [name for name in os.environ if name.startswith("APPLIANCE_")]:
         monkeypatch.delenv(name)
-    person = tmp_path_factory.mktemp("person")
+    person = make_own_folder(tmp_path_factory, "p")
     monkeypatch.setenv("HOME", str(person))
     for name in ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME"):
         monkeypatch.setenv(name, str(person / name.lower()))
@@ -103,7 +137,7 @@ def own_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytes
 
 @pytest.fixture
 def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty data folder, 0700, named by APPLIANCE_HOME; its path is short, as a Unix socket's must be."""
+    """Yield an empty data folder, 0700, named by APPLIANCE_HOME. Its path is short enough for a Unix socket."""
     folder = Path(tempfile.mkdtemp(prefix="ap-"))
     monkeypatch.setenv("APPLIANCE_HOME", str(folder))
     yield folder
@@ -120,6 +154,17 @@ def cleared(tmp_path: Path) -> Iterator[None]:
     subprocess.run(["rm", "-rf", str(tmp_path)], check=True)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    """Keep what was imported and collected out of garbage collections: it lives as long as the process.
+
+    They are as frequent as in the service: after every 700 new objects, they took a twelfth of the tests' time.
+    """
+    gc.freeze()
+    gc.set_threshold(20_000, *gc.get_threshold()[1:])
+    gc.enable()
+
+
 def _has_card() -> bool:
     """Whether torch sees a card; it is only asked where the driver is."""
     if not Path("/dev/nvidiactl").exists():
@@ -130,7 +175,7 @@ def _has_card() -> bool:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests of a card are left out where there is none; the dry run of scripts/gpu runs them on the CPU."""
+    """Deselect tests of a card if there is none. The dry run of scripts/gpu runs them on the CPU."""
     marked = [item for item in items if item.get_closest_marker("gpu") is not None]
     if not marked or os.environ.get("GPU_TESTS_DEVICE") == "cpu" or _has_card():
         return

@@ -37,7 +37,7 @@ class Shown:
 
 
 def _words_of(line: str) -> list[str]:
-    """A shell line's words up to its end; [optional parts] lose their brackets, $(…) stays one word."""
+    """Return a shell line's words up to its end. [Optional parts] lose their brackets, $(…) stays one word."""
     line = re.sub(r"\$\([^)]*\)", "SUBSTITUTED", line.strip().removeprefix("$ ").removeprefix("# "))
     try:
         words = shlex.split(re.sub(r"[\[\]]", " ", line), comments=True)
@@ -70,7 +70,7 @@ def commands_in(page: str, text: str) -> Iterator[Shown]:
 
 
 def unknown_words(root: click.Group, words: tuple[str, ...]) -> str | None:
-    """What is wrong with a command line, or None: the group or command must exist, and each --option of it."""
+    """Return the error of a command line, or None: the group, the command and each --option must exist."""
     command: click.Command = root
     context = click.Context(root, info_name="appliance")
     options = _options_of(root, context)
@@ -131,7 +131,7 @@ def test_a_documented_command_exists_and_answers_help(cli: click.Group, shown: S
 
 
 def _path_of(root: click.Group, words: tuple[str, ...]) -> list[str]:
-    """The command's own names, without options and values."""
+    """Return the command's own names, without options and values."""
     command: click.Command = root
     context = click.Context(root)
     path: list[str] = []
@@ -177,12 +177,12 @@ def test_a_documented_script_can_be_run(page: Path) -> None:
 @click.group()
 @click.option("--home")
 def sample(home: str | None) -> None:
-    """A sample."""
+    """Group the sample's commands."""
 
 
 @sample.group()
 def run() -> None:
-    """Runs."""
+    """Group the commands of runs."""
 
 
 @run.command()

@@ -1,4 +1,4 @@
-"""The examples are what their pages say they are, so that the demo shows what it claims to show."""
+"""The examples agree with their pages."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from appliance.client.evaluation.gates import load_gates
-from appliance.domain.data.tasks import map_columns
+from appliance.client.gates import load_gates
+from appliance.domain.data.kinds import map_columns
 from appliance.domain.recipe.parsing import parse_recipe
-from appliance.domain.recipe.recipe import Facts, resolve_recipe
+from appliance.domain.recipe.recipe import ResolutionFacts, resolve_recipe
 from appliance.ml.data import rows as data
-from appliance.ml.data.samples import tokenize_row
+from appliance.ml.data.rows import tokenize_row
 from appliance.ml.data.sources import parse_source
 from appliance.ml.model.chat import load_chat
 from scripts.kit.tiny_model import build_base
@@ -57,7 +57,7 @@ def test_the_order_of_the_rows_gives_nothing_away() -> None:
 def test_the_recipe_is_valid_and_resolves_on_a_small_machine() -> None:
     recipe = parse_recipe(yaml.safe_load((FOLDER / "recipe.yaml").read_text(encoding="utf-8")))
     assert (recipe.name, recipe.base, recipe.dataset) == ("clauses", "smollm2", "clauses@1")
-    facts = Facts(train_rows=340, max_tokens=120, context_length=8192, device="cpu", bfloat16=False)
+    facts = ResolutionFacts(train_rows=340, max_tokens=120, context_length=8192, device="cpu", bfloat16=False)
     resolved = resolve_recipe(recipe, facts)
     assert (resolved.rank, resolved.alpha, resolved.dropout, resolved.device) == (16, 32, "0.0", "cpu")
 
@@ -66,7 +66,7 @@ def test_the_clauses_have_rows_enough_for_their_gates() -> None:
     gates = load_gates(FOLDER / "gates.json").gates
     held_out = len(rows()) // 5
     assert gates.name == "contracts" and all(gate.least_items <= held_out for gate in gates.gates)
-    assert {gate.leg for gate in gates.gates} == {"task", "rest"}
+    assert {gate.kind for gate in gates.gates} == {"target", "regression"}
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_seed_recipe_resolves_and_its_set_imports(
         len(tokenize_row(row, chat, 8192, source.place).ids) for row, (source, _) in zip(rows, sides, strict=True)
     )
     recipe = parse_recipe(yaml.safe_load((EXAMPLES / name / "recipe.yaml").read_text(encoding="utf-8")))
-    facts = Facts(train_rows=len(train), max_tokens=longest, context_length=8192, device="cpu", bfloat16=True)
+    facts = ResolutionFacts(train_rows=len(train), max_tokens=longest, context_length=8192, device="cpu", bfloat16=True)
     assert resolve_recipe(recipe, facts).dataset == f"{dataset}@1"
     page = (EXAMPLES / name / "README.md").read_text(encoding="utf-8")
     assert f"--name {dataset} " in page and f"prepare.py {name} " in page and len(page.splitlines()) < 50
@@ -102,7 +102,7 @@ def test_a_seed_recipe_resolves_and_its_set_imports(
 
 @pytest.fixture(scope="module")
 def wide_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny base, whose tokens are nearly letters, with room for a whole clause."""
+    """Build the tiny base, whose tokens are nearly letters, with room for a whole clause."""
     folder = build_base(tmp_path_factory.mktemp("wide") / "base")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 8192}))

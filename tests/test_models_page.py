@@ -1,4 +1,4 @@
-"""docs/models.md names every architecture, with the tiny models that hold it against transformers."""
+"""docs/guides/models.md names every architecture, with the tiny models that hold it against transformers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from appliance.ml.layers.architecture import ACTIVATIONS, ROPE_TYPES, TABLE
 from scripts.kit.tiny_model import KINDS, LIBRARY_KINDS
 
-PAGE = (Path(__file__).parents[1] / "docs" / "models.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[1] / "docs" / "guides" / "models.md").read_text(encoding="utf-8")
 
 
 def _rows(heading: str) -> dict[str, list[str]]:

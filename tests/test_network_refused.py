@@ -1,4 +1,4 @@
-"""The test process itself has no way out: proved on the calls, not on the intention."""
+"""The test process has no network: shown by calls that fail."""
 
 from __future__ import annotations
 

@@ -11,17 +11,18 @@ from _pytest.mark.structures import ParameterSet
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
-    path for pattern in ("README.md", "SECURITY.md", "CHANGELOG.md", "docs/**/*.md") for path in ROOT.glob(pattern)
+    path
+    for pattern in ("README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**/*.md")
+    for path in ROOT.glob(pattern)
 )
-AUDIENCES = (
-    *("administrators", "auditors", "operations", "operators", "release-owners", "reviewers", "units", "validators"),
-)
+ROLES = ("administrators", "auditors", "operators", "release-owners", "reviewers", "units", "validators")
+AUDIENCES = (*(f"docs/guides/{role}.md" for role in ROLES), "docs/operations/service.md")
 COLUMNS = 100
 CELL = 200
 NOT_WRAPPED: frozenset[str] = frozenset()
 """Pages that are still to be wrapped. One that is wrapped fails until it leaves this list."""
 
-LINK = re.compile(r"\[[^\]]*\]\((?P<target>[^)\s]+)\)")
+LINK = re.compile(r"\[[^\]]*\]\((?P<target>[^)\n]+)\)")
 
 
 def name_of(page: Path) -> str:
@@ -39,7 +40,7 @@ def prose(text: str) -> Iterator[tuple[int, str]]:
 
 
 def long_lines(text: str) -> list[int]:
-    """The numbers of lines of prose that are too long. A link's target cannot be broken, so it does not count."""
+    """Return the numbers of lines of prose that are too long, without links' targets, which cannot be broken."""
     return [number for number, line in prose(text) if len(LINK.sub(_without_target, line)) > COLUMNS]
 
 
@@ -75,7 +76,7 @@ def _without_code(line: str) -> str:
 
 
 def _joined(page: Path) -> str:
-    """A link's text may be wrapped."""
+    """Return the page with wrapped texts of links joined."""
     return re.sub(r"(\[[^\]\n]*)\n\s*([^\]\n]*\]\()", r"\1 \2", page.read_text(encoding="utf-8"))
 
 
@@ -90,7 +91,7 @@ def test_prose_has_at_most_a_hundred_columns(page: Path) -> None:
     assert long_lines(page.read_text(encoding="utf-8")) == []
 
 
-@pytest.mark.parametrize("name", ["README.md", "SECURITY.md", *(f"docs/{audience}.md" for audience in AUDIENCES)])
+@pytest.mark.parametrize("name", ["README.md", "SECURITY.md", *AUDIENCES])
 def test_a_cell_is_a_phrase(name: str) -> None:
     assert long_cells((ROOT / name).read_text(encoding="utf-8")) == []
 
@@ -106,10 +107,18 @@ def test_a_test_that_a_page_names_exists(page: Path) -> None:
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
-@pytest.mark.parametrize("audience", [name for name in AUDIENCES if name != "operations"])
-def test_the_first_screen_leads_each_audience_to_its_page(audience: str) -> None:
+@pytest.mark.parametrize("role", ROLES)
+def test_the_first_screen_leads_each_audience_to_its_page(role: str) -> None:
     screen = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()[:40]
-    assert f"(docs/{audience}.md)" in "\n".join(screen)
+    assert f"(docs/guides/{role}.md)" in "\n".join(screen)
+
+
+def test_every_page_has_a_place_in_the_manual() -> None:
+    """The decisions are listed on a page of their own."""
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
+    pages = {name_of(page).removeprefix("docs/") for page in PAGES if name_of(page).startswith("docs/")}
+    missing = {page for page in pages if not page.startswith("adr/0")} - set(re.findall(r"[\w/-]+\.md", nav))
+    assert missing == set(), "expected each of them in the nav of mkdocs.yml"
 
 
 # The checks themselves.
@@ -134,8 +143,8 @@ def test_a_link_to_nothing_is_found(tmp_path: Path) -> None:
 def test_every_audience_s_page_has_a_picture_of_the_console_and_none_is_left_over() -> None:
     """scripts/screenshots --docs writes them."""
     shown = {
-        name: re.findall(r"\]\((?:docs/)?pictures/([a-z-]+)\.png\)", (ROOT / name).read_text(encoding="utf-8"))
-        for name in ("README.md", *(f"docs/{audience}.md" for audience in AUDIENCES))
+        name: re.findall(r"\]\((?:docs/|../)pictures/([a-z-]+)\.png\)", (ROOT / name).read_text(encoding="utf-8"))
+        for name in ("README.md", *AUDIENCES)
     }
     assert all(shown.values()) and len(shown["README.md"]) == 3
     there = {path.stem for path in (ROOT / "docs" / "pictures").iterdir()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import os
 import signal
 import subprocess
@@ -14,19 +15,19 @@ import pytest
 
 from appliance import wiring
 from appliance.client.policies import load_policy
-from appliance.client.record import Record, write_report
-from appliance.client.support import embedded
-from appliance.client.support.program import isolated
-from appliance.config.keys import VARIABLES
-from appliance.config.load import load_settings
+from appliance.client.runs import RunSteps, write_report
+from appliance.client.support import service_process
+from appliance.client.support.service_process import make_command
+from appliance.config.settings import load_settings, select_variables
 from appliance.domain.runs.steps import encode_steps
+from appliance.errors import Unavailable
 from appliance.formats.log.trust import encode_trust
 from appliance.formats.signatures.keys import generate_ed25519
-from appliance.runners.decoys import Decoys, Probes
-from appliance.runners.local import _command
-from appliance.runners.sandbox import PACKAGE
+from appliance.sandbox.description import PACKAGE
+from appliance.sandbox.escape_targets import EscapeTargets, Probes
+from appliance.sandbox.local import _command
 from scripts.kit.log_builder import stage
-from tests.kit.site_policies import permitting
+from tests.kit.cedar_policies import permitting
 from tests.reports.test_plot import record
 from tests.verifier.test_program import export_of
 
@@ -37,14 +38,24 @@ ROOT = Path(__file__).resolve().parents[1]
 STARTS = frozenset({"Popen", "run", "call", "check_call", "check_output"})
 """Of `subprocess`."""
 WITHIN = {
-    "os.execve": {"appliance.runners.walls.inside"},
-    "os.fork": {"appliance.runners.walls.inside", "appliance.worker.walls", "appliance.worker.ranks"},
-    "os.execv": {"appliance.worker.walls"},  # a probe: that nothing is started is what it finds
+    "os.execve": {"appliance.sandbox.processes"},
+    "os.fork": {
+        *("appliance.sandbox.processes", "appliance.worker.ranks", "appliance.worker.reader"),
+        "appliance.worker.probes",
+    },
+    "os.execv": {"appliance.worker.probes"},  # a probe: that nothing is started is what it finds
 }
 """What starts a process without `subprocess`, and who may: the launcher becomes the worker, whose command is below; a
-worker's ranks are copies of it behind the same walls, and start nothing else."""
-SITES = {"appliance.runners.hook", "appliance.runners.slurm.commands", "appliance.runners.slurm.team"}
-"""What starts the site's own programs: `notice_command`, and the commands of Slurm."""
+worker's ranks and the processes that encode its requests are copies of it in the same sandbox, and start nothing
+else."""
+SITES = {
+    "appliance.build",
+    "appliance.sandbox.host",
+    "appliance.slurm.commands",
+    "appliance.slurm.team",
+    "appliance.store.ledger.copies",
+}
+"""Modules that start programs of the site: git, the notification command, Slurm's commands, pg_dump and pg_restore."""
 OTHERS = ("os.exec", "os.spawn", "os.posix_spawn", "os.system", "os.popen", "os.fork", "pty.", "asyncio.create_sub")
 LIBRARIES = frozenset({"multiprocessing", "pty", "code", "concurrent.futures.process"})
 
@@ -72,7 +83,7 @@ def _imported(node: ast.Import | ast.ImportFrom) -> list[str]:
 
 
 def _check(call: ast.Call, *, of_site: bool) -> Iterator[str]:
-    """The command is `isolated(…)` or a list that says -I, or of the site; folder and environment are named."""
+    """Check that the command is `make_command(…)`, has -I or is the site's, and names folder and environment."""
     command = call.args[0] if call.args else None
     if of_site:
         pass
@@ -80,8 +91,8 @@ def _check(call: ast.Call, *, of_site: bool) -> Iterator[str]:
         flags = {item.value for item in command.elts if isinstance(item, ast.Constant)}
         if "-I" not in flags:
             yield "expected -I in the command"
-    elif not (isinstance(command, ast.Call) and ast.unparse(command.func) == "isolated"):
-        yield "expected isolated(...) or a list as the command"
+    elif not (isinstance(command, ast.Call) and ast.unparse(command.func) == "make_command"):
+        yield "expected make_command(...) or a list as the command"
     named = {keyword.arg for keyword in call.keywords}
     yield from (f"expected {name}=, got none" for name in ("cwd", "env") if name not in named)
     if "shell" in named:
@@ -101,9 +112,9 @@ def test_every_process_that_is_started_is_isolated() -> None:
     ("source", "words"),
     [
         ("subprocess.run([python, '-c', code], cwd='/', env={})", "expected -I"),
-        ("subprocess.run(words, cwd='/', env={})", "expected isolated"),
+        ("subprocess.run(words, cwd='/', env={})", "expected make_command"),
         ("subprocess.Popen([python, '-I', '-c', code], env={})", "expected cwd="),
-        ("subprocess.Popen(isolated(python, 'appliance'), cwd='/')", "expected env="),
+        ("subprocess.Popen(make_command(python, 'appliance'), cwd='/')", "expected env="),
         ("subprocess.run([python, '-I'], cwd='/', env={}, shell=True)", "shell="),
         ("os.execv(python, words)", "os.execv"),
         ("os.fork()", "os.fork"),
@@ -113,12 +124,12 @@ def test_every_process_that_is_started_is_isolated() -> None:
     ],
 )
 def test_a_process_that_is_not_isolated_is_found(source: str, words: str) -> None:
-    assert words in " ".join(findings("appliance.client.record", source))
+    assert words in " ".join(findings("appliance.client.runs", source))
 
 
 def test_the_sites_own_program_has_a_folder_and_an_environment_and_no_shell() -> None:
     source = "subprocess.Popen(list(words), stdin=1, shell=True)"
-    assert [text.partition(": ")[2] for text in findings("appliance.runners.hook", source)] == [
+    assert [text.partition(": ")[2] for text in findings("appliance.sandbox.host", source)] == [
         "expected cwd=, got none",
         "expected env=, got none",
         "got shell=",
@@ -126,8 +137,8 @@ def test_the_sites_own_program_has_a_folder_and_an_environment_and_no_shell() ->
 
 
 def test_a_worker_takes_nothing_from_its_own_folder() -> None:
-    with Decoys(Probes()) as decoys:
-        _, *flags = _command(PACKAGE, "appliance.worker.train", decoys)
+    with EscapeTargets(Probes()) as escape_targets:
+        _, *flags = _command(PACKAGE, "appliance.worker.train", escape_targets)
     assert {"-s", "-P"} <= set(flags)
 
 
@@ -195,7 +206,7 @@ CLOSED = ("python -I -m", "zipapp")
 
 @pytest.fixture
 def files(trap: Trap) -> list[str]:
-    """A whole log's export, which says that it is a long one, and its trust file: in the trap."""
+    """Write the export of a log that claims to be long, and its trust file, into the trap."""
     site = stage("serving", permitting())
     (trap.folder / "ledger.tar").write_bytes(export_of(site, size=50_000))
     (trap.folder / "trust.json").write_bytes(encode_trust(site.trust))
@@ -209,7 +220,7 @@ def test_the_auditors_program_runs_nothing_that_lies_beside_the_export(
     done = start(trap, [*ways("appliance-verify", "appliance.verifier", zipapps)[way], *files])
     trap.check()
     assert done.returncode == 6 and "export.json, size: expected 50000" in done.stdout, done.stderr
-    assert "site policies  replayed; orders that they allow: 2" in done.stdout, "Cedar ran too, and in its own process"
+    assert "Cedar policies replayed; orders that they allow: 2" in done.stdout, "Cedar ran too, and in its own process"
 
 
 @pytest.mark.parametrize("way", CLOSED)
@@ -243,14 +254,27 @@ def test_a_report_is_drawn_by_nothing_that_lies_around(trap: Trap, monkeypatch: 
         monkeypatch.setenv(name, str(trap.folder))
     (trap.folder / "matplotlibrc").write_text("figure.dpi: no number\n")
     steps = tuple(record(8))
-    write_report(Record("r-000001", encode_steps(steps), steps, None), "a run", "text\n", Path("report"))
+    write_report(RunSteps("r-000001", encode_steps(steps), steps, None), "a run", "text\n", Path("report"))
     trap.check()
     assert (trap.folder / "report" / "training.svg").exists()
 
 
+def test_a_report_for_which_the_disk_has_no_room_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    steps, folder = tuple(record(2)), tmp_path / "report"
+    with pytest.raises(Unavailable, match=r"^report, .*/report: expected to write there, got No space left"):
+        write_report(RunSteps("r-000001", encode_steps(steps), steps, None), "a run", "text\n", folder)
+    assert not folder.exists()
+
+
 def test_the_embedded_service_runs_nothing_of_its_home(home: Path, trap: Trap, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("APPLIANCE_LISTEN", "off")
-    monkeypatch.setattr(embedded, "_started", [])
+    monkeypatch.setattr(service_process, "_started", [])
     settings = load_settings()
     people = [wiring.Person(name, generate_ed25519().spki) for name in ("alice", "bob")]
     policy = load_policy(ROOT / "policies" / "default").data
@@ -258,13 +282,13 @@ def test_the_embedded_service_runs_nothing_of_its_home(home: Path, trap: Trap, m
     trap.plant(*PLANTED, *AT_START, folder=home)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(home), str(trap.folder))))
     monkeypatch.chdir(trap.folder)
-    place = embedded.Place(settings.home, settings.socket, settings.lock, settings.logs, VARIABLES.values())
+    place = service_process.Place(settings.home, settings.socket, settings.lock, settings.logs, select_variables)
     try:
-        embedded.start_service(place)
+        service_process.start_service(place)
     finally:
-        for process in embedded._started:
+        for process in service_process._started:
             process.send_signal(signal.SIGTERM)
-            process.wait(30)
+            process.wait(90)
     trap.check()
 
 
@@ -272,6 +296,6 @@ def test_a_program_is_found_by_its_own_folder(trap: Trap) -> None:
     """Another `appliance` in the way is not the one that runs."""
     (trap.folder / "appliance").mkdir()
     trap.plant("appliance/__init__", "appliance/verifier")
-    done = start(trap, isolated(sys.executable, "appliance.verifier", "--version"), PYTHONPATH=str(trap.folder))
+    done = start(trap, make_command(sys.executable, "appliance.verifier", "--version"), PYTHONPATH=str(trap.folder))
     trap.check()
     assert done.stdout.startswith("appliance-verify "), done.stderr

@@ -8,18 +8,21 @@ import pytest
 
 from appliance.cli import main
 from appliance.cli.runs import gates
+from appliance.domain.actions.registry import ACTIONS
+from appliance.domain.core.policy import Parameters, Tier
 from appliance.domain.recipe.recipe import Recipe
-from appliance.domain.rulebook.registry import VERBS
 from appliance.web.console.core import why
+from scripts.references import policy
+from scripts.references.commands import find_leaves, render_commands
 from scripts.references.error_codes import BRANCHES, CODES, GENERAL, SECTIONS, find_codes
 from scripts.references.pages import (
     EXIT_CODES,
     PAGES,
     RELATIONS,
     ROLES,
+    render_actions,
     render_console_codes,
     render_recipe,
-    render_verbs,
 )
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "reference"
@@ -69,7 +72,7 @@ def f(x, error):
     rows = [("a", "of-a-row", 1)]
     rows += [("b", "of-another", 2)]
     for _, code, _ in rows:
-        raise TooMany("no", code=code)
+        raise RateLimited("no", code=code)
     return {"code": "in-a-frame"}, _fail(2, "of-main", "message")
 class Own(Denied):
     code = "own"
@@ -93,16 +96,45 @@ def test_every_exit_code_is_described() -> None:
         main.INTERRUPTED,
         main.BROKEN_PIPE,
         gates.FAILED,
-        gates.NOT_JUDGED,
+        gates.NOT_EVALUATED,
     }
     assert {code for code, _, _ in EXIT_CODES} == codes
 
 
 def test_every_signer_is_a_role_or_a_relation() -> None:
-    assert {signer for verb in VERBS.values() for signer in verb.signers} <= ROLES.keys() | RELATIONS.keys()
+    assert {signer for action in ACTIONS.values() for signer in action.signers} <= ROLES.keys() | RELATIONS.keys()
 
 
-def test_every_verb_and_every_recipe_key_has_a_row() -> None:
-    verbs, keys = render_verbs(), render_recipe()
-    assert all(f"\n| `{name}` |" in verbs for name in VERBS)
+def test_every_parameter_of_a_policy_set_is_in_one_group_and_says_its_effect() -> None:
+    names = [name for group in policy.GROUPS.values() for name in group]
+    assert sorted(names) == sorted(Parameters.model_fields)
+    for model in (Parameters, Tier):
+        for name, field in model.model_fields.items():
+            assert (field.description or "").endswith("."), name
+    shipped = Parameters.model_validate_json(policy.SHIPPED.read_text(encoding="utf-8"))
+    differing = [name for name, value in Parameters() if getattr(shipped, name) != value]
+    assert differing == ["failed_verdict"], "the page says in words which parameters differ"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("a_s", 86_400, "86,400 (1 day)"), ("a_s", 90, "90 (90 seconds)"), ("a_s", 7_200, "7,200 (2 hours)"),
+        ("a_s", 0, "0"), ("a", True, "`true`"), ("a", [], "none"), ("tiers", [{"name": "low"}], "`low`"),
+    ],
+)  # fmt: skip
+def test_a_parameter_is_shown_as_it_is_typed(name: str, value: object, shown: str) -> None:
+    assert policy.show_value(name, value) == shown
+
+
+def test_every_command_has_a_section() -> None:
+    page = render_commands()
+    paths = [context.command_path for name in main.COMMANDS for _, context in find_leaves(name)]
+    assert len(paths) > 100 and len(set(paths)) == len(paths)
+    assert all(f"\n### {path}\n" in page for path in paths)
+
+
+def test_every_action_and_every_recipe_key_has_a_row() -> None:
+    actions, keys = render_actions(), render_recipe()
+    assert all(f"\n| `{name}` |" in actions for name in ACTIONS)
     assert all(f"\n| `{name}` |" in keys for name in Recipe.model_fields)

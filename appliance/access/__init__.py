@@ -1,1 +1,1 @@
-"""The site's own policies, in Cedar: they may tighten the invariants and never loosen them."""
+"""The site's Cedar policies. They can refuse what the built-in rules allow, never the reverse."""

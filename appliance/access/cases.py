@@ -1,8 +1,9 @@
-"""Test cases of a policy set: the decisions that a site expects of its policies, kept with them.
+"""Test cases of a policy set: the decisions that a site expects of its policies, stored with them.
 
-A case starts from the sample request of its verb (appliance/access/samples.py) and has only what it changes:
+A case starts from the sample request of its action and contains only its changes. Null removes an
+optional attribute:
 
-    {"name": "who imported restricted data trains on it", "verb": "train", "expect": "allow",
+    {"name": "who imported restricted data trains on it", "action": "train", "expect": "allow",
      "principal": {"name": "ines", "roles": ["operator"]},
      "resource": {"dataset": {"classification": "restricted", "imported_by": {"name": "ines"}}},
      "context": {"rank": 8}}
@@ -17,20 +18,22 @@ from typing import Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from appliance.access.cedar import SitePolicies
-from appliance.access.request import Moment, Request, Thing, principal_thing
-from appliance.access.samples import REJECTION, SAMPLES
-from appliance.domain.core.names import Identifier, Value, explain, versioned
+from appliance.access.cedar import CedarPolicies
+from appliance.access.requests import CedarRequest, sample_requests
+from appliance.domain.core.names import Identifier, V, Value, explain, validate_json, versioned
 from appliance.domain.core.policy import PolicySet
-from appliance.errors import BadInput
-from appliance.formats.core.timestamp import encode_time, parse_time
+from appliance.errors import BadInput, TooLarge
+from appliance.formats.core.canonical import check_values
+
+MOST_CASES = 1_000
+"""Largest number of cases of one policy set."""
 
 
 class PolicyCase(Value):
-    """`policy` names the policy that must be among those that forbid."""
+    """A test case. `policy` names a policy that must be among those that forbid."""
 
     name: str = Field(min_length=1, max_length=200)
-    verb: str
+    action: str
     expect: Literal["allow", "deny"]
     policy: Identifier | None = None
     principal: dict[str, Any] = Field(default={})
@@ -40,6 +43,8 @@ class PolicyCase(Value):
 
 @dataclass(frozen=True, slots=True)
 class CaseResult:
+    """The outcome of a test case."""
+
     name: str
     passed: bool
     expected: str
@@ -47,24 +52,37 @@ class CaseResult:
 
 
 def parse_cases(data: bytes) -> tuple[PolicyCase, ...]:
-    """The cases of a JSON array; BadInput where there is none, since nothing tested is not green."""
+    """Parse a JSON array of cases.
+
+    Raises:
+        BadInput: the text is malformed, or has no case and so would test nothing.
+        TooLarge: there are more than `MOST_CASES`.
+    """
+    check_values(data, "policy test cases")
     try:
         cases = TypeAdapter(tuple[PolicyCase, ...]).validate_json(data)
     except ValidationError as error:
         raise BadInput(f"policy test cases: {explain(error)}") from None
     if not cases:
         raise BadInput("policy test cases: expected at least one, got none")
+    if len(cases) > MOST_CASES:
+        raise TooLarge(f"policy test cases: expected at most {MOST_CASES:,}, got {len(cases):,}; split them")
     return cases
 
 
 def test_cases(policy: PolicySet, cases: tuple[PolicyCase, ...]) -> tuple[CaseResult, ...]:
-    """Each case's outcome, in order. BadInput when the policy set or a case is not one."""
-    site = SitePolicies.for_adoption(policy)
-    return tuple(_test(site, case) for case in cases)
+    """Return the outcome of each case, in order.
+
+    Raises:
+        BadInput: the policy set or a case is wrong.
+    """
+    requests = [request_of_case(case) for case in cases]
+    with CedarPolicies.for_adoption(policy) as site:
+        return tuple(_run_case(site, case, request) for case, request in zip(cases, requests, strict=True))
 
 
-def _test(site: SitePolicies, case: PolicyCase) -> CaseResult:
-    verdict = site.evaluate(request_of_case(case))
+def _run_case(site: CedarPolicies, case: PolicyCase, request: CedarRequest) -> CaseResult:
+    verdict = site.evaluate(request)
     expected = case.expect if case.policy is None else f"{case.expect} by {case.policy}"
     if verdict.errors:
         got = f"no decision: {verdict.errors[0]}"
@@ -78,52 +96,41 @@ def _test(site: SitePolicies, case: PolicyCase) -> CaseResult:
     return CaseResult(case.name, passed, expected, got)
 
 
-def request_of_case(case: PolicyCase) -> Request:
-    rejection = case.verb == REJECTION.verb and case.context.get("decision") == REJECTION.context["decision"]
-    sample = REJECTION if rejection else SAMPLES.get(case.verb)
+def request_of_case(case: PolicyCase) -> CedarRequest:
+    """Return the Cedar request of a case.
+
+    Raises:
+        BadInput: the action has no sample, or a change does not fit it.
+    """
     what = f"policy test case {case.name!r}"
+    sample = sample_requests().get(case.action)
     if sample is None:
-        raise BadInput(f"{what}, verb: expected one of {', '.join(SAMPLES)}, got {case.verb!r}")
-    return Request(
-        _changed_thing(sample.principal, case.principal, f"{what}, principal"),
-        case.verb,
-        _changed_thing(sample.resource, case.resource, f"{what}, resource"),
-        _changed(sample.context, case.context, f"{what}, context"),
+        raise BadInput(f"{what}, action: expected one of {', '.join(sample_requests())}, got {case.action!r}")
+    return CedarRequest(
+        _change(sample.principal, case.principal, f"{what}, principal"),
+        case.action,
+        _change(sample.resource, case.resource, f"{what}, resource"),
+        _change(sample.context, case.context, f"{what}, context"),
     )
 
 
-def _changed(known: Mapping[str, Any], changes: Mapping[str, Any], what: str) -> dict[str, Any]:
-    unknown = sorted(set(changes) - set(known))
-    if unknown:
-        raise BadInput(f"{what}: expected some of {', '.join(sorted(known))}, got {', '.join(unknown)}")
-    return {key: _value(old, changes[key], f"{what}.{key}") if key in changes else old for key, old in known.items()}
+def _change(sample: V, changes: Mapping[str, Any], what: str) -> V:
+    """Return an entity or a context with other attributes. Null removes an optional attribute."""
+    merged = _merge(sample.model_dump(mode="json"), changes)
+    return validate_json(type(sample), json.dumps(merged).encode(), what)
 
 
-def _value(old: Any, new: Any, what: str) -> Any:
-    """The new value in the sample's own type."""
-    if isinstance(old, Thing) and isinstance(new, dict):
-        return _changed_thing(old, new, what)
-    if isinstance(old, Moment) and isinstance(new, str):
-        return Moment(encode_time(parse_time(new, what)))
-    if isinstance(old, tuple) and isinstance(new, list) and all(isinstance(item, str) for item in new):
-        return tuple(new)
-    if type(old) is not type(new):
-        raise BadInput(f"{what}: expected a value like {_shown(old)}, got {json.dumps(new)[:80]}")
-    return new
+def _merge(old: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values with the changes. An id that consists of the entity's name and version follows them."""
+    merged = {**old, **changes}
+    for name, change in changes.items():
+        if isinstance(old.get(name), dict) and isinstance(change, dict):
+            merged[name] = _merge(old[name], change)
+    if "id" in old and old["id"] == _make_id(old):
+        merged["id"] = _make_id(merged)
+    return merged
 
 
-def _shown(value: Any) -> str:
-    if isinstance(value, Thing):
-        return "an object"
-    return json.dumps(value.time if isinstance(value, Moment) else value)
-
-
-def _changed_thing(thing: Thing, changes: Mapping[str, Any], what: str) -> Thing:
-    attributes = _changed(thing.attributes, changes, what)
-    if thing.type == "Principal":
-        return principal_thing(attributes["name"], attributes["roles"])
-    if thing.type == "Base":
-        return Thing("Base", attributes["name"], attributes)
-    if thing.type in ("Dataset", "Adapter"):
-        return Thing(thing.type, versioned(attributes["name"], attributes["version"]), attributes)
-    return Thing(thing.type, thing.id, attributes)
+def _make_id(entity: Mapping[str, Any]) -> Any:
+    """Return the id that consists of the entity's name, and of its version if it has one."""
+    return versioned(entity["name"], entity["version"]) if "version" in entity else entity.get("name")

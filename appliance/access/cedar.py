@@ -1,257 +1,287 @@
-"""The site's own policies, decided by Cedar. They may only tighten: what comes back is reasons against, nothing else.
+"""Decisions of the site's Cedar policies. They can only refuse: a decision is a list of refusal reasons for an order.
 
-Everything fails closed: a request that the schema does not take, or a policy that cannot be evaluated (Cedar would skip
-it, and a skipped `forbid` forbids nothing), is a reason against.
+All failures refuse: a request that the schema does not accept and a policy that cannot be evaluated are refusal
+reasons. The current policy set is evaluated in this process, every other set in a separate process.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Self
 
-import cedarpy
-
-from appliance.access.bounds import check_bounds
-from appliance.access.declared import Declared
-from appliance.access.lockout import at_worst
-from appliance.access.request import Moment, Request, Thing, pending_thing, principal_thing, requests_of
-from appliance.access.samples import PROBES
-from appliance.access.trial import try_policies
-from appliance.domain.core.names import IDENTIFIER, NO_DIGEST, Time
+from appliance.access.engine import Cedar, PolicyDecision, PolicyEngine
+from appliance.access.process import CedarProcess
+from appliance.access.requests import CedarRequest, list_attributes, list_probes, list_requests, name_entity
+from appliance.domain.core.facts import Entity, OrderContext, PrincipalEntity, describe_principal
+from appliance.domain.core.names import NO_DIGEST, Time, Value
 from appliance.domain.core.order import Order
 from appliance.domain.core.policy import PolicySet
 from appliance.domain.core.records.people import Principal
 from appliance.domain.core.state import State
-from appliance.errors import BadInput, NotFound
+from appliance.domain.governance.countersignature import PendingOrderEntity
+from appliance.domain.governance.policies import PolicyEntity
+from appliance.errors import BadInput, NotFound, Refusal, RefusalCode, Rejected
 
-_ID = re.compile(IDENTIFIER)
+_SEE_POLICY = "The site's Cedar policies must allow it: appliance policy show."
+POLICY_FORBIDS = RefusalCode(
+    "policy-forbids", "policy", "Cedar policy {id} forbids {principal} the action {action}.", _SEE_POLICY
+)
+POLICY_PERMITS_NOT = RefusalCode(
+    "policy-does-not-permit",
+    "policy",
+    "No policy of the set {id} permits {principal} the action {action}.",
+    _SEE_POLICY,
+)
+POLICY_ERROR = RefusalCode(
+    "policy-error",
+    "policy",
+    "The policy set {id} could not decide on the action {action} of {principal}: {detail}.",
+    "Have two administrators adopt a corrected policy set.",
+)
+POLICY_SUBJECT_UNKNOWN = RefusalCode(
+    "policy-subject-unknown",
+    "state",
+    "The policy set {id} could not decide on the action {action} of {principal}, because the order names something "
+    "that the log does not have: {detail}.",
+    "Correct the order.",
+)
+POLICY_WITHOUT_ACTION = RefusalCode(
+    "policy-without-action",
+    "policy",
+    "The schema of the policy set {id} has no action {action}, which {principal} signed.",
+    "Have two administrators adopt a policy set whose schema has it.",
+)
+NOT_REPLACEABLE = RefusalCode(
+    "policy-not-always-replaceable",
+    "policy",
+    "Cedar policy {id} reads context or resource, so that at some time, or for some set, it could forbid "
+    "{principal} the action {action}. The set could then never be replaced.",
+    "Let every policy allow the replacement of the set without conditions.",
+)
+TOO_FEW_TO_ADOPT = RefusalCode(
+    "administrators-too-few", "rule", "There are too few administrators to adopt a policy set.", "Enrol another one."
+)
+
+Keep = Callable[[str, str], bool]
+"""A function of (owner, attribute) that returns True if the attribute is sent. `owner` is a Cedar expression."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """The `@id` of each policy that forbids, what could not be evaluated, and whether Cedar said allow."""
+class DeclaredAttributes:
+    """The attributes that a schema declares. `is_valid` returns True for a policy's text that the schema accepts."""
 
-    forbids: tuple[str, ...]
-    errors: tuple[str, ...]
-    permitted: bool
+    def __init__(self, is_valid: Callable[[str], bool]) -> None:
+        self._is_valid = is_valid
+        self._known: dict[str, bool] = {}
+
+    def has(self, action: str, owner: str, name: str) -> bool:
+        """Return True if the schema declares the attribute.
+
+        For an undeclared one Cedar ignores the ill-typed `!0` behind `has`, and accepts the question as a policy.
+        """
+        scope = f'principal, action == Action::"{action}", resource'
+        question = f'permit ({scope}) when {{ if {owner} has "{name}" then !0 else true }};'
+        is_undeclared = self._known.get(question)
+        if is_undeclared is None:
+            is_undeclared = self._known[question] = self._is_valid(question)
+        return not is_undeclared
 
 
-class SitePolicies:
-    """A policy set's Cedar part: parsed and validated once, decided many times.
+class CedarPolicies:
+    """The Cedar part of a policy set, parsed and validated once for many decisions.
 
-    A set in force, or a past one, may be of an earlier build: a verb whose action its schema lacks is refused, no
-    other, and what its schema does not declare of a request is left out of it.
+    The set can be from an earlier build. An action that its schema lacks is refused. Attributes of a request
+    that its schema does not declare are left out.
     """
 
-    def __init__(self, policy: PolicySet) -> None:
-        """TooLarge for text that Cedar must not be given. BadInput, in Cedar's words, for text that does not parse,
-        does not fit the schema, or that could not be identified in a refusal: every policy must have its own `@id`."""
-        check_bounds(policy)
+    def __init__(self, policy: PolicySet, cedar: Cedar | None = None) -> None:
+        """Load the set in this process, unless `cedar` has loaded it.
+
+        Raises:
+            TooLarge, BadInput: as for `PolicyEngine`.
+        """
         self.name = policy.name
-        what = f"policy set {policy.name}"
-        try:
-            self._schema = cedarpy.Schema.from_str(policy.cedar_schema)
-        except ValueError as error:
-            raise BadInput(f"{what}, schema: expected a Cedar schema, got: {_line(error)}") from None
-        try:
-            self._policies = cedarpy.PolicySet.from_str(policy.cedar)
-            parsed = json.loads(cedarpy.policies_to_json_str(policy.cedar))
-        except ValueError as error:
-            raise BadInput(f"{what}, policies: expected Cedar policies, got: {_line(error)}") from None
-        self._ids = _policy_ids(parsed, what)
-        if not any(one["effect"] == "permit" for one in parsed["staticPolicies"].values()):
-            raise BadInput(f"{what}, policies: expected at least one permit, without which all is refused, got none")
-        self._text = policy.cedar
-        self._declared = Declared(self._schema)
-        self._validate(policy.cedar, what)
+        self._cedar = cedar or PolicyEngine(policy.name, policy.cedar, policy.cedar_schema)
+        self._declared = DeclaredAttributes(self._cedar.is_valid)
+        self._is_worst_case = False
+
+    @classmethod
+    def confine(cls, policy: PolicySet) -> Self:
+        """Load a set that is not the current one in a separate process.
+
+        Raises:
+            TooLarge, BadInput, Unavailable: as for `CedarProcess`.
+        """
+        return cls(policy, CedarProcess(policy.name, policy.cedar, policy.cedar_schema))
 
     @classmethod
     def for_adoption(cls, policy: PolicySet) -> Self:
-        """Those of a set that is to be put in force: BadInput, too, where its schema does not take all that this build
-        sends for a verb, or where its text ends or holds up a process. What the next build sends beside that is left
-        out."""
-        site = cls.of_export(policy)
-        for request in PROBES:
-            site._probe(request)
+        """Load a set that is to be adopted, as `confine` does, and decide a sample of every order.
+
+        Attributes that a later build adds are left out of its requests.
+
+        Raises:
+            TooLarge, BadInput, Unavailable: as for `CedarProcess`.
+            BadInput: the schema does not accept all that this build sends for an action.
+        """
+        site = cls.confine(policy)
+        try:
+            for request in list_probes():
+                site._check_sample(request)
+        except BaseException:
+            site.close()
+            raise
         return site
 
-    @classmethod
-    def of_export(cls, policy: PolicySet) -> Self:
-        """The policies of a set from an untrusted author. They are tried in a separate process before Cedar reads them
-        in this one. BadInput where its text ends or holds up that process, Unavailable where none can be started
-        here."""
-        check_bounds(policy)
-        try_policies(policy, [(_encode_request(request), _encode_entities(request)) for request in PROBES])
-        return cls(policy)
+    def __enter__(self) -> Self:
+        return self
 
-    def decide(self, principal: Principal, order: Order, state: State, now: Time) -> tuple[str, ...]:
-        """Every reason of the site's own against an authentic order; empty when its policies allow it."""
-        reasons: tuple[str, ...] = ()
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the separate process, if the set has one."""
+        self._cedar.close()
+
+    def decide(self, principal: Principal, order: Order, state: State, now: Time) -> tuple[Refusal, ...]:
+        """Return the refusal reasons of the site's policies for an authentic order, none if they allow it."""
+        reasons: tuple[Refusal, ...] = ()
         try:
-            for request in requests_of(principal, order, state, now):
-                reasons += self.reasons_against(request)
+            for request in list_requests(principal, order, state, now):
+                reasons += self.list_refusal_reasons(request)
         except NotFound as error:
-            return (f"site policies {self.name}, {order.verb} by {order.signer}: {error.message}",)
+            return (self._refuse(POLICY_SUBJECT_UNKNOWN, order.action, order.signer, detail=Rejected(error.message)),)
+        except BadInput as error:  # the policies ended their process, or exceeded its limits
+            return (self._refuse(POLICY_ERROR, order.action, order.signer, detail=Rejected(error.message)),)
         return tuple(dict.fromkeys(reasons))
 
-    def reasons_against(self, request: Request) -> tuple[str, ...]:
-        verdict = self.evaluate(request)
-        wanted = f"{request.verb} by {request.principal.id}"
-        if verdict.errors and not self._knows(request.verb):
-            expected = f"expected a schema with the action {request.verb}, got none: adopt a set whose schema has it"
-            return (f"site policies {self.name}, {wanted}: {expected}",)
-        reasons = [f"site policy {name}: forbids {wanted}" for name in verdict.forbids]
-        reasons += [f"site policies {self.name}: expected a decision on {wanted}, got: {e}" for e in verdict.errors]
+    def _refuse(self, code: RefusalCode, action: str, principal: str, **values: str) -> Refusal:
+        return code(f"policy-set:{self.name}", action=action, principal=principal, **values)
+
+    def list_refusal_reasons(self, request: CedarRequest) -> tuple[Refusal, ...]:
+        """Return the refusal reasons of the site's policies for one request."""
+        verdict, action, signer = self.evaluate(request), request.action, request.principal.id
+        if verdict.errors and not self._has_action(action):
+            return (self._refuse(POLICY_WITHOUT_ACTION, action, signer),)
+        code = NOT_REPLACEABLE if self._is_worst_case else POLICY_FORBIDS
+        reasons = [code(f"cedar-policy:{name}", action=action, principal=signer) for name in verdict.forbids]
+        reasons += [self._refuse(POLICY_ERROR, action, signer, detail=Rejected(error)) for error in verdict.errors]
         if not verdict.permitted and not reasons:
-            reasons.append(f"site policies {self.name}: expected a policy that permits {wanted}, got none")
+            reasons.append(self._refuse(POLICY_PERMITS_NOT, action, signer))
         return tuple(reasons)
 
-    def evaluate(self, request: Request) -> Verdict:
-        return self._evaluate(self._declared.cut(request))
+    def evaluate(self, request: CedarRequest) -> PolicyDecision:
+        """Decide a request, without the attributes that the set's schema does not declare."""
+        return self._authorize(request, partial(self._declared.has, request.action))
 
-    def _evaluate(self, request: Request) -> Verdict:
-        result = cedarpy.is_authorized(
-            _encode_request(request), self._policies, _encode_entities(request), self._schema
-        )
-        errors = tuple(_line(error) for error in result.diagnostics.errors)
-        if result.decision == cedarpy.Decision.NoDecision and not errors:
-            errors = ("no decision",)
-        permitted = result.decision == cedarpy.Decision.Allow
-        # A decision's reasons are the policies that made it: of a denial, those that forbid.
-        forbids = () if permitted else tuple(sorted(self._ids[place] for place in result.diagnostics.reasons))
-        return Verdict(forbids, errors, permitted)
+    def _authorize(self, request: CedarRequest, keep: Keep) -> PolicyDecision:
+        encoded = _encode_request(request, keep), _encode_entities(request, keep)
+        return self._cedar.authorize(*encoded, self._is_worst_case)
 
-    def locked_out(self, people: Sequence[Principal], single: bool, now: Time) -> tuple[str, ...]:
-        """Why nobody could adopt another policy set once this one is in force, now or later; empty when these
-        administrators always can.
+    def list_lockout_reasons(self, people: Sequence[Principal], single: bool, now: Time) -> tuple[Refusal, ...]:
+        """Return the reasons that would prevent these administrators from replacing this set after its adoption.
 
-        Asked before adoption: a set that forbids its own replacement would be the last.
+        A set that forbids its own replacement could never be changed, so adoption requires that they can always
+        replace it.
         """
         reasons = self._reasons_against_adopting(people, single, now)
         if reasons:
             return reasons
-        worst = self._at_worst()
-        rule = "its conditions read context or resource, so at some time, or for some set, it could not be replaced"
-        return tuple(f"{reason}: {rule}" for reason in worst._reasons_against_adopting(people, single, now))
-
-    def _reasons_against_adopting(self, people: Sequence[Principal], single: bool, now: Time) -> tuple[str, ...]:
-        reasons: list[str] = []
-        for first in people:
-            against = self.reasons_against(_governing("adopt-policy", first, None, single, now))
-            reasons += against
-            if not against and single:
-                return ()
-            for second in [] if against or single else people:
-                if second.name != first.name:
-                    against = self.reasons_against(_governing("endorse", second, first, single, now))
-                    reasons += against
-                    if not against:
-                        return ()
-        return tuple(dict.fromkeys(reasons)) or ("administrators: expected enough to adopt a policy set, got too few",)
-
-    def _at_worst(self) -> Self:
-        text = cedarpy.policies_from_json_str(
-            json.dumps(at_worst(json.loads(cedarpy.policies_to_json_str(self._text))))
-        )
         worst = copy.copy(self)
-        worst._policies = cedarpy.PolicySet.from_str(text)
-        worst._ids = _policy_ids(json.loads(cedarpy.policies_to_json_str(text)), self.name)
-        return worst
+        worst._is_worst_case = True
+        return worst._reasons_against_adopting(people, single, now)
 
-    def _validate(self, text: str, what: str) -> None:
-        result = cedarpy.validate_policies(text, self._schema)
-        if result.validation_passed:
-            return
-        found = [f"{self._ids.get(error.policy_id, 'policies')}: {_line(error.error)}" for error in result.errors]
-        raise BadInput(f"{what}, policies: expected them to fit the schema, got: {'; '.join(found) or 'no'}")
+    def _reasons_against_adopting(self, people: Sequence[Principal], single: bool, now: Time) -> tuple[Refusal, ...]:
+        reasons: list[Refusal] = []
+        for first in people:
+            refused = self.list_refusal_reasons(_governing("adopt-policy", first, None, single, now))
+            reasons += refused
+            if not refused and single:
+                return ()
+            for second in [] if refused or single else people:
+                if second.name != first.name:
+                    refused = self.list_refusal_reasons(_governing("countersign", second, first, single, now))
+                    reasons += refused
+                    if not refused:
+                        return ()
+        return tuple(dict.fromkeys(reasons)) or (TOO_FEW_TO_ADOPT(),)
 
-    def _probe(self, request: Request) -> None:
-        if errors := self._evaluate(request).errors:
-            what = f"policy set {self.name}, action {request.verb}"
+    def _check_sample(self, request: CedarRequest) -> None:
+        if errors := self._authorize(request, lambda owner, name: True).errors:
+            what = f"policy set {self.name}, action {request.action}"
             raise BadInput(f"{what}: expected it to take a sample request, got: {errors[0]}")
 
-    def _knows(self, verb: str) -> bool:
-        """Whether the schema has an action for the verb; one from before the release that brought the verb has none."""
-        policy = f'permit (principal, action == Action::"{verb}", resource);'
-        return bool(cedarpy.validate_policies(policy, self._schema).validation_passed)
+    def _has_action(self, action: str) -> bool:
+        """Return True if the schema has the action. The schema of an earlier build lacks later actions."""
+        return self._cedar.is_valid(f'permit (principal, action == Action::"{action}", resource);')
 
 
-def _policy_ids(parsed: dict[str, Any], what: str) -> dict[str, str]:
-    """Cedar's own name of each policy (its place in the file) to its `@id`."""
-    if parsed["templates"]:
-        raise BadInput(f"{what}, policies: expected no templates, since nothing would link them, got some")
-    ids: dict[str, str] = {}
-    taken: set[str] = set()
-    for place, policy in parsed["staticPolicies"].items():
-        name = policy.get("annotations", {}).get("id")
-        if not isinstance(name, str) or _ID.fullmatch(name) is None:
-            raise BadInput(f"{what}, {place}: expected an @id of a-z, 0-9 and hyphens, got {name!r}")
-        if name in taken:
-            raise BadInput(f"{what}, {place}: expected an @id of its own, got {name!r} again")
-        ids[place] = name
-        taken.add(name)
-    return ids
+def _governing(action: str, signer: Principal, first: Principal | None, single: bool, now: Time) -> CedarRequest:
+    """Return the Cedar request to adopt a policy set, or to countersign the first administrator's adoption.
 
-
-def _governing(verb: str, signer: Principal, first: Principal | None, single: bool, now: Time) -> Request:
-    """A request to adopt a policy set, or to endorse the first administrator's.
-
-    Every set declares these two verbs, and is sent what it declares of them: so a set in force can always be replaced.
+    Every set declares these two actions, and attributes that it does not declare are left out. So a current set can
+    always be replaced.
     """
-    context = {"now": Moment(now), "single_administrator": single}
-    resource = Thing("Policy", NO_DIGEST, {"digest": NO_DIGEST})
+    context = OrderContext(now=now, single_administrator=single)
+    resource: Entity = PolicyEntity(id=NO_DIGEST, digest=NO_DIGEST)
     if first is not None:
-        resource = pending_thing(NO_DIGEST, "adopt-policy", principal_thing(first.name, first.roles))
-    return Request(principal_thing(signer.name, signer.roles), verb, resource, context)
+        resource = PendingOrderEntity(id=NO_DIGEST, action="adopt-policy", signer=describe_principal(first))
+    return CedarRequest(describe_principal(signer), action, resource, context)
 
 
-def _encode_request(request: Request) -> dict[str, Any]:
+def _encode_request(request: CedarRequest, keep: Keep) -> dict[str, Any]:
     return {
-        "principal": _uid(request.principal),
-        "action": {"type": "Action", "id": request.verb},
-        "resource": _uid(request.resource),
-        "context": {name: _encode(value) for name, value in request.context.items()},
+        "principal": _encode_uid(request.principal),
+        "action": {"type": "Action", "id": request.action},
+        "resource": _encode_uid(request.resource),
+        "context": _encode_attributes(request.context, "context", keep),
     }
 
 
-def _encode_entities(request: Request) -> str:
-    """Every entity that the request names, each once, and the roles above them."""
-    found: dict[tuple[str, str], dict[str, Any]] = {}
-    for thing in (*_things(request.principal), *_things(request.resource)):
-        found[thing.type, thing.id] = {
-            "uid": _uid(thing),
-            "attrs": {name: _encode(value) for name, value in thing.attributes.items()},
-            "parents": [{"type": "Role", "id": role} for role in thing.roles],
+def _encode_entities(request: CedarRequest, keep: Keep) -> str:
+    """Return Cedar's JSON of every entity in the request, each once, and of the roles above them."""
+    entities: dict[tuple[str, str], dict[str, Any]] = {}
+    for entity in (*_list_entities(request.principal, keep), *_list_entities(request.resource, keep)):
+        roles = entity.roles if isinstance(entity, PrincipalEntity) else ()
+        entities[name_entity(type(entity)), entity.id] = {
+            "uid": _encode_uid(entity),
+            "attrs": _encode_attributes(entity, _name_owner(entity), keep),
+            "parents": [{"type": "Role", "id": role} for role in roles],
         }
-        for role in thing.roles:
-            kind, colon, _ = role.partition(":")
-            parents = [{"type": "Role", "id": kind}] if colon else []
-            found["Role", role] = {"uid": {"type": "Role", "id": role}, "attrs": {}, "parents": parents}
-    return json.dumps(list(found.values()))
+        for role in roles:
+            group, colon, _ = role.partition(":")
+            parents = [{"type": "Role", "id": group}] if colon else []
+            entities["Role", role] = {"uid": {"type": "Role", "id": role}, "attrs": {}, "parents": parents}
+    return json.dumps(list(entities.values()))
 
 
-def _things(thing: Thing) -> Iterator[Thing]:
-    yield thing
-    for value in thing.attributes.values():
-        if isinstance(value, Thing):
-            yield from _things(value)
+def _list_entities(entity: Entity, keep: Keep) -> Iterator[Entity]:
+    """Yield an entity, and those in its attributes that `keep` accepts."""
+    yield entity
+    for name, value in entity:
+        if isinstance(value, Entity) and keep(_name_owner(entity), name):
+            yield from _list_entities(value, keep)
 
 
-def _uid(thing: Thing) -> dict[str, str]:
-    return {"type": thing.type, "id": thing.id}
+def _name_owner(entity: Entity) -> str:
+    return f'{name_entity(type(entity))}::""'
 
 
-def _encode(value: Any) -> Any:
-    if isinstance(value, Thing):
-        return {"__entity": _uid(value)}
-    if isinstance(value, Moment):
-        return {"__extn": {"fn": "datetime", "arg": value.time}}
+def _encode_uid(entity: Entity) -> dict[str, str]:
+    return {"type": name_entity(type(entity)), "id": entity.id}
+
+
+def _encode_attributes(source: Value, owner: str, keep: Keep) -> dict[str, Any]:
+    """Return Cedar's JSON of the attributes of an entity or a context that are not missing and that `keep` accepts."""
+    values = ((name, kind.type, getattr(source, name)) for name, kind in list_attributes(type(source)).items())
+    return {name: _encode(value, kind) for name, kind, value in values if value is not None and keep(owner, name)}
+
+
+def _encode(value: Any, kind: str) -> Any:
+    if isinstance(value, Entity):
+        return {"__entity": _encode_uid(value)}
+    if kind == "datetime":
+        return {"__extn": {"fn": "datetime", "arg": value}}
     return list(value) if isinstance(value, tuple) else value
-
-
-def _line(error: object) -> str:
-    return " ".join(str(error).split())[:500]

@@ -1,21 +1,31 @@
-"""Administrators: they make the appliance, enrol people, and need each other's signature."""
+"""Commands for administrators: init, people and units, and people's identities at the site's identity provider."""
 
 from __future__ import annotations
 
+import secrets
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from appliance.cli.support.caller import Caller
+from appliance.build import find_folder
+from appliance.cli.support.caller import Caller, is_interactive
 from appliance.cli.support.command import command, group, reads, shares, signs
-from appliance.cli.support.output import plain, print_facts, print_json, print_line, print_table, say
-from appliance.cli.support.signing import show_proposal, sign_and_submit, tell
+from appliance.cli.support.output import (
+    END_HELP,
+    parse_end,
+    print_facts,
+    print_json,
+    print_line,
+    print_table,
+    say,
+)
+from appliance.cli.support.signing import print_outcome, receipt_value, sign_and_submit
 from appliance.errors import BadInput
 
 if TYPE_CHECKING:
-    from appliance.client.support.orders import Pending
-    from appliance.domain.core.order import Order
+    from appliance.domain.actions.proposals import Proposal
 
 _FILE = click.Path(path_type=Path)
 
@@ -39,6 +49,7 @@ _FILE = click.Path(path_type=Path)
 @click.option(
     "--output", type=_FILE, metavar="FILE", help="Also write the trust file here, on another machine or medium."
 )
+@click.option("--post-quantum", is_flag=True, help="Have ML-DSA-65 sign checkpoints and adapters, too.")
 @shares
 @click.pass_obj
 def init(
@@ -48,15 +59,16 @@ def init(
     origin: str | None,
     policy: Path | None,
     output: Path | None,
+    post_quantum: bool,
 ) -> None:
     """Make an appliance in its data folder: the service's keys, the database, the first policy set.
 
-    Takes the public keys of two administrators and prints the trust file: keep it elsewhere, since every later
-    verification starts from it.
+    Takes the public keys of two administrators and prints the trust file. Keep the trust file on another machine, since
+    every later verification starts from it.
     """
     from appliance import wiring
     from appliance.client.policies import load_policy
-    from appliance.client.support.files import check_place, write_new
+    from appliance.client.support.files import check_free, write_new
     from appliance.formats.log.trust import encode_trust
 
     people = [_parse_administrator(text) for text in administrators]
@@ -66,13 +78,14 @@ def init(
             f"{' with --single-admin' if single_admin else ''}"
         )
     if output is not None:
-        check_place(output, "trust file")
+        check_free(output, "trust file")
     trust = wiring.init(
         caller.settings,
         [wiring.Person(name, spki) for name, spki in people],
         origin=origin,
         single_administrator=single_admin,
         policy=load_policy(policy or _default_policy()).data,
+        post_quantum=post_quantum,
     )
     data = encode_trust(trust)
     print_line(data.decode("utf-8").rstrip("\n"))
@@ -87,29 +100,30 @@ def init(
 
 
 def _parse_administrator(text: str) -> tuple[str, bytes]:
-    from appliance.client.support.keys import read_public_key
+    from appliance.client.support.profile import read_public_key
     from appliance.formats.core.fields import parse_identifier
 
     name, separator, file = text.partition("=")
     if not separator or not file:
         raise BadInput(f"administrator: expected NAME=FILE with a public key (appliance key new FILE), got {text!r}")
-    return parse_identifier(name, "administrator"), read_public_key(Path(file))
+    return parse_identifier(name, "administrator"), read_public_key(Path(file), accepts_key_file=False)
 
 
 def _default_policy() -> Path:
-    return Path(__file__).resolve().parents[2] / "policies" / "default"
+    return find_folder("policies") / "default"
 
 
 @group("principal", example="appliance principal list")
 def principal() -> None:
-    """People and units: enrol, list, grant a role, revoke."""
+    """Enrol, list and revoke people and units, and grant roles."""
 
 
 @principal.command(
-    "enroll",
+    "enrol",
     example=(
-        "appliance principal enroll ada --proof ada.proof --printed-name 'Ada Byron' --role reviewer:privacy\n"
-        "appliance principal enroll --folder newcomers"
+        "appliance principal enrol ada --proof ada.proof --printed-name 'Ada Byron' --role reviewer:privacy\n"
+        "appliance principal enrol nina --invited --printed-name 'Nina Simon' --role operator\n"
+        "appliance principal enrol --folder newcomers"
     ),
 )
 @click.argument("name", required=False)
@@ -120,62 +134,163 @@ def principal() -> None:
     "roles",
     multiple=True,
     metavar="ROLE",
-    help="administrator, operator, validator, auditor, unit, reviewer:FIELD or release-owner:UNIT.",
+    help="administrator, operator, validator, auditor, unit, recovery, reviewer:FUNCTION or release-owner:UNIT.",
 )
 @click.option("--folder", type=_FILE, metavar="FOLDER", help="Several by one order: people.csv and a NAME.proof each.")
+@click.option("--invited", is_flag=True, help="Use the passkey that the person made after: appliance principal invite")
+@click.option(
+    "--short-code", metavar="CODE", help="With --invited: the passkey's short code, as the person reads it out."
+)
 @signs
 @click.pass_obj
-def enroll(
+def enrol(
     caller: Caller,
     name: str | None,
     proof: Path | None,
     printed_name: str | None,
     roles: tuple[str, ...],
     folder: Path | None,
+    invited: bool,
+    short_code: str | None,
 ) -> None:
     """Enrol a person or a unit with the key that they proved, or everybody in a folder. Needs two administrators.
 
     The folder's people.csv has the header name,printed_name,roles and a line for each. Several roles are separated by
-    spaces. All of them are enrolled, or none.
+    spaces. If one cannot be enrolled, none is.
     """
-    from appliance.client.people import propose_enrolment, propose_enrolments
+    from appliance.client.people import read_enrolments, read_possession
+    from appliance.domain.governance.people import Enrol, EnrolSeveral
 
     if folder is not None:
-        _expect_folder_alone(name, proof, printed_name, roles)
-        proposal = propose_enrolments(caller.about, caller.signer, folder)
-    elif name is None or proof is None or printed_name is None or not roles:
-        raise BadInput("principal enroll: expected NAME with --proof, --printed-name and --role, or --folder")
+        _expect_folder_alone(name, proof, printed_name, roles, invited, short_code)
+        proposal = caller.propose_input(EnrolSeveral, read_enrolments(folder, caller.about.origin))
+    elif name is None or (proof is None) != invited or printed_name is None or not roles:
+        raise BadInput(
+            "principal enrol: expected NAME with --proof or --invited, --printed-name and --role, or --folder"
+        )
+    elif proof is None:
+        proposal = _propose_invited(caller, name, printed_name, roles, short_code)
     else:
-        proposal = propose_enrolment(caller.about, caller.signer, name, printed_name, roles, proof)
+        data, _ = read_possession(proof, caller.about.origin, name)
+        texts, documents = {"printed_name": printed_name}, {"possession": data}
+        proposal = caller.propose(Enrol, {"roles": roles}, texts=texts, documents=documents)
     caller.reading()
-    receipt = sign_and_submit(
-        caller, proposal, ["Each key's own signature holds. Let each person read out the key id."]
-    )
-    tell(caller, receipt, f"{name} is enrolled" if folder is None else f"everybody in {folder} is enrolled")
+    notes = [] if invited else ["Each proof is valid. Let each person read out the key id."]
+    receipt = sign_and_submit(caller, proposal, notes)
+    print_outcome(caller, receipt, f"{name} is enrolled" if folder is None else f"everybody in {folder} is enrolled")
+
+
+def _propose_invited(
+    caller: Caller, name: str, printed_name: str, roles: tuple[str, ...], code: str | None
+) -> Proposal:
+    """Return the order that enrols an invited person, once their short code was compared."""
+    from appliance.client.people import read_invited_proof
+    from appliance.domain.governance.invitations import EnrolWithPasskey
+
+    data, keyid = read_invited_proof(caller.reading(), caller.anchor, name)
+    check_short_code(name, keyid, code)
+    texts, documents = {"printed_name": printed_name}, {"possession": data}
+    return caller.propose(EnrolWithPasskey, {"roles": roles}, texts=texts, documents=documents)
+
+
+def check_short_code(name: str, keyid: str, code: str | None) -> None:
+    """Compare the short code that the person reads out with that of their passkey. Ask for it if `code` is None.
+
+    Raises: BadInput for another one, or without a terminal to ask at.
+    """
+    from appliance.formats.core.digest import is_short_code
+
+    if code is None:
+        if not is_interactive():
+            raise BadInput("short code: expected --short-code, since there is no terminal to ask at, got none")
+        code = str(click.prompt(f"Short code, as {name} reads it out to you", err=True))
+    if not is_short_code(code, keyid):
+        raise BadInput(f"short code: expected that of the passkey of {name}, got another; do not enrol the passkey")
 
 
 def _expect_folder_alone(*single: object) -> None:
     if any(single):
         raise BadInput(
-            "principal enroll: expected --folder alone, whose people.csv has names and roles, got another beside it"
+            "principal enrol: expected --folder alone, whose people.csv has names and roles, got another beside it"
         )
+
+
+@principal.command(
+    "invite",
+    example="appliance principal invite nina --printed-name 'Nina Simon' --role operator",
+)
+@click.argument("name")
+@click.option(
+    "--printed-name", metavar="TEXT", required=True, help="The name as signatures show it; can be erased later."
+)
+@click.option("--role", "roles", multiple=True, required=True, metavar="ROLE", help="A role, as for: principal enrol")
+@click.option("--until", default="1h", metavar="TIME", help=f"Until when the address works. {END_HELP} Default: 1h.")
+@click.option("--console", metavar="URL", help="The console's address. Default: as the service reports it.")
+@signs
+@click.pass_obj
+def invite(
+    caller: Caller, name: str, printed_name: str, roles: tuple[str, ...], until: str, console: str | None
+) -> None:
+    """Invite a person who has no key, and print the address at which they make a passkey. It works once.
+
+    The address has a secret that this command makes. The service gets its digest. Give the address to the person
+    yourself. Then two administrators enrol the passkey: appliance principal enrol NAME --invited
+    """
+    from appliance.client.people import find_dropped_passkey
+    from appliance.client.support.browsers import find_console
+    from appliance.domain.governance.invitations import Invite, describe_dropped
+    from appliance.formats.core.digest import digest_bytes
+    from appliance.formats.core.fields import encode_base64url
+
+    secret = secrets.token_bytes(32)
+    end = parse_end(until, "until", datetime.now(UTC))
+    values = {"principal": name, "roles": roles, "secret": digest_bytes(secret), "until": end}
+    proposal = caller.propose(Invite, values, texts={"printed_name": printed_name})
+    reading = caller.reading()
+    site = console or find_console(reading)
+    keyid = find_dropped_passkey(reading, caller.anchor, name)
+    receipt = sign_and_submit(caller, proposal, [] if keyid is None else [f"warning: {describe_dropped(name, keyid)}"])
+    address = f"{site.rstrip('/')}/invitation#{encode_base64url(secret)}"
+    if caller.json:
+        print_json({**receipt_value(receipt), "address": address, "until": end})
+        return
+    print_facts([("address", address), ("until", end), ("entry", receipt.index)])
+    say(f"next: {name} opens the address and makes a passkey; then: appliance principal enrol {name} --invited")
+
+
+@principal.command(
+    "withdraw-invitation", example="appliance principal withdraw-invitation nina --reason 'The address was seen.'"
+)
+@click.argument("name")
+@click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
+@signs
+@click.pass_obj
+def withdraw_invitation(caller: Caller, name: str, reason: str | None) -> None:
+    """End the invitation of a person who is not enrolled yet. One administrator is enough.
+
+    Its address stops working at once. A passkey that the person has made by it is dropped.
+    """
+    from appliance.domain.governance.invitations import WithdrawInvitation
+
+    proposal = caller.propose(WithdrawInvitation, {"principal": name}, texts={"reason": reason})
+    caller.reading()
+    print_outcome(caller, sign_and_submit(caller, proposal), f"the invitation of {name} was withdrawn")
 
 
 @principal.command("list", example="appliance principal list --json")
 @reads
 @click.pass_obj
 def list_principals(caller: Caller) -> None:
-    """All people and units that were ever enrolled, with roles and key ids."""
-    rows = caller.reading().get("/v1/principals")
+    """List all people and units that were ever enrolled, with roles and key ids."""
+    from appliance.domain.core.records.people import Principal
+
+    rows = caller.reading().get("/v1/principals", list[Principal])
     if caller.json:
         print_json(rows)
         return
     print_table(
         ("name", "printed name", "roles", "key id", "enrolled", "revoked"),
-        [
-            (r["name"], r["printed_name"], ", ".join(r["roles"]), r["keyid"][:19], r["enrolled"], r["revoked"])
-            for r in rows
-        ],
+        [(r.name, r.printed_name, ", ".join(r.roles), r.keyid[:19], r.enrolled, r.revoked) for r in rows],
     )
 
 
@@ -186,12 +301,26 @@ def list_principals(caller: Caller) -> None:
 @click.pass_obj
 def grant(caller: Caller, name: str, role: str) -> None:
     """Give a person one more role. Needs two administrators."""
-    from appliance.client.support.orders import propose
     from appliance.domain.governance.people import Grant
 
-    proposal = propose(caller.about, caller.signer, Grant, {"principal": name, "role": role})
+    proposal = caller.propose(Grant, {"principal": name, "role": role})
     caller.reading()
-    tell(caller, sign_and_submit(caller, proposal), f"{name} is {role}")
+    print_outcome(caller, sign_and_submit(caller, proposal), f"{name} is {role}")
+
+
+@principal.command("remove-role", example="appliance principal remove-role ada operator")
+@click.argument("name")
+@click.argument("role")
+@click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
+@signs
+@click.pass_obj
+def remove_role(caller: Caller, name: str, role: str, reason: str | None) -> None:
+    """Remove one role of a person, who keeps the others. Needs two administrators."""
+    from appliance.domain.governance.people import RemoveRole
+
+    proposal = caller.propose(RemoveRole, {"principal": name, "role": role}, texts={"reason": reason})
+    caller.reading()
+    print_outcome(caller, sign_and_submit(caller, proposal), f"{name} is no longer {role}")
 
 
 @principal.command("revoke", example="appliance principal revoke mallory --reason 'left the firm'")
@@ -200,13 +329,11 @@ def grant(caller: Caller, name: str, role: str) -> None:
 @signs
 @click.pass_obj
 def revoke(caller: Caller, name: str, reason: str | None) -> None:
-    """Take all rights from a person or a unit at once. One administrator is enough; it cannot be undone."""
-    from appliance.client.support.orders import propose
+    """Take all rights from a person or a unit at once. One administrator is enough. It cannot be undone."""
     from appliance.domain.governance.people import RevokePrincipal
 
-    texts = {} if reason is None else {"reason": reason}
-    proposal = propose(caller.about, caller.signer, RevokePrincipal, {"principal": name}, texts=texts)
-    tell(caller, sign_and_submit(caller, proposal), f"{name} is revoked")
+    proposal = caller.propose(RevokePrincipal, {"principal": name}, texts={"reason": reason})
+    print_outcome(caller, sign_and_submit(caller, proposal), f"{name} is revoked")
 
 
 @principal.command(
@@ -220,194 +347,141 @@ def revoke(caller: Caller, name: str, reason: str | None) -> None:
 @signs
 @click.pass_obj
 def replace_key(caller: Caller, name: str, proof: Path, reason: str | None) -> None:
-    """Give a person a new key, because theirs is lost; the old ones end at once. Needs two administrators.
+    """Give a person a new key, because theirs is lost. The old ones end at once. Needs two administrators.
 
     People who still have their key replace it alone: appliance key rotate. If another person may have used a key,
     revoke it too: appliance key revoke.
     """
-    from appliance.client.people import propose_replacement
+    from appliance.client.people import read_possession
+    from appliance.domain.governance.keys import ReplaceKey
 
-    proposal = propose_replacement(caller.about, caller.signer, name, proof, reason)
-    receipt = sign_and_submit(caller, proposal, ["The key's own signature holds. Let the person read out the key id."])
-    tell(caller, receipt, f"{name} has another key")
+    data, _ = read_possession(proof, caller.about.origin, name)
+    proposal = caller.propose(ReplaceKey, {}, texts={"reason": reason}, documents={"possession": data})
+    receipt = sign_and_submit(caller, proposal, ["The proof is valid. Let the person read out the key id."])
+    print_outcome(caller, receipt, f"{name} has another key")
 
 
-@principal.command("enroll-passkey", example="appliance principal enroll-passkey rita --proof rita-blue.proof")
+@principal.command(
+    "recover", example="appliance principal recover carl --proof carl.proof --printed-name 'Carl Orff' --as vault"
+)
+@click.argument("name")
+@click.option(
+    "--proof", type=_FILE, metavar="FILE", required=True, help="The person's proof, made with: appliance key prove"
+)
+@click.option(
+    "--printed-name", metavar="TEXT", required=True, help="The name as signatures show it; can be erased later."
+)
+@signs
+@click.pass_obj
+def recover(caller: Caller, name: str, proof: Path, printed_name: str) -> None:
+    """Enrol a new administrator with a recovery key, because too few administrators have theirs.
+
+    An administrator or another recovery key countersigns: appliance order countersign. That is possible after half of
+    the policy's order_lifetime_s, so that administrators can stop a recovery that they did not expect.
+    """
+    from appliance.client.people import read_possession
+    from appliance.domain.governance.recovery import RecoverAdministrator
+    from appliance.formats.core.timestamp import encode_time
+
+    data, _ = read_possession(proof, caller.about.origin, name)
+    texts, documents = {"printed_name": printed_name}, {"possession": data}
+    proposal = caller.propose(RecoverAdministrator, {}, texts=texts, documents=documents)
+    receipt = sign_and_submit(caller, proposal, ["The proof is valid. Let the person read out the key id."])
+    half = timedelta(seconds=caller.about.parameters.order_lifetime_s // 2)
+    print_outcome(
+        caller,
+        receipt,
+        f"{name} is an administrator",
+        following=f"tell all administrators. One who did not expect it stops it with: appliance principal revoke "
+        f"{caller.signer}\nFrom about {encode_time(datetime.now(UTC) + half)} on, an administrator or another recovery "
+        f"key can countersign: appliance order countersign {receipt.order[:19]}",
+    )
+
+
+@principal.command("enrol-passkey", example="appliance principal enrol-passkey rita --proof rita-blue.proof")
 @click.argument("name")
 @click.option(
     "--proof", type=_FILE, metavar="FILE", required=True, help="The proof that the person downloaded in the console."
 )
 @signs
 @click.pass_obj
-def enroll_passkey(caller: Caller, name: str, proof: Path) -> None:
+def enrol_passkey(caller: Caller, name: str, proof: Path) -> None:
     """Let a person also sign with a passkey, at the addresses that its proof names. Needs two administrators.
 
-    The person makes the passkey and its proof in the console. Their other keys stay.
+    The person makes the passkey and its proof in the console. Their other keys stay valid.
     """
-    from appliance.client.people import propose_passkey
+    from appliance.client.people import read_passkey_proof
+    from appliance.domain.governance.passkeys import EnrolPasskey
 
-    proposal = propose_passkey(caller.about, caller.signer, name, proof)
+    data, _ = read_passkey_proof(proof, caller.about.origin, name)
+    proposal = caller.propose(EnrolPasskey, {}, documents={"possession": data})
     caller.reading()
-    notes = ["The passkey's own assertion holds. Let the person read out the key id."]
-    tell(caller, sign_and_submit(caller, proposal, notes), f"{name} has another passkey")
+    notes = ["The proof is valid. Let the person read out the key id."]
+    print_outcome(caller, sign_and_submit(caller, proposal, notes), f"{name} has another passkey")
 
 
-@group("order", example="appliance order list")
-def order() -> None:
-    """Orders: those that wait for a second administrator, and those in a file."""
+@group("identity", example="appliance identity bind olga 248289761001")
+def identity() -> None:
+    """Bind people to subjects of the site's identity provider. Policy can require its ID tokens for sessions."""
 
 
-@order.command(
-    "check",
-    example="appliance order check review.order.json\nappliance order check review.order.json --proof rita.proof",
+@identity.command(
+    "bind",
+    example=(
+        "appliance identity bind olga 248289761001\n"
+        "appliance identity bind olga 248289761001 --issuer https://login.bank.example"
+    ),
 )
-@click.argument("file", type=_FILE)
-@click.option(
-    "--proof", type=_FILE, metavar="FILE", help="The proof of the key that signed it: then no service is asked."
-)
-@reads
-@click.pass_obj
-def check_order(caller: Caller, file: Path, proof: Path | None) -> None:
-    """Show what a file from the console binds, as before signing. Run it on a machine that you trust.
-
-    FILE is what the signing page saves, or the text of a statement. Compare `order` with the page before you sign. Of a
-    signed order the signature is checked, too, under the key that --proof proves or, without it, that the service
-    names. With --as, what a recipe left to the appliance is resolved again.
-    """
-    from appliance.client.support import order_files
-    from appliance.errors import Tampered
-
-    if caller.trust_file is not None:
-        _ = caller.about
-    proposal, envelope = order_files.read_order_file(file)
-    order, facts = proposal.order, order_files.identity_of(proposal.order)
-    if not caller.json:
-        show_proposal(proposal, "This file asks for a signature:" if envelope is None else "This file was signed:")
-    if envelope is not None:
-        holder = (
-            order_files.enrolled_key(caller.reading(), envelope, order)
-            if proof is None
-            else order_files.proved_key(proof, order)
-        )
-        facts |= order_files.check_signature(envelope, holder)
-    if proposal.resolved and caller.name is not None:
-        problems = order_files.resolve_again(caller.reading(), proposal)
-        if problems:
-            raise Tampered(f"recipe, resolved again: {'; '.join(problems)}")
-        facts |= {"resolved again": "every (auto) value is what this machine makes of it"}
-    if caller.json:
-        print_json({"verb": order.verb, "statement": order.model_dump(mode="json"), **facts})
-    else:
-        print_facts(list(facts.items()))
-
-
-@order.command("list", example="appliance order list")
-@reads
-@click.pass_obj
-def list_orders(caller: Caller) -> None:
-    """What waits, who ordered it, and when it expires; and what can no longer be carried out, with the reason."""
-    from appliance.client.support.orders import pending_orders
-
-    waiting = pending_orders(caller.reading())
-    if caller.json:
-        print_json(
-            [
-                {
-                    "digest": p.digest,
-                    "index": p.index,
-                    "against": list(p.against),
-                    **p.proposal.order.model_dump(mode="json"),
-                }
-                for p in waiting
-            ]
-        )
-        return
-    print_table(
-        ("order", "verb", "signer", "about", "expires"),
-        [
-            (p.digest[:19], o.verb, o.signer, ", ".join(o.about()), o.expires_at)
-            for p in waiting
-            for o in (p.proposal.order,)
-        ],
-    )
-    for one in waiting:
-        say(*(f"{one.digest[:19]} cannot be endorsed any more: {plain(reason)}" for reason in one.against))
-
-
-@order.command("show", example="appliance order show sha256:1f2e3d4c")
-@click.argument("digest", required=False)
-@reads
-@click.pass_obj
-def show_order(caller: Caller, digest: str | None) -> None:
-    """Everything that one waiting order binds, from the bytes that its signer signed.
-
-    DIGEST may be cut after 6 digits. It can be left out if exactly one order waits that can still be carried out. Of a
-    policy set it also shows what would change.
-    """
-    from appliance.domain.rulebook.showing import describe
-
-    found = _find_pending(caller, digest)
-    if caller.json:
-        print_json(
-            {"digest": found.digest, "index": found.index, "order": found.proposal.order.model_dump(mode="json")}
-        )
-        return
-    print_facts([*describe(found.proposal), ("digest", found.digest), ("entry", found.index)])
-    _show_changes(caller, found)
-
-
-@order.command("endorse", example="appliance order endorse sha256:1f2e3d4c")
-@click.argument("digest", required=False)
+@click.argument("name")
+@click.argument("subject")
+@click.option("--issuer", metavar="URL", help="The provider's address. Default: that of the policy set.")
+@click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
 @signs
 @click.pass_obj
-def endorse(caller: Caller, digest: str | None) -> None:
-    """Sign another administrator's order, which then takes effect.
+def bind(caller: Caller, name: str, subject: str, issuer: str | None, reason: str | None) -> None:
+    """Bind a person to a subject, the claim `sub` of their ID tokens. Needs two administrators.
 
-    DIGEST may be cut after 6 digits. It can be left out if exactly one order waits that can still be carried out. What
-    it binds is shown before you sign.
+    It replaces an earlier subject of the person. Bind everybody before a policy set requires identities.
     """
-    from appliance.client.support.orders import propose_endorsement
+    from appliance.domain.governance.identities import BindIdentity
 
-    found = _find_pending(caller, digest)
-    show_proposal(found.proposal, f"The order of {found.proposal.order.signer}, entry {found.index} of the log:")
-    _show_changes(caller, found)
-    order = found.proposal.order
-    endorsement = propose_endorsement(caller.about, caller.signer, found)
-    receipt = sign_and_submit(caller, endorsement, successor=getattr(order, "log_key", None))
-    tell(caller, receipt, f"the order {order.verb} of {order.signer} took effect", _follows(order))
-
-
-def _find_pending(caller: Caller, digest: str | None) -> Pending:
-    """The waiting order, proved to be in the log."""
-    from appliance.client.support.orders import find_pending, pending_orders, prove_pending
-
-    door = caller.reading()
-    return prove_pending(door, caller.anchor, find_pending(pending_orders(door), digest))
+    provider = caller.about.parameters.identity_provider
+    if issuer is None and provider is None:
+        raise BadInput("identity, issuer: expected --issuer URL, since the policy set names no identity provider")
+    values = {"principal": name, "subject": subject, "issuer": issuer or (provider and provider.issuer)}
+    proposal = caller.propose(BindIdentity, values, texts={"reason": reason})
+    caller.reading()
+    print_outcome(caller, sign_and_submit(caller, proposal), f"{name} is bound to {subject}")
 
 
-def _show_changes(caller: Caller, found: Pending) -> None:
-    """Of the order to adopt a policy set: what would change, from the bytes that the log binds."""
-    if found.proposal.order.verb != "adopt-policy":
+@identity.command("unbind", example="appliance identity unbind olga --reason 'left the firm'")
+@click.argument("name")
+@click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
+@signs
+@click.pass_obj
+def unbind(caller: Caller, name: str, reason: str | None) -> None:
+    """Remove a person's identity and end the sessions that rest on it. One administrator is enough."""
+    from appliance.domain.governance.identities import UnbindIdentity
+
+    proposal = caller.propose(UnbindIdentity, {"principal": name}, texts={"reason": reason})
+    print_outcome(caller, sign_and_submit(caller, proposal), f"{name} is bound to no subject")
+
+
+@identity.command("list", example="appliance identity list --json")
+@reads
+@click.pass_obj
+def list_identities(caller: Caller) -> None:
+    """List the subject of each person who is bound, and the entry that bound them."""
+    from appliance.client.questions import state_as_of
+    from appliance.domain.core.records.people import Identity
+
+    found = state_as_of(caller.reading(), None, ("identity",)).rows
+    rows = [Identity.model_validate(row.value) for row in found]
+    if caller.json:
+        print_json(rows)
         return
-    from appliance.client.policies import list_ordered_changes
-
-    changes, served = list_ordered_changes(caller.reading(), found)
-    if served is not None:
-        say(
-            f"warning: the order's entry {found.index} names {found.policy} as the policy set in force, and the "
-            f"service serves {served}. What follows is compared with the first."
-        )
-    say("What it changes of the set in force:", *map(plain, changes))
-
-
-def _follows(order: Order) -> list[str]:
-    """What people have to do now that the order has taken effect."""
-    from appliance.cli.retention import after_rotation
-    from appliance.domain.governance.keys import ReplaceKey
-    from appliance.domain.governance.log_keys import RotateLogKey
-
-    if isinstance(order, RotateLogKey):
-        return after_rotation(order.log_key, order.old_until)
-    if isinstance(order, ReplaceKey):
-        return [f"From now on {order.principal} signs with the key {order.keyid}; the older ones sign nothing more."]
-    return []
+    print_table(
+        ("name", "issuer", "subject", "since entry"),
+        [(r.principal, r.issuer, r.subject, r.index) for r in rows],
+        empty="No identity is bound. Bind one with: appliance identity bind",
+    )

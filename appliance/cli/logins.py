@@ -1,25 +1,28 @@
-"""Who a person is on this machine: logged in once; an agent that holds the key for some minutes."""
+"""Commands for a person on this machine: login, the agent that holds a key, and sign-in of a browser."""
 
 from __future__ import annotations
 
+import webbrowser
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from appliance.cli.support.caller import Caller
 from appliance.cli.support.command import command, group, keyed, reads, shares
-from appliance.cli.support.output import print_facts, print_json, say
+from appliance.cli.support.output import print_facts, print_json, print_line, say
 from appliance.errors import ApplianceError, BadInput, Denied, NotFound
 
 if TYPE_CHECKING:
-    from appliance.client.support.agent import Held
-    from appliance.client.support.door import Address
+    from appliance.client.support.agent import AgentStatus
+    from appliance.client.support.connection import Address
+
 
 DEFAULT_MINUTES = 30
+"""Default minutes for which an agent holds a key."""
 MOST_MINUTES = 480
-"""A working day: a key that is needed for longer is unlocked again."""
+"""Maximum minutes for which an agent holds a key: a working day."""
 _FILE = click.Path(path_type=Path)
 
 
@@ -41,17 +44,17 @@ def login(
 ) -> None:
     """Remember your name, --key, --home and --trust for every later command. Opens a session, which proves the key.
 
-    Nothing is remembered where the service, the trust file or the key does not fit; a passphrase never is. Options and
-    environment variables override what is remembered.
+    Nothing is remembered if the service, the trust file or the key does not fit. A passphrase is never remembered.
+    Options and environment variables override what is remembered.
     """
     from appliance.client.support.profile import Profile, save_profile
 
-    caller.profile = None  # an earlier one says nothing about this one
+    caller.profile = None  # an earlier login does not apply to this one
     caller.name = name
     caller.address = _address(caller, address, ca, certificate, certificate_key)
     key = caller.key_file.expanduser().absolute()
     trust = None if caller.trust_file is None else caller.trust_file.expanduser().absolute()
-    anchor = caller.anchor  # before anything is signed for a log that is not the one that was meant
+    anchor = caller.anchor  # checked first, so that nothing is signed for a wrong log
     opened = caller.session.opened(renew=True)
     where = caller.where.resolve() if isinstance(caller.where, Path) else caller.where
     path = save_profile(Profile(name, key, where, trust))
@@ -72,7 +75,7 @@ def login(
 
 
 def _address(caller: Caller, text: str | None, ca: Path | None, chain: Path | None, key: Path | None) -> Address | None:
-    from appliance.client.support.door import parse_address
+    from appliance.client.support.connection import parse_address
 
     if text is None:
         if ca or chain or key:
@@ -90,33 +93,41 @@ def _address(caller: Caller, text: str | None, ca: Path | None, chain: Path | No
 @shares
 @click.pass_obj
 def logout(caller: Caller) -> None:
-    """Forget what `appliance login` remembered; end the session, here and at the service, and the agent.
+    """Forget your login. End the session, here and at the service, and the agent.
 
-    A profile that is damaged is removed, too.
+    A damaged profile is removed, too. If the service is not the one of the profile, it gets no token, and an error says
+    so after the rest is done.
     """
     from appliance.client.support.profile import forget_profile, load_profile
 
     ended = name = None
+    problem: ApplianceError | None = None
     with suppress(BadInput, Denied):
         if (profile := load_profile()) is not None:
             caller.profile, caller.home, name = profile, None, profile.name
             caller.name = name
-            ended = caller.session.end()
+            try:
+                ended = caller.session.end(lambda: caller.claimed)
+            except ApplianceError as error:
+                problem = error
             _end_agent(caller)
     if not forget_profile():
         raise NotFound("login: expected one to forget, got none")
+    if problem is not None:
+        say("You are logged out on this machine. The service did not answer, so a session there ends by itself.")
+        raise problem
     if caller.json:
         print_json({"name": name, "session": ended is not None and ended.was_open})
     else:
         print_facts([("logged out", name)])
     if ended is not None and ended.ends_at is not None:
-        say(f"The service did not answer and does not know of the logout: the session ends there at {ended.ends_at}.")
+        say(f"The service did not respond, so it did not record the logout. The session ends there at {ended.ends_at}.")
 
 
 def _end_agent(caller: Caller) -> None:
     from appliance.client.support.agent import stop_agent
 
-    with suppress(ApplianceError):  # there is none, most often; one that hangs ends by itself
+    with suppress(ApplianceError):  # usually there is none, and one that hangs ends by itself
         stop_agent(_agent_socket(caller))
 
 
@@ -124,17 +135,18 @@ def _end_agent(caller: Caller) -> None:
 @reads
 @click.pass_obj
 def whoami(caller: Caller) -> None:
-    """Your name, printed name and roles, your key and its end, the appliance, its log, and what the trust file says."""
-    from appliance.client.support.keys import read_public_key
+    """Show your name, printed name, roles and key, the appliance, its log, and what the trust file says."""
+    from appliance.client.support.profile import read_public_key
+    from appliance.domain.core.records.people import Principal
     from appliance.formats.signatures.keys import keyid_of
 
-    door, name = caller.reading(), caller.signer
-    row: dict[str, Any] = next((row for row in door.get("/v1/principals") if row["name"] == name), {})
+    connection, name = caller.reading(), caller.signer
+    row = next((row for row in connection.get("/v1/principals", list[Principal]) if row.name == name), None)
     keyid = keyid_of(read_public_key(caller.key_file))
     facts = {
         "name": name,
-        "printed_name": row.get("printed_name"),
-        "roles": row.get("roles", []),
+        "printed_name": row and row.printed_name,
+        "roles": () if row is None else row.roles,
         "keyid": keyid,
         "key": str(caller.key_file),
         "key_until": _end_of_key(caller, name, keyid),
@@ -147,7 +159,7 @@ def whoami(caller: Caller) -> None:
     if caller.json:
         print_json(facts)
         return
-    shown = {**facts, "roles": ", ".join(facts["roles"])}
+    shown = {**facts, "roles": ", ".join(() if row is None else row.roles)}
     print_facts([(_LABELS.get(label, label.replace("_", " ")), value) for label, value in shown.items()])
 
 
@@ -155,20 +167,20 @@ _LABELS = {"keyid": "key id", "origin": "log"}
 
 
 def _end_of_key(caller: Caller, name: str, keyid: str) -> str:
-    """As the service has it. The key at hand may differ from the one that opened the session."""
+    """Return the end of the key that this command names. Another key may have opened the session."""
     from appliance.client.people import keys_of
 
-    row = next((key for key in keys_of(caller.door, name) if key["keyid"] == keyid), None)
+    row = next((key for key in keys_of(caller.connection, name) if key.keyid == keyid), None)
     if row is None:
         return f"not a key of {name}"
-    if row["revoked"] is not None:
-        return f"revoked in entry {row['revoked']}"
-    return str(row["until"] or "it is replaced or revoked")
+    if row.revoked is not None:
+        return f"revoked in entry {row.revoked}"
+    return str(row.until or "it is replaced or revoked")
 
 
 @group("agent", example="appliance agent start --minutes 60")
 def agent() -> None:
-    """An agent: it holds your unlocked key for some minutes, so that reading asks for no passphrase."""
+    """Start and stop an agent, which holds your unlocked key for some minutes so that reading needs no passphrase."""
 
 
 @agent.command("start", example="appliance agent start\nappliance agent start --minutes 60")
@@ -185,17 +197,17 @@ def agent() -> None:
 def start(caller: Caller, minutes: int) -> None:
     """Unlock your key once, and let an agent open your reading sessions with it.
 
-    The agent signs nothing but the opening of a session at this appliance. An order asks for the passphrase each time.
+    The agent signs only the opening of sessions at this appliance. Every order still asks for the passphrase.
     """
     from appliance.client.support.agent import start_agent
 
     path, anchor = (
         _agent_socket(caller),
         caller.anchor,
-    )  # before a passphrase is given for a log that is not the one meant
+    )  # checked first, so that no passphrase is given for a wrong log
     key = caller.unlock("for the agent to hold")
-    caller.session.opened(renew=True)  # the key is enrolled under this name
-    lifetime_s = int(caller.about.parameters["session_lifetime_s"])
+    caller.session.opened(renew=True)  # proves that the key is enrolled under this name
+    lifetime_s = caller.about.parameters.session_lifetime_s
     held = start_agent(path, key, caller.signer, anchor.origin, lifetime_s=lifetime_s, seconds=60 * minutes)
     _print_agent(caller, held, path)
     say("It opens sessions alone: an order asks for your passphrase. End it with: appliance agent stop")
@@ -205,7 +217,10 @@ def start(caller: Caller, minutes: int) -> None:
 @keyed
 @click.pass_obj
 def stop(caller: Caller) -> None:
-    """End your agent, which forgets the key. A session that it opened stays valid until its end; `logout` ends it."""
+    """End your agent, which then drops the key.
+
+    A session that it opened stays valid until its end, or until `logout`.
+    """
     from appliance.client.support.agent import stop_agent
 
     stop_agent(_agent_socket(caller))
@@ -219,7 +234,7 @@ def stop(caller: Caller) -> None:
 @keyed
 @click.pass_obj
 def status(caller: Caller) -> None:
-    """Whether an agent holds your key, which key, for which log, and for how long."""
+    """Show whether an agent holds your key, which key, for which log, and for how long."""
     from appliance.client.support.agent import find_agent
 
     path = _agent_socket(caller)
@@ -235,7 +250,7 @@ def _agent_socket(caller: Caller) -> Path:
     return socket_path(caller.where, caller.signer)
 
 
-def _print_agent(caller: Caller, held: Held, path: Path) -> None:
+def _print_agent(caller: Caller, held: AgentStatus, path: Path) -> None:
     facts = {
         "name": held.name,
         "origin": held.origin,
@@ -249,3 +264,29 @@ def _print_agent(caller: Caller, held: Held, path: Path) -> None:
         return
     shown = {"agent of": held.name, "log": held.origin, "key id": held.keyid, "ends in": f"{held.seconds_left} s"}
     print_facts([*shown.items(), ("process", held.pid), ("socket", path)])
+
+
+@command("console", example="appliance console\nappliance console --open")
+@click.option("--open", "opens", is_flag=True, help="Open it in this machine's browser.")
+@reads
+@click.pass_obj
+def console(caller: Caller, opens: bool) -> None:
+    """Sign a browser in: print an address that works once and within a minute.
+
+    Your key signs a session for that browser only. Like every session it is an entry of the log. It ends when you sign
+    out there, or when policy ends it.
+    """
+    from appliance.client.support.browsers import open_link, write_page
+
+    _ = caller.about
+    link = open_link(caller.connection, caller.session)
+    if caller.json:
+        print_json({"url": link.url, "seconds": link.seconds})
+    else:
+        print_line(link.url)
+    if opens and not webbrowser.open(write_page(link).as_uri()):
+        say("No browser was found here; open the address yourself.")
+    say(
+        f"The address works once, within {link.seconds} s. Keep it secret: opening it signs a browser in as "
+        f"{caller.signer}."
+    )

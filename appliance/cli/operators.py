@@ -1,4 +1,4 @@
-"""Operators: they bring in base models and datasets, and train."""
+"""Commands for operators: bases, datasets and training runs."""
 
 from __future__ import annotations
 
@@ -9,42 +9,53 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from appliance.cli.audit.uses import used_by
-from appliance.cli.data.imports import finish_import, print_receipt, tell_facts
-from appliance.cli.data.revoking import revoke_base, revoke_dataset
-from appliance.cli.data.rows import (
+from appliance.cli.history import used_by
+from appliance.cli.imports import (
     check,
     check_before_import,
+    describe_facts,
     describes_rows,
     describes_terms,
+    finish_import,
+    print_receipt,
     read_columns,
     read_sources,
+    revoke_base,
+    revoke_dataset,
     send,
 )
-from appliance.cli.runs.authorisations import authorise, refuse
-from appliance.cli.runs.gates import judged_facts, judged_value
-from appliance.cli.runs.plans import GATES, list_costs, plan, promise
-from appliance.cli.runs.records import export, facts_of, judge, report, warnings_in
-from appliance.cli.runs.replays import checkpoints, replay, resume
-from appliance.cli.runs.sweeps import sweep as go_on_sweep
+from appliance.cli.runs.gates import list_verdict_facts, verdict_value
+from appliance.cli.runs.plans import GATES, list_costs, list_detectable_effects, plan, propose_run
+from appliance.cli.runs.records import (
+    authorise,
+    checkpoints,
+    describe_metrics,
+    export,
+    facts_of,
+    refuse,
+    replay,
+    report,
+    resume,
+    warnings_in,
+)
+from appliance.cli.runs.sweeps import sweep as continue_sweep
 from appliance.cli.runs.sweeps import train_sweep
 from appliance.cli.support.caller import Caller
 from appliance.cli.support.command import group, reads, signs
-from appliance.cli.support.following import Display
 from appliance.cli.support.output import plain, print_facts, print_json, print_table, say
-from appliance.cli.support.reviews import GONE
-from appliance.cli.support.signing import sign_all, sign_and_submit
+from appliance.cli.support.progress import Display
+from appliance.cli.support.signing import GONE, sign_all, sign_and_submit
 from appliance.errors import BadInput, Conflict
 
 if TYPE_CHECKING:
-    from appliance.client.runs import Ended
+    from appliance.client.runs import RunEnd
 
 _PATH = click.Path(path_type=Path)
 
 
 @group("base", example="appliance base list")
 def base() -> None:
-    """Base models: import, list, revoke."""
+    """Import, list and revoke base models."""
 
 
 @base.command("import", example="appliance base import SmolLM2.gguf --name smollm2 --licence Apache-2.0")
@@ -57,16 +68,24 @@ def base() -> None:
 def import_base(caller: Caller, path: Path, name: str, licence: str, wait: bool) -> None:
     """Import a base model: a folder of safetensors, or one .gguf file.
 
-    Every byte is hashed here before it is sent. Pickles, remote code, links and files that no base needs are refused.
+    Every byte is hashed on this machine before it is sent. Files that a base does not need are left out. Pickles, code
+    and links are refused.
     """
-    from appliance.client.imports import check_base, propose_base
-    from appliance.client.support.uploads import read_base
+    from appliance.client.support.files import read_base
+    from appliance.client.support.orders import check
+    from appliance.domain.core.names import NO_DIGEST
+    from appliance.domain.data.imports import ImportBase
+    from appliance.formats.artifacts.manifest import describe_ignored
 
-    check_base(caller.reading(), caller.signer, name, licence)
+    values = {"base": name, "licence": licence}
+    # All known reasons against the import, before the files are hashed or sent.
+    check(caller.reading(), caller.propose(ImportBase, {**values, "format": "gguf", "source": NO_DIGEST}))
     source = read_base(path, name)
+    if source.ignored:
+        say(f"left out: {describe_ignored(list(source.ignored))}")
     _ = caller.unlock("to sign the import")
     send(caller, source)
-    proposal = propose_base(caller.about, caller.signer, name, licence, source)
+    proposal = caller.propose(ImportBase, {**values, "format": source.format, "source": source.digest})
     finish_import(caller, sign_and_submit(caller, proposal), wait)
 
 
@@ -74,18 +93,24 @@ def import_base(caller: Caller, path: Path, name: str, licence: str, wait: bool)
 @reads
 @click.pass_obj
 def list_bases(caller: Caller) -> None:
-    """Every imported base, its digest and its licence."""
-    rows = caller.reading().get("/v1/bases")
+    """List every imported base, its digest and its licence."""
+    from appliance.domain.core.records.data import Base
+
+    rows = caller.reading().get("/v1/bases", list[Base])
     if caller.json:
         print_json(rows)
         return
-    columns = ("name", "licence", "imported_by", "index", "digest")
-    print_table(("base", "licence", "imported by", "entry", "digest"), [[row[c] for c in columns] for row in rows])
+    cells = [(row.name, row.licence, row.imported_by, row.index, row.digest) for row in rows]
+    print_table(
+        ("base", "licence", "imported by", "entry", "digest"),
+        cells,
+        empty="No base was imported. Import one with: appliance base import",
+    )
 
 
 @group("dataset", example="appliance dataset list")
 def dataset() -> None:
-    """Datasets: check, import, list, show, revoke."""
+    """Check, import, list, show and revoke datasets."""
 
 
 @dataset.command(
@@ -118,24 +143,23 @@ def import_dataset(
 ) -> None:
     """Import rows from a file, split with a fixed seed and rendered for a base.
 
-    The parts of a row follow from its task: text and label; instruction, input and output; prompt and text
-    (completion); text and summary; context, question and answer; messages (chat); prompt, chosen and rejected
-    (preference). Every byte is hashed here before it is sent. Before you sign, the rows are checked as `dataset check`
-    does, and every row that does not fit is named by its line.
+    The parts of a row depend on its kind: text and label; instruction, input and output; prompt and text (completion);
+    text and summary; context, question and answer; messages (chat); prompt, chosen and rejected (preference). Every
+    byte is hashed on this machine before it is sent. Before you sign, the rows are checked as by `dataset check`, and
+    every row that does not fit is named by its line.
     """
-    from appliance.client.checks import Teaching
-    from appliance.client.imports import DatasetTerms, check_dataset, propose_dataset
+    from appliance.client.imports import DatasetTerms, RowTerms, check_terms, describe_rows
 
     terms = DatasetTerms(base=base_name, columns=read_columns(columns), **given)
-    digest = check_dataset(caller.reading(), caller.anchor, caller.signer, terms)
+    check_terms(caller.reading(), caller.lookup, caller.propose_input, terms)
     sources = read_sources(path, held_out_file, kind)
     _ = caller.unlock("to sign the import")
     for source in sources:
         send(caller, source)
-    said = {member.name for member in fields(Teaching)} & {member.name for member in fields(DatasetTerms)}
-    teaching = Teaching(**{name: getattr(terms, name) for name in said})
+    shared = {member.name for member in fields(RowTerms)} & {member.name for member in fields(DatasetTerms)}
+    teaching = RowTerms(**{name: getattr(terms, name) for name in shared})
     check_before_import(caller, teaching, sources, path)
-    proposal = propose_dataset(caller.about, caller.signer, terms, sources[0], digest, *sources[1:])
+    proposal = caller.propose_input(terms.order, describe_rows(terms, *sources))
     finish_import(caller, sign_and_submit(caller, proposal), wait)
 
 
@@ -143,27 +167,30 @@ def import_dataset(
 @reads
 @click.pass_obj
 def list_datasets(caller: Caller) -> None:
-    """Every imported dataset and version, with its rows, licence and classification."""
-    rows = caller.reading().get("/v1/datasets")
+    """List every imported dataset and version, with its rows, licence and classification."""
+    from appliance.domain.core.records.data import Dataset
+
+    rows = caller.reading().get("/v1/datasets", list[Dataset])
     if caller.json:
         print_json(rows)
         return
     print_table(
-        ("dataset", "task", "rows", "base", "licence", "classification", "imported by", "entry"),
+        ("dataset", "dataset_kind", "rows", "base", "licence", "classification", "imported by", "entry"),
         [
             (
-                f"{r['name']}@{r['version']}",
-                r["facts"].get("task"),
-                r["facts"].get("rows"),
-                r["base"],
-                r["licence"],
-                r["classification"],
-                r["imported_by"],
-                r["index"],
+                f"{r.name}@{r.version}",
+                r.facts.get("dataset_kind"),
+                r.facts.get("rows"),
+                r.base,
+                r.licence,
+                r.classification,
+                r.imported_by,
+                r.index,
             )
             for r in rows
         ],
-        least=("entry", "imported by", "base", "task"),
+        empty="No dataset was imported. Import one with: appliance dataset import",
+        least=("entry", "imported by", "base", "dataset_kind"),
     )
 
 
@@ -172,23 +199,27 @@ def list_datasets(caller: Caller) -> None:
 @reads
 @click.pass_obj
 def show_dataset(caller: Caller, name: str) -> None:
-    """One dataset: its owner, digests, the root over its rows, what the import measured, and each label's rows."""
-    from appliance.client.checks import tell_label
-    from appliance.client.releases.evidence import dataset_owner
+    """Show one dataset: its owner, digests, the root over its rows, the import's facts, and each label's rows."""
+    from appliance.api.data import SplitRows
+    from appliance.client.evidence import dataset_owner
+    from appliance.client.imports import describe_label
+    from appliance.domain.core.records.data import Dataset
 
-    door = caller.reading()
-    row = door.get(f"/v1/datasets/{name}")
-    owner, labels = dataset_owner(door, caller.anchor, row), door.get(f"/v1/datasets/{name}/labels")
+    connection = caller.reading()
+    row = connection.get(f"/v1/datasets/{name}", Dataset)
+    owner, labels = (
+        dataset_owner(connection, caller.anchor, row),
+        connection.get(f"/v1/datasets/{name}/labels", dict[str, SplitRows]),
+    )
     if caller.json:
-        print_json({**row, "owner": owner, "labels": labels})
+        print_json({**row.model_dump(), "owner": owner, "labels": labels})
         return
-    facts = tell_facts(row.pop("facts"))
     print_facts(
         [
             ("owner", GONE if owner is None else owner),
-            *((key.replace("_", " "), value) for key, value in row.items()),
-            *facts,
-            *((f"label {label}", tell_label(sides)) for label, sides in labels.items()),
+            *((key.replace("_", " "), value) for key, value in row.model_dump(exclude={"facts"}).items()),
+            *describe_facts(row.facts),
+            *((f"label {label}", describe_label(sides)) for label, sides in labels.items()),
         ]
     )
 
@@ -201,7 +232,7 @@ dataset.add_command(used_by)
 
 @group("run", example="appliance run start recipe.yaml --follow")
 def run() -> None:
-    """Training runs: plan, start, sweep, authorise, follow, list, cancel, resume, report, export, replay."""
+    """Plan, start, follow and list training runs, and act on them."""
 
 
 @run.command(
@@ -212,7 +243,7 @@ def run() -> None:
 @click.option(
     "--sweep/--no-sweep",
     default=False,
-    help="Train every combination of the recipe's lists, stop those that fall behind, and write a table and a plot.",
+    help="Train every combination of the recipe's lists, stop the worse ones early, and write a table and a plot.",
 )
 @click.option(
     "--folder",
@@ -221,16 +252,14 @@ def run() -> None:
     help="With --sweep: the new folder for its table and plot.",
 )
 @GATES
-@click.option("--tier", metavar="TIER", help="The tier of materiality that the adapters are meant for, such as high.")
-@click.option(
-    "--on", type=click.Choice(["here", "slurm"]), help="Where to train; without it the setting runs_on decides."
-)
+@click.option("--tier", metavar="TIER", help="The materiality tier that the adapters are for, such as high.")
+@click.option("--on", type=click.Choice(["local", "slurm"]), help="Where to train. Default: the setting runs_on.")
 @click.option(
     "--nodes",
     metavar="N",
     type=click.IntRange(1, 64),
     default=1,
-    help="With --on slurm: how many nodes share out the processes.",
+    help="With --on slurm: number of nodes that run the processes.",
 )
 @signs
 @click.pass_obj
@@ -245,15 +274,14 @@ def start(
     on: str | None,
     nodes: int,
 ) -> None:
-    """Order one training run for each recipe; they queue and train one after another.
+    """Order one training run for each recipe. They queue and train one after another.
 
-    Every value that a recipe leaves to the appliance (auto) is resolved here, shown, and part of what you sign. So is
-    the gate set that decides on the adapter, before anybody knows its results. Where the tier asks for it, runs wait
+    Every value that a recipe leaves to the appliance (auto) is resolved now, shown, and part of what you sign. So is
+    the gates file that decides on the adapter, before anybody knows its results. If the tier requires it, runs wait
     until a second person has authorised them.
     """
-    from appliance.client.evaluation.gates import choose_gates
-    from appliance.client.planning import plan_run
-    from appliance.client.runs import load_recipe, propose_run
+    from appliance.client.gates import choose_gates
+    from appliance.client.runs import load_recipe, plan_run
 
     if sweep != (folder is not None):
         raise BadInput("run start: expected --sweep and --folder together, got one of them")
@@ -262,17 +290,19 @@ def start(
             raise BadInput(f"run start: expected one recipe with --sweep, got {len(recipes)}")
         train_sweep(caller, recipes[0], folder, gates, tier, on, nodes)
         return
+    from appliance.domain.core.records.runs import Run
+
     loaded = [(str(path), load_recipe(path)) for path in recipes]
-    door = caller.reading()
+    connection = caller.reading()
     proposals, planned = [], list[str]()
     for what, recipe in loaded:
-        chosen = choose_gates(door, gates, recipe.purpose)
-        proposals.append(
-            propose_run(door, caller.anchor, caller.signer, recipe, what, chosen, tier, on=on, nodes=nodes)
+        chosen = choose_gates(connection, gates, recipe.purpose)
+        proposals.append(propose_run(caller, recipe, what, chosen, {"tier": tier, "on": on, "nodes": nodes}))
+        planned += list_costs(
+            plan_run(connection, recipe, what), list_detectable_effects(connection, chosen, recipe).lines
         )
-        planned += list_costs(plan_run(door, recipe, what), promise(door, chosen, recipe).lines)
     runs = [str(receipt.result["run"]) for receipt in sign_all(caller, proposals, planned)]
-    waiting = [name for name in runs if door.get(f"/v1/runs/{name}")["status"] == "waiting"]
+    waiting = [name for name in runs if connection.get(f"/v1/runs/{name}", Run).status == "waiting"]
     say(*(f"{name} waits for a second person, who types: appliance run authorise {name}" for name in waiting))
     if not follow:
         if caller.json:
@@ -284,63 +314,70 @@ def start(
     _report(caller, [_follow(caller, name) for name in runs])
 
 
-def _follow(caller: Caller, name: str) -> Ended:
-    """Shows a run until it has ended. Leaving does not stop it."""
+def _follow(caller: Caller, name: str) -> RunEnd:
+    """Show a run until it has ended. Interrupting the command does not stop the run."""
     from appliance.client.runs import follow
 
     display = Display(name)
-    caller.go_on = f"{name} goes on; follow it again with: appliance run show {name} --follow"
+    caller.continuation = f"{name} continues; follow it again with: appliance run show {name} --follow"
     try:
         return follow(caller.reading(), name, display.take)
     finally:
         display.close()
 
 
-def _report(caller: Caller, ended: Sequence[Ended]) -> None:
-    """How the runs ended, what they came to and what that warns of; Conflict when one was not sealed."""
+def _report(caller: Caller, ended: Sequence[RunEnd]) -> None:
+    """Print how the runs ended, with their results and warnings.
+
+    Raises: Conflict if one was not sealed.
+    """
     from appliance.client.runs import metrics_of
 
     metrics = {one.run: metrics_of(caller.reading(), one.run) for one in ended}
-    judged = {run: judge(found) for run, found in metrics.items()}
+    metric_facts = {run: describe_metrics(found) for run, found in metrics.items()}
     if caller.json:
         print_json(
-            [{**asdict(one), "metrics": metrics[one.run], "warnings": warnings_in(judged[one.run])} for one in ended]
+            [
+                {**asdict(one), "metrics": metrics[one.run], "warnings": warnings_in(metric_facts[one.run])}
+                for one in ended
+            ]
         )
     else:
         print_table(("run", "status", "adapter"), [(one.run, one.status, one.adapter) for one in ended])
-    say(*(f"{run}: {name}: {plain(text)}" for run, facts in judged.items() for name, text in facts))
+    say(*(f"{run}: {name}: {plain(text)}" for run, facts in metric_facts.items() for name, text in facts))
     unsealed = [one for one in ended if one.status != "sealed"]
     for one in ended:
         if one.adapter is not None:
-            say(*(f"{one.run}: {name}: {plain(text)}" for name, text in judged_facts(caller, one.run)[:1]))
+            say(*(f"{one.run}: {name}: {plain(text)}" for name, text in list_verdict_facts(caller, one.run)[:1]))
             say(f"next: a reviewer types: appliance review show {one.adapter}")
             say(f"or ask for its release to a unit first: appliance release request {one.adapter} --help")
     if unsealed:
-        told = "; ".join(
+        outcomes = "; ".join(
             f"{one.run}: expected it sealed, got {one.status}: {one.detail or 'see the log'}" for one in unsealed
         )
-        raise Conflict(f"run {told}; read on with: appliance ledger log --subject run:{unsealed[0].run}", code="run")
+        raise Conflict(
+            f"run {outcomes}; read on with: appliance ledger log --subject run:{unsealed[0].run}", code="run-not-sealed"
+        )
 
 
 @run.command("list", example="appliance run list")
 @reads
 @click.pass_obj
 def list_runs(caller: Caller) -> None:
-    """Every run, in the order in which they were ordered; one that waits, with its place in the queue."""
-    rows = caller.reading().get("/v1/runs")
-    waiting = sorted((row["queued"], row["id"]) for row in rows if row["status"] == "queued")
+    """List every run, in the order in which they were ordered. A queued one is shown with its place in the queue."""
+    from appliance.domain.core.records.runs import Run
+
+    rows = caller.reading().get("/v1/runs", list[Run])
+    waiting = sorted((row.queued, row.id) for row in rows if row.status == "queued")
     places = {name: place for place, (_, name) in enumerate(waiting, start=1)}
-    rows = [{**row, "place": places.get(row["id"])} for row in rows]
     if caller.json:
-        print_json(rows)
+        print_json([{**row.model_dump(), "place": places.get(row.id)} for row in rows])
         return
-    columns = ("id", "status", "name", "base", "dataset", "ordered_by", "index")
+    states = {name: f"queued, {place} of {len(places)}" for name, place in places.items()}
     print_table(
         ("run", "status", "adapter name", "base", "dataset", "ordered by", "entry"),
-        [
-            [f"queued, {row['place']} of {len(places)}" if c == "status" and row["place"] else row[c] for c in columns]
-            for row in rows
-        ],
+        [(r.id, states.get(r.id, r.status), r.name, r.base, r.dataset, r.ordered_by, r.index) for r in rows],
+        empty="No run was ordered. Start one with: appliance run start",
     )
 
 
@@ -350,30 +387,33 @@ def list_runs(caller: Caller) -> None:
 @reads
 @click.pass_obj
 def show_run(caller: Caller, name: str, follow: bool) -> None:
-    """One run: what it trains on, who ordered it, its progress."""
-    from appliance.client.record import read_record
-    from appliance.client.runs import failure_of, metrics_of
+    """Show one run: its base and dataset, who ordered it, and its progress."""
+    from appliance.api.runs import RunProgress
+    from appliance.client.runs import failure_of, metrics_of, read_run_steps
+    from appliance.domain.core.records.runs import Run
 
-    door = caller.reading()
+    connection = caller.reading()
     if follow:
         caller.session.opened()  # the passphrase is asked for now, and only where no session is open
         _report(caller, [_follow(caller, name)])
         return
-    row = door.get(f"/v1/runs/{name}")
-    state = door.get(f"/v1/runs/{name}/progress")
-    if row["status"] == "failed" and state["detail"] is None:
-        state["detail"] = failure_of(door, caller.anchor, name)
-    record, metrics = read_record(door, caller.anchor, name), metrics_of(door, name)
-    judged = judge(metrics, record.steps)
+    row, state = connection.get(f"/v1/runs/{name}", Run), connection.get(f"/v1/runs/{name}/progress", RunProgress)
+    is_lost = row.status == "failed" and state.detail is None
+    outcome = {
+        "adapter": state.adapter,
+        "detail": failure_of(connection, caller.anchor, name) if is_lost else state.detail,
+    }
+    record, metrics = read_run_steps(connection, caller.anchor, name), metrics_of(connection, name)
+    metric_facts = describe_metrics(metrics, record.steps)
     if caller.json:
-        told = {"adapter": state["adapter"], "detail": state["detail"]}
-        told |= {"verdict": judged_value(caller, name)}
-        print_json({**row, **told, "metrics": metrics, "warnings": warnings_in(judged)})
+        evaluation = {"verdict": verdict_value(caller, name)}
+        print_json(
+            {**row.model_dump(), **outcome, **evaluation, "metrics": metrics, "warnings": warnings_in(metric_facts)}
+        )
         return
-    ended = None if record.finished is None else record.finished.entry.body
-    facts = [(key.replace("_", " "), value) for key, value in row.items()]
-    shown = [("adapter", state["adapter"]), ("detail", state["detail"]), *facts_of(record.steps, ended)]
-    print_facts([*facts, *shown, *judged, *judged_facts(caller, name)])
+    facts = [(key.replace("_", " "), value) for key, value in row.model_dump(mode="json").items()]
+    shown = [*outcome.items(), *facts_of(record.steps, record.body)]
+    print_facts([*facts, *shown, *metric_facts, *list_verdict_facts(caller, name)])
 
 
 @run.command("cancel", example="appliance run cancel r-000002")
@@ -381,19 +421,20 @@ def show_run(caller: Caller, name: str, follow: bool) -> None:
 @signs
 @click.pass_obj
 def cancel(caller: Caller, name: str) -> None:
-    """Stop a run that waits or trains. The person who ordered it or an administrator may do so."""
-    from appliance.client.runs import propose_cancel
+    """Cancel a run that waits or trains. The person who ordered it or an administrator may do so."""
+    from appliance.domain.core.records.runs import Run
+    from appliance.domain.runs.control import Cancel
 
     if not name.startswith("r-"):
         raise BadInput(f"run: expected a name such as r-000001, got {name}; list them with: appliance run list")
-    caller.reading().get(f"/v1/runs/{name}")  # an unknown run is refused before anything is signed
-    print_receipt(caller, sign_and_submit(caller, propose_cancel(caller.about, caller.signer, name)))
+    caller.reading().get(f"/v1/runs/{name}", Run)  # an unknown run is refused before anything is signed
+    print_receipt(caller, sign_and_submit(caller, caller.propose(Cancel, {"run": name})))
 
 
 run.add_command(authorise)
 run.add_command(refuse)
 run.add_command(resume)
-run.add_command(go_on_sweep)
+run.add_command(continue_sweep)
 run.add_command(checkpoints)
 run.add_command(replay)
 run.add_command(report)

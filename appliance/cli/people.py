@@ -1,4 +1,4 @@
-"""What everyone needs: a key of one's own, and completion in one's shell."""
+"""Commands for keys, shell completion, log keys, texts and legal holds."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import click
 
 from appliance.cli.support.caller import Caller
 from appliance.cli.support.command import command, group, keyed, reads, shares, signs
-from appliance.cli.support.output import print_facts, print_json, print_line, print_table, say
-from appliance.cli.support.signing import receipt_value, sign_and_submit, tell
-from appliance.cli.support.times import END_HELP, parse_end
-from appliance.errors import BadInput, Conflict
+from appliance.cli.support.output import END_HELP, parse_end, print_facts, print_json, print_line, print_table, say
+from appliance.cli.support.signing import print_outcome, receipt_value, sign_and_submit
+from appliance.errors import ApplianceError, BadInput
 
 if TYPE_CHECKING:
     from appliance.formats.signatures.keys import Signer
+
 
 _FILE = click.Path(path_type=Path)
 
 
 @group("key", example="appliance key new ada.key")
 def key() -> None:
-    """A person's own key: make it, show it, prove it, rotate it, revoke it. The service never sees it."""
+    """Make, show, prove, rotate and revoke your own key. The service never gets it."""
 
 
 @key.command("new", example="appliance key new ada.key\nappliance key new ada.key --passphrase-file ada.pass")
@@ -33,13 +33,14 @@ def key() -> None:
 def key_new(caller: Caller, file: Path) -> None:
     """Make an encrypted key in FILE, and its public key in the same folder: ada.key and ada.pub.
 
-    The passphrase, of 8 characters or more, comes from a prompt, a descriptor or a 0600 file. It cannot be recovered.
+    The passphrase has 8 characters or more. It comes from a prompt, a descriptor or a 0600 file. It cannot be
+    recovered.
     """
-    from appliance.client.support.keys import MIN_PASSPHRASE_CHARACTERS, check_passphrase, create_key, public_path
+    from appliance.client.support.files import check_free
+    from appliance.client.support.profile import MIN_PASSPHRASE_CHARACTERS, check_passphrase, create_key, public_path
 
     for path in (file, public_path(file)):
-        if path.exists():
-            raise Conflict(f"key file, {path}: expected a name that is free, got an existing file")
+        check_free(path, "key file")
     passphrase = caller.ask_passphrase(
         f"New passphrase for {file} ({MIN_PASSPHRASE_CHARACTERS} characters or more)", confirm=True
     )
@@ -57,17 +58,18 @@ def key_new(caller: Caller, file: Path) -> None:
 @keyed
 @click.pass_obj
 def key_show(caller: Caller, file: Path | None) -> None:
-    """Print the public key and its id, of a key file or of a public key in PEM. Needs no passphrase."""
-    from appliance.client.support.keys import read_public_key
+    """Print the public key, its id and its short code, from a key file or a public key in PEM. Needs no passphrase."""
+    from appliance.client.support.profile import read_public_key
+    from appliance.formats.core.digest import short_code
     from appliance.formats.signatures.keys import encode_spki_pem, keyid_of
 
     path = file or caller.key_file
     spki = read_public_key(path)
-    pem = encode_spki_pem(spki).decode("ascii")
+    keyid, pem = keyid_of(spki), encode_spki_pem(spki).decode("ascii")
     if caller.json:
-        print_json({"keyid": keyid_of(spki), "public_key": pem})
+        print_json({"keyid": keyid, "public_key": pem, "short_code": short_code(keyid)})
         return
-    print_facts([("key id", keyid_of(spki))])
+    print_facts([("key id", keyid), ("short code", short_code(keyid))])
     print_line(pem.rstrip("\n"))
 
 
@@ -77,14 +79,17 @@ def key_show(caller: Caller, file: Path | None) -> None:
 @keyed
 @click.pass_obj
 def key_prove(caller: Caller, origin: str | None, output: Path | None) -> None:
-    """Sign that this key is yours, under the name --as, for one appliance.
+    """Sign a proof that this key is yours, under the name --as, for one appliance.
 
-    Hand the proof to an administrator, who enrols you with it, and read your key id out to them.
+    Give the proof to an administrator, who enrols you with it, and read your key id out to them.
     """
     from appliance.client.people import prove_possession
-    from appliance.client.support.files import write_new
+    from appliance.client.support.files import check_free, write_new
 
-    name, log = caller.signer, origin or caller.claimed.origin
+    name = caller.signer
+    if output is not None:
+        check_free(output, "proof of possession")
+    log = origin or caller.claimed.origin
     signer = caller.unlock("to prove that the key is yours")
     proof = prove_possession(log, name, signer) + b"\n"
     say(f"{name} proves the key {signer.keyid} for the log {log}.")
@@ -95,10 +100,10 @@ def key_prove(caller: Caller, origin: str | None, output: Path | None) -> None:
     if caller.json:
         print_json({"proof": str(output), "principal": name, "keyid": signer.keyid, "origin": log})
     say(
-        f"next: an administrator types: appliance principal enroll {name} --proof {output} "
+        f"next: an administrator types: appliance principal enrol {name} --proof {output} "
         "--printed-name TEXT --role ROLE",
-        f"or, if it is an application's key: the unit {name} types: appliance token enroll NAME --task TASK "
-        f"--proof {output}",
+        f"or, if it is an application's key: the unit {name} types: appliance token enrol NAME "
+        f"--served-model MODEL --proof {output}",
     )
 
 
@@ -115,15 +120,19 @@ def key_prove(caller: Caller, origin: str | None, output: Path | None) -> None:
 @signs
 @click.pass_obj
 def key_rotate(caller: Caller, new: Path, old_until: str | None, new_passphrase_file: Path | None) -> None:
-    """Replace your own key by the one in NEW, which is made if it does not exist. Signed with the old key.
+    """Replace your own key with the one in NEW, which is made if it does not exist. Signed with the old key.
 
     What the old key signed stays valid.
     """
-    from appliance.client.people import propose_rotation
+    from appliance.client.people import prove_possession
+    from appliance.domain.core.lookup import UnprovenValue
+    from appliance.domain.governance.keys import RotateKey
 
     name, until = caller.signer, end_of_overlap(caller, old_until)
     signer = _new_key(caller, new, new_passphrase_file)
-    receipt = sign_and_submit(caller, propose_rotation(caller.about, name, signer, until))
+    documents = {"possession": prove_possession(caller.about.origin, name, signer)}
+    values = {"old_until": until if old_until else UnprovenValue(until)}
+    receipt = sign_and_submit(caller, caller.propose(RotateKey, values, documents=documents))
     if caller.json:
         print_json({**receipt_value(receipt), "key": str(new), "keyid": signer.keyid, "old_until": until})
     else:
@@ -134,19 +143,19 @@ def key_rotate(caller: Caller, new: Path, old_until: str | None, new_passphrase_
 
 
 def end_of_overlap(caller: Caller, text: str | None) -> str:
-    """Until when an old key signs beside the new one: as asked, or as long as policy lets it."""
+    """Return the end of an old key beside the new one: as requested, or the latest that policy allows."""
     from appliance.domain.core.names import add_seconds
     from appliance.formats.core.timestamp import encode_time
 
     now = datetime.now(UTC)
     if text is not None:
         return parse_end(text, "old until", now)
-    return add_seconds(encode_time(now), int(caller.about.parameters["key_overlap_s"]))
+    return add_seconds(encode_time(now), caller.about.parameters.key_overlap_s)
 
 
 def _new_key(caller: Caller, path: Path, passphrase_file: Path | None) -> Signer:
-    """The key in the file, or a new one written there. It belongs to a person only once an order was accepted."""
-    from appliance.client.support.keys import create_key, open_key, passphrase_of_file
+    """Return the key in the file, or make one there. It belongs to a person only once an order was accepted."""
+    from appliance.client.support.profile import create_key, open_key, passphrase_of_file
 
     if path.resolve() == caller.key_file.resolve():
         raise BadInput(f"new key, {path}: expected a file of its own, got that of the old key")
@@ -185,21 +194,24 @@ def _new_key(caller: Caller, path: Path, passphrase_file: Path | None) -> Signer
 @signs
 @click.pass_obj
 def key_revoke(caller: Caller, principal: str, keyid: str | None, since: int | None, reason: str | None) -> None:
-    """End a key at once: your own, or as an administrator any key. This cannot be undone.
+    """Revoke a key at once: your own, or as an administrator any key. This cannot be undone.
 
-    KEYID may be cut after 6 digits, be a passkey's name, and be left out where NAME has had one key only. With
-    --since-entry, sign-offs and releases that it signed from that entry on no longer count, and adapters that rest on
-    them stop answering.
+    KEYID can be its first 6 digits or more, or a passkey's name. It can be left out if NAME has had only one key. With
+    --since-entry, approvals and releases that the key signed from that entry on become invalid, and adapters that
+    depend on them are no longer served.
     """
-    from appliance.client.people import find_keyid, keys_of, propose_key_revocation
+    from appliance.client.people import find_keyid, keys_of
+    from appliance.domain.core.lookup import UnprovenValue
+    from appliance.domain.governance.keys import RevokeKey
 
     keys = keys_of(caller.reading(), principal)
     found = find_keyid(keys, keyid)
-    proposal = propose_key_revocation(caller.about, caller.signer, principal, found, since, reason)
-    receipt = sign_and_submit(caller, proposal)
-    others = [key for key in keys if key["keyid"] != found and key["revoked"] is None]
+    chosen = found if keyid == found else UnprovenValue(found)
+    values = {"principal": principal, "keyid": chosen, "since": since}
+    receipt = sign_and_submit(caller, caller.propose(RevokeKey, values, texts={"reason": reason}))
+    others = [key for key in keys if key.keyid != found and key.revoked is None]
     then = [] if others else [f"{principal} has no key left; two administrators enrol a new one: principal replace-key"]
-    tell(caller, receipt, f"the key {found[:19]} of {principal} is revoked", then)
+    print_outcome(caller, receipt, f"the key {found[:19]} of {principal} is revoked", then)
 
 
 @key.command("list", example="appliance key list ada")
@@ -207,7 +219,7 @@ def key_revoke(caller: Caller, principal: str, keyid: str | None, since: int | N
 @reads
 @click.pass_obj
 def key_list(caller: Caller, principal: str) -> None:
-    """Every key that a person or a unit ever had, and what became of it."""
+    """List every key that a person or a unit ever had, and its state."""
     from appliance.client.people import keys_of
 
     keys = keys_of(caller.reading(), principal)
@@ -216,10 +228,7 @@ def key_list(caller: Caller, principal: str) -> None:
         return
     print_table(
         ("key id", "passkey", "enrolled", "valid until", "revoked", "counts before"),
-        [
-            (k["keyid"], k.get("passkey", {}).get("name"), k["enrolled"], k["until"], k["revoked"], k["distrusted"])
-            for k in keys
-        ],
+        [(k.keyid, k.passkey and k.passkey.name, k.enrolled, k.until, k.revoked, k.distrusted) for k in keys],
     )
 
 
@@ -236,3 +245,197 @@ def completion(context: click.Context, shell: str) -> None:
         raise BadInput(f"completion, shell: expected bash, zsh or fish, got {shell}")
     root = context.find_root()
     print_line(found(root.command, {}, "appliance", "_APPLIANCE_COMPLETE").source())
+
+
+_REASON = click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
+
+
+@group("log-key", example="appliance log-key rotate --old-until 30d")
+def log_key() -> None:
+    """Replace a key that signs the log's checkpoints. The service holds it; two administrators replace it."""
+
+
+@log_key.command("rotate", example="appliance log-key rotate\nappliance log-key rotate --old-until 30d")
+@click.option(
+    "--old-until", metavar="TIME", help="Until when the old key also signs. Default: as long as policy allows."
+)
+@click.option("--post-quantum", is_flag=True, help="Replace the key of ML-DSA-65 in place of that of Ed25519.")
+@signs
+@click.pass_obj
+def rotate(caller: Caller, old_until: str | None, post_quantum: bool) -> None:
+    """Have the log's checkpoints signed by a new key, which the service makes and keeps. Needs two administrators.
+
+    Until TIME the old key signs, too: 2026-11-24, a whole time in UTC, 90m, 2h, 7d, 4w from now, or now for an
+    immediate end. Give witnesses that time to switch, since they identify a log by its key.
+    """
+    from appliance.client.retention import next_log_key
+    from appliance.domain.core.lookup import UnprovenValue
+    from appliance.domain.governance.log_control import RotateLogKey
+
+    until = end_of_overlap(caller, old_until)
+    vkey = next_log_key(caller.reading(), post_quantum=post_quantum)
+    proposal = caller.propose(
+        RotateLogKey, {"log_key": UnprovenValue(vkey), "old_until": until if old_until else UnprovenValue(until)}
+    )
+    receipt = sign_and_submit(caller, proposal, successor=vkey)
+    print_outcome(caller, receipt, "the log has another key", after_rotation(vkey, until))
+
+
+def after_rotation(vkey: str, old_until: str) -> list[str]:
+    """Return the instructions for people once the log has a new key. Witnesses verify no key of ML-DSA-65."""
+    from appliance.formats.core.timestamp import encode_time
+    from appliance.formats.log.note import is_post_quantum
+
+    if is_post_quantum(vkey):
+        return [_TRUST_FILES_STAY]
+    when = f"before {old_until}" if old_until > encode_time(datetime.now(UTC)) else "now"
+    return [
+        _TRUST_FILES_STAY,
+        f"Two of you tell each witness the new key {when}, not by the stick alone. From then on they type:",
+        f"appliance-witness cosign REQUEST --log '{vkey}' and the rest as before",
+    ]
+
+
+_TRUST_FILES_STAY = "Trust files stay valid: appliance-verify follows the log from its first key to this one."
+
+
+@group("post-quantum", example="appliance post-quantum add")
+def post_quantum() -> None:
+    """Have checkpoints and adapters signed by ML-DSA-65 as well. Two administrators order it, once."""
+
+
+@post_quantum.command("add", example="appliance post-quantum add")
+@signs
+@click.pass_obj
+def add_post_quantum_keys(caller: Caller) -> None:
+    """Add two keys of ML-DSA-65, which the service makes and keeps. Needs two administrators.
+
+    From then on each checkpoint of the log, and each adapter sealed later, needs a second signature, by one of these
+    keys. This cannot be undone. Witnesses and public programs still verify the keys of Ed25519 and ECDSA. Each host
+    that verifies then needs cryptography 50 or later.
+    """
+    from appliance.client.retention import make_post_quantum_keys
+    from appliance.domain.core.lookup import UnprovenValue
+    from appliance.domain.governance.post_quantum import AddPostQuantumKeys
+
+    made = make_post_quantum_keys(caller.reading())
+    keys = {"log_key": UnprovenValue(made.log_key), "adapter_key": UnprovenValue(made.adapter_key)}
+    receipt = sign_and_submit(caller, caller.propose(AddPostQuantumKeys, keys), successor=made.log_key)
+    print_outcome(caller, receipt, "the log has post-quantum keys", after_post_quantum_keys(made.log_key))
+
+
+def after_post_quantum_keys(vkey: str) -> list[str]:
+    """Return the instructions for people once the log has post-quantum keys."""
+    return [
+        _TRUST_FILES_STAY,
+        "Hosts that load exported adapters need this in their trust file, from a source that you trust:",
+        f'"postQuantumLogKey":"{vkey}"',
+    ]
+
+
+@group("text", example="appliance text erase --printed-name-of mallory")
+def text() -> None:
+    """Erase printed names and free texts. The log contains only their commitments, so they can be erased."""
+
+
+def name_backups(caller: Caller, entry: int, erased: int) -> list[str]:
+    """Return a line that names the backups that may have a text of this entry, which a later entry erased."""
+    from appliance.api.operations import BackupRow
+
+    try:
+        rows = caller.reading().get("/v1/backups", list[BackupRow])
+    except ApplianceError as error:
+        return [f"Earlier backups have the text. They could not be listed: {error.message}"]
+    names = [row.name for row in rows if row.problem is not None or entry < row.entries <= erased]
+    if not names:
+        return []
+    remove = f"Remove them: appliance backup remove {rows[0].folder} NAME; or restore them with --erasures only."
+    return [f"Backups that may still have the text: {', '.join(names)}. {remove}"]
+
+
+@text.command(
+    "erase",
+    example="appliance text erase --printed-name-of mallory\nappliance text erase --entry 41 --field reason",
+)
+@click.option("--printed-name-of", "name", metavar="NAME", help="The printed name of this person or unit.")
+@click.option("--entry", type=click.IntRange(0), metavar="ENTRY", help="A text of this entry.")
+@click.option("--field", metavar="FIELD", help="Name of the text, such as reason, meaning, owner or message.")
+@signs
+@click.pass_obj
+def erase(caller: Caller, name: str | None, entry: int | None, field: str | None) -> None:
+    """Erase a text permanently. The log still verifies, as it has only a commitment. Needs two administrators.
+
+    Refused while a retention period or a legal hold applies. A printed name is kept while its owner is enrolled, and
+    for some time after.
+    """
+    from appliance.client.retention import find_printed_name, find_text
+    from appliance.domain.core.lookup import OrderInput
+    from appliance.domain.retention import Erase
+
+    if (name is None) == (entry is None):
+        raise BadInput(f"text: expected --printed-name-of or --entry, got {'neither' if name is None else 'both'}")
+    connection = caller.reading()
+    if name is not None:
+        found = find_printed_name(connection, caller.anchor, name)
+    else:
+        assert entry is not None
+        found = find_text(connection, caller.anchor, entry, field)
+    description = f"the {found.field.replace('_', ' ')} of entry {found.entry}"
+    # The text is sent with the order, so that the second administrator can read what is erased.
+    beside = () if found.disclosure is None else (found.disclosure,)
+    proposal = caller.propose_input(Erase, OrderInput({"commitment": found.commitment}, disclosures=beside))
+    receipt = sign_and_submit(caller, proposal, [f"This is {description}. Copies that people made are not reached."])
+    then = name_backups(caller, found.entry, receipt.index) if receipt.outcome == "success" else []
+    print_outcome(caller, receipt, f"{description} is erased", then)
+
+
+@group("hold", example="appliance hold list")
+def hold() -> None:
+    """Place, lift and list legal holds.
+
+    While one is valid, no text of an entry about its subject can be erased, and no such record can be archived.
+    """
+
+
+@hold.command("place", example="appliance hold place dataset:clauses@1 --reason 'case 12/2026'")
+@click.argument("subject")
+@_REASON
+@signs
+@click.pass_obj
+def place(caller: Caller, subject: str, reason: str | None) -> None:
+    """Keep every text about SUBJECT, such as principal:ada or adapter:clauses@1. For administrators and auditors."""
+    from appliance.domain.retention import PlaceHold
+
+    receipt = sign_and_submit(caller, caller.propose(PlaceHold, {"subject": subject}, texts={"reason": reason}))
+    print_outcome(caller, receipt, f"texts about {subject} are kept")
+
+
+@hold.command("lift", example="appliance hold lift dataset:clauses@1")
+@click.argument("subject")
+@_REASON
+@signs
+@click.pass_obj
+def lift(caller: Caller, subject: str, reason: str | None) -> None:
+    """End the hold on SUBJECT. Needs two administrators."""
+    from appliance.domain.retention import LiftHold
+
+    receipt = sign_and_submit(caller, caller.propose(LiftHold, {"subject": subject}, texts={"reason": reason}))
+    print_outcome(caller, receipt, f"there is no hold on {subject}")
+
+
+@hold.command("list", example="appliance hold list")
+@reads
+@click.pass_obj
+def list_holds(caller: Caller) -> None:
+    """List every valid hold, and who placed it."""
+    from appliance.domain.core.records.site import Hold
+
+    rows = caller.reading().get("/v1/holds", list[Hold])
+    if caller.json:
+        print_json(rows)
+        return
+    print_table(
+        ("subject", "by", "entry"),
+        [(r.subject, r.signer, r.index) for r in rows],
+        empty="No hold is placed. Place one with: appliance hold place",
+    )

@@ -1,23 +1,35 @@
-"""Commands for administrators of the service: its checks, status, storage, settings, and its end."""
+"""Commands for administrators of the service: checks, status, storage, settings, and stop."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import command, reads, shares
+from appliance.cli.support.command import command, group, reads, shares
 from appliance.cli.support.output import print_facts, print_json, print_line, print_table, say
-from appliance.cli.support.progress import show_bytes
 from appliance.errors import BadInput, NotAuthenticated, Unavailable
+from appliance.formats.core.text import show_bytes
 
 if TYPE_CHECKING:
-    from appliance.config.explain import Explained
-    from appliance.config.values import Settings
+    from appliance.api.operations import (
+        ActiveJob,
+        Check,
+        Status,
+        UnauthorisedRun,
+        UnreleasedAdapter,
+        UnreviewedAdapter,
+    )
+    from appliance.api.people import WaitingOrder
+    from appliance.config.description import ExplainedSetting
+    from appliance.config.folder import ApplianceFolder
 
+_MAX_SETTINGS_BYTES = 1 << 20
 DEFAULT_STOP_S = 60
+"""Default seconds to wait for the service to end."""
 
 
 @command("doctor", example="appliance doctor\nappliance doctor --json")
@@ -26,8 +38,9 @@ DEFAULT_STOP_S = 60
 def doctor(caller: Caller) -> None:
     """Check everything that an appliance needs, and say what to do about each problem.
 
-    Works with a running service, without one, and before `init`. Kernel, clock, disk, memory, rights of files, keys,
-    database, listeners, certificates, witnesses. Ends with 7 if a finding is `fail`; a `warn` alone ends with 0.
+    Works with a running service, without one, and before `init`. Checks the kernel, clock, disk, memory, file
+    permissions, keys, database, listeners, certificates and witnesses. The exit code is 7 if a finding is `fail`, and 0
+    if there are only warnings.
     """
     from appliance import wiring
 
@@ -36,37 +49,34 @@ def doctor(caller: Caller) -> None:
     except BadInput as error:
         _end([_unreadable(error)], caller.json)
         return
-    _end([finding.value() for finding in wiring.doctor(settings)], caller.json)
+    _end(list(wiring.doctor(settings)), caller.json)
 
 
-def _unreadable(error: BadInput) -> dict[str, str]:
-    return {
-        "check": "settings",
-        "level": "fail",
-        "found": error.message,
-        "expected": "settings that can be read",
-        "action": "correct the setting; docs/reference/configuration.md has all of them",
-    }
+def _unreadable(error: BadInput) -> Check:
+    from appliance.api.operations import Check
+
+    action = "correct the setting; docs/reference/configuration.md has all of them"
+    return Check("settings", "fail", error.message, "settings that can be read", action)
 
 
-def _lines(finding: dict[str, str]) -> Iterator[tuple[str, object]]:
-    """One, and two more where something is to be done."""
-    yield f"{finding['level']:<4}  {finding['check']}", finding["found"]
-    if finding["level"] != "ok":
-        yield "      expected", finding["expected"]
-        yield "      do", finding["action"]
+def _finding_lines(finding: Check) -> Iterator[tuple[str, object]]:
+    """Yield a finding as one line, and two more lines if something has to be done."""
+    yield f"{finding.level:<4}  {finding.check}", finding.found
+    if finding.level != "ok":
+        yield "      expected", finding.expected
+        yield "      do", finding.action
 
 
-def _end(found: list[dict[str, str]], as_json: bool) -> None:
-    counts = {level: sum(finding["level"] == level for finding in found) for level in ("ok", "warn", "fail")}
-    worst = next((level for level in ("fail", "warn") if counts[level]), "ok")
+def _end(findings: list[Check], as_json: bool) -> None:
+    ok, warn, fail = (sum(finding.level == level for finding in findings) for level in ("ok", "warn", "fail"))
+    worst = "fail" if fail else "warn" if warn else "ok"
     if as_json:
-        print_json({"verdict": worst, "findings": found})
+        print_json({"verdict": worst, "findings": findings})
     else:
-        print_facts(line for finding in found for line in _lines(finding))
-        say(f"{counts['ok']} in order, {counts['warn']} to look at, {counts['fail']} that keep it from working")
+        print_facts(line for finding in findings for line in _finding_lines(finding))
+        say(f"{ok} in order, {warn} to look at, {fail} that keep it from working")
     if worst == "fail":
-        failed = ", ".join(finding["check"] for finding in found if finding["level"] == "fail")
+        failed = ", ".join(finding.check for finding in findings if finding.level == "fail")
         raise Unavailable(f"appliance: expected every check to pass, got failures: {failed}", code="not-in-order")
 
 
@@ -74,41 +84,48 @@ def _end(found: list[dict[str, str]], as_json: bool) -> None:
 @reads
 @click.pass_obj
 def status(caller: Caller) -> None:
-    """Show whether the service runs, what it does and what waits for whom, on one screen.
+    """Show whether the service runs, what it does, and which decisions are pending.
 
-    Starts no service. Without a login or a key it shows only what needs no session: whether it runs, and its process.
+    Starts no service. Without a login or a key it shows only whether the service runs, and its process.
     """
-    from appliance.client.support.door import is_answering
-    from appliance.client.support.stopping import holder_of
+    from appliance.api.operations import Status
+    from appliance.client.support.connection import is_answering
+    from appliance.client.support.service_process import holder_of
 
-    settings = caller.settings
+    folder = caller.folder
     pid = holder_of(caller.place)
-    if pid is None or not is_answering(settings.socket):
-        doing = "not running" if pid is None else "starting or ending"
-        print_json({"service": {"state": doing, "pid": pid}}) if caller.json else print_facts([("service", doing)])
-        start = "appliance serve" if _is_made(settings) else "appliance init"
-        say(f"next: appliance doctor, {start}" if pid is None else f"process {pid} holds {settings.lock}")
+    if pid is None or not is_answering(folder.socket):
+        state_text = "not running" if pid is None else "starting or ending"
+        has_appliance = _has_appliance(folder)
+        home = f"{folder.home}{'' if has_appliance else ', without an appliance'}"
+        print_json(
+            {"service": {"state": state_text, "pid": pid, "home": str(folder.home)}}
+        ) if caller.json else print_facts([("service", state_text), ("data folder", home)])
+        start = "appliance serve" if has_appliance else "appliance init"
+        say(f"next: appliance doctor, {start}" if pid is None else f"process {pid} holds {folder.lock}")
         return
     try:
-        told = None if caller.name is None and caller.profile is None else caller.reading().get("/v1/status")
+        answer = None if caller.name is None and caller.profile is None else caller.reading().get("/v1/status", Status)
         lacking = "With a login, or --as NAME and --key FILE: log, witnesses, jobs, and pending decisions."
     except NotAuthenticated as error:
         if caller.name is not None:
             raise
-        told, lacking = None, f"As {caller.signer}, log, witnesses, jobs and decisions are not shown: {error.message}"
-    if told is None:
+        answer, lacking = None, f"As {caller.signer}, log, witnesses, jobs and decisions are not shown: {error.message}"
+    if answer is None:
         shown = {"state": "running", "pid": pid, "version": caller.claimed.version}
-        print_json({"service": shown}) if caller.json else print_facts(shown.items())
+        print_json({"service": {**shown, "home": str(folder.home)}}) if caller.json else print_facts(shown.items())
         say(lacking)
         return
-    told["service"]["state"] = "running"
-    print_json(told) if caller.json else print_facts(_facts(told))
+    if caller.json:
+        print_json({**dict(answer), "service": {**dict(answer.service), "state": "running", "home": str(folder.home)}})
+    else:
+        print_facts(_facts(answer))
 
 
-def _is_made(settings: Settings) -> bool:
-    """Whether `init` made an appliance there; one that this account may not look into counts."""
+def _has_appliance(folder: ApplianceFolder) -> bool:
+    """Return True if `init` made an appliance there, or this account cannot read the folder."""
     try:
-        settings.trust.lstat()
+        folder.trust.lstat()
     except FileNotFoundError:
         return False
     except OSError:
@@ -116,57 +133,67 @@ def _is_made(settings: Settings) -> bool:
     return True
 
 
-def _facts(told: dict[str, Any]) -> Iterator[tuple[str, object]]:
-    service, log, engine = told["service"], told["log"], told["engine"]
-    ready = "" if service["ready"] else ", NOT READY"
-    yield "service", f"running since {service['since']}, {service['version']}, process {service['pid']}{ready}"
-    for warning in service["warnings"]:
-        yield "warning", warning
-    yield "log", f"{log['origin']}, {log['size']:,} entries, checkpoint over {log['checkpoint']:,}; {told['database']}"
-    yield "last entry", log["last_entry"]
-    for one in told.get("processes", ()):
-        this = ", this one" if one["this"] else ""
-        roles, place = ", ".join(one["roles"]), f"process {one['pid']} on {one['host']}"
-        yield "process", f"{one['name']} ({roles}), {place}, last contact {one['contact_s']} s ago{this}"
-    for one in told["witnesses"]:
-        age = "has cosigned nothing" if one["age_s"] is None else f"{one['age_s']:,} s ago, {one['size']:,} entries"
-        yield "witness", f"{one['name']}: {age}{'' if one['counts'] else ' (does not count)'}"
+def _facts(answer: Status) -> Iterator[tuple[str, object]]:
+    service, log = answer.service, answer.log
+    ready = "" if service.ready else ", NOT READY"
+    yield "service", f"running since {service.since}, {service.version}, process {service.pid}{ready}"
+    for alarm in answer.alarms:
+        yield alarm.severity, f"{alarm.code}: {alarm.text}\n{alarm.action}"
+    yield (
+        "log",
+        f"{log.origin}, {log.size:,} entries, checkpoint over {log.checkpoint:,}; {answer.database}",
+    )
+    yield "last entry", log.last_entry
+    for one in answer.processes:
+        this = ", this one" if one.this else ""
+        roles, place = ", ".join(one.roles), f"process {one.pid} on {one.host}"
+        yield "process", f"{one.name} ({roles}), {place}, last contact {one.contact_s} s ago{this}"
+    for witness in answer.witnesses:
+        age = "has cosigned nothing" if witness.age_s is None else f"{witness.age_s:,} s ago, {witness.size:,} entries"
+        yield "witness", f"{witness.name}: {age}{'' if witness.counts else ' (does not count)'}"
+    yield from _list_work(answer)
+
+
+def _list_work(answer: Status) -> Iterator[tuple[str, object]]:
+    """Yield the lines on what runs, and on what waits for a person."""
+    engine = answer.engine
     for status in ("running", "queued"):
-        jobs = [job for job in told["jobs"] if job["status"] == status]
+        jobs = [job for job in answer.jobs if job.status == status]
         yield status, "\n".join(map(_job, jobs)) or "nothing"
     yield (
         "engine",
-        f"{engine['loaded']} of {engine['slots']} slots loaded, {engine['requests']} requests open, "
-        f"{'1 worker' if engine['workers'] == 1 else str(engine['workers']) + ' workers'}; {engine['device']}",
+        f"{engine.loaded} of {engine.slots} slots loaded, {engine.requests} requests open, "
+        f"{'1 worker' if engine.workers == 1 else str(engine.workers) + ' workers'}; {engine.device}",
     )
-    if told["authorisations"]:
-        yield "runs", "\n".join(map(_authorisation, told["authorisations"]))
-    yield "orders", "\n".join(_order(one) for one in told["orders"]) or "none waits for a second administrator"
-    yield "reviews", "\n".join(_review(one) for one in told["reviews"]) or "none waits for a reviewer"
-    yield "releases", "\n".join(map(_release, told["releases"])) or "none waits for a release owner"
+    if answer.authorisations:
+        yield "runs", "\n".join(map(_authorisation, answer.authorisations))
+    yield "orders", "\n".join(_order(one) for one in answer.orders) or "none waits for a second administrator"
+    yield "reviews", "\n".join(_review(one) for one in answer.reviews) or "none waits for a reviewer"
+    yield "releases", "\n".join(map(_release, answer.releases)) or "none waits for a release owner"
+    yield "for you", "\n".join(f"{one.kind}: {one.text}" for one in answer.yours) or "nothing waits for you"
 
 
-def _job(job: dict[str, Any]) -> str:
-    return f"{job['kind']} {job['name']}" + (f", {job['progress']}" if job["progress"] else "")
+def _job(job: ActiveJob) -> str:
+    return f"{job.kind} {job.name}" + (f", {job.progress}" if job.progress else "")
 
 
-def _authorisation(one: dict[str, Any]) -> str:
-    who = ", ".join(one["could_authorise"]) or "nobody: enrol a reviewer"
-    return f"{one['run']} ({one['tier']}), ordered by {one['ordered_by']}, waits to be authorised by one of: {who}"
+def _authorisation(one: UnauthorisedRun) -> str:
+    who = ", ".join(one.authorisers) or "nobody: enrol a reviewer"
+    return f"{one.run} ({one.tier}), ordered by {one.ordered_by}, waits to be authorised by one of: {who}"
 
 
-def _order(one: dict[str, Any]) -> str:
-    return f"{one['order'][:19]} {one['verb']} by {one['signer']}, until {one['expires_at']}"
+def _order(one: WaitingOrder) -> str:
+    return f"{one.order[:19]} {one.action} by {one.signer}, until {one.expires_at}"
 
 
-def _review(one: dict[str, Any]) -> str:
-    unit = f" for {one['unit']}" if one["unit"] else ""
-    return f"{one['adapter']}: {one['approvals']} of {one['needed']} approvals{unit}"
+def _review(one: UnreviewedAdapter) -> str:
+    unit = f" for {one.unit}" if one.unit else ""
+    return f"{one.adapter}: {one.approvals} of {one.needed} approvals{unit}"
 
 
-def _release(one: dict[str, Any]) -> str:
-    who = ", ".join(one["owners"]) or "nobody: enrol a release owner"
-    return f"{one['adapter']} is approved for {one['unit']} and was never released; release owner: {who}"
+def _release(one: UnreleasedAdapter) -> str:
+    who = ", ".join(one.owners) or "nobody: enrol a release owner"
+    return f"{one.adapter} is approved for {one.unit} and was never released; release owner: {who}"
 
 
 @command("stop", example="appliance stop\nappliance stop --timeout 300")
@@ -177,17 +204,17 @@ def _release(one: dict[str, Any]) -> str:
     default=DEFAULT_STOP_S,
     show_default=True,
     metavar="SECONDS",
-    help="How long to wait until it has ended.",
+    help="How long to wait for its end.",
 )
 @shares
 @click.pass_obj
 def stop(caller: Caller, wait_s: int) -> None:
-    """Ask the running service to end, and wait until it has ended.
+    """Stop the running service, and wait until it has ended.
 
-    Open requests get five seconds; a run that is cut off continues at the next start, from its last training
-    checkpoint. Only the process that holds the lock of the data folder gets a signal.
+    Open requests get five seconds. An interrupted run continues at the next start, from its last training checkpoint.
+    Only the process that holds the lock of the data folder gets a signal.
     """
-    from appliance.client.support.stopping import stop_service
+    from appliance.client.support.service_process import stop_service
 
     pid = stop_service(caller.place, wait_s, lambda doing: say(f"waiting for the service, which {doing}"))
     if caller.json:
@@ -200,39 +227,43 @@ def stop(caller: Caller, wait_s: int) -> None:
 @reads
 @click.pass_obj
 def storage(caller: Caller) -> None:
-    """What uses the disk, in bytes: bases, datasets, adapters, training checkpoints by run, uploads, logs, database.
+    """Show what uses the disk: bases, datasets, adapters, training checkpoints by run, uploads, logs, database.
 
-    A run's training checkpoints are kept while it is under way, while its adapter is neither released nor rejected,
-    while a legal hold is on it, and then for the days that policy gives; until then it can be replayed.
+    A run's training checkpoints are kept while it is running, while its adapter is neither released nor rejected, while
+    a legal hold is on it, and then for the days that policy sets. Until then the run can be replayed.
     """
-    told = caller.reading().get("/v1/storage")
+    from appliance.api.operations import Storage
+
+    usage = caller.reading().get("/v1/storage", Storage)
     if caller.json:
-        print_json(told)
+        print_json(usage)
         return
     print_table(
         ("kind", "count", "size"),
-        [(name, len(kind["things"]), show_bytes(kind["bytes"])) for name, kind in told["kinds"].items()]
-        + [("together", "", show_bytes(told["bytes"])), ("free", "", show_bytes(told["disk"]["free_bytes"]))],
+        [(name, len(kind.items), show_bytes(kind.bytes)) for name, kind in usage.kinds.items()]
+        + [("together", "", show_bytes(usage.bytes)), ("free", "", show_bytes(usage.disk.free_bytes))],
     )
     print_line("")
-    things = [(kind, thing) for kind, found in told["kinds"].items() for thing in found["things"] if thing["bytes"]]
-    largest = sorted(things, key=lambda one: -int(one[1]["bytes"]))
+    items = [(kind, item) for kind, found in usage.kinds.items() for item in found.items if item.bytes]
+    largest = sorted(items, key=lambda one: -one[1].bytes)
     print_table(
         ("size", "kind", "name", "kept for", "until"),
-        [
-            (show_bytes(thing["bytes"]), kind, thing["name"], thing.get("kept_for"), thing.get("kept_until"))
-            for kind, thing in largest
-        ],
+        [(show_bytes(item.bytes), kind, item.name, item.kept_for, item.kept_until) for kind, item in largest],
     )
 
 
-@command("config", example="appliance config\nAPPLIANCE_LISTEN=off appliance config --json")
+@group("config", example="appliance config show\nappliance config check gateway-1.toml")
+def config() -> None:
+    """Show the effective settings, or check a file of settings."""
+
+
+@config.command("show", example="appliance config show\nAPPLIANCE_LISTEN=off appliance config show --json")
 @click.option("--markdown", is_flag=True, help="Print docs/reference/configuration.md: every setting with its meaning.")
 @shares
 @click.pass_obj
-def config(caller: Caller, markdown: bool) -> None:
-    """Every setting: its value, where that comes from, its default and its meaning."""
-    from appliance.config.explain import explain_settings, render_page
+def show_config(caller: Caller, markdown: bool) -> None:
+    """Show every setting: its value, the source of the value, its default and its meaning."""
+    from appliance.config.description import explain_settings, render_page
 
     if markdown:
         print_line(render_page().rstrip("\n"))
@@ -241,10 +272,37 @@ def config(caller: Caller, markdown: bool) -> None:
     if caller.json:
         print_json([one._asdict() for one in found])
         return
-    print_facts(line for one in found for line in _explained(one))
+    print_facts(line for one in found for line in _setting_lines(one))
 
 
-def _explained(one: Explained) -> Iterator[tuple[str, object]]:
+@config.command("check", example="appliance config check gateway-1.toml\nappliance config check new.toml --home /srv/a")
+@click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
+@shares
+@click.pass_obj
+def check_config(caller: Caller, file: Path) -> None:
+    """Check FILE as the settings of a home, before it is copied to a host, and show what it sets.
+
+    The environment of this command is left out. The exit code is 2 if a setting is wrong; every wrong one is named.
+    Groups, programs, files and folders that this machine lacks are named, too, and the exit code stays 0, because they
+    have to be on the host: `appliance doctor` checks them there.
+    """
+    from appliance.client.support.files import read_file
+    from appliance.config.description import explain_settings, find_missing
+    from appliance.config.settings import FILE, load_settings
+
+    read_file(file, "settings", _MAX_SETTINGS_BYTES)
+    given = [one for one in explain_settings(caller.home, {}, file) if one.source == FILE]
+    missing = list(find_missing(load_settings(caller.home, {}, file)))
+    say(*(f"not on this machine: {name}: {problem}" for name, problem in missing))
+    if caller.json:
+        print_json([one._asdict() for one in given])
+        return
+    print_facts((one.name, one.value or "not set") for one in given)
+    lacking = f"; this machine lacks what these name: {', '.join(name for name, _ in missing)}" if missing else ""
+    say(f"{file}: valid, with {len(given)} settings{lacking}")
+
+
+def _setting_lines(one: ExplainedSetting) -> Iterator[tuple[str, object]]:
     yield one.name, one.value or "not set"
     yield "  from", one.source + (f" ({one.variable})" if one.source == "environment" else "")
     yield "  default", one.default or "not set"

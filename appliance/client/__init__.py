@@ -1,1 +1,1 @@
-"""The API's client: builds and signs orders with the caller's own key, and follows a run."""
+"""The API's client: it builds and signs orders with the caller's own key, verifies the log, and follows runs."""

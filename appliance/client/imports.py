@@ -1,37 +1,61 @@
-"""Importing a base or a dataset: the order, and the wait for what the service's worker found."""
+"""Imports of bases, datasets and validation sets: the order, checks of rows, and the wait for the worker's result."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from appliance.client.support.door import About, Door
+from pydantic import ValidationError
+
+from appliance.api.data import CheckStatus, ImportStatus, RowFindings, RowsToCheck, SplitRows
+from appliance.api.runs import WorkError, WorkStarted
+from appliance.client.support.connection import Connection
+from appliance.client.support.files import ImportSource, read_source
 from appliance.client.support.log import Anchor, read_entry
-from appliance.client.support.orders import check, propose, reasons_against
-from appliance.client.support.uploads import Source, read_source
-from appliance.domain.core.names import NO_DIGEST
-from appliance.domain.data.imports import CancelImport, ImportBase, ImportDataset, ImportValidationSet
-from appliance.domain.data.tasks import FORMATS, GROUPS, PARTS, Task, map_columns, wrong_parts, wrong_share
-from appliance.domain.rulebook.proposals import Proposal
-from appliance.errors import ApplianceError, BadInput, Conflict, Denied, NotFound, Tampered, refuse
+from appliance.client.support.orders import list_refusals
+from appliance.domain.actions.proposals import Proposal
+from appliance.domain.core.lookup import Lookup, OrderInput
+from appliance.domain.core.names import NO_DIGEST, explain
+from appliance.domain.core.order import Order
+from appliance.domain.core.records.data import Import
+from appliance.domain.data.imports import ImportDataset, ImportValidationSet
+from appliance.domain.data.kinds import (
+    FORMATS,
+    GROUPS,
+    PARTS,
+    DatasetKind,
+    find_unknown_parts,
+    map_columns,
+    wrong_share,
+)
+from appliance.errors import (
+    ApplianceError,
+    BadInput,
+    Conflict,
+    Denied,
+    NotFound,
+    RateLimited,
+    Refusal,
+    Tampered,
+    Unavailable,
+    refuse,
+)
 
 ENDINGS = {f".{name}": name for name in FORMATS}
+"""Formats of rows by the ending of a file's name."""
 _WAIT_S = 2
-_SHARE = re.compile(r"0\.[0-9]{1,12}")
-"""As `ml.data.rows` reads it."""
 
 
 @dataclass(frozen=True)
 class DatasetTerms:
-    """What the operator says of a dataset; the rest is found by the worker."""
+    """The operator's statements about a dataset; the worker determines the rest."""
 
     name: str
     base: str
-    task: Task
+    dataset_kind: DatasetKind
     columns: Mapping[str, str]
     labels: tuple[str, ...]
     instruction: str
@@ -40,19 +64,30 @@ class DatasetTerms:
     classification: str
     seed: int
     held_out: str
+    order: ClassVar[type[Order]] = ImportDataset
+
+    @property
+    def subject(self) -> str:
+        """Return the subject of the import."""
+        return f"dataset:{self.name}"
 
     def problems(self) -> list[str]:
-        """What does not fit the task, or cannot be."""
-        return [*_wrong_rows(self), *wrong_share(self.held_out)]
+        """Return the values that do not fit the dataset kind or are malformed."""
+        return [*_check_terms(self), *wrong_share(self.held_out)]
+
+    def own_values(self, held_out: ImportSource | None) -> dict[str, Any]:
+        """Return the values of the order that only datasets have."""
+        rows = self.held_out if held_out is None else held_out.digest
+        return {"dataset": self.name, "seed": self.seed, "held_out": rows}
 
 
 @dataclass(frozen=True)
 class SetTerms:
-    """What the validator says of a validation set; the rest is found by the worker."""
+    """The validator's statements about a validation set; the worker determines the rest."""
 
     name: str
     base: str
-    task: Task
+    dataset_kind: DatasetKind
     columns: Mapping[str, str]
     labels: tuple[str, ...]
     instruction: str
@@ -61,180 +96,270 @@ class SetTerms:
     classification: str
     blind: bool
     final: bool
+    order: ClassVar[type[Order]] = ImportValidationSet
+
+    @property
+    def subject(self) -> str:
+        """Return the subject of the import."""
+        return f"validation-set:{self.name}"
 
     def problems(self) -> list[str]:
-        """What does not fit the task, or cannot be."""
-        return _wrong_rows(self)
+        """Return the values that do not fit the dataset kind or are malformed."""
+        return _check_terms(self)
+
+    def own_values(self, held_out: ImportSource | None) -> dict[str, Any]:
+        """Return the values of the order that only validation sets have."""
+        return {"validation_set": self.name, "blind": self.blind, "final": self.final}
 
 
-def _wrong_rows(terms: DatasetTerms | SetTerms) -> list[str]:
-    found = wrong_parts(terms.task, terms.columns)
-    if terms.labels and terms.task != "classification":
-        found.append(f"dataset, labels: expected none for {terms.task}, got {', '.join(terms.labels)}")
-    if terms.instruction and terms.task == "completion":
-        found.append("dataset, instruction: expected none for completion, which has no template, got one")
+def _check_terms(terms: DatasetTerms | SetTerms) -> list[str]:
+    problems = find_unknown_parts(terms.dataset_kind, terms.columns)
+    if terms.labels and terms.dataset_kind != "classification":
+        problems.append(f"dataset, labels: expected none for {terms.dataset_kind}, got {', '.join(terms.labels)}")
+    if terms.instruction and terms.dataset_kind == "completion":
+        problems.append("dataset, instruction: expected none for completion, which has no template, got one")
     twice = sorted({label for label in terms.labels if terms.labels.count(label) > 1})
-    return found + [f"dataset, label {label!r}: expected it once, got it twice" for label in twice]
+    return problems + [f"dataset, label {label!r}: expected it once, got it twice" for label in twice]
 
 
-def check_base(door: Door, signer: str, name: str, licence: str) -> None:
-    """Everything against an import of this name that can be said before a byte is hashed or sent."""
-    values = {"base": name, "format": "gguf", "source": NO_DIGEST, "licence": licence}
-    check(door, propose(door.about, signer, ImportBase, values))
+Propose = Callable[[type[Order], OrderInput], Proposal]
+"""A function that returns an unsigned order of the caller."""
 
 
-def check_dataset(door: Door, anchor: Anchor, signer: str, terms: DatasetTerms) -> str:
-    """... and of a dataset, all problems at once; the base's digest, as the log binds it."""
-    return _check_rows(
-        door,
-        anchor,
-        f"dataset {terms.name}",
-        f"import of dataset:{terms.name} by {signer}",
-        terms,
-        lambda base: _propose_dataset(door.about, signer, terms, _NOTHING, base, "0.2"),
-    )
+def check_terms(connection: Connection, lookup: Lookup, propose: Propose, terms: DatasetTerms | SetTerms) -> None:
+    """Check the import of rows before any byte is hashed or sent.
 
-
-def check_set(door: Door, anchor: Anchor, signer: str, terms: SetTerms) -> str:
-    """... and of a validation set."""
-    return _check_rows(
-        door,
-        anchor,
-        f"validation set {terms.name}",
-        f"import of validation-set:{terms.name} by {signer}",
-        terms,
-        lambda base: _propose_set(door.about, signer, terms, _NOTHING, base),
-    )
-
-
-_NOTHING = Source("csv", NO_DIGEST, (), None)
-
-
-def _check_rows(
-    door: Door,
-    anchor: Anchor,
-    what: str,
-    act: str,
-    terms: DatasetTerms | SetTerms,
-    propose_it: Callable[[str], Proposal],
-) -> str:
-    problems, base_digest = terms.problems(), NO_DIGEST
-    reasons: tuple[str, ...] = ()
-    with suppress(NotFound):  # the invariants say so, beside the rest
-        base_digest = proven_digest(door, anchor, "base", terms.base)
+    Raises: BadInput or Denied with all problems at once.
+    """
+    problems = terms.problems()
+    refusals: tuple[Refusal, ...] = ()
+    given = describe_rows(terms, _NOTHING)
     try:
-        reasons = reasons_against(door, propose_it(base_digest))
+        lookup.find_artifact("base", terms.base)
+    except NotFound:  # the rules report it with the rest
+        given.values["base_digest"] = NO_DIGEST
+    try:
+        refusals = list_refusals(connection, propose(terms.order, given))
     except BadInput as error:
         problems += error.reasons or (error.message,)
-    if reasons and not problems:
-        raise Denied(act, reasons=reasons)
-    refuse(what, [*problems, *reasons])
-    return base_digest
+    if refusals and not problems:
+        raise Denied(f"import of {terms.subject}", refusals=refusals)
+    refuse(terms.subject.replace("-", " ", 1).replace(":", " ", 1), [*problems, *map(str, refusals)])
 
 
-def propose_base(about: About, signer: str, name: str, licence: str, source: Source) -> Proposal:
-    values = {"base": name, "format": source.format, "source": source.digest, "licence": licence}
-    return propose(about, signer, ImportBase, values)
+def describe_rows(
+    terms: DatasetTerms | SetTerms, source: ImportSource, held_out: ImportSource | None = None
+) -> OrderInput:
+    """Return the values of an order to import rows.
+
+    `held_out` is the file with the held-out rows, if they are not a share of the source's rows.
+    """
+    # Parts that the dataset kind does not have are reported among the problems.
+    known = {part: name for part, name in terms.columns.items() if part in (*PARTS[terms.dataset_kind], *GROUPS)}
+    shared = ("dataset_kind", "labels", "base", "licence", "classification")
+    values = {name: getattr(terms, name) for name in shared} | terms.own_values(held_out)
+    values |= {"format": source.format, "file": source.digest, "columns": map_columns(terms.dataset_kind, known)}
+    return OrderInput(values, {"instruction": terms.instruction, "owner": terms.owner})
 
 
-def read_rows(path: Path, format: str | None) -> Source:
-    """A file of rows, its format told by its ending unless it is named."""
+_NOTHING = ImportSource("csv", NO_DIGEST, (), None)
+
+
+def read_rows(path: Path, format: str | None) -> ImportSource:
+    """Read a file of rows. The ending of its name is the format, unless the caller names it."""
     kind = format or ENDINGS.get(path.suffix.lower())
     if kind is None:
         endings = ", ".join(ENDINGS)
-        raise BadInput(f"dataset, {path}: expected a name that ends in one of {endings}, or --format, got neither")
+        raise BadInput(
+            f"dataset, {path}: expected a name that ends in one of {endings}, or --format; {_explain_format(path)}"
+        )
     return read_source(path, kind)
 
 
-def propose_dataset(
-    about: About, signer: str, terms: DatasetTerms, source: Source, base_digest: str, held_out: Source | None = None
-) -> Proposal:
-    """`held_out`: the file whose rows are held out, where they are not a share of the source's."""
-    refuse(f"dataset {terms.name}", terms.problems())
-    return _propose_dataset(
-        about, signer, terms, source, base_digest, terms.held_out if held_out is None else held_out.digest
-    )
+_WORKBOOK = "it seems to be an Excel workbook: export its rows as CSV in UTF-8"
 
 
-def propose_set(about: About, signer: str, terms: SetTerms, source: Source, base_digest: str) -> Proposal:
-    refuse(f"validation set {terms.name}", terms.problems())
-    return _propose_set(about, signer, terms, source, base_digest)
+def _explain_format(path: Path) -> str:
+    """Describe how to import a file whose name does not say its format, by its first bytes."""
+    with path.open("rb") as file:
+        start = file.read(4096)
+    if start.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
+        return _WORKBOOK
+    first = start.removeprefix(b"\xef\xbb\xbf").lstrip().partition(b"\n")[0]
+    if start.startswith(b"PAR1"):
+        kind = "parquet"
+    elif first.startswith(b"["):
+        return "it seems to be a JSON array: write one object a line, and add --format jsonl"
+    elif first.startswith(b"{"):
+        kind = "jsonl"
+    else:
+        kind = "tsv" if b"\t" in first else "csv"
+    return f"its first line is most like {kind}: add --format {kind}"
 
 
-def _propose_set(about: About, signer: str, terms: SetTerms, source: Source, base_digest: str) -> Proposal:
-    values: dict[str, Any] = {"validation_set": terms.name, "blind": terms.blind, "final": terms.final}
-    values |= _say_rows(terms, source, base_digest)
-    texts = {"instruction": terms.instruction, "owner": terms.owner}
-    return propose(about, signer, ImportValidationSet, values, texts=texts)
+def find_import(connection: Connection, anchor: Anchor, what: str) -> str:
+    """Return the digest of the order of an import that waits or runs.
 
-
-def _propose_dataset(
-    about: About, signer: str, terms: DatasetTerms, source: Source, base_digest: str, held_out: str
-) -> Proposal:
-    values: dict[str, Any] = {"dataset": terms.name, "seed": terms.seed, "held_out": held_out}
-    values |= _say_rows(terms, source, base_digest)
-    return propose(about, signer, ImportDataset, values, texts={"instruction": terms.instruction, "owner": terms.owner})
-
-
-def _say_rows(terms: DatasetTerms | SetTerms, source: Source, base_digest: str) -> dict[str, Any]:
-    # What the task does not have is among the problems that are named together.
-    known = {part: name for part, name in terms.columns.items() if part in (*PARTS[terms.task], *GROUPS)}
-    return {
-        "task": terms.task,
-        "format": source.format,
-        "file": source.digest,
-        "columns": map_columns(terms.task, known),
-        "labels": terms.labels,
-        "base": terms.base,
-        "base_digest": base_digest,
-        "licence": terms.licence,
-        "classification": terms.classification,
-    }
-
-
-def proven_digest(door: Door, anchor: Anchor, kind: str, name: str) -> str:
-    """The digest of an imported base, dataset or validation set, as the log's own entry binds it, not as a row says
-    it."""
-    row = door.get(f"/v1/{kind}s/{name}")
-    entry = read_entry(door, anchor, int(row["index"])).entry
-    if (entry.type, entry.body.get(kind.replace("-", "_"))) != (f"{kind}.imported", name):
-        raise Tampered(f"{kind} {name}: expected its import as entry {entry.index}, got {entry.type}")
-    digest = entry.documents["manifest"]
-    if digest != row["digest"]:
-        raise Tampered(f"{kind} {name}: expected {digest}, which the log binds, got {row['digest']}")
-    return digest
-
-
-def propose_cancel_import(door: Door, anchor: Anchor, signer: str, what: str) -> Proposal:
-    """`what`: the order that asked for the import, or what it imports (`base:NAME`), as the log's own entry says."""
-    rows = [row for row in door.get("/v1/imports") if row["status"] == "requested"]
-    found = [row for row in rows if what in (row["order"], row["subject"])]
+    `what` is the import's order or what it imports (`base:NAME`); the log's own entry must confirm it.
+    """
+    rows = [row for row in connection.get("/v1/imports", list[Import]) if row.status == "requested"]
+    found = [row for row in rows if what in (row.order, row.subject)]
+    if not rows:
+        raise NotFound(f"import, {what}: expected one that waits or runs, and none does; type: appliance import list")
     if len(found) != 1:
-        under_way = ", ".join(f"{row['subject']} ({row['order']})" for row in rows) or "none"
+        under_way = ", ".join(f"{row.subject} ({row.order})" for row in rows)
         got = "several of that name: name its order" if found else "no such import under way"
         raise NotFound(f"import, {what}: expected one of {under_way}, got {got}")
-    order, entry = found[0]["order"], read_entry(door, anchor, int(found[0]["index"])).entry
-    expected = {f"order:{order}", found[0]["subject"]}
+    order, entry = found[0].order, read_entry(connection, anchor, found[0].index).entry
+    expected = {f"order:{order}", found[0].subject}
     if entry.type != "import.requested" or not expected <= set(entry.subjects):
         raise Tampered(f"import, {what}: expected its order as entry {entry.index}, got {entry.type}")
-    return propose(door.about, signer, CancelImport, {"order": order})
+    return order
 
 
-def wait_for_import(door: Door, order: str, told: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """The result of an import that was ordered; its failure as the error it was. `told` gets each state on the way."""
+def wait_for_import(connection: Connection, order: str, on_progress: Callable[[ImportStatus], None]) -> dict[str, Any]:
+    """Return the result of an ordered import. `on_progress` gets each state before.
+
+    Raises: the import's error, if it failed or was cancelled.
+    """
     while True:
-        state = door.get(f"/v1/imports/{order}", wait_s=_WAIT_S)
-        if state["status"] == "finished":
-            return dict(state["result"] or {})
-        if state["status"] in ("failed", "cancelled"):
+        state = connection.get(f"/v1/imports/{order}", ImportStatus, wait_s=_WAIT_S)
+        if state.status == "finished":
+            return state.result or {}
+        if state.status in ("failed", "cancelled"):
             raise _failure(state)
-        told(state)
+        on_progress(state)
 
 
-def _failure(state: dict[str, Any]) -> ApplianceError:
-    """The code says who must act; a code of the worker's own means the bytes were not right."""
-    error = state.get("error") or {"code": "bad-input", "message": "the reason was not kept"}
-    if state["status"] == "cancelled":
-        error = {"code": "cancelled", "message": "it was cancelled"}
-    branch = Conflict if error["code"] in ("cancelled", "conflict", "interrupted") else BadInput
-    return branch(f"import of {state['subject']}: {error['message']}", code=str(error["code"]))
+def _failure(state: ImportStatus) -> ApplianceError:
+    """Return the error of an import.
+
+    The code says who must act; a worker's own code means that the bytes were invalid.
+    """
+    error = state.error or WorkError(code="bad-input", message="the reason was not kept")
+    if state.status == "cancelled":
+        error = WorkError(code="cancelled", message="it was cancelled")
+    branch = Conflict if error.code in ("cancelled", "conflict", "interrupted") else BadInput
+    return branch(f"import of {state.subject}: {error.message}", code=error.code)
+
+
+WAIT_S = 20
+"""Seconds for which one request for a result waits at the service."""
+TURN_S, AGAIN_S = 600, 2
+"""Seconds for which a check waits while another of the same person runs, and seconds between its attempts."""
+SHOWN = 20
+"""Largest number of repeated texts that a warning lists."""
+
+
+@dataclass(frozen=True)
+class RowTerms:
+    """The terms of an import whose rows are checked.
+
+    Without a base, rows are not rendered and lengths are not counted.
+    """
+
+    dataset_kind: str
+    columns: Mapping[str, str]
+    labels: Sequence[str]
+    instruction: str
+    base: str | None
+    seed: int = 1
+    held_out: str = "0.2"
+    is_validation_set: bool = False
+    """True for a validation set, in which all rows are held out."""
+    blind: bool = False
+    """True for a blind validation set, whose findings contain only numbers."""
+
+
+def check_rows(
+    connection: Connection, teaching: RowTerms, sources: Sequence[ImportSource], *, keep: bool
+) -> RowFindings:
+    """Return the findings on uploaded rows. If `keep`, the uploads stay for an import unless rows are invalid."""
+    values = {
+        **vars(teaching),
+        "columns": dict(teaching.columns),
+        "labels": tuple(teaching.labels),
+        "format": sources[0].format,
+        "file": sources[0].digest,
+        "held_out_file": sources[1].digest if len(sources) > 1 else None,
+        "keep": keep,
+    }
+    try:
+        body = RowsToCheck.model_validate(values)
+    except ValidationError as error:
+        raise BadInput(f"dataset check: {explain(error)}") from None
+    key = _start_check(connection, body)
+    while not (state := connection.get(f"/v1/dataset-checks/{key}", CheckStatus, wait_s=WAIT_S)).ended:
+        continue
+    if state.error is not None or state.result is None:
+        failed = state.error or WorkError(code="unavailable", message="expected findings, got none")
+        branch = Unavailable if failed.code in ("unavailable", "worker-ended", "sandbox-escape") else BadInput
+        raise branch(f"dataset check: {failed.message}", code=failed.code)
+    return state.result
+
+
+def _start_check(connection: Connection, body: RowsToCheck) -> str:
+    """Start a check and return its key. A person has one check at a time, so that another waits, as an import does."""
+    until = time.monotonic() + TURN_S
+    while True:
+        try:
+            return connection.post("/v1/dataset-checks", WorkStarted, body).key
+        except RateLimited:
+            if time.monotonic() > until:
+                raise
+            time.sleep(AGAIN_S)
+
+
+def refuse_errors(found: RowFindings, what: str, then: str = "") -> None:
+    """Raise BadInput with the listed invalid rows, if there are any. `then` is the consequence, for the message."""
+    errors, count = found.errors, found.error_count
+    if count:
+        more = (f"and {count - len(errors)} more",) if count > len(errors) else ()
+        problems = "1 problem" if count == 1 else f"{count} problems"
+        raise BadInput(f"dataset, {what}: {problems}{then}", reasons=(*errors, *more))
+
+
+def list_warnings(found: RowFindings) -> list[str]:
+    """Return a sentence for each unusual thing in valid rows, such as nearly equal labels and repeated texts."""
+    warnings = [
+        *found.notes,
+        *(
+            f"labels {one!r} and {other!r} are nearly the same"
+            + (f"; {rarer!r} is the rarer: {places}" if places else "")
+            for one, other, rarer, places in found.similar_labels
+        ),
+    ]
+    pairs, count = found.duplicates, found.duplicate_count
+    if count:
+        shown = "; ".join(f"{place} is that of {first}" for place, first in pairs[:SHOWN])
+        more = f"; and {count - SHOWN} more" if pairs and count > SHOWN else ""
+        have = "1 row has" if count == 1 else f"{count} rows have"
+        listed = f": {shown}{more}" if pairs else ""
+        warnings.append(f"{have} a text that came before, case and spaces aside{listed}")
+    for name, one in found.overlaps.items():
+        if one.duplicates or one.near_duplicates:
+            text = f"{one.duplicates} of {one.rows} rows are among those to train on"
+            warnings.append(f"validation set {name}: {text}, and {one.near_duplicates} nearly")
+    for label, sides in found.labels.items():
+        if sides.train and not sides.held_out:
+            warnings.append(f"label {label!r} has no held-out row: nothing will measure it")
+    return warnings
+
+
+def describe_label(sides: SplitRows) -> str:
+    """Return the numbers of rows with a label: all, to train on, and held out."""
+    return f"{sides.train + sides.held_out}, {sides.train} to train on, {sides.held_out} held out"
+
+
+def list_facts(found: RowFindings) -> list[tuple[str, object]]:
+    """Return the counts of rows, labels and lengths as (label, value). All rows of a validation set evaluate."""
+    if not found.train_rows:
+        facts: list[tuple[str, object]] = [("rows", found.rows)]
+        facts += [(f"label {label}", sides.held_out) for label, sides in found.labels.items()]
+    else:
+        facts = [("rows", f"{found.rows}, {found.train_rows} to train on, {found.held_out_rows} held out")]
+        facts += [(f"label {label}", describe_label(sides)) for label, sides in found.labels.items()]
+    if found.max_tokens is not None:
+        lengths = f"{found.max_tokens} tokens at most, {found.mean_tokens} in the mean"
+        facts.append(("length", f"{lengths}, of the base's context of {found.context_length}"))
+    return facts

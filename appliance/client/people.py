@@ -1,4 +1,4 @@
-"""Statements about people and units: the proof of possession of a key, and a unit's token."""
+"""Enrolment, keys, passkeys, applications and tokens: proofs, orders to sign, and the issue of a unit's token."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import base64
 import csv
 import io
 import secrets
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from pydantic import ValidationError
 
-from appliance.client.support.door import About, Door
+from appliance.client.support.connection import Connection
 from appliance.client.support.files import read_file
-from appliance.client.support.orders import propose
+from appliance.client.support.log import Anchor, find_entries, list_rows, read_event
 from appliance.domain.core.credentials import (
     ISSUED,
     PasskeyPossession,
@@ -27,29 +28,35 @@ from appliance.domain.core.credentials import (
     parse_credential,
     parse_token,
 )
+from appliance.domain.core.lookup import OrderInput
 from appliance.domain.core.names import add_seconds, list_problems
+from appliance.domain.core.records.people import Key, Principal
+from appliance.domain.core.records.serving import Release
 from appliance.domain.core.words import unknown_word
-from appliance.domain.governance.keys import ReplaceKey, RevokeKey, RotateKey
-from appliance.domain.governance.passkeys import PASSKEY_MEMBERS, EnrollPasskey, scope_of
-from appliance.domain.governance.people import MOST_PEOPLE, Enroll, EnrollSeveral, Enrolment, join_proofs
-from appliance.domain.rulebook.proposals import Proposal
-from appliance.domain.serving.applications import EnrollApplication
-from appliance.domain.serving.tokens import RevokeTokens
+from appliance.domain.governance.invitations import InvitationAccepted, InvitationWithdrawn, PersonInvited
+from appliance.domain.governance.keys import describe_proof
+from appliance.domain.governance.passkeys import scope_of
+from appliance.domain.governance.people import MOST_PEOPLE, Enrolment, join_proofs
 from appliance.errors import ApplianceError, BadInput, NotFound, Tampered, refuse
 from appliance.formats.core.commitment import disclose
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.core.timestamp import encode_time
-from appliance.formats.signatures.dsse import encode_envelope, parse_envelope, sign_envelope, verify_envelope
+from appliance.formats.signatures.dsse import Envelope, encode_envelope, parse_envelope, sign_envelope, verify_envelope
 from appliance.formats.signatures.keys import Signer
+
+P = TypeVar("P", Possession, PasskeyPossession)
 
 _MAX_STATEMENT_BYTES = 65_536
 _MAX_TABLE_BYTES = 65_536
 TABLE, TABLE_COLUMNS = "people.csv", ("name", "printed_name", "roles")
-"""Of a folder whose people are enrolled together; several several roles are separated by spaces."""
+"""Name and columns of the table of a folder whose people are enrolled together; roles are separated by spaces."""
 
 
 def prove_possession(origin: str, name: str, key: Signer) -> bytes:
-    """The envelope that a new person hands to an administrator: this key, under this name, for this log."""
+    """Return the envelope that a new person gives to an administrator.
+
+    It proves possession of this key, under this name, for this log.
+    """
     statement = Possession.model_validate(
         {
             **_header(origin, name),
@@ -60,42 +67,71 @@ def prove_possession(origin: str, name: str, key: Signer) -> bytes:
     return encode_envelope(sign_envelope(encode_credential(statement), key))
 
 
+def _read_proof(path: Path, what: str, kind: type[P], source: str) -> tuple[bytes, Envelope, P]:
+    """Return the bytes of a proof, its envelope and its statement, which are not verified yet."""
+    data = read_file(path, what, _MAX_STATEMENT_BYTES).removesuffix(b"\n")
+    try:
+        envelope = parse_envelope(data)
+        return data, envelope, parse_credential(kind, envelope.payload)
+    except BadInput as error:
+        raise BadInput(
+            f"{what}, {path}: expected the file that {source} makes, got another one: {error.message}"
+        ) from None
+
+
 def read_possession(path: Path, origin: str, name: str) -> tuple[bytes, Possession]:
-    """The envelope's bytes and its statement, once the new key's own signature holds, for this log and this name."""
-    data = read_file(path, "proof of possession", _MAX_STATEMENT_BYTES).removesuffix(b"\n")
-    envelope = parse_envelope(data)
-    statement = parse_credential(Possession, envelope.payload)
+    """Return the envelope's bytes and its statement, after verifying the new key's signature.
+
+    Raises: BadInput if it is for another log or name; Tampered if the signature is invalid.
+    """
+    data, envelope, statement = _read_proof(path, "proof of possession", Possession, "appliance key prove")
     if statement.origin != origin:
         raise BadInput(
             f"proof of possession, log: expected {origin}, got {statement.origin}; "
             f"make a new one with: appliance key prove --as {name} --origin {origin}"
         )
     if statement.signer != name:
-        raise BadInput(f"proof of possession, principal: expected {name}, got {statement.signer}")
+        raise BadInput(
+            f"proof of possession, principal: expected {name}, got {statement.signer}; name {statement.signer}, or "
+            f"have a new one made with: appliance key prove --as {name}"
+        )
     verify_envelope(envelope, base64.b64decode(statement.key))
     if envelope.signature.keyid != statement.keyid:
         raise Tampered(f"proof of possession, key: expected {statement.keyid}, got {envelope.signature.keyid}")
     return data, statement
 
 
-def propose_enrolment(
-    about: About, signer: str, name: str, printed_name: str, roles: tuple[str, ...], possession: Path
-) -> Proposal:
-    """Takes the key from the proof alone, so that no key is enrolled that its owner did not offer."""
-    data, statement = read_possession(possession, about.origin, name)
-    return propose(
-        about,
-        signer,
-        Enroll,
-        {"roles": roles, **_key_values(data, statement)},
-        texts={"printed_name": printed_name},
-        documents={"possession": data},
-    )
+def read_invited_proof(connection: Connection, anchor: Anchor, name: str) -> tuple[bytes, str]:
+    """Return the proof of the passkey that an invited person made last, from its proved entry, and the key id.
+
+    Raises: NotFound if the person has accepted no invitation, or it was withdrawn or replaced.
+    """
+    index = _find_accepted(connection, name)
+    if index is None:
+        raise NotFound(f"invitation: expected one that {name} has accepted, got none")
+    proven, body = read_event(connection, anchor, index, InvitationAccepted, principal=name)
+    return proven.document("possession"), body.keyid
+
+
+def find_dropped_passkey(connection: Connection, anchor: Anchor, name: str) -> str | None:
+    """Return the key id of the passkey that an invited person has made, and that another invitation drops, or None."""
+    index = _find_accepted(connection, name)
+    return None if index is None else read_event(connection, anchor, index, InvitationAccepted, principal=name)[1].keyid
+
+
+def _find_accepted(connection: Connection, name: str) -> int | None:
+    """Return the entry of the passkey of the name's invitation, or None if the invitation is not accepted."""
+    for entry in find_entries(connection, subject=f"principal:{name}", newest=True):
+        if entry.type == InvitationAccepted.type:
+            return entry.index
+        if entry.type in (PersonInvited.type, InvitationWithdrawn.type):
+            break
+    return None
 
 
 @dataclass(frozen=True)
 class Newcomer:
-    """A line of a folder's table, and the proof that lies beside it."""
+    """A line of a folder's table, and the proof beside it."""
 
     name: str
     printed_name: str
@@ -103,33 +139,38 @@ class Newcomer:
     proof: Path
 
 
-def propose_enrolments(about: About, signer: str, folder: Path) -> Proposal:
-    """One order for everybody in the folder's table. BadInput names every fault of table and proofs at once."""
+def read_enrolments(folder: Path, origin: str) -> OrderInput:
+    """Return the values of one order for all people in the folder's table.
+
+    Raises: BadInput with every problem of the table and the proofs.
+    """
     newcomers = read_newcomers(folder)
     people, disclosures, proofs, problems = [], [], [], []
-    for one in newcomers:
+    for newcomer in newcomers:
         try:
-            data, statement = read_possession(one.proof, about.origin, one.name)
+            data, statement = read_possession(newcomer.proof, origin, newcomer.name)
         except ApplianceError as error:
-            problems.append(f"{one.name}: {error.message}")
+            problems.append(f"{newcomer.name}: {error.message}")
             continue
-        printed = disclose(one.printed_name, secrets.token_bytes(32))
-        values = {**_key_values(data, statement), "printed_name": printed.commitment, "roles": one.roles}
+        printed = disclose(newcomer.printed_name, secrets.token_bytes(32))
+        proved = {name: one.value for name, one in describe_proof(statement, parse_envelope(data).pae_digest).items()}
         try:
+            values = {**proved, "printed_name": printed.commitment, "roles": newcomer.roles}
             people.append(Enrolment.model_validate(values))
         except ValidationError as error:
-            problems += [f"{one.name}: {problem}" for problem in list_problems(error)]
+            problems += [f"{newcomer.name}: {problem}" for problem in list_problems(error)]
         disclosures.append(printed)
         proofs.append(data)
     refuse(f"folder {folder}", problems)
-    proposal = propose(
-        about, signer, EnrollSeveral, {"people": tuple(people)}, documents={"possessions": join_proofs(proofs)}
-    )
-    return Proposal(proposal.order, tuple(disclosures), proposal.documents)
+    documents = {"possessions": join_proofs(proofs)}
+    return OrderInput({"people": tuple(people)}, documents=documents, disclosures=tuple(disclosures))
 
 
 def read_newcomers(folder: Path) -> list[Newcomer]:
-    """The folder's table, each line with a proof NAME.proof beside it. BadInput names every fault at once."""
+    """Return the lines of the folder's table, each with a proof NAME.proof beside it.
+
+    Raises: BadInput with every problem.
+    """
     text = read_file(folder / TABLE, "table of people", _MAX_TABLE_BYTES).decode("utf-8", "replace")
     header, *lines = list(csv.reader(io.StringIO(text))) or [[]]
     if header != list(TABLE_COLUMNS):
@@ -140,17 +181,18 @@ def read_newcomers(folder: Path) -> list[Newcomer]:
         for number, line in rows
         if len(line) != len(TABLE_COLUMNS)
     ]
-    whole = [(number, line) for number, line in rows if len(line) == len(TABLE_COLUMNS)]
-    found = [Newcomer(n.strip(), p.strip(), tuple(r.split()), folder / f"{n.strip()}.proof") for _, (n, p, r) in whole]
+    complete_rows = [(number, line) for number, line in rows if len(line) == len(TABLE_COLUMNS)]
+    newcomers = [
+        Newcomer(n.strip(), p.strip(), tuple(r.split()), folder / f"{n.strip()}.proof")
+        for _, (n, p, r) in complete_rows
+    ]
     problems += [
         f"{TABLE}, line {number}: expected a printed name, got none"
-        for (number, _), one in zip(whole, found, strict=True)
-        if not one.printed_name
+        for (number, _), newcomer in zip(complete_rows, newcomers, strict=True)
+        if not newcomer.printed_name
     ]
-    names = [one.name for one in found]
-    problems += [
-        f"{TABLE}: expected {name!r} once, got it twice" for name in dict.fromkeys(names) if names.count(name) > 1
-    ]
+    names = Counter(newcomer.name for newcomer in newcomers)
+    problems += [f"{TABLE}: expected {name!r} once, got it twice" for name, count in names.items() if count > 1]
     problems += [
         f"{path.name}: expected a line in {TABLE} for it, got none"
         for path in sorted(folder.glob("*.proof"))
@@ -159,21 +201,15 @@ def read_newcomers(folder: Path) -> list[Newcomer]:
     if not rows or len(rows) > MOST_PEOPLE:
         problems.append(f"{TABLE}: expected 1 to {MOST_PEOPLE} people, got {len(rows)}")
     refuse(f"folder {folder}", problems)
-    return found
-
-
-def propose_replacement(about: About, signer: str, name: str, possession: Path, reason: str | None) -> Proposal:
-    """Another key for a person who lost theirs; taken from their proof alone, as at enrolment."""
-    data, statement = read_possession(possession, about.origin, name)
-    texts = {} if reason is None else {"reason": reason}
-    return propose(about, signer, ReplaceKey, _key_values(data, statement), texts=texts, documents={"possession": data})
+    return newcomers
 
 
 def read_passkey_proof(path: Path, origin: str, name: str) -> tuple[bytes, PasskeyPossession]:
-    """The envelope's bytes and its statement, once the passkey's own assertion holds, for this log and this name."""
-    data = read_file(path, "proof of a passkey", _MAX_STATEMENT_BYTES).removesuffix(b"\n")
-    envelope = parse_envelope(data)
-    statement = parse_credential(PasskeyPossession, envelope.payload)
+    """Return the envelope's bytes and its statement, after verifying the passkey's assertion.
+
+    Raises: BadInput if it is for another log or name; Tampered if the assertion is invalid.
+    """
+    data, envelope, statement = _read_proof(path, "proof of a passkey", PasskeyPossession, "the console")
     for what, expected, got in (("log", origin, statement.origin), ("principal", name, statement.signer)):
         if got != expected:
             raise BadInput(f"proof of a passkey, {what}: expected {expected}, got {got}; make another in the console")
@@ -181,90 +217,38 @@ def read_passkey_proof(path: Path, origin: str, name: str) -> tuple[bytes, Passk
     return data, statement
 
 
-def propose_passkey(about: About, signer: str, name: str, possession: Path) -> Proposal:
-    """One more key of a person; everything is taken from the passkey's own proof."""
-    data, statement = read_passkey_proof(possession, about.origin, name)
-    said = {member: getattr(statement, member) for member in PASSKEY_MEMBERS}
-    values = {**_key_values(data, statement), **said}
-    return propose(about, signer, EnrollPasskey, values, documents={"possession": data})
-
-
-def propose_rotation(about: About, name: str, new: Signer, old_until: str) -> Proposal:
-    """A person's own: the new key proves itself here, the order is signed with the old one."""
-    data = prove_possession(about.origin, name, new)
-    statement = parse_credential(Possession, parse_envelope(data).payload)
-    values = {**_key_values(data, statement), "old_until": old_until}
-    return propose(about, name, RotateKey, values, documents={"possession": data})
-
-
-def propose_key_revocation(
-    about: About, signer: str, name: str, keyid: str, since: int | None, reason: str | None
-) -> Proposal:
-    texts = {} if reason is None else {"reason": reason}
-    return propose(about, signer, RevokeKey, {"principal": name, "keyid": keyid, "since": since}, texts=texts)
-
-
-def propose_token_revocation(
-    about: About,
-    signer: str,
-    unit: str,
-    reason: str | None,
-    *,
-    token: str | None = None,
-    issued_before: str | None = None,
-    application: str | None = None,
-) -> Proposal:
-    texts = {} if reason is None else {"reason": reason}
-    values = {"unit": unit, "token": token, "issued_before": issued_before, "application": application}
-    return propose(about, signer, RevokeTokens, values, texts=texts)
-
-
 def token_digest(text: str) -> str:
-    """What identifies a token in the ledger: of a token of the unit or of an application, or this very digest."""
+    """Return the digest that identifies a token in the ledger; a digest is returned unchanged."""
     if text.startswith(ISSUED):
         return digest_bytes(text.encode())
     return text if text.startswith("sha256:") else parse_token(text).pae_digest
 
 
-def propose_application(
-    about: About, unit: str, name: str, tasks: tuple[str, ...], possession: Path
-) -> tuple[Proposal, str]:
-    """The unit's own order for an application, whose key is taken from its proof alone; and the key's id."""
-    data, statement = read_possession(possession, about.origin, unit)
-    values = {**_key_values(data, statement), "application": name, "tasks": tasks}
-    proposal = propose(about, unit, EnrollApplication, values, documents={"possession": data})
-    return proposal, statement.keyid
+def keys_of(connection: Connection, name: str) -> list[Key]:
+    """Return every key that the person ever had, in the order of enrolment.
 
-
-def _key_values(data: bytes, statement: Possession) -> dict[str, str]:
-    """What an order says of a key that comes in: it is the proof's own."""
-    return {
-        "principal": statement.signer,
-        "key": statement.key,
-        "keyid": statement.keyid,
-        "possession": parse_envelope(data).pae_digest,
-    }
-
-
-def keys_of(door: Door, name: str) -> list[dict[str, Any]]:
-    """Every key that the person ever had, in the order in which they were enrolled."""
-    things = door.get("/v1/ledger/state", kind=("key",))["things"]
-    found = [dict(thing["value"]) for thing in things if thing["value"]["principal"] == name]
+    Raises: NotFound if the name was never enrolled.
+    """
+    found = [key for key in list_rows(connection, "key", Key) if key.principal == name]
     if not found:
         raise NotFound(f"keys of {name}: expected an enrolled name, got one that was never enrolled")
-    return sorted(found, key=lambda key: int(key["enrolled"]))
+    return sorted(found, key=lambda key: key.enrolled)
 
 
-def find_keyid(keys: list[dict[str, Any]], prefix: str | None) -> str:
-    """The one key whose id starts so (the algorithm's name may be left out), or the passkey of this name; without a
-    prefix the only one."""
-    named = [str(key["keyid"]) for key in keys if prefix is not None and key.get("passkey", {}).get("name") == prefix]
+def find_keyid(keys: list[Key], prefix: str | None) -> str:
+    """Return the id of the one key that begins with the prefix, or of the passkey of this name.
+
+    `sha256:` may be omitted. Without a prefix, return the id of the only key.
+
+    Raises: BadInput unless exactly one key matches.
+    """
+    named = [key.keyid for key in keys if key.passkey is not None and key.passkey.name == prefix]
     if named:
         return named[0]
-    wanted = "" if prefix is None else prefix.removeprefix("sha256:")
-    found = [str(key["keyid"]) for key in keys if str(key["keyid"]).removeprefix("sha256:").startswith(wanted)]
-    if len(found) != 1 or (prefix is not None and len(wanted) < 6):
-        known = ", ".join(f"{key['keyid'][:19]} of entry {key['enrolled']}" for key in keys)
+    digits = "" if prefix is None else prefix.removeprefix("sha256:")
+    found = [key.keyid for key in keys if key.keyid.removeprefix("sha256:").startswith(digits)]
+    if len(found) != 1 or (prefix is not None and len(digits) < 6):
+        known = ", ".join(f"{key.keyid[:19]} of entry {key.enrolled}" for key in keys)
         raise BadInput(
             f"key id {prefix or 'not given'}: expected the start (6 digits or more) of one of this person's keys, "
             f"got {len(found)} that fit; their keys: {known}"
@@ -273,7 +257,7 @@ def find_keyid(keys: list[dict[str, Any]], prefix: str | None) -> str:
 
 
 def issue_token(origin: str, unit: str, key: Signer, ttl_s: int) -> tuple[str, str]:
-    """A unit's API key, one word, and when it ends."""
+    """Return a unit's API key, which is one word, and its expiry."""
     header = _header(origin, unit)
     expires = add_seconds(header["issued_at"], ttl_s)
     statement = UnitToken.model_validate({**header, "expires_at": expires})
@@ -289,20 +273,23 @@ def _header(origin: str, name: str) -> dict[str, str]:
     }
 
 
-def unreleased_tasks(door: Door, unit: str, tasks: Sequence[str]) -> list[str]:
-    """For each task that is not released to the unit now, what is; the nearest is named."""
-    things = door.get("/v1/ledger/state", kind=("release",))["things"]
-    released = [thing["value"]["task"] for thing in things if thing["value"]["unit"] == unit]
+def unreleased_served_models(connection: Connection, unit: str, served_models: Sequence[str]) -> list[str]:
+    """Return a message for each served model that is not released to the unit now, with the nearest released one."""
+    released = [release.served_model for release in list_rows(connection, "release", Release) if release.unit == unit]
     return [
-        unknown_word("task", task, released, f"one released to {unit}")
+        unknown_word("served model", served_model, released, f"one released to {unit}")
         + f"; requests for it are refused until it is released to {unit}"
-        for task in tasks
-        if task not in released
+        for served_model in served_models
+        if served_model not in released
     ]
 
 
-def check_unit(door: Door, name: str | None) -> None:
-    """BadInput where no unit of this name was ever enrolled; the nearest is named."""
-    units = [] if name is None else [row["name"] for row in door.get("/v1/principals") if "unit" in row["roles"]]
+def check_unit(connection: Connection, name: str | None) -> None:
+    """Raise BadInput, with the nearest name, if no unit of this name was ever enrolled."""
+    units = (
+        []
+        if name is None
+        else [row.name for row in connection.get("/v1/principals", list[Principal]) if "unit" in row.roles]
+    )
     if name is not None and name not in units:
         raise BadInput(unknown_word("unit", name, units, "an enrolled unit"))

@@ -1,80 +1,91 @@
-"""Questions to the service about the past. The client checks the answers as far as it can."""
+"""Questions to the service about the past. The client verifies the answers as far as possible."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from appliance.client.support.door import Door
-from appliance.client.support.log import Anchor, read_entry
+from appliance.api.data import RowRequest, RowsFound
+from appliance.api.log import AccessPeriods, EffectiveAccess, EntrySummary, LogPage, StateAt
+from appliance.api.releases import Adapter, AdapterHistory, HistoryStep
+from appliance.client.support.connection import Connection
+from appliance.client.support.log import Anchor, ProvenEntry, find_entries, read_entry, read_event
+from appliance.domain.actions.apply import parse_body
+from appliance.domain.actions.registry import ORDERS
 from appliance.domain.core.entry import Entry, parse_entry
 from appliance.domain.core.order import Order
-from appliance.domain.rulebook.registry import ORDERS
-from appliance.errors import Tampered, Unavailable
-from appliance.formats.artifacts.rows import RowProof, parse_row_proof_value, verify_row
+from appliance.domain.data.datasets import DatasetImported
+from appliance.domain.queries.effective_access import BeforeLog
+from appliance.domain.queries.rows import DatasetUses
+from appliance.domain.serving.requests import RequestAdmitted, RequestFinished
+from appliance.errors import BadInput, NotFound, Tampered, Unavailable
+from appliance.formats.artifacts.rows import RowProof, verify_row
 from appliance.formats.core.canonical import parse_canonical
-from appliance.formats.core.commitment import parse_disclosure_value, verify_disclosure
+from appliance.formats.core.commitment import verify_disclosure
 from appliance.formats.core.digest import digest_bytes, raw_digest
-from appliance.formats.core.fields import parse_base64
 from appliance.formats.signatures.dsse import parse_envelope
 
 
 @dataclass(frozen=True)
-class Proved:
-    """An answer, each of whose entries was proved to be in the log, which then had this many."""
+class ProvedAnswer:
+    """An answer whose entries were proved to be in the log, the printed names by commitment, and the log's size."""
 
-    answer: dict[str, Any]
-    entries: int
+    found: EffectiveAccess
+    names: dict[str, str]
     log_size: int
 
 
-def could_load(door: Door, anchor: Anchor, unit: str, at: str | None) -> Proved:
-    """What the unit could have loaded. The client proves that the named entries are as named. That no other entry
-    contradicts the answer is known only once the log is verified."""
-    return _prove_could_load(door, anchor, dict(door.get(f"/v1/units/{unit}/could-load", at=at)))
+def effective_access(connection: Connection, anchor: Anchor, unit: str, at: str | None) -> ProvedAnswer:
+    """Return what the unit could have loaded.
+
+    The client proves that the named entries are as named. Only a verification of the whole log shows that no other
+    entry contradicts the answer.
+    """
+    return _prove_effective_access(
+        connection, anchor, connection.get(f"/v1/units/{unit}/effective-access", EffectiveAccess, at=at)
+    )
 
 
-def could_load_between(door: Door, anchor: Anchor, unit: str, since: str, until: str | None) -> dict[str, Any]:
-    """The same for a span: `since`, `until` and `periods`, each a Proved answer that held until the next one's."""
-    answer = dict(door.get(f"/v1/units/{unit}/could-load", since=since, until=until))
-    return {**answer, "periods": [_prove_could_load(door, anchor, dict(one)) for one in answer["periods"]]}
+def effective_access_between(
+    connection: Connection, anchor: Anchor, unit: str, since: str, until: str | None
+) -> tuple[AccessPeriods, list[ProvedAnswer]]:
+    """Return the same for a period: each answer was valid until the next."""
+    during = connection.get(f"/v1/units/{unit}/effective-access", AccessPeriods, since=since, until=until)
+    return during, [_prove_effective_access(connection, anchor, found) for found in during.periods]
 
 
-def _prove_could_load(door: Door, anchor: Anchor, answer: dict[str, Any]) -> Proved:
+def _prove_effective_access(connection: Connection, anchor: Anchor, found: EffectiveAccess) -> ProvedAnswer:
     size = 0
-    for named in answer["rests_on"]:
-        entry, size = _entry(door, anchor, int(named["entry"]))
-        got = {"entry": entry.index, "time": entry.time, "type": entry.type, "actor": entry.actor}
+    for named in found.rests_on:
+        proven = read_entry(connection, anchor, named.entry)
+        entry, size = proven.entry, proven.size
+        got = EntrySummary(entry=entry.index, time=entry.time, type=entry.type, actor=entry.actor)
         if got != named:
             raise Tampered(f"entry {entry.index}: expected {named}, as the answer says, got {got}")
-    if "log_begins" in answer:
-        _check_begins(answer)
-    names = [parse_disclosure_value(value) for value in answer.pop("disclosures")]
-    for name in names:
+    if isinstance(found.answer, BeforeLog):
+        _check_begins(found, found.answer)
+    for name in found.disclosures:
         verify_disclosure(name)
-    answer["names"] = {name.commitment: name.text for name in names}
-    return Proved(answer, len(answer["rests_on"]), size)
+    return ProvedAnswer(found, {name.commitment: name.text for name in found.disclosures}, size)
 
 
-def _check_begins(answer: Mapping[str, Any]) -> None:
-    """The first entry, which was proved, is later than the moment; Tampered otherwise."""
-    firsts = [named["time"] for named in answer["rests_on"] if named["entry"] == 0]
-    if firsts != [answer["log_begins"]] or firsts[0] <= answer["at"]:
-        raise Tampered(f"entry 0: expected one later than {answer['at']}, as the answer says, got {firsts}")
+def _check_begins(found: EffectiveAccess, answer: BeforeLog) -> None:
+    """Raise Tampered unless the first entry, which was proved, is later than the requested time."""
+    firsts = [named.time for named in found.rests_on if named.entry == 0]
+    if firsts != [answer.log_begins] or firsts[0] <= answer.at:
+        raise Tampered(f"entry 0: expected one later than {answer.at}, as the answer says, got {firsts}")
 
 
-def _entry(door: Door, anchor: Anchor, index: int) -> tuple[Entry, int]:
-    proven = read_entry(door, anchor, index)
-    return proven.entry, proven.size
+def state_as_of(connection: Connection, at: str | None, kinds: tuple[str, ...]) -> StateAt:
+    """Return the state at a time."""
+    return connection.get("/v1/ledger/state", StateAt, at=at, kind=kinds)
 
 
-def state_as_of(door: Door, at: str | None, kinds: tuple[str, ...]) -> dict[str, Any]:
-    return dict(door.get("/v1/ledger/state", at=at, kind=kinds))
-
-
-def dataset_uses(door: Door, name: str) -> list[dict[str, Any]]:
-    return list(door.get(f"/v1/datasets/{name}/uses"))
+def dataset_uses(connection: Connection, name: str) -> list[DatasetUses]:
+    """Return the uses of a dataset."""
+    return connection.get(f"/v1/datasets/{name}/uses", list[DatasetUses])
 
 
 @dataclass(frozen=True)
@@ -91,7 +102,10 @@ class FoundRow:
 
 @dataclass(frozen=True)
 class RowAnswer:
-    """`found`: how often the service says that the text is there; at most 16 of them are proved."""
+    """The rows of a version of a dataset with a text.
+
+    `found` is their number by the service; at most 16 of them are proved.
+    """
 
     dataset: str
     entry: int
@@ -99,66 +113,135 @@ class RowAnswer:
     rows: tuple[FoundRow, ...]
 
 
-def find_row(door: Door, anchor: Anchor, name: str, text: str) -> list[RowAnswer]:
-    """For each version of the dataset, the rows of this text, each proved here; Tampered when a proof does not hold."""
+def find_row(connection: Connection, anchor: Anchor, name: str, text: str) -> list[RowAnswer]:
+    """Return the rows of this text for each version of the dataset, each proved here.
+
+    Raises: Tampered if a proof is invalid; Unavailable if there is none.
+    """
     return [
-        _row_answer(door, anchor, version, text) for version in door.post(f"/v1/datasets/{name}/row", {"text": text})
+        _row_answer(connection, anchor, version, text)
+        for version in connection.post(f"/v1/datasets/{name}/row", list[RowsFound], RowRequest(text=text))
     ]
 
 
-def _row_answer(door: Door, anchor: Anchor, version: Mapping[str, Any], text: str) -> RowAnswer:
-    dataset, index = str(version["dataset"]), int(version["imported"])
-    entry, _ = _entry(door, anchor, index)
-    if (entry.type, entry.body.get("dataset")) != ("dataset.imported", dataset):
-        raise Tampered(f"entry {index}: expected the import of {dataset}, got {entry.type}")
-    root, size = str(entry.body["root"]), int(entry.body["facts"]["rows"])
+def _row_answer(connection: Connection, anchor: Anchor, version: RowsFound, text: str) -> RowAnswer:
+    dataset, index = version.dataset, version.imported
+    _, imported = read_event(connection, anchor, index, DatasetImported, dataset=dataset)
     rows = []
-    for value in version["proofs"]:
-        proof = parse_row_proof_value(value)
-        verify_row(proof, size, raw_digest(root))
+    for proof in version.proofs:
+        verify_row(proof, int(imported.facts["rows"]), raw_digest(imported.root))
         row = parse_canonical(proof.row)
         if not isinstance(row, dict) or (row.get("text"), row.get("index")) != (text, proof.index):
             raise Tampered(
                 f"row {proof.index} of {dataset}: expected the text that was asked for, got one of a different text"
             )
-        rows.append(FoundRow(dataset, index, root, str(row["split"]), str(row["answer"]), proof))
-    if bool(rows) != bool(version["found"]):
+        rows.append(FoundRow(dataset, index, imported.root, str(row["split"]), str(row["answer"]), proof))
+    if bool(rows) != bool(version.found):
         raise Unavailable(f"rows of {dataset}: expected a proof for what was found, got {len(rows)}")
-    return RowAnswer(dataset, index, int(version["found"]), tuple(rows))
+    return RowAnswer(dataset, index, version.found, tuple(rows))
 
 
 @dataclass(frozen=True)
-class Step:
-    """An entry of a story, with its order in words where it has one; `texts` by the order's field."""
+class HistoryEntry:
+    """An entry of an adapter's history, with its order if it has one, and its `texts` by the order's field."""
 
     entry: Entry
     order: Order | None
     texts: Mapping[str, str]
 
 
-def adapter_story(door: Door, name: str) -> tuple[dict[str, Any], list[Step], dict[str, int]]:
-    """The adapter's row; every entry about it, its run and what it is made of, in order; its requests, counted."""
-    row = dict(door.get(f"/v1/adapters/{name}"))
-    answer = door.get(f"/v1/adapters/{name}/history")
-    return row, [_step(item) for item in answer["entries"]], dict(answer["requests"])
+def read_adapter_history(connection: Connection, name: str) -> tuple[Adapter, list[HistoryEntry], dict[str, int]]:
+    """Return the adapter's row, the entries of its history, and the counts of its requests.
+
+    The entries are those about the adapter, its run and its inputs, in order.
+    """
+    row, found = (
+        connection.get(f"/v1/adapters/{name}", Adapter),
+        connection.get(f"/v1/adapters/{name}/history", AdapterHistory),
+    )
+    return row, [_parse_step(item) for item in found.entries], found.requests
 
 
-def _step(item: Mapping[str, Any]) -> Step:
-    """Order and texts are those that the entry binds; Tampered when they are others."""
-    entry = parse_entry(parse_base64(item["entry"], "entry"))
-    texts = {}
-    for value in item["disclosures"]:
-        disclosure = parse_disclosure_value(value)
+def _parse_step(item: HistoryStep) -> HistoryEntry:
+    """Return an entry with the order and texts that it binds.
+
+    Raises: Tampered if they differ from the bound ones.
+    """
+    entry, data, texts = parse_entry(item.entry), item.order, {}
+    for disclosure in item.disclosures:
         verify_disclosure(disclosure)
         texts[disclosure.commitment] = disclosure.text
-    if item["order"] is None:
-        return Step(entry, None, _opened(entry.body, texts))
-    data = parse_base64(item["order"], f"entry {entry.index}, order")
+    if data is None:
+        return HistoryEntry(entry, None, _open_texts(entry.body, texts))
     if digest_bytes(data) != entry.documents.get("order"):
         raise Tampered(f"entry {entry.index}, order: expected {entry.documents.get('order')}, got other bytes")
     order = ORDERS.parse(parse_envelope(data).payload)
-    return Step(entry, order, _opened(order.model_dump(mode="json"), texts))
+    return HistoryEntry(entry, order, _open_texts(order.model_dump(mode="json"), texts))
 
 
-def _opened(values: Mapping[str, Any], texts: Mapping[str, str]) -> dict[str, str]:
+def _open_texts(values: Mapping[str, Any], texts: Mapping[str, str]) -> dict[str, str]:
     return {name: texts[value] for name, value in values.items() if isinstance(value, str) and value in texts}
+
+
+_ID = re.compile(r"(?:chatcmpl-|cmpl-|classify-)?([0-9a-f]{32})")
+
+
+@dataclass(frozen=True)
+class RequestHistory:
+    """The entries of a request.
+
+    `finished` is None while the request is open. `rests_on` are admission, release and reviews, in this order.
+    """
+
+    name: str
+    admitted: ProvenEntry
+    finished: ProvenEntry | None
+    rests_on: tuple[ProvenEntry, ...]
+
+    @property
+    def last(self) -> ProvenEntry:
+        """Return the latest entry of the request."""
+        return self.finished or self.admitted
+
+
+def parse_request_id(text: str) -> str:
+    """Return the request's name, from itself or from the `id` of a response.
+
+    Raises: BadInput if it is malformed.
+    """
+    found = _ID.fullmatch(text)
+    if found is None:
+        raise BadInput(f"request: expected the id of an answer, or its 32 hexadecimal digits, got {text!r:.80}")
+    return found[1]
+
+
+def find_request(connection: Connection, anchor: Anchor, name: str) -> RequestHistory:
+    """Return the proved entries of a request.
+
+    Raises: NotFound if the log has none of this name; Tampered if its entries are not those of the request.
+    """
+    subject = f"request:{name}"
+    found = [read_entry(connection, anchor, entry.index) for entry in find_entries(connection, subject=(subject,))]
+    if not found:
+        page = connection.get("/v1/ledger", LogPage, subject=(subject,), limit=1)
+        for archive in page.archived:
+            raise NotFound(f"request {name}: {archive}", code="archived")
+        raise NotFound(f"request: expected one in the log, got {name}")
+    for proven in found:
+        if proven.entry.subjects[0] != subject:
+            raise Tampered(f"entry {proven.entry.index}: expected one of {subject}, got {proven.entry.subjects[0]}")
+    admitted, *rest = found
+    body = parse_body(admitted.entry)
+    if not isinstance(body, RequestAdmitted) or [proven.entry.type for proven in rest] not in (
+        [],
+        [RequestFinished.type],
+    ):
+        types = ", ".join(proven.entry.type for proven in found)
+        raise Unavailable(f"request {name}: expected its beginning, and its end at most, got {types}")
+    rests_on = (body.admitted, body.release, *body.approvals)
+    return RequestHistory(
+        name,
+        admitted,
+        rest[0] if rest else None,
+        tuple(read_entry(connection, anchor, index) for index in rests_on),
+    )

@@ -1,1 +1,1 @@
-"""Settings: the environment and `<home>/appliance.toml`, read once, frozen. An unknown key is refused."""
+"""Settings from the environment and `<home>/appliance.toml`, read once and then fixed. Unknown keys are refused."""

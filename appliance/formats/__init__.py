@@ -1,1 +1,4 @@
-"""Bytes to values and back, one file a format. Pure: the standard library, `cryptography` and `appliance.errors`."""
+"""Encoders and parsers, one file per format.
+
+The code is pure: it imports only the standard library, `cryptography` and `appliance.errors`.
+"""

@@ -1,1 +1,1 @@
-"""Database and disk: tables, ledger, artifacts and keyring."""
+"""Database and disk: tables, the ledger, artifacts and keys."""

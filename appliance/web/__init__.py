@@ -1,1 +1,1 @@
-"""The one door: routes, authentication, and the table from error to status."""
+"""The HTTP listeners: routes, authentication, and the mapping from errors to status codes."""

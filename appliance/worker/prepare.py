@@ -1,4 +1,4 @@
-"""The preparing worker: describes the machine, converts a base, or parses, renders and splits rows."""
+"""The prepare worker, which describes the machine, converts a base, or parses, renders and splits rows."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from appliance.errors import BadInput, Unavailable
-from appliance.worker.link import Header, Link, run_worker, take, take_path
+from appliance.worker.link import Header, WorkerLink, run_worker, take, take_path
 
 LEAST_BLIND_ROWS = 20
 
 
-def work(session: Link, task: Header, blob: bytes) -> Header:
+def work(session: WorkerLink, task: Header, blob: bytes) -> Header:
+    """Run the requested preparation and return its result."""
     tasks = {
         "machine": _describe_machine,
         "base": _prepare_base,
@@ -43,30 +44,37 @@ def _prepare_base(task: Header, blob: bytes) -> Header:
 
 
 def _prepare_rows(task: Header, blob: bytes) -> Header:
-    # torch is not needed here, and not loaded: a dataset is imported in a second.
-    from appliance.domain.data.teaching import About
+    # torch is not imported, so that a dataset is imported within a second.
+    from appliance.domain.data.kinds import DatasetDescription
     from appliance.ml.data import rows as data
-    from appliance.ml.data.samples import tokenize_row
+    from appliance.ml.data.rows import tokenize_row
     from appliance.ml.model.chat import load_chat, read_context_length
 
     (kind, columns), base, labels = _read_teaching(task), Path(take_path(task, "base")), take(task, "labels", list)
-    judges = task["task"] == "validation-set"
+    is_validation_set = task["task"] == "validation-set"
     chat = load_chat(base)
-    sides = _read_judging(task, kind, columns) if judges else _read_sides(task, kind, columns)
-    about = About(kind, data.check_labels(sides, labels, judges=judges) if kind == "classification" else ())
-    rows = data.render_rows(sides, chat, kind, instruction=take(task, "instruction", str), judges=judges)
+    sides = _read_held_out(task, kind, columns) if is_validation_set else _read_sides(task, kind, columns)
+    known = data.check_labels(sides, labels, is_validation_set=is_validation_set) if kind == "classification" else ()
+    rows = data.render_rows(
+        sides, chat, kind, instruction=take(task, "instruction", str), is_validation_set=is_validation_set
+    )
     limit, context = read_context_length(base), "the base's context"
     samples = [
         tokenize_row(row, chat, limit, source.place, context) for row, (source, _) in zip(rows, sides, strict=True)
     ]
-    blind = judges and take(task, "blind", bool)
+    counted = {} if is_validation_set else data.count_labels(rows, data.TRAIN)
+    about = DatasetDescription(kind, known, tuple(counted.get(label, 0) for label in known) if counted else ())
+    blind = is_validation_set and take(task, "blind", bool)
     root = data.write_rows(rows, about, Path(take_path(task, "output")), blob, blind=blind)
     described = _describe_rows(rows, samples, about, root)
-    return described if judges else described | _describe_sides(rows, samples, about)
+    return described if is_validation_set else described | _describe_sides(rows, samples)
 
 
 def _check_dataset(task: Header, blob: bytes) -> Header:
-    """What an import of these rows would find, all of it; nothing is written. Without a base nothing is rendered."""
+    """Return all findings that an import of these rows would have, without writing files.
+
+    Without a base, no rows are rendered.
+    """
     from appliance.ml.data import findings
     from appliance.ml.data import rows as data
     from appliance.ml.data.sources import read_records
@@ -76,14 +84,14 @@ def _check_dataset(task: Header, blob: bytes) -> Header:
     errors = findings.Errors()
     source = Path(take_path(task, "source")).read_bytes()
     sources = errors.keep_rows(read_records(source, form, kind, columns, "dataset"))
-    judges = task.get("judges") is True
-    if judges:
-        sides = data.judge_sources(sources)
+    is_validation_set = task.get("is_validation_set") is True
+    if is_validation_set:
+        sides = data.hold_out_sources(sources)
     elif "held_out_source" in task:
         held_out = Path(take_path(task, "held_out_source")).read_bytes()
-        others = errors.keep_rows(read_records(held_out, form, kind, columns, "held-out file"))
-        errors.add(data.find_shared(kind, sources, others))
-        sides = [(one, data.TRAIN) for one in sources] + [(one, data.HELD_OUT) for one in others]
+        held_out_sources = errors.keep_rows(read_records(held_out, form, kind, columns, "held-out file"))
+        errors.add(data.find_shared(kind, sources, held_out_sources))
+        sides = [(one, data.TRAIN) for one in sources] + [(one, data.HELD_OUT) for one in held_out_sources]
     else:
         share = data.parse_fraction(take(task, "held_out", str))
         sides = data.split_sources(kind, sources, take(task, "seed", int), share)
@@ -92,13 +100,25 @@ def _check_dataset(task: Header, blob: bytes) -> Header:
         base = Path(take_path(task, "base"))
         instruction = take(task, "instruction", str)
         rendering = findings.Rendering(load_chat(base), read_context_length(base), instruction)
-    found = findings.examine(kind, sides, errors, take(task, "labels", list), rendering, judges=judges)
-    return found | {"overlaps": _count_overlaps(task, kind, sides)}
+    found = findings.examine(
+        kind, sides, errors, take(task, "labels", list), rendering, is_validation_set=is_validation_set
+    )
+    notes = [] if is_validation_set else _note_split([(data.known_by(kind, source), side) for source, side in sides])
+    return found | {"overlaps": _count_overlaps(task, kind, sides), "notes": [*found["notes"], *notes]}
+
+
+def _note_split(rows: list[tuple[str, str]]) -> list[str]:
+    """Return a note with the number of held-out rows that are near duplicates of training rows, if there are any."""
+    from appliance.domain.planning.plan import note_near_rows
+    from appliance.ml.data.findings import count_split
+    from appliance.ml.data.rows import HELD_OUT
+
+    return note_near_rows(count_split(rows), sum(side == HELD_OUT for _, side in rows))
 
 
 def _count_overlaps(task: Header, kind: Any, sides: Any) -> dict[str, dict[str, int]]:
-    """Of each validation set that was named, how many of its rows are among those to train on."""
-    from appliance.ml.data import overlap
+    """Count for each named validation set how many of its rows are among the training rows."""
+    from appliance.ml.data import findings as overlap
     from appliance.ml.data import rows as data
 
     trained, found = [data.known_by(kind, source) for source, side in sides if side == data.TRAIN], {}
@@ -109,20 +129,22 @@ def _count_overlaps(task: Header, kind: Any, sides: Any) -> dict[str, dict[str, 
 
 
 def _read_teaching(task: Header) -> tuple[Any, dict[str, str]]:
-    """The task that the rows teach, and the file's column for each of its parts."""
-    from appliance.domain.data.tasks import TASKS, map_columns
+    """Return the kind of the dataset and the file's column for each part of a row."""
+    from appliance.domain.data.kinds import DATASET_KINDS, map_columns
 
-    kind = take(task, "teaches", str)
+    kind = take(task, "dataset_kind", str)
     take(task, "columns", dict)
-    if kind not in TASKS or not all(isinstance(name, str) for name in task["columns"].values()):
-        raise BadInput(f"task, teaches: expected one of {', '.join(TASKS)} and names of columns, got {kind!r:.40}")
+    if kind not in DATASET_KINDS or not all(isinstance(name, str) for name in task["columns"].values()):
+        raise BadInput(
+            f"task, dataset_kind: expected one of {', '.join(DATASET_KINDS)} and names of columns, got {kind!r:.40}"
+        )
     return kind, map_columns(kind, task["columns"])
 
 
-def _read_judging(task: Header, kind: Any, columns: dict[str, str]) -> Any:
-    """The uploaded file's records, all held out, and no more than can be judged."""
+def _read_held_out(task: Header, kind: Any, columns: dict[str, str]) -> Any:
+    """Return the records of an uploaded validation set, all held out."""
     from appliance.domain.evaluation.items import MOST_ITEMS
-    from appliance.domain.evaluation.judging import WRITTEN
+    from appliance.domain.evaluation.rules import WRITTEN
     from appliance.ml.data import rows as data
     from appliance.ml.data.sources import parse_source
 
@@ -134,12 +156,15 @@ def _read_judging(task: Header, kind: Any, columns: dict[str, str]) -> Any:
             f"validation set: expected {least} rows at least, so that no number tells of one, got {len(sources)}"
         )
     if kind not in WRITTEN and len(sources) > MOST_ITEMS:
-        raise BadInput(f"validation set: expected at most {MOST_ITEMS} rows, which can be judged, got {len(sources)}")
-    return data.judge_sources(sources)
+        raise BadInput(
+            f"validation set: expected at most {MOST_ITEMS} rows, which can be evaluated, got {len(sources)}"
+        )
+    return data.hold_out_sources(sources)
 
 
 def _read_sides(task: Header, kind: Any, columns: dict[str, str]) -> Any:
-    """The uploaded file's records, each with its side; a second file, where there is one, is held out whole."""
+    """Return the records of the uploaded file, each with its side of the split; a second file is held out
+    completely."""
     from appliance.ml.data import rows as data
     from appliance.ml.data.sources import parse_source
 
@@ -167,14 +192,15 @@ def _describe_rows(rows: list[Any], samples: list[Any], about: Any, root: str) -
     }
 
 
-def _describe_sides(rows: list[Any], samples: list[Any], about: Any) -> Header:
-    """What is told of a dataset alone: how it is divided, what training it takes, and its first row."""
-    from appliance.ml.data.rows import HELD_OUT, TRAIN, count_labels
+def _describe_sides(rows: list[Any], samples: list[Any]) -> Header:
+    """Describe a dataset's split, the effort of training on it, and its first row."""
+    from appliance.ml.data.findings import count_split
+    from appliance.ml.data.rows import HELD_OUT, TRAIN
 
     return {
         "train_rows": sum(row.split == TRAIN for row in rows),
         "held_out_rows": sum(row.split == HELD_OUT for row in rows),
-        "label_rows": count_labels(rows, TRAIN) if about.labels else {},
+        "near_held_out_rows": count_split((row.text, row.split) for row in rows),
         "lengths": _profile_training(rows, samples, _mean_trained(samples)).model_dump(mode="json"),
         "sample": "".join(before + answer for before, answer in rows[0].parts),
     }
@@ -190,15 +216,16 @@ def _profile_training(rows: list[Any], samples: list[Any], trained: int) -> Any:
     from appliance.ml.data.rows import TRAIN
 
     train = [sample for row, sample in zip(rows, samples, strict=True) if row.split == TRAIN]
-    # Preferences share their own prompt, each row with itself, and nothing with another.
+    # The two answers of a preference row share its prompt; rows share nothing with each other.
     shared = 0 if train[0].rejected else _count_shared([sample.ids for sample in train])
     return profile_lengths([sample.tokens for sample in train], shared=shared, trained=trained)
 
 
 def _count_shared(rows: list[tuple[int, ...]]) -> int:
-    """How many first tokens all rows have in common: as many as the first and the last in order have."""
+    """Return the number of leading tokens that all rows share: as many as the first and the last in sorted order
+    share."""
     first, last = min(rows), max(rows)
-    return next((place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    return next((position for position, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
 
 
 if __name__ == "__main__":

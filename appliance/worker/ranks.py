@@ -1,10 +1,10 @@
-"""Starts the ranks of a run on this machine: forks of its worker, inside its walls, joined to the first one by pipes.
+"""Ranks of a training run: forks of the worker on this machine, and frames to the ranks on other nodes.
 
-A fork runs no new program and opens no socket, so the walls of a run with many ranks are those of a run with one: no
-exec, no network, not even loopback. It must come before torch is imported, which has threads that no fork keeps.
+A fork runs no new program and opens no socket, so a run with many ranks has the same sandbox as a run with one: no exec
+and no network, not even loopback. Forks are made before torch is imported, since a fork does not keep torch's threads.
 
-Rank 0 alone has the worker's frames, so it alone writes the record and the training checkpoints. Where a run has
-several nodes, each rank on another node than the first is a worker of its own there (`channels.py`).
+Only rank 0 has the worker's frames, so only rank 0 writes the record and the training checkpoints. In a run on several
+nodes, each rank on another node is a worker of its own.
 """
 
 from __future__ import annotations
@@ -12,21 +12,25 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import queue
 import signal
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from appliance.errors import ApplianceError, BadInput, Unavailable, refuse
-from appliance.worker.link import Header, Link, take
+from appliance.worker.link import Header, WorkerLink, take
 
 Ends = tuple[tuple[int, int], ...]
-"""Pipes to other ranks, each a descriptor to read and one to write: rank 0 has one pair for each other rank, in order,
-and each other rank has one pair, to rank 0."""
+"""Pipes to other ranks, as pairs of a descriptor to read and one to write.
+
+Rank 0 has one pair for each other rank, in order; every other rank has one pair, to rank 0.
+"""
 RANK_ENDED = "rank-ended"
 _FAILED, _OUT_OF_MEMORY = 1, 3
 _PIPE_BYTES = 1 << 20
@@ -35,9 +39,12 @@ _CARDS = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True)
-class Shape:
-    """How a run's ranks lie: `count` of them in all, the first `here` of them on this machine. `threads` for each,
-    where a run is replayed on a machine that has others; None: this machine's, shared out."""
+class RankLayout:
+    """The distribution of a run's ranks: `count` in all, of which the first `here` are on this machine.
+
+    `threads` is the number per rank when a run is replayed on another machine; None divides the threads of this
+    machine.
+    """
 
     count: int
     here: int
@@ -45,26 +52,34 @@ class Shape:
     threads: int | None = None
 
     @property
-    def far(self) -> range:
-        """The ranks on other nodes."""
+    def remote_ranks(self) -> range:
+        """Return the ranks on other nodes."""
         return range(self.here, self.count)
 
 
-def take_shape(task: Header) -> Shape:
+def take_shape(task: Header) -> RankLayout:
+    """Return the distribution of the task's ranks.
+
+    Raises:
+        BadInput: the number of nodes does not divide the number of processes.
+    """
     recipe: dict[str, Any] = take(task, "recipe", dict)
     count, nodes = recipe["processes"], take(task, "nodes", int) if "nodes" in task else 1
     if nodes < 1 or count % nodes:
         raise BadInput(f"task, nodes: expected a divisor of {count} processes, got {nodes}")
     threads = take(task, "threads", int) if "threads" in task else None
-    return Shape(count, count // nodes, recipe["device"], threads)
+    return RankLayout(count, count // nodes, recipe["device"], threads)
 
 
 @contextmanager
-def start_ranks(session: Link, shape: Shape, follow: Callable[[int, Ends], None]) -> Iterator[Ends]:
-    """Runs `follow(rank, ends)` in a process for each rank here but the first, and gives the first its ends.
+def start_ranks(session: WorkerLink, shape: RankLayout, follow: Callable[[int, Ends], None]) -> Iterator[Ends]:
+    """Run `follow(rank, ends)` in a process for every local rank but the first, and yield the ends of the first.
 
-    On the way out every other rank is ended: after the last step nothing is left for it to do. BadInput where the
-    machine cannot share itself out, Unavailable (`rank-ended`, `out-of-memory`) where a rank ended before the run.
+    When the block ends, all other ranks are killed, since they have no work after the last step.
+
+    Raises:
+        BadInput: the machine's threads or cards cannot be divided among the ranks.
+        Unavailable: a rank ended early (code `rank-ended` or `out-of-memory`).
     """
     count = shape.here
     if shape.threads is None:
@@ -95,26 +110,30 @@ def start_ranks(session: Link, shape: Shape, follow: Callable[[int, Ends], None]
 
 
 def check_share(device: str, count: int) -> None:
-    """BadInput where this process's threads or cards cannot be divided so."""
-    from appliance.domain.recipe.processes import misfits_machine
+    """Check that this process's threads or cards can be divided among `count` ranks.
 
-    refuse("recipe", misfits_machine(count, device, len(os.sched_getaffinity(0)), max(1, len(list_cards()))))
+    Raises:
+        BadInput: they cannot.
+    """
+    from appliance.domain.recipe.methods import list_machine_problems
+
+    refuse("recipe", list_machine_problems(count, device, len(os.sched_getaffinity(0)), max(1, len(list_cards()))))
 
 
 def list_cards() -> list[str]:
-    """The cards that this process may see, as CUDA names them."""
+    """Return the GPUs that are visible to this process, as CUDA names them."""
     return [card for card in os.environ.get(_CARDS, "").split(",") if card]
 
 
 def take_card(device: str, rank: int, count: int) -> None:
-    """From here on this process sees one card, its own. It must come before torch starts CUDA."""
+    """Restrict this process to the GPU of its rank; call it before torch initialises CUDA."""
     if device == "cuda" and count > 1:
         os.environ[_CARDS] = list_cards()[rank]
 
 
 def _pipe() -> tuple[int, int]:
     reading, writing = os.pipe()
-    # A site may allow smaller pipes only: slower, nothing else.
+    # A site may allow smaller pipes only, which are slower but work.
     with contextlib.suppress(OSError):
         fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
     return reading, writing
@@ -126,14 +145,14 @@ def _close(ends: list[tuple[int, int]]) -> None:
 
 
 def _follow(follow: Callable[[int, Ends], None], rank: int, count: int, device: str, ends: tuple[int, int]) -> NoReturn:
-    """The whole life of another rank. Its exit code is all that it reports; its defects have their trace in the log."""
+    """Run another rank from start to end. It reports only its exit code; tracebacks of defects go to the log."""
     code = _FAILED
     try:
         take_card(device, rank, count)
         follow(rank, (ends,))
         code = 0
     except ApplianceError as error:
-        # Its message may quote a row.
+        # The message is omitted, since it may quote a row.
         print(f"rank {rank} failed: {error.code}", file=sys.stderr)
     except MemoryError:
         code = _OUT_OF_MEMORY
@@ -142,7 +161,7 @@ def _follow(follow: Callable[[int, Ends], None], rank: int, count: int, device: 
             raise
         code = _OUT_OF_MEMORY
     finally:
-        # A defect would go on to the code that forked: it ends here, with its trace.
+        # Log a defect and exit here, so that it does not reach the code that forked.
         if sys.exc_info()[0] is not None:
             traceback.print_exc()
         sys.stderr.flush()
@@ -150,11 +169,11 @@ def _follow(follow: Callable[[int, Ends], None], rank: int, count: int, device: 
 
 
 def _explain(children: list[int]) -> Unavailable:
-    """What ended a rank, once its pipe has closed: its exit code comes a moment later."""
+    """Return the error that describes which rank ended; its exit code arrives shortly after its pipe closes."""
     deadline = time.monotonic() + _END_S
     while time.monotonic() < deadline:
         for rank, child in enumerate(children, start=1):
-            # Left to be collected at the end, so that no signal can reach another process of that number.
+            # WNOWAIT leaves the process uncollected, so that no signal can reach another process with that id.
             ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             if ended is None or (ended.si_code == os.CLD_EXITED and ended.si_status == 0):
                 continue
@@ -168,3 +187,80 @@ def _explain(children: list[int]) -> Unavailable:
             )
         time.sleep(0.01)
     return Unavailable("worker: expected every rank to train to the last step, got a closed pipe", code=RANK_ENDED)
+
+
+SILENT_S = 1500
+"""Seconds without data after which a rank has failed; the service stops a worker a little later."""
+_PART_BYTES = 512 << 10
+"""Bytes per frame; the launcher accepts at most 1 MiB with a frame."""
+
+
+class Incoming:
+    """A thread that reads the frames that arrive after the task."""
+
+    def __init__(self, session: WorkerLink, ranks: Iterable[int] = ()) -> None:
+        """Start the thread; `ranks` are those on other nodes."""
+        self._session, self._asked = session, threading.Event()
+        self._parts: dict[int, queue.Queue[bytes | None]] = {rank: queue.Queue() for rank in ranks}
+        threading.Thread(target=self._read, name="frames", daemon=True).start()
+
+    def take_checkpoint_request(self) -> bool:
+        """Return True if a training checkpoint was requested since the last call, such as before a cluster node is
+        taken away."""
+        asked = self._asked.is_set()
+        self._asked.clear()
+        return asked
+
+    def channels(self) -> list[FrameChannel]:
+        """Return a channel for each rank on another node."""
+        return [FrameChannel(self._session, rank, parts) for rank, parts in self._parts.items()]
+
+    def _read(self) -> None:
+        try:
+            while (frame := self._session.receive()) is not None:
+                header, blob = frame
+                if header.get("frame") == "checkpoint":
+                    self._asked.set()
+                elif header.get("frame") == "rank" and header.get("rank") in self._parts:
+                    self._parts[header["rank"]].put(blob)
+        except ApplianceError as error:
+            print(f"frames: {error.code}", file=sys.stderr)
+        for parts in self._parts.values():
+            parts.put(None)
+
+
+class FrameChannel:
+    """A byte stream to and from a rank on another node."""
+
+    def __init__(
+        self, session: WorkerLink, rank: int, parts: queue.Queue[bytes | None], silent_s: int = SILENT_S
+    ) -> None:
+        self._session, self._rank, self._parts, self._silent_s = session, rank, parts, silent_s
+        self._rest = memoryview(b"")
+
+    def write(self, data: memoryview) -> None:
+        for start in range(0, len(data), _PART_BYTES):
+            try:
+                self._session.send({"frame": "rank", "rank": self._rank}, data[start : start + _PART_BYTES])
+            except ApplianceError:
+                raise EOFError from None
+
+    def read(self, into: memoryview) -> None:
+        while into:
+            if not self._rest:
+                self._rest = memoryview(self._next())
+            count = min(len(into), len(self._rest))
+            into[:count] = self._rest[:count]
+            into, self._rest = into[count:], self._rest[count:]
+
+    def _next(self) -> bytes:
+        # Wait in steps of one second, so that a pause of the node counts as one second, however long it is.
+        for _ in range(self._silent_s):
+            try:
+                part = self._parts.get(timeout=1.0)
+            except queue.Empty:
+                continue
+            if part is None:
+                raise EOFError
+            return part
+        raise TimeoutError

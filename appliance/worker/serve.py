@@ -1,4 +1,4 @@
-"""The serving worker: holds the engine, fills and empties slots, and answers all requests that came in, together."""
+"""The serving worker, which runs the engine, loads and unloads slots, and answers all open requests together."""
 
 from __future__ import annotations
 
@@ -6,40 +6,41 @@ import os
 import queue
 import sys
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from appliance.errors import ApplianceError, BadInput
-from appliance.worker.link import Frame, Header, Link, run_worker, take, take_path
-from appliance.worker.reader import Reader
+from appliance.worker.link import Frame, Header, WorkerLink, run_worker, take, take_path
+from appliance.worker.reader import Lane, Lanes, RequestReader
 
 if TYPE_CHECKING:
-    from appliance.ml.serving.engine import Engine, Event
-    from appliance.ml.vllm.engine import Engine as Vllm
+    from appliance.ml.inference.reading import PreparedPrompt
+    from appliance.ml.serving.engine import RequestEvent, ServingEngine
+    from appliance.ml.vllm.engine import VllmEngine
 
-# A step is two thousand operations of some microseconds, and threads that sleep between two of them take as long to
-# wake: for about 50 microseconds they look first. Twice as quick alone, half as quick beside another engine on the same
-# cores. Read when torch's OpenMP is loaded.
+# A step has about two thousand operations of some microseconds each, and waking a sleeping thread takes as long.
+# So threads spin for about 50 microseconds before they sleep. A step is twice as fast alone, and half as fast beside
+# another engine on the same cores. torch's OpenMP reads this variable when it is loaded.
 os.environ["GOMP_SPINCOUNT"] = "2000"
 
-SHORT = 4096
-"""Characters of a request up to which it becomes tokens between two steps: it takes a few milliseconds."""
 TOGETHER = 4096
-"""Characters of a piece that may share a frame with others, whose header has a limit; longer ones have their own."""
+"""Maximum characters of a text that may share a frame with others, since headers are limited; longer ones are sent
+alone."""
 SAID = 2000
-"""Characters of an error's message: a chat template's own may quote a prompt."""
+"""Maximum characters of an error's message, since the message of a chat template may quote a prompt."""
 READ = "read"
 SIGN_S = 10.0
-"""A busy server that has sent nothing for so long reports that it works: a prompt may take minutes before its first
-token."""
+"""Seconds without a frame after which a busy server reports that it is working.
+
+A prompt may take minutes before its first token.
+"""
 
 
 class Service:
-    """The engine and the frames that come in; between two steps every frame that waits is taken."""
+    """The engine and the incoming frames. Between two steps, all waiting frames are handled."""
 
-    def __init__(self, session: Link, engine: Engine | Vllm) -> None:
+    def __init__(self, session: WorkerLink, engine: ServingEngine | VllmEngine, lanes: Sequence[Lane]) -> None:
         self._session = session
         self._engine = engine
         self._frames = session.listen()
@@ -51,29 +52,29 @@ class Service:
             "cancel": self._cancel,
             READ: self._take_read,
         }
-        self._reader = Reader(self._hear_read)
-        self._said_at = time.monotonic()
+        self._reader = RequestReader(self._queue_read, lanes)
+        self._last_sent_at = time.monotonic()
 
     def run(self) -> None:
-        """Until the service closes the stream."""
+        """Serve requests until the service closes the stream."""
         while True:
             for frame in self._take():
                 if frame is None:
                     return
                 self._handle(*frame)
-            self._tell(self._engine.step())
-            self._give_sign()
+            self._send_events(self._engine.step())
+            self._report_activity()
 
-    def _give_sign(self) -> None:
-        if self._engine.busy and time.monotonic() - self._said_at >= SIGN_S:
+    def _report_activity(self) -> None:
+        if self._engine.busy and time.monotonic() - self._last_sent_at >= SIGN_S:
             self._send({"frame": "working", "computed": self._engine.computed})
 
-    def _hear_read(self, name: str | None) -> None:
-        """In the reader's thread; without a name it has ended, and so does the service."""
+    def _queue_read(self, name: str | None) -> None:
+        """Queue the name of a request that was read, from a reader thread; None ends the worker."""
         self._frames.put(None if name is None else ({"frame": READ, "id": name}, b""))
 
     def _take(self) -> list[Frame | None]:
-        """What has come in; waits for a frame only while nothing is being answered."""
+        """Return the frames that have arrived; wait for one only while the engine is idle."""
         taken = [] if self._engine.busy else [self._frames.get()]
         try:
             while True:
@@ -88,20 +89,20 @@ class Service:
                 raise BadInput(f"frame: expected one of {', '.join(self._handlers)}, got {kind!r:.40}")
             self._handlers[kind](header, blob)
         except ApplianceError as error:
-            named: Header = {key: header[key] for key in ("id", "slot") if key in header}
-            self._send(_failure(named, error))
+            identity: Header = {key: header[key] for key in ("id", "slot") if key in header}
+            self._send(_failure(identity, error))
 
     def _load(self, header: Header, blob: bytes) -> None:
         slot = take(header, "slot", str)
-        self._engine.load(slot, take(header, "config", str).encode(), blob, take(header, "probe", dict))
-        self._send({"frame": "loaded", "slot": slot, "probe_ok": True})
+        self._engine.load(slot, take(header, "config", str).encode(), blob, take(header, "logit_fingerprint", dict))
+        self._send({"frame": "loaded", "slot": slot, "fingerprint_ok": True})
 
     def _unload(self, header: Header, blob: bytes) -> None:
-        from appliance.ml.serving.engine import Event, cut_off
+        from appliance.ml.serving.engine import RequestEvent, cut_off
 
         slot = take(header, "slot", str)
-        cut = [Event(name, cut_off()) for name in self._reader.cancel_slot(slot)]
-        self._tell(cut + self._engine.unload(slot))
+        cut = [RequestEvent(name, cut_off()) for name in self._reader.cancel_slot(slot)]
+        self._send_events(cut + self._engine.unload(slot))
         self._send({"frame": "unloaded", "slot": slot})
 
     def _ask(self, header: Header, blob: bytes) -> None:
@@ -109,29 +110,30 @@ class Service:
 
         name, slot = take(header, "id", str), take(header, "slot", str)
         request, classifies = parse_request(header), header["frame"] == "classify"
-        read = partial(self._engine.read, request, classifies=classifies)
-        if request.size > SHORT or request.is_held:
-            self._reader.put(name, slot, read)
-        else:
-            self._engine.take(name, slot, read())
+
+        def read(lane: Lane) -> PreparedPrompt:
+            return self._engine.read(request, classifies=classifies, encode=lane.encode)
+
+        self._reader.put(name, slot, read)
 
     def _take_read(self, header: Header, blob: bytes) -> None:
-        """The reader's own frame: a request is tokens now."""
+        """Give a tokenised request to the engine."""
         name = take(header, "id", str)
         if (read := self._reader.take(name)) is not None:
             self._engine.take(name, *read)
 
     def _cancel(self, header: Header, blob: bytes) -> None:
-        from appliance.ml.serving.engine import Done, Event
+        from appliance.ml.serving.engine import Done, RequestEvent
 
         name = take(header, "id", str)
         if self._reader.cancel(name):
-            self._tell([Event(name, Done("cancelled", 0, 0))])
+            self._send_events([RequestEvent(name, Done("cancelled", 0, 0))])
         else:
-            self._tell(self._engine.cancel(name))
+            self._send_events(self._engine.cancel(name))
 
-    def _tell(self, events: list[Event]) -> None:
-        """What a step gave goes out together: a frame for each of many streams costs as much as some tokens."""
+    def _send_events(self, events: list[RequestEvent]) -> None:
+        """Send the events of a step in one frame, since a frame for each of many streams costs as much as some
+        tokens."""
         frames = [_describe(event) for event in events]
         if len(frames) > 1 and all(len(frame.get("text", "")) <= TOGETHER for frame in frames):
             frames = [{"frame": "frames", "frames": frames}]
@@ -140,49 +142,68 @@ class Service:
 
     def _send(self, frame: Header) -> None:
         self._session.send(frame)
-        self._said_at = time.monotonic()
+        self._last_sent_at = time.monotonic()
 
 
-def _describe(event: Event) -> Header:
-    from appliance.ml.model.call_stream import Called
+def _describe(event: RequestEvent) -> Header:
+    from appliance.ml.model.calls import CallOutput
 
-    name, told = {"id": event.name}, event.told
-    if isinstance(told, str):
-        return {"frame": "token", **name, "text": told}
-    if isinstance(told, Called):
-        calls = [{"name": call.name, "arguments": call.text} for call in told.calls]
-        return {"frame": "token", **name, "text": told.text, "calls": calls}
-    if isinstance(told, ApplianceError):
-        return _failure(name, told)
-    return {"frame": "done", **name, **vars(told)}
+    name, payload = {"id": event.name}, event.content
+    if isinstance(payload, str):
+        return {"frame": "token", **name, "text": payload}
+    if isinstance(payload, CallOutput):
+        calls = [{"name": call.name, "arguments": call.text} for call in payload.calls]
+        return {"frame": "token", **name, "text": payload.text, "calls": calls}
+    if isinstance(payload, ApplianceError):
+        return _failure(name, payload)
+    return {"frame": "done", **name, **vars(payload)}
 
 
-def _failure(named: Header, error: ApplianceError) -> Header:
-    return {"frame": "failure", **named, "code": error.code, "message": error.message[:SAID]}
+def _failure(identity: Header, error: ApplianceError) -> Header:
+    return {"frame": "failure", **identity, "code": error.code, "message": error.message[:SAID]}
+
+
+_started: list[Lanes] = []
+
+
+def start_lanes() -> None:
+    """Fork the processes that tokenise requests while this process has a single thread."""
+    _started.append(Lanes())
+
+
+def open_lanes(base: Path, packages: str | None = None) -> Sequence[Lane]:
+    """Return the lanes, which load the base's tokenizer and template in the meantime."""
+    lanes = _started.pop()
+    lanes.open(base, packages)
+    return lanes.lanes
 
 
 def load_libraries() -> None:
-    """What takes longest of a start."""
+    """Fork the lanes, which must precede torch, and then import torch, the longest part of a start."""
+    start_lanes()
     import appliance.ml.serving.engine  # noqa: F401
 
 
-def work(session: Link, task: Header, blob: bytes) -> Header:
+def work(session: WorkerLink, task: Header, blob: bytes) -> Header:
+    """Load the base, report that the worker is ready, and serve until the stream ends."""
     from appliance.ml.model import machine
     from appliance.ml.model.base import load_base
-    from appliance.ml.serving.engine import Engine
+    from appliance.ml.serving.engine import ServingEngine
 
     machine.use_determinism(0)
+    folder = Path(take_path(task, "base"))
+    lanes = open_lanes(folder)
     base = load_base(
-        Path(take_path(task, "base")),
+        folder,
         quantisation=take(task, "quantisation", str),
         compute_dtype=take(task, "compute_dtype", str),
         device=take(task, "device", str),
         reads=True,
         keeps=False,
     )
-    engine = Engine(base, take(task, "prompt_cache_bytes", int))
+    engine = ServingEngine(base, take(task, "prompt_cache_bytes", int))
     session.send({"frame": "ready", "context_length": base.context_length, "packages": machine.list_packages()})
-    Service(session, engine).run()
+    Service(session, engine, lanes).run()
     return {}
 
 

@@ -1,4 +1,4 @@
-"""The training worker: one recipe, one base, one dataset, one adapter. It scores nothing."""
+"""The training worker, which trains one adapter from one recipe, base and dataset. It does not evaluate."""
 
 from __future__ import annotations
 
@@ -9,30 +9,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from appliance.errors import BadInput
-from appliance.worker.channels import Incoming
-from appliance.worker.link import Header, Link, run_worker, take, take_path
-from appliance.worker.ranks import Ends, check_share, start_ranks, take_card, take_shape
+from appliance.worker.link import Header, WorkerLink, run_worker, take, take_path
+from appliance.worker.ranks import Ends, Incoming, check_share, start_ranks, take_card, take_shape
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from appliance.ml.data.samples import Sample
-    from appliance.ml.model.base import Base
-    from appliance.ml.training.methods import Attached
+    from appliance.ml.data.rows import Sample
+    from appliance.ml.model.base import LoadedBase
+    from appliance.ml.training.methods import TrainableModel
     from appliance.ml.training.ranks import Channel
 
 
-def work(session: Link, task: Header, blob: bytes) -> Header:
-    """`blob` is the training checkpoint to go on from, `seconds` the time that it took to come there. `rank`: which one
-    this worker is, on another node than the first."""
+def work(session: WorkerLink, task: Header, blob: bytes) -> Header:
+    """Train, or resume from the training checkpoint `blob`.
+
+    The task's `seconds` is the time that the run had taken up to that checkpoint. `rank` is set in a worker on another
+    node than the first.
+    """
     if "rank" in task:
-        return follow_far(session, task, blob, take(task, "rank", int))
+        return run_remote_rank(session, task, blob, take(task, "rank", int))
     with start_ranks(session, take_shape(task), partial(follow, task, blob, None)) as ends:
         return lead(session, task, blob, ends)
 
 
-def follow_far(session: Link, task: Header, blob: bytes, rank: int) -> Header:
-    """What a rank on another node does: all that it exchanges with rank 0 are frames."""
+def run_remote_rank(session: WorkerLink, task: Header, blob: bytes, rank: int) -> Header:
+    """Run a rank on another node, which exchanges data with rank 0 in frames."""
     shape = take_shape(task)
     check_share(shape.device, shape.here)
     take_card(shape.device, rank % shape.here, shape.here)
@@ -41,14 +43,14 @@ def follow_far(session: Link, task: Header, blob: bytes, rank: int) -> Header:
 
 
 def follow(task: Header, blob: bytes, stop: int | None, rank: int, ends: Ends) -> None:
-    """What another rank on the first one's machine does."""
+    """Run another rank on the machine of rank 0."""
     from appliance.ml.training.ranks import Pipe
 
     train_along(task, blob, stop, rank, [Pipe(*pair) for pair in ends])
 
 
 def train_along(task: Header, blob: bytes, stop: int | None, rank: int, ends: Sequence[Channel]) -> None:
-    """The same steps as the first rank's, and nothing is written."""
+    """Train the same steps as rank 0 without writing files."""
     from appliance.ml.training.loop import train
     from appliance.ml.training.ranks import Ranks
 
@@ -61,31 +63,31 @@ def train_along(task: Header, blob: bytes, stop: int | None, rank: int, ends: Se
     )
 
 
-def lead(session: Link, task: Header, blob: bytes, ends: Ends) -> Header:
-    """What the first rank does."""
+def lead(session: WorkerLink, task: Header, blob: bytes, ends: Ends) -> Header:
+    """Run rank 0, which records the steps and writes the checkpoints and the adapter."""
     from appliance.ml.model import machine
     from appliance.ml.training import methods
-    from appliance.ml.training.checkpoint import Training, write_checkpoint
-    from appliance.ml.training.loop import Step, train
+    from appliance.ml.training.checkpoint import TrainingState, write_checkpoint
+    from appliance.ml.training.loop import StepMeasurement, train
+    from appliance.ml.training.loss import list_readings, use_best
     from appliance.ml.training.privacy import take_secret
     from appliance.ml.training.ranks import Pipe, Ranks
-    from appliance.ml.training.stopping import list_readings, use_best
 
     recipe, output, earlier = take_recipe(task), Path(take_path(task, "output")), take(task, "seconds", float)
     folder, started = Path(take_path(task, "checkpoints")), prepare(task)
-    last: list[Step] = []
+    last: list[StepMeasurement] = []
 
-    def report(step: Step) -> None:
+    def report(step: StepMeasurement) -> None:
         last[:] = [replace(step, seconds=earlier + step.seconds)]
         session.send({"frame": "step", **asdict(last[0])})
 
-    def keep(training: Training) -> None:
+    def keep(training: TrainingState) -> None:
         seconds = last[0].seconds if last else earlier
-        facts = {"step": training.step, "file": write_checkpoint(folder, training), "seconds": f"{seconds:.3f}"}
-        session.send({"frame": "checkpoint", **facts, "machine": machine.describe_kind(recipe["device"])})
+        fields = {"step": training.step, "file": write_checkpoint(folder, training), "seconds": f"{seconds:.3f}"}
+        session.send({"frame": "checkpoint", **fields, "machine": machine.describe_kind(recipe["device"])})
 
     base, attached, samples, validation = started
-    incoming = Incoming(session, take_shape(task).far)
+    incoming = Incoming(session, take_shape(task).remote_ranks)
     channels: list[Channel] = [*(Pipe(*pair) for pair in ends), *incoming.channels()]
     ranks, start = Ranks(0, recipe["processes"], channels), blob or None
     training = train(
@@ -95,11 +97,11 @@ def lead(session: Link, task: Header, blob: bytes, ends: Ends) -> Header:
         validation=validation,
         ranks=ranks,
         secret=take_secret(recipe, task),
-        asked=incoming.take_asked,
+        asked=incoming.take_checkpoint_request,
     )
     weights_step = use_best(training)
-    made = methods.encode_adapter(attached, recipe["base"])
-    for name, data in zip(methods.name_files(recipe["method"]), made, strict=True):
+    files = methods.encode_adapter(attached, recipe["base"])
+    for name, data in zip(methods.name_files(recipe["method"]), files, strict=True):
         (output / name).write_bytes(data)
     return {
         "steps": training.step,
@@ -123,15 +125,15 @@ def take_recipe(task: Header) -> dict[str, Any]:
     return recipe
 
 
-def prepare(task: Header) -> tuple[Base, Attached, list[Sample], list[Sample]]:
-    """What a recipe's training begins with: the base, the adapter on it, the rows as tokens, and those to validate."""
+def prepare(task: Header) -> tuple[LoadedBase, TrainableModel, list[Sample], list[Sample]]:
+    """Load the base with the new adapter on it, and tokenise the training and the validation rows."""
     from appliance.domain.recipe.methods import METHODS
     from appliance.ml.data import rows as data
-    from appliance.ml.data.samples import tokenize_rows
+    from appliance.ml.data.rows import tokenize_rows
     from appliance.ml.model import machine
     from appliance.ml.model.base import load_base
     from appliance.ml.training import methods
-    from appliance.ml.training.stopping import split_rows
+    from appliance.ml.training.loss import split_rows
 
     recipe, shape = take_recipe(task), take_shape(task)
     machine.hold_memory()

@@ -1,1 +1,1 @@
-"""One story a file; the order of effects is the text."""
+"""Workflows: the actions of the service. A module describes one of them in the order in which it acts."""

@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from scripts.benches import (
     audit,
+    backups,
     cluster,
     console,
     console_people,
     hosts,
+    installing,
     ledger,
     methods,
     models,
@@ -22,32 +24,102 @@ from scripts.benches import (
     private,
     revocation,
     serving,
+    signatures,
+    signer,
     training,
     verdicts,
 )
 from scripts.benches import plan as plans
 from scripts.benches.measure import Row, describe_machine, markdown_table, plain_table, write_json
 
+Measure = Callable[[Path, argparse.Namespace], Iterator[Row]]
+
+
+def _measure_training(folder: Path, given: argparse.Namespace) -> Iterator[Row]:
+    make = training.quick if given.quick else training.full
+    planned = make(models.MODELS[given.model], given.data, given.device)
+    return training.measure(folder, replace(planned, rounds=given.rounds or planned.rounds))
+
+
+def _measure_preferences(folder: Path, given: argparse.Namespace) -> Iterator[Row]:
+    make = training.quick if given.quick else training.full
+    planned = make(models.MODELS[given.model], given.data, given.device)
+    return preferring.measure(folder, replace(planned, rounds=given.rounds or planned.rounds), quick=given.quick)
+
+
+def _measure_serving(folder: Path, given: argparse.Namespace) -> Iterator[Row]:
+    make = serving.quick if given.quick else serving.full
+    alone = {"service": serving.measure_service, "streams": serving.measure_streams}
+    measure = next((found for name, found in alone.items() if getattr(given, name)), serving.measure)
+    return measure(folder, make(models.MODELS[given.model], given.device, given.llama_server))
+
+
+def _measure_console(folder: Path, given: argparse.Namespace) -> Iterator[Row]:
+    if given.people is not None:
+        tokens, rounds = (24, 1) if given.quick else (192, 5)
+        people = console_people.Plan(models.MODELS[given.model], given.people, given.rounds or rounds, tokens)
+        return console_people.measure(folder, people)
+    pages = console.QUICK if given.quick else console.FULL
+    pages = replace(pages, entries=given.entries or pages.entries, runs=given.runs or pages.runs)
+    return console.measure(folder, replace(pages, rounds=given.rounds or pages.rounds))
+
+
+def _measure_backups(folder: Path, given: argparse.Namespace) -> Iterator[Row]:
+    entries, rounds, tokens = (50_000, 1, 48) if given.quick else (1_000_000, 3, 192)
+    chosen = backups.Plan(models.MODELS[given.model], given.entries or entries, given.rounds or rounds, tokens)
+    return backups.measure(folder, chosen)
+
+
+def _measure_cluster(folder: Path, given: argparse.Namespace) -> Iterator[Row]:
+    model = None if given.quick else models.MODELS[given.model]
+    return cluster.measure(folder, given.rounds or (1 if given.quick else 5), model)
+
+
+def _measure_ledger(folder: Path, given: argparse.Namespace) -> Iterator[Row]:
+    plan = ledger.QUICK if given.quick else ledger.FULL
+    if given.largest is not None and not given.quick:
+        plan = replace(plan, largest=given.largest)
+    return ledger.growth(folder, plan) if given.growth else ledger.measure(folder, plan)
+
+
+BENCHES: dict[str, Measure] = {
+    "backups": _measure_backups,
+    "console": _measure_console,
+    "dpo": _measure_preferences,
+    "hosts": lambda _, given: hosts.measure(hosts.QUICK if given.quick else hosts.FULL),
+    "ledger": _measure_ledger,
+    "revocation": lambda folder, given: revocation.measure(
+        folder, revocation.QUICK if given.quick else revocation.FULL
+    ),
+    "serve": _measure_serving,
+    "signatures": lambda _, given: signatures.measure(
+        signatures.QUICK if given.quick else signatures.FULL, given.rounds or 3
+    ),
+    "signer": lambda folder, given: signer.measure(folder, 200 if given.quick else 2_000),
+    "slurm": _measure_cluster,
+    "train": _measure_training,
+    "verdicts": lambda _, given: verdicts.measure(verdicts.QUICK if given.quick else verdicts.FULL, given.rounds or 3),
+}
+"""Benches that have these options. `PROGRAMS` have options of their own."""
+PROGRAMS: dict[str, Callable[[list[str]], object]] = {
+    "audit": audit.main,
+    "install": installing.main,
+    "methods": methods.main,
+    "plan": plans.main,
+    "private": private.main,
+}
+
 
 def main() -> None:
-    if sys.argv[1:2] == ["methods"]:
-        methods.main(sys.argv[2:])
-        return
-    if sys.argv[1:2] == ["audit"]:
-        audit.main(sys.argv[2:])
-        return
-    if sys.argv[1:2] == ["private"]:
-        private.main(sys.argv[2:])
-        return
-    if sys.argv[1:2] == ["plan"]:
-        plans.main(sys.argv[2:])
+    if (program := PROGRAMS.get("".join(sys.argv[1:2]))) is not None:
+        program(sys.argv[2:])
         return
     given = _parser().parse_args()
     with tempfile.TemporaryDirectory(prefix="appliance-bench-", dir=given.folder) as name:
         folder = Path(name)
         machine = describe_machine(folder)
         rows = []
-        for one in _measure(folder, given):
+        for one in BENCHES[given.name](folder, given):
             rows.append(one)
             if given.json:
                 # A bench that ends before its last row has written the others.
@@ -58,60 +130,12 @@ def main() -> None:
     print("\n".join([*(f"{bullet}{line}" for line in machine), "", table(rows)]))
 
 
-def _measure(folder: Path, given: argparse.Namespace) -> Iterator[Row]:
-    if given.name in ("train", "dpo"):
-        make = training.quick if given.quick else training.full
-        planned = make(models.MODELS[given.model], given.data, given.device)
-        planned = replace(planned, rounds=given.rounds or planned.rounds)
-        if given.name == "dpo":
-            return preferring.measure(folder, planned, quick=given.quick)
-        return training.measure(folder, planned)
-    if given.name == "serve":
-        make_serving = serving.quick if given.quick else serving.full
-        alone = {"service": serving.measure_service, "streams": serving.measure_streams}
-        measure = next((found for name, found in alone.items() if getattr(given, name)), serving.measure)
-        return measure(folder, make_serving(models.MODELS[given.model], given.device, given.llama_server))
-    if given.name == "console" and given.people is not None:
-        tokens, rounds = (24, 1) if given.quick else (192, 5)
-        people = console_people.Plan(models.MODELS[given.model], given.people, given.rounds or rounds, tokens)
-        return console_people.measure(folder, people)
-    if given.name == "console":
-        pages = console.QUICK if given.quick else console.FULL
-        pages = replace(pages, entries=given.entries or pages.entries, runs=given.runs or pages.runs)
-        return console.measure(folder, replace(pages, rounds=given.rounds or pages.rounds))
-    if given.name == "hosts":
-        return hosts.measure(hosts.QUICK if given.quick else hosts.FULL)
-    if given.name == "revocation":
-        return revocation.measure(folder, revocation.QUICK if given.quick else revocation.FULL)
-    if given.name == "verdicts":
-        return verdicts.measure(verdicts.QUICK if given.quick else verdicts.FULL, given.rounds or 3)
-    if given.name == "slurm":
-        model = None if given.quick else models.MODELS[given.model]
-        return cluster.measure(folder, given.rounds or (1 if given.quick else 5), model)
-    plan = ledger.QUICK if given.quick else ledger.FULL
-    if given.largest is not None and not given.quick:
-        plan = replace(plan, largest=given.largest)
-    return ledger.growth(folder, plan) if given.growth else ledger.measure(folder, plan)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure; medians of rounds that take turns.")
     parser.add_argument(
         "name",
-        choices=[
-            "console",
-            "dpo",
-            "hosts",
-            "ledger",
-            "methods",
-            "plan",
-            "revocation",
-            "serve",
-            "slurm",
-            "train",
-            "verdicts",
-        ],
-        help="what to measure; methods and plan have options of their own",
+        choices=sorted({*BENCHES, *PROGRAMS}),
+        help=f"what to measure; {', '.join(PROGRAMS)} have options of their own",
     )
     parser.add_argument("--quick", action="store_true", help="less of everything, in two minutes")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the rows as JSON")
@@ -119,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
         "--folder", metavar="DIR", type=Path, help="whose disk is measured (default: where temp files lie)"
     )
     parser.add_argument("--largest", metavar="N", type=int, help="largest log of the growth (1,000,000; 0 for none)")
-    parser.add_argument("--entries", metavar="N", type=int, help="console: entries of the log (1,000,000)")
+    parser.add_argument("--entries", metavar="N", type=int, help="backups, console: entries of the log (1,000,000)")
     parser.add_argument("--runs", metavar="N", type=int, help="console: runs and adapters (10,000)")
     parser.add_argument("--people", metavar="N", type=int, help="console: so many at it while 16 streams are answered")
     parser.add_argument("--growth", action="store_true", help="ledger: the growth alone")

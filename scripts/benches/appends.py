@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
-from appliance.domain.core.entry import Draft
+from appliance.domain.core.entry import EntryDraft
 from appliance.store.database.engine import migrate, open_engine
 from appliance.store.ledger.ledger import Ledger
 from scripts.benches.logs import WRITES, Log, Requests, clock_after, open_ledger, replay
@@ -64,7 +64,7 @@ class Bare:
 
 
 def lone(log: Log, folder: Path, rounds: int, count: int) -> list[Row]:
-    """A lone durable append of each typical entry, a bare commit after each three, bare syncs after each round."""
+    """Measure lone durable appends of each typical entry, bare commits and bare syncs."""
     requests = Requests(log.ledger, seed=1)
     beats, pairs, bares, syncs = Timed(), Timed(), Timed(), Timed()
 
@@ -99,11 +99,11 @@ def lone_rows(beats: Timed, pairs: Timed, bares: Timed, sync_us: float) -> list[
     ]
 
 
-def rate_of(ledger: Ledger, batches: list[list[Draft]]) -> tuple[float, float]:
-    """(durable appends a second, own CPU µs an append) with one thread a batch, which appends its drafts in turn."""
+def rate_of(ledger: Ledger, batches: list[list[EntryDraft]]) -> tuple[float, float]:
+    """Return (durable appends a second, own CPU µs an append), with one thread for each batch of drafts."""
     start = threading.Barrier(len(batches) + 1)
 
-    def write(drafts: list[Draft]) -> None:
+    def write(drafts: list[EntryDraft]) -> None:
         start.wait()
         for draft in drafts:
             ledger.append(draft)
@@ -123,7 +123,7 @@ class Rates:
     """One service's writers, alone and together; drafts are made before the clock runs."""
 
     def __init__(self, ledger: Ledger, *, alone: int, each: int) -> None:
-        """How many pairs the lone writer appends a round, and each of the 64."""
+        """Set the numbers of pairs that the lone writer and each of the 64 append in a round."""
         self._ledger, self._requests = ledger, Requests(ledger, seed=2)
         self._pairs = {1: alone, WRITERS: each}
         self.cpu_us: dict[int, list[float]] = {1: [], WRITERS: []}
@@ -169,7 +169,7 @@ def many(log: Log, folder: Path, rounds: int, *, alone: int, each: int) -> list[
 
 
 def on_postgresql(rounds: int, *, alone: int, each: int) -> list[Row]:
-    """The same on a PostgreSQL of our own, which syncs; no row where there is none."""
+    """Measure the same on a PostgreSQL of our own that syncs. Without PostgreSQL there are no rows."""
     try:
         binaries = postgres.find_binaries()
         with _ledger_on_postgresql(binaries) as ledger:

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 import numpy
 
-from appliance.domain.recipe.accountant import find_noise
+from appliance.domain.recipe.privacy import find_noise
 
 ROWS, ROWS_A_STEP, STEPS, DELTA = 1600, 128, 52, "0.00001"
-"""Those of `scripts/bench private`."""
+"""Values of `scripts/bench private`."""
 CANARIES, CONFIDENCE = 400, 0.95
 EPSILONS = (None, "8.0", "3.0", "1.0")
 GUESSES = (40, 100, 400)
@@ -57,7 +57,7 @@ def simulate(epsilon: str | None, guesses: int, runs: int, seed: int = 1) -> Fou
 
 
 def bound_epsilon(canaries: int, guesses: int, right: int, delta: float) -> float:
-    """The largest epsilon that so many right guesses refute, at `CONFIDENCE`."""
+    """Return the largest epsilon that so many right guesses refute, at `CONFIDENCE`."""
     low, high = 0.0, 20.0
     if _chance(canaries, guesses, right, low, delta) > 1 - CONFIDENCE:
         return low
@@ -81,7 +81,7 @@ def _chance(canaries: int, guesses: int, right: int, epsilon: float, delta: floa
 
 
 def _binomial(count: int, chance: float) -> list[float]:
-    """How likely each number of successes is."""
+    """Return the probability of each number of successes."""
     log, other = math.log(chance), math.log1p(-chance)
     ways = [math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1) for k in range(count + 1)]
     return [math.exp(way + k * log + (count - k) * other) for k, way in enumerate(ways)]

@@ -1,6 +1,6 @@
-"""What the benches on banking77 share: their options, its rows, a resolved recipe, and the workers as child processes.
+"""The shared parts of the benches on banking77: options, rows, a resolved recipe, and the workers as child processes.
 
-A child is one of the two workers, without its walls: one trains, one evaluates the base and what was trained on the
+A child is one of the two workers, without its sandbox: one trains, one evaluates the base and what was trained on the
 same held-out questions.
 """
 
@@ -36,7 +36,7 @@ class Sizes:
 
 
 def parse(name: str, about: str, quick: str, arguments: Sequence[str], *more: tuple[str, dict[str, Any]]) -> Any:
-    """The options of a bench; `quick` says what that is, `more` are its own. Ends the program without the rows."""
+    """Parse a bench's options: `quick` describes --quick, `more` are its own. Exit if the rows are missing."""
     parser = argparse.ArgumentParser(prog=f"scripts/bench {name}", description=about)
     parser.add_argument("--quick", action="store_true", help=quick)
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the rows as JSON")
@@ -68,7 +68,7 @@ def tell(
 
 
 def prepare(source: Path | None, data: Path, folder: Path, sizes: Sizes) -> dict[str, str]:
-    """The converted base and the rendered rows."""
+    """Convert the base and render the rows. Return their folders."""
     base = models.convert(source, folder) if source else models.SMOLLM2.convert(folder)
     dataset = folder / f"rows-{sizes.labels}-{sizes.train}-{sizes.held_out}"
     if not dataset.is_dir():
@@ -77,8 +77,8 @@ def prepare(source: Path | None, data: Path, folder: Path, sizes: Sizes) -> dict
 
 
 def write_rows(source: Path, base: Path, folder: Path, sizes: Sizes) -> None:
-    """banking77's own split: questions to train on from one file, to judge by from the other."""
-    from appliance.domain.data.teaching import About
+    """banking77's own split: questions to train on from one file, to evaluate by from the other."""
+    from appliance.domain.data.kinds import DatasetDescription
     from appliance.ml.data import rows as data
     from appliance.ml.data.sources import parse_source
     from appliance.ml.model.chat import load_chat
@@ -92,22 +92,22 @@ def write_rows(source: Path, base: Path, folder: Path, sizes: Sizes) -> None:
             sides += [(one, split) for one in [one for one in read if one.parts["label"] == name][:count]]
     rows = data.render_rows(sides, load_chat(base), "classification", instruction=INSTRUCTION)
     folder.mkdir()
-    data.write_rows(rows, About("classification", tuple(names)), folder, bytes(32))
+    data.write_rows(rows, DatasetDescription("classification", tuple(names)), folder, bytes(32))
 
 
 def make_recipe(places: dict[str, str], chosen: dict[str, Any]) -> dict[str, Any]:
-    """Resolved as for any run on this machine."""
+    """Return the recipe, resolved as for any run on this machine."""
     from appliance.domain.recipe.parsing import parse_recipe
-    from appliance.domain.recipe.recipe import Facts, resolve_recipe
+    from appliance.domain.recipe.recipe import ResolutionFacts, resolve_recipe
     from appliance.ml.data import rows as data
-    from appliance.ml.data.samples import tokenize_rows
+    from appliance.ml.data.rows import tokenize_rows
     from appliance.ml.model import machine
     from appliance.ml.model.chat import load_chat
 
     chat, rows = load_chat(Path(places["base"])), data.load_rows(Path(places["dataset"]), data.TRAIN)
     longest = max(len(sample.ids) for sample in tokenize_rows(rows, chat, max_length=CONTEXT))
     device = machine.find_device()
-    facts = Facts(
+    facts = ResolutionFacts(
         train_rows=len(rows),
         max_tokens=longest,
         context_length=CONTEXT,
@@ -126,17 +126,17 @@ def run_child(task: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Quiet:
-    """A link that nobody listens to."""
+    """A link without a listener."""
 
     def send(self, header: dict[str, Any], blob: bytes = b"") -> None:
         pass
 
     def receive(self) -> None:
-        """Nothing comes after the task."""
+        """Return None, since no message follows the task."""
 
 
 def work(task: dict[str, Any]) -> dict[str, Any]:
-    """What a child does."""
+    """Run the task of a child process."""
     from appliance.ml.training import checkpoint
     from appliance.worker import evaluate, train
 

@@ -1,5 +1,5 @@
-"""What a job costs beyond Slurm itself, from the order to the entry that its worker stands; and two ranks beside one
-process, at the same number of threads. It needs a real Slurm (scripts/kit/slurm.py) and root.
+"""The cost of a job beyond Slurm itself, from the order to the entry that its worker is ready; and two ranks compared
+with one process, at the same number of threads. It needs a real Slurm (scripts/kit/slurm.py) and root.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 
 from scripts.benches import banking, models
 from scripts.benches.measure import Row, row
-from scripts.kit.appliance import Appliance, found_site, free_port
+from scripts.kit.appliance import Appliance, found_site
+from scripts.kit.ports import free_port
 from scripts.kit.slurm import Slurm, start_slurm
 from scripts.kit.tiny_model import build_base, clauses, write_csv
 
@@ -22,8 +23,8 @@ OVERHEAD_S = 2.0
 """The goal, beyond Slurm's own."""
 RANKS_SHARE = 0.9
 SHORT = {"epochs": 1, "batch_size": 8}
-LONG = {"epochs": 30, "batch_size": 16, "checkpoint_every": 1000}
-LONG_OF_MODEL = {"epochs": 2, "batch_size": 16, "checkpoint_every": 1000, "base": "model", "dataset": "banking@1"}
+LONG = {"epochs": 30, "batch_size": 16, "save_steps": 1000}
+LONG_OF_MODEL = {"epochs": 2, "batch_size": 16, "save_steps": 1000, "base": "model", "dataset": "banking@1"}
 MODEL_ROWS = 320
 _LOOK_S = 0.01
 _WAIT_S = 60.0
@@ -69,13 +70,13 @@ def _import(site: Appliance, base: Path, rows: bytes, name: str = "tiny", datase
 
 
 def _questions() -> bytes:
-    """The first of banking77's, whose second column is the label."""
+    """Return the first rows of banking77 as CSV, whose second column is the label."""
     _, *lines = (banking.DATA / "train.csv").read_bytes().splitlines(keepends=True)
     return b"text,label\n" + b"".join(lines[:MODEL_ROWS])
 
 
 def _submit_alone(folder: Path, slurm: Slurm) -> float:
-    """A job that only says when it began."""
+    """Submit a job that only writes the time at which it began. Return the seconds until then."""
     mark = folder / "began"
     mark.unlink(missing_ok=True)
     began = time.time()

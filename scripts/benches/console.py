@@ -1,4 +1,4 @@
-"""How long the console's pages take where there is much, and what a browser loads for the first of them.
+"""Times of the console's pages over a large log, and the bytes that a browser loads for the first of them.
 
 The console answers in this process, over a synthetic log. Beside the log's own runs and adapters there are as many
 more as are asked for, in the state and in the projections.
@@ -19,20 +19,22 @@ from sqlalchemy import insert
 from starlette.testclient import TestClient
 
 from appliance import wiring
-from appliance.config.load import load_settings
+from appliance.config.settings import load_settings
 from appliance.domain.core.names import encode_value
-from appliance.domain.governance.policy_files import assemble_policy
+from appliance.domain.governance.policies import assemble_policy
+from appliance.formats.core.digest import digest_bytes
 from appliance.formats.signatures.keys import generate_ed25519
 from appliance.store.database.engine import connect_writer, open_engine
 from appliance.store.database.sessions import SessionRow
 from appliance.store.database.tables import projections
+from appliance.store.ledger.keys import HeldLogKeys
 from appliance.store.ledger.ledger import Ledger
 from appliance.store.ledger.snapshots import Snapshots
 from appliance.web.console.app import console_app
-from appliance.web.console.core.events import Changes
-from appliance.web.core.auth import Doorkeeper
+from appliance.web.console.core.events import RecentEntries
+from appliance.web.core.auth import CallerAuthenticator
 from appliance.workflows.core.context import Context
-from appliance.workflows.lifecycle.garbage import tune_garbage_collector
+from appliance.workflows.lifecycle.running import tune_garbage_collector
 from scripts.benches.kept import keep
 from scripts.benches.logs import clock_after, open_ledger
 from scripts.benches.measure import Row, row, wall_ms
@@ -42,7 +44,8 @@ from scripts.kit.log_builder import ORIGIN
 URL = "http://localhost:8330"
 GOAL_MS, FIRST_PAGE_BYTES = 100, 120_000
 _POLICY = Path(__file__).resolve().parents[2] / "policies" / "default"
-_SECRET = "made-here"
+_REVIEW = 39
+"""Entry of the synthetic log with a reviewer's decision."""
 _ASSET = re.compile(r'(?:href|src)="(/static/[^"#]+)')
 
 
@@ -62,13 +65,19 @@ def pages(size: int) -> tuple[str, ...]:
     half = size // 2
     return (
         *("/home", "/reviews", "/reviews?everyone=true", "/adapters", "/candidates", "/releases"),
-        *("/releases/legal/task-1", "/runs", "/runs?status=failed", "/runs/r-000001", "/data", "/imports"),
+        *("/releases/legal/task-1", "/runs", "/runs?status=failed", "/runs/r-000001", "/data", "/imports", "/sweeps"),
+        "/bases/smollm2",
         *("/compare?run=r-000001&run=r-000002", "/log", "/log?outcome=denied", "/log?unit=legal&outcome=failure"),
         *("/log?type=order.refused&actor=nobody", "/log?since=2020-01-01&until=2020-01-02", f"/log?before={half}"),
         *("/log?type=review.recorded&unit=legal", "/log?actor=rita", f"/log/{half}", f"/log/{half}/proof"),
         *("/past?kind=run", f"/past?kind=principal&at={half}", f"/past?kind=adapter&at={half}", "/checkpoint"),
-        *("/could-load?unit=legal", f"/could-load?unit=legal&at={half}", f"/could-load?unit=legal&since={half}"),
+        *(
+            "/effective-access?unit=legal",
+            f"/effective-access?unit=legal&at={half}",
+            f"/effective-access?unit=legal&since={half}",
+        ),
         *("/people", "/people/legal", "/orders", "/policy", "/health", "/sign", "/passkeys"),
+        f"/signed/{_REVIEW}",
     )
 
 
@@ -86,7 +95,7 @@ class Site:
 
 @contextmanager
 def open_site(folder: Path, plan: Plan) -> Iterator[Site]:
-    """A console over a log of that length, and somebody who is signed in."""
+    """Open a console over a log of that length, with a person who is signed in."""
     log = Synthetic(plan.entries)
     database, home = folder / "log.db", folder / "home"
     keep(log, database=database)
@@ -94,7 +103,9 @@ def open_site(folder: Path, plan: Plan) -> Iterator[Site]:
     settings = load_settings(home, {})
     policy = assemble_policy("default", {path.name: path.read_bytes() for path in _POLICY.iterdir()})
     wiring.init(settings, people, origin=ORIGIN, single_administrator=False, policy=encode_value(policy))
-    snapshots = Snapshots(folder / "snapshot", origin=log.origin, code="this", signers=lambda _: log.signer)
+    snapshots = Snapshots(
+        folder / "snapshot", origin=log.origin, code=digest_bytes(b"this"), keys=HeldLogKeys(lambda _: log.signer)
+    )
     engine = open_engine(f"sqlite:///{database}")
     with (
         wiring.service(settings) as context,
@@ -108,7 +119,7 @@ def open_site(folder: Path, plan: Plan) -> Iterator[Site]:
 
 
 def _multiply(ledger: Ledger, database: Path, plan: Plan) -> None:
-    """The same run and adapter many times over."""
+    """Insert copies of the first run and adapter, as many as the plan says."""
     state = ledger.state
     run, adapter = state.runs.values()[0], state.adapters.values()[0]
     rows = []
@@ -131,15 +142,15 @@ def _signed_in(context: Context) -> TestClient:
     state = context.ledger.state
     reviewer = next(one for one in state.principals.values() if "reviewer" in one.roles[0])
     until = "9999-01-01T00:00:00.000Z"
-    context.sessions.add(f"browser:{_SECRET}", SessionRow(reviewer.name, reviewer.keyid, until, state.size - 1))
-    app = console_app(context, Doorkeeper(context), URL, Changes())
+    cookie = context.sessions.add("browser", SessionRow(reviewer.name, reviewer.keyid, until, state.size - 1))
+    app = console_app(context, CallerAuthenticator(context), URL, RecentEntries())
     client = TestClient(app, base_url=URL, raise_server_exceptions=False, follow_redirects=False)
-    client.cookies.set("appliance-8330", _SECRET)
+    client.cookies.set("appliance-8330", cookie)
     return client
 
 
 def first_page_bytes(site: Site) -> int:
-    """What a browser with an empty cache is sent for the first page: the page and the files that it names."""
+    """Return the bytes that a browser with an empty cache gets for the first page: the page and the files it names."""
     text = site.get("/home").text
     return len(text.encode()) + sum(len(site.get(path).content) for path in {*_ASSET.findall(text)})
 

@@ -23,21 +23,22 @@ from urllib.parse import urlsplit
 from scripts.benches import models, serving_home
 from scripts.benches.measure import Row, interleaved, row
 from scripts.benches.programs import start_program
-from scripts.benches.serving_door import Door
+from scripts.benches.serving_client import UnitsClient
 from scripts.benches.serving_home import UNITS
 from scripts.benches.serving_worker import make_adapters
-from scripts.kit.appliance import Appliance, found_site, free_port
+from scripts.kit.appliance import Appliance, found_site
+from scripts.kit.ports import free_port
 
 STREAMS, PAGE_S, RANK = 16, 20.0, 16
 MOST_LOST = 0.95
 PAGES = {
     "olga": ("/home", "/runs", "/runs/r-000001", "/data", "/imports"),
     "rita": ("/home", "/reviews", "/adapters", "/adapters/own-unit-0@1", "/adapters/own-unit-0@1?tab=quality"),
-    "axel": ("/home", "/log", "/log/20", "/checkpoint", "/could-load?unit=unit-0", "/past?kind=adapter"),
+    "axel": ("/home", "/log", "/log/20", "/checkpoint", "/effective-access?unit=unit-0", "/past?kind=adapter"),
     "anna": ("/home", "/people", "/orders", "/policy", "/health"),
     "unit-0": ("/home", "/releases", "/ask", "/requests", "/usage"),
 }
-"""Who looks at what, in turn."""
+"""Pages that each person opens, in turn."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def measure(folder: Path, plan: Plan) -> Iterator[Row]:
     port = free_port()
     site.environment["APPLIANCE_CONSOLE"] = f"127.0.0.1:{port}"
     try:
-        serving_home.enroll(site)
+        serving_home.enrol(site)
         site.stop()
         _fill(site, folder, plan)
         site.start()
@@ -70,22 +71,22 @@ def _fill(site: Appliance, folder: Path, plan: Plan) -> None:
         home.import_base(base)
         home.import_dataset()
         for unit, path in zip(UNITS, adapters, strict=True):
-            adapter = home.seal(Path(path), f"own-{unit}", ours.told("probe", folder=path))
+            adapter = home.seal(Path(path), f"own-{unit}", ours.told("logit_fingerprint", folder=path))
             home.approve(adapter, unit)
             home.release(adapter, unit, "own")
 
 
 def _beside(site: Appliance, people: People, plan: Plan) -> Iterator[Row]:
-    door = Door(site)
+    client = UnitsClient(site)
     for unit in UNITS:
-        door.ask(unit, 2)
+        client.ask(unit, 2)
 
     def alone() -> list[float]:
-        return [_rate(door, plan.tokens)]
+        return [_rate(client, plan.tokens)]
 
     def looked_at() -> list[float]:
         with people.looking():
-            return [_rate(door, plan.tokens)]
+            return [_rate(client, plan.tokens)]
 
     found = interleaved(plan.rounds, alone=alone, beside=looked_at)
     took = sorted(people.took)
@@ -106,10 +107,10 @@ def _beside(site: Appliance, people: People, plan: Plan) -> Iterator[Row]:
     yield row("a page meanwhile, p95", took[round(0.95 * (len(took) - 1))], "ms")
 
 
-def _rate(door: Door, tokens: int) -> float:
+def _rate(client: UnitsClient, tokens: int) -> float:
     """Tokens a second of sixteen streams, two for each unit."""
     began = time.perf_counter()
-    drawn = door.stream(UNITS * (STREAMS // len(UNITS)), tokens)
+    drawn = client.stream(UNITS * (STREAMS // len(UNITS)), tokens)
     return drawn / (time.perf_counter() - began)
 
 
@@ -123,7 +124,7 @@ class People:
         self.took: list[float] = []
 
     def _sign_in(self, site: Appliance, name: str) -> str:
-        """The cookie. A statement of the key opens the session, and its link is used at once."""
+        """Sign in by a link, which a statement of the key opens, and return the cookie."""
         url = str(site.ask("POST", "/v1/console/links", name)["url"])
         site.sessions.pop(name, None)  # the browser has it now
         own = {"Content-Type": "application/x-www-form-urlencoded", "Sec-Fetch-Site": "same-origin"}

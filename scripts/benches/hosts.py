@@ -1,4 +1,5 @@
-"""`scripts/bench hosts`: processes that append to one PostgreSQL, against one; and how soon one hears of another."""
+"""`scripts/bench hosts`: processes that append to one PostgreSQL, against one; and the delay until one has read
+another's entries."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from multiprocessing.synchronize import Barrier
 from unittest.mock import patch
 
 from appliance.store.database.engine import migrate, open_engine
-from appliance.store.database.processes import About, Processes
+from appliance.store.database.processes import ProcessDescription, Processes
 from appliance.store.ledger.ledger import Ledger
 from scripts.benches.logs import Requests, clock_after, open_ledger, replay
 from scripts.benches.measure import Row, row
@@ -28,7 +29,7 @@ _FORK = multiprocessing.get_context("fork")
 
 @dataclass(frozen=True)
 class Plan:
-    """Pairs of entries that each of a process's writers appends, and how often one process hears of another."""
+    """Pairs of entries that each of a process's writers appends, and how often a process reads another's entry."""
 
     writers: int
     pairs: int
@@ -63,7 +64,7 @@ def measure(plan: Plan) -> Iterator[Row]:
 
 @contextmanager
 def _database(log: Synthetic) -> Iterator[str]:
-    """A server of our own, which syncs, with the log in it."""
+    """Run a server of our own that syncs, with the log in it."""
     with ExitStack() as stack:
         stack.enter_context(patch.dict(postgres._SETTINGS, fsync="on"))
         server = stack.enter_context(postgres.run_server(postgres.find_binaries()))
@@ -79,7 +80,7 @@ def _database(log: Synthetic) -> Iterator[str]:
 
 @contextmanager
 def _opened(log: Synthetic, url: str, name: str) -> Iterator[tuple[Processes, Ledger]]:
-    about = About(roles=("units",), host="bench", pid=0, code="bench", since="")
+    about = ProcessDescription(roles=("units",), host="bench", pid=0, since="")
     engine = open_engine(url, process=name)
     with (
         Processes(open_engine(url, process=name), name, about) as processes,
@@ -113,7 +114,7 @@ def _append(
     log: Synthetic, url: str, name: str, seed: int, start: Barrier, others: bool, plan: Plan, told: Connection
 ) -> None:
     with _opened(log, url, name) as (_, ledger):
-        ledger.tells_others = others
+        ledger.notifies_others = others
         requests = Requests(ledger, seed)
         batches = [[requests.pair() for _ in range(plan.pairs)] for _ in range(plan.writers)]
 
@@ -131,14 +132,14 @@ def _append(
 
 
 def _hear(log: Synthetic, url: str, count: int) -> list[float]:
-    """Milliseconds from an append, before its commit, until a process that follows has folded the entry."""
+    """Milliseconds from an append, before its commit, until a process that follows has applied the entry."""
     with _opened(log, url, "writer") as (_, writer), _opened(log, url, "follower") as (processes, follower):
-        writer.tells_others = True
+        writer.notifies_others = True
         sizes: dict[int, float] = {}
         heard, over = threading.Event(), threading.Event()
 
         def follow() -> None:
-            with closing(processes.news(1.0)) as news:
+            with closing(processes.watch_commits(1.0)) as news:
                 for is_told in news:
                     if is_told and follower.refresh():
                         sizes[follower.state.size] = time.monotonic()

@@ -20,8 +20,8 @@ from appliance.formats.log.export import MEMBERS, VERSION
 from appliance.store.database import tables
 from appliance.store.database.engine import connect_writer, migrate, open_engine
 from appliance.store.ledger import rows
-from appliance.store.ledger.filing import BLOCK, file_block, keys_of, list_rows
-from appliance.store.ledger.rows import Head
+from appliance.store.ledger.rows import LogHead
+from appliance.store.ledger.search_index import BLOCK, index_block, keys_of, list_rows
 from scripts.benches.signed import Made
 from scripts.benches.synthetic import Synthetic
 
@@ -101,7 +101,7 @@ class DatabaseFile:
         self._stored: set[bytes] = set()
 
     def _drop_indexes(self) -> list[str]:
-        """Those of the large tables that are no primary key and are not needed while filling; how to make them."""
+        """Drop the indexes of the large tables that filling does not need. Return the statements to make them again."""
         found = self._driver.execute(
             "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL "
             "AND tbl_name = 'entry_documents'"
@@ -121,7 +121,7 @@ class DatabaseFile:
         for made in batch:
             self._keys.append((made.index, keys_of(made)))
             if len(self._keys) == BLOCK:
-                filed = list_rows(made.index // BLOCK, file_block(self._keys))
+                filed = list_rows(made.index // BLOCK, index_block(self._keys))
                 self._driver.executemany("INSERT INTO unsorted VALUES (?, ?, ?)", filed)
                 self._keys.clear()
         for made in (made for made in batch if made.documents or made.changes):
@@ -147,7 +147,7 @@ class DatabaseFile:
         """Keys, head and checkpoint; afterwards the file is as a service would have left it."""
         self._flush()
         self._driver.execute("INSERT INTO entry_keys SELECT * FROM unsorted ORDER BY key, block")
-        before, head = rows.read_head(self._connection), Head(self._log.index, self._log.leaf)
+        before, head = rows.read_head(self._connection), LogHead(self._log.index, self._log.leaf)
         rows.move_head(self._connection, before, head, self._log.checkpoint())
         for sql in self._indexes:
             self._driver.execute(sql)
@@ -164,7 +164,7 @@ def _entry_row(made: Made) -> tuple[object, ...]:
 
 
 def keep(log: Synthetic, *, export: Path | None = None, database: Path | None = None) -> None:
-    """Makes the whole log and keeps it, in one pass."""
+    """Make the whole log and write it to each place, in one pass."""
     places: list[ExportFile | DatabaseFile] = []
     places += [ExportFile(export, log)] if export else []
     places += [DatabaseFile(database, log)] if database else []

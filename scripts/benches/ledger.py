@@ -19,7 +19,7 @@ GROWTH = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
 
 @dataclass(frozen=True)
 class Plan:
-    """How much of everything. `size` is the log that all but the growth is measured on; the growth goes up to
+    """Amounts of a measurement. `size` is the log that all but the growth is measured on; the growth goes up to
     `largest`, or is left out for 0. Counts are those of one round."""
 
     size: int
@@ -54,7 +54,7 @@ def measure(folder: Path, plan: Plan) -> Iterator[Row]:
 
 
 def growth(folder: Path, plan: Plan, known: Log | None = None) -> Iterator[Row]:
-    """Each cost at each size, the sizes taking turns; against it stands the cost at the smallest."""
+    """Each cost at each size, the sizes taking turns, beside the cost at the smallest."""
     with ExitStack() as stack:
         sizes = [size for size in GROWTH if size <= plan.largest]
         logs = [
@@ -70,8 +70,8 @@ def growth(folder: Path, plan: Plan, known: Log | None = None) -> Iterator[Row]:
             run.seconds * 1e6 / log.size for run, log in zip(runs, logs, strict=True)
         ]
         costs["memory of verification", "MB"] = [run.peak_mb for run in runs]
-        costs["fold at a start, an entry", "µs"] = [log.load_us for log in logs]
-        costs["start from a sealed fold, an entry", "µs"] = [log.resume_us for log in logs]
+        costs["replay at a start, an entry", "µs"] = [log.load_us for log in logs]
+        costs["start from a sealed snapshot, an entry", "µs"] = [log.resume_us for log in logs]
         costs["database, an entry", "B"] = [log.database.stat().st_size / log.size for log in logs]
         costs["export, an entry", "B"] = [log.export.stat().st_size / log.size for log in logs]
     for (name, unit), found in costs.items():

@@ -23,7 +23,7 @@ Q4_0, Q8_0, F32 = (getattr(gguf.GGMLQuantizationType, name) for name in ("Q4_0",
 
 
 def write_model(base: Path, tokenizer: Path, output: Path) -> Path:
-    """The file, made where it does not exist yet. `tokenizer`: a GGUF file with the base's own tokenizer."""
+    """Write the GGUF file unless it exists. `tokenizer` is a GGUF file with the base's own tokenizer."""
     if output.is_file():
         return output
     config = json.loads((base / "config.json").read_bytes())

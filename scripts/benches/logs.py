@@ -13,18 +13,19 @@ from time import time
 
 from sqlalchemy import Engine
 
-from appliance.domain.core.entry import Draft, Entry, parse_entry
-from appliance.domain.core.event import Event
+from appliance.domain.actions.apply import subjects_of
+from appliance.domain.core.entry import Entry, EntryDraft, Event, parse_entry
 from appliance.domain.governance.service import Heartbeat
-from appliance.domain.rulebook.subjects import subjects_of
 from appliance.domain.serving.requests import RequestAdmitted, RequestFinished, name_request
+from appliance.formats.core.digest import digest_bytes
 from appliance.formats.core.timestamp import encode_time, parse_time
 from appliance.formats.log.note import vkey_of
 from appliance.formats.log.trust import encode_trust
 from appliance.store.database.engine import open_engine
+from appliance.store.ledger.keys import HeldLogKeys
 from appliance.store.ledger.ledger import Ledger
 from appliance.store.ledger.snapshots import Snapshots
-from appliance.workflows.lifecycle.garbage import tune_garbage_collector
+from appliance.workflows.lifecycle.running import tune_garbage_collector
 from scripts.benches.kept import keep
 from scripts.benches.measure import wall_ms
 from scripts.benches.signed import Made
@@ -45,20 +46,20 @@ class Log:
     database: Path
     ledger: Ledger
     load_us: float
-    """What folding the log at the start of a service cost, an entry."""
+    """Microseconds for each entry that a service replays at its start."""
     resume_us: float
-    """The same where the service before it has sealed its fold."""
+    """The same where the service before it has sealed its state."""
 
 
 @contextmanager
 def open_log(folder: Path, size: int) -> Iterator[Log]:
-    """Makes it (about 60 µs and 2 KB an entry), loads it, and removes it at the end."""
+    """Make a log (about 60 µs and 2 KB an entry), load it, and remove it at the end."""
     log = Synthetic(size)
     export, trust, database = (folder / f"{size}.{kind}" for kind in ("tar", "json", "db"))
     keep(log, export=export, database=database)
     trust.write_bytes(encode_trust(log.trust))
     try:
-        snapshots = partial(Snapshots, folder / f"{size}.snapshot", origin=log.origin, code="this")
+        snapshots = partial(Snapshots, folder / f"{size}.snapshot", origin=log.origin, code=digest_bytes(b"this"))
         with closing(_open(log, database, snapshots)) as ledger, closing(_open(log, database, snapshots)) as next_one:
             load_us = wall_ms(ledger.load) * 1e3 / size
             ledger.seal_snapshot(1)
@@ -75,24 +76,24 @@ def open_log(folder: Path, size: int) -> Iterator[Log]:
 
 def _open(log: Synthetic, database: Path, snapshots: Callable[..., Snapshots]) -> Ledger:
     engine = open_engine(f"sqlite:///{database}")
-    return open_ledger(log, engine, clock_after(log.time), snapshots(signers=lambda _vkey: log.signer))
+    return open_ledger(log, engine, clock_after(log.time), snapshots(keys=HeldLogKeys(lambda _vkey: log.signer)))
 
 
 def open_ledger(
     log: Synthetic, engine: Engine, clock: Callable[[], datetime], snapshots: Snapshots | None = None
 ) -> Ledger:
-    key, signers = vkey_of(log.origin, log.signer), lambda _vkey: log.signer
-    return Ledger(engine, origin=log.origin, log_key=key, signers=signers, clock=clock, snapshots=snapshots)
+    key, keys = vkey_of(log.origin, log.signer), HeldLogKeys(lambda _vkey: log.signer)
+    return Ledger(engine, origin=log.origin, log_key=key, keys=keys, clock=clock, snapshots=snapshots)
 
 
 def clock_after(last: str) -> Callable[[], datetime]:
-    """Goes on from the log's last entry, whose reviews still stand then; as quick to ask as the service's own."""
+    """Return a clock that continues from the log's last entry, while its reviews are still valid."""
     lead = time() - parse_time(last).timestamp()
     return lambda: datetime.fromtimestamp(time() - lead, UTC)
 
 
 def replay(log: Synthetic, engine: Engine) -> Ledger:
-    """The same log, appended entry by entry: every time, hash and row is as in the log given."""
+    """Append the log entry by entry, with the same times, hashes and rows."""
     now = [datetime.min]
     ledger = open_ledger(log, engine, lambda: now[0])
     for made in log.entries():
@@ -101,9 +102,9 @@ def replay(log: Synthetic, engine: Engine) -> Ledger:
     return ledger
 
 
-def draft_of(made: Made) -> Draft:
+def draft_of(made: Made) -> EntryDraft:
     entry: Entry = parse_entry(made.data)
-    return Draft(
+    return EntryDraft(
         type=entry.type,
         actor=entry.actor,
         source=entry.source,
@@ -122,11 +123,11 @@ class Requests:
         self._slots = [slot for _, slot in ledger.state.slots.items() if slot.loaded is not None]
         self._random, self._clock = random.Random(seed), clock_after(ledger.state.last_time)
 
-    def heartbeat(self) -> Draft:
+    def heartbeat(self) -> EntryDraft:
         return _draft(Heartbeat())
 
-    def pair(self) -> tuple[Draft, Draft]:
-        """A request's beginning and its end."""
+    def pair(self) -> tuple[EntryDraft, EntryDraft]:
+        """Return the entries of a request's beginning and end."""
         slot = self._random.choice(self._slots)
         place = slot.answering
         now = self._clock()
@@ -139,8 +140,8 @@ class Requests:
         return _draft(admitted), _draft(finished)
 
 
-def _draft(event: Event) -> Draft:
-    return Draft(
+def _draft(event: Event) -> EntryDraft:
+    return EntryDraft(
         type=event.type,
         actor=event.actor or "service",
         source="tcp",

@@ -1,4 +1,4 @@
-"""What every bench shares: rows, medians of interleaved rounds, a description of the machine, and the table."""
+"""The shared parts of every bench: rows, medians of interleaved rounds, a description of the machine, and the table."""
 
 from __future__ import annotations
 
@@ -45,8 +45,7 @@ def row(
     ratio_at_most: float | None = None,
     note: str = "",
 ) -> Row:
-    """A row, and whether every bound that is given holds. `ratio`: where it was taken round by round; `note` ends the
-    goal's text."""
+    """Return a row with its goal and whether it is met. `ratio` is ours / theirs if None; `note` ends the goal."""
     if ratio is None and theirs:
         ratio = ours / theirs
     bounds: list[tuple[str, bool]] = []
@@ -71,7 +70,7 @@ class Found(dict[str, float]):
         self._rounds = {name: [statistics.median(one) for one in rounds] for name, rounds in samples.items()}
 
     def ratio(self, ours: str, theirs: str) -> float:
-        """The median of the rounds' own ratios: a disk that changes its pace between two rounds does not change it."""
+        """Return the median of the rounds' ratios, so that a change of the disk's pace between rounds has no effect."""
         return statistics.median(a / b for a, b in zip(self._rounds[ours], self._rounds[theirs], strict=True))
 
 
@@ -92,7 +91,7 @@ def wall_ms(act: Callable[[], object]) -> float:
 
 
 def sync_ms(folder: Path, count: int = 50) -> list[float]:
-    """What one write and fdatasync of 4 KiB at the end of a file costs."""
+    """Return the milliseconds of each write and fdatasync of 4 KiB at the end of a file."""
     path = folder / "sync"
     with path.open("ab", buffering=0) as stream:
 
@@ -128,7 +127,7 @@ def _values(path: Path, name: str) -> Iterable[str]:
 
 
 def _filesystem(folder: Path) -> str:
-    """The kind of the file system that the folder lies on."""
+    """Return the kind of file system that contains the folder."""
     place, found = str(folder.resolve()), ("", "unknown")
     for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines():
         _, point, kind, *_ = line.split(" ")
@@ -138,7 +137,7 @@ def _filesystem(folder: Path) -> str:
 
 
 def write_json(path: Path, rows: Sequence[Row]) -> None:
-    """An array of one object a measure."""
+    """Write an array with one object for each measure."""
     path.write_text(json.dumps([asdict(one) for one in rows], indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""`scripts/bench methods`: every method on the same rows of banking77, as the workers train and judge them.
+"""`scripts/bench methods`: every method on the same rows of banking77, as the workers train and evaluate them.
 
 Each is two processes of its own: one trains (its time and its peak memory are the row's), one evaluates the base and
 what was trained on the same held-out questions. Values that a recipe leaves open are resolved as for any run, so the
@@ -57,17 +57,17 @@ def _measure(pairs: list[tuple[str, str, str]], places: dict[str, str]) -> Itera
     for pair in pairs:
         with tempfile.TemporaryDirectory(prefix="appliance-bench-") as name:
             task = {**places, "recipe": _recipe(places, *pair), "output": name, "checkpoints": name, "adapter": name}
-            trained, judged = run_child(task | {"work": "train"}), run_child(task | {"work": "evaluate"})
+            trained, evaluated = run_child(task | {"work": "train"}), run_child(task | {"work": "evaluate"})
             saved = (Path(name) / METHODS[pair[0]].weights).stat().st_size
         yield Found(
             *pair,
             learning_rate=task["recipe"]["learning_rate"],
             trained_weights=trained["trained_weights"],
             steps=trained["steps"],
-            accuracy=judged["adapter"]["accuracy"],
-            macro_f1=judged["adapter"]["macro_f1"],
-            base_accuracy=judged["base"]["accuracy"],
-            held_out=judged["adapter"]["rows"],
+            accuracy=evaluated["adapter"]["accuracy"],
+            macro_f1=evaluated["adapter"]["macro_f1"],
+            base_accuracy=evaluated["base"]["accuracy"],
+            held_out=evaluated["adapter"]["rows"],
             final_loss=trained["final_loss"],
             seconds=float(trained["seconds"]),
             tokens_s=trained["tokens"] / float(trained["seconds"]),
@@ -77,7 +77,7 @@ def _measure(pairs: list[tuple[str, str, str]], places: dict[str, str]) -> Itera
 
 
 def _recipe(places: dict[str, str], method: str, quantisation: str, optimiser: str) -> dict[str, Any]:
-    chosen = {"method": method, "quantisation": quantisation, "optimiser": optimiser, "checkpoint_every": 1000}
+    chosen = {"method": method, "quantisation": quantisation, "optimiser": optimiser, "save_steps": 1000}
     return make_recipe(places, {"epochs": 1, **chosen})
 
 

@@ -11,7 +11,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from appliance.ml.quantised.settings import NF4_FILE
+from appliance.ml.quantised.nf4 import NF4_FILE
 from scripts.benches.llama_file import write_model
 from scripts.fetch_base import fetch
 from scripts.kit.random_llama import build_llama
@@ -29,17 +29,17 @@ class Model:
     start_s: float
 
     def convert(self, folder: Path) -> Path:
-        """The base as an import leaves it, in the folder; made once."""
+        """Make the base as an import leaves it, once in the folder."""
         return convert(self._source(), folder)
 
     def find_gguf(self) -> Path:
-        """The same weights in 4 bits, for llama.cpp."""
+        """Return the GGUF file of the same weights in 4 bits, for llama.cpp. Fetch or write it first if needed."""
         if self.name == "smollm2":
             return fetch(CACHE)
         return write_model(self._source(), fetch(CACHE), CACHE / "llama-1b.Q4_0.gguf")
 
     def _source(self) -> Path:
-        """What a publisher would ship: a GGUF file or a folder."""
+        """Return the model as a publisher ships it: a GGUF file or a folder."""
         if self.name == "smollm2":
             return fetch(CACHE)
         made = CACHE / "llama-1b"
@@ -55,7 +55,7 @@ MODELS = {one.name: one for one in (SMOLLM2, BILLION)}
 
 
 def convert(source: Path, folder: Path) -> Path:
-    """`base` in the folder, converted as an import does it, in a process of its own: its memory is not the bench's."""
+    """Convert a base into the folder as an import does, once, by a process whose memory is not the bench's."""
     base = folder / "base"
     if not base.is_dir():
         base.mkdir(parents=True)
@@ -68,7 +68,7 @@ def convert(source: Path, folder: Path) -> Path:
 
 
 def as_shipped(base: Path) -> Path:
-    """The base as a publisher would ship it, beside it and made once: an import adds its weights in NF4."""
+    """Make the base once as a publisher would ship it, beside it: an import adds its weights in NF4."""
     folder = base.with_name("shipped")
     if not folder.is_dir():
         folder.mkdir()

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from appliance.domain.core.entry import Draft
-from appliance.store.ledger.filing import BLOCK
+from appliance.domain.core.entry import EntryDraft
+from appliance.store.ledger.search_index import BLOCK
 from scripts.benches.appends import Rates
 from scripts.benches.logs import Log, Requests
 from scripts.benches.measure import Found, Row, interleaved, row, wall_ms
@@ -58,7 +58,7 @@ class Batches:
     def __init__(self, log: Log) -> None:
         self._ledger, self._requests = log.ledger, Requests(log.ledger, seed=5)
 
-    def _make(self) -> list[Draft]:
+    def _make(self) -> list[EntryDraft]:
         return [draft for _ in range(_BATCH // 2) for draft in self._requests.pair()]
 
     def append(self, count: int) -> list[float]:
@@ -70,7 +70,7 @@ class Batches:
         """So many batches, and after each the proof of each of it in the tree that it made."""
         made = [self._make() for _ in range(count)]
 
-        def act(drafts: list[Draft]) -> None:
+        def act(drafts: list[EntryDraft]) -> None:
             appended = self._ledger.append_all(drafts)
             size = appended[-1].entry.index + 1
             for one in appended:
@@ -127,5 +127,5 @@ def peer_rows(found: Found, at: str) -> list[Row]:
 
 
 def _rates(milliseconds: list[float], count: int) -> list[float]:
-    """A second, where each of these times was for so many."""
+    """Return counts per second, if each time was for `count`."""
     return [count * 1e3 / ms for ms in milliseconds]

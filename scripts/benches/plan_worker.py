@@ -12,12 +12,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from appliance.ml.data.samples import Sample
+from appliance.ml.data.rows import Sample
 from appliance.ml.model import machine
 from appliance.ml.model.base import load_base
 from appliance.ml.training import methods
 from appliance.ml.training.checkpoint import encode_checkpoint
-from appliance.ml.training.loop import Step, train
+from appliance.ml.training.loop import StepMeasurement, train
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
     attached = methods.attach_adapter(base, recipe)
     peaks["load"] = machine.measure_peak_bytes(device)
     loaded = time.perf_counter() - began
-    steps: list[Step] = []
+    steps: list[StepMeasurement] = []
     training = train(base, attached, samples, recipe, steps.append)
     peaks["train"] = machine.measure_peak_bytes(device)
     checkpoint = encode_checkpoint(training)

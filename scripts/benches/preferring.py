@@ -16,7 +16,7 @@ WORKER = Path(__file__).with_name("preferring_worker.py")
 SIZE = 8
 """Rows of an optimiser step."""
 WORDS = 60
-"""Of an answer; a prompt has twice as many."""
+"""Words of an answer; a prompt has twice as many."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def measure(folder: Path, plan: Plan, *, quick: bool) -> Iterator[Row]:
 
 
 def _pair(data: Path, count: int) -> list[dict[str, Any]]:
-    """Text of contracts: the chosen answer is how it goes on, the rejected one how it goes on elsewhere."""
+    """Text of contracts: the chosen answer continues it, the rejected one continues another text."""
     with (data / "cuad/clauses_train.csv").open(encoding="utf-8-sig", newline="") as stream:
         words = [word for one in csv.DictReader(stream) for word in one["text"].split()]
     size = 4 * WORDS

@@ -23,24 +23,26 @@ def main() -> None:
 def ours(task: Task) -> dict[str, Any]:
     from appliance.ml.model import machine
     from appliance.ml.training import methods  # isort: skip
-    from appliance.domain.data.tasks import map_columns
+    from appliance.domain.data.kinds import map_columns
     from appliance.ml.data import rows as data
-    from appliance.ml.data.samples import tokenize_rows
+    from appliance.ml.data.rows import tokenize_rows
     from appliance.ml.data.sources import parse_source
-    from appliance.ml.training.loop import Step, train
+    from appliance.ml.training.loop import StepMeasurement, train
 
     recipe = task["recipe"]
     machine.hold_memory()
     base = shared.load_base_of(recipe, task["base"])
     attached = methods.attach_adapter(base, recipe)
     sources = parse_source(Path(task["rows"]).read_bytes(), "jsonl", "preference", map_columns("preference", {}))
-    rendered = data.render_rows(data.judge_sources(sources), base.chat, "preference", instruction="", judges=True)
+    rendered = data.render_rows(
+        data.hold_out_sources(sources), base.chat, "preference", instruction="", is_validation_set=True
+    )
     samples = tokenize_rows(rendered, base.chat, max_length=recipe["max_length"])
     # As TRL counts: the prompt with each of its answers.
     sizes = {one.index: one.tokens + one.spans[0][0] for one in samples}
     times, tokens, losses = [time.perf_counter()], [0], [0.0]
 
-    def report(step: Step) -> None:
+    def report(step: StepMeasurement) -> None:
         times.append(time.perf_counter())
         tokens.append(tokens[-1] + sum(sizes[row] for row, _ in step.row_losses))
         losses.append(step.loss)

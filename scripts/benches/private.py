@@ -31,9 +31,15 @@ class Plan:
 
 
 _RECIPE = {"rank": 4, "alpha": 8, "batch_size": 8, "learning_rate": "0.002"}
-FULL = Plan(Sizes(16, 100, 13), (None, "8.0", "3.0", "1.0"), _RECIPE | {"accumulation": 16, "epochs": 4}, 9)
-SMALL = Plan(Sizes(8, 60, 13), (None, "8.0", "3.0", "1.0"), _RECIPE | {"accumulation": 8, "epochs": 4}, 5)
-QUICK = Plan(Sizes(4, 30, 13), (None, "8.0", "3.0", "1.0"), _RECIPE | {"accumulation": 5, "epochs": 1}, 3)
+FULL = Plan(
+    Sizes(16, 100, 13), (None, "8.0", "3.0", "1.0"), _RECIPE | {"gradient_accumulation_steps": 16, "epochs": 4}, 9
+)
+SMALL = Plan(
+    Sizes(8, 60, 13), (None, "8.0", "3.0", "1.0"), _RECIPE | {"gradient_accumulation_steps": 8, "epochs": 4}, 5
+)
+QUICK = Plan(
+    Sizes(4, 30, 13), (None, "8.0", "3.0", "1.0"), _RECIPE | {"gradient_accumulation_steps": 5, "epochs": 1}, 3
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ def measure(plan: Plan, places: dict[str, str]) -> Iterator[Found]:
             rows = plan.rows.labels * plan.rows.train
             secret = {} if epsilon is None else {"secret": secrets.token_hex(32), "rows": rows}
             trained = run_child(task | secret | {"work": "train"})
-            judged = run_child(task | {"work": "evaluate"})
+            evaluated = run_child(task | {"work": "evaluate"})
         pairs: list[tuple[float, float]] = []
         if epsilon is not None and epsilon == next(one for one in plan.epsilons if one is not None):
             # How much noise there is does not change how long a step takes.
@@ -78,9 +84,9 @@ def measure(plan: Plan, places: dict[str, str]) -> Iterator[Found]:
             privacy=recipe["privacy"],
             rows=rows,
             steps=trained["steps"],
-            accuracy=judged["adapter"]["accuracy"],
-            macro_f1=judged["adapter"]["macro_f1"],
-            base_accuracy=judged["base"]["accuracy"],
+            accuracy=evaluated["adapter"]["accuracy"],
+            macro_f1=evaluated["adapter"]["macro_f1"],
+            base_accuracy=evaluated["base"]["accuracy"],
             paces=tuple(without / with_it for without, with_it in pairs),
             peak_bytes=trained["peak_bytes"],
         )
@@ -88,7 +94,7 @@ def measure(plan: Plan, places: dict[str, str]) -> Iterator[Found]:
 
 def _recipe(plan: Plan, places: dict[str, str], epsilon: str | None) -> dict[str, Any]:
     written = dict(plan.written) | ({} if epsilon is None else {"privacy": {"epsilon": epsilon}})
-    return make_recipe(places, {"method": "qlora", "checkpoint_every": 1000, **written})
+    return make_recipe(places, {"method": "qlora", "save_steps": 1000, **written})
 
 
 def table(found: list[Found]) -> list[str]:

@@ -51,7 +51,7 @@ class Worker:
             self._tree.append_entries(entries)
 
     def warm(self) -> list[float]:
-        """A proof in every block, so that every subtree that is kept has been computed."""
+        """Prove an entry of every block, so that every cached subtree has been computed."""
         return [_ms(lambda: [self._tree.prove_inclusion(at, self._size) for at in range(1, self._size, BLOCK)])]
 
     def prove(self, count: int, cold: bool) -> list[float]:

@@ -38,7 +38,7 @@ def consistency(log: Log, count: int) -> Measure:
 
 
 def questions(log: Log) -> dict[str, Question]:
-    """What people ask, pages of 100; the last three find little or nothing, and must say so as quickly."""
+    """Return the searches that people make, in pages of 100. The last three find little, and must end as quickly."""
     entry = parse_entry(log.ledger.entry_bytes(log.size // 2))
     later = parse_entry(log.ledger.entry_bytes(min(log.size // 2 + 500, log.size - 1)))
     between = {"since": entry.time, "until": later.time}
@@ -73,5 +73,5 @@ def _asking(log: Log, question: Question, count: int) -> Measure:
 
 
 def slowest_question(log: Log) -> list[float]:
-    """The slowest of all questions, each asked a few times."""
+    """Return the time of the slowest question, after each was asked a few times."""
     return [max(statistics.median(_asking(log, question, 3)()) for question in questions(log).values())]

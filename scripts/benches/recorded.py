@@ -1,4 +1,4 @@
-"""What the record costs: a run through the service, in its sandbox, beside the same loop bare.
+"""The cost of the record: a run through the service, in its sandbox, beside the same loop bare.
 
 Both read the same sealed base and dataset and train the same resolved recipe. The bare run is a process that does what
 the training worker does: base, rows, steps, weights written; it keeps no training checkpoint, and no service
@@ -31,10 +31,11 @@ from typing import Any
 from appliance.domain.recipe.recipe import LINEAR_LAYERS
 from appliance.store.files.artifacts import Artifacts
 from scripts.benches.measure import Row, row
-from scripts.kit.appliance import ROOT, Appliance, found_site, free_port
+from scripts.kit.appliance import ROOT, Appliance, found_site
+from scripts.kit.ports import free_port
 
 WORKER = Path(__file__).with_name("training_worker.py")
-BASE, DATASET, JUDGED = "smollm2", "questions", 8
+BASE, DATASET, EVALUATED = "smollm2", "questions", 8
 TURN_S = 4.0
 
 
@@ -65,7 +66,7 @@ def _signal(pid: int, number: int) -> None:
 
 
 def take_turns(sides: list[Side]) -> None:
-    """Until each is done; who is done goes on for good."""
+    """Run the sides in turns until all are done; a side that is done takes no more turns."""
     for side in sides:
         side.signal(signal.SIGSTOP)
     left = list(sides)
@@ -90,11 +91,11 @@ def measure(folder: Path, base: Path, rows: list[dict[str, str]], *, epochs: int
         stack.callback(site.stop)
         _expect_imported(site.import_base(base, BASE))
         dataset = site.import_dataset(
-            _csv(rows[:-JUDGED]),
+            _csv(rows[:-EVALUATED]),
             DATASET,
             BASE,
             columns={"text": "text", "label": "label"},
-            held_out=_csv(rows[-JUDGED:]),
+            held_out=_csv(rows[-EVALUATED:]),
         )
         _expect_imported(dataset)
         pairs = [_train_both(site, epochs, folder / f"bare-{number}") for number in range(rounds)]

@@ -24,7 +24,7 @@ from typing import Any
 RECIPE: dict[str, Any] = {
     "method": "qlora",
     "optimiser": "adamw",
-    "rate_ratio": "1.0",
+    "loraplus_lr_ratio": "1.0",
     "beta": "0.0",
     "rank": 16,
     "alpha": 32,
@@ -33,7 +33,7 @@ RECIPE: dict[str, Any] = {
     "learning_rate": "0.001",
     "epochs": 1,
     "batch_size": 8,
-    "accumulation": 1,
+    "gradient_accumulation_steps": 1,
     "max_length": 256,
     "warmup_ratio": "0.1",
     "weight_decay": "0.0",
@@ -78,7 +78,7 @@ def main() -> None:
 
 def _measure(given: argparse.Namespace, folder: Path) -> None:
     base, dataset = _prepare(given, folder)
-    recipe = {**RECIPE, "checkpoint_every": 1000, "base": "base", "compute_dtype": given.dtype}
+    recipe = {**RECIPE, "save_steps": 1000, "base": "base", "compute_dtype": given.dtype}
     task = {"base": str(base), "dataset": str(dataset), "recipe": recipe, "windows": given.windows}
     recorded = folder / "recorded"
     _child(given, KINDS["as it is"], {**task, "output": str(recorded), "recorded": None})
@@ -109,7 +109,7 @@ def _shown(share: float | str | None) -> str:
 
 
 def _prepare(given: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
-    from appliance.domain.data.teaching import About
+    from appliance.domain.data.kinds import DatasetDescription
     from appliance.ml.data import rows as data
     from appliance.ml.data.sources import parse_source
     from appliance.ml.model.chat import load_chat
@@ -126,7 +126,7 @@ def _prepare(given: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
     some = [row for name in names for row in [s for s in sources if s.parts["label"] == name][: given.count // LABELS]]
     sides = data.split_sources("classification", some, 1, Fraction(1, 10))
     rows = data.render_rows(sides, chat, "classification", instruction="Name the kind.")
-    about = About("classification", tuple(names))
+    about = DatasetDescription("classification", tuple(names))
     data.write_rows(rows, about, dataset, bytes(32))
     (folder / "relabelled").mkdir()
     first = next(row for row in rows if row.split == data.TRAIN)
@@ -148,7 +148,7 @@ def _child(given: argparse.Namespace, environment: dict[str, str], task: dict[st
 def _train(
     base: str, dataset: str, recipe: dict[str, Any], windows: list[int], output: str, recorded: str | None
 ) -> None:
-    """Records the state at each step of `windows`; or, from the recorded ones, trains each window and compares."""
+    """Record the state at each step of `windows`, or train each window from recorded states and compare."""
     from appliance.ml.training import checkpoint, loop
     from appliance.worker.train import prepare
 

@@ -20,13 +20,13 @@ from unittest.mock import patch
 
 import httpx
 
-from appliance.domain.evaluation.engines import VLLM
+from appliance.domain.evaluation.quality import VLLM
 from appliance.formats.core.timestamp import parse_time
 from scripts.benches.measure import Row, row
 from scripts.kit import postgres
-from scripts.kit.appliance import free_port
 from scripts.kit.hosts import wait_for
-from scripts.soaking.deployment import BUILTIN, TASK, Deployment, Gateway, build_site, settle
+from scripts.kit.ports import free_port
+from scripts.soaking.deployment import BUILTIN, SERVED_MODEL, Deployment, Gateway, build_site, settle
 from scripts.soaking.run import use_database
 
 ENGINES = (VLLM, VLLM, BUILTIN)
@@ -48,7 +48,7 @@ FULL = Plan(revocations=104, units=4)
 
 @dataclass
 class Stream:
-    """By the machine's clock: when its first token came, its latest one, and its end."""
+    """Times of a stream by the machine's clock: of its first token, its latest one, and its end."""
 
     manifest: str
     first: float = 0.0
@@ -83,7 +83,7 @@ class Listener(threading.Thread):
 
     def _listen(self, http: httpx.Client) -> None:
         body = {
-            "model": TASK,
+            "model": SERVED_MODEL,
             "messages": [{"role": "user", "content": "go on"}],
             "max_tokens": MOST_TOKENS,
             "temperature": 1.0,
@@ -186,7 +186,7 @@ def _listening(deployed: Deployment) -> Iterator[list[Listener]]:
 
 
 def _revoke(deployed: Deployment, listeners: Sequence[Listener], unit: str, number: int) -> Revoked:
-    """The unit's version of this number, once each gateway answers by it; then its next version is activated."""
+    """Revoke this version once each gateway answers by it, then activate the unit's next version."""
     name, after = deployed.adapters[unit][number], deployed.adapters[unit][number + 1]
     manifest, own = deployed.manifests[name], [one for one in listeners if one.unit == unit]
     wait_for(lambda: all(one.answers_by(manifest) for one in own), f"a stream of {name} at each gateway", WAIT_S)

@@ -43,9 +43,9 @@ class Plan:
     service: serving_service.Plan
     llama_server: str
     peers: bool = True
-    """Whether peft, transformers and other servers are measured beside, and the memory of three tasks."""
+    """True to measure peft, transformers and other servers, too, and the memory of three tasks."""
     vllm: bool = False
-    """Whether vLLM is waited for, a minute."""
+    """True to measure vLLM, too, which takes a minute to start."""
     reads: int = 3
     """Prompts of 512 tokens a turn."""
     starts: int = 1
@@ -91,13 +91,13 @@ def measure_streams(folder: Path, plan: Plan) -> Iterator[Row]:
 
 
 def measure_service(folder: Path, plan: Plan) -> Iterator[Row]:
-    """What the service around the engine costs, alone."""
+    """Measure only the cost of the service around the engine."""
     base, adapters = _prepare(folder, plan)
     yield from _through_service(folder, base, adapters, plan)
 
 
 def _prepare(folder: Path, plan: Plan) -> tuple[Path, list[str]]:
-    """The base as an import leaves it, and the adapters' folders."""
+    """Make the base as an import leaves it, and the adapters. Return their folders."""
     base = plan.model.convert(folder)
     return base, [str(path) for path in make_adapters(str(base), folder, [RANK] * ADAPTERS)]
 
@@ -117,10 +117,10 @@ def _through_service(folder: Path, base: Path, adapters: list[str], plan: Plan) 
     with start_program(base, plan.device, "ours") as ours:
         paths = [Path(name) for name in adapters]
 
-        def probe(path: Path) -> dict[str, Any]:
-            return ours.told("probe", folder=str(path))
+        def fingerprint(path: Path) -> dict[str, Any]:
+            return ours.told("logit_fingerprint", folder=str(path))
 
-        yield from serving_service.measure(folder, base, paths, probe, plan.service)
+        yield from serving_service.measure(folder, base, paths, fingerprint, plan.service)
 
 
 def _beside_peers(
@@ -210,11 +210,11 @@ def _alone(ours: Program, machine: Program, base: Path, adapters: list[str], pla
 def _load_cost(ours: Program, adapter: str, plan: Plan) -> Iterator[Row]:
     found = ours("admit", folder=adapter, count=max(5, 4 * plan.rounds))
     yield row("an adapter read and put into a slot", median(found[::2]), "ms")
-    yield row("the probe of a load", median(found[1::2]), "ms")
+    yield row("the fingerprint of a load", median(found[1::2]), "ms")
 
 
 def _memory(base: Path, adapters: list[str], plan: Plan) -> Iterator[Row]:
-    """What three tasks add to a process, and what three full models do."""
+    """Return the memory that three tasks add to a process, and that three full models add."""
     with _programs(base, plan.device, "ours", "full") as running:
 
         def grown(some: list[str]) -> float:
@@ -284,6 +284,6 @@ def _vllm(base: Path, adapters: list[str]) -> Iterator[Program]:
 
 @contextmanager
 def _programs(base: Path, device: str, *kinds: str) -> Iterator[dict[str, Program]]:
-    """Started one after the other, each once it is ready."""
+    """Start the programs one after the other, each once the one before is ready."""
     with ExitStack() as stack:
         yield {kind: stack.enter_context(start_program(base, device, kind)) for kind in kinds}

@@ -8,12 +8,12 @@ from statistics import median
 
 from appliance.domain.releases.activations import Activate
 from scripts.benches.measure import Row, row
-from scripts.benches.serving_door import Door, find_text
+from scripts.benches.serving_client import UnitsClient, find_text
 from scripts.benches.serving_home import OWNER, UNITS
 from scripts.kit.appliance import Appliance
 
 COLD = "cold"
-"""The adapter's name and the unit's task: each version of it is approved, and activated once."""
+"""The adapter's name and the unit's served model: each version of it is approved, and activated once."""
 
 
 def measure(site: Appliance, count: int, *, at_most_s: float) -> Iterator[Row]:
@@ -28,12 +28,12 @@ def _activate(site: Appliance, version: int) -> float:
     """Seconds from sending the order to the first text that the unit gets, asked for right after it."""
     site.start()
     try:
-        door, unit = Door(site), UNITS[0]
+        client, unit = UnitsClient(site), UNITS[0]
         terms = {"adds_instruction": False, **site.on(f"{COLD}@{version}"), **site.terms(OWNER)}
-        envelope = site.sign(Activate(unit=unit, task=COLD, **terms))
+        envelope = site.sign(Activate(unit=unit, served_model=COLD, **terms))
         began = time.perf_counter()
         site.send(envelope)
-        next(event for event in door.tell(unit, 4, task=COLD) if find_text(event))
+        next(event for event in client.tell(unit, 4, served_model=COLD) if find_text(event))
         return time.perf_counter() - began
     finally:
         site.stop()

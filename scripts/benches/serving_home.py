@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance import wiring
-from appliance.domain.core.event import Ordered
+from appliance.domain.core.entry import Ordered
 from appliance.domain.core.names import add_seconds, versioned
 from appliance.domain.core.order import Order
 from appliance.domain.data.bases import BaseImported
@@ -23,33 +23,35 @@ from appliance.domain.data.imports import ImportBase, ImportDataset, ImportReque
 from appliance.domain.evaluation.items import ITEMS_FILE, encode_items
 from appliance.domain.recipe.recipe import ResolvedRecipe
 from appliance.domain.releases.activations import Activate, ReleaseActivated
-from appliance.domain.releases.reviews import Review, ReviewRecorded
-from appliance.domain.runs.checkpoints import RunCheckpointed
+from appliance.domain.releases.reviews import ReviewAdapter, ReviewRecorded
+from appliance.domain.runs.conditions import RunCheckpointed
 from appliance.domain.runs.training import RunFinished, RunRequested, RunStarted, Train
+from appliance.formats.artifacts.rows import row_digest
 from appliance.formats.core.commitment import Disclosure, disclose
 from appliance.formats.core.digest import digest_bytes, digest_file
 from appliance.formats.signatures.dsse import encode_envelope
 from appliance.workflows.core.context import Context
 from appliance.workflows.core.record import append
-from appliance.workflows.data.folders import seal_folder
-from appliance.workflows.runs.evaluate import Evaluation
-from appliance.workflows.runs.seal import seal
+from appliance.workflows.data.folders import seal_folder, secret_name
+from appliance.workflows.runs.evaluate import EvaluationResult, seal
 from scripts.kit.appliance import Appliance
-from scripts.kit.judged import Group, make_items
-from scripts.kit.log_builder import LAYERS, MACHINE, RECIPE, STEPS, WALLS
+from scripts.kit.item_groups import Group, make_items
+from scripts.kit.log_builder import LAYERS, MACHINE, RECIPE, SANDBOX_PROBES, STEPS
 
 BASE, DATASET, UNITS = "smollm2", "clauses", tuple(f"unit-{number}" for number in range(8))
 OWNER = "otto"
 
-(_ITEM,) = make_items([Group(1, adapter=True, base=False)])
-"""Of the one row that the adapters are judged on."""
+_ROW_KEY = bytes(range(32))
+_ROW = b'{"index":0,"split":"held-out"}'
+(_ITEM,) = make_items([Group(1, adapter=True, base=False)], rows=[row_digest(_ROW_KEY, 0, _ROW).hex()])
+"""Items of the one row that the adapters are evaluated on."""
 
 
-def enroll(site: Appliance) -> None:
+def enrol(site: Appliance) -> None:
     """Eight units and who releases to them, beside the people of any test's site."""
     for unit in UNITS:
-        site.enroll(unit, "unit")
-    site.enroll(OWNER, *(f"release-owner:{unit}" for unit in UNITS))
+        site.enrol(unit, "unit")
+    site.enrol(OWNER, *(f"release-owner:{unit}" for unit in UNITS))
 
 
 class Home:
@@ -70,14 +72,14 @@ class Home:
         }
         with self._staged(folder) as staging:
             manifest = seal_folder(self.context, staging, BASE, 1)
-        body = BaseImported(order=requested, base=BASE, facts=facts, walls=WALLS)
+        body = BaseImported(order=requested, base=BASE, facts=facts, sandbox_probes=SANDBOX_PROBES)
         append(self.context, body, documents={"manifest": manifest})
 
     def import_dataset(self) -> None:
         told, owner = disclose("", os.urandom(32)), disclose("Legal", os.urandom(32))
         order = ImportDataset(
             dataset=DATASET,
-            task="classification",
+            dataset_kind="classification",
             format="csv",
             columns={},
             labels=(),
@@ -94,7 +96,7 @@ class Home:
         )
         requested = self._order(order, told, owner)
         with self.context.artifacts.staging() as staging:
-            (staging / "rows.jsonl").write_bytes(b'{"split":"held-out"}\n')
+            (staging / "rows.jsonl").write_bytes(_ROW + b"\n")
             (staging / "row_digests.bin").write_bytes(bytes.fromhex(_ITEM.row))
             manifest = seal_folder(self.context, staging, DATASET, 1)
         body = DatasetImported(
@@ -103,12 +105,13 @@ class Home:
             base=BASE,
             root=digest_bytes(b"root"),
             facts={"rows": 1},
-            walls=WALLS,
+            sandbox_probes=SANDBOX_PROBES,
         )
+        self.context.keyring.keep_secret(secret_name(digest_bytes(manifest)), _ROW_KEY)
         append(self.context, body, documents={"manifest": manifest})
 
-    def seal(self, folder: Path, name: str, probe: dict[str, Any]) -> str:
-        """An adapter of these bytes, sealed under the name; its name and version."""
+    def seal(self, folder: Path, name: str, fingerprint: dict[str, Any]) -> str:
+        """Seal an adapter of these bytes under the name. Return its name and version."""
         recipe = ResolvedRecipe(**RECIPE | {"name": name, "base": BASE, "dataset": versioned(DATASET, 1)})
         dataset = self.context.ledger.state.datasets.get(recipe.dataset)
         assert dataset is not None
@@ -120,15 +123,18 @@ class Home:
         self._train(run, folder)
         row = self.context.ledger.state.runs.get(run)
         assert row is not None
-        found = {"base": {}, "adapter": {}, "sets": {}, "probe": probe}
-        evaluation = Evaluation(found, WALLS, {ITEMS_FILE: encode_items([_ITEM])}, None)
+        found = {"base": {}, "adapter": {}, "sets": {}, "logit_fingerprint": fingerprint}
+        evaluation = EvaluationResult(found, SANDBOX_PROBES, {ITEMS_FILE: encode_items([_ITEM])}, None)
         with self._staged(folder) as staging:
             (staging / "steps.jsonl").write_bytes(STEPS)
             return seal(self.context, row, order, staging, {"device": "cpu", "record": row.record}, evaluation)
 
     def _train(self, run: str, folder: Path) -> None:
         append(
-            self.context, RunStarted(run=run, layers=LAYERS, accepted_missing=(), walls=WALLS, job=None, secret=None)
+            self.context,
+            RunStarted(
+                run=run, layers=LAYERS, accepted_missing=(), sandbox_probes=SANDBOX_PROBES, job=None, secret=None
+            ),
         )
         body = RunCheckpointed(run=run, step=2, checkpoint=digest_bytes(run.encode()), seconds="1.0", machine=MACHINE)
         append(self.context, body)
@@ -150,10 +156,10 @@ class Home:
     def approve(self, adapter: str, unit: str) -> None:
         for who in ("rita", "rob"):
             meaning = disclose("I reviewed it and approve.", os.urandom(32))
-            order = Review(
+            order = ReviewAdapter(
                 decision="approve",
                 unit=unit,
-                field={"rita": "privacy", "rob": "model-risk"}[who],
+                review_function={"rita": "privacy", "rob": "model-risk"}[who],
                 meaning=meaning.commitment,
                 valid_until=add_seconds(self._site.now(), 30 * 86_400),
                 request=None,
@@ -165,8 +171,12 @@ class Home:
             )
             self._order(order, meaning)
 
-    def release(self, adapter: str, unit: str, task: str) -> None:
-        self._order(Activate(unit=unit, task=task, adds_instruction=False, **self.on(adapter), **self._terms(OWNER)))
+    def release(self, adapter: str, unit: str, served_model: str) -> None:
+        self._order(
+            Activate(
+                unit=unit, served_model=served_model, adds_instruction=False, **self.on(adapter), **self._terms(OWNER)
+            )
+        )
 
     def on(self, adapter: str) -> dict[str, Any]:
         row = self.context.ledger.state.adapters.get(adapter)
@@ -192,7 +202,7 @@ class Home:
             "review": ReviewRecorded,
             "activate": ReleaseActivated,
         }
-        body = RunRequested(policy=policy, run=run) if run else kinds[order.verb](policy=policy)
+        body = RunRequested(policy=policy, run=run) if run else kinds[order.action](policy=policy)
         append(
             self.context,
             body,
@@ -213,7 +223,7 @@ class Home:
 
 @contextmanager
 def opened(site: Appliance) -> Iterator[Home]:
-    """The ledger of a stopped site."""
+    """Open the ledger of a stopped site."""
     assert site.service is None
     with wiring.service(site.settings) as context:
         yield Home(site, context)

@@ -18,13 +18,13 @@ import httpx
 import safetensors.numpy
 
 from scripts.benches.llama_file import LLAMA, permute
-from scripts.kit.appliance import free_port
+from scripts.kit.ports import free_port
 
 START_S = 120
 
 
 def write_adapter(adapter: Path, base: Path, output: Path) -> None:
-    """A peft adapter of a llama base as the GGUF file that llama.cpp loads; the weights stay float32."""
+    """Write a peft adapter of a llama base as the GGUF file that llama.cpp loads, in float32."""
     config = json.loads((base / "config.json").read_text("utf-8"))
     said = json.loads((adapter / "adapter_config.json").read_text("utf-8"))
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
@@ -63,7 +63,7 @@ class Server:
         return [time.perf_counter() - began, float(sum(one["usage"]["completion_tokens"] for one in told))]
 
     def text(self, prompt: str, slot: str | None, tokens: int) -> str:
-        """An answer's text; without a slot the bare base's."""
+        """Return an answer's text; without a slot the base model answers."""
         text: str = self._ask(prompt, slot, tokens)["choices"][0]["message"]["content"]
         return text
 
@@ -86,9 +86,9 @@ class Server:
 
 @contextmanager
 def serving(binary: str, model: Path, base: Path, adapters: Sequence[Path], streams: int) -> Iterator[Server]:
-    """A server of the GGUF `model`, which `base` was converted from, on the loopback address; 512 tokens a stream.
+    """Run a server of the GGUF `model`, which was converted from `base`, on loopback with 512 tokens a stream.
 
-    RuntimeError, with the last that it said, where it does not come up; OSError where there is none.
+    Raises: RuntimeError with its last output if it does not start; OSError if there is no such program.
     """
     files = [path.with_suffix(".gguf") for path in adapters]
     for path, file in zip(adapters, files, strict=True):

@@ -96,7 +96,7 @@ class Batching:
         return loaded
 
     def answer(self, prompts: list[str], slots: list[str], tokens: int) -> Numbers:
-        """The manager is started once; its small configuration fits what is asked and no more."""
+        """Answer the prompts by a manager that is started once, with a configuration that just fits them."""
         from transformers import ContinuousBatchingConfig, GenerationConfig
 
         wanted = [_render(self._peft._tokenizer, prompt) for prompt in prompts]

@@ -23,7 +23,7 @@ STREAM_TOKENS, STREAM_PROMPT = 128, 48
 
 
 def measure(ours: Program, gguf: Path, *, rounds: int, reads: int) -> Iterator[Row]:
-    """`reads` of the prompt a turn. Without llama.cpp the row has nothing beside it, which is said."""
+    """Measure `reads` of the prompt in each turn. Without llama.cpp the row has no comparison; stderr says so."""
     draw = random.Random(1)
     # Ordinary tokens of any vocabulary: the first ones may have a meaning of their own.
     ids = [draw.randrange(100, WORDS) for _ in range(TOKENS)]
@@ -76,7 +76,7 @@ def measure_stream(ours: Program, adapter: Path, base: Path, gguf: Path, rounds:
 
 
 def stream_row(found: Found, against: str) -> Row:
-    """Of turns `ours` and `llama`."""
+    """Return the row that compares the turns `ours` and `llama`."""
     return row(
         *(f"tokens a second, one stream of {STREAM_TOKENS} tokens, one adapter", found["ours"], "1/s"),
         against=against,
@@ -88,7 +88,7 @@ def stream_row(found: Found, against: str) -> Row:
 
 
 def measure_again(ours: Program, slot: str, rounds: int) -> Iterator[Row]:
-    """A second prompt whose first 400 tokens are the first one's."""
+    """Measure a second prompt whose first 400 tokens are those of the first one."""
     draw = random.Random(1)
     firsts, seconds, read = [], [], 0
     # Words of one token or a few: more than 400 of them together, and three whole pieces.
@@ -108,7 +108,7 @@ def measure_again(ours: Program, slot: str, rounds: int) -> Iterator[Row]:
 
 
 def applies_adapter(bare: float, adapted: float) -> bool:
-    """Whether llama.cpp applies the adapter as we do, by how its logits correlate with ours without it and with it.
+    """Return True if llama.cpp applies the adapter as we do, by the correlation of its logits with ours.
 
     With SmolLM2: 0.70 without it, 0.84 with it; 0.71 with the rows of q and k in another order, 0.63 with another one.
     """

@@ -1,4 +1,4 @@
-"""What the service around the engine costs: tokens, times and memory through its API, compared with its engine alone.
+"""The cost of the service around the engine: tokens, times and memory through its API, compared with its engine alone.
 
 Two copies of one home: on one the service runs as it is and is asked over TCP by units with tokens of their own; the
 other's engine is called directly, without authentication, ledger or record. They take turns.
@@ -17,26 +17,27 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from appliance.domain.releases.activations import Activate, RollBack
+from appliance.domain.releases.activations import Activate, Rollback
 from appliance.domain.releases.adapters import RevokeAdapter
 from appliance.store.files.artifacts import Artifacts
 from appliance.workflows.core.context import Frame
-from appliance.workflows.releases.admission import admit
-from appliance.workflows.serving.engine import Engine, expect
+from appliance.workflows.releases.exports import admit
+from appliance.workflows.serving.engine import EngineProcess, expect
 from scripts.benches import serving_cold, serving_home
 from scripts.benches.measure import Row, interleaved, row, sync_ms, wall_ms
+from scripts.benches.serving_client import PROMPT, UnitsClient, find_text
 from scripts.benches.serving_cold import COLD
-from scripts.benches.serving_door import PROMPT, Door, find_text
 from scripts.benches.serving_home import BASE, OWNER, UNITS, Home
 from scripts.benches.serving_worker import make_adapters, memory
-from scripts.kit.appliance import Appliance, found_site, free_port
+from scripts.kit.appliance import Appliance, found_site
+from scripts.kit.ports import free_port
 
 STREAMS, MB, TURN = 16, 1e6, "turn"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`known` adapters stand in the ledger, `hot` of them answer. What is 0 is left out."""
+    """`known` adapters are in the ledger, `hot` of them answer. What is 0 is left out."""
 
     rounds: int
     tokens: int
@@ -48,7 +49,7 @@ class Plan:
     cold: int
     """Activations that are timed while no engine runs."""
     start_s: float = 3
-    """How long such an activation may take until its first answer."""
+    """Most seconds of such an activation until its first answer."""
 
 
 QUICK = Plan(rounds=1, tokens=32, lone=30, revocations=6, rollbacks=4, known=60, hot=20, cold=1)
@@ -58,13 +59,13 @@ BILLION_FULL = Plan(rounds=5, tokens=48, lone=60, revocations=6, rollbacks=4, kn
 
 
 def measure(
-    folder: Path, base: Path, adapters: list[Path], read_probe: Callable[[Path], dict[str, Any]], plan: Plan
+    folder: Path, base: Path, adapters: list[Path], read_fingerprint: Callable[[Path], dict[str, Any]], plan: Plan
 ) -> Iterator[Row]:
     site = found_site(folder / "home", free_port())
     try:
-        serving_home.enroll(site)
+        serving_home.enrol(site)
         site.stop()
-        yield from _fill(site, folder, base, adapters, read_probe, plan)
+        yield from _fill(site, folder, base, adapters, read_fingerprint, plan)
         yield from serving_cold.measure(site, plan.cold, at_most_s=plan.start_s)
         other = site.copy(folder / "other", free_port())
         with serving_home.opened(other) as home, closing(_engine(home)) as engine:
@@ -87,11 +88,13 @@ def _fill(
     folder: Path,
     base: Path,
     adapters: list[Path],
-    read_probe: Callable[[Path], dict[str, Any]],
+    read_fingerprint: Callable[[Path], dict[str, Any]],
     plan: Plan,
 ) -> Iterator[Row]:
-    """Each unit's own adapter, one task in two versions, those to be revoked, and as many others as are to be known."""
-    probes = {path: read_probe(path) for path in adapters}
+    """Each unit's own adapter, one served model in two versions, those to be revoked, and as many others as are to be
+    known.
+    """
+    probes = {path: read_fingerprint(path) for path in adapters}
     with serving_home.opened(site) as home:
         home.import_base(base)
         home.import_dataset()
@@ -103,33 +106,38 @@ def _fill(
             # Approved, and activated only when that is timed.
             home.approve(home.seal(adapters[0], COLD, probes[adapters[0]]), UNITS[0])
         if plan.revocations or plan.known:
-            yield from _fill_small(site, home, folder, base, read_probe, plan)
+            yield from _fill_small(site, home, folder, base, read_fingerprint, plan)
 
 
 def _fill_small(
-    site: Appliance, home: Home, folder: Path, base: Path, read_probe: Callable[[Path], dict[str, Any]], plan: Plan
+    site: Appliance,
+    home: Home,
+    folder: Path,
+    base: Path,
+    read_fingerprint: Callable[[Path], dict[str, Any]],
+    plan: Plan,
 ) -> Iterator[Row]:
     """Adapters of rank 1: those to be revoked, and those that are only known."""
     small_folder = folder / "small"
     small_folder.mkdir()
     small = next(make_adapters(str(base), small_folder, [1]))
-    probe = read_probe(small)
+    fingerprint = read_fingerprint(small)
     for number in range(plan.revocations):
-        _release(home, small, f"revoked-{number}", probe, UNITS[number % 8], f"revoked-{number}")
+        _release(home, small, f"revoked-{number}", fingerprint, UNITS[number % 8], f"revoked-{number}")
     if not plan.known:
         return
     before = (memory("cpu"), _size(site))
     for number in range(plan.known):
-        _release(home, small, f"known-{number}", probe, UNITS[number % 8], f"known-{number}")
+        _release(home, small, f"known-{number}", fingerprint, UNITS[number % 8], f"known-{number}")
     grown = [after - first for after, first in zip((memory("cpu"), _size(site)), before, strict=True)]
     yield row(f"memory of the service, an adapter known ({plan.known:,} known)", grown[0] / plan.known / 1e3, "kB")
     yield row("ledger, an adapter trained, sealed, reviewed twice, released", grown[1] / plan.known / 1e3, "kB")
 
 
-def _release(home: Home, path: Path, name: str, probe: dict[str, Any], unit: str, task: str) -> None:
-    adapter = home.seal(path, name, probe)
+def _release(home: Home, path: Path, name: str, fingerprint: dict[str, Any], unit: str, served_model: str) -> None:
+    adapter = home.seal(path, name, fingerprint)
     home.approve(adapter, unit)
-    home.release(adapter, unit, task)
+    home.release(adapter, unit, served_model)
 
 
 def _size(site: Appliance) -> int:
@@ -139,11 +147,11 @@ def _size(site: Appliance) -> int:
 # --- admission --------------------------------------------------------------------------------------------------------
 
 
-def _engine(home: Home) -> Engine:
+def _engine(home: Home) -> EngineProcess:
     base = home.context.ledger.state.bases.get(BASE)
     assert base is not None
     recipe = {"quantisation": "nf4-double", "compute_dtype": "bfloat16"}
-    return Engine(home.context, home.context.artifacts.path(base.digest), base.digest, recipe, lambda: None)
+    return EngineProcess(home.context, home.context.artifacts.path(base.digest), base.digest, recipe, lambda: None)
 
 
 class Given:
@@ -157,7 +165,7 @@ class Given:
         return self._files
 
 
-def _admission(home: Home, engine: Engine, plan: Plan) -> Iterator[Row]:
+def _admission(home: Home, engine: EngineProcess, plan: Plan) -> Iterator[Row]:
     """Hash, signatures, proofs and the entry, over bytes in memory, beside reading these and loading them, in turns."""
     context, unit = home.context, UNITS[0]
     adapter = context.ledger.state.adapters.get(f"own-{unit}@1")
@@ -186,7 +194,7 @@ def _admission(home: Home, engine: Engine, plan: Plan) -> Iterator[Row]:
 class Direct:
     """The engine, asked by threads as the service asks it."""
 
-    def __init__(self, home: Home, engine: Engine) -> None:
+    def __init__(self, home: Home, engine: EngineProcess) -> None:
         self._engine, self._count = engine, 0
         for unit in UNITS:
             adapter = home.context.ledger.state.adapters.get(f"own-{unit}@1")
@@ -205,14 +213,14 @@ class Direct:
 
 
 def _share(folder: Path, site: Appliance, direct: Direct, plan: Plan) -> Iterator[Row]:
-    door = Door(site)
+    client = UnitsClient(site)
     for unit in UNITS:
-        assert door.ask(unit, 4) == direct.ask(unit, 4)
+        assert client.ask(unit, 4) == direct.ask(unit, 4)
     found = interleaved(
         plan.rounds,
         direct=lambda: [_rate(lambda unit: direct.ask(unit, plan.tokens))],
-        whole=lambda: [_rate(lambda unit: door.ask(unit, plan.tokens))],
-        streamed=lambda: [_rate_together(lambda units: door.stream(units, plan.tokens))],
+        whole=lambda: [_rate(lambda unit: client.ask(unit, plan.tokens))],
+        streamed=lambda: [_rate_together(lambda units: client.stream(units, plan.tokens))],
     )
     for name, said in (("whole", "answers whole"), ("streamed", "answers streamed")):
         yield row(
@@ -222,7 +230,7 @@ def _share(folder: Path, site: Appliance, direct: Direct, plan: Plan) -> Iterato
             ratio=found.ratio(name, "direct"),
             ratio_at_least=0.95,
         )
-    yield from _latency(folder, door, direct, plan)
+    yield from _latency(folder, client, direct, plan)
 
 
 def _rate(ask: Callable[[str], int]) -> float:
@@ -237,12 +245,12 @@ def _rate_together(ask: Callable[[Sequence[str]], int]) -> float:
     return drawn / (time.perf_counter() - began)
 
 
-def _latency(folder: Path, door: Door, direct: Direct, plan: Plan) -> Iterator[Row]:
+def _latency(folder: Path, client: UnitsClient, direct: Direct, plan: Plan) -> Iterator[Row]:
     """Answers of one token, one at a time: what a request waits for beside the engine."""
     ours, theirs, syncs = [], [], []
     for number in range(plan.lone):
         unit = UNITS[number % len(UNITS)]
-        ours.append(wall_ms(lambda: door.ask(unit, 1)))  # noqa: B023 - called at once
+        ours.append(wall_ms(lambda: client.ask(unit, 1)))  # noqa: B023 - called at once
         theirs.append(wall_ms(lambda: direct.ask(unit, 1)))  # noqa: B023
         syncs.append(sum(sync_ms(folder, 2)))
     yield row(
@@ -264,24 +272,24 @@ def p99(samples: list[float]) -> float:
 
 def _hot(site: Appliance, plan: Plan) -> Iterator[Row]:
     """First and second answers of many adapters: what is not in a slot is admitted and loaded."""
-    door, first, second = Door(site), [], []
-    tasks = [(UNITS[number % 8], f"known-{number}") for number in range(plan.hot)]
-    for unit, task in tasks:
-        first.append(wall_ms(lambda: door.ask(unit, 1, task=task)))  # noqa: B023
-    for unit, task in tasks:
-        second.append(wall_ms(lambda: door.ask(unit, 1, task=task)))  # noqa: B023
+    client, first, second = UnitsClient(site), [], []
+    served_models = [(UNITS[number % 8], f"known-{number}") for number in range(plan.hot)]
+    for unit, served_model in served_models:
+        first.append(wall_ms(lambda: client.ask(unit, 1, served_model=served_model)))  # noqa: B023
+    for unit, served_model in served_models:
+        second.append(wall_ms(lambda: client.ask(unit, 1, served_model=served_model)))  # noqa: B023
     yield row(f"first answer of a known adapter (admission, load), {plan.known:,} known", median(first), "ms")
     yield row(f"answer of a hot adapter, {plan.hot} hot", median(second), "ms")
 
 
 @contextmanager
-def _others(door: Door) -> Iterator[None]:
-    """Other units' streams go on all the while."""
+def _others(client: UnitsClient) -> Iterator[None]:
+    """Other units' streams continue all the while."""
     ended = threading.Event()
 
     def work(unit: str) -> None:
         while not ended.is_set():
-            door.stream([unit], 48)
+            client.stream([unit], 48)
 
     threads = [threading.Thread(target=work, args=(unit,)) for unit in UNITS]
     for thread in threads:
@@ -295,11 +303,11 @@ def _others(door: Door) -> Iterator[None]:
 
 
 def _revocations(site: Appliance, plan: Plan) -> Iterator[Row]:
-    """From the moment at which the order is sent to the last token that the unit gets, eight other streams going on."""
-    door, found = Door(site), []
-    with _others(door):
+    """From the moment at which the order is sent to the last token that the unit gets, beside eight other streams."""
+    client, found = UnitsClient(site), []
+    with _others(client):
         for number in range(plan.revocations):
-            found.append(_revoke(site, door, UNITS[number % 8], f"revoked-{number}"))
+            found.append(_revoke(site, client, UNITS[number % 8], f"revoked-{number}"))
     last, cut = ([one[member] for one in found] for member in (0, 1))
     yield row(
         f"from the order of a revocation to the last token, p99 of {plan.revocations}", p99(last), "ms", at_most=250
@@ -309,25 +317,25 @@ def _revocations(site: Appliance, plan: Plan) -> Iterator[Row]:
     yield row("the same, median", median(cut), "ms")
 
 
-def _revoke(site: Appliance, door: Door, unit: str, task: str) -> tuple[float, float]:
+def _revoke(site: Appliance, client: UnitsClient, unit: str, served_model: str) -> tuple[float, float]:
     """ms to the last token, and to the event that says that the answer was cut off."""
     told: list[float] = []
     flowing = threading.Event()
 
     def listen() -> None:
-        for event in door.tell(unit, 1000, task=task):
+        for event in client.tell(unit, 1000, served_model=served_model):
             told.append(time.perf_counter())
             if "error" in event:
                 return
             if len(told) > 3:
                 flowing.set()
-        raise AssertionError(f"{task}: expected its answer to be cut off, got its end")
+        raise AssertionError(f"{served_model}: expected its answer to be cut off, got its end")
 
     with ThreadPoolExecutor(1) as thread:
         heard = thread.submit(listen)
         if not flowing.wait(60):
-            raise RuntimeError(f"{task}: expected tokens, got none")
-        envelope = site.sign(RevokeAdapter(**site.on(f"{task}@1"), **site.terms("rita")))
+            raise RuntimeError(f"{served_model}: expected tokens, got none")
+        envelope = site.sign(RevokeAdapter(**site.on(f"{served_model}@1"), **site.terms("rita")))
         began = time.perf_counter()
         site.send(envelope)
         heard.result(60)
@@ -337,16 +345,16 @@ def _revoke(site: Appliance, door: Door, unit: str, task: str) -> tuple[float, f
 
 def _rollbacks(site: Appliance, plan: Plan) -> Iterator[Row]:
     """From the moment at which the order is sent to the earlier version's first token, asked for right after it."""
-    door, found, unit = Door(site), [], UNITS[0]
+    client, found, unit = UnitsClient(site), [], UNITS[0]
     for number in range(plan.rollbacks):
-        door.ask(unit, 2, task=TURN)
-        kind, version = (Activate, 2) if number % 2 else (RollBack, 1)
+        client.ask(unit, 2, served_model=TURN)
+        kind, version = (Activate, 2) if number % 2 else (Rollback, 1)
         terms = {"adds_instruction": False, **site.on(f"{TURN}@{version}"), **site.terms(OWNER)}
-        envelope = site.sign(kind(unit=unit, task=TURN, **terms))
+        envelope = site.sign(kind(unit=unit, served_model=TURN, **terms))
         began = time.perf_counter()
         site.send(envelope)
-        next(event for event in door.tell(unit, 4, task=TURN) if find_text(event))
-        if kind is RollBack:
+        next(event for event in client.tell(unit, 4, served_model=TURN) if find_text(event))
+        if kind is Rollback:
             found.append((time.perf_counter() - began) * 1e3)
     name = f"from the order of a rollback to the earlier version's first token, slowest of {len(found)}"
     yield row(name, max(found), "ms", at_most=1000)

@@ -1,6 +1,6 @@
 """An engine's start, step by step: from the start of its process to the first token of the first answer.
 
-The steps are those of the serving worker, in a process without walls, frames and service.
+The steps are those of the serving worker, in a process without sandbox, frames and service.
 """
 
 from __future__ import annotations
@@ -17,23 +17,29 @@ from typing import Any
 
 from scripts.benches.measure import Row, row
 from scripts.benches.programs import ROOT, Program
-from scripts.benches.serving_door import PROMPT
+from scripts.benches.serving_client import PROMPT
 
 PARTS = {
     "process": "the process",
     "libraries": "libraries",
     "base": "the base",
     "engine": "the engine around it",
-    "adapter": "the adapter, its probe compared",
+    "adapter": "the adapter, its fingerprint compared",
     "token": "the first token",
 }
 
 
 def measure(ours: Program, base: Path, adapter: Path, folder: Path, *, device: str, rounds: int) -> Iterator[Row]:
-    """`ours` gives the adapter's probe, as an evaluation seals it."""
-    probe = folder / "start-probe.json"
-    probe.write_text(json.dumps(ours.told("probe", folder=str(adapter))), encoding="utf-8")
-    task = {"base": str(base), "adapter": str(adapter), "probe": str(probe), "device": device, "prompt": PROMPT}
+    """`ours` gives the adapter's fingerprint, as an evaluation seals it."""
+    fingerprint = folder / "start-logit_fingerprint.json"
+    fingerprint.write_text(json.dumps(ours.told("logit_fingerprint", folder=str(adapter))), encoding="utf-8")
+    task = {
+        "base": str(base),
+        "adapter": str(adapter),
+        "logit_fingerprint": str(fingerprint),
+        "device": device,
+        "prompt": PROMPT,
+    }
     found = [start(task) for _ in range(rounds)]
     yield row("an engine's start, to the first token", median(sum(one.values()) for one in found), "s")
     for name, said in PARTS.items():

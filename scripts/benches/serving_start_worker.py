@@ -17,26 +17,26 @@ def main() -> None:
     task: dict[str, Any] = json.loads(sys.argv[1])
     times = [task["began"], BEGAN]
     importlib.import_module("appliance.worker.serve")  # First: it says how torch's threads wait.
-    from appliance.ml.inference.request import Request
+    from appliance.ml.inference.request import InferenceRequest
     from appliance.ml.model import machine
     from appliance.ml.model.base import load_base
-    from appliance.ml.serving.engine import Engine
+    from appliance.ml.serving.engine import ServingEngine
 
     times.append(time.monotonic())
     machine.use_determinism(0)
     wanted = {"quantisation": "nf4-double", "compute_dtype": "bfloat16", "device": task["device"]}
     base = load_base(Path(task["base"]), **wanted, reads=True, keeps=False)
     times.append(time.monotonic())
-    engine = Engine(base)
+    engine = ServingEngine(base)
     times.append(time.monotonic())
     config, weights = ((Path(task["adapter"]) / name).read_bytes() for name in FILES)
-    engine.load("slot", config, weights, json.loads(Path(task["probe"]).read_bytes()))
+    engine.load("slot", config, weights, json.loads(Path(task["logit_fingerprint"]).read_bytes()))
     times.append(time.monotonic())
-    engine.start("first", "slot", Request(({"role": "user", "content": task["prompt"]},), max_tokens=1))
+    engine.start("first", "slot", InferenceRequest(({"role": "user", "content": task["prompt"]},), max_tokens=1))
     while engine.busy:
         for event in engine.step():
-            if isinstance(event.told, Exception):
-                raise event.told
+            if isinstance(event.content, Exception):
+                raise event.content
     times.append(time.monotonic())
     parts = ("process", "libraries", "base", "engine", "adapter", "token")
     print(json.dumps({name: after - before for name, before, after in zip(parts, times, times[1:], strict=False)}))

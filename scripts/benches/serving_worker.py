@@ -35,37 +35,37 @@ class Ours:
         importlib.import_module("appliance.worker.serve")  # First: it says how torch's threads wait.
         from appliance.ml.model import machine
         from appliance.ml.model.base import load_base
-        from appliance.ml.serving.engine import Engine
+        from appliance.ml.serving.engine import ServingEngine
 
         machine.use_determinism(0)
         before = memory(device)
         found = {"quantisation": quantisation, "compute_dtype": "bfloat16", "device": device}
         loaded = load_base(Path(base), **found, reads=True, keeps=False)
         _own(loaded.model)
-        self._engine = Engine(replace(loaded, chat=_endless(loaded.chat)), PROMPT_CACHE)
+        self._engine = ServingEngine(replace(loaded, chat=_endless(loaded.chat)), PROMPT_CACHE)
         self._device, self._before, self._count = device, before, 0
 
     def load(self, folders: list[str]) -> Numbers:
-        """Puts each adapter into the slot of its folder's name, by its probe."""
+        """Load each adapter into the slot of its folder's name, by its fingerprint."""
         for folder in folders:
-            self._engine.load(Path(folder).name, *_read(folder), self.probe(folder))
+            self._engine.load(Path(folder).name, *_read(folder), self.logit_fingerprint(folder))
         return [float(len(folders))]
 
-    def probe(self, folder: str) -> dict[str, Any]:
-        """What an evaluation would seal with the adapter."""
-        from appliance.ml.inference.probe import encode_probe, read_probe
+    def logit_fingerprint(self, folder: str) -> dict[str, Any]:
+        """Return the fingerprint that an evaluation would seal with the adapter."""
+        from appliance.ml.inference.reading import encode_fingerprint, read_fingerprint
 
         engine = self._engine
-        plain = read_probe(engine.base)
+        plain = read_fingerprint(engine.base)
         engine.slots.load("new", *_read(folder))
         with engine.slots.using("new"):
-            adapted = read_probe(engine.base)
+            adapted = read_fingerprint(engine.base)
         engine.slots.unload("new")
-        return encode_probe(engine.base, plain, adapted)
+        return encode_fingerprint(engine.base, plain, adapted)
 
     def admit(self, folder: str, count: int) -> Numbers:
-        """What a load takes: adapter read and put in a slot, and the same with its probe, in turns; milliseconds."""
-        from appliance.ml.inference.probe import read_probe
+        """Time a load: adapter read and put in a slot, with its fingerprint, in turns; milliseconds."""
+        from appliance.ml.inference.reading import read_fingerprint
 
         engine, found = self._engine, []
         for _ in range(count):
@@ -74,51 +74,51 @@ class Ours:
             engine.slots.load("new", config, weights)
             read = time.perf_counter()
             with engine.slots.using("new"):
-                read_probe(engine.base)
-            probed = time.perf_counter()
+                read_fingerprint(engine.base)
+            compared = time.perf_counter()
             engine.slots.unload("new")
-            found += [(read - began) * 1e3, (probed - read) * 1e3]
+            found += [(read - began) * 1e3, (compared - read) * 1e3]
         return found
 
     def answer(self, prompts: list[str], slots: list[str | None], tokens: int) -> Numbers:
         """All streams at once: [seconds, tokens drawn, most answered at once]."""
-        from appliance.ml.inference.request import Request
+        from appliance.ml.inference.request import InferenceRequest
         from appliance.ml.serving.engine import Done
 
         engine, drawn, widest = self._engine, 0, 0
         began = time.perf_counter()
         for prompt, slot in zip(prompts, slots, strict=True):
             self._count += 1
-            request = Request(({"role": "user", "content": prompt},), max_tokens=tokens)
+            request = InferenceRequest(({"role": "user", "content": prompt},), max_tokens=tokens)
             engine.start(f"{self._count}", slot, request)
         while engine.busy:
             for event in engine.step():
-                if isinstance(event.told, Done):
-                    drawn += event.told.completion_tokens
-                elif not isinstance(event.told, str):
-                    raise event.told
+                if isinstance(event.content, Done):
+                    drawn += event.content.completion_tokens
+                elif not isinstance(event.content, str):
+                    raise event.content
             widest = max(widest, engine.answering)
         return [time.perf_counter() - began, float(drawn), float(widest)]
 
     def text(self, prompt: str, slot: str | None, tokens: int) -> str:
-        """An answer's text: who answers is seen by it."""
-        from appliance.ml.inference.request import Request
+        """Return an answer's text, which shows which adapter answers."""
+        from appliance.ml.inference.request import InferenceRequest
 
-        self._engine.start("text", slot, Request(({"role": "user", "content": prompt},), max_tokens=tokens))
+        self._engine.start("text", slot, InferenceRequest(({"role": "user", "content": prompt},), max_tokens=tokens))
         told = []
         while self._engine.busy:
-            told += [event.told for event in self._engine.step() if isinstance(event.told, str)]
+            told += [event.content for event in self._engine.step() if isinstance(event.content, str)]
         return "".join(told)
 
     def read(self, ids: list[int], count: int) -> Numbers:
         """So many times the same prompt, read as a request's is, up to the logits behind it; seconds each."""
-        from appliance.ml.inference.cache import Cache, Held
-        from appliance.ml.inference.drawing import PROMPT_CHUNK, chunk_size, read_prompt
+        from appliance.ml.inference.cache import Cache, RequestCache
+        from appliance.ml.inference.sampling import PROMPT_CHUNK, chunk_size, read_prompt
 
         engine, found = self._engine, []
         size = chunk_size(engine.base, len(ids), PROMPT_CHUNK)
         for _ in range(count):
-            cache, held = Cache(engine.base.device, len(ids)), Held()
+            cache, held = Cache(engine.base.device, len(ids)), RequestCache()
             began = time.perf_counter()
             for start in range(0, len(ids), size):
                 read_prompt(engine.base, engine.slots, cache, held, ids[start : start + size])
@@ -128,7 +128,7 @@ class Ours:
     def again(self, beginning: str, ends: list[str], slot: str) -> Numbers:
         """Prompts that begin alike and end otherwise, one after another and one token answered: of each, [seconds,
         tokens of the prompt, those that were not read again]. Nothing is kept of an earlier call's."""
-        from appliance.ml.inference.request import Request
+        from appliance.ml.inference.request import InferenceRequest
         from appliance.ml.serving.engine import Done
 
         engine, found = self._engine, []
@@ -137,8 +137,8 @@ class Ours:
         for number, end in enumerate(ends):
             message = {"role": "user", "content": f"{beginning} {end}"}
             began = time.perf_counter()
-            engine.start(f"{scope}, {number}", slot, Request((message,), max_tokens=1, scope=scope))
-            done = [event.told for event in self._events() if isinstance(event.told, Done)]
+            engine.start(f"{scope}, {number}", slot, InferenceRequest((message,), max_tokens=1, scope=scope))
+            done = [event.content for event in self._events() if isinstance(event.content, Done)]
             found += [time.perf_counter() - began, done[0].prompt_tokens, done[0].cached_tokens or 0]
         return found
 
@@ -148,13 +148,13 @@ class Ours:
 
     def logits(self, ids: list[int], slot: str) -> Numbers:
         """Behind the last of these tokens, with this adapter."""
-        from appliance.ml.inference.cache import Cache, Held
-        from appliance.ml.inference.drawing import read_prompt
+        from appliance.ml.inference.cache import Cache, RequestCache
+        from appliance.ml.inference.sampling import read_prompt
 
         engine = self._engine
         with engine.slots.using(slot):
             found: Numbers = read_prompt(
-                engine.base, engine.slots, Cache(engine.base.device, len(ids)), Held(), ids
+                engine.base, engine.slots, Cache(engine.base.device, len(ids)), RequestCache(), ids
             ).tolist()
         return found
 
@@ -192,7 +192,7 @@ class Full:
 
 
 class Machine:
-    """What the memory gives: one long read by every core."""
+    """The speed of the memory: one long read by every core."""
 
     def __init__(self, base: str, device: str, quantisation: str) -> None:
         import torch
@@ -263,14 +263,14 @@ def memory(device: str) -> int:
 
 
 def _own(model: Any) -> None:
-    """Copies what lies in a mapped file, so that it is counted."""
+    """Copy tensors of a mapped file, so that their memory is counted."""
     for tensor in (*model.parameters(), *model.buffers()):
         if type(tensor.data) is type(tensor.data.clone()):
             tensor.data = tensor.data.clone()
 
 
 def _endless(chat: Any) -> Any:
-    """The same words, and no token that ends an answer."""
+    """Return the same chat without a token that ends an answer."""
     from appliance.ml.model.chat import Chat
 
     class Endless(Chat):

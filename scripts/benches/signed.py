@@ -14,24 +14,24 @@ from typing import Any, NamedTuple
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, derive_private_key
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from appliance.domain.core.entry import Entry
-from appliance.domain.core.event import Event
+from appliance.domain.actions.apply import apply
+from appliance.domain.core.entry import Entry, Event
 from appliance.domain.core.names import add_seconds
 from appliance.domain.data.imports import ImportRequested
-from appliance.domain.governance.endorsement import OrderRefused
+from appliance.domain.governance.countersignature import OrderRefused
 from appliance.domain.governance.sessions import SessionOpened
 from appliance.domain.releases.activations import Activate, ReleaseActivated
-from appliance.domain.rulebook.apply import apply
 from appliance.domain.runs.training import RunRequested
 from appliance.formats.core.commitment import Disclosure
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.core.timestamp import encode_time, parse_time
+from appliance.formats.log.note import vkey_of
 from appliance.formats.signatures.dsse import encode_envelope
 from appliance.formats.signatures.keys import EcdsaSigner, Ed25519Signer
-from scripts.kit.log_builder import LogBuilder, manifest
+from scripts.kit.log_builder import ORIGIN, LogBuilder, manifest
 
 UNITS = ("legal", "sales", "claims", "treasury", "audit", "risk", "cards", "wealth")
-TASKS = tuple(f"task-{number}" for number in range(16))
+SERVED_MODELS = tuple(f"task-{number}" for number in range(16))
 PEOPLE = {
     **{unit: ("unit",) for unit in UNITS},
     "olga": ("operator",),
@@ -43,7 +43,7 @@ PEOPLE = {
 }
 ECDSA_SIGNERS = ("raul", "otto")
 STEP_MS = 500
-"""How far one entry lies from the next."""
+"""Milliseconds between two entries."""
 _APPROVED_S = 300 * 86_400
 
 
@@ -63,7 +63,7 @@ class Made(NamedTuple):
     """Role to bytes."""
     disclosures: tuple[Disclosure, ...] = ()
     changes: tuple[tuple[str, str, Mapping[str, Any] | None], ...] = ()
-    """(kind, id, value) of the projections that it changes."""
+    """Projections that the entry changes: (kind, id, value)."""
 
 
 class SignedSite(LogBuilder):
@@ -74,11 +74,12 @@ class SignedSite(LogBuilder):
         self.made: list[Made] = []
         super().__init__()
 
-    def _initialize(self, names: list[str]) -> None:
+    def _initialize(self, names: list[str], *, post_quantum: bool) -> None:
         self.log: Ed25519Signer = self._ed25519()
+        self.log_signers = {vkey_of(ORIGIN, self.log): self.log}
         self.adapter_key = self._p256()
         self.keys = {name: self._p256() if name in ECDSA_SIGNERS else self._ed25519() for name in (*names, *PEOPLE)}
-        super()._initialize(names)
+        super()._initialize(names, post_quantum=post_quantum)
         self.entries.append(self.made[0].data)
 
     def _ed25519(self) -> Ed25519Signer:
@@ -102,14 +103,14 @@ class SignedSite(LogBuilder):
         return entry
 
     def take(self) -> list[Made]:
-        """What was appended since the last call. No order is signed twice, so none has to be remembered."""
+        """Return the entries since the last call. No order is signed twice, so none has to be stored."""
         made, self.made = self.made, []
         for digest, _ in tuple(self.state.orders.items()):
             self.state.orders.set(digest, None)
         return made
 
     def go_on(self, size: int, last_leaf: bytes, time: str) -> None:
-        """The log grew by entries that changed nothing else."""
+        """Advance the state to a later entry of the log, as if the entries between had changed nothing else."""
         self.state.size, self.state.last_leaf, self.state.last_time = size, f"sha256:{last_leaf.hex()}", time
         self.now = add_milliseconds(time, STEP_MS)
 
@@ -117,13 +118,13 @@ class SignedSite(LogBuilder):
 
     def staff(self) -> Iterator[None]:
         for name, roles in PEOPLE.items():
-            self.enroll(name, *roles)
+            self.enrol(name, *roles)
             yield
         self.import_base()
         yield
 
     def cycle(self, version: int) -> Iterator[None]:
-        task = TASKS[version % len(TASKS)]
+        served_model = SERVED_MODELS[version % len(SERVED_MODELS)]
         self._open_session()
         self._import_dataset(version)
         yield
@@ -137,12 +138,12 @@ class SignedSite(LogBuilder):
         self._refuse(version)
         yield
         for unit in UNITS:
-            self._release(version, unit, task)
+            self._release(version, unit, served_model)
             yield
 
     def _open_session(self) -> None:
         session = self.session("audrey", nonce=f"{self._seeded.getrandbits(128):032x}")
-        self.add(SessionOpened(), documents={"session": encode_envelope(session)}, actor="audrey")
+        self.add(SessionOpened(identity=None), documents={"session": encode_envelope(session)}, actor="audrey")
 
     def _import_dataset(self, version: int) -> None:
         requested = self.ordered(ImportRequested(policy=self.in_force), self.dataset_order())
@@ -165,19 +166,19 @@ class SignedSite(LogBuilder):
     def _refuse(self, version: int) -> None:
         order = self.release_order(Activate, "ines", version)
         signed = self.sign(order)
-        refused = OrderRefused(order=signed.pae_digest, verb=order.verb, reasons=("role: expected a release owner",))
+        refused = OrderRefused(order=signed.pae_digest, action=order.action, code="denied", refusals=())
         self.add(refused, documents={"order": encode_envelope(signed)}, actor="ines")
 
-    def _release(self, version: int, unit: str, task: str) -> None:
-        place = {"unit": unit, "task": task}
+    def _release(self, version: int, unit: str, served_model: str) -> None:
+        place = {"unit": unit, "served_model": served_model}
         order = self.release_order(Activate, "otto", version, **place)
         self.ordered(ReleaseActivated(policy=self.in_force), order)
         adapter = self.state.adapters.get(f"clauses@{version}")
         assert adapter is not None
         approvals = tuple(review.index for review in adapter.reviews if review.unit == unit)
-        before = self.state.slots.get(f"{unit}/{task}")
+        before = self.state.slots.get(f"{unit}/{served_model}")
         if before is not None:
-            gone = {"adapter": before.adapter, "admitted": before.admitted, "reason": "no longer admissible"}
+            gone = {"adapter": before.adapter, "admitted": before.admitted, "reason": "released-another"}
             self.add(self.unloaded(**place, **gone))
         admitted = self.add(self.admitted(version, approvals=approvals, **place))
         self.add(self.loaded(admitted.index, version, **place))

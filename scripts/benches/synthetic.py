@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from itertools import count
 from typing import Any
 
-from appliance.domain.core.event import Event
+from appliance.domain.core.entry import Event
 from appliance.domain.governance.service import Heartbeat
 from appliance.domain.serving.requests import RequestRefused, name_request
 from appliance.formats.core.merkle import EMPTY_ROOT, hash_leaf, hash_node
@@ -61,7 +61,7 @@ class _Copied:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Slot:
-    """An adapter that answers for a unit's task: how its requests begin, end and fail. Equal to itself alone."""
+    """An adapter that serves a unit: how its requests begin, end and fail. Equal to itself alone."""
 
     admitted: _Copied
     finished: _Copied
@@ -69,12 +69,17 @@ class _Slot:
 
     @classmethod
     def of(cls, site: SignedSite, slot: Any) -> _Slot:
-        place = {"unit": slot["unit"], "task": slot["task"], "adapter": slot["adapter"], "request": _REQUEST}
+        place = {
+            "unit": slot["unit"],
+            "served_model": slot["served_model"],
+            "adapter": slot["adapter"],
+            "request": _REQUEST,
+        }
         ended = {**place, "prompt_tokens": 212, "completion_tokens": 18}
         return cls(
             _Copied(site, site.request(prompt=_COMMITMENT, token_issued_at=_TIME, **place)),
             _Copied(site, site.answered(answer=_COMMITMENT, **ended)),
-            _Copied(site, site.answered(finish_reason="error", **ended), outcome="failure"),
+            _Copied(site, site.answered(finish_reason="failure", **ended), outcome="failure"),
         )
 
 
@@ -110,7 +115,7 @@ class Synthetic:
                 return
 
     def checkpoint(self) -> bytes:
-        """The log's signed note over what was given so far."""
+        """Return the log's signed checkpoint over the entries so far."""
         root = self._stack[-1] if self._stack else EMPTY_ROOT
         for left in reversed(self._stack[:-1]):
             root = hash_node(left, root)
@@ -144,7 +149,7 @@ class Synthetic:
         self._clock_ms = round(parse_time(self.time).timestamp() * 1000)
 
     def _give(self, made: Made) -> Made:
-        """The entry with the nodes that it completes."""
+        """Return the entry with the nodes that it completes."""
         top, place, stack = made.leaf, made.index, self._stack
         made.nodes.append(top)
         while place & 1:
@@ -155,8 +160,8 @@ class Synthetic:
         return made
 
     def _filler(self) -> Iterator[Made]:
-        """Requests of every slot, several at a time, with a heartbeat or a refusal now and then."""
-        refused = RequestRefused(unit="sales", code="not-found", message="no release", count=1)
+        """Yield requests of every slot, several at a time, with a heartbeat or a refusal now and then."""
+        refused = RequestRefused(unit="sales", application=None, served_model=None, code="not-found", count=1)
         others = {_HEARTBEAT_EVERY: _Copied(self._site, Heartbeat()), _REFUSAL_EVERY: _Copied(self._site, refused)}
         chance = self._random.random
         for number in count(1):
@@ -187,7 +192,7 @@ class Synthetic:
         return self._give(Made(self.index, data, leaf, time, copied.type, copied.actor, copied.outcome, subjects, []))
 
     def _tick(self) -> str:
-        """The next entry's time."""
+        """Return the next entry's time."""
         self._clock_ms += STEP_MS
         day, ms = divmod(self._clock_ms, _DAY_MS)
         if self._day[0] != day:

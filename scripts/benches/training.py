@@ -32,7 +32,7 @@ DATA = ROOT.parent / "shared" / "data"
 RECORDED_FILE = "banking77/train.csv"
 RECORDED = 8_000
 """Rows of it: two epochs of them take about ten minutes on two cores."""
-JUDGED = 32
+EVALUATED = 32
 """Rows that nobody trains on: what the final losses are of."""
 
 
@@ -58,7 +58,7 @@ class Plan:
     warm_up: int = 2
     plain: bool = True
     """Also TRL as it comes: every token trained, nothing packed."""
-    judged: int = JUDGED
+    evaluated: int = EVALUATED
     """Rows that the final losses are of; 0 for no losses."""
     packed_goal: float = 2.2
     """Times the tokens a second of TRL, packed, answers only."""
@@ -101,7 +101,7 @@ def full(model: models.Model, data: Path, device: str) -> Plan:
 
 
 def _billion(data: Path, device: str) -> Plan:
-    """Beside TRL at its best alone, and without losses: random weights learn nothing that says something."""
+    """Beside TRL at its best alone, and without losses: random weights learn nothing meaningful."""
     return Plan(
         models.BILLION,
         data,
@@ -115,14 +115,14 @@ def _billion(data: Path, device: str) -> Plan:
         lengths=(),
         ranks=(),
         plain=False,
-        judged=0,
+        evaluated=0,
         packed_goal=2.5,
     )
 
 
 @dataclass
 class Runs:
-    """What each program's runs gave, by round."""
+    """Results of each program's runs, by round."""
 
     found: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
@@ -134,7 +134,7 @@ class Runs:
         return median(one[member] for one in self.found[name])
 
     def ratio(self, ours: str, theirs: str, member: str) -> float:
-        """The median of the rounds' own ratios; a program may have run in the first ones only."""
+        """Return the median of the rounds' ratios. A program may have run in the first rounds only."""
         pairs = zip(self.found[ours], self.found[theirs], strict=False)
         return median(one[member] / other[member] for one, other in pairs)
 
@@ -156,8 +156,8 @@ def measure(folder: Path, plan: Plan) -> Iterator[Row]:
 
 
 def _beside_peers(bench: _Bench, dataset: str, limit: float) -> Iterator[Row]:
-    rows, judged = bench.cut(dataset)
-    data = {"rows": str(rows), "judged": str(judged)}
+    rows, evaluated = bench.cut(dataset)
+    data = {"rows": str(rows), "evaluated": str(evaluated)}
     programs, runs = _list_programs(bench, dataset), Runs()
     for number in range(bench.plan.rounds):
         for name in list(programs)[:: -1 if number % 2 else 1]:
@@ -173,12 +173,12 @@ def _beside_peers(bench: _Bench, dataset: str, limit: float) -> Iterator[Row]:
     yield row(f"{dataset}: operations over the matrix limit", share, "", at_least=0.4)
     for name, found in runs.found.items():
         if found[0]["loss"] is not None:
-            said = f"{dataset}: loss of {bench.plan.judged} other rows afterwards, {name}"
+            said = f"{dataset}: loss of {bench.plan.evaluated} other rows afterwards, {name}"
             yield row(said, runs.median(name, "loss"), "nats")
 
 
 def _list_programs(bench: _Bench, dataset: str) -> dict[str, tuple[str, dict[str, Any]]]:
-    """What runs in each round, by the name in the table: the worker's kind, and what its task has of its own."""
+    """Return the programs of each round by their name in the table: the worker's kind, and its task's own fields."""
     again = {"recipe": {"gradient_checkpointing": "layer"}}
     programs: dict[str, tuple[str, dict[str, Any]]] = {"ours": ("ours", {})}
     if dataset == "banking77":
@@ -244,11 +244,11 @@ def _compare(runs: Runs, dataset: str, packed_goal: float) -> Iterator[Row]:
 def _first_step(bench: _Bench) -> Iterator[Row]:
     if not bench.plan.starts:
         return
-    rows, judged = bench.cut("banking77", steps=1)
+    rows, evaluated = bench.cut("banking77", steps=1)
     runs = Runs()
     for _ in range(bench.plan.starts):
         runs.take("load", bench.run("load", "load"))
-        runs.take("ours", bench.run("ours", "first", rows=str(rows), judged=str(judged)))
+        runs.take("ours", bench.run("ours", "first", rows=str(rows), evaluated=str(evaluated)))
     if not {"load", "ours"} <= runs.found.keys():
         return
     yield row(
@@ -292,12 +292,12 @@ class _Bench:
             return [{"text": one[text], "label": one[label]} for one in csv.DictReader(stream)]
 
     def cut(self, dataset: str, steps: int | None = None) -> tuple[Path, Path]:
-        """The rows to train on and those that losses are of, spread over the whole file."""
+        """Write rows to train on and rows to evaluate, both spread over the whole file."""
         rows = self.read(dataset)
         count = (steps or self.plan.steps[dataset]) * RECIPE["batch_size"]
-        judged = self.plan.judged
-        rows = rows[:: len(rows) // (count + judged)]
-        return self._write("rows", rows[judged : judged + count]), self._write("judged", rows[:judged])
+        evaluated = self.plan.evaluated
+        rows = rows[:: len(rows) // (count + evaluated)]
+        return self._write("rows", rows[evaluated : evaluated + count]), self._write("evaluated", rows[:evaluated])
 
     def _write(self, name: str, rows: list[dict[str, str]]) -> Path:
         path = self._folder / f"{name}.jsonl"
@@ -311,7 +311,7 @@ class _Bench:
         more = {"recipe": {"batch_size": max(1, 2048 // length), "rank": rank, "alpha": 2 * rank, "max_length": length}}
         steps = 6 * more["recipe"]["batch_size"]
         path = self._write("long", [rows[at % len(rows)] for at in range(steps)])
-        found = self.run(name, "ours", rows=str(path), judged=str(path), cut=length, **more)
+        found = self.run(name, "ours", rows=str(path), evaluated=str(path), cut=length, **more)
         if found is not None:
             yield row(f"{name}: tokens a second", found["tokens_a_second"], "1/s")
             yield row(f"{name}: peak memory", found["peak_bytes"] / 1e6, "MB")

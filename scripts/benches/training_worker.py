@@ -43,7 +43,7 @@ def ours(task: Task) -> dict[str, Any]:
     from appliance.ml.training import methods  # isort: skip
     import torch
 
-    from appliance.ml.training.loop import Step, begin_decoder, sample_losses, train
+    from appliance.ml.training.loop import StepMeasurement, begin_decoder, sample_losses, train
 
     recipe = task["recipe"]
     machine.hold_memory()
@@ -51,14 +51,14 @@ def ours(task: Task) -> dict[str, Any]:
     attached = methods.attach_adapter(base, recipe)
     times, tokens = [time.perf_counter()], [0]
 
-    def report(step: Step) -> None:
+    def report(step: StepMeasurement) -> None:
         times.append(time.perf_counter())
         tokens.append(step.tokens)
 
     train(base, attached, _read_samples(base.chat, task, task["rows"]), recipe, report)
     if task["kind"] == "first":
         return {"first_step_s": times[1] - BEGAN}
-    samples = _read_samples(base.chat, task, task["judged"])
+    samples = _read_samples(base.chat, task, task["evaluated"])
     if not samples:
         return describe_run(task, times, tokens, None)
     with torch.no_grad():
@@ -73,24 +73,24 @@ def evaluate(task: Task) -> dict[str, Any]:
 
     One pass over as many rows as a step has comes first and is not counted.
     """
-    from appliance.ml.evaluation.labels import LabelTree, judge_rows
+    from appliance.ml.evaluation.labels import LabelTree, evaluate_rows
 
     recipe = task["recipe"]
     base = load_base_of(recipe, task["base"], reads=True)
     samples = _read_samples(base.chat, task, task["rows"])
     tree = LabelTree([base.chat.encode(base.chat.answer(label)) for label in task["labels"]])
 
-    def judge(some: list[Any]) -> int:
+    def evaluate(some: list[Any]) -> int:
         """Tokens of the rows, each counted once."""
-        judged = judge_rows(
+        evaluated = evaluate_rows(
             base, some, [one.spans[0][0] for one in some], [tree] * len(some), lambda rows, tokens: None
         )
-        assert [one.index for one in judged] == [one.index for one in some]
+        assert [one.index for one in evaluated] == [one.index for one in some]
         return sum(len(one.ids) for one in some)
 
-    judge(samples[: recipe["batch_size"]])
+    evaluate(samples[: recipe["batch_size"]])
     began = time.perf_counter()
-    tokens = judge(samples)
+    tokens = evaluate(samples)
     return {"tokens_a_second": tokens / (time.perf_counter() - began), "loss": None}
 
 
@@ -109,8 +109,7 @@ def load_base_of(recipe: dict[str, Any], folder: str, *, reads: bool = False) ->
 
 
 def _read_samples(chat: Any, task: Task, path: str) -> list[Any]:
-    from appliance.ml.data.rows import Row
-    from appliance.ml.data.samples import Sample, tokenize_row
+    from appliance.ml.data.rows import RenderedRow, Sample, tokenize_row
 
     def tokenize(index: int, row: dict[str, str]) -> Sample:
         if cut := task.get("cut"):
@@ -118,7 +117,7 @@ def _read_samples(chat: Any, task: Task, path: str) -> list[Any]:
             return Sample(index, tuple(chat.encode(row["text"])[:cut]), ((cut - cut // 8, cut),))
         prompt = chat.render([{"role": "user", "content": row["text"]}])
         parts = ((prompt, chat.answer(row["label"])),)
-        read = Row(index, "train", row["text"], row["label"], parts)
+        read = RenderedRow(index, "train", row["text"], row["label"], parts)
         return tokenize_row(read, chat, task["recipe"]["max_length"], "row")
 
     lines = Path(path).read_text("utf-8").splitlines()
@@ -126,7 +125,7 @@ def _read_samples(chat: Any, task: Task, path: str) -> list[Any]:
 
 
 def bare(task: Task) -> dict[str, Any]:
-    """What the training worker does with a recipe, a sealed base and a sealed dataset, and nobody there to watch."""
+    """Train as the training worker does with a recipe, a sealed base and a sealed dataset, without a service."""
     from appliance.worker.train import prepare  # isort: skip
     from appliance.ml.training import methods
     from appliance.ml.training.loop import train
@@ -140,13 +139,13 @@ def bare(task: Task) -> dict[str, Any]:
 
 
 def load(task: Task) -> dict[str, Any]:
-    """The base, as transformers loads it: what every trainer must do before its first step."""
+    """Load the base with transformers, as every trainer must before its first step."""
     load_model(task)
     return {"load_s": time.perf_counter() - BEGAN}
 
 
 def limit(task: Task) -> dict[str, Any]:
-    """The best rate at which this machine multiplies bf16 matrices, in operations a second."""
+    """Measure the best rate at which this machine multiplies bf16 matrices, in operations a second."""
     import torch
 
     best = 0.0
@@ -184,11 +183,11 @@ def trl(task: Task) -> dict[str, Any]:
             peft_config=make_lora(task),
         )
         made.train()
-    return recorder.describe(task, _judge(made.model, task))
+    return recorder.describe(task, _evaluate(made.model, task))
 
 
 def trainer(task: Task) -> dict[str, Any]:
-    """transformers' own Trainer over peft, padded to the longest, answers alone."""
+    """Train with transformers' Trainer and peft, padded to the longest row, on answers alone."""
     import torch
     from peft import get_peft_model
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
@@ -203,7 +202,7 @@ def trainer(task: Task) -> dict[str, Any]:
         collator = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100)
         Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collator).train()
     torch.set_grad_enabled(False)
-    return recorder.describe(task, _judge(model, task))
+    return recorder.describe(task, _evaluate(model, task))
 
 
 def soup(task: Task) -> dict[str, Any]:
@@ -347,16 +346,16 @@ def _tokenize(turns: list[dict[str, str]], tokenizer: Any) -> dict[str, list[int
     }
 
 
-def _judge(model: Any, task: Task) -> float | None:
-    """The mean loss over the answers' tokens of rows that nobody trained on; None without such rows."""
+def _evaluate(model: Any, task: Task) -> float | None:
+    """Return the mean loss over the answers' tokens of held-out rows, or None without such rows."""
     import torch
 
-    if not _conversations(task["judged"]):
+    if not _conversations(task["evaluated"]):
         return None
     tokenizer, total, count = load_tokenizer(task), 0.0, 0
     model.eval()
     with torch.no_grad():
-        for turns in _conversations(task["judged"]):
+        for turns in _conversations(task["evaluated"]):
             row = {name: torch.tensor([ids], device=model.device) for name, ids in _tokenize(turns, tokenizer).items()}
             tokens = int((row["labels"] != -100).sum())
             total += float(model(**row).loss) * tokens

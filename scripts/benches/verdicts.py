@@ -1,5 +1,5 @@
-"""What a verdict costs: judged once where the adapter is sealed, and computed again from the items' bytes by whoever
-checks it. Processor time, since both are one thread's plain Python: a busy machine does not change it."""
+"""Cost of a verdict: evaluated once where the adapter is sealed, and computed again from the items' bytes by a client
+that checks it. Processor time, since both are one thread's plain Python: a busy machine does not change it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,20 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from appliance.domain.core.names import encode_value
-from appliance.domain.evaluation.evidence import conclude, read_evidence
-from appliance.domain.evaluation.gates import COUNTED, GateSet, parse_gate_file
-from appliance.domain.evaluation.items import Item, encode_items
-from appliance.domain.evaluation.judging import HELD_OUT
-from appliance.domain.evaluation.verdict import Evidence, Judged, judge, parse_verdict, verify_verdict
+from appliance.domain.evaluation.gates import COUNTED, GatesFile, parse_gate_file
+from appliance.domain.evaluation.items import EvaluationItem, encode_items
+from appliance.domain.evaluation.rules import HELD_OUT
+from appliance.domain.evaluation.verdict import (
+    EvaluatedSet,
+    VerdictInputs,
+    conclude,
+    evaluate_gates,
+    parse_verdict,
+    read_verdict_inputs,
+    verify_verdict,
+)
 from scripts.benches.measure import Row, row
-from scripts.kit.judged import Group, make_items
+from scripts.kit.item_groups import Group, make_items
 
 FULL, QUICK = 10_000, 2_000
 """Items."""
@@ -32,16 +39,16 @@ _TESTS: dict[str, dict[str, Any]] = {
 }
 
 
-def make_gates(test: str) -> GateSet:
+def make_gates(test: str) -> GatesFile:
     """One gate of this test, with every slice."""
     gate = {
-        "name": "measured", "leg": "task", "set": HELD_OUT, "comparison": "base", "test": test, "least_items": 200,
+        "name": "measured", "kind": "target", "set": HELD_OUT, "comparison": "base", "test": test, "least_items": 200,
         "slices": ["label", "length"], **_TESTS[test],
     }  # fmt: skip
     return parse_gate_file(json.dumps({"version": 1, "name": "bench", "seed": 1, "gates": [gate]}).encode())
 
 
-def make_record(count: int, *, cluster: int = 1) -> tuple[Item, ...]:
+def make_record(count: int, *, cluster: int = 1) -> tuple[EvaluationItem, ...]:
     """Ten labels and two lengths; of ten items the adapter alone is right in two, the base alone in one."""
     kinds = ((True, False), (True, False), (False, True), (False, False), *((True, True),) * 6)
     share = count // 100
@@ -60,25 +67,27 @@ def measure(count: int = FULL, rounds: int = 3) -> Iterator[Row]:
     yield from _both(f"bootstrap, {len(together):,} items in clusters of 4", "bootstrap", together, rounds)
 
 
-def _both(name: str, test: str, items: tuple[Item, ...], rounds: int) -> Iterator[Row]:
+def _both(name: str, test: str, items: tuple[EvaluationItem, ...], rounds: int) -> Iterator[Row]:
     gates, goal = make_gates(test), COUNTED_S if test in COUNTED else DRAWN_S
-    evidence, data = Evidence({HELD_OUT: items}, {}, {HELD_OUT: 0}), encode_items(items)
+    evidence, data = VerdictInputs({HELD_OUT: items}, {}, {HELD_OUT: 0}), encode_items(items)
     written = conclude(gates, items, evidence).verdict
     assert written is not None
     verdict = parse_verdict(written)
 
-    def read(one: Judged) -> bytes:
+    def read(one: EvaluatedSet) -> bytes:
         return data
 
     def verify() -> None:
-        verify_verdict(parse_verdict(written), gates, read_evidence(verdict, gates, read))
+        verify_verdict(parse_verdict(written), gates, read_verdict_inputs(verdict, gates, read))
 
-    yield row(f"verdict by {name}", _seconds(lambda: encode_value(judge(gates, evidence)), rounds), "s", at_most=goal)
+    yield row(
+        f"verdict by {name}", _seconds(lambda: encode_value(evaluate_gates(gates, evidence)), rounds), "s", at_most=goal
+    )
     yield row(f"... verified, from the items' {len(data) / 1e6:.1f} MB", _seconds(verify, rounds), "s", at_most=goal)
 
 
 def _seconds(act: Callable[[], object], rounds: int) -> float:
-    """The median of the processor's seconds."""
+    """Return the median of the processor seconds."""
     found = []
     for _ in range(rounds):
         began = time.process_time()

@@ -33,7 +33,7 @@ class Run:
 def verify(log: Log) -> Run:
     """One whole run of the program, from its start to its verdict, which must be "verified"."""
     command = [sys.executable, "-m", "appliance.verifier", str(log.export), "--trust", str(log.trust)]
-    command.append("--without-site-policies")  # a synthetic log has none
+    command.append("--without-cedar-policies")  # a synthetic log has none
     began = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as program:
         peak = 0

@@ -31,7 +31,7 @@ print(json.dumps(found))
 
 
 def find_card() -> dict[str, Any]:
-    """The card and the torch that sees it, by a process that ends: it takes some of the card's memory itself."""
+    """Describe the card and torch in a process that ends, since it takes some of the card's memory."""
     done = subprocess.run([sys.executable, "-c", _CARD], capture_output=True, text=True, check=True, timeout=300)
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return found
@@ -68,7 +68,7 @@ def run_tests(options: Sequence[str], device: str = "cuda") -> int:
 
 
 def _dry_run(given: argparse.Namespace, card: dict[str, Any]) -> int:
-    """The tests and both benches on the CPU, with tiny models: every line but the card's own."""
+    """Run the tests and both benches on the CPU with tiny models: all lines except the card's own."""
     print(f"gpu: a dry run on the CPU, torch {card['torch']}; its numbers say nothing about a card", file=sys.stderr)
     status = 0
     for what in [given.what] if given.what else WHAT:

@@ -20,13 +20,13 @@ from scripts.benches.serving_worker import make_adapters
 from scripts.gpu_machine.model import make_rows
 
 WORKER = ROOT / "scripts" / "benches" / "training_worker.py"
-JUDGED = 16
+EVALUATED = 16
 MB = 1e6
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured. `steps` are of `batch` rows of at most `longest` words, the first two not counted;
+    """Amounts of a measurement. `steps` are of `batch` rows of at most `longest` words, the first two not counted;
     `tokens` are drawn for each of `streams` in each round."""
 
     rounds: int
@@ -43,14 +43,14 @@ SIZES = {
     "1b": Size(rounds=2, steps=12, batch=16, longest=160, streams=16, adapters=8, tokens=64),
     "8b": Size(rounds=1, steps=8, batch=16, longest=160, streams=16, adapters=8, tokens=64),
 }
-"""By the model's name."""
+"""Amounts by the model's name."""
 
 
 def measure_training(base: Path, folder: Path, size: Size, device: str) -> Iterator[Row]:
     """Tokens a second and peak memory of both, each run in a process of its own, in turns."""
-    rows = make_rows(size.steps * size.batch + JUDGED, size.longest)
-    paths = {"rows": folder / "rows.jsonl", "judged": folder / "judged.jsonl"}
-    for path, some in zip(paths.values(), (rows[JUDGED:], rows[:JUDGED]), strict=True):
+    rows = make_rows(size.steps * size.batch + EVALUATED, size.longest)
+    paths = {"rows": folder / "rows.jsonl", "evaluated": folder / "evaluated.jsonl"}
+    for path, some in zip(paths.values(), (rows[EVALUATED:], rows[:EVALUATED]), strict=True):
         path.write_text("".join(json.dumps(one) + "\n" for one in some), "utf-8")
     task = {"base": str(base), "device": device, **{name: str(path) for name, path in paths.items()}}
     task["recipe"] = RECIPE | {"device": device, "batch_size": size.batch, "learning_rate": "0.0001"}
@@ -67,7 +67,7 @@ def measure_training(base: Path, folder: Path, size: Size, device: str) -> Itera
 
     yield compare("training, tokens a second", "tokens_a_second", "1/s", 1.0, ratio_at_least=1.5)
     yield compare("training, peak memory", "peak_bytes", "MB", MB, ratio_at_most=0.6)
-    yield compare(f"training, loss of {JUDGED} other rows afterwards", "loss", "nats", 1.0)
+    yield compare(f"training, loss of {EVALUATED} other rows afterwards", "loss", "nats", 1.0)
 
 
 def _train(task: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ billion."""
 
 
 def make_base(folder: Path, name: str, device: str) -> Path:
-    """A base's folder as an import leaves it, drawn on the device."""
+    """Draw a base's folder on the device, as an import leaves it."""
     shape, words = SHAPES[name]
     tokenizer = folder.with_name(f"{folder.name}-tokenizer")
     _make_tokenizer(tokenizer, words)
@@ -34,7 +34,7 @@ def make_base(folder: Path, name: str, device: str) -> Path:
 
 
 def _make_tokenizer(folder: Path, words: int) -> None:
-    """The tests' tokenizer with as many words as the model has; those that are added stand for no text."""
+    """Write the tests' tokenizer with as many words as the model has. The added words have no text."""
     folder.mkdir()
     stated = json.loads(build_tokenizer().to_str())
     vocabulary: dict[str, int] = stated["model"]["vocab"]

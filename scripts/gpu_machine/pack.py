@@ -17,6 +17,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from appliance.build import VERSION_FILE, build_version
+
 ROOT = Path(__file__).resolve().parents[2]
 LOCKS = ("lock-cpu.txt", "lock-test.txt")
 WHEELS = Path("offline_wheels", "gpu")
@@ -54,16 +56,17 @@ def main() -> int:
 
 
 def _copy_checkout(folder: Path) -> None:
-    """What is committed, and the one compiled file, which is the same for every Python from 3.11 on."""
+    """Copy the committed files, and the one compiled file, which is the same for every Python from 3.11 on."""
     folder.mkdir(parents=True)
     archive = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, check=True, capture_output=True).stdout
     subprocess.run(["tar", "-x", "-C", str(folder)], input=archive, check=True)
+    (folder / "appliance" / VERSION_FILE).write_text(f"{build_version(ROOT)}\n", "ascii")
     for built in (ROOT / "appliance" / "ml").glob("_kernels*.so"):
         shutil.copy2(built, folder / "appliance" / "ml")
 
 
 def find_names() -> list[str]:
-    """The distributions, with all that they need, as they are installed here; without what is left out."""
+    """List the installed distributions that the appliance needs, without those that are left out."""
     waiting = [*(requirement.name for requirement in _requirements("appliance")), *ROOTS]
     found: set[str] = set()
     while waiting:
@@ -82,7 +85,7 @@ def _requirements(name: str) -> Iterator[Requirement]:
 
 
 def _download(names: Sequence[str], python: str, work: Path, wheels: Path) -> None:
-    """By the locks' own hashes."""
+    """Download these packages, and check them by the hashes of the locks."""
     blocks = "".join((ROOT / "offline_wheels" / lock).read_text("utf-8") for lock in LOCKS)
     pinned = {
         canonicalize_name(block.split("==")[0]): block for block in re.split(r"^(?=[A-Za-z0-9])", blocks, flags=re.M)
@@ -109,7 +112,7 @@ def _download(names: Sequence[str], python: str, work: Path, wheels: Path) -> No
 
 
 def strip_libraries(wheel: Path, cuda: str | None) -> None:
-    """Writes the wheel again without the libraries of other makers' cards; with `cuda` only the one that fits it."""
+    """Rewrite the wheel without libraries of other makers' cards; with `cuda` keep the fitting one only."""
     with zipfile.ZipFile(wheel) as source:
         names = source.namelist()
         kept = choose_libraries([name for name in names if LIBRARY.fullmatch(name)], cuda)

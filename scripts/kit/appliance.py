@@ -9,10 +9,10 @@ import base64
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,21 +22,20 @@ import httpx
 import openai
 
 from appliance import wiring
-from appliance.client.support.door import is_answering
-from appliance.config.load import load_settings
-from appliance.config.values import Settings
+from appliance.client.support.connection import is_answering
+from appliance.config.settings import Settings, load_settings
 from appliance.domain.core import credentials
 from appliance.domain.core.names import add_seconds, encode_value
 from appliance.domain.core.order import Order, encode_order
 from appliance.domain.core.records.data import BoundSet
 from appliance.domain.data.imports import ImportBase, ImportDataset, ImportValidationSet
-from appliance.domain.governance.endorsement import Endorse
-from appliance.domain.governance.people import Enroll
-from appliance.domain.governance.policy_files import assemble_policy
+from appliance.domain.governance.countersignature import Countersign
+from appliance.domain.governance.people import Enrol
+from appliance.domain.governance.policies import assemble_policy
 from appliance.domain.recipe.parsing import parse_recipe
-from appliance.domain.recipe.recipe import Facts, resolve_recipe
+from appliance.domain.recipe.recipe import ResolutionFacts, resolve_recipe
 from appliance.domain.releases.activations import Activate
-from appliance.domain.releases.reviews import Review
+from appliance.domain.releases.reviews import ReviewAdapter
 from appliance.domain.runs.training import Train
 from appliance.formats.artifacts.manifest import Manifest, ManifestFile, encode_manifest
 from appliance.formats.core.canonical import parse_canonical
@@ -45,7 +44,7 @@ from appliance.formats.core.digest import digest_bytes, digest_file
 from appliance.formats.core.timestamp import encode_time
 from appliance.formats.log.trust import Trust, parse_trust
 from appliance.formats.signatures.dsse import Envelope, encode_envelope, sign_envelope
-from appliance.formats.signatures.keys import Ed25519Signer, generate_ed25519
+from appliance.formats.signatures.keys import Ed25519Signer, encode_key_file, generate_ed25519
 from scripts.kit import forks
 from scripts.kit.certificates import Authority
 
@@ -60,26 +59,24 @@ ROLES = {
     "cleo": "release-owner:claims",
     "axel": "auditor",
 }
+PASSPHRASE = b"correct horse battery"
+START_S = 180.0
+"""Seconds in which a service starts, or ends, on a machine that does other work, too."""
 QUICK = {"rank": 4, "alpha": 8, "epochs": 1, "batch_size": 8, "learning_rate": "0.01", "gradient_checkpointing": "none"}
 
 
-def free_port() -> int:
-    """A port of the loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class Refused(Exception):
-    """The service answered with an error: HTTP status, code, message and reasons."""
+    """The service answered with an error: HTTP status, code, message, reasons, and the codes of its refusals."""
 
     def __init__(self, answer: httpx.Response) -> None:
         self.status = answer.status_code
         error = answer.json()["error"]
         # A unit is told OpenAI's code, and ours behind it.
         self.code, self.message = error.get("appliance_code", error["code"]), error["message"]
-        self.reasons = error.get("reasons", [])
-        super().__init__(f"{self.status} {self.code}: {self.message}")
+        refusals = error.get("refusals", [])
+        self.codes = [one["code"] for one in refusals]
+        self.reasons = [f"{one['sentence']} {one['remedy']}" for one in refusals] or error.get("reasons", [])
+        super().__init__(f"{self.status} {self.code}: {self.message} {' '.join(self.reasons)}")
 
 
 @dataclass
@@ -93,7 +90,7 @@ class Appliance:
     service: subprocess.Popen[bytes] | forks.Forked | None = None
     sessions: dict[str, str] = field(default_factory=dict)
     clients: list[httpx.Client] = field(default_factory=list)
-    """Those that stay open until the service ends."""
+    """Clients that stay open until the service ends."""
     authority: Authority | None = None
     """The site's own CA, where units are spoken to over TLS."""
 
@@ -108,7 +105,8 @@ class Appliance:
     # --- the service --------------------------------------------------------------------------------------------------
 
     def start(self, *extra: str, wait: bool = True) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "APPLIANCE_HOME": str(self.home), **self.environment}
+        own = {"PYTHONPATH": str(ROOT), "APPLIANCE_HOME": str(self.home), "APPLIANCE_DISK_RESERVE": "1"}
+        environment = {**os.environ, **own, **self.environment}
         with open(self.home / "service.log", "ab") as log, open(os.devnull, "rb") as nothing:
             command = [*self.launcher, *extra]
             if "PYTEST_VERSION" in os.environ:
@@ -122,13 +120,13 @@ class Appliance:
         if wait:
             self.wait_until_up()
 
-    def wait_until_up(self, timeout_s: float = 60) -> None:
-        deadline = time.monotonic() + timeout_s
+    def wait_until_up(self, timeout_s: float = START_S) -> None:
+        deadline, path = time.monotonic() + timeout_s, self.settings.socket
         while time.monotonic() < deadline:
             assert self.service is not None
             if self.service.poll() is not None:
                 raise RuntimeError(f"service ended with {self.service.returncode}: {self.log()[-2000:]}")
-            if is_answering(self.settings.socket):
+            if is_answering(path):
                 return
             time.sleep(0.05)
         raise RuntimeError(f"service did not answer: {self.log()[-2000:]}")
@@ -142,28 +140,29 @@ class Appliance:
             self.clients.pop().close()
         if self.service.poll() is None:
             self.service.send_signal(number)
-        code = self.service.wait(60)
+        code = self.service.wait(START_S)
         self.service = None
         return code
 
     def kill(self) -> int:
         return self.stop(signal.SIGKILL)
 
-    # --- doors --------------------------------------------------------------------------------------------------------
+    # --- listeners ----------------------------------------------------------------------------------------------------
 
     def http(self) -> httpx.Client:
-        transport = httpx.HTTPTransport(uds=str(self.settings.socket))
+        # Without TLS, as in `units`: to verify, httpx would read the CAs of the system for every client.
+        transport = httpx.HTTPTransport(uds=str(self.settings.socket), verify=False)
         return httpx.Client(transport=transport, base_url="http://appliance", timeout=120)
 
     @property
     def url(self) -> str:
-        """The units' door."""
+        """The units' API."""
         host, port = self.settings.listen or ("127.0.0.1", 0)
         return f"{'http' if self.settings.certificate is None else 'https'}://{host}:{port}"
 
     def units(self) -> httpx.Client:
-        """At the units' door; over TLS it trusts the site's own CA, and nobody else."""
-        verify = True if self.authority is None else self.authority.trusting()
+        """At the units' API; over TLS it trusts only the site's own CA."""
+        verify = False if self.authority is None else self.authority.trusting()
         self.clients.append(httpx.Client(base_url=self.url, timeout=120, verify=verify))
         return self.clients[-1]
 
@@ -223,7 +222,7 @@ class Appliance:
         return credentials.encode_token(sign_envelope(credentials.encode_credential(token), key or self.keys[unit]))
 
     def chat(self, unit: str, model: str, text: str = "the parties agree", **more: Any) -> dict[str, Any]:
-        """One chat completion through the units' door; Refused with its status when it is refused."""
+        """One chat completion through the units' API; Refused with its status when it is refused."""
         token = more.pop("token", None) or self.token(unit)
         body = {"model": model, "max_tokens": 4, "messages": [{"role": "user", "content": text}], **more}
         with self.units() as client:
@@ -251,19 +250,22 @@ class Appliance:
         return sign_envelope(encode_order(order), key or self.keys[order.signer])
 
     def send(self, envelope: Envelope, *texts: Disclosure, **documents: bytes) -> dict[str, Any]:
-        """What the service answers to an order; Refused when it refuses."""
+        """Submit an order. Return its entry as the service answers, with the result. Raise Refused if refused."""
         body = {
             "envelope": parse_canonical(encode_envelope(envelope)),
             "disclosures": [disclosure_value(text) for text in texts],
             "documents": {role: base64.b64encode(data).decode() for role, data in documents.items()},
         }
-        return dict(self.ask("POST", "/v1/orders", None, json=body))
+        answer = self.ask("POST", "/v1/orders", None, json=body)
+        entry = parse_canonical(base64.b64decode(answer["bytes"]))
+        made = {name: value for name, value in entry["body"].items() if name != "policy"}
+        return {**answer, **entry, "order": envelope.pae_digest, "result": {"order": envelope.pae_digest} | made}
 
     def order(self, order: Order, *texts: Disclosure, **documents: bytes) -> dict[str, Any]:
         return self.send(self.sign(order), *texts, **documents)
 
     def prove(self, name: str, key: Ed25519Signer) -> Envelope:
-        """The key's own statement that somebody holds it for this name."""
+        """Sign the key's statement of possession under this name."""
         possession = credentials.Possession(
             origin=self.trust.origin,
             signer=name,
@@ -279,7 +281,7 @@ class Appliance:
         spki = base64.b64encode(key.spki).decode()
         proof = self.prove(name, key)
         printed = disclose(name.title(), os.urandom(32))
-        order = Enroll(
+        order = Enrol(
             principal=name,
             printed_name=printed.commitment,
             roles=roles,
@@ -290,13 +292,13 @@ class Appliance:
         )
         return self.sign(order), printed, encode_envelope(proof)
 
-    def enroll(self, name: str, *roles: str) -> None:
+    def enrol(self, name: str, *roles: str) -> None:
         envelope, printed, proof = self.propose_enrolment(name, *roles)
         self.send(envelope, printed, possession=proof)
-        self.endorse(envelope.pae_digest)
+        self.countersign(envelope.pae_digest)
 
-    def endorse(self, digest: str, by: str = "ben") -> dict[str, Any]:
-        return self.order(Endorse(order=digest, **self.terms(by)))
+    def countersign(self, digest: str, by: str = "ben") -> dict[str, Any]:
+        return self.order(Countersign(order=digest, **self.terms(by)))
 
     # --- making -------------------------------------------------------------------------------------------------------
 
@@ -315,7 +317,7 @@ class Appliance:
         return self.wait_import(self.order_base(folder, name))
 
     def order_base(self, folder: Path, name: str = "tiny") -> str:
-        """The order's digest; its import goes on."""
+        """Order the import and return the order's digest without waiting."""
         files = tuple(
             ManifestFile(path.name, path.stat().st_size, digest_file(path)) for path in sorted(folder.iterdir())
         )
@@ -340,11 +342,11 @@ class Appliance:
         held_out: bytes | None = None,
         **terms: Any,
     ) -> str:
-        """The order's digest; its import goes on."""
+        """Order the import and return the order's digest without waiting."""
         told, owner = disclose(instruction, os.urandom(32)), disclose("Legal", os.urandom(32))
         order = ImportDataset(
             dataset=name,
-            **{"task": "classification", "format": "csv", "columns": {}, "labels": (), **terms},
+            **{"dataset_kind": "classification", "format": "csv", "columns": {}, "labels": (), **terms},
             file=self.upload(rows),
             instruction=told.commitment,
             base=base_name,
@@ -358,13 +360,34 @@ class Appliance:
         )
         return str(self.order(order, told, owner)["order"])
 
-    def import_set(self, rows: bytes, name: str = "exam", by: str = "vera", **terms: Any) -> dict[str, Any]:
-        """A validation set, that is neither blind nor final unless told otherwise."""
+    def order_rows(self, kind: type[ImportDataset | ImportValidationSet], file: str, by: str) -> str:
+        """Order the import of an upload by its digest alone, and return the order's digest."""
         told, owner = disclose("", os.urandom(32)), disclose("Legal", os.urandom(32))
-        standing = {"task": "classification", "format": "csv", "columns": {}, "labels": ()}
+        own = (
+            {"dataset": "ordered", "seed": 1, "held_out": "0.25"}
+            if kind is ImportDataset
+            else {"validation_set": "ordered", "blind": False, "final": False}
+        )
+        order = kind(
+            **{"dataset_kind": "classification", "format": "csv", "columns": {}, "labels": (), **own},
+            file=file,
+            instruction=told.commitment,
+            base="tiny",
+            base_digest=self.get("/v1/bases/tiny")["digest"],
+            owner=owner.commitment,
+            licence="CC0-1.0",
+            classification="public",
+            **self.terms(by),
+        )
+        return str(self.order(order, told, owner)["order"])
+
+    def import_set(self, rows: bytes, name: str = "exam", by: str = "vera", **terms: Any) -> dict[str, Any]:
+        """Import a validation set; by default it is not blind and not final."""
+        told, owner = disclose("", os.urandom(32)), disclose("Legal", os.urandom(32))
+        defaults = {"dataset_kind": "classification", "format": "csv", "columns": {}, "labels": ()}
         order = ImportValidationSet(
             validation_set=name,
-            **{**standing, "blind": False, "final": False, **terms},
+            **{**defaults, "blind": False, "final": False, **terms},
             file=self.upload(rows, by),
             instruction=told.commitment,
             base="tiny",
@@ -386,10 +409,19 @@ class Appliance:
             continue
         return dict(found)
 
+    def write_key(self, who: str, folder: Path) -> list[str]:
+        """Write a person's key file and passphrase file; return the options that name them."""
+        key = encode_key_file(self.keys[who].private, PASSPHRASE, salt=who.encode().ljust(32), nonce=bytes(12))
+        files = {folder / "own.key": key, folder / "pass": PASSPHRASE}
+        for path, data in files.items():
+            path.write_bytes(data)
+            path.chmod(0o600)
+        return ["--key", str(folder / "own.key"), "--passphrase-file", str(folder / "pass")]
+
     def train_order(self, name: str = "clauses", by: str = "olga", **recipe: Any) -> Train:
         written = {"name": name, "base": "tiny", "dataset": "clauses@1", **QUICK, **recipe}
         found = self.get("/v1/recipes/facts", base=written["base"], dataset=written["dataset"])
-        resolved = resolve_recipe(parse_recipe(written), Facts(**found["facts"]))
+        resolved = resolve_recipe(parse_recipe(written), ResolutionFacts(**found["facts"]))
         return Train(
             recipe=resolved,
             base_digest=found["base_digest"],
@@ -406,7 +438,7 @@ class Appliance:
             after = found["next"]
         return dict(found)
 
-    # --- judging ------------------------------------------------------------------------------------------------------
+    # --- evaluation --------------------------------------------------------------------------------------------------
 
     def adapter(self, name: str = "clauses@1") -> dict[str, Any]:
         return dict(self.get(f"/v1/adapters/{name}"))
@@ -420,7 +452,7 @@ class Appliance:
         values = {
             "decision": "approve",
             "unit": unit,
-            "field": ROLES.get(who, "reviewer:privacy").partition(":")[2] or "privacy",
+            "review_function": ROLES.get(who, "reviewer:privacy").partition(":")[2] or "privacy",
             "meaning": meaning.commitment,
             "valid_until": None if changes.get("decision") == "reject" else add_seconds(self.now(), 30 * 86_400),
             "request": None,
@@ -431,7 +463,7 @@ class Appliance:
             **self.terms(who),
             **changes,
         }
-        return Review(**values), meaning
+        return ReviewAdapter(**values), meaning
 
     def review(self, who: str, unit: str = "legal", name: str = "clauses@1", **changes: Any) -> dict[str, Any]:
         order, meaning = self.review_order(who, unit, name, **changes)
@@ -442,11 +474,16 @@ class Appliance:
             self.review(who, unit, name)
 
     def activate(
-        self, unit: str = "legal", name: str = "clauses@1", task: str = "labels", *, adds_instruction: bool = False
+        self,
+        unit: str = "legal",
+        name: str = "clauses@1",
+        served_model: str = "labels",
+        *,
+        adds_instruction: bool = False,
     ) -> dict[str, Any]:
         owner = {"legal": "lou", "claims": "cleo"}[unit]
         terms = {"adds_instruction": adds_instruction, **self.on(name), **self.terms(owner)}
-        return self.order(Activate(unit=unit, task=task, **terms))
+        return self.order(Activate(unit=unit, served_model=served_model, **terms))
 
     # --- the ledger ---------------------------------------------------------------------------------------------------
 
@@ -462,7 +499,7 @@ class Appliance:
         return dict(self.ask("POST", "/v1/ledger/verify", "axel", json={"trust": trust}))
 
     def copy(self, home: Path, port: int) -> Appliance:
-        """A copy of a stopped site, to be spoiled."""
+        """Copy a stopped site, for a test that damages the copy."""
         assert self.service is None
         shutil.copytree(self.home, home, symlinks=True)
         return Appliance(
@@ -470,9 +507,9 @@ class Appliance:
         )
 
 
-def found_site(home: Path, port: int, **environment: str) -> Appliance:
-    """A founded appliance, its service running and everybody in ROLES enrolled."""
-    keys = {name: generate_ed25519() for name in ("anna", "ben", *ROLES)}
+def found_site(home: Path, port: int, roles: Mapping[str, str] = ROLES, **environment: str) -> Appliance:
+    """Found an appliance, start its service, and enrol everybody in `roles`."""
+    keys = {name: generate_ed25519() for name in ("anna", "ben", *roles)}
     site = Appliance(home, keys, environment={"APPLIANCE_LISTEN": f"127.0.0.1:{port}", **environment})
     policy = ROOT / "policies" / "default"
     wiring.init(
@@ -483,6 +520,6 @@ def found_site(home: Path, port: int, **environment: str) -> Appliance:
         policy=encode_value(assemble_policy("default", {path.name: path.read_bytes() for path in policy.iterdir()})),
     )
     site.start()
-    for name, role in ROLES.items():
-        site.enroll(name, role)
+    for name, role in roles.items():
+        site.enrol(name, role)
     return site

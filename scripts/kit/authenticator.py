@@ -12,8 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_pri
 
 from appliance.formats.core.fields import encode_base64url
 from appliance.formats.signatures.keys import EcdsaSigner
-from appliance.formats.signatures.relying_party import PasskeyScope
-from appliance.formats.signatures.webauthn import Assertion, challenge_of, encode_assertion
+from appliance.formats.signatures.webauthn import Assertion, PasskeyScope, challenge_of, encode_assertion
 
 RP_ID = "appliance.example"
 PLACE = f"https://{RP_ID}"
@@ -43,12 +42,12 @@ class Authenticator:
 
     @property
     def credential_id(self) -> bytes:
-        """Of 32 bytes, as many authenticators have it."""
+        """Return the id of 32 bytes, as many authenticators have it."""
         return hashlib.sha256(self.spki).digest()
 
     @property
     def scope(self) -> PasskeyScope:
-        """What its enrolment binds."""
+        """Return the scope that the enrolment binds."""
         return PasskeyScope(self.rp_id, (self.origin,), self.is_backup_eligible)
 
     @property
@@ -69,7 +68,7 @@ class Authenticator:
         return head + len(self.credential_id).to_bytes(2, "big") + self.credential_id + cose + self.after
 
     def sign(self, data: bytes) -> bytes:
-        """The `sig` of an envelope with this PAE."""
+        """Return the `sig` of an envelope with this PAE."""
         client_data = {
             "type": "webauthn.get",
             "challenge": encode_base64url(challenge_of(data)),
@@ -83,7 +82,7 @@ class Authenticator:
         return encode_assertion(Assertion(self.authenticator_data, client_data_json, self.key.sign(signed)))
 
     def wrong(self, **changes: Any) -> Authenticator:
-        """The same passkey in another browser, or an authenticator that does otherwise."""
+        """Return the same passkey with changes, such as in another browser."""
         return replace(self, **changes)
 
 

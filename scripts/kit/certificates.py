@@ -86,7 +86,7 @@ class Authority:
         return built.sign(self._key, SHA256())
 
     def trusting(self, client: Files | None = None) -> ssl.SSLContext:
-        """What a unit's host is configured with: this CA and no other, and its own certificate where it has one."""
+        """Return the TLS context of a unit's host, which trusts only this CA, with its own certificate if any."""
         context = ssl.create_default_context(cafile=str(self.file))
         if client is not None:
             context.load_cert_chain(client.chain, client.key)

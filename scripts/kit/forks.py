@@ -2,7 +2,7 @@
 
 The import takes a second of each start, with torch five, and the suite starts some hundreds. A fork runs the same
 program with its own environment and streams. A service's own programs and workers are forks too (warm.py): around a
-worker the launcher's code builds every wall.
+worker the launcher's code builds every layer of the sandbox.
 
 Two processes fork: one for services, and one for workers, which has torch and is started by the first when somebody
 wants a worker. Both end with the process that uses them.
@@ -35,10 +35,10 @@ from typing import Any, NoReturn
 ROOT = Path(__file__).resolve().parents[2]
 SERVICE = (
     *("appliance.cli.main", "appliance.wiring"),
-    *("appliance.workflows.queries.verification_program", "appliance.workflows.evaluation.judging_program"),
+    *("appliance.workflows.queries.verification_program", "appliance.workflows.evaluation.verdict_program"),
 )
 TORCH = (
-    *("appliance.ml.training.methods", "appliance.ml.training.loop", "appliance.ml.training.stopping"),
+    *("appliance.ml.training.methods", "appliance.ml.training.loop", "appliance.ml.training.loss"),
     *("appliance.ml.serving.engine", "appliance.ml.evaluation.sets", "appliance.ml.model.convert"),
     *("transformers.models.llama.modeling_llama", "appliance.domain.evaluation.items"),
 )
@@ -46,8 +46,8 @@ _MOST = 1 << 20
 
 
 class Forked:
-    """A forked process, with as much of Popen's interface as tests and the runner use. Its parent, which is not this
-    process, says how it ended."""
+    """A forked process, with as much of Popen's interface as tests and the runner use. Its parent, which is not
+    this process, reports how it ended."""
 
     def __init__(self, forks: Forks, pid: int) -> None:
         self.pid, self.returncode = pid, None
@@ -105,7 +105,7 @@ class Forks:
             return int(json.loads(self._socket.recv(_MOST)))
 
     def workers(self) -> Forks:
-        """The process beside, which has torch."""
+        """Return the second process, which has imported torch."""
         ours, theirs = _pair()
         with theirs:
             self.ask({"worker": True}, theirs.fileno())
@@ -121,7 +121,7 @@ def _pair() -> tuple[socket.socket, socket.socket]:
 
 
 def _start(modules: Sequence[str], environment: Mapping[str, str]) -> tuple[socket.socket, subprocess.Popen[bytes]]:
-    """A process that imports these and forks for whoever asks; it ends with the socket."""
+    """Start a process that imports these modules and forks on request. It ends with the socket."""
     ours, theirs = _pair()
     with theirs:
         # The last argument is room for the command lines of its forks.
@@ -157,7 +157,7 @@ def run(
 
 
 class Server:
-    """`first` asks for forks, and so does every socket that comes with a request; it ends with `first`."""
+    """`first` and every socket that comes with a request may request forks; the server ends with `first`."""
 
     def __init__(self, first: socket.socket, *, services: bool) -> None:
         self._first, self._services = first, services
@@ -207,7 +207,7 @@ class Server:
         self._asking.register(asking, selectors.EVENT_READ, self._answer)
 
     def _bury(self) -> None:
-        """Those of whom nobody asks any more how they ended."""
+        """Collect the ended processes whose exit status is not asked for any more."""
         for pid in list(self._orphans):
             if os.waitpid(pid, os.WNOHANG)[0] == pid:
                 self._orphans.discard(pid)
@@ -215,7 +215,7 @@ class Server:
     # Workers are forked elsewhere.
 
     def _hand_over(self, descriptor: int) -> None:
-        """Gives a socket to the process that has torch, which may import still."""
+        """Pass a socket to the process that has torch, which may still be importing."""
         from scripts.kit import warm
 
         if self._torch is None:
@@ -304,6 +304,10 @@ def take_environment(environment: Mapping[str, str]) -> None:
 def main(first: socket.socket, modules: Sequence[str]) -> None:
     for name in modules:
         importlib.import_module(name)
+    if tuple(modules) == SERVICE:
+        from scripts.kit import prepared
+
+        prepared.prepare()
     gc.freeze()  # else a fork's first collection would copy all of it
     Server(first, services=tuple(modules) == SERVICE).serve()
 

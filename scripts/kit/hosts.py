@@ -17,14 +17,13 @@ from sqlalchemy import insert, select, update
 
 from appliance.store.database.engine import migrate, open_engine
 from appliance.store.database.tables import head, metadata
-from scripts.kit.appliance import Appliance, free_port
+from scripts.kit.appliance import START_S, Appliance
+from scripts.kit.ports import free_port
 from scripts.kit.postgres import APPLICATION, Server
-
-START_S = 180.0
 
 
 def move_to_postgresql(site: Appliance, server: Server) -> str:
-    """The stopped site's ledger, row by row, in a new database there; its name."""
+    """Copy a stopped site's ledger row by row into a new database. Return its name."""
     database = server.create_database()
     source, target = open_engine(f"sqlite:///{site.home}/ledger.db"), open_engine(server.url(database))
     migrate(target)
@@ -43,7 +42,7 @@ def move_to_postgresql(site: Appliance, server: Server) -> str:
 
 
 def add_process(desk: Appliance, name: str, roles: str, **environment: str) -> Appliance:
-    """A process with a home of its own beside the desk's, whose folder holds the keys and the sealed folders of all."""
+    """Add a process with its own home. The desk's folder has the keys and sealed folders of all."""
     home = desk.home.parent / name
     home.mkdir(mode=0o700)
     shutil.copy(desk.home / "trust.json", home / "trust.json")
@@ -90,13 +89,13 @@ class Hosts:
 
 
 def start_process(*sites: Appliance) -> None:
-    """Up once they answer: people's and gateways' processes at their doors, a runner once it is among the processes."""
+    """Start processes and wait until each listener answers, and a runner is among the processes."""
     for site in sites:
         site.start(wait=False)
     for site in sites:
         roles = site.environment.get("APPLIANCE_ROLES", "people")
         if "people" in roles:
-            site.wait_until_up(START_S)
+            site.wait_until_up()
         elif "units" in roles:
             wait_for(partial(_is_open_or_ended, site), f"{site.home.name}: {site.log()[-2000:]}", START_S)
         else:
@@ -114,7 +113,7 @@ def _is_running_or_ended(site: Appliance) -> bool:
 
 @contextmanager
 def on_hosts(site: Appliance, server: Server) -> Iterator[Hosts]:
-    """The stopped site's desk alone, started; the others are added."""
+    """Start the stopped site's desk on the server. The caller adds the other hosts."""
     database = move_to_postgresql(site, server)
     site.environment |= {
         "APPLIANCE_DATABASE_URL": server.url(database, APPLICATION),
@@ -141,7 +140,7 @@ def is_open(site: Appliance) -> bool:
         return probe.connect_ex(site.settings.listen) == 0
 
 
-def wait_for(found: Callable[[], Any], what: str, timeout_s: float = 60.0) -> Any:
+def wait_for(found: Callable[[], Any], what: str, timeout_s: float = START_S) -> Any:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if result := found():

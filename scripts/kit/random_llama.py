@@ -39,7 +39,7 @@ LAYERS_A_SHARD = 6
 
 
 def build_llama(folder: Path, tokenizer: Path, shape: Shape = BILLION, device: str = "cpu") -> Path:
-    """The folder, made where it does not exist yet; the same weights every time on the same kind of device.
+    """Make the folder unless it exists, with the same weights every time on one kind of device.
 
     `tokenizer`: a folder with a tokenizer's files, and a `config.json` that says its size and its special tokens.
     `device`: where the weights are drawn; a GPU is quicker.
@@ -98,7 +98,7 @@ def _draw(name: str, size: tuple[int, ...], generator: torch.Generator) -> torch
 
 
 def _list_shards(shape: Shape, words: int) -> Iterator[dict[str, tuple[int, ...]]]:
-    """The tensors of each file, and their sizes."""
+    """Yield the tensors of each file with their sizes."""
     keys = shape.hidden // shape.heads * shape.key_heads
     sizes: dict[str, tuple[int, ...]] = {
         "input_layernorm": (shape.hidden,),

@@ -16,12 +16,12 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scripts.kit.appliance import free_port
+from scripts.kit.ports import free_port
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel")
 NODES = ("n1", "n2")
 _SEARCH = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin"
-_START_S = 30.0
+_START_S = 120.0
 
 _CONFIGURATION = """\
 ClusterName=test
@@ -31,7 +31,7 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/slurm
 CredType=auth/slurm
-AuthInfo=cred_expire=5
+AuthInfo=cred_expire=10
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -46,7 +46,7 @@ PreemptMode=REQUEUE
 PreemptParameters=send_user_signal
 JobRequeue=1
 ReturnToService=2
-SlurmdTimeout=5
+SlurmdTimeout=120
 KillWait=3
 MinJobAge=300
 StateSaveLocation={folder}/state
@@ -78,7 +78,7 @@ class Slurm:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a program needs to find this cluster and no other."""
+        """Return the variables by which a program finds this cluster."""
         return {"SLURM_CONF": str(self.configuration)}
 
     def start(self, name: str) -> None:
@@ -119,20 +119,20 @@ class Slurm:
             _signal(process, signal.SIGKILL)
 
     def run(self, *command: str) -> str:
-        """What a command of Slurm's prints."""
+        """Run a command of Slurm and return its output."""
         made = subprocess.run(
             [find(command[0]), *command[1:]],
             env={"PATH": _SEARCH, **self.environment},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=_START_S,
         )
         if made.returncode:
             raise RuntimeError(f"{' '.join(command)}: {made.stderr.strip()}")
         return made.stdout
 
     def urgent(self, node: str, seconds: int = 1) -> str:
-        """A job that takes the node from any of the usual partition; its number."""
+        """Submit a job that takes the node from any job of the usual partition. Return its number."""
         command = ("--wrap", f"sleep {seconds}", "--output=/dev/null")
         return self.run("sbatch", "--parsable", "-p", "urgent", f"--nodelist={node}", *command).strip()
 
@@ -156,7 +156,7 @@ def find(program: str) -> str:
 
 
 def start_slurm(folder: Path, *, cpus: int = 1, grace_s: int = 20) -> Slurm:
-    """A cluster of two nodes, once both are idle."""
+    """Start a cluster of two nodes, and return it when both are idle."""
     for name in ("state", *(f"spool-{node}" for node in NODES)):
         (folder / name).mkdir(parents=True)
     key = folder / "slurm.key"
@@ -199,7 +199,7 @@ def _below(process: int) -> list[int]:
 
 
 def _of_configuration(configuration: Path) -> list[int]:
-    """Processes whose environment names this cluster."""
+    """List the processes whose environment names this cluster."""
     mark, found = f"SLURM_CONF={configuration}".encode(), []
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:
@@ -211,7 +211,7 @@ def _of_configuration(configuration: Path) -> list[int]:
 
 
 def _with_files_below(folder: Path) -> list[int]:
-    """Processes that have a file or folder of this cluster open."""
+    """List the processes that have a file or folder of this cluster open."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):

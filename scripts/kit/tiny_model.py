@@ -35,20 +35,20 @@ RECIPE: dict[str, Any] = {
     "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
     "optimiser": "adamw",
     "learning_rate": "0.01",
-    "rate_ratio": "1.0",
+    "loraplus_lr_ratio": "1.0",
     "beta": "0.0",
     "epochs": 2,
     "batch_size": 4,
-    "accumulation": 2,
+    "gradient_accumulation_steps": 2,
     "max_length": 128,
     "warmup_ratio": "0.1",
     "weight_decay": "0.0",
     "max_grad_norm": "1.0",
     "gradient_checkpointing": "none",
-    "checkpoint_every": 10,
+    "save_steps": 10,
     "early_stopping": 0,
     "validation": "0.0",
-    "validate_every": 0,
+    "eval_steps": 0,
     "seed": 7,
     "device": "cpu",
     "compute_dtype": "float32",
@@ -222,7 +222,7 @@ def build_model(kind: str, words: int = 320, **shape: int) -> Any:
 
 
 def build_base(folder: Path, kind: str = "llama", template: str = TEMPLATE, **shape: int) -> Path:
-    """A folder as a publisher would ship it; the same bytes every time."""
+    """Write a base's folder as a publisher would ship it, with the same bytes every time."""
     folder.mkdir()
     tokenizer = build_tokenizer()
     torch.manual_seed(0)

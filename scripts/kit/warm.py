@@ -1,6 +1,6 @@
 """Workers and programs of a forked service, as forks of a process that has imported what they need already.
 
-The launcher's own code builds every wall around the fork: namespaces, root, limits, Landlock, both call filters. Only
+The launcher's own code builds the sandbox around the fork: namespaces, root, limits, Landlock, both call filters. Only
 the exec at its end is left out where the process already is what the exec would make: `enter.py` then runs the module
 in it. A worker that was given another environment, or a module of another package, is started in the usual way.
 """
@@ -18,9 +18,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from appliance.runners import local, program
-from appliance.runners.sandbox import PACKAGE, Sandbox
-from appliance.runners.walls import enter, inside, launcher
+from appliance.sandbox import enter, launcher, local, processes, program
+from appliance.sandbox.description import PACKAGE, Sandbox
 from scripts.kit import forks
 
 FOLDERS = frozenset({"HOME", "TMPDIR", "XDG_CACHE_HOME", "CUDA_CACHE_PATH"})
@@ -30,7 +29,7 @@ _execve = os.execve
 
 
 def environment() -> dict[str, str]:
-    """That of a worker, for the process that forks them. It has no thread: none would be left in a fork."""
+    """Return a worker's environment for the process that forks workers, with one thread: a fork keeps no others."""
     shared = local._environment(Sandbox(read=(), write=(Path("/"),)))
     return {**shared, "GOMP_SPINCOUNT": "2000", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
@@ -56,7 +55,7 @@ class _Launchers:
 
 
 class _Program(forks.Forked):
-    """... with a pipe to it and one from it, as Popen has them."""
+    """A forked program with a pipe to it and one from it, as Popen has them."""
 
     def __init__(self, asked: forks.Forks, command: Sequence[str], environment: Mapping[str, str], log: int) -> None:
         (theirs, stdin), (stdout, back) = os.pipe(), os.pipe()
@@ -80,11 +79,11 @@ class _Programs:
 
     PIPE, TimeoutExpired = subprocess.PIPE, subprocess.TimeoutExpired
 
-    def __init__(self, asked: forks.Forks) -> None:
-        self._asked = asked
+    def __init__(self, ask: Callable[[], forks.Forks]) -> None:
+        self._ask = ask
 
     def Popen(self, command: Sequence[str], *, stderr: int, env: Mapping[str, str], **_: Any) -> _Program:
-        return _Program(self._asked, ["-m", command[-1]], env, stderr)
+        return _Program(self._ask(), ["-m", command[-1]], env, stderr)
 
 
 def fork_workers(asked: forks.Forks) -> None:
@@ -104,19 +103,33 @@ def forked_workers(imported: tuple[str, ...] = forks.TORCH) -> Iterator[None]:
         changed.subprocess = subprocess
 
 
+@contextmanager
+def forked_programs() -> Iterator[None]:
+    """For a test that is the service itself: a program's imports take most of its time."""
+    changed: Any = program
+    before, changed.subprocess = changed.subprocess, _Programs(partial(forks._forks, forks.SERVICE))
+    try:
+        yield
+    finally:
+        changed.subprocess = before
+
+
 def fork_all(asked: forks.Forks) -> None:
-    """... and its programs; torch is imported for the first worker."""
+    """Fork workers and their programs; torch is imported for the first worker."""
     changed: Any = launcher
     changed.subprocess = _Launchers(cache(asked.workers))
     changed = program
-    changed.subprocess = _Programs(asked)
+    changed.subprocess = _Programs(lambda: asked)
 
 
 # --- the worker's side ------------------------------------------------------------------------------------------------
 
 
 def launch(service: int, descriptors: Sequence[int]) -> None:
-    """In a fork: the launcher's whole work, for this service. `descriptors`: 0, 1, 2, the leash and the report."""
+    """In a fork: the launcher's whole work, for this service.
+
+    `descriptors`: 0, 1, 2, the parent-death pipe and the report.
+    """
     os.setsid()
     os.chdir("/")
     forks.take_streams(descriptors[:3])
@@ -124,7 +137,7 @@ def launch(service: int, descriptors: Sequence[int]) -> None:
     _name(f"{_SERVICE}{service}")
     changed: Any = os
     changed.execve = _become
-    inside.main([str(descriptor) for descriptor in descriptors[3:]])
+    processes.main([str(descriptor) for descriptor in descriptors[3:]])
 
 
 def _become(path: str, command: Sequence[str], variables: Mapping[str, str]) -> None:
@@ -135,7 +148,7 @@ def _become(path: str, command: Sequence[str], variables: Mapping[str, str]) -> 
 
 
 def is_ready(command: Sequence[str], variables: Mapping[str, str]) -> bool:
-    """Whether an exec of this command would make what this process is: one that has read the same variables."""
+    """Return True if an exec of the command would give the same process: this one has read the same variables."""
     usual = local._environment(Sandbox(read=(), write=(Path(variables["HOME"]),)))
     given = {name: value for name, value in variables.items() if name != enter.FILTERED}
     return command[-3] == str(PACKAGE) and given == usual
@@ -160,7 +173,7 @@ def _enter(command: Sequence[str], variables: Mapping[str, str]) -> None:
 
 
 def _name(*words: str) -> None:
-    """Puts these in the place of this process's command line, as far as there is room."""
+    """Replace this process's command line by these words, as far as there is room."""
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     start, end = int(fields[45]), int(fields[46])
     size = end - start
@@ -171,7 +184,7 @@ def _name(*words: str) -> None:
 
 
 def find_workers(service: int, module: str) -> list[int]:
-    """The living processes below a service that run the module, or one whose name begins so; the outermost first."""
+    """List living processes below a service that run the module, or one whose name begins so, the outermost first."""
     parents: dict[int, int] = {}
     words: dict[int, list[str]] = {}
     for place in Path("/proc").glob("[0-9]*"):
@@ -188,3 +201,15 @@ def find_workers(service: int, module: str) -> list[int]:
         level = [pid for pid, parent in sorted(parents.items()) if parent in level]
         found += [pid for pid in level if any(word.startswith(module) for word in words[pid])]
     return found
+
+
+def find_engine(service: int, module: str) -> int:
+    """Return the process below a service that holds the model. Its launchers and tokenizers run the same module."""
+    return max(find_workers(service, module), key=_resident_pages)
+
+
+def _resident_pages(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except OSError:
+        return 0

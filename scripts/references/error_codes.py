@@ -20,11 +20,11 @@ from appliance.errors import (
     Denied,
     NotAuthenticated,
     NotFound,
+    QuotaExceeded,
+    RateLimited,
     Tampered,
     TooLarge,
-    TooMany,
     Unavailable,
-    UsedUp,
 )
 
 _CODE = re.compile(r"[a-z][a-z0-9-]*")
@@ -35,7 +35,7 @@ BRANCHES: dict[str, type[ApplianceError]] = {
 
 
 class Code(NamedTuple):
-    """What a code means, what to do, and the classes that carry it: exit code and HTTP status are theirs."""
+    """The meaning of a code, the action, and the classes that carry it, with their exit codes and HTTP statuses."""
 
     branches: tuple[type[ApplianceError], ...]
     meaning: str
@@ -53,23 +53,29 @@ GENERAL: dict[str, Code] = {
     "not-found": Code((NotFound,), "there is no such thing, as far as you may know", "correct the name"),
     "conflict": Code((Conflict,), "it was done already, or the thing is in another state", "look at its state first"),
     "tampered": Code((Tampered,), "bytes, a signature or the history do not hold", "stop, and call an auditor"),
-    "unavailable": Code((Unavailable,), "the machine, the database or a wall is not there now", "try again"),
-    "used-up": Code((UsedUp,), "what was allowed for a time is used up", "ask again after it"),
-    "too-many": Code((TooMany,), "the appliance's rate limit is reached", "wait as long as `Retry-After` says"),
+    "unavailable": Code((Unavailable,), "the machine, the database or the sandbox is not available now", "try again"),
+    "quota-exceeded": Code((QuotaExceeded,), "what was allowed for a time is used up", "ask again after it"),
+    "rate-limited": Code((RateLimited,), "the appliance's rate limit is reached", "wait as long as `Retry-After` says"),
 }
 """The code of each class, where nothing more precise is known."""
 
 COMMAND_LINE = {
     "usage": Code((BadInput,), "the command line itself is wrong", "type the command with `--help`"),
     "defect": Code(
-        (ApplianceError,), "an unforeseen error in the command, or in a job", "report it, with `APPLIANCE_DEBUG=1`"
+        (ApplianceError, Denied),
+        "an unforeseen error in the command, in a job, or in the decision of an order",
+        "report it, with `APPLIANCE_DEBUG=1` or the service's log",
     ),
     "failed": Code((Tampered,), "`ledger verify` has findings", "stop, and call an auditor"),
     "unverifiable": Code((Unavailable,), "`ledger verify` could not check everything", "the report names what"),
-    "different": Code((Tampered,), "a replay did not come to the recorded training checkpoint", "call an auditor"),
-    "not-judged": Code((Unavailable,), "there is no verdict: not sealed, or no gates", "`gate check` ends with 9 then"),
+    "replay-differs": Code((Tampered,), "a replay did not come to the recorded training checkpoint", "call an auditor"),
+    "not-evaluated": Code(
+        (Unavailable,), "there is no verdict: not sealed, or no gates", "`gate check` ends with 9 then"
+    ),
     "not-in-order": Code((Unavailable,), "`doctor` found something that fails", "do what the finding says"),
-    "run": Code((Conflict,), "a run that was followed was not sealed", "`ledger log --subject run:RUN` says why"),
+    "run-not-sealed": Code(
+        (Conflict,), "a run that was followed was not sealed", "`ledger log --subject run:RUN` says why"
+    ),
     "trust": Code((Tampered,), "the appliance is not the one of the trust file", "check `--home` and `--trust`"),
 }
 
@@ -84,6 +90,9 @@ PEOPLE = {
     "before-reset": Code(
         (Denied, NotAuthenticated), "a statement is older than the clock's last reset", "make a new one"
     ),
+    "before-restoration": Code(
+        (Denied, NotAuthenticated), "a statement is older than the log's last restoration", "make a new one"
+    ),
     "revoked": Code(
         (NotAuthenticated, Denied), "the token was revoked, or the run's base or dataset", "get a new token"
     ),
@@ -95,9 +104,30 @@ PEOPLE = {
     ),
     "too-slow": Code((BadInput,), "a request or upload did not arrive in time", "send it again"),
     "disconnected": Code((BadInput,), "a request's connection ended before its body", "send it again"),
-    "starting": Code((Unavailable,), "the service starts after a clock was set right", "ask again"),
+    "starting": Code(
+        (Unavailable,), "the service starts after a clock was set right, or the log was restored", "ask again"
+    ),
+    "in-effect": Code(
+        (Conflict,), "another signature gave the order effect before", "nothing: the entry says what was done"
+    ),
+    "not-fetched": Code(
+        (Unavailable,), "nobody fetched the answers of a sample view or trial in time", "order it again"
+    ),
+    "another-build": Code(
+        (Unavailable,), "the service answers in another form than this build's", "compare their versions"
+    ),
     "console-off": Code((Unavailable,), "the console is not switched on", "set `console`, and start the service again"),
     "no-session": Code((NotAuthenticated,), "this browser has no session", "type `appliance console`"),
+    "identity-required": Code(
+        (Denied, NotAuthenticated),
+        "policy requires an ID token of the site's identity provider for this session",
+        "sign in at the provider; on the command line type `appliance login`",
+    ),
+    "identity-refused": Code(
+        (Denied,),
+        "the identity provider did not sign the person in, or its ID token opens no session of theirs",
+        "read the reasons; sign in again, or ask an administrator",
+    ),
     "used-link": Code(
         (NotAuthenticated,), "a sign-in link was used, is too old or never was", "type `appliance console` again"
     ),
@@ -106,7 +136,7 @@ PEOPLE = {
         "a passkey's assertion does not hold for this order, person or address",
         "sign with a passkey that is enrolled for this address",
     ),
-    "too-many-sessions": Code(
+    "rate-limited-sessions": Code(
         (Denied,),
         "the person has 64 open sessions, as many as they may",
         "log out of one, end one in *Open sessions*, or wait until one ends",
@@ -131,25 +161,40 @@ UNITS = {
         "ask for a new challenge: load the page again, or type the command again",
     ),
     "no-token": Code((Unavailable,), "the token agent has no token that is valid now", "wait, or read the agent's log"),
-    "too-many-tokens": Code(
+    "rate-limited-tokens": Code(
         (Denied,), "the application has as many valid tokens as it may", "use one of them, or wait until one ends"
     ),
     "instruction-erased": Code(
         (Denied,), "the text that the release puts in was erased", "send a system message of your own"
     ),
     "model-not-found": Code((NotFound,), "nothing of that name is released to the unit", "ask the release owner"),
-    "not-admitted": Code((Denied,), "the adapter may not answer now; the reasons say why", "ask the release owner"),
-    "cut-off": Code((Denied,), "adapter or token was revoked during the answer", "ask the release owner"),
+    "not-admitted": Code(
+        (Denied,), "the adapter may not serve the unit now; the reasons say why", "ask the release owner"
+    ),
+    "release-suspended": Code(
+        (Denied,),
+        "a reviewer, release owner or administrator suspended the adapter for the unit",
+        "ask the release owner; the reason names who can resume it",
+    ),
+    "cut-off": Code(
+        (Denied,), "adapter or token was revoked, or the adapter suspended, during the answer", "ask the release owner"
+    ),
     "no-prompt": Code(
         (BadInput,), "a row of a look has no prompt: it is written whole", "look at another adapter's rows"
     ),
-    "context-length": Code((TooLarge,), "the prompt does not fit the model's context", "send less"),
-    "concurrent-limit": Code((TooMany,), "the unit has too many requests at once", "wait for one to end"),
-    "rate-limit": Code((TooMany,), "the unit's requests of this minute are used up", "wait for `Retry-After`"),
-    "answers-a-day": Code(
-        (UsedUp,), "a condition of the approval: the day's answers are used up", "ask again after 00:00 UTC"
+    "context-length": Code(
+        (TooLarge,),
+        "the prompt does not fit the model's context; units get the status 400, as from OpenAI",
+        "send less",
     ),
-    "token-limit": Code((TooMany,), "the unit's tokens of this minute or day are used up", "wait for `Retry-After`"),
+    "concurrent-limit": Code((RateLimited,), "the unit has too many requests at once", "wait for one to end"),
+    "rate-limit": Code((RateLimited,), "the unit's requests of this minute are used up", "wait for `Retry-After`"),
+    "answers-a-day": Code(
+        (QuotaExceeded,), "a condition of the approval: the day's answers are used up", "ask again after 00:00 UTC"
+    ),
+    "token-limit": Code(
+        (RateLimited,), "the unit's tokens of this minute or day are used up", "wait for `Retry-After`"
+    ),
     "answer-altered": Code((BadInput,), "the chat template changes the answer's text", "give other messages or rows"),
     "harness-missing": Code(
         (Unavailable,), "lm-eval or evaluate is not installed", "install it, and set `harness_packages`"
@@ -162,7 +207,9 @@ UNITS = {
     "engine-broken": Code((Unavailable,), "the serving worker said something unexpected", "ask again: it starts anew"),
     "slot-emptied": Code((Unavailable,), "the adapter was unloaded while it was loaded", "ask again"),
     "another-unit": Code((Denied,), "an exported adapter is for another unit", "get the unit's own export"),
-    "another-task": Code((Denied,), "an exported adapter is for another task", "get the task's own export"),
+    "another-served-model": Code(
+        (Denied,), "an exported adapter is for another served model", "get the served model's own export"
+    ),
 }
 
 TRAINING = {
@@ -170,12 +217,19 @@ TRAINING = {
     "nothing-to-train": Code((BadInput,), "rows have nothing that can be trained", "correct the rows that it names"),
     "nothing-trained": Code((Unavailable,), "no weight changed in training", "change the recipe, or report it"),
     "diverged": Code((BadInput,), "the loss became too large or not finite", "lower the learning rate"),
-    "noisy": Code(
+    "base-not-finite": Code(
+        (BadInput,),
+        "the loss is not finite before anything was trained",
+        "check the rows that it names, or import the publisher's own weights",
+    ),
+    "batch-dependent": Code(
         (BadInput,), "the adapter's answers depend on what is evaluated beside them", "evaluate on another machine"
     ),
     "not-servable": Code((BadInput,), "the adapter is not one that can be served", "train it by another method"),
-    "probe": Code((Tampered,), "a loaded adapter does not answer its probe as recorded", "see `probe-differs`"),
-    "probe-differs": Code(
+    "fingerprint-unconfirmed": Code(
+        (Tampered,), "the worker did not confirm a loaded adapter's logit fingerprint", "see `fingerprint-differs`"
+    ),
+    "fingerprint-differs": Code(
         (Tampered,), "other logits than at sealing: other bytes, or another kind of machine", "train it on this kind"
     ),
     "adapter-inactive": Code((Tampered,), "the adapter does not change the base's logits", "train it again"),
@@ -210,38 +264,121 @@ TRAINING = {
     "shared-folder": Code(
         (Unavailable,), "the folder shared with the nodes does not work", "check its free space and its mount"
     ),
-    "slots-full": Code((TooMany,), "vLLM holds as many adapters as it can", "wait until one is idle; docs/vllm.md"),
-    "rank": Code((Conflict,), "the adapter's rank is too large for vLLM", "train it with a smaller one; docs/vllm.md"),
-    "adapter-refused": Code((Conflict,), "vLLM does not take the adapter", "look at the worker's log; docs/vllm.md"),
-    "vllm": Code((BadInput,), "vLLM does not answer this kind of request", "leave it out; docs/vllm.md"),
-    "no-vllm": Code((Unavailable,), "vLLM is not in `vllm_packages`", "install it; docs/vllm.md"),
+    "slots-full": Code(
+        (RateLimited,), "vLLM holds as many adapters as it can", "wait until one is idle; docs/guides/vllm.md"
+    ),
+    "rank-too-large": Code(
+        (Conflict,), "the adapter's rank is too large for vLLM", "train it with a smaller one; docs/guides/vllm.md"
+    ),
+    "adapter-refused": Code(
+        (Conflict,), "vLLM does not take the adapter", "look at the worker's log; docs/guides/vllm.md"
+    ),
+    "vllm": Code((BadInput,), "vLLM does not answer this kind of request", "leave it out; docs/guides/vllm.md"),
+    "no-vllm": Code((Unavailable,), "vLLM is not in `vllm_packages`", "install it; docs/guides/vllm.md"),
     "worker-silent": Code((Unavailable,), "a worker said nothing in time and was ended", "look at its log; try again"),
     "worker-failed": Code((BadInput,), "a worker failed with a code that is none", "look at its log, and report it"),
-    "wall-missing": Code((Unavailable,), "the sandbox could not be built", "`appliance doctor` says what is missing"),
-    "wall-open": Code((Unavailable,), "a probe got through the sandbox", "stop, and look at `appliance doctor`"),
-    "interrupted": Code((), "the service ended during the job", "order it again, or `run resume`"),
+    "sandbox-unavailable": Code(
+        (Unavailable,), "the sandbox could not be built", "`appliance doctor` says what is missing"
+    ),
+    "sandbox-escape": Code((Unavailable,), "a probe got through the sandbox", "stop, and look at `appliance doctor`"),
+    "interrupted": Code((Unavailable,), "the service ended during the job", "order it again, or `run resume`"),
     "disk": Code((Unavailable,), "the disk is full or fails", "free space; `appliance storage` lists what uses it"),
     "program-ended": Code((Unavailable,), "a program of the appliance ended without an answer", "look at its log"),
-    "closing": Code((Unavailable,), "the service ends, so work was left", "nothing: it is repeated"),
+    "closing": Code(
+        (Unavailable,),
+        "the service ends, so work was left",
+        "after the next start, runs and replays continue; repeat anything else",
+    ),
 }
 
 LOG = {
     "clock": Code((Unavailable,), "the clock differs too much from the log's time", "set it; see `clock reset`"),
-    "locked": Code((Conflict,), "another service of this log runs", "stop it, or name each process: docs/hosts.md"),
-    "other-build": Code((Conflict,), "other processes of this log run another build", "install one build everywhere"),
+    "locked": Code(
+        (Conflict,), "another service of this log runs", "stop it, or name each process: docs/guides/hosts.md"
+    ),
+    "restored": Code(
+        (Conflict,),
+        "the home was restored from a backup and not confirmed",
+        "see that no other copy can start, then: `appliance backup confirm`",
+    ),
+    "other-build": Code(
+        (Conflict,),
+        "other processes of this log run an incompatible build",
+        "install one build everywhere",
+    ),
     "fenced": Code((Unavailable,), "other processes took over from this one", "start this process again"),
     "no-contact": Code(
         (Unavailable,), "the process has not reached the database for 5 s", "nothing: it continues once it does"
     ),
     "no-engine": Code((Unavailable,), "this process has no engine (`roles`)", "use a process with the role `units`"),
-    "schema": Code((Tampered,), "the database is not what the migrations make", "see operations, *The database*"),
+    "schema": Code(
+        (Tampered,),
+        "the database is not what the migrations make",
+        "restore a backup, or see *When it does not start* in operations",
+    ),
+    "development-database": Code(
+        (Conflict,),
+        "the database was made by a build before the first release",
+        "begin with a new home; export the old log with the build that made it",
+    ),
     "commit-unknown": Code((Unavailable,), "the database did not say whether it committed", "nothing: it is looked up"),
+    "signer-unreachable": Code((Unavailable,), "no signer answers at its socket", "start it, and ask again"),
+    "signer-ahead": Code(
+        (Conflict,), "the signer has signed a later checkpoint", "nothing: its batch is committed first"
+    ),
+    "signer-behind": Code(
+        (Tampered,), "the log has entries that the signer has not signed", "put the newer record of the signer back"
+    ),
+    "batch-missing": Code(
+        (Tampered,),
+        "the signer has signed entries that the log lacks",
+        "put the newer database and home back, or restore the log",
+    ),
+    "awaits-step-back": Code(
+        (Unavailable,), "the signer has to step back to the restored log first", "see `signer step-back`"
+    ),
+    "another-log": Code((Denied,), "the signer belongs to another log", "correct signer_socket"),
     "missing": Code((Tampered,), "the ledger lacks an entry", "stop, and restore a backup"),
+    "archived": Code((NotFound,), "an archive removed the entry's bytes", "read it in the archive that is named"),
+    "archive-differs": Code(
+        (Conflict, Tampered),
+        "an order to archive records does not fit the log's entries",
+        "prepare the archive again; if the entries are those of the order, call an auditor",
+    ),
     "chain": Code((Tampered,), "an entry does not continue the one before", "stop, and call an auditor"),
-    "time": Code((Tampered,), "an entry is earlier than the one before", "stop, and call an auditor"),
-    "document": Code((Tampered,), "a document is missing or has other bytes", "stop, and call an auditor"),
-    "behind": Code((Tampered,), "a witness has seen a longer log than this one", "stop: the log was cut or restored"),
-    "fork": Code((Tampered,), "a witness has seen another log", "stop, and call an auditor"),
+    "entry-out-of-order": Code((Tampered,), "an entry is earlier than the one before", "stop, and call an auditor"),
+    "document-invalid": Code((Tampered,), "a document is missing or has other bytes", "stop, and call an auditor"),
+    "log-truncated": Code(
+        (Tampered,),
+        "a witness, or this account, has seen a longer log than this one",
+        "stop: the log was cut or restored",
+    ),
+    "restoration-refused": Code(
+        (Tampered,),
+        "no restoration of the log gives up this checkpoint",
+        "call an auditor; keep the file with the checkpoint",
+    ),
+    "awaits-restoration": Code(
+        (Unavailable,),
+        "the service waits until two administrators restore the log",
+        "see `restoration show`",
+    ),
+    "given-up": Code(
+        (Conflict,),
+        "a witness has cosigned entries that a restoration gave up",
+        "have it accept the restoration; see `restoration export`",
+    ),
+    "feed-ahead": Code(
+        (Conflict,),
+        "the reader of the feed has an entry that the log lacks",
+        "ask an auditor whether the log lost some",
+    ),
+    "feed-gap": Code(
+        (Tampered,),
+        "the feed leaves out entries that it does not count as archived",
+        "export the log, verify it, and compare the feed with it",
+    ),
+    "split-view": Code((Tampered,), "a witness, or this account, has seen another log", "stop, and call an auditor"),
     "witness-missing": Code((Tampered,), "the record of what a witness saw is gone", "restore it from its medium"),
     "old-size": Code((Conflict,), "a request to a witness begins elsewhere than it saw", "make the request anew"),
     "shorter-log": Code((Conflict,), "a request shows a witness less than it saw", "find out why the log is shorter"),
@@ -306,7 +443,7 @@ def _given(node: ast.AST) -> Iterator[tuple[ast.expr, str | None]]:
 
 
 def _values_of_names(tree: ast.Module) -> dict[str, list[ast.expr]]:
-    """What each name of the file is given, anywhere in it; loops over literal rows too."""
+    """Return the values that each name of the file gets, anywhere in it, also in loops over literal rows."""
     found: dict[str, list[ast.expr]] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign):

@@ -22,7 +22,7 @@ class Costs:
     entry_s: float = 0.107e-3
     """Each entry of a turn. `bench ledger`, 64 writers on PostgreSQL: 8,522 a second."""
     fold_s: float = 43e-6
-    """An entry that another process appended. `bench ledger`, fold at a start."""
+    """An entry that another process appended. `bench ledger`, replay at a start."""
     network_s: float = 0.25e-3
     """One way between two hosts of a machine room, on average; exponential. Assumed."""
     wake_s: float = 15e-6
@@ -34,11 +34,11 @@ class Costs:
     stall: float = 1e-3
     """Share of notices that find a host's process stalled (garbage, disk, a full core). Assumed."""
     stall_s: float = 0.2
-    """How long then, on average; exponential. Assumed."""
+    """Mean seconds of such a stall; exponential. Assumed."""
     unload_s: float = 30e-3
     """A worker drops an adapter: the end of its step, and the slot. `bench serve`, a step of sixteen streams."""
     core_wait_s: float = 0.0
-    """How long a process waits for a core before each of its acts, on average; exponential. 0: it has cores of its own.
+    """Mean seconds for which a process waits for a core before each act; exponential. 0: it has cores of its own.
     `bench revocation` on a machine that other programs keep busy: 0.2 s."""
     silence_s: float = 5.0
     """A gateway that has not reached the ledger for so long answers nobody. The service's rule."""
@@ -54,7 +54,7 @@ class Site:
     appender: bool = False
     """Hosts hand their entries to one process, which gathers them and puts all that wait into one turn."""
     gather_s: float = 20e-3
-    """How long an appender gathers."""
+    """Seconds for which an appender gathers."""
 
     @property
     def entries(self) -> float:
@@ -117,7 +117,7 @@ def simulate(site: Site, costs: Costs, seed: int, revocations: int = 1_000) -> O
 
 
 def _turns(site: Site, costs: Costs) -> tuple[float, float]:
-    """Turns and entries a second. A turn takes what one process has waiting; with an appender, what all have."""
+    """Return turns and entries a second. A turn takes one process's waiting entries; with an appender, all."""
     entries, each = site.entries, site.entries / site.hosts
     if site.appender:
         return entries / max(1.0, entries * site.gather_s), entries

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from appliance.domain.evaluation.engines import VLLM
+from appliance.domain.evaluation.quality import VLLM
 from scripts.kit.postgres import find_binaries, run_server
 from scripts.soaking.deployment import BUILTIN
 from scripts.soaking.run import Plan, run

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from appliance.worker import serve
-from appliance.worker.link import Header, Link, run_worker
+from appliance.worker.link import Header, WorkerLink, run_worker
 
 SAID = "soak, injected: "
 BATCH_EVERY, ROW_EVERY, NAN_EVERY, DEATH_EVERY = 61, 101, 149, 2503
@@ -15,7 +15,7 @@ BATCH_EVERY, ROW_EVERY, NAN_EVERY, DEATH_EVERY = 61, 101, 149, 2503
 
 
 class Breaking:
-    """Stands before the one function that computes a batch."""
+    """Wraps the function that computes a batch, and injects faults."""
 
     def __init__(self, real: Any) -> None:
         self._real = real
@@ -46,7 +46,7 @@ class Breaking:
         return logits
 
     def _fail_victim(self, base: Any, slots: Any, cache: Any, held: list[Any], last: list[int]) -> Any:
-        """The engine tries the rows one by one: one of them fails again, the others must not."""
+        """Fail the victim's row once more when the engine tries the rows one by one."""
         if held[0] is self._victim and len(held) == 1:
             self._victim = None
             raise RuntimeError("injected")
@@ -57,7 +57,7 @@ def say(kind: str) -> None:
     print(f"{SAID}{kind}", file=sys.stderr, flush=True)
 
 
-def work(session: Link, task: Header, blob: bytes) -> Header:
+def work(session: WorkerLink, task: Header, blob: bytes) -> Header:
     from appliance.ml.serving import engine
 
     changed: Any = engine
@@ -66,4 +66,4 @@ def work(session: Link, task: Header, blob: bytes) -> Header:
 
 
 if __name__ == "__main__":
-    sys.exit(run_worker(work))
+    sys.exit(run_worker(work, serve.load_libraries))

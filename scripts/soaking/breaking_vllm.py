@@ -6,7 +6,8 @@ import sys
 from typing import Any
 
 from appliance.worker import serve_vllm
-from appliance.worker.link import Header, Link, run_worker
+from appliance.worker.link import Header, WorkerLink, run_worker
+from appliance.worker.serve import start_lanes
 from soaking.breaking import say
 
 STEP_EVERY = 4001
@@ -14,7 +15,7 @@ STEP_EVERY = 4001
 
 
 class Breaking:
-    """Stands before vLLM's step."""
+    """Wraps vLLM's step, and injects faults."""
 
     def __init__(self, real: Any) -> None:
         self._real, self._steps = real, 0
@@ -27,7 +28,7 @@ class Breaking:
         return self._real()
 
 
-def work(session: Link, task: Header, blob: bytes) -> Header:
+def work(session: WorkerLink, task: Header, blob: bytes) -> Header:
     sys.path.insert(0, str(task["packages"]))
     from appliance.ml.vllm import loading
 
@@ -44,4 +45,4 @@ def work(session: Link, task: Header, blob: bytes) -> Header:
 
 
 if __name__ == "__main__":
-    sys.exit(run_worker(work))
+    sys.exit(run_worker(work, start_lanes))

@@ -1,4 +1,4 @@
-"""What changes and breaks while the units send requests: releases, revocations, database, worker, service."""
+"""Changes and failures while the units send requests: releases, revocations, database, worker, service."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from contextlib import contextmanager, suppress
 
 import httpx
 
-from appliance.domain.evaluation.engines import VLLM
+from appliance.domain.evaluation.quality import VLLM
 from scripts.kit.appliance import Refused
 from scripts.kit.hosts import ended, start_process
 from scripts.kit.postgres import Server
-from scripts.soaking.deployment import BUILTIN, TASK, Deployment, Gateway
+from scripts.soaking.deployment import BUILTIN, SERVED_MODEL, Deployment, Gateway
 from scripts.soaking.memory import find_worker
 from scripts.soaking.record import Record
 
@@ -67,11 +67,11 @@ class Churn:
         except Refused as error:
             self._record.violate(f"{card} for {unit}: expected the order to stand, got {error}")
 
-    def _standing(self, unit: str) -> list[str]:
+    def _list_active(self, unit: str) -> list[str]:
         return [name for name in self._past[unit] if name not in self._record.revoked and name != self._current[unit]]
 
     def _activate(self, unit: str) -> None:
-        """A version that never answered, where there is one; else an earlier one."""
+        """Activate a version that never answered, or roll back to an earlier one if there is none."""
         if not self._fresh[unit]:
             return self._roll_back(unit)
         name = self._fresh[unit].pop(0)
@@ -83,20 +83,20 @@ class Churn:
         return None
 
     def _roll_back(self, unit: str) -> None:
-        if not (standing := self._standing(unit)):
+        if not (active := self._list_active(unit)):
             return
-        name, began = self._chance.choice(standing), time.monotonic()
+        name, began = self._chance.choice(active), time.monotonic()
         self._deployment.roll_back(unit, name)
         self._current[unit] = name
         self._record.count("rollbacks")
         with suppress(Refused, httpx.TransportError):  # by a fault that the worker injects, or at a gateway that ended
             gateway = self._chance.choice(self._deployment.gateways)
-            answer = gateway.site.chat(unit, TASK, max_tokens=1, temperature=0)
+            answer = gateway.site.chat(unit, SERVED_MODEL, max_tokens=1, temperature=0)
             if answer["system_fingerprint"] == self._deployment.manifests[name]:
                 self._record.time("rollback, order to first token", time.monotonic() - began)
 
     def _reject(self, unit: str) -> None:
-        """A reviewer takes the approval back, and gives it again."""
+        """Reject and approve the current version as one of its reviewers."""
         name = self._current[unit]
         if name in self._record.revoked:
             return
@@ -106,9 +106,9 @@ class Churn:
         self._deployment.site.review("rob", unit, name)
 
     def _revoke(self, unit: str) -> None:
-        """What answers now, and only where another version can answer after it."""
+        """Revoke the active version, if another version can become active after it."""
         name = self._current[unit]
-        if name in self._record.revoked or not (self._fresh[unit] or self._standing(unit)):
+        if name in self._record.revoked or not (self._fresh[unit] or self._list_active(unit)):
             return
         began = time.monotonic()
         self._deployment.revoke(name)
@@ -143,7 +143,7 @@ class Churn:
             subprocess.run(["prlimit", f"--pid={service.pid}", "--fsize=unlimited:"], check=True)
 
     def _wait_until_written(self) -> None:
-        """An order that changes nothing but the ledger's length goes through again."""
+        """Wait until an order that changes only the ledger's length is recorded again."""
         began = time.monotonic()
         unit = self._deployment.units[0]
         while True:
@@ -179,7 +179,7 @@ class Churn:
             self._record.count("injected: worker killed")
 
     def _stop_worker(self, unit: str) -> None:
-        """It computes nothing for some seconds; then it goes on with what it had."""
+        """Pause the worker for some seconds; then it continues."""
         if worker := self._find_worker(self._chance.choice(self._deployment.gateways)):
             os.kill(worker, signal.SIGSTOP)
             time.sleep(STOPPED_S)
@@ -198,7 +198,7 @@ class Churn:
         self._record.count("injected: power cut")
 
     def mend(self) -> None:
-        """In the end every unit has a version that stands."""
+        """In the end every unit has a valid release."""
         for unit in self._deployment.units:
             if self._current[unit] in self._record.revoked:
                 self._activate(unit)
@@ -208,4 +208,4 @@ class Churn:
         return dict(self._current)
 
 
-__all__ = ["RARE", "TASK", "WORKERS", "Churn"]
+__all__ = ["RARE", "SERVED_MODEL", "WORKERS", "Churn"]

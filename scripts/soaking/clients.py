@@ -12,8 +12,8 @@ from typing import Any
 
 import httpx
 
-from appliance.domain.evaluation.engines import VLLM
-from scripts.soaking.deployment import TASK, Deployment
+from appliance.domain.evaluation.quality import VLLM
+from scripts.soaking.deployment import SERVED_MODEL, Deployment
 from scripts.soaking.record import Given, Record
 
 TIMEOUT_S = 90.0
@@ -26,31 +26,31 @@ GRACE_S = 1.0
 TOKEN_S = 600.0
 MANNERS = ["whole"] * 50 + ["stream"] * 27 + ["leave"] * 15 + ["foreign"] * 6 + ["slow"] * 2
 REFUSALS = {403: {"not-admitted", "denied"}, 429: None, 503: None}
-"""What may be said while adapters change and things break, by status; the codes, where only some may."""
+"""Statuses that are allowed during changes and failures, each with its allowed codes; None allows every code."""
 BROKEN_OFF = {"cut-off", "engine-ended", "worker-ended", "answer-failed", "out-of-memory", "not-finite", "unavailable"}
 BROKEN_OFF |= {"denied", "commit-unknown", "unrecorded", "no-contact"}
 
 
 def longest_s(engine: str) -> float:
-    """Of an answer."""
+    """Return the longest time of an answer in seconds."""
     return VLLM_TIMEOUT_S if engine == VLLM else TIMEOUT_S
 
 
 class Client(threading.Thread):
-    """One client of one unit; asks until there are no more tickets."""
+    """One client of one unit; sends requests until there are no more tickets."""
 
     def __init__(self, deployed: Deployment, record: Record, unit: str, seed: int, ticket: Callable[[], bool]) -> None:
         super().__init__(name=f"client of {unit}", daemon=True)
         self._deployment, self._record, self._unit, self._ticket = deployed, record, unit, ticket
         self._chance = random.Random(seed)
-        self._doors = {one.name: httpx.Client(base_url=one.site.url, timeout=TIMEOUT_S) for one in deployed.gateways}
+        self._clients = {one.name: httpx.Client(base_url=one.site.url, timeout=TIMEOUT_S) for one in deployed.gateways}
         self._gateway = deployed.gateways[0]
         self._token, self._until = "", 0.0
 
     def run(self) -> None:
         with ExitStack() as stack:
-            for door in self._doors.values():
-                stack.enter_context(door)
+            for client in self._clients.values():
+                stack.enter_context(client)
             while self._ticket():
                 self._choose_gateway()
                 self._ask()
@@ -66,10 +66,10 @@ class Client(threading.Thread):
 
     @property
     def _http(self) -> httpx.Client:
-        return self._doors[self._gateway.name]
+        return self._clients[self._gateway.name]
 
     def _was_down(self, since: float) -> bool:
-        """Whether the gateway was ended on purpose, or the supervisor finds that it has ended."""
+        """Return True if the gateway was ended on purpose, or the supervisor finds that it has ended."""
         until = time.monotonic() + FOUND_S
         while not (down := self._record.was_down(self._gateway.name, since)) and time.monotonic() < until:
             time.sleep(0.1)
@@ -100,7 +100,7 @@ class Client(threading.Thread):
         return None
 
     def _body(self, place: int, **more: Any) -> dict[str, Any]:
-        return {"model": TASK, **self._deployment.questions[place].body, **more}
+        return {"model": SERVED_MODEL, **self._deployment.questions[place].body, **more}
 
     def _head(self) -> dict[str, str]:
         if time.monotonic() > self._until:
@@ -108,8 +108,8 @@ class Client(threading.Thread):
         return {"Authorization": f"Bearer {self._token}"}
 
     def _read_whole(self, place: int, sent: float) -> bool:
-        """Whether it was answered."""
-        answer = self._http.post(self._deployment.questions[place].door, json=self._body(place), headers=self._head())
+        """Return True if the request was answered."""
+        answer = self._http.post(self._deployment.questions[place].path, json=self._body(place), headers=self._head())
         if answer.status_code != 200:
             self._take_refusal(answer)
             return False
@@ -119,14 +119,14 @@ class Client(threading.Thread):
         else:
             choice = body["choices"][0]
             text = choice["message"]["content"] if "message" in choice else choice["text"]
-        self._judge(place, text, body, sent, whole=True)
+        self._evaluate(place, text, body, sent, whole=True)
         return True
 
     def _read_stream(self, place: int, sent: float, manner: str) -> None:
         text, head, whole, latest = "", {}, False, 0.0
         pieces = self._chance.randrange(1, 6)
         options = {"json": self._body(place, stream=True), "headers": self._head()}
-        with self._http.stream("POST", self._deployment.questions[place].door, **options) as answer:
+        with self._http.stream("POST", self._deployment.questions[place].path, **options) as answer:
             if answer.status_code != 200:
                 answer.read()
                 return self._take_refusal(answer)
@@ -146,7 +146,7 @@ class Client(threading.Thread):
                 if manner == "slow":
                     time.sleep(self._chance.random() * 0.2)
         if head and (text or whole):
-            self._judge(place, text, head, sent, whole=whole, latest=0.0 if manner == "slow" else latest)
+            self._evaluate(place, text, head, sent, whole=whole, latest=0.0 if manner == "slow" else latest)
         return None
 
     def _take_refusal(self, answer: httpx.Response) -> None:
@@ -169,10 +169,10 @@ class Client(threading.Thread):
         if error["code"] not in BROKEN_OFF:
             self._record.violate(f"{self._unit}: expected an answer or its cut, got {error}")
 
-    def _judge(
+    def _evaluate(
         self, place: int, text: str, head: dict[str, Any], sent: float, *, whole: bool, latest: float = 0.0
     ) -> None:
-        """The text is the mark of one of the unit's own adapters, of the one that the answer names, and it stood."""
+        """Check that the text is the mark of the adapter that the answer names, and that it was valid."""
         self._record.count("answered whole" if whole else "answered in part")
         self._record.restarting.discard(self._gateway.name)
         named = next((n for n, m in self._deployment.manifests.items() if m == head["system_fingerprint"]), "nobody")
@@ -195,14 +195,16 @@ class Client(threading.Thread):
         self._record.keep(Given(request, named, whole, engine))
 
     def _ask_foreign(self) -> None:
-        """By the names of what is not released to it: another's adapter, the base, nothing."""
+        """Request models that are not released to the unit: another unit's adapter, the base, an unknown name."""
         self._record.count("foreign names")
         others = [name for unit, names in self._deployment.adapters.items() if unit != self._unit for name in names]
-        model = self._chance.choice([*others[:4], "tiny", "", f"{TASK}@1", self._deployment.adapters[self._unit][0]])
+        model = self._chance.choice(
+            [*others[:4], "tiny", "", f"{SERVED_MODEL}@1", self._deployment.adapters[self._unit][0]]
+        )
         sent = time.monotonic()
         try:
             answer = self._http.post(
-                self._deployment.questions[0].door, json=self._body(0, model=model), headers=self._head()
+                self._deployment.questions[0].path, json=self._body(0, model=model), headers=self._head()
             )
         except httpx.TransportError:
             if not self._was_down(sent):

@@ -17,30 +17,29 @@ from typing import Any
 
 from appliance import wiring
 from appliance.domain.core.names import versioned
-from appliance.domain.evaluation.engines import VLLM
 from appliance.domain.evaluation.items import ITEMS_FILE, encode_items
+from appliance.domain.evaluation.quality import VLLM
 from appliance.domain.recipe.parsing import parse_recipe
-from appliance.domain.recipe.recipe import Facts, resolve_recipe
-from appliance.domain.releases.activations import Activate, RollBack
+from appliance.domain.recipe.recipe import resolve_recipe
+from appliance.domain.releases.activations import Activate, Rollback
 from appliance.domain.releases.adapters import RevokeAdapter
-from appliance.domain.runs.checkpoints import RunCheckpointed
+from appliance.domain.runs.conditions import RunCheckpointed
 from appliance.domain.runs.steps import STEPS_FILE, encode_steps, record_step
 from appliance.domain.runs.training import RunFinished, RunRequested, RunStarted, Train
 from appliance.formats.core.digest import digest_bytes, digest_file
 from appliance.formats.signatures.dsse import encode_envelope
-from appliance.runners.local import start_worker
-from appliance.runners.sandbox import Sandbox
+from appliance.sandbox.description import Sandbox
+from appliance.sandbox.local import start_worker
 from appliance.store.files.lock import lock_folder
 from appliance.workflows.core.context import Context, Frame
 from appliance.workflows.core.record import append
-from appliance.workflows.core.workers import carry_out, check_walls
-from appliance.workflows.evaluation.judging import list_rows
+from appliance.workflows.core.workers import carry_out, check_sandbox
+from appliance.workflows.evaluation.verdicts import list_rows
 from appliance.workflows.queries.work import recipe_facts
-from appliance.workflows.runs.evaluate import Evaluation
-from appliance.workflows.runs.seal import seal
+from appliance.workflows.runs.evaluate import EvaluationResult, seal
 from scripts.kit.appliance import QUICK, ROOT, Appliance, found_site
 from scripts.kit.hosts import add_process, start_process
-from scripts.kit.judged import Group, make_items
+from scripts.kit.item_groups import Group, make_items
 from scripts.kit.tiny_model import build_base, clauses, write_csv
 from scripts.soaking.forge import BARE
 from scripts.soaking.questions import QUESTIONS, Question
@@ -49,7 +48,7 @@ CODE = Path(__file__).resolve().parent
 BUILTIN = "builtin"
 LEAST_SHARED = 3
 """Characters that an answer of vLLM has in common with its mark, at least."""
-TASK = "answers"
+SERVED_MODEL = "answers"
 STEP = {"step": 1, "steps": 1, "loss": 1.0, "learning_rate": 0.01, "grad_norm": 1.0, "tokens": 1, "trained_tokens": 1}
 MADE = {"weights_step": 1, "validation": (), "planned_steps": 1, "steps": 1, "trained_tokens": 1, "final_loss": "1.0"}
 
@@ -74,9 +73,9 @@ class Deployment:
     site: Appliance
     units: tuple[str, ...]
     adapters: dict[str, list[str]]
-    """By unit, in the order they were sealed."""
+    """Adapters by unit, in the order in which they were sealed."""
     answers: dict[str, dict[str, tuple[str, ...]]]
-    """By engine and adapter."""
+    """Answers by engine and adapter."""
     manifests: dict[str, str] = field(default_factory=dict)
     gateways: tuple[Gateway, ...] = ()
     questions: tuple[Question, ...] = QUESTIONS
@@ -86,14 +85,16 @@ class Deployment:
         return self.gateways[0].site is not self.site
 
     def given_by(self, engine: str, question: int, text: str, *, whole: bool = True) -> list[str]:
-        """Whose answer the text is, or begins. Of vLLM, which rounds with the requests beside it: whose answer it
-        begins like, for longest."""
+        """Return the adapters whose answer is or begins with the text.
+
+        vLLM rounds by the other requests of a batch, so there it is the answer with the longest common beginning.
+        """
         known = {name: texts[question] for name, texts in self.answers[engine].items()}
         exact = [name for name, mark in known.items() if (mark == text if whole else mark.startswith(text))]
         return exact if exact or engine == BUILTIN else find_nearest(known, text)
 
     def find_shares(self, engine: str, question: int, text: str) -> list[str]:
-        """Whose classification this is; of vLLM: whose it is within a hundredth."""
+        """Return the adapters with this classification; for vLLM: those with one within a hundredth."""
         if engine == BUILTIN:
             return self.given_by(engine, question, text)
         shares = json.loads(text)
@@ -108,7 +109,7 @@ class Deployment:
         start_process(*self._sites())
 
     def _sites(self) -> list[Appliance]:
-        """That which takes the orders, then the gateways that are processes of their own."""
+        """Return the process that takes the orders, then the gateways that are processes of their own."""
         return [self.site, *(one.site for one in self.gateways if one.site is not self.site)]
 
     def stop(self) -> None:
@@ -123,12 +124,12 @@ class Deployment:
 
     def activate(self, unit: str, name: str) -> dict[str, Any]:
         return self.site.order(
-            Activate(unit=unit, task=TASK, adds_instruction=False, **self.on(name), **self.terms(unit))
+            Activate(unit=unit, served_model=SERVED_MODEL, adds_instruction=False, **self.on(name), **self.terms(unit))
         )
 
     def roll_back(self, unit: str, name: str) -> dict[str, Any]:
         return self.site.order(
-            RollBack(unit=unit, task=TASK, adds_instruction=False, **self.on(name), **self.terms(unit))
+            Rollback(unit=unit, served_model=SERVED_MODEL, adds_instruction=False, **self.on(name), **self.terms(unit))
         )
 
     def revoke(self, name: str) -> dict[str, Any]:
@@ -147,8 +148,10 @@ def owner_of(unit: str) -> str:
 
 
 def find_nearest(known: dict[str, str], text: str) -> list[str]:
-    """Whose answer has the most of its beginning in common with the text; nobody's where that is less than three
-    characters and less than the whole text."""
+    """Return the adapters whose answer has the longest beginning in common with the text.
+
+    Return none if that is less than three characters and less than the whole text.
+    """
     shared = {
         name: sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(mark, text, strict=False)))
         for name, mark in known.items()
@@ -158,7 +161,7 @@ def find_nearest(known: dict[str, str], text: str) -> list[str]:
 
 
 def find_vllm() -> Path:
-    """The packages of the environment that `scripts/setup --vllm` makes."""
+    """Return the packages of the environment that `scripts/setup --vllm` makes."""
     found = next((ROOT / ".venv-vllm" / "lib").glob("python3*/site-packages"), None)
     if found is None:
         raise RuntimeError("vLLM: expected the environment that scripts/setup --vllm makes, .venv-vllm, got none")
@@ -168,7 +171,7 @@ def find_vllm() -> Path:
 def build_site(
     place: Path, port: int, *, engines: Sequence[str] = (BUILTIN,), context: int = 256, **environment: str
 ) -> Appliance:
-    """Running: a tiny base, of so many tokens at most, and a dataset."""
+    """Start a site with a tiny base, whose context has so many tokens, and a dataset."""
     site = found_site(place / "h", port, **environment)
     # vLLM's attention on the CPU takes heads of 32 and more.
     shape = {"num_attention_heads": 2} if VLLM in engines else {}
@@ -193,8 +196,8 @@ def settle(
     """
     names = tuple(f"unit-{number}" for number in range(1, units + 1))
     for unit in names:
-        site.enroll(unit, "unit")
-        site.enroll(owner_of(unit), f"release-owner:{unit}")
+        site.enrol(unit, "unit")
+        site.enrol(owner_of(unit), f"release-owner:{unit}")
     site.stop()
     deployment = Deployment(site, names, {unit: [] for unit in names}, {}, questions=questions)
     with lock_folder(site.settings.lock), wiring.service(site.settings) as context:
@@ -231,7 +234,7 @@ def _forge(context: Context, deployment: Deployment, versions: int, also_vllm: b
     folder = context.artifacts.path(base.digest)
     # In bfloat16 the requests beside an answer of vLLM would decide its near ties.
     # All rows are in one step, as MADE says.
-    written = QUICK | {"accumulation": 4} | ({"compute_dtype": "float32"} if also_vllm else {})
+    written = QUICK | {"gradient_accumulation_steps": 4} | ({"compute_dtype": "float32"} if also_vllm else {})
     recipe = _train_order(context, deployment.site, wanted[0][0], written).recipe
     task = {
         "base": str(folder),
@@ -247,20 +250,20 @@ def _forge(context: Context, deployment: Deployment, versions: int, also_vllm: b
         sandbox = Sandbox(read=(folder,), write=(scratch, output))
         drawn, made = _carry_out(context, "forge", sandbox, {**task, "output": str(output)})
         deployment.answers[BUILTIN] = {name: tuple(frame["answers"]) for name, frame in drawn.items()}
-        probes, judged = {name: frame["probe"] for name, frame in drawn.items() if name != BARE}, {}
+        probes, evaluated = {name: frame["logit_fingerprint"] for name, frame in drawn.items() if name != BARE}, {}
         if also_vllm:
             packages = find_vllm()
             sandbox = Sandbox(read=(folder, output), write=(scratch,), libraries=(packages,))
             more = {"adapters": str(output), "packages": str(packages), "probes": probes}
-            judged, _ = _carry_out(context, "forge_vllm", sandbox, {**task, **more})
-            probes = {name: probe for name, probe in probes.items() if judged[name]["answers"] or not questions}
+            evaluated, _ = _carry_out(context, "forge_vllm", sandbox, {**task, **more})
+            probes = {name: probe for name, probe in probes.items() if evaluated[name]["answers"] or not questions}
             deployment.answers[VLLM] = {}
         for unit, drawing in wanted:
             if drawing not in probes:
                 continue
-            found = {"probe": probes[drawing]}
+            found = {"logit_fingerprint": probes[drawing]}
             if also_vllm:
-                found["engines"] = {VLLM: judged[drawing]["judged"]}
+                found["engines"] = {VLLM: evaluated[drawing]["evaluated"]}
             order = _train_order(context, deployment.site, unit, written)
             name = _seal(context, deployment.site, order, output / drawing, found, made)
             adapter = context.ledger.state.adapters.get(name)
@@ -269,20 +272,20 @@ def _forge(context: Context, deployment: Deployment, versions: int, also_vllm: b
             deployment.manifests[name] = adapter.manifest
             deployment.answers[BUILTIN][name] = deployment.answers[BUILTIN].pop(drawing)
             if also_vllm:
-                deployment.answers[VLLM][name] = tuple(judged[drawing]["answers"])
+                deployment.answers[VLLM][name] = tuple(evaluated[drawing]["answers"])
     check_marks(deployment)
 
 
 def _carry_out(
     context: Context, module: str, sandbox: Sandbox, task: Frame
 ) -> tuple[dict[str, Frame], tuple[dict[str, bool], dict[str, str]]]:
-    """By adapter the frame that a worker of ours sent; and the worker's layers and walls."""
+    """Return the frame that a worker of ours sent, by adapter, and the worker's layers and probes."""
     frames: list[Frame] = []
     started = start_worker(
         f"soaking.{module}", sandbox, log=context.logs / f"{module}.log", probes=context.probes, code=CODE
     )
     with started as worker:
-        made = worker.layers, check_walls(worker)
+        made = worker.layers, check_sandbox(worker)
         carry_out(worker, task, on_frame=frames.append)
     return {frame["name"]: frame for frame in frames}, made
 
@@ -305,8 +308,8 @@ def _seal(
     measured: dict[str, Any],
     sandbox: tuple[dict[str, bool], dict[str, str]],
 ) -> str:
-    """A run from its order to its sealed adapter, as the service records it."""
-    layers, walls = sandbox
+    """Record a run from its order to its sealed adapter, as the service does."""
+    layers, probes = sandbox
     envelope, policy = site.sign(order), context.ledger.state.site.policy
     run_id = f"r-{len(context.ledger.state.runs) + 1:06d}"
     append(
@@ -318,7 +321,10 @@ def _seal(
         orders=((envelope.pae_digest, order),),
     )
     missing = tuple(sorted(layer for layer, stands in layers.items() if not stands))
-    append(context, RunStarted(run=run_id, layers=layers, accepted_missing=missing, walls=walls, job=None, secret=None))
+    append(
+        context,
+        RunStarted(run=run_id, layers=layers, accepted_missing=missing, sandbox_probes=probes, job=None, secret=None),
+    )
     step = record_step({**STEP, "row_losses": [], "seconds": 0.0, "peak_bytes": 1}, ())
     (output / STEPS_FILE).write_bytes(encode_steps([step]))
     record, weights = digest_file(output / STEPS_FILE), digest_file(output / "adapter_model.safetensors")
@@ -331,7 +337,7 @@ def _seal(
     rows = list_rows(context, run.dataset)
     items = encode_items(make_items([Group(len(rows), adapter=True, base=False)], rows=rows))
     found = {"base": {}, "adapter": {}, "sets": {}, **measured}
-    evaluation = Evaluation(found, walls, {ITEMS_FILE: items}, None)
+    evaluation = EvaluationResult(found, probes, {ITEMS_FILE: items}, None)
     with context.artifacts.staging() as staging:
         for path in output.iterdir():
             path.rename(staging / path.name)
@@ -342,8 +348,8 @@ def _train_order(context: Context, site: Appliance, unit: str, recipe: dict[str,
     found = recipe_facts(context, "tiny", versioned("clauses", 1))
     written = {"name": unit, "base": "tiny", "dataset": "clauses@1", **recipe}
     return Train(
-        recipe=resolve_recipe(parse_recipe(written), Facts(**found["facts"])),
-        base_digest=found["base_digest"],
-        dataset_digest=found["dataset_digest"],
+        recipe=resolve_recipe(parse_recipe(written), found.facts),
+        base_digest=found.base_digest,
+        dataset_digest=found.dataset_digest,
         **site.terms("olga"),
     )

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from appliance import wiring
-from appliance.config.load import load_settings
-from appliance.runners.local import Worker, start_worker
-from appliance.runners.sandbox import Sandbox
+from appliance.config.settings import load_settings
+from appliance.sandbox.description import Sandbox
+from appliance.sandbox.local import Worker, start_worker
 from appliance.wiring import serving
 from appliance.workflows.core import workers
 

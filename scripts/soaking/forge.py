@@ -14,21 +14,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from appliance.errors import Unavailable
-from appliance.worker.link import Header, Link, run_worker, take, take_path
+from appliance.worker.link import Header, WorkerLink, run_worker, take, take_path
 
 if TYPE_CHECKING:
-    from appliance.ml.serving.engine import Engine
-    from appliance.ml.vllm.engine import Engine as Vllm
+    from appliance.ml.serving.engine import ServingEngine
+    from appliance.ml.vllm.engine import VllmEngine
 
 STRENGTH, DRAWS = 0.6, 20
 BARE = "the bare base"
 
 
-def work(session: Link, task: Header, blob: bytes) -> Header:
-    """A frame an adapter: its probe and its answers, in the order of the questions. The bare base's come first."""
+def work(session: WorkerLink, task: Header, blob: bytes) -> Header:
+    """Send a frame for each adapter, the base first: its fingerprint and its answers in question order."""
     from appliance.ml.model import machine
     from appliance.ml.model.base import load_base
-    from appliance.ml.serving.engine import Engine
+    from appliance.ml.serving.engine import ServingEngine
 
     machine.use_determinism(0)
     base = load_base(
@@ -38,7 +38,7 @@ def work(session: Link, task: Header, blob: bytes) -> Header:
         device="cpu",
         reads=True,
     )
-    engine, questions = Engine(base), take(task, "questions", list)
+    engine, questions = ServingEngine(base), take(task, "questions", list)
     bare = list(answer_all(engine, None, questions))
     session.send({"frame": "adapter", "name": BARE, "answers": bare})
     drawn = [question["kind"] == "generate" for question in questions]
@@ -46,34 +46,34 @@ def work(session: Link, task: Header, blob: bytes) -> Header:
     for name in take(task, "names", list):
         folder = Path(take_path(task, "output")) / name
         folder.mkdir()
-        probe, answers = _draw_unlike(engine, folder, name, task, marks)
+        fingerprint, answers = _draw_unlike(engine, folder, name, task, marks)
         for told, answer, is_drawn in zip(marks, answers, drawn, strict=True):
             told.update([answer] if is_drawn else [])
-        session.send({"frame": "adapter", "name": name, "probe": probe, "answers": answers})
+        session.send({"frame": "adapter", "name": name, "logit_fingerprint": fingerprint, "answers": answers})
     return {"machine": machine.describe_kind("cpu")}
 
 
 def _draw_unlike(
-    engine: Engine, folder: Path, name: str, task: Header, marks: list[set[str]]
+    engine: ServingEngine, folder: Path, name: str, task: Header, marks: list[set[str]]
 ) -> tuple[dict[str, Any], list[str]]:
-    """The probe and the answers of an adapter that answers no question as one before it; `marks` are theirs."""
+    """Draw an adapter whose answers differ from those before, `marks`. Return its fingerprint and answers."""
     for draw in range(DRAWS):
-        probe = _draw(engine, folder, name, draw, task)
+        fingerprint = _draw(engine, folder, name, draw, task)
         answers = list(answer_all(engine, name, task["questions"]))
         engine.unload(name)
         if not any(answer in told for told, answer in zip(marks, answers, strict=True)):
-            return probe, answers
+            return fingerprint, answers
     raise Unavailable(f"{name}: expected answers of its own within {DRAWS} draws, got others'")
 
 
-def _draw(engine: Engine, folder: Path, name: str, draw: int, task: Header) -> dict[str, Any]:
-    """The adapter's two files, loaded into the slot of its name; its probe."""
+def _draw(engine: ServingEngine, folder: Path, name: str, draw: int, task: Header) -> dict[str, Any]:
+    """Load the adapter's two files into the slot of its name, and return its fingerprint."""
     import hashlib
 
     import safetensors.torch
     import torch
 
-    from appliance.ml.inference.probe import encode_probe, read_probe
+    from appliance.ml.inference.reading import encode_fingerprint, read_fingerprint
 
     rank, modules = take(task, "rank", int), take(task, "target_modules", list)
     chance = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(f"{name} {draw}".encode()).digest()[:6]))
@@ -92,11 +92,11 @@ def _draw(engine: Engine, folder: Path, name: str, draw: int, task: Header) -> d
     (folder / "adapter_config.json").write_bytes(encoded)
     engine.slots.load(name, encoded, weights)
     with engine.slots.using(name):
-        adapted = read_probe(engine.base)
-    return encode_probe(engine.base, read_probe(engine.base), adapted)
+        adapted = read_fingerprint(engine.base)
+    return encode_fingerprint(engine.base, read_fingerprint(engine.base), adapted)
 
 
-def answer_all(engine: Engine | Vllm, slot: str | None, questions: list[Any]) -> Iterator[str]:
+def answer_all(engine: ServingEngine | VllmEngine, slot: str | None, questions: list[Any]) -> Iterator[str]:
     """One after the other, with no other request at work."""
     from appliance.ml.inference.request import parse_request
     from appliance.ml.serving.engine import Done
@@ -110,8 +110,8 @@ def answer_all(engine: Engine | Vllm, slot: str | None, questions: list[Any]) ->
         text, done = "", False
         while not done:
             for event in engine.step():
-                done = done or isinstance(event.told, Done)
-                text += event.told if isinstance(event.told, str) else ""
+                done = done or isinstance(event.content, Done)
+                text += event.content if isinstance(event.content, str) else ""
         yield text
 
 

@@ -4,54 +4,66 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.kit.warm import find_workers
 
-LEAST_READINGS = 20
+LEAST_REQUESTS = 200
+"""Requests after which a process has taken what it keeps, however slow the machine is."""
 MOST_GROWTH_BYTES = 48 << 20
-"""What allocators and caches may still take once everything has been asked for once; a leak of a request passes it."""
+"""Bytes that allocators and caches may still take after them; a leak of a request passes it."""
+
+Reading = tuple[int, int]
+"""Requests that were asked until then, and the bytes that the process had resident."""
 
 
 @dataclass(frozen=True)
 class Growth:
-    """Of one process, over the longest time that it lived: after its first half, and in the end. Beside other work a
-    process may take many seconds to start."""
+    """The memory of one process after the first half of the requests of its life, and after all of them. `requests`:
+    of each half."""
 
     name: str
     start_bytes: int
     end_bytes: int
-    readings: int
+    requests: int
 
     @property
     def is_leak(self) -> bool:
-        return self.readings >= LEAST_READINGS and self.end_bytes - self.start_bytes > MOST_GROWTH_BYTES
+        """Return True if it grew, and had enough requests before to be warm."""
+        return self.requests >= LEAST_REQUESTS and self.end_bytes - self.start_bytes > MOST_GROWTH_BYTES
+
+
+def compare_halves(name: str, readings: Sequence[Reading]) -> Growth:
+    """Return the growth of a process between equal numbers of requests, in whatever time they were asked."""
+    (first, _), (last, end_bytes) = readings[0], readings[-1]
+    middle = next(reading for reading in readings if 2 * reading[0] >= first + last)
+    return Growth(name, middle[1], end_bytes, min(middle[0] - first, last - middle[0]))
 
 
 class Memory(threading.Thread):
-    """Reads every second until it is stopped."""
+    """Reads every second until it is stopped; `asked` counts the requests so far."""
 
-    def __init__(self, pids: Callable[[], dict[str, int]], every_s: float = 1.0) -> None:
+    def __init__(self, pids: Callable[[], dict[str, int]], asked: Callable[[], int], every_s: float = 1.0) -> None:
         super().__init__(name="memory", daemon=True)
-        self._pids, self._every_s = pids, every_s
+        self._pids, self._asked, self._every_s = pids, asked, every_s
         self._over = threading.Event()
-        self._read: dict[tuple[str, int], list[int]] = {}
+        self._read: dict[tuple[str, int], list[Reading]] = {}
 
     def run(self) -> None:
         while not self._over.wait(self._every_s):
             for name, pid in self._pids().items():
                 if (found := resident_bytes(pid)) > 0:
-                    self._read.setdefault((name, pid), []).append(found)
+                    self._read.setdefault((name, pid), []).append((self._asked(), found))
 
     def stop(self) -> list[Growth]:
         self._over.set()
         self.join()
         found = []
         for name in sorted({name for name, _ in self._read}):
-            longest = max((read for (other, _), read in self._read.items() if other == name), key=len)
-            found.append(Growth(name, longest[len(longest) // 2], longest[-1], len(longest)))
+            lives = [read for (other, _), read in self._read.items() if other == name]
+            found.append(compare_halves(name, max(lives, key=lambda read: read[-1][0] - read[0][0])))
         return found
 
 
@@ -73,5 +85,5 @@ def age_s(pid: int) -> float:
 
 
 def find_worker(service: int, module: str) -> int:
-    """The process below the service that runs the module and holds the most memory; 0 where there is none."""
+    """Return the process below the service that runs the module with the most memory, or 0."""
     return max(find_workers(service, module), key=resident_bytes, default=0)

@@ -10,10 +10,10 @@ LABELS = ["payment", "secrecy", "ending"]
 
 @dataclass(frozen=True)
 class Question:
-    """`door`: the path it is asked at; `body`: what the unit's client sends beside the model's name."""
+    """`path`: the path it is asked at; `body`: what the unit's client sends beside the model's name."""
 
     kind: Literal["generate", "classify"]
-    door: str
+    path: str
     body: dict[str, Any]
 
     @property

@@ -20,7 +20,7 @@ class Given:
 
 @dataclass
 class Record:
-    """Shared by everybody who asks and everybody who disturbs."""
+    """Shared by the clients and the changes."""
 
     figures: Counter[str] = field(default_factory=Counter)
     violations: list[str] = field(default_factory=list)
@@ -62,5 +62,5 @@ class Record:
             time.sleep(0.05)
 
     def was_down(self, name: str, since: float) -> bool:
-        """Whether the process was ended on purpose at some time since then."""
+        """Return True if the process was ended on purpose at some time since then."""
         return any(end >= since for _, end in self._down.get(name, []))

@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from appliance.domain.evaluation.engines import VLLM
-from scripts.kit.appliance import Appliance, free_port
+from appliance.domain.evaluation.quality import VLLM
+from scripts.kit.appliance import Appliance
+from scripts.kit.ports import free_port
 from scripts.kit.postgres import APPLICATION, Server
 from scripts.soaking.churn import RARE, WORKERS, Churn
 from scripts.soaking.clients import Client
 from scripts.soaking.deployment import BUILTIN, Deployment, build_site, settle
-from scripts.soaking.judge import judge
+from scripts.soaking.evaluate import evaluate
 from scripts.soaking.memory import Growth, Memory, age_s, find_worker
 from scripts.soaking.questions import QUESTIONS, SHORT
 from scripts.soaking.record import Record
@@ -72,7 +73,7 @@ class Result:
         return self.record.violations + leaks
 
     def lines(self) -> Iterator[str]:
-        """The figures, as they are printed."""
+        """Yield the figures as printed lines."""
         engines = ", ".join(self.plan.engines)
         yield f"soak on {self.database}: {self.plan.units} units, seed {self.plan.seed}, {self.seconds:.0f} s of asking"
         yield f"  gateways: {engines}"
@@ -85,21 +86,24 @@ class Result:
             yield f"  {name:<44} {middle * 1000:>9.0f} ms, p99 {high * 1000:.0f} ms, of {len(ordered):,}"
         for growth in self.growths:
             start, end = growth.start_bytes >> 20, growth.end_bytes >> 20
-            yield f"  memory of the {growth.name:<30} {start:>9,} MiB, in the end {end:,} MiB, {growth.readings} s"
+            told = f"{start:>9,} MiB, {end:,} MiB after {growth.requests:,} requests more"
+            yield f"  memory of the {growth.name:<30} {told}"
         yield f"  {'entries verified by appliance-verify':<44} {self.entries:>9,}"
         yield f"  {'violations':<44} {len(self.violations):>9,}"
         yield from (f"  ! {violation}" for violation in self.violations[:50])
 
 
 def run(place: Path, plan: Plan, database: Server | None) -> Result:
-    """Builds a site of its own, and soaks it."""
+    """Build a site and soak it."""
     environment = {} if database is None else use_database(database)
     return soak(build_site(place, free_port(), engines=plan.engines, **environment), place, plan, database)
 
 
 def use_database(server: Server) -> dict[str, str]:
-    """A new database there, and the settings of a site that uses it. What a site's administrator does: a role for the
-    service, and an owner who migrates."""
+    """Create a database, and return the settings of a site that uses it.
+
+    As at a site, the service has a role of its own, and the owner migrates.
+    """
     server.execute(f"CREATE ROLE {APPLICATION} LOGIN PASSWORD '{server.passwords[APPLICATION]}'")
     name = server.create_database()
     return {
@@ -125,7 +129,7 @@ def soak(
 def soak_deployed(
     deployed: Deployment, place: Path, plan: Plan, database: Server | None, *, launcher: tuple[str, ...] = LAUNCHER
 ) -> Result:
-    """... which is stopped afterwards."""
+    """Soak a deployment, and stop it afterwards."""
     record = Record()
     try:
         if plan.calm_s:
@@ -137,7 +141,7 @@ def soak_deployed(
         record.restarting |= {gateway.name for gateway in deployed.gateways if gateway.engine == VLLM}
         supervisor = Supervisor(deployed, record)
         churn = Churn(deployed, record, plan.seed, database, supervisor.turn)
-        memory = Memory(lambda: _pids(deployed))
+        memory = Memory(lambda: _pids(deployed), lambda: record.figures["requests"])
         memory.start()
         if deployed.has_hosts:
             supervisor.start()
@@ -148,7 +152,7 @@ def soak_deployed(
         churn.mend()
         if deployed.has_hosts:
             supervisor.stop()
-        entries = judge(deployed, record, churn.released(), place)
+        entries = evaluate(deployed, record, churn.released(), place)
         _count_injected(deployed, record)
     finally:
         deployed.stop()
@@ -156,12 +160,12 @@ def soak_deployed(
 
 
 def _ask_all(deployed: Deployment, record: Record, churn: Churn, plan: Plan) -> None:
-    """The clients ask; a card is played each time that a share of the requests was asked."""
+    """Let the clients ask, and play a change each time a share of the requests was sent."""
     lock, wanted, played = threading.Lock(), 0, 0
     ends = time.monotonic() + plan.seconds
 
     def ticket() -> bool:
-        """Whether to ask once more; not further ahead of the changes than by one of them."""
+        """Return True to ask once more, at most one change ahead."""
         nonlocal wanted
         with lock:
             while wanted < plan.requests and wanted * (plan.changes + 1) >= plan.requests * (played + 2):

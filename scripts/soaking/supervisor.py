@@ -14,7 +14,7 @@ SHUT_S = 5
 
 
 class Supervisor(threading.Thread):
-    """Whoever ends a gateway on purpose holds `turn` until it is up again."""
+    """A thread that restarts gateways. A test that ends a gateway on purpose holds `turn` until it is up again."""
 
     def __init__(self, deployed: Deployment, record: Record) -> None:
         super().__init__(name="supervisor", daemon=True)

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 
 from scripts.soaking.clients import TIMEOUT_S, TOKEN_S, Client
-from scripts.soaking.deployment import TASK, Deployment
+from scripts.soaking.deployment import SERVED_MODEL, Deployment
 from scripts.soaking.record import Record
 
 CLIENTS = 8
@@ -46,11 +46,11 @@ BODIES: tuple[tuple[str, dict[str, Any]], ...] = (
     (CHAT, {"messages": [{"role": "user", "content": "x" * 190_000}] * 9}),
     (CHAT, {"messages": HELLO, **{f"member {number}": 1 for number in range(80_000)}}),
 )
-SENT = tuple((door, json.dumps({"model": TASK, **body}).encode()) for door, body in BODIES)
+SENT = tuple((path, json.dumps({"model": SERVED_MODEL, **body}).encode()) for path, body in BODIES)
 
 
 class WorstClient(threading.Thread):
-    """Asks one after the other until it is to stop, and leaves some in the middle."""
+    """Sends one request after the other until it is stopped, and disconnects from some."""
 
     def __init__(self, deployed: Deployment, record: Record, unit: str, seed: int, over: threading.Event) -> None:
         super().__init__(name=f"worst client of {unit}", daemon=True)
@@ -67,7 +67,7 @@ class WorstClient(threading.Thread):
                 self._ask()
 
     def _ask(self) -> None:
-        door, body = self._chance.choice(SENT)
+        path, body = self._chance.choice(SENT)
         sent = time.monotonic()
         if sent > self._until:
             self._token, self._until = self._deployment.site.token(self._unit), sent + TOKEN_S
@@ -75,7 +75,7 @@ class WorstClient(threading.Thread):
         leaves = self._chance.random() < 0.3
         timeout = httpx.Timeout(TIMEOUT_S, read=LEAVE_S if leaves else TIMEOUT_S)
         try:
-            answer = self._http.post(door, content=body, headers=headers, timeout=timeout)
+            answer = self._http.post(path, content=body, headers=headers, timeout=timeout)
         except httpx.TimeoutException:
             if not leaves:
                 self._record.violate(f"{self._unit}, the worst: expected an end within {TIMEOUT_S:.0f} s, got none")
@@ -93,7 +93,7 @@ class WorstClient(threading.Thread):
 
 
 class Neighbour(Client):
-    """Asks for whole answers, which are judged like all others, and times them until it is to stop."""
+    """Requests whole answers, which are checked like all others, and times them until it is stopped."""
 
     phase = ""
 
@@ -106,7 +106,7 @@ class Neighbour(Client):
 
 @contextmanager
 def ask_worst(deployed: Deployment, record: Record, unit: str, clients: int) -> Iterator[None]:
-    """The unit asks for the worst of everything meanwhile."""
+    """Run while the unit sends the most expensive requests."""
     over = threading.Event()
     asking = [WorstClient(deployed, record, unit, seed, over) for seed in range(clients)]
     for client in asking:
@@ -133,7 +133,7 @@ def time_neighbours(deployed: Deployment, record: Record, units: Sequence[str], 
 
 
 def compare_calm(deployed: Deployment, record: Record, seconds: float) -> None:
-    """Nothing changes and nothing breaks: the others' answers without the worst unit, and beside it."""
+    """Compare the other units' answers without the worst unit and with it, while nothing changes or fails."""
     *others, worst = deployed.units
     time_neighbours(deployed, record, others, "warming up", 3.0)
     record.latencies.pop("warming up", None)
@@ -141,11 +141,11 @@ def compare_calm(deployed: Deployment, record: Record, seconds: float) -> None:
         time_neighbours(deployed, record, others, ALONE, seconds / ROUNDS)
         with ask_worst(deployed, record, worst, CLIENTS):
             time_neighbours(deployed, record, others, BESIDE, seconds / ROUNDS)
-    judge_calm(record)
+    evaluate_calm(record)
 
 
-def judge_calm(record: Record) -> None:
-    """Adds a violation where the worst unit cost the others more than their share."""
+def evaluate_calm(record: Record) -> None:
+    """Add a violation if the worst unit cost the others more than their share."""
     alone, beside = (sorted(record.latencies.get(phase, [])) for phase in (ALONE, BESIDE))
     if min(len(alone), len(beside)) < LEAST_ANSWERS:
         record.violate(f"calm: expected {LEAST_ANSWERS} answers in each phase, got {len(alone)} and {len(beside)}")

@@ -1,4 +1,4 @@
-"""The policy sets that lie under policies/: each assembles, decides, and passes its own test cases."""
+"""Tests of the policy sets in policies/: each assembles, decides, and passes its own test cases."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ from typing import Any
 import pytest
 
 from appliance.access import cases
-from appliance.access.cedar import SitePolicies
-from appliance.access.samples import SAMPLES
+from appliance.access.cedar import POLICY_FORBIDS, CedarPolicies
+from appliance.access.requests import sample_requests
 from appliance.domain.core.names import encode_value
 from appliance.domain.core.policy import Parameters, PolicySet, parse_policy
-from appliance.domain.governance.policy_files import ADOPTED, assemble_policy
+from appliance.domain.governance.policies import ADOPTED, SCHEMA, assemble_policy
 from appliance.errors import BadInput
+from scripts.references.schema import render_schema
 
 ROOT = Path(__file__).resolve().parents[2] / "policies"
 FOLDERS = sorted(path for path in ROOT.iterdir() if (path / "parameters.json").is_file())
 
 
 def read(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    shipped = ROOT / "default" / SCHEMA
+    return {path.name: path.read_bytes() for path in (shipped, *folder.iterdir())}
 
 
 DEFAULT = read(ROOT / "default")
@@ -59,23 +61,24 @@ def test_a_folder_is_one_document_that_parses_again(folder: Path) -> None:
     assert parse_policy(encode_value(policy)) == policy
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_every_folder_has_the_appliances_schema(folder: Path) -> None:
-    assert read(folder)["schema.cedarschema"] == DEFAULT["schema.cedarschema"]
+def test_the_shipped_schema_is_that_of_the_actions() -> None:
+    assert DEFAULT[SCHEMA].decode() == render_schema(), "expected the file that scripts/reference writes"
 
 
 def test_the_default_set_has_the_default_parameters_but_stops_failed_verdicts_and_forbids_nothing() -> None:
     policy = assemble_policy("default", DEFAULT)
     assert policy.parameters == Parameters(failed_verdict="stops")
     assert set(json.loads(DEFAULT["parameters.json"])) == set(Parameters.model_fields)
-    assert all(SitePolicies(policy).reasons_against(request) == () for request in SAMPLES.values())
+    assert all(CedarPolicies(policy).list_refusal_reasons(request) == () for request in sample_requests().values())
 
 
 def test_the_commented_examples_are_policies_that_work() -> None:
     _, _, examples = DEFAULT["policies.cedar"].decode().partition("// Examples.")
     lines = [line[3:] for line in examples.splitlines() if re.match(r"// (@id|forbid|when|unless)", line)]
-    site = SitePolicies(assembled(policies=DEFAULT["policies.cedar"] + "\n".join(lines).encode()))
-    assert site.reasons_against(SAMPLES["review"]) == ("site policy approve-for-90-days: forbids review by rita",)
+    site = CedarPolicies(assembled(policies=DEFAULT["policies.cedar"] + "\n".join(lines).encode()))
+    assert site.list_refusal_reasons(sample_requests()["review"]) == (
+        POLICY_FORBIDS("cedar-policy:approve-for-90-days", action="review", principal="rita"),
+    )
     assert len(re.findall("@id", "\n".join(lines))) == 6
 
 
@@ -83,7 +86,7 @@ def test_the_strict_example_tightens_and_never_loosens() -> None:
     strict = assemble_policy("strict", read(ROOT / "strict-example")).parameters
     usual = Parameters()
     assert strict.reviewers >= usual.reviewers
-    assert "privacy" in strict.required_fields
+    assert "privacy" in strict.required_functions
     for name in ("order_lifetime_s", "approval_lifetime_s", "session_lifetime_s", "token_lifetime_s", "clock_skew_s"):
         assert getattr(strict, name) <= getattr(usual, name)
 
@@ -119,13 +122,13 @@ def test_the_layout_of_the_parameters_file_does_not_matter_and_its_values_do() -
     [
         (b"", "expected JSON"),
         (b"[]", "parameters.json"),
-        (b'{"reviewer": 2}', "reviewer: expected no member of this name"),
+        (b'{"reviewer": 2}', "reviewer: expected no field of this name"),
         (b'{"reviewers": "2"}', "reviewers"),
         (b'{"reviewers": 2.0}', "reviewers"),
         (b'{"reviewers": true}', "reviewers"),
         (b'{"reviewers": 2, "reviewers": 1}', "every key once"),
-        (b'{"reviewers": 1}', "distinct_fields: expected at most reviewers"),
-        (b'{"required_fields": ["Privacy"]}', "required_fields: expected lower-case"),
+        (b'{"reviewers": 1}', "distinct_functions: expected at most reviewers"),
+        (b'{"required_functions": ["Privacy"]}', "required_functions: expected lower-case"),
         (b"\xff", "expected UTF-8"),
         (b"[" * 100_000, "expected JSON"),
     ],
@@ -150,7 +153,7 @@ def test_policies_that_are_no_text_are_refused() -> None:
 
 
 def run(case: dict[str, Any], policy: bytes = DEFAULT["policies.cedar"]) -> cases.CaseResult:
-    parsed = cases.parse_cases(json.dumps([{"name": "one", "verb": "train", "expect": "allow"} | case]).encode())
+    parsed = cases.parse_cases(json.dumps([{"name": "one", "action": "train", "expect": "allow"} | case]).encode())
     (result,) = cases.test_cases(assembled(policies=policy), parsed)
     return result
 
@@ -187,18 +190,18 @@ def test_a_decision_that_fails_passes_no_case() -> None:
 @pytest.mark.parametrize(
     ("case", "words"),
     [
-        ({"verb": "fly"}, "verb: expected one of enroll"),
-        ({"context": {"colour": "red"}}, "context: expected some of"),
-        ({"resource": {"dataset": {"colour": "red"}}}, "resource.dataset: expected some of"),
-        ({"context": {"rank": "8"}}, "context.rank: expected a value like 16"),
-        ({"context": {"rank": True}}, "context.rank: expected a value like 16"),
-        ({"context": {"now": "yesterday"}}, "context.now: expected YYYY"),
-        ({"context": {"now": 5}}, "context.now: expected a value like"),
-        ({"context": {"rank": {}}}, "context.rank: expected a value like 16"),
-        ({"context": {"rank": ["8"]}}, "context.rank: expected a value like 16"),
-        ({"resource": {"dataset": "clauses"}}, "resource.dataset: expected a value like an object"),
-        ({"principal": {"roles": "operator"}}, "principal.roles: expected a value like"),
-        ({"principal": {"roles": [1]}}, "principal.roles: expected a value like"),
+        ({"action": "fly"}, "action: expected one of enrol"),
+        ({"context": {"colour": "red"}}, "context: colour: expected no field of this name"),
+        ({"resource": {"dataset": {"colour": "red"}}}, "resource: dataset.colour: expected no field of this name"),
+        ({"context": {"rank": "8"}}, "context: rank: expected a whole number"),
+        ({"context": {"rank": True}}, "context: rank: expected a whole number"),
+        ({"context": {"now": "yesterday"}}, "context: now: expected a time such as"),
+        ({"context": {"now": 5}}, "context: now: expected text"),
+        ({"context": {"rank": {}}}, "context: rank: expected a whole number"),
+        ({"context": {"rank": ["8"]}}, "context: rank: expected a whole number"),
+        ({"resource": {"dataset": "clauses"}}, "resource: dataset: expected an object"),
+        ({"principal": {"roles": "operator"}}, "principal: roles: expected a list"),
+        ({"principal": {"roles": [1]}}, "principal: roles.0: expected text"),
         ({"expect": "maybe"}, "expect"),
         ({"more": 1}, "more"),
         ({"name": ""}, "name"),
@@ -210,6 +213,18 @@ def test_a_case_that_says_something_unknown_is_refused(case: dict[str, Any], wor
     assert words in caught.value.message
 
 
+def test_a_case_sets_and_removes_optional_attributes_only() -> None:
+    asked = b'@id("asked") forbid (principal, action == Action::"review", resource) when { context has '
+    delegated = DEFAULT["policies.cedar"] + asked + b"on_behalf_of };"
+    case = {"action": "review", "expect": "deny", "policy": "asked", "context": {"on_behalf_of": "raul"}}
+    assert run(case, delegated).passed
+    dated = DEFAULT["policies.cedar"] + asked + b"valid_until };"
+    assert run(case | {"context": {}}, dated).passed
+    assert run({"action": "review", "context": {"decision": "reject", "valid_until": None}}, dated).passed
+    with pytest.raises(BadInput, match="context: unit: expected text, got None"):
+        run({"action": "review", "context": {"unit": None}})
+
+
 @pytest.mark.parametrize("data", [b"[]", b"", b"{}", b"[1]"])
 def test_no_cases_are_not_green(data: bytes) -> None:
     with pytest.raises(BadInput, match="policy test cases"):
@@ -218,12 +233,13 @@ def test_no_cases_are_not_green(data: bytes) -> None:
 
 def test_a_renamed_thing_has_the_id_of_its_name() -> None:
     case = {
-        "resource": {"base": {"name": "smollm2"}, "dataset": {"name": "clauses", "version": 7}},
+        "resource": {"base": {"name": "qwen"}, "dataset": {"name": "rows", "version": 7}},
         "expect": "deny",
         "policy": "by-id",
     }
     policy = DEFAULT["policies.cedar"] + (
         b'@id("by-id") forbid (principal, action == Action::"train", resource) '
-        b'when { resource.base == Base::"smollm2" && resource.dataset == Dataset::"clauses@7" };'
+        b'when { resource.base == Base::"qwen" && resource.dataset == Dataset::"rows@7" '
+        b'&& resource == Run::"r-000005" };'
     )
     assert run(case, policy).passed

@@ -12,7 +12,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from appliance.formats.signatures.keys import Ed25519Signer
-from scripts.kit.appliance import Appliance, found_site, free_port
+from scripts.kit.appliance import Appliance, found_site
+from scripts.kit.ports import free_port
 from scripts.kit.tiny_model import build_base, clauses, write_csv
 
 CONTEXT = 1024
@@ -21,7 +22,7 @@ CONTEXT = 1024
 
 @pytest.fixture(scope="session")
 def golden(tmp_path_factory: pytest.TempPathFactory) -> Appliance:
-    """Stopped: a base, a dataset and the adapter clauses@1, reviewed by nobody. Made once for all xdist workers."""
+    """Return a stopped site with a base, a dataset and the unreviewed adapter clauses@1, made once for all workers."""
     place = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         place = place.parent  # the workers' common folder; without workers it would outlive this run
@@ -73,7 +74,7 @@ def read_golden(path: Path) -> Appliance:
 
 @pytest.fixture(scope="module")
 def wire() -> str:
-    """How units speak to the service; the files that attack their door make it both, `plain` and `tls`."""
+    """Return how units reach the service; files that attack their API use both `plain` and `tls`."""
     return "plain"
 
 
@@ -86,7 +87,7 @@ def copied(golden: Appliance, home: Path, wire: str) -> Appliance:
 
 @pytest.fixture(scope="module")
 def shared(golden: Appliance, tmp_path_factory: pytest.TempPathFactory, wire: str) -> Iterator[Appliance]:
-    """A running copy for all tests of a module that leave it as good as they found it."""
+    """Yield a running copy for all tests of a module that leave it as they found it."""
     site = copied(golden, tmp_path_factory.mktemp("m") / "h", wire)
     site.start()
     yield site
@@ -95,7 +96,7 @@ def shared(golden: Appliance, tmp_path_factory: pytest.TempPathFactory, wire: st
 
 @pytest.fixture
 def spoil(golden: Appliance, tmp_path: Path, wire: str) -> Iterator[Callable[[], Appliance]]:
-    """Makes a stopped copy of the golden site; its service is ended after the test."""
+    """Yield a function that makes a stopped copy of the golden site. Its service is ended after the test."""
     made: list[Appliance] = []
 
     def make() -> Appliance:
@@ -110,7 +111,7 @@ def spoil(golden: Appliance, tmp_path: Path, wire: str) -> Iterator[Callable[[],
 
 @pytest.fixture
 def site(spoil: Callable[[], Appliance]) -> Appliance:
-    """A running copy of the golden site."""
+    """Return a running copy of the golden site."""
     made = spoil()
     made.start()
     return made
@@ -118,7 +119,7 @@ def site(spoil: Callable[[], Appliance]) -> Appliance:
 
 @pytest.fixture
 def founded(tmp_path: Path) -> Iterator[Appliance]:
-    """A running appliance with its people and nothing else, for what asks nothing of a worker."""
+    """Yield a running appliance with its people only, for tests without workers."""
     site = found_site(tmp_path / "f", free_port())
     yield site
     if site.service is not None:

@@ -1,4 +1,4 @@
-"""The real service on a machine that is as small as the file `machine.json` in its home says, whenever it looks."""
+"""The real service on a machine as small as the file `machine.json` in its home describes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 from appliance import wiring
-from appliance.config.load import load_settings
-from appliance.domain.planning.cards import Machine
+from appliance.config.settings import load_settings
+from appliance.domain.planning.shape import Machine
 from appliance.workflows.core.context import Context
 from appliance.workflows.runs import planning
 

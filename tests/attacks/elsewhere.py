@@ -1,13 +1,13 @@
-"""The real service, whose workers compute as on another kind of machine: an older instruction set, and other bits."""
+"""The real service with workers that compute as on another kind of machine: an older instruction set, other bits."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from appliance import wiring
-from appliance.config.load import load_settings
-from appliance.runners import local
-from appliance.runners.sandbox import Sandbox
+from appliance.config.settings import load_settings
+from appliance.sandbox import local
+from appliance.sandbox.description import Sandbox
 
 OLDER = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}
 

@@ -1,7 +1,7 @@
-"""The real service, until it comes to the append that the file `kill` in its home names: then SIGKILL, by itself.
+"""The real service, which kills itself with SIGKILL at the append that the file `kill` in its home names.
 
 The file holds SIDE:TYPE. `before` dies with nothing written, `within` with every row written and nothing committed,
-`after` with the entry durable and nobody told.
+`after` with the entry durable and no response sent.
 """
 
 from __future__ import annotations
@@ -15,26 +15,25 @@ from typing import Any
 from sqlalchemy import Connection
 
 from appliance import wiring
-from appliance.config.load import load_settings
-from appliance.domain.core.entry import Draft
+from appliance.config.settings import load_settings
+from appliance.domain.core.entry import EntryDraft
 from appliance.store.ledger.ledger import Ledger
-from appliance.store.ledger.queue import Appended, Guard
-from appliance.store.ledger.staging import Batch
-from appliance.store.ledger.writer import Writer
+from appliance.store.ledger.queue import AppendedEntry, Guard
+from appliance.store.ledger.writer import Batch, Writer
 from appliance.wiring import serving
 
 KILL = "kill"
 
 
 def wrap(order: Path) -> None:
-    """Puts death around the two steps of the ledger that matter."""
+    """Wrap two steps of the ledger, to kill the process before, within or after the append that `order` names."""
     append_all, commit = Ledger.append_all, Writer.commit
 
     def die_if(side: str, type_: str) -> None:
         if order.exists() and order.read_text() == f"{side}:{type_}":
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def deadly_append(self: Ledger, drafts: Sequence[Draft], *, guard: Guard | None = None) -> list[Appended]:
+    def deadly_append(self: Ledger, drafts: Sequence[EntryDraft], *, guard: Guard | None = None) -> list[AppendedEntry]:
         for draft in drafts:
             die_if("before", draft.type)
         appended = append_all(self, drafts, guard=guard)

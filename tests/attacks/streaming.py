@@ -1,4 +1,4 @@
-"""Long answers that are under way while a test takes something away."""
+"""Long responses that are in progress while a test revokes or removes something."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ LONG = {"type": "json_schema", "json_schema": {"name": "long", "schema": {"type"
 def under_way(
     site: Appliance, wanted: Sequence[tuple[str, int]], response_format: dict[str, Any] | None = LONG
 ) -> Iterator[list[Future[Any]]]:
-    """An answer for each token and seed, of all of which something was told; each future gives the last event."""
+    """Start an answer for each token and seed, and wait until all have begun. Each future gives the last event."""
     more = {} if response_format is None else {"response_format": response_format}
     begun = threading.Semaphore(0)
     with ThreadPoolExecutor(len(wanted)) as pool:
         streams = [pool.submit(_stream, site, token, {"seed": seed, **more}, begun) for token, seed in wanted]
         for _ in streams:
-            assert begun.acquire(timeout=30)
+            assert begun.acquire(timeout=120)
         yield streams
 
 

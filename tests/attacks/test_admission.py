@@ -1,4 +1,4 @@
-"""What a burglar on the disk may not do: have a changed byte of adapter, manifest, signature or base answer."""
+"""A changed byte of an adapter, manifest, signature or base on disk prevents every response."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def remove_file(folder: Path) -> None:
 
 
 def link_file(folder: Path) -> None:
-    """The same bytes, but behind a link, so that they can be changed after they were read."""
+    """Replace the adapter's weights by a link to the same bytes, which can be changed after they were read."""
     folder.chmod(0o700)
     kept = folder.parent / "elsewhere.safetensors"
     (folder / "adapter_model.safetensors").rename(kept)
@@ -84,7 +84,7 @@ def not_admitted(site: Appliance) -> Refused:
 
 @pytest.fixture
 def ready(site: Appliance) -> Appliance:
-    """Approved and released, loaded by nobody yet."""
+    """Approved and released, not loaded yet."""
     site.approve()
     site.activate()
     return site
@@ -92,27 +92,27 @@ def ready(site: Appliance) -> Appliance:
 
 @pytest.mark.family(keep=4)
 @pytest.mark.parametrize(
-    ("spoil_folder", "named"),
+    "spoil_folder",
     [
-        pytest.param(of_file("adapter_model.safetensors"), "file adapter_model.safetensors", id="weights"),
-        pytest.param(of_file("recipe.json"), "file recipe.json", id="recipe"),
-        pytest.param(of_file("probe.json"), "file probe.json", id="probe"),
-        pytest.param(of_file("manifest.json"), "manifest", id="manifest"),
-        pytest.param(of_signature, "", id="signature"),
-        pytest.param(remove_signature, "", id="no-signature"),
-        pytest.param(add_file, "more.json", id="added-file"),
-        pytest.param(remove_file, "files", id="removed-file"),
-        pytest.param(link_file, "", id="link"),
+        pytest.param(of_file("adapter_model.safetensors"), id="weights"),
+        pytest.param(of_file("recipe.json"), id="recipe"),
+        pytest.param(of_file("logit_fingerprint.json"), id="logit_fingerprint"),
+        pytest.param(of_file("manifest.json"), id="manifest"),
+        pytest.param(of_signature, id="signature"),
+        pytest.param(remove_signature, id="no-signature"),
+        pytest.param(add_file, id="added-file"),
+        pytest.param(remove_file, id="removed-file"),
+        pytest.param(link_file, id="link"),
     ],
 )
 def test_a_changed_adapter_is_refused_quarantined_and_recorded(
-    ready: Appliance, golden: Appliance, spoil_folder: Spoil, named: str
+    ready: Appliance, golden: Appliance, spoil_folder: Spoil
 ) -> None:
     digest = ready.adapter()["manifest"]
     spoil_folder(artifact(ready, digest))
     not_admitted(ready)
-    reasons = ready.entries(type="admission.refused")[-1]["body"]["reasons"]
-    assert reasons and named in reasons[0], reasons
+    refusals = ready.entries(type="admission.refused")[-1]["body"]["refusals"]
+    assert refusals[0]["code"] == "evidence-invalid"
     [quarantined] = ready.entries(type="adapter.quarantined")
     assert quarantined["body"]["adapter"] == "clauses@1"
     assert ready.adapter()["quarantined"] == quarantined["index"]
@@ -135,8 +135,8 @@ def test_a_quarantine_outlives_the_service(ready: Appliance, golden: Appliance) 
     ready.start()
     assert "quarantine" in not_admitted(ready).message
     with pytest.raises(Refused) as refused:
-        ready.activate(task="other")
-    assert any("quarantine" in reason for reason in refused.value.reasons)
+        ready.activate(served_model="other")
+    assert any("quarantine" in str(reason) for reason in refused.value.reasons)
 
 
 def test_a_byte_changed_after_the_load_is_found_by_verify_and_by_the_next_load(ready: Appliance) -> None:
@@ -153,7 +153,7 @@ def test_a_byte_changed_after_the_load_is_found_by_verify_and_by_the_next_load(r
 def test_a_byte_changed_under_a_running_service_is_found_on_schedule_and_taken_out(
     spoil: Callable[[], Appliance], kind: str, name: str
 ) -> None:
-    """Nobody asks for anything: the slot is emptied by itself."""
+    """Without any request the slot is emptied."""
     site = spoil()
     site.environment["APPLIANCE_REHASH"] = "0.02"
     site.start()
@@ -176,10 +176,10 @@ def test_a_byte_changed_under_a_running_service_is_found_on_schedule_and_taken_o
 
 
 def wait_for(site: Appliance, type_: str, **filters: str) -> dict[str, Any]:
-    """The last entry of the type, once there is one."""
-    deadline = time.monotonic() + 30
+    """Return the last entry of the type, once there is one."""
+    deadline = time.monotonic() + 60
     while not (found := site.entries(type=type_, **filters)):
-        assert time.monotonic() < deadline, f"no {type_} within 30 s"
+        assert time.monotonic() < deadline, f"no {type_} within 60 s"
         time.sleep(0.1)
     return found[-1]
 
@@ -193,12 +193,13 @@ def test_a_changed_base_is_refused_quarantined_and_recorded(ready: Appliance, go
     assert ready.get("/v1/bases/tiny")["quarantined"] == quarantined["index"]
     assert not artifact(ready, digest).exists()
     put_back(ready, golden, digest)
-    assert "base tiny" in not_admitted(ready).message
+    assert "The files of base model tiny have changed on disk" in not_admitted(ready).message
+    assert ready.entries(type="admission.refused")[-1]["body"]["refusals"][0]["code"] == "base-quarantined"
     assert not {"adapter.loaded", "request.admitted"} & set(ready.types())
     # Nothing is trained on it any more either.
     with pytest.raises(Refused) as refused:
         ready.order(ready.train_order("again"))
-    assert any("quarantine" in reason for reason in refused.value.reasons)
+    assert any("quarantine" in str(reason) for reason in refused.value.reasons)
 
 
 def test_a_changed_base_is_found_before_a_run_trains_on_it(site: Appliance) -> None:

@@ -1,4 +1,5 @@
-"""A unit's application at a real service: its key gets tokens for its tasks, does nothing else, and can be ended."""
+"""A unit's application at a real service: its key gets tokens only for its served models, and its enrolment can be
+ended."""
 
 from __future__ import annotations
 
@@ -16,11 +17,9 @@ from typing import Any
 import httpx
 import pytest
 
-from appliance.client.applications.agent import fetch
 from appliance.domain.core.credentials import TokenRequest, UnitToken, encode_credential, encode_token
 from appliance.domain.core.names import add_seconds
-from appliance.domain.serving.applications import EnrollApplication
-from appliance.domain.serving.tokens import RevokeTokens
+from appliance.domain.serving.tokens import EnrolApplication, RevokeTokens
 from appliance.errors import Unavailable
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.signatures.dsse import Envelope, encode_envelope, sign_envelope
@@ -28,6 +27,7 @@ from appliance.formats.signatures.keys import Ed25519Signer, encode_key_file, ge
 from scripts.kit.appliance import Appliance, Refused
 from tests.attacks.streaming import under_way
 from tests.attacks.wires import one_of_both, wire
+from tests.kit.agent_client import fetch
 
 PASSPHRASE = b"correct horse battery"
 
@@ -36,13 +36,13 @@ __all__ = ["wire"]
 pytestmark = one_of_both
 
 
-def enroll(site: Appliance, unit: str = "legal", name: str = "indexer", *tasks: str) -> Ed25519Signer:
+def enrol(site: Appliance, unit: str = "legal", name: str = "indexer", *served_models: str) -> Ed25519Signer:
     key = generate_ed25519()
     proof = site.prove(unit, key)
-    order = EnrollApplication(
+    order = EnrolApplication(
         principal=unit,
         application=name,
-        tasks=tasks or ("labels",),
+        served_models=served_models or ("labels",),
         key=base64.b64encode(key.spki).decode(),
         keyid=key.keyid,
         possession=proof.pae_digest,
@@ -61,7 +61,7 @@ def request(
     site: Appliance, key: Ed25519Signer, unit: str = "legal", name: str = "indexer", **changes: Any
 ) -> Envelope:
     now = site.now()
-    standing = {
+    defaults = {
         "origin": site.trust.origin,
         "signer": unit,
         "nonce": changes.pop("nonce", None) or challenge(site),
@@ -69,7 +69,7 @@ def request(
         "application": name,
         "expires_at": add_seconds(now, 600),
     }
-    return sign_envelope(encode_credential(TokenRequest(**standing | changes)), key)
+    return sign_envelope(encode_credential(TokenRequest(**defaults | changes)), key)
 
 
 def ask(site: Appliance, body: bytes) -> httpx.Response:
@@ -88,12 +88,12 @@ def refused(answer: httpx.Response) -> tuple[int, str]:
 
 
 def end(site: Appliance, by: str = "legal", **fields: Any) -> None:
-    standing = {"unit": "legal", "token": None, "issued_before": None, "application": None}
-    site.order(RevokeTokens(**standing | fields, **site.terms(by)))
+    defaults = {"unit": "legal", "token": None, "issued_before": None, "application": None}
+    site.order(RevokeTokens(**defaults | fields, **site.terms(by)))
 
 
 def test_an_application_asks_with_the_token_it_was_given_and_the_log_says_so(released: Appliance) -> None:
-    key = enroll(released)
+    key = enrol(released)
     given = token(released, key)
     assert [row.id for row in released.openai(token=given).models.list()] == ["labels"]
     assert released.chat("legal", "labels", token=given)["choices"]
@@ -110,8 +110,8 @@ def test_an_application_asks_with_the_token_it_was_given_and_the_log_says_so(rel
 
 
 def test_tasks_that_are_not_its_own_are_as_unknown_as_none(released: Appliance) -> None:
-    released.activate(task="payroll")
-    given = token(released, enroll(released))
+    released.activate(served_model="payroll")
+    given = token(released, enrol(released))
     assert [row.id for row in released.openai(token=given).models.list()] == ["labels"]
     client = released.openai(token=given)
     with pytest.raises(
@@ -125,11 +125,11 @@ def test_tasks_that_are_not_its_own_are_as_unknown_as_none(released: Appliance) 
 
 
 def test_the_applications_key_does_nothing_but_get_its_token(released: Appliance) -> None:
-    key = enroll(released)
+    key = enrol(released)
     terms = released.terms("legal")
-    standing = {"unit": "legal", "token": None, "issued_before": None, "application": "indexer"}
+    defaults = {"unit": "legal", "token": None, "issued_before": None, "application": "indexer"}
     with pytest.raises(Refused, match="expected a key enrolled for this principal") as order:
-        released.send(released.sign(RevokeTokens(**standing, **terms), key))
+        released.send(released.sign(RevokeTokens(**defaults, **terms), key))
     assert order.value.status == 401
     released.sessions.clear()
     released.keys["legal"], own = key, released.keys["legal"]
@@ -160,7 +160,7 @@ def test_the_applications_key_does_nothing_but_get_its_token(released: Appliance
 
 
 def test_what_answers_no_challenge_of_this_minute_or_is_sent_again_gets_nothing(released: Appliance) -> None:
-    key = enroll(released)
+    key = enrol(released)
     for nonce in ("0" * 32, os.urandom(16).hex()):
         assert refused(ask(released, encode_envelope(request(released, key, nonce=nonce)))) == (401, "challenge")
     nonce = challenge(released)
@@ -180,7 +180,7 @@ def test_what_answers_no_challenge_of_this_minute_or_is_sent_again_gets_nothing(
 
 
 def test_an_ended_application_is_cut_off_with_all_its_tokens_and_no_other(released: Appliance) -> None:
-    key, other = enroll(released), enroll(released, "legal", "other")
+    key, other = enrol(released), enrol(released, "legal", "other")
     given, kept = token(released, key), token(released, other, name="other")
     released.chat("legal", "labels", token=given)
     with under_way(released, [(given, 0), (kept, 0)]) as ends:
@@ -217,7 +217,7 @@ def handed(path: Path) -> str | None:
 def test_an_agent_hands_out_tokens_over_restarts_until_its_application_is_ended(
     released: Appliance, tmp_path: Path
 ) -> None:
-    key, path = enroll(released), tmp_path / "s"
+    key, path = enrol(released), tmp_path / "s"
     file, secret = tmp_path / "app.key", tmp_path / "pass"
     file.write_bytes(encode_key_file(key.private, PASSPHRASE, salt=bytes(32), nonce=bytes(12)))
     secret.write_bytes(PASSPHRASE)
@@ -246,5 +246,5 @@ def test_an_agent_hands_out_tokens_over_restarts_until_its_application_is_ended(
             agent.kill()
         assert agent.stderr is not None
         said = agent.stderr.read()
-    assert "application indexer of legal: expected one that stands, got one ended by entry" in said
+    assert "The application was ended by entry" in said
     assert not path.exists()

@@ -1,4 +1,4 @@
-"""A baseline is there to compare with: it is sealed and measured, and no way leads from it to a unit."""
+"""A baseline is sealed and measured for comparison, and cannot be released to a unit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def test_an_adapter_is_compared_with_full_fine_tuning_which_itself_is_never_rele
     full = site.train("everything", method="full", purpose="baseline", rank="auto", alpha="auto")
     assert full["adapter"] == "everything@1", full
     for act in (lambda: site.review("rita", name="everything@1"), lambda: site.activate(name="everything@1")):
-        with pytest.raises(Refused, match="expected one made for release, got one made as a baseline"):
+        with pytest.raises(Refused, match="was trained as a baseline and cannot be released"):
             act()
     run = site.get("/v1/runs")[-1]["id"]
     assert site.train("clauses", baseline=run)["adapter"] == "clauses@2"

@@ -1,23 +1,28 @@
-"""A real service whose clock ran ahead and was set right: it begins nothing, and two administrators reset it."""
+"""A real service whose clock ran ahead and was corrected: it starts no work until two administrators reset the log."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
-from appliance.domain.core.entry import Draft
-from appliance.domain.governance.clock import ResetClock
-from appliance.domain.queries.could_load import could_load_then
-from appliance.domain.retention.holds import PlaceHold
+from appliance.build import build_version
+from appliance.domain.core.entry import EntryDraft
+from appliance.domain.governance.log_control import ResetClock
+from appliance.domain.queries.effective_access import effective_access_then
+from appliance.domain.retention import PlaceHold
 from appliance.store.files.keyring import Keyring
-from appliance.store.ledger.clock import LogClock
+from appliance.store.ledger.keys import KeyringKeys
+from appliance.store.ledger.queue import LogClock
 from appliance.verifier import ask_export, verify_export
-from appliance.wiring.ledger import open_ledger
-from scripts.kit.appliance import Appliance, Refused, found_site, free_port
+from appliance.wiring.building import open_ledger
+from scripts.kit.appliance import Appliance, Refused, found_site
+from scripts.kit.ports import free_port
 
 AHEAD = timedelta(days=20)
 
@@ -30,12 +35,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
 
 
 def run_ahead(site: Appliance) -> str:
-    """What a service under a clock that is 20 days ahead would have appended; the service is stopped."""
+    """Append an entry as a service 20 days ahead would, while the service is stopped. Return its time."""
     trust = site.trust
-    ledger = open_ledger(site.settings, trust.origin, trust.log_key, Keyring(site.settings.keys), None)
+    keys = KeyringKeys(Keyring(site.settings.keys), trust.origin)
+    ledger = open_ledger(site.settings, trust.origin, trust.log_key, keys)
     ledger.load()
     ledger.clock = LogClock(lambda: datetime.now(UTC) + AHEAD)
-    last = ledger.append(Draft(type="heartbeat", body={})).entry.time
+    last = ledger.append(EntryDraft(type="heartbeat", body={})).entry.time
     ledger.close()
     return last
 
@@ -45,7 +51,7 @@ def clock(site: Appliance) -> dict[str, Any]:
 
 
 def wait_until_begun(site: Appliance, before: int) -> None:
-    """Its door for people alone is shut, its first entry is written, and all its doors open."""
+    """Its listener for people alone is closed, its first entry is written, and all its listeners open."""
     deadline = time.monotonic() + 60
     while site.log().count("service.started") == before:
         assert time.monotonic() < deadline, site.log()[-2000:]
@@ -68,23 +74,23 @@ def test_a_service_under_a_clock_that_was_set_right_begins_once_two_administrato
         assert (stuck.value.status, stuck.value.code) == (503, "clock")
 
     # Neither one alone, nor by an order of another place, nor somebody else.
-    with pytest.raises(Refused, match="expected the time of the last entry"):
+    with pytest.raises(Refused, match="as the time of the last entry"):
         site.order(ResetClock(last=site.now(), **site.terms("anna")))
-    with pytest.raises(Refused, match="expected olga to be administrator"):
+    with pytest.raises(Refused, match="This action needs administrator"):
         site.order(ResetClock(last=last, **site.terms("olga")))
     first = site.order(ResetClock(last=last, **site.terms("anna")))
     assert (first["type"], first["outcome"]) == ("order.pending", "pending")
     assert [row["digest"] for row in clock(site)["waiting"]] == [first["order"]]
-    with pytest.raises(Refused, match="separation of duties"):
-        site.endorse(first["order"], by="anna")
+    with pytest.raises(Refused, match="signed this order and cannot countersign it"):
+        site.countersign(first["order"], by="anna")
     assert clock(site)["behind"] is True
 
     before = site.log().count("service.started")
-    assert site.endorse(first["order"])["type"] == "clock.reset"
+    assert site.countersign(first["order"])["type"] == "clock.reset"
     wait_until_begun(site, before)
     assert site.types()[-3:] == ["clock.reset", "service.started", "session.opened"]
     with pytest.raises(Refused):
-        site.endorse(first["order"])
+        site.countersign(first["order"])
     site.order(PlaceHold(subject="principal:rob", **site.terms("axel")))
     _check_export(site, last, first["index"])
     report = site.verify()
@@ -99,7 +105,7 @@ def test_a_service_under_a_clock_that_was_set_right_begins_once_two_administrato
 
 
 def _check_export(site: Appliance, last: str, pending: int) -> None:
-    """The auditor's program says the same of the log alone."""
+    """Check that the auditor's program gives the same verdict from the log alone."""
     path = site.home / "log.tar"
     path.write_bytes(site.get("/v1/ledger/export", "axel"))
     report = verify_export(path, site.trust, site.now())
@@ -108,17 +114,30 @@ def _check_export(site: Appliance, last: str, pending: int) -> None:
     now = site.now()
 
     def ask(entries: Any, documents: Any) -> Any:
-        return could_load_then(entries, documents, "legal", now, now)[0]
+        return effective_access_then(entries, documents, "legal", now, now)[0]
 
     assert ask_export(path, ask, report).at == now
     path.unlink()
 
 
-def test_a_service_that_waits_for_its_clock_ends_at_a_signal(site: Appliance) -> None:
+def test_a_service_that_waits_for_its_clock_tells_probes_why_and_ends_at_a_signal(
+    site: Appliance, tmp_path: Path
+) -> None:
     site.stop()
     run_ahead(site)
+    token, port = tmp_path / "token", free_port()
+    token.touch(0o600)
+    token.write_text("t" * 32)
+    site.environment |= {"APPLIANCE_OPERATIONS": f"127.0.0.1:{port}", "APPLIANCE_OPERATIONS_TOKEN": str(token)}
     site.start()
     assert clock(site)["behind"] is True
+    # A probe of liveness does not restart it, and a probe of readiness hears the reason.
+    probes = {path: httpx.get(f"http://127.0.0.1:{port}/{path}", timeout=60) for path in ("healthz", "readyz")}
+    assert probes["healthz"].status_code == 200
+    assert (probes["readyz"].status_code, probes["readyz"].text.splitlines()) == (
+        503,
+        ["clock is behind the ledger", f"build {build_version()}"],
+    )
     assert site.stop() == 0
     site.start()
     assert clock(site)["behind"] is True

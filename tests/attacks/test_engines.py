@@ -1,4 +1,4 @@
-"""Attacks on what answers, against both engines: a gateway with each, on one ledger. Then a short soak over them."""
+"""Attacks on serving with both engines: a gateway with each, on one ledger. Then a short soak test of both."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from typing import Any
 
 import pytest
 
-from appliance.domain.evaluation.engines import VLLM
-from scripts.kit.appliance import Appliance, Refused, free_port
+from appliance.domain.evaluation.quality import VLLM
+from scripts.kit.appliance import Appliance, Refused
 from scripts.kit.hosts import wait_for
+from scripts.kit.ports import free_port
 from scripts.kit.postgres import Server, find_binaries, run_server
-from scripts.kit.warm import find_workers
-from scripts.soaking.deployment import BUILTIN, TASK, Deployment, Gateway, build_site, settle
+from scripts.kit.warm import find_engine
+from scripts.soaking.deployment import BUILTIN, SERVED_MODEL, Deployment, Gateway, build_site, settle
 from scripts.soaking.questions import SHORT
 from scripts.soaking.run import Plan, soak_deployed, use_database
 from tests.attacks.test_soak import check_sound
@@ -43,7 +44,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def deployed(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """Three units with adapters that are drawn, and told apart by their answers."""
+    """Three units with random adapters, which their answers identify."""
     if not (Path(__file__).resolve().parents[2] / ".venv-vllm").is_dir():
         pytest.skip("vLLM: scripts/setup --vllm installs it")
     place = tmp_path_factory.mktemp("e")
@@ -58,18 +59,18 @@ def gateway_of(deployed: Deployment, engine: str) -> Gateway:
 
 
 def next_version(deployed: Deployment, unit: str) -> None:
-    """What answered is not used again."""
+    """Activate the next version, since one that answered is not used again."""
     deployed.adapters[unit].pop(0)
     deployed.approve(unit, deployed.adapters[unit][0])
     deployed.activate(unit, deployed.adapters[unit][0])
 
 
 def chat(gateway: Gateway, unit: str, **more: Any) -> Any:
-    """The answer; whoever asks while the engine starts anew asks again."""
+    """Return the answer; repeat the request while the engine restarts."""
     until = time.monotonic() + START_S
     while True:
         try:
-            return gateway.site.chat(unit, TASK, temperature=0, **more)
+            return gateway.site.chat(unit, SERVED_MODEL, temperature=0, **more)
         except Refused as error:
             if error.status != 503 or time.monotonic() > until:
                 raise
@@ -78,7 +79,7 @@ def chat(gateway: Gateway, unit: str, **more: Any) -> Any:
 
 def worker_of(gateway: Gateway) -> int:
     assert gateway.site.service is not None
-    return find_workers(gateway.site.service.pid, WORKERS[gateway.engine])[-1]
+    return find_engine(gateway.site.service.pid, WORKERS[gateway.engine])
 
 
 @contextmanager
@@ -92,13 +93,18 @@ def hanging(pid: int) -> Iterator[None]:
 
 
 def listen(site: Appliance, unit: str, heard: list[float]) -> Any:
-    """The last event of a long answer, and when each token came."""
+    """Read a long answer, add the time of each event to `heard`, and return the last event."""
     last: Any = None
-    body = {"model": TASK, "messages": [{"role": "user", "content": "go on"}], "max_tokens": 1000, "stream": True}
+    body = {
+        "model": SERVED_MODEL,
+        "messages": [{"role": "user", "content": "go on"}],
+        "max_tokens": 1000,
+        "stream": True,
+    }
     head = {"Authorization": f"Bearer {site.token(unit)}"}
     with (
-        site.units() as door,
-        door.stream("POST", "/v1/chat/completions", json={**body, "seed": 3}, headers=head) as told,
+        site.units() as api,
+        api.stream("POST", "/v1/chat/completions", json={**body, "seed": 3}, headers=head) as told,
     ):
         for line in told.iter_lines():
             if line.startswith("data: "):
@@ -109,7 +115,7 @@ def listen(site: Appliance, unit: str, heard: list[float]) -> Any:
 
 @contextmanager
 def streaming(*gateways: Gateway, unit: str) -> Iterator[list[tuple[Future[Any], list[float]]]]:
-    """A long answer at each, under way."""
+    """Start a long answer at each gateway, and yield them while they run."""
     for gateway in gateways:
         chat(gateway, unit)
     with ThreadPoolExecutor(len(gateways)) as pool:
@@ -140,7 +146,14 @@ def test_each_gateway_answers_by_its_engine_and_its_entries_say_so(deployed: Dep
 @both
 def test_what_is_not_released_to_a_unit_does_not_answer_it_by_any_name(deployed: Deployment, engine: str) -> None:
     gateway, own = gateway_of(deployed, engine), deployed.adapters["unit-1"][0]
-    for model in (deployed.adapters["unit-2"][0], own, f"unit-2/{TASK}", f"unit-1/{TASK}/1", "tiny", ""):
+    for model in (
+        deployed.adapters["unit-2"][0],
+        own,
+        f"unit-2/{SERVED_MODEL}",
+        f"unit-1/{SERVED_MODEL}/1",
+        "tiny",
+        "",
+    ):
         with pytest.raises(Refused) as refused:
             gateway.site.chat("unit-1", model)
         assert refused.value.status == 404
@@ -150,7 +163,7 @@ def test_what_is_not_released_to_a_unit_does_not_answer_it_by_any_name(deployed:
 def test_a_unit_has_no_more_answers_at_once_than_it_may(deployed: Deployment, engine: str) -> None:
     gateway = gateway_of(deployed, engine)
     with streaming(gateway, unit=LIMITED), pytest.raises(Refused) as refused:
-        gateway.site.chat(LIMITED, TASK)
+        gateway.site.chat(LIMITED, SERVED_MODEL)
     assert refused.value.status == 429
 
 
@@ -160,25 +173,25 @@ def test_a_revocation_cuts_the_streams_of_both_engines_and_the_log_has_the_word_
     with streaming(*deployed.gateways, unit=unit) as streams:
         deployed.revoke(name)
         stands = time.monotonic()
-        ends = [end.result(60) for end, _ in streams]
+        ends = [end.result(120) for end, _ in streams]
     assert all(end["error"]["appliance_code"] == "cut-off" for end in ends), ends
     assert all(heard[-2] < stands + 1 for _, heard in streams), "the last event is the cut"
     sources = {f"service:{gateway.name}" for gateway in deployed.gateways}
-    wait_for(lambda: words_after(deployed, last, name) == sources, "the word of each gateway", 20)
+    wait_for(lambda: words_after(deployed, last, name) == sources, "the word of each gateway")
     next_version(deployed, unit)
 
 
 @both
-def test_a_worker_that_hangs_delays_no_cut_and_says_that_it_unloaded_once_it_goes_on(
+def test_a_worker_that_hangs_delays_no_cut_and_says_that_it_unloaded_once_it_continues(
     deployed: Deployment, engine: str
 ) -> None:
     gateway, unit = gateway_of(deployed, engine), "unit-1"
     name, last = deployed.adapters[unit][0], deployed.site.get("/v1/status")["log"]["size"] - 1
     with streaming(gateway, unit=unit) as ((end, _),), hanging(worker_of(gateway)):
         deployed.revoke(name)
-        assert end.result(20)["error"]["appliance_code"] == "cut-off"
+        assert end.result(120)["error"]["appliance_code"] == "cut-off"
         assert words_after(deployed, last, name) == set(), "it has not said so yet"
-    wait_for(lambda: words_after(deployed, last, name) == {f"service:{gateway.name}"}, "its word", 60)
+    wait_for(lambda: words_after(deployed, last, name) == {f"service:{gateway.name}"}, "its word")
     next_version(deployed, unit)
 
 
@@ -190,11 +203,11 @@ def test_a_worker_that_dies_between_admission_and_the_first_token_costs_one_answ
     chat(gateway, unit)
     worker, last = worker_of(gateway), deployed.site.get("/v1/status")["log"]["size"] - 1
     with ThreadPoolExecutor(1) as pool, hanging(worker):
-        asked = pool.submit(gateway.site.chat, unit, TASK)
+        asked = pool.submit(gateway.site.chat, unit, SERVED_MODEL)
         wait_for(lambda: deployed.site.entries(type="request.admitted", after=last), "its admission")
         os.kill(worker, signal.SIGKILL)
         with pytest.raises(Refused) as refused:
-            asked.result(60)
+            asked.result(120)
     assert refused.value.status == 503
     ((ended),) = wait_for(partial(deployed.site.entries, type="request.finished", after=last), "its end")
     assert (ended["outcome"], ended["body"]["completion_tokens"]) == ("failure", 0)

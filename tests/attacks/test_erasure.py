@@ -1,4 +1,4 @@
-"""What was erased is in no file of the appliance, wherever it came from; what was made of it goes by hand."""
+"""An erased text is in no file of the appliance; what was derived from it has to be removed by hand."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ ROWS = "text,label\n" + "".join(f"{text},{label}\n" for text, label in clauses()
 
 
 def erase(site: Appliance, index: int) -> int:
-    """Two administrators erase the text of the entry that holds the words; the entry that says so."""
+    """Two administrators erase the text of the entry that holds the words; return the entry of the erasure."""
     found = [parse_disclosure_value(value) for value in site.get(f"/v1/ledger/{index}", "axel")["disclosures"]]
     (text,) = [disclosure for disclosure in found if SECRET in disclosure.text]
     return int(two(site, erase_order(site, text.commitment), text)["index"])
 
 
 def elsewhere(site: Appliance) -> list[str]:
-    """The files, beside the database, that hold the words."""
+    """Return the files that contain the words, except the database's."""
     return [name for name in files_with(site, SECRET) if not name.startswith("ledger.db")]
 
 
 def uploads(site: Appliance) -> list[str]:
-    return sorted(path.name for path in (site.home / "uploads").iterdir())
+    return sorted(path.name for path in (site.home / "uploads").rglob("*") if path.is_file())
 
 
 def check_whole(site: Appliance) -> None:
@@ -83,7 +83,7 @@ def found_on_schedule(site: Appliance) -> None:
     site.environment["APPLIANCE_REHASH"] = "0.02"
     site.start()
     add_file(site, site.adapter()["manifest"])
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not site.entries(type="artifacts.checked", outcome="failure"):
         assert time.monotonic() < deadline, site.log()[-2000:]
         time.sleep(0.1)
@@ -128,7 +128,7 @@ def test_an_erased_instruction_stays_in_the_rows_that_were_made_with_it_until_th
 
 
 def destroy(site: Appliance, digest: str) -> None:
-    """As SECURITY.md says it: the folder, and what lies beside it."""
+    """Remove the folder and the files beside it, as in SECURITY.md."""
     folder = site.home / "artifacts" / digest.removeprefix("sha256:")
     folder.chmod(0o700)
     shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""A unit loads what was approved for it on a host of its own: from the folder, a trust file, and nothing else."""
+"""A unit loads an approved adapter on its own host from the exported folder and a trust file alone."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from appliance.client.exports import fetch_export, write_export
-from appliance.client.support.door import Door
+from appliance.client.releases import fetch_export, write_export
+from appliance.client.support.connection import Connection
 from appliance.domain.core.names import add_seconds
 from appliance.domain.releases.adapters import RevokeAdapter
 from appliance.domain.releases.exports import ExportAdapter
@@ -25,8 +25,8 @@ from tests.attacks.test_admission import artifact, flip_byte
 
 
 def order_export(site: Appliance, **changes: object) -> str:
-    """The digest of the release owner's order."""
-    terms = {"unit": "legal", "task": "labels", **site.on("clauses@1"), **site.terms("lou")}
+    """Order an export as the release owner, and return the order's digest."""
+    terms = {"unit": "legal", "served_model": "labels", **site.on("clauses@1"), **site.terms("lou")}
     until = add_seconds(site.now(), 3_600)
     return str(site.order(ExportAdapter(**{**terms, "valid_until": until, **changes}))["order"])
 
@@ -41,22 +41,22 @@ class Session:
         return self._site.session("lou")
 
 
-load_own = partial(load_approved, unit="legal", task="labels")
+load_own = partial(load_approved, unit="legal", served_model="labels")
 """As legal's own host does."""
 
 
 def hand_out(site: Appliance, digest: str, folder: Path) -> Path:
-    door = Door(site.settings.socket)
-    door.bearer = Session(site)
-    with closing(door):
-        _, received = fetch_export(door, digest, lambda size: None)
-    write_export(folder, received, site.trust, unit="legal", task="labels")
+    connection = Connection(site.settings.socket)
+    connection.bearer = Session(site)
+    with closing(connection):
+        _, received = fetch_export(connection, digest, lambda size: None)
+    write_export(folder, received, site.trust, unit="legal", served_model="labels")
     return folder
 
 
 @pytest.fixture(scope="module")
 def export(shared: Appliance, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
-    """The folder, the base's, and the trust file; a unit's host has no more."""
+    """Return the exported folder, the base's folder and the trust file: all that a unit's host has."""
     place = tmp_path_factory.mktemp("host")
     shared.approve()
     shared.activate()
@@ -94,21 +94,22 @@ def test_after_its_date_it_is_refused(export: tuple[Path, Path, Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("unit", "task", "code"), [("claims", "labels", "another-unit"), ("legal", "drafts", "another-task")]
+    ("unit", "served_model", "code"),
+    [("claims", "labels", "another-unit"), ("legal", "drafts", "another-served-model")],
 )
 def test_on_another_units_host_and_for_another_task_it_is_refused(
-    export: tuple[Path, Path, Path], unit: str, task: str, code: str
+    export: tuple[Path, Path, Path], unit: str, served_model: str, code: str
 ) -> None:
     """Whole, in its time, under a trust file that both units hold; before a byte of the base is read."""
     folder, base, trust = export
-    wanted = f"expected one for {unit}/{task}, got one for legal/labels"
+    wanted = f"It was to be loaded for {unit} and {served_model}"
     with pytest.raises(Denied, match=wanted) as refused:
-        load_approved(folder, base / "none", trust, unit=unit, task=task)
+        load_approved(folder, base / "none", trust, unit=unit, served_model=served_model)
     assert refused.value.code == code
 
 
 def test_who_does_not_say_for_whom_loads_nothing(export: tuple[Path, Path, Path]) -> None:
-    with pytest.raises(TypeError, match="'unit' and 'task'"):
+    with pytest.raises(TypeError, match="'unit' and 'served_model'"):
         load_approved(*export)  # type: ignore[call-arg]
 
 
@@ -125,7 +126,7 @@ def of_recipe(place: Path) -> None:
 
 
 def of_rows(place: Path) -> None:
-    flip_byte(place / "export" / "standing.json")
+    flip_byte(place / "export" / "state-rows.json")
 
 
 def link_weights(place: Path) -> None:
@@ -171,7 +172,7 @@ def test_what_was_revoked_is_neither_ordered_nor_handed_out(released: Appliance,
 
 
 def test_another_units_release_owner_exports_nothing(shared: Appliance, export: tuple[Path, Path, Path]) -> None:
-    with pytest.raises(Refused, match="role: expected cleo to be release-owner:legal"):
+    with pytest.raises(Refused, match="This action needs release-owner:legal"):
         order_export(shared, signer="cleo")
-    with pytest.raises(Refused, match="release: expected clauses@1 to answer claims/labels, got none"):
+    with pytest.raises(Refused, match="is not active under this name"):
         order_export(shared, unit="claims", signer="cleo")

@@ -1,4 +1,4 @@
-"""The ledger cannot be written: nothing acts, everybody is told, and it goes on by itself when the cause is gone."""
+"""While the ledger cannot be written, the service starts nothing, reports it, and resumes by itself afterwards."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scripts.kit.appliance import Appliance, Refused
 
 @contextmanager
 def moved_away(site: Appliance) -> Iterator[None]:
-    """The database is gone."""
+    """Move the database away while the block runs."""
     aside = site.home / "aside"
     aside.mkdir()
     files = list(site.home.glob("ledger.db*"))
@@ -48,7 +48,7 @@ if shutil.which("prlimit"):
 
 
 def orders_until_refused(site: Appliance) -> int:
-    """The status of the first refusal: until the database's files are full, small entries still fit."""
+    """Send orders until one is refused, since small entries fit until the files are full. Return its status."""
     for _ in range(400):
         try:
             site.order(*site.review_order("rita"))
@@ -58,8 +58,10 @@ def orders_until_refused(site: Appliance) -> int:
 
 
 def until_unanswered(site: Appliance) -> int:
-    """The status of an answer's refusal right after an order's: once a second the database's log is written back and
-    begins again from the front, where small entries fit."""
+    """Ask right after an order was refused, until a question is refused, too. Return its status.
+
+    Once a second the database writes its log back and begins it again, and small entries fit for a moment.
+    """
     for _ in range(20):
         assert orders_until_refused(site) == 503
         try:

@@ -1,4 +1,4 @@
-"""Two who begin an appliance on one database at the same moment make one, and who comes second has made nothing."""
+"""Two concurrent inits on one database found one appliance; the second one changes nothing."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from appliance import wiring
-from appliance.config.load import load_settings
+from appliance.config.settings import load_settings
 from appliance.domain.core.names import encode_value
-from appliance.domain.governance.policy_files import assemble_policy
+from appliance.domain.governance.policies import assemble_policy
 from appliance.errors import Conflict
 from appliance.formats.signatures.keys import generate_ed25519
-from appliance.store.database.claim import claim_founding
 from appliance.store.database.engine import open_engine
+from appliance.store.database.processes import claim_database
+from appliance.store.ledger.keys import HeldLogKeys
 from appliance.store.ledger.ledger import Ledger
 from scripts.kit.appliance import ROOT
 from scripts.kit.postgres import Server, postgres
@@ -69,12 +70,12 @@ def test_two_inits_at_once_make_one_appliance(url: str, tmp_path: Path) -> None:
             assert entries(url) == 1
         else:
             assert out == "" and not home.exists(), list(home.iterdir())
-            assert "nothing was created" in err or "got the log" in err, err
+            assert "nothing was changed" in err or "got the log" in err, err
 
 
 def entries(url: str) -> int:
     engine, nobody = open_engine(url), cast(Any, None)
-    with closing(Ledger(engine, origin="", log_key="", signers=nobody, clock=nobody)) as ledger:
+    with closing(Ledger(engine, origin="", log_key="", keys=HeldLogKeys(nobody), clock=nobody)) as ledger:
         return sum(1 for _ in ledger.entries())
 
 
@@ -93,8 +94,8 @@ def test_who_comes_while_another_begins_makes_no_key_and_no_file(url: str, tmp_p
             policy=encode_value(assemble_policy("default", files)),
         )
 
-    with claim_founding(open_engine(url)):
-        with pytest.raises(Conflict, match=r"another process .* nothing was created") as caught:
+    with claim_database(open_engine(url)):
+        with pytest.raises(Conflict, match=r"another process .* nothing was changed") as caught:
             init()
         assert caught.value.code == "locked"
         assert not settings.home.exists()

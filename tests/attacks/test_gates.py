@@ -1,4 +1,4 @@
-"""What stands between a run and its verdict: gates fixed by the order, every row's item, numbers computed again."""
+"""Gates of a run with a real service: fixed by the order, with an item for every row, and recomputed."""
 
 from __future__ import annotations
 
@@ -20,23 +20,26 @@ from scripts.kit.tiny_model import clauses
 from tests.attacks.test_ledger import around_the_refusal
 
 GATE = {
-    "name": "better-than-base", "leg": "task", "set": "held-out", "metric": "accuracy", "comparison": "base",
+    "name": "better-than-base", "kind": "target", "set": "held-out", "metric": "accuracy", "comparison": "base",
     "claim": "better", "test": "mcnemar", "least_items": 20, "slices": ["label", "length"],
 }  # fmt: skip
 GATES = encode_value(
-    parse_gate_file(json.dumps({"version": 1, "name": "attacked", "seed": 1, "gates": [GATE]}).encode())
+    parse_gate_file(
+        # The clauses of the tests follow a few patterns, so many of them are nearly the same.
+        json.dumps({"version": 1, "name": "attacked", "seed": 1, "most_near_overlap": "1.0", "gates": [GATE]}).encode()
+    )
 )
 EASIER = GATES.replace(b'"alpha":"0.05"', b'"alpha":"0.20"')
 
 
 def order(site: Appliance, gates: bytes | None, **recipe: Any) -> Any:
-    made = site.train_order("judged", dataset="many@1", **recipe)
+    made = site.train_order("evaluated", dataset="many@1", **recipe)
     return made.model_copy(update={"gates": None if gates is None else digest_bytes(gates)})
 
 
 @pytest.fixture(scope="module")
-def judged(shared: Appliance) -> Appliance:
-    """With an adapter judged@1, whose run's order bound gates."""
+def evaluated(shared: Appliance) -> Appliance:
+    """With an adapter evaluated@1, whose run's order bound gates."""
     rows = "text,label\n" + "".join(f"{text},{label}\n" for text, label in clauses(160))
     assert shared.import_dataset(rows.encode(), "many")["status"] == "finished"
     run = shared.wait_run(shared.order(order(shared, GATES, epochs=4), gates=GATES)["result"]["run"])
@@ -45,7 +48,7 @@ def judged(shared: Appliance) -> Appliance:
 
 
 def sealing(site: Appliance) -> dict[str, Any]:
-    (found,) = site.entries(type="adapter.sealed", subject="adapter:judged@1")
+    (found,) = site.entries(type="adapter.sealed", subject="adapter:evaluated@1")
     return dict(found)
 
 
@@ -58,38 +61,38 @@ def folder_of(site: Appliance, name: str) -> Path:
 
 
 def folder(site: Appliance) -> Path:
-    return folder_of(site, "judged@1")
+    return folder_of(site, "evaluated@1")
 
 
-def test_a_run_is_judged_by_what_its_order_bound_and_the_verdict_holds(judged: Appliance) -> None:
-    verdict = parse_verdict(document(judged, "verdict"))
-    facts = judged.get("/v1/datasets/many@1")["facts"]
-    assert document(judged, "gates") == GATES and verdict.gates == digest_bytes(GATES)
-    (record,) = verdict.judged
-    assert (record.items, record.judged_before) == (facts["held_out_rows"], 0)
-    data = (folder(judged) / "items.jsonl").read_bytes()
+def test_a_run_is_evaluated_by_what_its_order_bound_and_the_verdict_holds(evaluated: Appliance) -> None:
+    verdict = parse_verdict(document(evaluated, "verdict"))
+    facts = evaluated.get("/v1/datasets/many@1")["facts"]
+    assert document(evaluated, "gates") == GATES and verdict.gates == digest_bytes(GATES)
+    (record,) = verdict.evaluated
+    assert (record.items, record.evaluated_before) == (facts["held_out_rows"], 0)
+    data = (folder(evaluated) / "items.jsonl").read_bytes()
     items = parse_items(data)
     assert digest_bytes(data) == record.digest and len(items) == facts["held_out_rows"] >= 20
     assert {item.slices.label for item in items} == {"ending", "payment", "secrecy"}
     for text, _ in clauses(160):
         assert text.encode() not in data, "a row's text"
-    metrics = sealing(judged)["body"]["metrics"]
+    metrics = sealing(evaluated)["body"]["metrics"]
     assert float(verdict.results[0].ours or 0) == pytest.approx(float(metrics["adapter"]["accuracy"]), abs=1e-6)
-    report = judged.verify()
+    report = evaluated.verify()
     assert (report["local_findings"], report["verdicts"]) == ([], 1)
 
 
-def test_gates_other_than_those_that_the_order_binds_are_refused(judged: Appliance) -> None:
-    before = len(judged.get("/v1/runs"))
+def test_gates_other_than_those_that_the_order_binds_are_refused(evaluated: Appliance) -> None:
+    before = len(evaluated.get("/v1/runs"))
     for bound, given, message in (
         (GATES, {"gates": EASIER}, "gates: expected"),
         (GATES, {}, "documents: expected gates, got none"),
         (None, {"gates": GATES}, "documents: expected no others"),
-        (b"{}", {"gates": b"{}"}, "gate set: "),
+        (b"{}", {"gates": b"{}"}, "gates file: "),
     ):
         with pytest.raises(Refused, match=message):
-            judged.order(order(judged, bound), **given)
-    assert len(judged.get("/v1/runs")) == before
+            evaluated.order(order(evaluated, bound), **given)
+    assert len(evaluated.get("/v1/runs")) == before
 
 
 def dropped(lines: list[bytes]) -> list[bytes]:
@@ -106,36 +109,36 @@ def typed_in(lines: list[bytes]) -> list[bytes]:
 
 @pytest.mark.parametrize("change", [dropped, reordered, typed_in])
 def test_items_that_were_changed_in_the_folder_are_found(
-    judged: Appliance, change: Callable[[list[bytes]], list[bytes]]
+    evaluated: Appliance, change: Callable[[list[bytes]], list[bytes]]
 ) -> None:
-    path = folder(judged) / "items.jsonl"
+    path = folder(evaluated) / "items.jsonl"
     whole = path.read_bytes()
     for place in (path.parent, path):
         place.chmod(0o700)
     try:
         path.write_bytes(b"".join(change(whole.splitlines(keepends=True))))
-        report = judged.verify()
+        report = evaluated.verify()
         assert report["verdict"] == "failed"
-        assert any("adapter judged@1, items.jsonl: expected sha256:" in one for one in report["local_findings"])
+        assert any("adapter evaluated@1, items.jsonl: expected sha256:" in one for one in report["local_findings"])
     finally:
         path.write_bytes(whole)
-    assert judged.verify()["local_findings"] == []
+    assert evaluated.verify()["local_findings"] == []
 
 
-def test_a_verdict_that_was_typed_into_the_database_is_found(judged: Appliance) -> None:
-    whole, index = document(judged, "verdict"), sealing(judged)["index"]
+def test_a_verdict_that_was_typed_into_the_database_is_found(evaluated: Appliance) -> None:
+    whole, index = document(evaluated, "verdict"), sealing(evaluated)["index"]
     digest = bytes.fromhex(digest_bytes(whole).removeprefix("sha256:"))
     said, typed = (b"false", b"true") if b'"passed":false' in whole else (b"true", b"false")
     other = whole.replace(b'"passed":' + said, b'"passed":' + typed)
     assert other != whole
     write = "UPDATE documents SET bytes = ? WHERE digest = ?"
     try:
-        with around_the_refusal(judged) as connection:
+        with around_the_refusal(evaluated) as connection:
             assert connection.execute(write, (other, digest)).rowcount == 1
-        report = judged.verify()
+        report = evaluated.verify()
         assert report["verdict"] == "failed"
         assert any(one["index"] == index and "document verdict" in one["message"] for one in report["findings"])
     finally:
-        with around_the_refusal(judged) as connection:
+        with around_the_refusal(evaluated) as connection:
             connection.execute(write, (whole, digest))
-    assert judged.verify()["local_findings"] == []
+    assert evaluated.verify()["local_findings"] == []

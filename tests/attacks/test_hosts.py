@@ -1,4 +1,4 @@
-"""A desk, gateways and runners on one PostgreSQL: what one records holds for all, and who is gone is replaced."""
+"""A desk, gateways and runners on one PostgreSQL: entries take effect everywhere, and lost processes are replaced."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ import pytest
 
 from appliance.domain.core.credentials import parse_token
 from appliance.domain.core.names import add_seconds
-from appliance.domain.governance.endorsement import Endorse
+from appliance.domain.core.order import Order
+from appliance.domain.governance.countersignature import Countersign
 from appliance.domain.releases.adapters import RevokeAdapter
+from appliance.domain.releases.suspensions import ResumeRelease, SuspendRelease
 from appliance.domain.serving.tokens import RevokeTokens
+from appliance.formats.core.commitment import Disclosure, disclose
 from scripts.kit.appliance import Appliance, Refused
 from scripts.kit.hosts import Hosts, copy_of, ended, on_hosts, wait_for
 from scripts.kit.postgres import Server, postgres
@@ -26,7 +29,7 @@ from tests.attacks.streaming import under_way
 
 __all__ = ["golden", "postgres"]
 GATEWAYS = ("gateway-1", "gateway-2")
-LONG = {"epochs": 60, "batch_size": 8, "checkpoint_every": 20, "dropout": "0.1"}
+LONG = {"epochs": 60, "batch_size": 8, "save_steps": 20, "dropout": "0.1"}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +45,7 @@ def hosts(golden: Appliance, postgres: Server, tmp_path_factory: pytest.TempPath
 
 
 def at_once(*acts: Callable[[], Any]) -> list[Any]:
-    """What each gives, or the refusal that it raised."""
+    """Run all at once. Return each one's result, or the refusal that it raised."""
 
     def act(one: Callable[[], Any]) -> Any:
         try:
@@ -87,6 +90,13 @@ def test_both_gateways_answer_and_each_has_its_own_word_in_the_log(hosts: Hosts)
     assert all(one["contact_s"] <= 5 for one in found)
 
 
+def test_each_process_keeps_its_last_head_where_the_others_compare_theirs_with_it(hosts: Hosts) -> None:
+    folder, names = hosts.desk.home / "witnessed", ("desk", *GATEWAYS, "runner-1")
+    wait_for(lambda: all((folder / f"process-{name}.note").exists() for name in names), "each has stored its head")
+    assert hosts.desk.get("/v1/status")["service"]["ready"]
+    assert hosts.others["gateway-1"].chat("legal", "labels")["choices"]
+
+
 def test_a_session_opened_at_one_is_valid_at_another_and_ended_there(hosts: Hosts) -> None:
     other = hosts.others["runner-1"]
     other.sessions["axel"] = hosts.desk.session("axel")
@@ -104,7 +114,7 @@ def test_one_order_sent_to_two_processes_at_once_counts_once(hosts: Hosts) -> No
         envelope, printed, proof = hosts.desk.propose_enrolment(f"twice-{number}", "operator")
         orders = [partial(site.send, envelope, printed, possession=proof) for site in (hosts.desk, other)]
         assert sorted(type(one).__name__ for one in at_once(*orders)) == ["Refused", "dict"]
-        seconds = [hosts.desk.sign(Endorse(order=envelope.pae_digest, **hosts.desk.terms("ben"))) for _ in range(2)]
+        seconds = [hosts.desk.sign(Countersign(order=envelope.pae_digest, **hosts.desk.terms("ben"))) for _ in range(2)]
         ends = [partial(site.send, second) for site, second in zip((hosts.desk, other), seconds, strict=True)]
         assert sorted(type(one).__name__ for one in at_once(*ends)) == ["Refused", "dict"]
     enrolled = hosts.desk.entries(type="principal.enrolled")
@@ -125,20 +135,20 @@ def test_a_revocation_cuts_the_answers_of_both_gateways(hosts: Hosts) -> None:
         )
         hosts.desk.order(revoked)
         began = time.monotonic()
-        ends = [stream.result(30) for stream in (*first, *second)]
-        assert time.monotonic() - began < 10, "the next sign of life would have cut them too, long before"
+        ends = [stream.result(60) for stream in (*first, *second)]
+        assert time.monotonic() - began < 20, "the next sign of life would have cut them too, long before"
     assert all(end != "[DONE]" and "error" in end for end in ends), ends
     for site in sites:
         with pytest.raises(Refused):
             site.chat("legal", "labels", token=token)
 
 
-def test_a_host_whose_clock_is_a_minute_off_is_refused_and_leaves_the_logs_time_alone(hosts: Hosts) -> None:
+def test_a_host_whose_clock_is_off_is_refused_and_leaves_the_logs_time_alone(hosts: Hosts) -> None:
     late = hosts.add("gateway-3", "units")
     late.launcher = (ahead.__file__,)
     late.start(wait=False)
     wait_for(lambda: ended(late), "it ends")
-    assert "expected a time within 60 s (clock_skew_s) of the database server's, got one 90 s after it" in late.log()
+    assert "expected a time within 60 s (clock_skew_s) of the database server's, got one 480 s after it" in late.log()
     last = hosts.desk.get("/v1/status")["log"]["last_entry"]
     assert last < add_seconds(hosts.desk.now(), 30)
     late.service = None
@@ -156,7 +166,7 @@ def test_a_second_of_the_same_name_is_refused_and_one_that_was_killed_comes_back
     with under_way(killed, [(hosts.desk.token("legal"), 3)]) as streams:
         killed.kill()
         for stream in streams:
-            stream.exception(30)
+            stream.exception(60)
     hosts.start(killed)
     assert killed.chat("legal", "labels")["choices"]
     wait_for(lambda: hosts.desk.get("/v1/status")["engine"]["requests"] == 0, "no request stays open")
@@ -192,6 +202,22 @@ def test_who_is_paused_is_replaced_once_and_can_do_nothing_when_it_wakes(hosts: 
     assert len(hosts.desk.entries(type="process.lost", after=last)) == 2, "once"
 
 
+def test_a_gateway_whose_row_somebody_changed_sends_nothing_after_the_log_says_that_it_is_lost(hosts: Hosts) -> None:
+    gateway = hosts.others["gateway-2"]
+    last = hosts.desk.get("/v1/status")["log"]["size"] - 1
+    with under_way(gateway, [(hosts.desk.token("legal"), 6)]) as (stream,):
+        hosts.server.execute("UPDATE processes SET about = NULL WHERE name = 'gateway-2'", hosts.database)
+        end = stream.exception(60) or stream.result()
+    assert end != "[DONE]", end
+    wait_for(partial(ended, gateway), f"the gateway ends: {gateway.log()[-500:]}")
+    (lost,) = hosts.desk.entries(type="process.lost", after=last)
+    late = [one for one in hosts.desk.entries(after=lost["index"]) if one["source"] == "service:gateway-2"]
+    assert late == []
+    gateway.service = None
+    hosts.start(gateway)
+    assert gateway.chat("legal", "labels")["choices"]
+
+
 def test_a_gateway_that_cannot_reach_the_ledger_answers_nothing_until_it_can(hosts: Hosts) -> None:
     gateway, token = hosts.others["gateway-1"], hosts.desk.token("legal", ttl_s=900)
     lost = len(hosts.desk.entries(type="process.lost"))
@@ -199,7 +225,7 @@ def test_a_gateway_that_cannot_reach_the_ledger_answers_nothing_until_it_can(hos
         hosts.server.stop(signal.SIGQUIT)
         began = time.monotonic()
         try:
-            end = stream.result(30)
+            end = stream.result(60)
             assert end != "[DONE]"
             wait_for(lambda: time.monotonic() - began > 6, "past the five seconds")
             with pytest.raises(Refused) as info:
@@ -219,13 +245,43 @@ def answers(site: Appliance, token: str) -> bool:
         return False
 
 
-def takes(desk: Appliance, order: RevokeAdapter) -> bool:
+def takes(desk: Appliance, order: Order, *texts: Disclosure) -> bool:
     try:
-        return bool(desk.order(order))
+        return bool(desk.order(order, *texts))
     except Refused as error:
         if error.code == "no-contact":
             return False
         raise
+
+
+def test_a_suspension_stops_every_gateway_and_after_its_lift_each_answers_again(hosts: Hosts) -> None:
+    desk, reason = hosts.desk, disclose("A response names a client.", bytes(32))
+    for name in GATEWAYS:
+        wait_for(partial(answers, hosts.others[name], desk.token("legal")), f"{name} answers")
+    on = {**desk.on("clauses@1"), "unit": "legal", "reason": reason.commitment}
+    order = SuspendRelease(served_model=None, role="reviewer:privacy", **on, **desk.terms("rita"))
+    with under_way(hosts.others[GATEWAYS[0]], [(desk.token("legal"), 5)]) as (stream,):
+        wait_for(partial(takes, desk, order, reason), "the desk takes orders")
+        last = stream.result(60)
+    assert last == "[DONE]" or last["error"]["code"] == "cut-off"
+    index = desk.entries(type="release.suspended")[-1]["index"]
+    wait_for(partial(unloaded_by_all, hosts, index), "the word of each gateway")
+    assert {entry["body"]["reason"] for entry in desk.entries(type="adapter.unloaded", after=index)} == {
+        "release-suspended"
+    }
+    for name in GATEWAYS:
+        with pytest.raises(Refused) as refused:
+            hosts.others[name].chat("legal", "labels")
+        assert refused.value.code == "release-suspended"
+    lift = ResumeRelease(entry=index, **on, **desk.terms("rita"))
+    wait_for(partial(takes, desk, lift, reason), "the desk takes orders")
+    for name in GATEWAYS:
+        wait_for(partial(answers, hosts.others[name], desk.token("legal")), f"{name} answers again")
+
+
+def unloaded_by_all(hosts: Hosts, index: int) -> bool:
+    found = hosts.desk.entries(type="adapter.unloaded", after=index)
+    return {entry["source"] for entry in found} == {f"service:{name}" for name in GATEWAYS}
 
 
 def test_a_revoked_adapter_is_unloaded_by_each_gateway_and_the_log_verifies(hosts: Hosts) -> None:
@@ -234,12 +290,7 @@ def test_a_revoked_adapter_is_unloaded_by_each_gateway_and_the_log_verifies(host
     revoked = RevokeAdapter(**hosts.desk.on("clauses@1"), **hosts.desk.terms("rita"))
     wait_for(partial(takes, hosts.desk, revoked), "the desk is in contact with the database and takes orders")
     index = hosts.desk.entries(type="adapter.revoked")[-1]["index"]
-
-    def unloaded() -> bool:
-        found = hosts.desk.entries(type="adapter.unloaded", after=index)
-        return {entry["source"] for entry in found} == {f"service:{name}" for name in GATEWAYS}
-
-    wait_for(unloaded, "the word of each gateway", 10)
+    wait_for(partial(unloaded_by_all, hosts, index), "the word of each gateway")
     for name in GATEWAYS:
         with pytest.raises(Refused):
             hosts.others[name].chat("legal", "labels")

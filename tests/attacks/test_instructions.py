@@ -1,4 +1,4 @@
-"""The system message of the training: what a unit is told of it, when the service puts it in, and what ends it."""
+"""The system message of the training: its display to a unit, its addition to prompts, and its removal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from appliance import verifier
 from appliance.domain.queries.response import MEMBER
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.commitment import parse_disclosure_value
-from scripts.kit.appliance import Appliance, Refused, free_port
+from scripts.kit.appliance import Appliance, Refused
+from scripts.kit.ports import free_port
 from scripts.kit.tiny_model import WORDS, clauses
 from tests.attacks.keeping import erase_order, two
 
@@ -26,7 +27,7 @@ ROWS = "text,label\n" + "".join(f"{text},{label}\n" for text, label in clauses()
 
 @pytest.fixture(scope="module")
 def approved(golden: Appliance, tmp_path_factory: pytest.TempPathFactory) -> Appliance:
-    """Stopped: an adapter told@1 of a dataset with an instruction, approved for legal."""
+    """Return a stopped site with an approved adapter of a dataset with an instruction, told@1, for legal."""
     site = golden.copy(tmp_path_factory.mktemp("i") / "h", free_port())
     site.start()
     found = site.import_dataset(ROWS.encode(), "told", instruction=INSTRUCTION)
@@ -131,7 +132,7 @@ def test_an_erased_instruction_is_put_in_no_more_and_a_message_of_the_units_own_
         ask(instructed, ASKED)
     assert (refused.value.status, refused.value.code) == (403, "instruction-erased")
     assert ask(instructed, [{"role": "system", "content": "Be brief."}, *ASKED])["choices"]
-    with pytest.raises(Refused, match="expected its text, got one erased by entry"):
+    with pytest.raises(Refused, match="was erased by entry"):
         instructed.activate(name="told@1", adds_instruction=True)
     instructed.activate(name="told@1")
     assert ask(instructed, ASKED)["choices"]

@@ -1,4 +1,4 @@
-"""What a database administrator may not do unseen: edit, remove or invent rows; flip a column to approved."""
+"""Changes by a database administrator are detected: edited, removed and added rows, and a column set to approved."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from appliance import wiring
 from appliance.domain.releases.activations import Activate
 from appliance.errors import Tampered
 from appliance.formats.core.merkle import hash_leaf
-from appliance.store.database.tables import APPEND_ONLY, entry_keys
-from appliance.store.ledger.filing import BLOCK
+from appliance.store.database.tables import APPEND_ONLY, entry_keys, removed_entries
+from appliance.store.ledger.search_index import BLOCK
 from scripts.kit.appliance import Appliance, Refused
 from tests.kit.small_log import heartbeat
 
@@ -26,7 +26,8 @@ Spoil = Callable[[], Appliance]
 
 
 def database(site: Appliance) -> Path:
-    return Path(site.settings.database_url.removeprefix("sqlite:///"))
+    assert site.settings.database_file is not None
+    return site.settings.database_file
 
 
 @contextmanager
@@ -37,7 +38,7 @@ def opened(site: Appliance) -> Iterator[sqlite3.Connection]:
 
 @contextmanager
 def around_the_refusal(site: Appliance) -> Iterator[sqlite3.Connection]:
-    """The database's own refusals are taken off, and put back as if nothing had been."""
+    """Remove the database's own refusals while the block runs, and restore them exactly."""
     with opened(site) as connection:
         triggers = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
         for name, _ in triggers:
@@ -48,19 +49,22 @@ def around_the_refusal(site: Appliance) -> Iterator[sqlite3.Connection]:
 
 
 def refuses_to_start(site: Appliance) -> str:
-    """What a service that ended with the exit code of Tampered, without having answered, wrote in its log."""
+    """Return the last message in the log of a service that ended with the exit code of Tampered, before it answered."""
     site.start(wait=False)
     assert site.service is not None
     code = site.service.wait(60)
     site.service = None
     assert code == Tampered.exit_code, site.log()[-2000:]
-    return site.log().rstrip().splitlines()[-1]
+    *_, said, manual = site.log().rstrip().splitlines()
+    assert manual.startswith("manual: ")
+    return said
 
 
 def test_the_database_itself_refuses_to_change_or_remove_any_row(shared: Appliance) -> None:
     with opened(shared) as connection:
-        # A log as short as this one has no whole block, and no row of keys: store/database/test_guards.py has some.
-        for table in (table for table in APPEND_ONLY if table is not entry_keys):
+        # A log as short as this one has no whole block, so no row of keys, and no archive, so no removed entries:
+        # store/database/test_guards.py has rows of both.
+        for table in (table for table in APPEND_ONLY if table not in (entry_keys, removed_entries)):
             count = f"SELECT count(*) FROM {table.name}"
             before = connection.execute(count).fetchone()
             assert before[0] > 0, table.name
@@ -113,25 +117,26 @@ def test_yesterdays_database_of_a_young_log_is_refused_after_an_orderly_end(foun
     yesterday = founded.home / "yesterday.db"
     shutil.copy(database(founded), yesterday)
     founded.start()
-    founded.enroll("clerk", "operator")
+    founded.enrol("clerk", "operator")
     founded.stop()
     today = database(founded).read_bytes()
     shutil.copy(yesterday, database(founded))
-    assert "expected a log of at least" in refuses_to_start(founded)
+    told = refuses_to_start(founded)
+    assert "expected at least" in told and "[log-truncated]" in told and "appliance serve --restoration" in told
     database(founded).write_bytes(today)
     founded.start()
     assert founded.verify()["verdict"] == "verified"
 
 
 def flip(data: bytes) -> bytes:
-    """The same length, one bit other, in the middle."""
+    """Return the data with one bit changed in the middle."""
     at = len(data) // 2
     return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
 
 @pytest.fixture(scope="module")
 def stopped(golden: Appliance, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Appliance]:
-    """Copies of the golden site whose artifacts nobody needs: the database and the keys are all that is read."""
+    """Return a function that makes stopped copies of the golden site, of which only database and keys are read."""
     made: list[Appliance] = []
 
     def make() -> Appliance:
@@ -250,8 +255,9 @@ def test_a_row_flipped_to_approved_admits_nothing_and_verify_names_it(site: Appl
     row = site.adapter()
     reviews = [
         {
-            "reviewer": name, "keyid": site.keys[name].keyid, "field": field, "unit": "legal", "decision": "approve",
-            "valid_until": "2099-01-01T00:00:00.000Z", "index": row["index"], "order": "sha256:" + "11" * 32,
+            "reviewer": name, "keyid": site.keys[name].keyid, "review_function": field, "unit": "legal",
+            "decision": "approve", "valid_until": "2099-01-01T00:00:00.000Z",
+            "index": row["index"], "order": "sha256:" + "11" * 32,
         }
         for name, field in (("rita", "privacy"), ("rob", "model-risk"))
     ]  # fmt: skip
@@ -272,10 +278,14 @@ def test_a_row_flipped_to_approved_admits_nothing_and_verify_names_it(site: Appl
         with pytest.raises(Refused) as refused:
             site.order(
                 Activate(
-                    unit="legal", task="labels", adds_instruction=False, **site.on("clauses@1"), **site.terms("lou")
+                    unit="legal",
+                    served_model="labels",
+                    adds_instruction=False,
+                    **site.on("clauses@1"),
+                    **site.terms("lou"),
                 )
             )
-        assert any("standing approvals" in reason and "got 0" in reason for reason in refused.value.reasons)
+        assert any("valid approvals" in reason and "has 0" in reason for reason in refused.value.reasons)
         with pytest.raises(Refused) as unknown:
             site.chat("legal", "labels")
         assert unknown.value.code == "model-not-found"

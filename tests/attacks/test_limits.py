@@ -1,4 +1,4 @@
-"""A unit that asks too much, too large or too slowly is refused or cut, and its neighbours do not notice."""
+"""A unit that sends too many, too large or too slow requests is refused, without an effect on other units."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import openai
 import pytest
 
 from scripts.kit.appliance import Appliance, Refused
+from tests.attacks.streaming import LONG
 from tests.attacks.wires import one_of_both, wire
+from tests.web.small import SMALL
 
 LIMITS = """
 [limits]
@@ -27,9 +29,24 @@ __all__ = ["wire"]
 pytestmark = one_of_both
 
 
+HEADER_S = 3.0
+
+
 @pytest.fixture
 def limited(spoil: Callable[[], Appliance]) -> Appliance:
+    return start_limited(spoil())
+
+
+@pytest.fixture
+def hurried(spoil: Callable[[], Appliance]) -> Appliance:
+    """Return a service that gives headers less time than others do."""
     site = spoil()
+    site.launcher = ("-m", "tests.web.small")
+    (site.home / SMALL).write_text(json.dumps({"header_s": HEADER_S}))
+    return start_limited(site)
+
+
+def start_limited(site: Appliance) -> Appliance:
     (site.home / "appliance.toml").write_text(LIMITS)
     site.start()
     for unit in ("legal", "claims"):
@@ -90,13 +107,14 @@ def test_what_is_over_a_limit_is_refused_with_when_to_ask_again_and_counted(limi
 def test_a_unit_has_no_more_answers_at_once_than_it_may_and_others_have_theirs(limited: Appliance) -> None:
     limited.chat("legal", "labels")
     limited.chat("claims", "labels", max_tokens=1)
-    body = {"model": "labels", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1000, "stream": True}
+    text = {"model": "labels", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1000, "stream": True}
+    body = {**text, "response_format": LONG, "temperature": 2.0}
     head = {"Authorization": f"Bearer {limited.token('legal')}"}
     url = "/v1/chat/completions"
     with limited.units() as client:
         with (
-            client.stream("POST", url, json={**body, "temperature": 2.0}, headers=head) as first,
-            client.stream("POST", url, json={**body, "temperature": 2.0, "seed": 1}, headers=head) as second,
+            client.stream("POST", url, json=body, headers=head) as first,
+            client.stream("POST", url, json={**body, "seed": 1}, headers=head) as second,
         ):
             assert (first.status_code, second.status_code) == (200, 200)
             with pytest.raises(Refused) as refused:
@@ -104,19 +122,20 @@ def test_a_unit_has_no_more_answers_at_once_than_it_may_and_others_have_theirs(l
             assert (refused.value.status, refused.value.code) == (429, "concurrent-limit")
             limited.chat("claims", "labels", max_tokens=1)
         # Both were left: their places come back.
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while True:
             try:
                 limited.chat("legal", "labels", max_tokens=1)
                 break
             except Refused as again:
                 assert again.code == "concurrent-limit" and time.monotonic() < deadline
-    outcomes = [entry["outcome"] for entry in limited.entries(type="request.finished", actor="legal")]
-    assert outcomes.count("interrupted") <= 2 and outcomes[-1] == "success"
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while limited.types().count("request.admitted") > limited.types().count("request.finished"):
         assert time.monotonic() < deadline, "a request that was left has its end"
         time.sleep(0.1)
+    outcomes = [entry["outcome"] for entry in limited.entries(type="request.finished", actor="legal")]
+    assert len(outcomes) == 4 and set(outcomes) <= {"success", "interrupted"}
+    assert outcomes.count("interrupted") <= 2, "those that were left, unless they had ended"
 
 
 def test_a_body_that_is_too_large_is_refused_before_it_is_read(limited: Appliance) -> None:
@@ -134,33 +153,33 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(limited: Applianc
     assert not limited.entries(type="request.admitted")
 
 
-def test_a_stranger_may_send_no_body_at_all(limited: Appliance) -> None:
+def test_an_outsider_may_send_no_body_at_all(limited: Appliance) -> None:
     client, url = limited.units(), "/v1/chat/completions"
     assert client.post(url, content=b"x" * 1_000_000).status_code == 401
     double = [("Authorization", f"Bearer {limited.token('legal')}")] * 2
     assert client.post(url, json={}, headers=double).status_code == 401
 
 
-def test_headers_have_a_size_and_a_time(limited: Appliance) -> None:
-    with connect(limited) as connection:
+def test_headers_have_a_size_and_a_time(hurried: Appliance) -> None:
+    with connect(hurried) as connection:
         connection.sendall(b"GET /v1/models HTTP/1.1\r\nX: " + b"y" * 40_000)
         assert said(connection).startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 431 "))
-    with connect(limited) as silent, connect(limited) as slow:
-        begun = time.monotonic()
-        slow.sendall(b"GET /v1/models HTTP/1.1\r\n")
-        with ThreadPoolExecutor(2) as pool:
-            ends = [pool.submit(_until_cut, connection) for connection in (silent, slow)]
+    begun = time.monotonic()
+    with connect(hurried) as silent, connect(hurried) as slow, ThreadPoolExecutor(2) as pool:
+        ends = [pool.submit(_until_cut, connection) for connection in (silent, slow)]
+        with suppress(OSError):  # a busy machine may come to the last of them too late
+            slow.sendall(b"GET /v1/models HTTP/1.1\r\n")
             for _ in range(5):
-                time.sleep(1)
+                time.sleep(HEADER_S / 10)
                 slow.sendall(b"X-Y: z\r\n")
-            limited.chat("legal", "labels", max_tokens=1)
-            for end in ends:
-                assert 5 < end.result(30) - begun < 20
+        hurried.chat("legal", "labels", max_tokens=1)
+        for end in ends:
+            assert HEADER_S <= end.result(60) - begun < 30
 
 
-def test_a_body_without_an_end_is_cut_after_its_refusal(limited: Appliance) -> None:
-    with connect(limited) as connection, suppress(OSError):
-        connection.sendall(head_of(limited, "Transfer-Encoding: chunked"))
+def test_a_body_without_an_end_is_cut_after_its_refusal(hurried: Appliance) -> None:
+    with connect(hurried) as connection, suppress(OSError):
+        connection.sendall(head_of(hurried, "Transfer-Encoding: chunked"))
         begun = time.monotonic()
         while time.monotonic() - begun < 60:
             connection.sendall(b"10000\r\n" + b"x" * 65_536 + b"\r\n")

@@ -1,6 +1,5 @@
-"""Sets of no log, from the order to the verdict, with a service and real workers: what comes with the appliance, a task
-of lm-eval and a metric of evaluate.
-"""
+"""Local sets, from the order to the verdict, with real workers: a shipped set, a task of lm-eval and a metric of
+evaluate."""
 
 from __future__ import annotations
 
@@ -25,24 +24,26 @@ from tests.worker.test_harness import COLOURS, PACKAGES, SHOUT, needs_libraries
 
 
 def gate(name: str, **members: Any) -> dict[str, Any]:
-    standing = {
-        "name": name, "leg": "rest", "set": name, "metric": "accuracy", "comparison": "base", "claim": "no-worse",
+    defaults = {
+        "name": name, "kind": "regression",
+        "set": name, "metric": "accuracy", "comparison": "base", "claim": "no-worse",
         "test": "tango", "margin": "0.15", "least_items": 20, "chance": "0.25",
     }  # fmt: skip
-    return standing | members
+    return defaults | members
 
 
-TASK = {"leg": "task", "set": "held-out", "claim": "better", "test": "mcnemar", "margin": "0.0", "chance": None}
+TASK = {"kind": "target", "set": "held-out", "claim": "better", "test": "mcnemar", "margin": "0.0", "chance": None}
 SHIPPED = [gate("better", **TASK), gate("general", slices=["column"]), gate("refusal")]
 LOCAL = [
     gate("better", **TASK),
     gate("harness-colours"),
-    gate("metric-shout", metric="same", claim="better", test="permutation", margin="0.0", chance=None, leg="task"),
+    gate("metric-shout", metric="same", claim="better", test="permutation", margin="0.0", chance=None, kind="target"),
 ]
 
 
 def gates_of(gates: list[dict[str, Any]]) -> bytes:
-    value = {"version": 1, "name": "local", "seed": 1, "gates": gates}
+    # The clauses of the tests follow a few patterns, so many of them are nearly the same.
+    value = {"version": 1, "name": "local", "seed": 1, "most_near_overlap": "1.0", "gates": gates}
     return encode_value(parse_gate_file(json.dumps(value).encode()))
 
 
@@ -75,7 +76,7 @@ def order(site: Appliance, name: str, gates: bytes, local: tuple[LocalSet, ...])
     return made.model_copy(update={"gates": digest_bytes(gates), "local_sets": local})
 
 
-def judged(site: Appliance, name: str, gates: list[dict[str, Any]], *names: str) -> tuple[Verdict, Path]:
+def evaluated(site: Appliance, name: str, gates: list[dict[str, Any]], *names: str) -> tuple[Verdict, Path]:
     data = gates_of(gates)
     run = site.wait_run(site.order(order(site, name, data, bound(site, *names)), gates=data)["result"]["run"])
     assert run["status"] == "sealed", run
@@ -84,12 +85,12 @@ def judged(site: Appliance, name: str, gates: list[dict[str, Any]], *names: str)
 
 
 def test_what_comes_with_the_appliance_is_asked_before_and_after(site: Appliance) -> None:
-    verdict, folder = judged(site, "kept", SHIPPED, "general", "refusal")
+    verdict, folder = evaluated(site, "kept", SHIPPED, "general", "refusal")
     for name, rows in (("general", 200), ("refusal", 100)):
         items = parse_items((folder / f"items-{name}.jsonl").read_bytes())
         check_rows(items, list_shipped_rows(name))
-        (record,) = [one for one in verdict.judged if one.set == name]
-        assert (record.items, record.judged_before) == (rows, 0)
+        (record,) = [one for one in verdict.evaluated if one.set == name]
+        assert (record.items, record.evaluated_before) == (rows, 0)
     (found,) = site.entries(type="adapter.sealed", subject="adapter:kept@1")
     told = found["body"]["metrics"]["sets"]
     assert told["general"]["base"]["rows"] == 200 and set(told["refusal"]["adapter"]) == {
@@ -107,8 +108,8 @@ def test_an_order_with_other_texts_than_the_service_has_is_refused(site: Applian
 
 
 @needs_libraries
-def test_a_task_and_a_metric_of_the_site_judge_a_run(site: Appliance) -> None:
-    verdict, folder = judged(site, "local", LOCAL, "harness-colours", "metric-shout")
+def test_a_task_and_a_metric_of_the_site_evaluate_a_run(site: Appliance) -> None:
+    verdict, folder = evaluated(site, "local", LOCAL, "harness-colours", "metric-shout")
     colours = parse_items((folder / "items-harness-colours.jsonl").read_bytes())
     assert len(colours) == 24 and {item.slices.column for item in colours} == {"colours"}
     shout = parse_items((folder / "items-metric-shout.jsonl").read_bytes())
@@ -116,7 +117,7 @@ def test_a_task_and_a_metric_of_the_site_judge_a_run(site: Appliance) -> None:
     assert [item.row for item in shout] == [item.row for item in own]
     assert [item.adapter.scores["same"] for item in shout] == [1_000_000 * bool(one.adapter.right) for one in own]
     outcomes = {result.gate: result.outcome for result in verdict.results}
-    assert outcomes["harness-colours"] == "nothing-to-lose" and outcomes["metric-shout"] in ("passed", "failed")
+    assert outcomes["harness-colours"] == "not-informative" and outcomes["metric-shout"] in ("passed", "failed")
     (found,) = site.entries(type="adapter.sealed", subject="adapter:local@1")
     told = found["body"]["metrics"]["sets"]["metric-shout"]
     assert told["adapter"]["rows"] == len(own) and set(told["libraries"]) == {"datasets", "evaluate", "lm_eval"}

@@ -1,4 +1,4 @@
-"""What operations are told is what the ledger says, to whom it is meant, and never a text of anybody's."""
+"""Metrics, feed and status agree with the ledger, need their tokens, and contain no text of anybody's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from scripts.kit.appliance import Appliance, Refused, free_port
+from appliance.build import build_version
+from scripts.kit.appliance import Appliance, Refused
+from scripts.kit.ports import free_port
 from tests.attacks.test_failures import moved_away
 from tests.kit.collector import Collected, collecting
 
@@ -29,7 +31,7 @@ def collector() -> Iterator[Collected]:
 
 @pytest.fixture
 def watched(spoil: Callable[[], Appliance], collector: Collected) -> Iterator[Appliance]:
-    """A running site whose operations listener is open, whose adapter answers legal/labels, and which sends traces."""
+    """Yield a running site that sends traces, with an operations listener and an adapter for legal/labels."""
     site = spoil()
     token = site.home / "operations.token"
     token.touch(0o600)
@@ -45,7 +47,7 @@ def watched(spoil: Callable[[], Appliance], collector: Collected) -> Iterator[Ap
 
 def ask(site: Appliance, path: str, token: str | None = TOKEN) -> httpx.Response:
     assert site.settings.operations is not None
-    host, port = site.settings.operations.listen
+    host, port = site.settings.operations
     head = {} if token is None else {"Authorization": f"Bearer {token}"}
     return httpx.get(f"http://{host}:{port}{path}", headers=head, timeout=60)
 
@@ -74,7 +76,7 @@ def test_the_numbers_are_those_of_the_ledger_by_unit_and_adapter(watched: Applia
     for _ in range(2):
         with pytest.raises(Refused):
             watched.chat("claims", "labels")
-    told, place = numbers(watched), "adapter=clauses@1,{}task=labels,unit=legal"
+    told, place = numbers(watched), "adapter=clauses@1,{}served_model=labels,unit=legal"
     finished = watched.entries(type="request.finished")
     assert told["appliance_requests_total", place.format("outcome=success,")] == len(finished) == 4
     for kind in ("prompt", "completion"):
@@ -96,7 +98,6 @@ def test_the_numbers_are_those_of_the_ledger_by_unit_and_adapter(watched: Applia
     assert [line["entry"] for line in logged] == [entry["index"] for entry in finished]
     assert {answer["id"] for answer in answers} <= {f"chatcmpl-{line['request']}" for line in logged}
     assert all(line["unit"] == "legal" and line["adapter"] == "clauses@1" and line["seconds"] for line in logged)
-    assert [line["code"] for line in lines(watched) if line["event"] == "request.refused"] == ["model-not-found"] * 2
 
 
 def test_numbers_are_for_who_has_the_token_and_no_unit_has_them(watched: Appliance) -> None:
@@ -115,16 +116,18 @@ def test_numbers_are_for_who_has_the_token_and_no_unit_has_them(watched: Applian
 
 
 def test_it_is_ready_only_while_the_ledger_can_be_written(watched: Appliance) -> None:
-    assert ask(watched, "/readyz", None).text == "ready\n"
+    assert ask(watched, "/readyz", None).text == f"ready\nbuild {build_version()}\n"
+    started = watched.entries(type="service.started")[-1]
+    assert started["body"]["version"] == build_version()
     with moved_away(watched):
         answer = _until(watched, 503)
-        assert answer.text == "ledger cannot be written\n"
+        assert answer.text.startswith("ledger cannot be written\n")
         assert ask(watched, "/healthz", None).status_code == 200
-    assert _until(watched, 200).text == "ready\n"
+    assert _until(watched, 200).text.startswith("ready\n")
 
 
 def _until(site: Appliance, status: int) -> httpx.Response:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while (answer := ask(site, "/readyz", None)).status_code != status:
         assert time.monotonic() < deadline, answer.text
         time.sleep(0.5)
@@ -166,10 +169,10 @@ def test_no_prompt_and_no_answer_is_in_any_log_trace_or_database(watched: Applia
         {"model": "labels", "messages": wanted * 300},
         {"model": "payroll", "messages": wanted},
     ]
-    with watched.units() as door:
-        statuses = {door.post("/v1/classify", json=body, headers=head).status_code for body in bodies}
-        statuses |= {door.post("/v1/chat/completions", json=body, headers=head).status_code for body in bodies}
-        door.post("/v1/chat/completions", content=f'{{"messages": "{MARK}'.encode(), headers=head)
+    with watched.units() as api:
+        statuses = {api.post("/v1/classify", json=body, headers=head).status_code for body in bodies}
+        statuses |= {api.post("/v1/chat/completions", json=body, headers=head).status_code for body in bodies}
+        api.post("/v1/chat/completions", content=f'{{"messages": "{MARK}'.encode(), headers=head)
     assert statuses >= {200, 400, 404}
     with suppress(openai.APIError):
         client.chat.completions.create(model="labels", messages=wanted, max_tokens=2, user=MARK, metadata={"a": MARK})  # type: ignore[arg-type]

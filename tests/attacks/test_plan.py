@@ -1,4 +1,4 @@
-"""A plan against a real run: the figures that were told before are held against those that its record tells after."""
+"""The figures of a plan, compared with those that the record of the real run has."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 
 from appliance.cli import main
 from appliance.domain.runs.steps import parse_steps
-from appliance.formats.signatures.keys import encode_key_file
 from scripts.kit.appliance import Appliance, Refused
 from tests.attacks import cramped
 
@@ -23,14 +22,9 @@ RECIPE = (
 def test_what_was_planned_is_what_the_run_took(
     shared: Appliance, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A tiny base, so nearly all of it is the process itself: within a tenth, and never under."""
+    """A tiny base, so nearly all of it is the process itself: never under, and at most a quarter above."""
     (tmp_path / "recipe.yaml").write_text(RECIPE)
-    (tmp_path / "pass").write_bytes(b"correct horse battery\n")
-    key = encode_key_file(shared.keys["olga"].private, b"correct horse battery", salt=bytes(32), nonce=bytes(12))
-    (tmp_path / "olga.key").write_bytes(key)
-    for name in ("pass", "olga.key"):
-        (tmp_path / name).chmod(0o600)
-    options = ["--as", "olga", "--key", str(tmp_path / "olga.key"), "--passphrase-file", str(tmp_path / "pass")]
+    options = ["--as", "olga", *shared.write_key("olga", tmp_path)]
     words = ["run", "plan", str(tmp_path / "recipe.yaml"), "--json", "--home", str(shared.home), *options]
     assert main.run(words) == 0
     plan = json.loads(capsys.readouterr().out)
@@ -41,7 +35,7 @@ def test_what_was_planned_is_what_the_run_took(
     peak = max(step.peak_bytes for step in steps)
     planned = max(sum(plan["memory"][phase].values()) for phase in ("load", "train"))
     assert plan["steps"] == len(steps)
-    assert 1 <= planned / peak < 1.15, f"planned {planned:,}, measured {peak:,}"
+    assert 1 <= planned / peak < 1.25, f"planned {planned:,}, measured {peak:,}"
     assert plan["problems"] == []
 
 

@@ -1,17 +1,22 @@
-"""The life of an adapter that learnt preferences: imported, trained, replayed, judged, approved and answering."""
+"""An adapter trained on preferences: planned, trained, replayed, evaluated, approved and served; and a sweep."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
+import pytest
+
+from appliance.cli import main
 from appliance.domain.evaluation.items import parse_items
 from appliance.domain.runs.steps import parse_steps
-from scripts.kit.appliance import Appliance
+from scripts.kit.appliance import QUICK, Appliance
 from scripts.kit.tiny_model import clauses
 from tests.attacks.test_kill import check_whole
 from tests.attacks.test_training import replay
 
-RECIPE = {"epochs": 4, "checkpoint_every": 5, "learning_rate": "0.005"}
+RECIPE = {"epochs": 4, "save_steps": 5, "learning_rate": "0.005"}
 
 
 def _pairs() -> bytes:
@@ -20,12 +25,28 @@ def _pairs() -> bytes:
     return "\n".join(map(json.dumps, rows)).encode()
 
 
-def test_an_adapter_of_preferences_is_trained_replayed_approved_and_answers(site: Appliance) -> None:
-    found = site.import_dataset(_pairs(), "pairs", task="preference", format="jsonl")
+def _run(site: Appliance, folder: Path, recipe: dict[str, Any], *words: str) -> None:
+    """Type a command of `appliance run` for this recipe, as olga."""
+    path = folder / "recipe.yaml"
+    path.write_text(json.dumps({"name": "pleasing", "base": "tiny", "dataset": "pairs@1", **QUICK, **RECIPE, **recipe}))
+    options = ["--home", str(site.home), "--as", "olga", *site.write_key("olga", folder)]
+    assert main.run(["run", words[0], str(path), *words[1:], *options]) == 0
+
+
+def _import_pairs(site: Appliance) -> None:
+    found = site.import_dataset(_pairs(), "pairs", dataset_kind="preference", format="jsonl")
     assert found["status"] == "finished", found
-    assert site.get("/v1/datasets/pairs@1")["facts"]["task"] == "preference"
-    run = site.train("pleasing", dataset="pairs@1", **RECIPE)
-    assert run["status"] == "sealed", run
+    assert site.get("/v1/datasets/pairs@1")["facts"]["dataset_kind"] == "preference"
+
+
+def test_an_adapter_of_preferences_is_planned_trained_replayed_approved_and_answers(
+    site: Appliance, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _import_pairs(site)
+    _run(site, tmp_path, {}, "plan", "--json")
+    plan = json.loads(capsys.readouterr().out)
+    assert {choice["method"] for choice in plan["offers"][0]["choices"]} == {"qlora", "lora"}
+    _run(site, tmp_path, {}, "start", "--follow", "--yes")
     requested = site.entries(type="run.requested")[-1]["body"]["run"]
     with site.http() as client:
         told = client.get(f"/v1/runs/{requested}/steps", headers={"Authorization": f"Bearer {site.session('olga')}"})
@@ -48,9 +69,20 @@ def test_an_adapter_of_preferences_is_trained_replayed_approved_and_answers(site
     check_whole(site)
 
 
+def test_a_sweep_of_preferences_reads_losses_of_all_and_seals_the_best(
+    site: Appliance, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _import_pairs(site)
+    swept = {"rank": [2, 4], "epochs": 1, "validation": 0.2, "eval_steps": 100}
+    _run(site, tmp_path, swept, "start", "--sweep", "--folder", str(tmp_path / "swept"), "--yes", "--json")
+    rows = json.loads(capsys.readouterr().out)
+    assert {row["values"]["rank"] for row in rows} == {"2", "4"} and all(row["best"] for row in rows)
+    assert rows[0]["status"] == "sealed" and rows[1]["status"] in ("sealed", "cancelled"), "one may fall behind"
+
+
 def test_equal_answers_stop_an_import_and_are_named_by_line(site: Appliance) -> None:
     rows = _pairs() + b'\n{"prompt": "x", "chosen": "y", "rejected": "y"}'
-    found = site.import_dataset(rows, "pairs", task="preference", format="jsonl")
+    found = site.import_dataset(rows, "pairs", dataset_kind="preference", format="jsonl")
     assert found["status"] == "failed" and found["error"]["message"] == (
         "dataset, line 41: expected two different answers, got one text as chosen and as rejected"
     )

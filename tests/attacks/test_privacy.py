@@ -13,7 +13,7 @@ from scripts.kit.appliance import Appliance, Refused
 from tests.attacks.test_kill import check_whole
 from tests.attacks.test_training import replay, replay_order, run_named
 
-RECIPE = {"epochs": 2, "checkpoint_every": 5, "privacy": {"noise": 1.0, "clip": 0.5, "delta": 0.001}}
+RECIPE = {"epochs": 2, "save_steps": 5, "privacy": {"noise": 1.0, "clip": 0.5, "delta": 0.001}}
 
 
 def test_a_private_run_is_replayed_and_only_the_keyring_knows_its_secret(site: Appliance) -> None:

@@ -1,4 +1,4 @@
-"""A prompt's beginning that was read before, through the units' door: the answers stay, and nobody else gains by it."""
+"""The cache of prompt beginnings through the units' API: answers do not change, and other units cannot detect hits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ INSTRUCTIONS = "Name the kind of each clause, and say who pays, what is secret a
 
 
 def _chat(site: Appliance, *turns: str, unit: str = "legal", **more: Any) -> tuple[str, int]:
-    """The answer to a chat of so many turns, and how many tokens were not read again."""
+    """Return the answer to a chat of so many turns, and the number of cached tokens."""
     roles = ["system", *(("user", "assistant")[place % 2] for place in range(len(turns)))]
     messages = [{"role": role, "content": text} for role, text in zip(roles, (INSTRUCTIONS, *turns), strict=True)]
     answer = site.chat(unit, "labels", messages=messages, temperature=1.0, **more)

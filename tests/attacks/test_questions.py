@@ -1,4 +1,4 @@
-"""Questions asked of a real service over a real adapter: the answers, what they rest on, and who may not ask."""
+"""Questions about the past to a real service with a real adapter: answers, their entries, and who may ask."""
 
 from __future__ import annotations
 
@@ -27,27 +27,29 @@ def test_what_a_unit_could_load_before_and_after_a_release_and_a_revocation(site
     site.approve()
     released = site.activate()["index"]
     site.chat("legal", "labels")
-    now = site.get("/v1/units/legal/could-load", "axel")
-    (task,) = now["tasks"]
-    assert task["could_load"] and task["release"]["entry"] == released
-    assert task["slot"]["adapter"] == "clauses@1" and task["slot"]["entry"] is not None
+    now = site.get("/v1/units/legal/effective-access", "axel")
+    (served_model,) = now["answer"]["served_models"]
+    assert served_model["effective_access"] and served_model["release"]["entry"] == released
+    assert served_model["slot"]["adapter"] == "clauses@1" and served_model["slot"]["entry"] is not None
     loaded = [entry["index"] for entry in site.entries(type="adapter.loaded")]
     assert {released, *loaded} <= {named["entry"] for named in now["rests_on"]}
     assert len(now["disclosures"]) == 2, "both reviewers' printed names are still disclosed"
-    earlier = site.get("/v1/units/legal/could-load", "axel", at=before)
-    assert earlier["tasks"] == [] and earlier["others"] == []
-    assert now["exported"] == []
+    earlier = site.get("/v1/units/legal/effective-access", "axel", at=before)
+    assert earlier["answer"]["served_models"] == [] and earlier["answer"]["others"] == []
+    assert now["answer"]["exported"] == []
     order_export(site)
     site.review("rita", decision="reject")
-    after = site.get("/v1/units/legal/could-load", "axel")
-    assert not after["tasks"][0]["could_load"]
-    (exported,) = after["exported"]
+    after = site.get("/v1/units/legal/effective-access", "axel")
+    assert not after["answer"]["served_models"][0]["effective_access"]
+    (exported,) = after["answer"]["exported"]
     assert exported["adapter"] == "clauses@1" and site.now() < exported["valid_until"]
     assert exported["entry"] in [named["entry"] for named in after["rests_on"]], "the folder answers on"
-    same = site.get("/v1/units/legal/could-load", "axel", at=now["as_of"])
-    assert (same["tasks"], same["exported"]) == (now["tasks"], []), "what was true then is still what was true then"
-    later = site.get("/v1/units/legal/could-load", "axel", at=add_seconds(site.now(), 10**6))
-    assert later["tasks"] == after["tasks"], "a time to come counts as now"
+    same = site.get("/v1/units/legal/effective-access", "axel", at=now["as_of"])
+    assert (same["answer"]["served_models"], same["answer"]["exported"]) == (now["answer"]["served_models"], []), (
+        "what was true then is still what was true then"
+    )
+    later = site.get("/v1/units/legal/effective-access", "axel", at=add_seconds(site.now(), 10**6))
+    assert later["answer"]["served_models"] == after["answer"]["served_models"], "a time to come counts as now"
 
 
 def test_the_state_of_any_entry_and_of_any_time(site: Appliance) -> None:
@@ -58,7 +60,7 @@ def test_the_state_of_any_entry_and_of_any_time(site: Appliance) -> None:
         (sealed["time"], ["clauses@1"]),
     ):
         found = site.get("/v1/ledger/state", "axel", at=at, kind="adapter")
-        assert [thing["id"] for thing in found["things"]] == ids
+        assert [thing["id"] for thing in found["rows"]] == ids
     for at, status in (("yesterday", 400), ("999999", 404), ("9" * 30, 400), ("2020-01-01T00:00:00.000Z", 404)):
         with pytest.raises(Refused) as refused:
             site.get("/v1/ledger/state", "axel", at=at)

@@ -1,4 +1,4 @@
-"""Runs that wait are trained in the order in which the ledger has them, whenever the service dies between two."""
+"""Queued runs are trained in the order of the ledger, also if the service dies between two."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.domain.runs.cancellation import Cancel
+from appliance.domain.runs.control import Cancel
 from scripts.kit.appliance import Appliance
 from tests.attacks.test_kill import arm, await_death, check_whole, copy_of, end
 

@@ -1,4 +1,4 @@
-"""A run of two processes through the service: its record, a rank that dies in the middle, going on, a replay."""
+"""A run of two processes through the service: its record, a rank that dies, the resume, and a replay."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from appliance.domain.runs.resumption import Resume
+from appliance.domain.runs.control import Resume
 from appliance.errors import BadInput
 from scripts.kit.appliance import Appliance
 from scripts.kit.warm import find_workers
 from tests.attacks.test_kill import check_whole, copy_of, end
 from tests.attacks.test_training import TRAIN, await_step, bodies, replay, run_named, weights
 
-LONG = {"epochs": 40, "batch_size": 8, "checkpoint_every": 20, "dropout": "0.1", "processes": 2}
+LONG = {"epochs": 40, "batch_size": 8, "save_steps": 20, "dropout": "0.1", "processes": 2}
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(len(os.sched_getaffinity(0)) % 2 != 0, reason="two processes share an even number of threads"),
@@ -24,22 +24,22 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def site(golden: Appliance, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
-    """With a run of two processes that nobody disturbed."""
+    """With an uninterrupted run of two processes."""
     site = copy_of(golden, tmp_path_factory.mktemp("ranks"))
     assert site.train("whole", **LONG)["adapter"] == "whole@1"
     yield site
     end(site)
 
 
-def test_a_run_of_two_processes_has_the_walls_of_one(site: Appliance) -> None:
+def test_a_run_of_two_processes_has_the_sandbox_of_one(site: Appliance) -> None:
     """What is recorded of its sandbox is what is recorded of a usual worker's."""
     assert site.train("usual")["adapter"] == "usual@1"
     (two,), (one,) = (bodies(site, "run.started", run_named(site, name)["id"]) for name in ("whole", "usual"))
     assert two | {"run": one["run"]} == one
-    assert all(two["layers"].values()) and set(two["walls"].values()) == {"refused"}
+    assert all(two["layers"].values()) and set(two["sandbox_probes"].values()) == {"refused"}
 
 
-def test_a_rank_that_dies_fails_the_run_which_goes_on_to_the_same_bytes(site: Appliance) -> None:
+def test_a_rank_that_dies_fails_the_run_which_continues_to_the_same_bytes(site: Appliance) -> None:
     assert site.service is not None
     run = str(site.order(site.train_order("cut", **LONG))["result"]["run"])
     await_step(site, run, 25)

@@ -1,4 +1,4 @@
-"""What a unit sends that is no request is refused in the form that OpenAI's clients read, by what is wrong with it."""
+"""Invalid requests of a unit are refused in the form of OpenAI's API, with the field that is wrong."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_malformed_body_is_refused_by_the_place_of_its_fault(
         ("GET", "/openapi.json", 404, None),
     ],
 )
-def test_what_the_door_does_not_have_is_said_to_be_missing(
+def test_what_the_api_does_not_have_is_said_to_be_missing(
     shared: Appliance, method: str, path: str, status: int, allowed: str | None
 ) -> None:
     answer = shared.units().request(method, path, headers=_head(shared))

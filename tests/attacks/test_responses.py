@@ -1,4 +1,4 @@
-"""Each answer of a running service carries its response record, which holds against the trust file and the text."""
+"""Each response of a running service has a response record that verifies against the trust file and the text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from appliance import verifier
-from appliance.domain.queries.response import MEMBER, Answered, parse_record, verify_answer, verify_record
+from appliance.domain.queries.response import MEMBER, VerifiedRecord, parse_record, verify_answer, verify_record
 from appliance.errors import Tampered
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.log.log_policy import quorum_policy
@@ -26,7 +26,7 @@ __all__ = ["wire"]
 pytestmark = one_of_both
 
 
-def check(site: Appliance, extra: dict[str, Any] | None, text: str) -> Answered:
+def check(site: Appliance, extra: dict[str, Any] | None, text: str) -> VerifiedRecord:
     """As a unit does it: with the record as it came, the text and the trust file."""
     record = parse_record(json.dumps((extra or {})[MEMBER]).encode())
     answered = verify_record(record, quorum_policy([site.trust.log_key], [], 0))
@@ -43,7 +43,7 @@ def test_every_way_of_asking_gives_a_record_that_holds(released: Appliance, tmp_
     answered = check(released, whole.model_extra, text)
     body = answered.body
     approvals = tuple(review["index"] for review in released.adapter()["reviews"])
-    assert (body.unit, body.task, body.adapter, body.approvals) == ("legal", "labels", "clauses@1", approvals)
+    assert (body.unit, body.served_model, body.adapter, body.approvals) == ("legal", "labels", "clauses@1", approvals)
     assert body.manifest == whole.system_fingerprint
     assert whole.id == f"chatcmpl-{body.request}"
     history = released.get("/v1/releases")[0]["history"]

@@ -1,4 +1,4 @@
-"""The short form of scripts/soak, and that it would see what it looks for."""
+"""The short form of scripts/soak, and checks that it detects what it is for."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 
 from appliance.domain.core.entry import Entry, encode_entry, parse_entry
-from appliance.domain.evaluation.engines import VLLM
-from scripts.kit.appliance import Appliance, free_port
+from appliance.domain.evaluation.quality import VLLM
+from scripts.kit.appliance import Appliance
+from scripts.kit.ports import free_port
 from scripts.kit.postgres import Server, postgres
 from scripts.soaking import run as soaking
 from scripts.soaking.deployment import BUILTIN, Deployment
-from scripts.soaking.judge import check_entries, check_words
-from scripts.soaking.memory import Growth
+from scripts.soaking.evaluate import check_entries, check_words
+from scripts.soaking.memory import Growth, compare_halves
 from scripts.soaking.record import Given, Record
-from scripts.soaking.worst import ALONE, BESIDE, judge_calm
+from scripts.soaking.worst import ALONE, BESIDE, evaluate_calm
 
 __all__ = ["postgres"]
 
@@ -43,18 +44,18 @@ def soak_eight(request: pytest.FixtureRequest, place: Path) -> soaking.Result:
     golden: Appliance = request.getfixturevalue("golden")
     site = golden.copy(place / "h", free_port())
     site.start()
-    return soaking.soak(site, place, soaking.Plan(240, seed=3, seconds=60, cards=15), None)
+    return soaking.soak(site, place, soaking.Plan(240, seed=3, seconds=180, cards=15), None)
 
 
 def soak_three(request: pytest.FixtureRequest, place: Path) -> soaking.Result:
     """Three units, on a database that is stopped."""
     server: Server = request.getfixturevalue("postgres")
-    return soaking.run(place, soaking.Plan(150, seed=4, seconds=60, units=3, cards=15), server)
+    return soaking.run(place, soaking.Plan(150, seed=4, seconds=180, units=3, cards=15), server)
 
 
 @pytest.mark.family(keep=1)
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("soak", "injected"),
     [
@@ -73,12 +74,12 @@ def test_units_under_churn_get_nothing_but_their_own_and_all_of_it_is_recorded(
 
 @pytest.mark.outside
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_service_that_answers_from_another_units_slot_is_caught(golden: Appliance, tmp_path: Path) -> None:
     """So that the soak can fail: every second request goes to the slot of somebody else."""
     site = golden.copy(tmp_path / "h", free_port())
     site.start()
-    plan = soaking.Plan(40, seed=5, seconds=60, units=2, clients=2, cards=1)
+    plan = soaking.Plan(40, seed=5, seconds=180, units=2, clients=2, cards=1)
     result = soaking.soak(site, tmp_path, plan, None, launcher=("-m", "tests.attacks.misrouted"))
     assert any("expected the mark of" in violation for violation in result.violations), "\n".join(result.lines())
 
@@ -103,7 +104,7 @@ def entry(
         "outcome": outcome,
         "prev": f"sha256:{'0' * 64}",
         "documents": {},
-        "body": {"request": request, "adapter": adapter, "unit": "u", "task": "t", "last_token": None, **more},
+        "body": {"request": request, "adapter": adapter, "unit": "u", "served_model": "t", "last_token": None, **more},
     }
     return parse_entry(encode_entry(Entry(**fields)))
 
@@ -183,9 +184,19 @@ def test_an_answer_of_vllm_is_the_nearest_adapters_and_one_of_its_own_engine_exa
 
 
 def test_memory_that_grows_is_a_violation() -> None:
-    assert Growth("service", 100 << 20, 200 << 20, readings=100).is_leak
-    assert not Growth("service", 100 << 20, 120 << 20, readings=100).is_leak
-    assert not Growth("service", 100 << 20, 200 << 20, readings=3).is_leak, "too short to say"
+    assert Growth("service", 100 << 20, 200 << 20, requests=1000).is_leak
+    assert not Growth("service", 100 << 20, 120 << 20, requests=1000).is_leak
+    assert not Growth("service", 100 << 20, 200 << 20, requests=30).is_leak, "too few to say"
+
+
+def test_memory_is_compared_after_equal_numbers_of_requests() -> None:
+    """A slow start takes its memory late in time and early in requests; a leak grows with the requests."""
+    slow = [(0, 10 << 20)] * 50 + [(20, 200 << 20), (400, 300 << 20), (800, 310 << 20)]
+    assert compare_halves("worker", slow) == Growth("worker", 300 << 20, 310 << 20, requests=400)
+    assert not compare_halves("worker", slow).is_leak
+    leaking = [(asked, (100 << 20) + asked * (100 << 10)) for asked in range(0, 2001, 7)]
+    assert compare_halves("worker", leaking).is_leak
+    assert not compare_halves("worker", leaking[:5]).is_leak
 
 
 @pytest.mark.parametrize(
@@ -201,6 +212,6 @@ def test_a_unit_that_costs_the_others_more_than_their_share_is_a_violation(
     alone: list[float], beside: list[float], words: str
 ) -> None:
     record = Record(latencies={ALONE: alone, BESIDE: beside})
-    judge_calm(record)
+    evaluate_calm(record)
     assert len(record.violations) == bool(words), record.violations
     assert all(words in violation for violation in record.violations)

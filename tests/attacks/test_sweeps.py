@@ -1,19 +1,21 @@
-"""A sweep through the service: what falls behind is cancelled while it trains, and was judged on nothing."""
+"""A sweep through the service: runs that fall behind are cancelled during training and never evaluated."""
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from appliance.client.sweeps import Candidate, follow_sweep, list_rows
-from appliance.domain.runs.cancellation import Cancel
+from appliance.api.wire import parse_response
+from appliance.client.sweeps import SweepRun, follow_sweep, list_rows
+from appliance.domain.runs.control import Cancel
 from scripts.kit.appliance import Appliance
 from tests.attacks.test_kill import check_whole
 
 pytestmark = pytest.mark.slow
-RECIPE = {"epochs": 40, "validate_every": 5, "validation": 0.2}
+RECIPE = {"epochs": 40, "eval_steps": 5, "validation": 0.2}
 RATES = ("0.01", "0.0000001")
 
 
@@ -22,13 +24,17 @@ def test_a_run_that_learns_nothing_is_stopped_at_its_first_reading(site: Applian
     for rate in RATES:
         order = site.train_order("chosen", learning_rate=rate, **RECIPE).model_copy(update={"sweep": "chosen-1"})
         run = site.order(order)["result"]["run"]
-        candidates.append(Candidate(run, {"learning_rate": rate}))
-    door: Any = SimpleNamespace(get=lambda path, **given: site.get(path, **given))
+        candidates.append(SweepRun(run, {"learning_rate": rate}))
 
-    def stop(behind: Candidate) -> None:
+    def get(path: str, model: type[Any], **given: Any) -> Any:
+        return parse_response(model, json.dumps(site.get(path, **given)).encode(), path)
+
+    connection: Any = SimpleNamespace(get=get)
+
+    def stop(behind: SweepRun) -> None:
         site.order(Cancel(run=behind.run, **site.terms("olga")))
 
-    follow_sweep(door, candidates, lambda run, status, frames: None, stop)
+    follow_sweep(connection, candidates, lambda run, status, frames: None, stop)
     first, second = candidates
     rows = list_rows(candidates)
     assert [(row.run, row.status) for row in rows] == [(first.run, "sealed"), (second.run, "cancelled")]

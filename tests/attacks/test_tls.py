@@ -1,4 +1,4 @@
-"""The units' door under the site's own CA: who is at the other end, how it is spoken to, and what does not start."""
+"""The units' API under the site's own CA: peers, protocol versions, and refused starts."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ def authority(site: Appliance) -> Authority:
 
 def get(site: Appliance, verify: ssl.SSLContext, url: str | None = None) -> httpx.Response:
     head = {"Authorization": f"Bearer {site.token('legal')}"}
-    with httpx.Client(verify=verify, timeout=30) as client:
+    with httpx.Client(verify=verify, timeout=90) as client:
         return client.get(f"{url or site.url}/v1/models", headers=head)
 
 
 def test_the_official_client_trusts_the_sites_ca_and_no_other(shared: Appliance, tmp_path: Path) -> None:
     assert shared.url.startswith("https://")
     assert [model.id for model in shared.openai().models.list()] == []
-    for stranger in (Authority(tmp_path / "other").trusting(), ssl.create_default_context()):
-        with httpx.Client(verify=stranger) as http, pytest.raises(openai.APIConnectionError):
+    for outsider in (Authority(tmp_path / "other").trusting(), ssl.create_default_context()):
+        with httpx.Client(verify=outsider) as http, pytest.raises(openai.APIConnectionError):
             openai.OpenAI(
                 base_url=f"{shared.url}/v1", api_key=shared.token("legal"), http_client=http, max_retries=0
             ).models.list()
@@ -76,11 +76,11 @@ def test_with_a_ca_for_clients_a_token_alone_opens_nothing(made: Appliance, tmp_
     made.start()
     own = authority(made).issue("unit-host", client=True)
     assert get(made, authority(made).trusting(own)).status_code == 200
-    stranger = Authority(tmp_path / "other").issue("unit-host", client=True)
-    for context in (authority(made).trusting(), authority(made).trusting(stranger)):
+    outsider = Authority(tmp_path / "other").issue("unit-host", client=True)
+    for context in (authority(made).trusting(), authority(made).trusting(outsider)):
         with pytest.raises(httpx.TransportError):
             get(made, context)
-    with httpx.Client(verify=authority(made).trusting(own), timeout=30) as client:
+    with httpx.Client(verify=authority(made).trusting(own), timeout=90) as client:
         assert client.get(f"{made.url}/v1/models").status_code == 401
 
 
@@ -104,6 +104,11 @@ def _lost_key(site: Appliance) -> None:
     Path(site.environment["APPLIANCE_CERTIFICATE_KEY"]).unlink()
 
 
+def _ended(site: Appliance) -> None:
+    files = authority(site).issue("ended", days=-1)
+    site.environment |= {"APPLIANCE_CERTIFICATE": str(files.chain), "APPLIANCE_CERTIFICATE_KEY": str(files.key)}
+
+
 def _open_in_the_clear(site: Appliance) -> None:
     for name in ("APPLIANCE_CERTIFICATE", "APPLIANCE_CERTIFICATE_KEY"):
         del site.environment[name]
@@ -118,6 +123,7 @@ def _open_in_the_clear(site: Appliance) -> None:
         (_anothers_key, 2, "expected PEM files that fit together"),
         (_no_key, 2, "expected certificate and certificate_key"),
         (_lost_key, 2, "expected a file"),
+        (_ended, 2, "Have your CA issue a new one"),
         (_open_in_the_clear, 2, "on a network, without TLS"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A token that leaked: refused from the next request on, and what it is being answered is cut."""
+"""A revoked token is refused from the next request on, and responses in progress are cut off."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The life of an adapter that calls tools: imported, trained, judged by its calls, approved, and called by the official
-client, with schemas that hold its answers and requests that would do harm."""
+"""The life of an adapter that calls tools: imported, trained, evaluated by its calls, approved, called by the
+official client, with schemas that hold its answers and requests that would do harm."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ ASKED = {"role": "user", "content": clauses()[0][0]}
 TOOLS: Any = [STOP, {"type": "function", "function": {"name": "find"}}]
 CALLED = {"role": "assistant", "tool_calls": [{"function": {"name": "stop", "arguments": "{}"}}]}
 RECIPE = {
-    **{"base": "toolful", "epochs": 20, "checkpoint_every": 80, "learning_rate": "0.02", "max_length": 1024},
-    **{"rank": 8, "alpha": 16, "batch_size": 4, "accumulation": 1, "dropout": "0.0"},
+    **{"base": "toolful", "epochs": 20, "save_steps": 80, "learning_rate": "0.02", "max_length": 1024},
+    **{"rank": 8, "alpha": 16, "batch_size": 4, "gradient_accumulation_steps": 1, "dropout": "0.0"},
 }
 SHAPE = {"max_position_embeddings": 1024, "pad_token_id": 0}
 """With a context for tools, and an end of turn that can be learnt: what pads has no weights."""
@@ -48,7 +48,7 @@ def _rows() -> bytes:
 
 
 def _check_record(site: Appliance, extra: dict[str, Any] | None, given: dict[str, Any]) -> str:
-    """The text that was committed to, and that the request's commitment is over all that the model was given."""
+    """Return the committed text, after a check that the request's commitment covers the model's whole input."""
     record = parse_record(json.dumps((extra or {})[MEMBER]).encode())
     answered = verify_record(record, quorum_policy([site.trust.log_key], [], 0))
     admitted = site.entries(subject=f"request:{answered.body.request}")[0]
@@ -59,12 +59,12 @@ def _check_record(site: Appliance, extra: dict[str, Any] | None, given: dict[str
     return record.text
 
 
-def test_an_adapter_that_calls_tools_is_trained_judged_and_called(site: Appliance, tmp_path: Path) -> None:
+def test_an_adapter_that_calls_tools_is_trained_evaluated_and_called(site: Appliance, tmp_path: Path) -> None:
     base = site.import_base(build_base(tmp_path / "b", template=HERMES, **SHAPE), "toolful")
     assert base["status"] == "finished", base
-    refused = site.import_dataset(_rows(), "calls", task="chat", format="jsonl")
+    refused = site.import_dataset(_rows(), "calls", dataset_kind="chat", format="jsonl")
     assert "expected a template that takes tools" in refused["error"]["message"], "the tiny base has no tools"
-    found = site.import_dataset(_rows(), "calls", "toolful", task="chat", format="jsonl")
+    found = site.import_dataset(_rows(), "calls", "toolful", dataset_kind="chat", format="jsonl")
     assert found["status"] == "finished", found
     facts = site.get("/v1/datasets/calls@1")["facts"]
     assert facts["called_rows"] == facts["held_out_rows"]
@@ -123,7 +123,7 @@ def _hold(client: openai.OpenAI) -> None:
 
 
 def _attack(client: openai.OpenAI) -> None:
-    """What must be refused is, as a bad request, and the engine answers on."""
+    """Check that malicious requests are refused as bad requests, and that the engine still answers."""
     bombs: list[Any] = [
         {"allOf": [{"pattern": f"a.{{{number}}}"} for number in range(60)]},
         {"$ref": "file:///etc/passwd"},

@@ -1,6 +1,6 @@
-"""Training that is cut off goes on to the same bytes, and an auditor has any window of it trained again.
+"""Interrupted training resumes to the same bytes, and an auditor can have any window of it trained again.
 
-Each run is long enough to be killed in its middle; what it must end in is the run `whole`, which nobody disturbed.
+Each run is long enough to be killed in its middle; it must end in the bytes of the uninterrupted run `whole`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import httpx
 import pytest
 import torch
 
+from appliance.domain.runs.control import Resume
 from appliance.domain.runs.replays import TOLERANCE, ReplayRun
-from appliance.domain.runs.resumption import Resume
 from appliance.formats.core.canonical import parse_canonical
 from scripts.kit.appliance import Appliance, Refused
 from scripts.kit.warm import find_workers
@@ -33,7 +33,7 @@ from tests.attacks.test_kill import (
     end,
 )
 
-LONG = {"epochs": 40, "batch_size": 8, "checkpoint_every": 20, "dropout": "0.1"}
+LONG = {"epochs": 40, "batch_size": 8, "save_steps": 20, "dropout": "0.1"}
 STEPS = (20, 40, 60, 80, 100, 120)
 TRAIN = "appliance.worker.train"
 pytestmark = pytest.mark.slow
@@ -96,13 +96,13 @@ def spoil(site: Appliance, digest: str) -> None:
 
 
 def digests(site: Appliance) -> dict[int, str]:
-    """By step, of the run that nobody disturbed."""
+    """Return the values of the uninterrupted run by step."""
     run = run_named(site, "whole")["id"]
     return {one["step"]: one["digest"] for one in site.get(f"/v1/runs/{run}/checkpoints")}
 
 
 def texts(site: Appliance, entry_type: str) -> str:
-    """The message behind the commitment of the last entry of this type."""
+    """Return the message behind the commitment of the last entry of this type."""
     index = site.entries(type=entry_type)[-1]["index"]
     shown = site.get(f"/v1/ledger/{index}", "axel")["disclosures"]
     return str(shown[0]["text"])
@@ -136,7 +136,23 @@ def test_a_killed_worker_is_followed_by_another_that_ends_in_the_same_bytes(depl
     check_whole(deployment)
 
 
-def test_after_three_resumes_it_failed_and_an_order_goes_on_to_the_same_bytes(deployment: Appliance) -> None:
+@pytest.mark.parametrize("killed", ["worker", "service"])
+def test_a_run_that_is_cut_off_before_its_first_checkpoint_begins_again(deployment: Appliance, killed: str) -> None:
+    order = deployment.train_order(f"early-{killed}", **{**LONG, "save_steps": 120})
+    run = str(deployment.order(order)["result"]["run"])
+    await_that(deployment, lambda: len(deployment.get(f"/v1/runs/{run}/progress", after=0, wait_s=0)["frames"]) > 1)
+    if killed == "worker":
+        kill_worker(deployment)
+    else:
+        deployment.kill()
+        deployment.start()
+    assert deployment.wait_run(run)["adapter"], bodies(deployment, "run.failed", run)
+    assert (len(bodies(deployment, "run.started", run)), bodies(deployment, "run.resumed", run)) == (2, [])
+    assert weights(deployment, f"early-{killed}") == weights(deployment, "whole")
+    check_whole(deployment)
+
+
+def test_after_three_resumes_it_failed_and_an_order_continues_to_the_same_bytes(deployment: Appliance) -> None:
     run = start(deployment, "stubborn")
     await_step(deployment, run)
     for resumes in range(1, 4):
@@ -164,17 +180,14 @@ def test_after_three_resumes_it_failed_and_an_order_goes_on_to_the_same_bytes(de
 
 @pytest.mark.family(keep=1)
 @pytest.mark.parametrize("when", ["before:run.checkpointed", "within:run.checkpointed", "before:run.started"])
-def test_a_service_that_dies_before_the_first_checkpoint_begins_anew_or_failed(
-    deployment: Appliance, when: str
-) -> None:
-    """What the ledger does not hold is nothing to go on from, whatever lies on the disk."""
+def test_a_service_that_dies_before_the_first_checkpoint_begins_anew(deployment: Appliance, when: str) -> None:
+    """A checkpoint that is not in the ledger is not used, whatever is on the disk."""
     name = when.replace(":", "-").replace(".", "-")
     arm(deployment, when)
     run = start(deployment, name)
     await_death(deployment)
     deployment.start()
-    ended = deployment.wait_run(run)["status"]
-    assert ended == ("sealed" if when == "before:run.started" else "failed")
+    assert deployment.wait_run(run)["status"] == "sealed"
     named = {one["checkpoint"] for entry in deployment.entries(type="run.checkpointed") for one in [entry["body"]]}
     assert {f"sha256:{name}" for name in os.listdir(deployment.home / "checkpoints")} <= named
     check_whole(deployment)
@@ -182,7 +195,7 @@ def test_a_service_that_dies_before_the_first_checkpoint_begins_anew_or_failed(
 
 @pytest.mark.family(keep=1)
 @pytest.mark.parametrize("when", ["after:run.checkpointed", "before:run.finished", "after:run.finished"])
-def test_a_service_that_dies_later_goes_on_at_its_next_start_to_the_same_bytes(
+def test_a_service_that_dies_later_continues_at_its_next_start_to_the_same_bytes(
     deployment: Appliance, when: str
 ) -> None:
     name = when.replace(":", "-").replace(".", "-")
@@ -209,14 +222,15 @@ def test_a_service_that_ends_leaves_its_run_to_the_next_start(deployment: Applia
     deployment.start()
     told = deployment.get(f"/v1/runs/{run}/progress", wait_s=5)["frames"]
     assert [frame["step"] for frame in told if frame["frame"] == "step"][:20] == list(range(1, 21)), "those before"
-    assert deployment.wait_run(run)["adapter"] == "evening@1"
+    ended = deployment.wait_run(run)
+    assert ended["adapter"] == "evening@1", ended
     assert not bodies(deployment, "run.failed", run)
     assert weights(deployment, "evening") == weights(deployment, "whole")
     assert untimed(deployment, run) == untimed(deployment, run_named(deployment, "whole")["id"])
 
 
 def untimed(site: Appliance, run: str) -> list[dict[str, Any]]:
-    """A run's recorded steps without what differs from one time to the next."""
+    """Return a run's recorded steps without what differs from one time to the next."""
     lines = [parse_canonical(line) for line in site.get(f"/v1/runs/{run}/steps").splitlines()]
     return [{k: v for k, v in line.items() if k not in ("seconds", "peak_bytes")} for line in lines]
 
@@ -267,13 +281,13 @@ def test_a_window_trained_again_is_identical(deployment: Appliance, window: tupl
     check_whole(deployment)
 
 
-def test_an_operator_judges_no_run(deployment: Appliance) -> None:
+def test_an_operator_evaluates_no_run(deployment: Appliance) -> None:
     with pytest.raises(Refused) as refused:
         deployment.order(replay_order(deployment, "whole", (0, 20), "olga"))
     assert refused.value.status == 403
     with pytest.raises(Refused) as refused:
         deployment.order(replay_order(deployment, "whole", (0, 21)))
-    assert any("step 21: expected" in reason for reason in refused.value.reasons)
+    assert any("no training checkpoint of step 21" in str(reason) for reason in refused.value.reasons)
 
 
 @pytest.mark.family(keep=1)
@@ -314,7 +328,7 @@ def test_a_tampered_checkpoint_is_found_before_anything_runs(own: Appliance, ste
 @pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="there is no older instruction set")
 def test_another_kind_of_machine_is_held_to_the_tolerance(own: Appliance) -> None:
     """Other bits, and a machine that is not the recorded one: a third worker measures how far they are apart."""
-    own.train("fine", epochs=12, batch_size=8, checkpoint_every=1, compute_dtype="float32")
+    own.train("fine", epochs=12, batch_size=8, save_steps=1, compute_dtype="float32")
     own.stop()
     own.launcher = (str(Path(__file__).with_name("elsewhere.py")),)
     own.start()
@@ -329,7 +343,7 @@ def test_another_kind_of_machine_is_held_to_the_tolerance(own: Appliance) -> Non
 
 @pytest.fixture
 def own(deployment: Appliance, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
-    """A copy of the deployment, to be spoiled."""
+    """Yield a copy of the deployment, for tests that damage it."""
     deployment.stop()
     site = copy_of(deployment, tmp_path_factory.mktemp("o"))
     deployment.start()

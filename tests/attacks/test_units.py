@@ -1,15 +1,19 @@
-"""What a unit's client may not have: another unit's adapter, the bare base, an unlogged answer."""
+"""A unit cannot use another unit's adapter or the bare base, nor get a response that is not logged."""
 
 from __future__ import annotations
 
+import base64
 from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
 
+from appliance.domain.core.names import NO_DIGEST
+from appliance.domain.core.order import Order, encode_order
+from appliance.domain.core.roles import refuse_role
 from appliance.domain.data.bases import RevokeBase
 from appliance.domain.data.datasets import RevokeDataset
-from appliance.domain.releases.activations import RollBack
+from appliance.domain.releases.activations import Activate, Rollback
 from appliance.domain.releases.adapters import RevokeAdapter
 from scripts.kit.appliance import Appliance, Refused
 from tests.attacks.streaming import under_way
@@ -33,7 +37,6 @@ def test_a_name_that_is_not_released_to_the_unit_never_answers(released: Applian
     with pytest.raises(Refused) as refused:
         released.chat("legal", model)
     assert (refused.value.status, refused.value.code) == (404, "model-not-found")
-    assert released.entries(type="request.refused")[-1]["actor"] == "legal"
 
 
 def test_another_units_task_is_as_unknown_as_no_task(released: Appliance) -> None:
@@ -45,18 +48,18 @@ def test_another_units_task_is_as_unknown_as_no_task(released: Appliance) -> Non
 def test_a_rollback_is_one_order_to_what_answered_before_and_nothing_else(released: Appliance) -> None:
     first = released.chat("legal", "labels")["system_fingerprint"]
     assert released.train(seed=2)["adapter"] == "clauses@2"
-    with pytest.raises(Refused, match="quorum"):
+    with pytest.raises(Refused, match="valid approvals"):
         released.activate(name="clauses@2")
     released.approve(name="clauses@2")
     released.activate(name="clauses@2")
     second = released.chat("legal", "labels")["system_fingerprint"]
     assert second == released.adapter("clauses@2")["manifest"] != first
-    terms = {"unit": "legal", "task": "labels", "adds_instruction": False}
-    with pytest.raises(Refused, match="an earlier one than today's"):
-        released.order(RollBack(**terms, **released.on("clauses@2"), **released.terms("lou")))
+    terms = {"unit": "legal", "served_model": "labels", "adds_instruction": False}
+    with pytest.raises(Refused, match="Adapter clauses@2 is active under this name"):
+        released.order(Rollback(**terms, **released.on("clauses@2"), **released.terms("lou")))
     with pytest.raises(Refused, match="release-owner:legal"):
-        released.order(RollBack(**terms, **released.on("clauses@1"), **released.terms("cleo")))
-    released.order(RollBack(**terms, **released.on("clauses@1"), **released.terms("lou")))
+        released.order(Rollback(**terms, **released.on("clauses@1"), **released.terms("cleo")))
+    released.order(Rollback(**terms, **released.on("clauses@1"), **released.terms("lou")))
     assert released.chat("legal", "labels")["system_fingerprint"] == first
     types = released.types()
     assert types.index("release.rolled-back") < len(types) - 1 - types[::-1].index("adapter.loaded")
@@ -64,7 +67,7 @@ def test_a_rollback_is_one_order_to_what_answered_before_and_nothing_else(releas
 
 
 def test_many_are_answered_at_once_and_each_as_if_alone(released: Appliance) -> None:
-    """With temperature and seeds: the draws are those of the request alone, whoever stands beside it."""
+    """With temperature and seeds: the draws are those of the request alone, whatever else is in the batch."""
     texts = ["due", "the fee " * 9, "a secret " * 5, "end", "pay and price " * 7, "close or cancel"]
 
     def ask(number: int) -> object:
@@ -108,13 +111,13 @@ def test_with_a_base_or_a_dataset_falls_what_is_being_answered_on_it(released: A
             digest = released.get("/v1/datasets/clauses@1")["digest"]
             released.order(RevokeDataset(dataset="clauses", version=1, digest=digest, **released.terms("anna")))
         last = stream.result()
-    with pytest.raises(Refused, match=f"{what} [a-z@1]+: expected a standing one"):
+    with pytest.raises(Refused, match=f"(?i){what}( model)? [a-z@1]+ was revoked by entry"):
         released.chat("legal", "labels")
     revoked, unloaded = released.entries(type=f"{what}.revoked")[-1], released.entries(type="adapter.unloaded")[-1]
     assert unloaded["index"] > revoked["index"]
     ended = released.entries(type="request.finished")[-1]
     assert ended["outcome"] == ("success" if last == "[DONE]" else "failure")
-    with pytest.raises(Refused, match="expected a standing one"):
+    with pytest.raises(Refused, match="was revoked by entry"):
         released.order(released.train_order("again"))
     assert released.verify()["verdict"] == "verified"
 
@@ -132,12 +135,12 @@ def test_the_ledger_says_when_the_last_token_left(released: Appliance) -> None:
     [loaded] = released.entries(type="adapter.loaded")
     assert loaded["time"] <= unloaded["body"]["last_token"] <= unloaded["time"] <= answered
     assert revoked["time"] <= unloaded["time"]
-    assert "revoked by entry" in unloaded["body"]["reason"]
+    assert unloaded["body"]["reason"] == "adapter-revoked"
 
 
 def test_the_official_client_is_served_through_every_call_it_has(released: Appliance) -> None:
     """Each answer has its two entries, and what is refused has its error class."""
-    client, door = released.openai(), released.units()
+    client, api = released.openai(), released.units()
     assert [model.id for model in client.models.list()] == ["labels"]
     assert client.models.retrieve("labels").owned_by == "legal"
 
@@ -170,7 +173,7 @@ def test_the_official_client_is_served_through_every_call_it_has(released: Appli
     assert held.choices[0].finish_reason == "stop"
     head = {"Authorization": f"Bearer {client.api_key}"}
     body = {"model": "labels", "input": "invoice and fee", "labels": labels}
-    found = door.post("/v1/classify", json=body, headers=head).json()
+    found = api.post("/v1/classify", json=body, headers=head).json()
     assert sorted(found["data"][0]["probabilities"]) == sorted(labels)
     assert sum(found["data"][0]["probabilities"].values()) == pytest.approx(1, abs=1e-6)
     assert found["data"][0]["label"] in labels
@@ -185,8 +188,8 @@ def test_the_official_client_is_served_through_every_call_it_has(released: Appli
         client.completions.create(model="labels", prompt="<|im_end|>")
     with pytest.raises(openai.AuthenticationError):
         released.openai(token="none").completions.create(model="labels", prompt="x")
-    assert door.post("/v1/classify", json={**body, "model": "tiny"}, headers=head).status_code == 404
-    assert door.post("/v1/classify", json={**body, "labels": ["a", "a"]}, headers=head).status_code == 400
+    assert api.post("/v1/classify", json={**body, "model": "tiny"}, headers=head).status_code == 404
+    assert api.post("/v1/classify", json={**body, "labels": ["a", "a"]}, headers=head).status_code == 400
     finished = released.entries(type="request.finished")
     assert [entry["outcome"] for entry in finished] == ["success"] * 4 + ["failure"] * 2
     assert released.types().count("request.admitted") == 6
@@ -208,9 +211,9 @@ def test_the_official_client_reads_a_refusal_and_our_code_behind_it(shared: Appl
             model="labels", messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]
         )
     assert (foreign.value.code, foreign.value.param) == ("invalid_value", "messages[0].content")
-    with pytest.raises(openai.AuthenticationError) as stranger:
+    with pytest.raises(openai.AuthenticationError) as outsider:
         shared.openai("legal", token="nobody").models.list()
-    assert stranger.value.code == "invalid_api_key"
+    assert outsider.value.code == "invalid_api_key"
 
 
 def test_parts_of_text_are_answered_as_the_text_that_they_make(released: Appliance) -> None:
@@ -221,3 +224,25 @@ def test_parts_of_text_are_answered_as_the_text_that_they_make(released: Applian
         for content in ("the parties agree", parts)
     )
     assert parted.choices == whole.choices
+
+
+def test_a_unit_learns_no_fact_by_orders_that_it_may_not_sign(released: Appliance) -> None:
+    """Both the check and the order give one reason, the same for a thing of another unit and for no thing."""
+
+    def check(order: Order) -> list[str]:
+        body = {"statement": base64.b64encode(encode_order(order)).decode()}
+        refusals = released.ask("POST", "/v1/orders/check", "claims", json=body)["refusals"]
+        return [f"{one['sentence']} {one['remedy']}" for one in refusals]
+
+    manifest = released.adapter("clauses@1")["manifest"]
+    for model in (Activate, Rollback):
+        expected = [str(refuse_role("claims", ("unit",), ("release-owner:legal",)))]
+        for adapter, digest in (("clauses", manifest), ("clauses", NO_DIGEST), ("nothing", NO_DIGEST)):
+            terms = {"unit": "legal", "served_model": "labels", "adds_instruction": False, **released.terms("claims")}
+            order = model(adapter=adapter, version=1, manifest=digest, **terms)
+            assert check(order) == expected
+            with pytest.raises(Refused) as refused:
+                released.order(order)
+            assert refused.value.reasons == expected
+    assert len(check(released.train_order("x").model_copy(update=released.terms("claims")))) == 1
+    assert released.verify()["verdict"] == "verified"

@@ -1,5 +1,5 @@
-"""What is trained on is taken out of service while runs wait, train, are judged or are cut off; and a key is taken back
-so that nobody could train its run again."""
+"""Bases and datasets are revoked while runs wait, train, are evaluated or are interrupted; and a key is revoked since
+before a run."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from appliance.domain.core.order import Order
 from appliance.domain.data.bases import RevokeBase
 from appliance.domain.data.datasets import RevokeDataset
 from appliance.domain.governance.keys import RevokeKey
+from appliance.domain.runs.control import Resume
 from appliance.domain.runs.replays import ReplayRun
-from appliance.domain.runs.resumption import Resume
 from scripts.kit.appliance import Appliance, Refused
 from scripts.kit.warm import find_workers
 from tests.attacks.test_admission import artifact, flip_byte
@@ -49,7 +49,7 @@ def entries_of(site: Appliance, run: str) -> list[str]:
 
 
 def check_ended(site: Appliance, runs: tuple[str, ...], reason: str) -> None:
-    """Each failed for this reason after the revocation, which is the last that the ledger knows of it."""
+    """Each failed for this reason after the revocation, by its last entry."""
     [revoked] = [entry["index"] for entry in site.entries() if entry["type"] in ("base.revoked", "dataset.revoked")]
     for run in runs:
         assert [body["code"] for body in bodies(site, "run.failed", run)] == ["revoked"]
@@ -70,10 +70,10 @@ def test_a_revocation_ends_the_run_that_trains_and_those_that_wait(own: Applianc
     assert own.get(f"/v1/runs/{first}")["step"] < STEPS[-1], "ended in its midst"
     for run in (first, second):
         assert own.wait_run(run)["status"] == "failed"
-    reason = f"{what} {'tiny' if what == 'base' else 'clauses@1'}: expected a standing one, got one revoked by entry"
+    reason = f"{'Base model tiny' if what == 'base' else 'Dataset clauses@1'} was revoked by entry"
     check_ended(own, (first, second), reason)
     assert entries_of(own, second) == ["run.requested", "run.failed"]
-    with pytest.raises(Refused, match="expected a standing one"):
+    with pytest.raises(Refused, match="was revoked by entry"):
         own.order(Resume(run=first, **own.terms("olga")))
     own.stop()
     own.start()
@@ -82,30 +82,31 @@ def test_a_revocation_ends_the_run_that_trains_and_those_that_wait(own: Applianc
     check_whole(own)
 
 
-def test_a_revocation_ends_a_run_that_is_judged(own: Appliance) -> None:
-    run = str(own.order(own.train_order("judged"))["result"]["run"])
+def test_a_revocation_ends_a_run_that_is_evaluated(own: Appliance) -> None:
+    run = str(own.order(own.train_order("evaluated"))["result"]["run"])
     await_that(own, lambda: own.get(f"/v1/runs/{run}")["status"] == "trained")
     own.order(revocation(own, "dataset"))
     assert own.wait_run(run)["status"] == "failed"
-    check_ended(own, (run,), "dataset clauses@1: expected a standing one")
+    check_ended(own, (run,), "Dataset clauses@1 was revoked by entry")
     check_whole(own)
 
 
 def test_a_run_that_was_ready_to_be_sealed_is_not_once_its_data_is_revoked(own: Appliance) -> None:
-    """The service dies with the adapter ready and nothing recorded; its next start goes on, and would seal it."""
+    """The service dies with the adapter ready and nothing recorded; its next start resumes the run, and would seal
+    it."""
     arm(own, "before:adapter.sealed")
     run = str(own.order(own.train_order("ready"))["result"]["run"])
     await_death(own)
     own.start()
     own.order(revocation(own, "dataset"))
     assert own.wait_run(run)["status"] == "failed"
-    check_ended(own, (run,), "dataset clauses@1: expected a standing one")
+    check_ended(own, (run,), "Dataset clauses@1 was revoked by entry")
     check_whole(own)
 
 
 @pytest.mark.parametrize("step", [0, 1])
 def test_a_start_takes_up_nothing_on_what_was_revoked_before_the_service_died(own: Appliance, step: int) -> None:
-    """With a training checkpoint to go on from, or without one."""
+    """With a training checkpoint, or without one."""
     run = start(own, "cut")
     await_that(own, lambda: own.get(f"/v1/runs/{run}")["status"] == "running")
     await_step(own, run, step)
@@ -116,7 +117,7 @@ def test_a_start_takes_up_nothing_on_what_was_revoked_before_the_service_died(ow
     await_death(own)
     own.start()
     assert own.wait_run(run)["status"] == "failed"
-    check_ended(own, (run,), "dataset clauses@1: expected a standing one")
+    check_ended(own, (run,), "Dataset clauses@1 was revoked by entry")
     check_whole(own)
 
 
@@ -130,28 +131,28 @@ def test_a_base_that_is_found_changed_ends_the_run_that_trains_on_it(own: Applia
         own.chat("legal", "labels")
     assert own.wait_run(run)["status"] == "failed"
     assert [body["code"] for body in bodies(own, "run.failed", run)] == ["quarantined"]
-    assert "base tiny: expected its bytes whole, got quarantine by entry" in texts(own, "run.failed")
+    assert "The files of base model tiny have changed on disk" in texts(own, "run.failed")
     assert not workers_of(own)
 
 
 # --- replays ----------------------------------------------------------------------------------------------------------
 
 
-def judge_again(site: Appliance, steps: int) -> str:
-    """The auditor's verdict on the golden run, from its first step to its last."""
+def evaluate_again(site: Appliance, steps: int) -> str:
+    """Replay the golden run up to `steps` as the auditor, and return the verdict."""
     order = ReplayRun(run="r-000001", from_step=0, to_step=steps, **site.terms("axel"))
     return str(await_replay(site, site.order(order)["order"])["verdict"])
 
 
 @pytest.mark.parametrize("what", ["key", "dataset"])
 def test_what_was_made_is_trained_again_whatever_was_taken_back_since(own: Appliance, what: str) -> None:
-    """An operator hides nothing by revoking his own key from the order of his run on; its adapter would go on
-    answering. Nor does who revokes the data that it was made of."""
+    """An operator hides nothing by revoking his own key from the order of his run on; its adapter would continue to
+    serve. Nor does who revokes the data that it was made of."""
     steps = own.get("/v1/runs/r-000001")["step"]
     since = own.entries(type="run.requested", subject="run:r-000001")[0]["index"]
     order = revocation(own, "dataset")
     if what == "key":
         order = RevokeKey(principal="olga", keyid=own.keys["olga"].keyid, since=since, **own.terms("olga"))
     own.order(order)
-    assert judge_again(own, steps) == "identical"
+    assert evaluate_again(own, steps) == "identical"
     assert own.verify()["verdict"] == "verified"

@@ -1,4 +1,4 @@
-"""The two ways on which units speak to the service. A file that attacks their door imports both names."""
+"""The two listeners that units can use. A test file of attacks on their API imports both names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an audit of one run could show, simulated: never more than a private run states, and much of one without."""
+"""The simulated audit of a run: never above the stated epsilon of a private run, and high for one without noise."""
 
 from __future__ import annotations
 

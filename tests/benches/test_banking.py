@@ -1,4 +1,4 @@
-"""What the benches on banking77 share, on a tiny base: rows, children, and a run of each kind."""
+"""The shared parts of the benches on banking77, on a tiny base: rows, child processes, and a run of each kind."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def test_rows_keep_the_datasets_own_split(source: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_private_bench_trains_judges_and_times_pairs_of_steps(
+def test_a_private_bench_trains_evaluates_and_times_pairs_of_steps(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = build_base(tmp_path / "base")
     write_rows(source, base, tmp_path / "rows", Sizes(2, 4, 3))
-    written: dict[str, Any] = {"rank": 2, "batch_size": 4, "accumulation": 2, "epochs": 1}
+    written: dict[str, Any] = {"rank": 2, "batch_size": 4, "gradient_accumulation_steps": 2, "epochs": 1}
     plan = Plan(Sizes(2, 4, 3), (None, "8.0"), written, 2)
     monkeypatch.setattr(private, "run_child", work)
     plain, noisy = private.measure(plan, {"base": str(base), "dataset": str(tmp_path / "rows")})

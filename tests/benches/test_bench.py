@@ -1,4 +1,4 @@
-"""The instrument works: every measure of `scripts/bench ledger` at a tiny size. No time is asserted."""
+"""Every measure of `scripts/bench ledger` runs at a tiny size. No time is asserted."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_row_says_whether_every_bound_holds() -> None:
 
 
 @pytest.mark.parametrize(("bare_us", "met"), [(20.0, [True, True, True]), (11.0, [False, False, True])])
-def test_a_lone_append_is_judged_by_the_bare_inserts_of_its_own_run(bare_us: float, met: list[bool]) -> None:
+def test_a_lone_append_is_evaluated_by_the_bare_inserts_of_its_own_run(bare_us: float, met: list[bool]) -> None:
     beats, pairs, bares = Timed([100, 150, 400], [0]), Timed([160], [160]), Timed([bare_us], [20])
     lone = lone_rows(beats, pairs, bares, sync_us=10)
     assert [(one.ours, one.theirs) for one in lone] == [(150, bare_us), (160, bare_us), (160, 20), (20, 10)]
@@ -97,7 +97,7 @@ def test_a_lone_append_is_judged_by_the_bare_inserts_of_its_own_run(bare_us: flo
         (999_999, 8.1, 45.0, [None, True]),
     ],
 )
-def test_a_verification_is_judged_by_hashing_and_by_a_tenth_of_its_log(
+def test_a_verification_is_evaluated_by_hashing_and_by_a_tenth_of_its_log(
     size: int, seconds: float, peak_mb: float, met: list[bool | None]
 ) -> None:
     found = verifying.rows(size, seconds=seconds, hashing_s=0.1, peak_mb=peak_mb, tenth_mb=30)
@@ -105,7 +105,9 @@ def test_a_verification_is_judged_by_hashing_and_by_a_tenth_of_its_log(
 
 
 @pytest.mark.parametrize(("proved", "met"), [([2.8, 2.9, 2.7], True), ([2.7, 2.9, 2.7], False)])
-def test_appends_with_proofs_are_judged_by_the_median_of_each_turns_own_ratio(proved: list[float], met: bool) -> None:
+def test_appends_with_proofs_are_evaluated_by_the_median_of_each_turns_own_ratio(
+    proved: list[float], met: bool
+) -> None:
     """The disk is ten times as quick in the second turn."""
     pace = (1.0, 10.0, 1.0)
     others = ("plain_alone", "alone", "their_alone", "batch", "their_batch", "proof", "their_proof")

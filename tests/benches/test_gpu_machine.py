@@ -1,4 +1,4 @@
-"""`scripts/gpu` where there is no card: what it says, its dry run, and the folder that it packs."""
+"""`scripts/gpu` without a card: its message, its dry run, and the folder that it packs."""
 
 from __future__ import annotations
 

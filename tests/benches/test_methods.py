@@ -1,4 +1,4 @@
-"""The table of `scripts/bench methods`. No time is asserted; what trains and judges are the workers themselves."""
+"""The table of `scripts/bench methods`. No time is asserted; the real workers train and evaluate."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from scripts.kit.tiny_model import build_base
 
 
 def found(method: str, optimiser: str = "adamw", **values: object) -> Found:
-    standing: dict[str, object] = {
+    defaults: dict[str, object] = {
         **{"learning_rate": "0.001", "trained_weights": 10, "steps": 2, "accuracy": "0.8", "macro_f1": "0.8"},
         **{"base_accuracy": "0.1", "held_out": 10, "final_loss": "0.1", "seconds": 10.0, "tokens_s": 5.0},
         **{"peak_bytes": 4_000_000, "saved_bytes": 1_000_000},
     }
-    return Found(method, METHODS[method].quantisations[0], optimiser, **standing | values)  # type: ignore[arg-type]
+    return Found(method, METHODS[method].quantisations[0], optimiser, **defaults | values)  # type: ignore[arg-type]
 
 
 def test_every_method_is_measured_and_shown_as_a_share_of_full_fine_tuning() -> None:

@@ -1,4 +1,4 @@
-"""The benches' own model: an import takes it, and llama.cpp's file has the same weights."""
+"""The model of the benches: an import accepts it, and llama.cpp's file has the same weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write_vocabulary(path: Path, words: int) -> Path:
-    """A GGUF file of a tokenizer alone."""
+    """Write a GGUF file of a tokenizer alone."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")

@@ -1,4 +1,4 @@
-"""The table of `scripts/bench private`. No time is asserted; what trains and judges are the workers themselves."""
+"""The table of `scripts/bench private`. No time is asserted; the real workers train and evaluate."""
 
 from __future__ import annotations
 
@@ -16,4 +16,4 @@ def test_a_row_shows_what_its_epsilon_cost_beside_a_run_without() -> None:
 
 def test_every_plan_begins_with_the_run_that_the_others_are_compared_with() -> None:
     assert [plan.epsilons[0] for plan in (FULL, QUICK)] == [None, None]
-    assert all(plan.written["batch_size"] * plan.written["accumulation"] >= 40 for plan in (FULL, QUICK))
+    assert all(plan.written["batch_size"] * plan.written["gradient_accumulation_steps"] >= 40 for plan in (FULL, QUICK))

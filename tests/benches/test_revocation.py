@@ -1,10 +1,10 @@
-"""The bench of revocations counts what it says: streams that were running, by engine, and the slowest of each."""
+"""The bench of revocations counts streams that were running, by engine, and the slowest of each."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from appliance.domain.evaluation.engines import VLLM
+from appliance.domain.evaluation.quality import VLLM
 from scripts.benches.revocation import Listener, Revoked, Stream, _rows
 from scripts.soaking.deployment import BUILTIN
 

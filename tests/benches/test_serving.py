@@ -1,4 +1,4 @@
-"""The serving bench's instruments work on a tiny base: programs answer, adapters change answers, homes are served."""
+"""The parts of the serving bench work on a tiny base: programs answer, adapters change answers, homes are served."""
 
 from __future__ import annotations
 
@@ -145,8 +145,13 @@ def test_the_parts_of_an_engine_s_start_are_all_of_it(tmp_path: Path) -> None:
 def test_a_start_with_another_probe_is_an_error(tmp_path: Path) -> None:
     base = build_base(tmp_path / "base")
     (adapter,) = make_adapters(str(base), tmp_path, [4])
-    (tmp_path / "probe.json").write_text("{}")
-    task = {"base": str(base), "adapter": str(adapter), "probe": str(tmp_path / "probe.json"), "device": "cpu"}
+    (tmp_path / "logit_fingerprint.json").write_text("{}")
+    task = {
+        "base": str(base),
+        "adapter": str(adapter),
+        "logit_fingerprint": str(tmp_path / "logit_fingerprint.json"),
+        "device": "cpu",
+    }
     with pytest.raises(RuntimeError, match="expected a first token, got"):
         serving_start.start({**task, "prompt": "pay"})
 

@@ -1,4 +1,4 @@
-"""A synthetic log is what it claims to be: the verifier verifies it, and the ledger goes on with it."""
+"""A synthetic log is valid: the verifier accepts it, and the ledger continues it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from appliance.domain.audit.verify import verify_log
-from appliance.domain.core.entry import Draft
+from appliance.domain.core.entry import EntryDraft
 from appliance.formats.core.commitment import Disclosure
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.core.merkle import hash_leaf, root_of, verify_inclusion
@@ -49,7 +49,7 @@ def verdict(made: list[Made], log: Synthetic) -> Any:
 
 @pytest.mark.parametrize(("size", "share"), [(100, 0.01), (SIZE, 0.01), (SIZE, SHARE), (1_500, 0.9)])
 def test_a_synthetic_log_of_any_size_and_share_of_orders_is_verified(size: int, share: float) -> None:
-    """The last of them loads where something is loaded, as a long log does: what stands there is unloaded first."""
+    """The last of them loads where something is loaded, as a long log does: the earlier adapter is unloaded first."""
     log = Synthetic(size, signed=share)
     report = verdict(list(log.entries()), log)
     assert (report.verdict, report.findings) == ("verified", ())
@@ -105,9 +105,9 @@ def test_the_auditors_program_verifies_the_export(tmp_path: Path) -> None:
     keep(log, export=tmp_path / "ledger.tar")
     (tmp_path / "trust.json").write_bytes(encode_trust(log.trust))
     report = verify_export(
-        tmp_path / "ledger.tar", load_trust(tmp_path / "trust.json"), NOW, without_site_policies=True
+        tmp_path / "ledger.tar", load_trust(tmp_path / "trust.json"), NOW, without_cedar_policies=True
     )
-    assert (report.verdict, report.size) == ("verified, without site policies", SIZE)
+    assert (report.verdict, report.size) == ("verified, without Cedar policies", SIZE)
 
 
 def test_the_filled_rows_are_those_that_the_ledger_writes(tmp_path: Path) -> None:
@@ -146,11 +146,11 @@ def ledger(filled: tuple[Synthetic, Path]) -> Iterator[Ledger]:
         yield opened
 
 
-def test_the_ledger_loads_the_rows_and_goes_on(ledger: Ledger) -> None:
+def test_the_ledger_loads_the_rows_and_continues(ledger: Ledger) -> None:
     ledger.load()
     assert ledger.check_projections() == []
     assert ledger.check_guards() == []
-    appended = ledger.append(Draft(type="heartbeat"))
+    appended = ledger.append(EntryDraft(type="heartbeat"))
     assert appended.entry.index >= SIZE
     found = ledger.find(types=["request.finished"], actor="legal", unit="legal", outcome="failure")
     assert all(b'"request.finished"' in data for _, data in found)

@@ -1,4 +1,4 @@
-"""The training bench's recipe is one that a run could have, and its rows are those of both files."""
+"""The training bench's recipe is valid, and its rows are those of both files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_the_recipe_is_a_whole_one() -> None:
     ResolvedRecipe.model_validate(training.RECIPE | named | modules)
 
 
-def test_rows_to_train_on_and_rows_to_judge_by_are_others(tmp_path: Path) -> None:
+def test_rows_to_train_on_and_rows_to_evaluate_by_are_others(tmp_path: Path) -> None:
     base = tmp_path / "base"
     base.mkdir()
     (base / "config.json").write_text(
@@ -34,9 +34,9 @@ def test_rows_to_train_on_and_rows_to_judge_by_are_others(tmp_path: Path) -> Non
     bench = training._Bench(base, tmp_path, training.quick(models.SMOLLM2, tmp_path, "cpu"))
     assert bench.operations == 4 * 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
     for name in training.DATASETS:
-        rows, judged = (path.read_text().splitlines() for path in bench.cut(name, steps=6))
-        assert (len(rows), len(judged)) == (6 * 16, training.JUDGED)
-        assert not set(rows) & set(judged)
+        rows, evaluated = (path.read_text().splitlines() for path in bench.cut(name, steps=6))
+        assert (len(rows), len(evaluated)) == (6 * 16, training.EVALUATED)
+        assert not set(rows) & set(evaluated)
 
 
 @pytest.mark.outside
@@ -49,7 +49,7 @@ def test_an_evaluation_and_a_run_count_the_same_tokens_of_the_same_rows(tmp_path
     none.write_text("")
     plan = replace(training.quick(models.BILLION, tmp_path, "cpu"), warm_up=1)
     bench, runs = training._Bench(base, tmp_path, plan), training.Runs()
-    more = {"rows": str(path), "judged": str(none), "recipe": {"batch_size": 8, "max_length": 128}}
+    more = {"rows": str(path), "evaluated": str(none), "recipe": {"batch_size": 8, "max_length": 128}}
     runs.take("ours", bench.run("ours", "ours", **more))
     runs.take("evaluation", bench.run("evaluation", "evaluate", labels=["ending", "payment", "secrecy"], **more))
     speed, memory = training._evaluation(runs, "rows")
@@ -63,4 +63,4 @@ def test_the_larger_model_is_trained_beside_trl_packed_with_its_own_goal(tmp_pat
     plans = [make(models.BILLION, tmp_path, "cpu") for make in (training.quick, training.full)]
     assert [one.packed_goal for one in plans] == [2.5, 2.5]
     assert all(one.steps["banking77"] > one.warm_up for one in plans), "a step is counted"
-    assert not any(one.plain or one.peers or one.judged or one.starts or one.recorded for one in plans)
+    assert not any(one.plain or one.peers or one.evaluated or one.starts or one.recorded for one in plans)

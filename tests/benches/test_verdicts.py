@@ -1,4 +1,4 @@
-"""The instrument works: each test's verdict is computed, and computed again from the items' bytes."""
+"""Each test's verdict is computed, and computed again from the items' bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line as a person types it: arguments in, exit code, stdout and stderr out, at a real door."""
+"""The command line as a person types it: arguments in, exit code, stdout and stderr out, at a real socket."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from appliance.cli.support import output
 from appliance.formats.log.trust import encode_trust
 from appliance.formats.signatures import keys
 from appliance.formats.signatures.keys import Ed25519Signer, encode_key_file
+from tests.kit.founded import Template
 from tests.kit.service import Service, running
 
 PASSPHRASE = b"correct horse battery"
@@ -65,18 +66,18 @@ class Desk:
         return path
 
     def type(self, *words: str) -> Told:
-        """What happens, exactly as the shell sees it."""
+        """Run a command, and return what the shell gets."""
         self._capsys.readouterr()
         code = main.run([str(word) for word in words])
         told = self._capsys.readouterr()
         return Told(code, told.out, told.err)
 
     def as_(self, name: str, *words: str) -> Told:
-        """The same with this person's key and passphrase file."""
+        """Run a command with this person's key and passphrase file."""
         return self.type(*words, *self.options(name))
 
     def ordered(self) -> int:
-        """How many orders came since the desk stands here: reading opens sessions, which are entries too."""
+        """Count the orders since the desk was opened: reading opens sessions, which are entries, too."""
         new = range(self._size, self.site.state.size)
         return sum("order" in self.site.ledger.documents_of(index) for index in new)
 
@@ -85,11 +86,13 @@ class Desk:
 
 
 @pytest.fixture
-def open_desk(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[str], Desk]]:
-    """`open_desk(stage)`: a service at that stage of the journey, and a desk before it."""
+def open_desk(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[[str | Template], Desk]]:
+    """`open_desk(stage)`: a service at that stage of the journey, or over that home, and a desk before it."""
     with ExitStack() as stack:
 
-        def opened(at: str) -> Desk:
+        def opened(at: str | Template) -> Desk:
             return Desk(stack.enter_context(running(at, home)), tmp_path, capsys)
 
         yield opened
@@ -102,7 +105,7 @@ class _Terminal:
 
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is printed goes to a terminal of 80 columns."""
+    """Make the output a terminal of 80 columns."""
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(output, "sys", SimpleNamespace(stdout=_Terminal(), stderr=_Terminal()))
 

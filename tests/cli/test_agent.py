@@ -22,7 +22,7 @@ def runtime(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     for process in agents._started:
         process.kill()
-        process.wait(10)
+        process.wait(60)
 
 
 def forget_session() -> None:

@@ -1,4 +1,4 @@
-"""Every command explains itself, at once and with an example that can be typed."""
+"""The help of every command has an example that can be typed."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 import pytest
 
+from appliance.addresses import address_of, locate
 from appliance.cli import main
 from appliance.cli.support.command import CommandGroup, _WithExample
 from tests.cli.conftest import type_alone
@@ -41,16 +42,17 @@ def _names(found: list[tuple[tuple[str, ...], click.Command]]) -> list[str]:
 
 def test_every_audience_has_its_commands() -> None:
     assert set(_names(LEAVES)) >= {
-        "init", "key new", "key show", "key prove", "principal enroll", "principal list", "principal grant",
-        "principal revoke", "order list", "order show", "order endorse", "policy show", "policy adopt", "policy test",
-        "policy diff", "policy export", "base import", "base list", "dataset import", "dataset list", "dataset show",
-        "run start",
-        "run list", "run show", "run cancel", "review list", "review show", "review approve", "review reject",
-        "release activate", "release rollback", "release history", "adapter revoke", "adapter show", "adapter list",
-        "token issue", "serve", "ledger log", "ledger show", "ledger export", "ledger verify", "completion",
-        "key list", "key rotate", "key revoke", "principal replace-key", "log-key rotate", "text erase", "hold place",
-        "hold lift", "hold list", "import list", "import cancel", "witness request", "witness accept", "witness list",
-        "login", "logout", "whoami",
+        "init", "key new", "key show", "key prove", "principal enrol", "principal list", "principal grant",
+        "principal remove-role", "principal revoke", "order list", "order show", "order countersign",
+        "policy show", "policy adopt",
+        "policy test", "policy diff", "policy export", "base import", "base list", "dataset import", "dataset list",
+        "dataset show", "run start", "run list", "run show", "run cancel", "review list", "review show",
+        "review approve", "review reject", "release activate", "release rollback", "release history",
+        "adapter revoke", "adapter show", "adapter list", "token issue", "serve", "ledger log", "ledger show",
+        "ledger export", "ledger verify", "completion", "key list", "key rotate", "key revoke",
+        "principal replace-key", "log-key rotate", "text erase", "hold place", "hold lift", "hold list",
+        "import list", "import cancel", "witness request", "witness accept", "witness list", "login", "logout",
+        "whoami",
     }  # fmt: skip
 
 
@@ -77,14 +79,43 @@ def test_a_help_fits_80_columns_and_cuts_no_sentence(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     told = type_alone(capsys, *path, "--help")
-    listed = re.sub(r"(?s).*\nCommands:\n|\nExample:\n.*", "", told.out.partition("\n")[2])
+    shown = told.out.partition("\nManual: ")[0]  # a path of this machine has any length
+    listed = re.sub(r"(?s).*\nCommands:\n|\nExample:\n.*", "", shown.partition("\n")[2])
     assert not re.search(r"\.\.\.$", listed, re.MULTILINE)
-    _, _, example = told.out.partition("\nExample:\n")
+    _, _, example = shown.partition("\nExample:\n")
     assert [line for line in example.splitlines() if len(line) > 80] == []
 
 
+@pytest.mark.parametrize("name", main.COMMANDS)
+def test_a_help_of_the_first_level_names_its_section_of_the_manual(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """tests/test_manual.py finds each section."""
+    told = type_alone(capsys, name, "--help")
+    path, _, section = told.out.splitlines()[-1].removeprefix("Manual: ").partition(" ")
+    assert Path(path).is_file() and Path(path).is_relative_to(ROOT / "docs")
+    assert section == ("" if not (anchor := main.COMMANDS[name].manual.partition("#")[2]) else f"(section {anchor})")
+
+
+def test_the_first_help_names_the_first_page_of_the_manual(capsys: pytest.CaptureFixture[str]) -> None:
+    assert type_alone(capsys, "--help").out.endswith(f"\nManual: {ROOT}/docs/index.md\n")
+
+
+def test_an_installed_package_has_the_page_and_a_zipapp_names_the_console(tmp_path: Path) -> None:
+    address, package = address_of("reference/errors/#conflict"), tmp_path / "appliance"
+    assert locate(address, package) == "/docs/reference/errors/#conflict, at the console"
+    page = package / "manual/reference/errors/index.html"
+    page.parent.mkdir(parents=True)
+    page.write_text("<p>")
+    (package / "manual/index.html").write_text("<p>")
+    assert locate(address, package) == f"file://{page}#conflict"
+    assert locate(address_of(""), package) == f"file://{package}/manual/index.html"
+
+
 def test_every_option_that_is_missing_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    told = type_alone(capsys, "finding", "add", "clauses@1", "--field", "privacy", "--kind", "issue", "--text", "x")
+    told = type_alone(
+        capsys, "finding", "add", "clauses@1", "--review-function", "privacy", "--kind", "issue", "--text", "x"
+    )
     assert told.code == 2
     assert "Missing options --severity, --owner, --due, --remedy, --retest; type: appliance finding" in told.err
 
@@ -154,10 +185,11 @@ def test_completion_knows_the_commands() -> None:
     }
 
 
-def test_the_page_names_every_command() -> None:
-    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
-    for path in _names(LEAVES):
-        assert f"`appliance {path}`" in page, f"docs/cli.md: expected a line for appliance {path}"
+def test_the_guide_names_every_command_of_the_first_level() -> None:
+    page = (ROOT / "docs" / "guides" / "command-line.md").read_text(encoding="utf-8")
+    table = page.partition("## Commands by role")[2].partition("\n## ")[0]
+    missing = [name for name in main.COMMANDS if not re.search(rf"`{name}( |`)", table)]
+    assert missing == [], "docs/guides/command-line.md: expected each of them in the table of commands by role"
 
 
 def test_the_table_of_commands_says_what_each_command_says(capsys: pytest.CaptureFixture[str]) -> None:

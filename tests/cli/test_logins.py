@@ -1,4 +1,4 @@
-"""A person logs in once; from then on commands know who they are and where, until they log out."""
+"""A login: commands use its name, key and appliance until the logout."""
 
 from __future__ import annotations
 
@@ -92,12 +92,12 @@ def test_a_logout_forgets_profile_and_session_and_ends_it_at_the_service(open_de
     _log_in(desk)
     (kept,) = (state_folder() / "sessions").iterdir()
     token = json.loads(kept.read_text())["token"]
-    desk.service.door.person(f"Bearer {token}")
+    desk.service.authenticator.person(f"Bearer {token}")
     told = desk.type("logout")
     assert told.code == 0, told.err
     assert not profile_path().exists() and not kept.exists()
-    with pytest.raises(Exception, match="expected a standing one"):
-        desk.service.door.person(f"Bearer {token}")
+    with pytest.raises(Exception, match="expected a valid one"):
+        desk.service.authenticator.person(f"Bearer {token}")
     told = desk.type("logout")
     assert told.code == 4
 
@@ -121,5 +121,5 @@ def test_a_logout_starts_no_service_and_says_that_it_was_not_told(
     _log_in(desk)
     desk.service.settings.socket.unlink()
     told = desk.type("logout")
-    assert told.code == 0 and "does not know of the logout" in told.err
+    assert told.code == 0 and "did not record the logout" in told.err
     assert not profile_path().exists()

@@ -1,8 +1,11 @@
-"""How a command ends: its exit code, and an error that says what, which, expected, got, and what to type next."""
+"""The end of a command: its exit code, and an error with subject, expected and got values, and the next command."""
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,8 +15,11 @@ import click
 import pytest
 
 from appliance import errors
+from appliance.build import build_version
 from appliance.cli import main
 from appliance.cli.support.caller import Caller
+from appliance.domain.core.roles import refuse_role
+from appliance.domain.releases.approval import ORDERED_THE_RUN
 from tests.cli.conftest import Desk, type_alone
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +43,7 @@ def _raise(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         (errors.Conflict("x"), 5),
         (errors.Tampered("x"), 6),
         (errors.Unavailable("x"), 7),
-        (errors.TooMany("x"), 7),
+        (errors.RateLimited("x"), 7),
         (click.UsageError("x"), 2),
         (click.Abort(), 130),
         (KeyboardInterrupt(), 130),
@@ -50,25 +56,25 @@ def test_every_error_has_its_exit_code_in_prose_and_in_json(
     _raise(monkeypatch, error)
     told = type_alone(capsys, "anything")
     assert (told.code, told.out) == (code, "")
-    assert told.err.startswith("error: ") and told.err.count("\n") == 1
+    first, *rest = told.err.splitlines()
+    name = re.fullmatch(r"error: .* \[([a-z-]+)\]", first)
+    assert name is not None
+    assert rest == ([] if code == 130 else [f"manual: {ROOT}/docs/reference/errors.md (section {name[1]})"])
     told = type_alone(capsys, "anything", "--json")
     assert (told.code, told.out) == (code, "")
     assert json.loads(told.err)["error"]["exit_code"] == code
 
 
-@pytest.mark.parametrize("joined", [True, False])
-def test_reasons_stand_one_a_line_and_once(
-    joined: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    reasons = ("role: expected a reviewer", "separation of duties: expected another")
-    error = errors.Denied("order review by oscar", reasons=reasons if joined else ())
-    error.reasons = reasons
-    _raise(monkeypatch, error)
+def test_refusals_are_one_a_line_and_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    refusals = (refuse_role("oscar", ("operator",), ("reviewer",)), ORDERED_THE_RUN("principal:oscar"))
+    _raise(monkeypatch, errors.Denied("order review by oscar", refusals=refusals))
     told = type_alone(capsys, "x")
     assert told.err.splitlines() == [
         "error: order review by oscar [denied]",
-        "  role: expected a reviewer",
-        "  separation of duties: expected another",
+        f"  {refusals[0]}",
+        f"  {refusals[1]}",
+        f"manual: {ROOT}/docs/reference/refusals.md (section role-missing)",
+        f"manual: {ROOT}/docs/reference/refusals.md (section reviewer-ordered-the-run)",
     ]
 
 
@@ -84,6 +90,11 @@ def test_a_defect_shows_no_traceback_unless_it_is_asked_for(
         main.run(["x"])
 
 
+def test_a_word_in_place_of_a_number_is_named_without_a_term_of_the_parser(capsys: pytest.CaptureFixture[str]) -> None:
+    told = type_alone(capsys, "ledger", "show", "x")
+    assert told.code == 2 and "'x' is not a whole number; type: appliance ledger show --help [usage]" in told.err
+
+
 def test_an_error_cannot_drive_the_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -94,11 +105,17 @@ def test_an_error_cannot_drive_the_terminal(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["rum"], "type: appliance --help"),
-        (["run", "begin"], "type: appliance run --help"),
+        (["rum"], "Did you mean appliance run? Or type: appliance --help"),
+        (["run", "begin"], "No such command 'begin'; type: appliance run --help"),
+        (["feed"], "No such command 'feed'. Did you mean appliance ledger feed? Or type: appliance --help"),
+        (["backup", "feed"], "Did you mean appliance ledger feed? Or type: appliance backup --help"),
+        (["enrol"], "Did you mean appliance principal enrol or appliance token enrol?"),
+        (["list"], "others? Or type: appliance --help"),
+        (["run", "lsit"], "Did you mean appliance run list?"),
         (["run", "start"], "type: appliance run start --help"),
         (["run", "start", "--folow", "x"], "--follow"),
         (["review", "approve", "clauses@1"], "--unit"),
+        (["ledger", "verify", "ledger.tar"], "To verify an exported file, use appliance-verify FILE --trust TRUST;"),
     ],
 )
 def test_a_wrong_line_says_where_to_read(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,10 +155,40 @@ def test_a_reader_who_leaves_ends_the_command_quietly() -> None:
     assert answer.stdout.strip() in ("0", str(main.BROKEN_PIPE))
 
 
+def test_output_to_a_full_disk_is_an_error_with_a_remedy() -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "appliance", "completion", "zsh"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+    first, *rest = done.stderr.splitlines()
+    assert first.startswith("error: output: expected room to write, got No space left on device; free some on the disk")
+    assert done.returncode == 7 and rest == [f"manual: {ROOT}/docs/reference/errors.md (section unavailable)"]
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "free some on the disk of the output, and of the folder for temporary files"),
+        (errno.EDQUOT, "free some of your quota"),
+        (errno.EROFS, "name a path on a disk that can be written"),
+    ],
+)
+def test_an_open_file_that_takes_no_more_is_no_defect(
+    number: int, remedy: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _raise(monkeypatch, OSError(number, os.strerror(number)))
+    told = type_alone(capsys, "x")
+    assert told.code == 7 and told.err.splitlines()[0].endswith(f"{os.strerror(number)}; {remedy} [unavailable]")
+
+
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     told = type_alone(capsys, "--version")
     assert told.code == 0
-    assert told.out.startswith("appliance, version ")
+    assert told.out == f"appliance, version {build_version()}\n"
 
 
 @pytest.mark.parametrize("ordered", [False, True])
@@ -154,7 +201,7 @@ def test_ctrl_c_says_whether_an_order_stands(
         raise KeyboardInterrupt
 
     words = ("principal", "revoke", "olga") if ordered else ("principal", "list")
-    monkeypatch.setattr(Caller, "tell_orders", interrupt)
+    monkeypatch.setattr(Caller, "print_waiting_orders", interrupt)
     told = desk.as_("anna", *words, *(("--yes",) if ordered else ()))
     assert told.code == 130
     assert (

@@ -1,13 +1,20 @@
-"""What people are told when something does not fit, or when they leave."""
+"""Messages to people about values that do not fit, and at the end of a session."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from appliance.formats.signatures.keys import encode_spki_pem, generate_ed25519
 from scripts.kit.log_builder import ORIGIN
-from tests.cli.conftest import Desk
+from tests.cli.conftest import PASSPHRASE, Desk
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_no_message_shows_a_regular_expression(open_desk: Callable[[str], Desk]) -> None:
@@ -18,9 +25,9 @@ def test_no_message_shows_a_regular_expression(open_desk: Callable[[str], Desk])
     recipe.write_text("name: clauses\nbase: smollm2\ndataset: tickets\n")
     rows.write_text("text,label\nA term.,Term\n")
     terms = ("--name", "t", "--base", "smollm2", "--owner", "Legal", "--licence", "MIT", "--classification", "internal")
-    enroll = ("principal", "enroll", "new", "--proof", str(proof), "--printed-name", "New", "--role", "reviewer")
+    enrol = ("principal", "enrol", "new", "--proof", str(proof), "--printed-name", "New", "--role", "reviewer")
     for words, said in (
-        (enroll, "reviewer:FIELD such as reviewer:privacy"),
+        (enrol, "reviewer:FUNCTION such as reviewer:privacy"),
         (("run", "start", str(recipe)), "dataset: expected NAME@VERSION such as clauses@1, got 'tickets'"),
         (("dataset", "import", str(rows), *terms, "--held-out", "20"), "a share above 0 and at most 0.9, such as 0.2"),
         (("hold", "place", "clauses"), "subject: expected KIND:NAME such as adapter:clauses@1, got 'clauses'"),
@@ -29,6 +36,9 @@ def test_no_message_shows_a_regular_expression(open_desk: Callable[[str], Desk])
         told = desk.type(*words) if words == ("completion",) else desk.as_("anna", *words, "--yes")
         assert told.code == 2 and said in told.err, told.err
         assert not [mark for mark in ("^", "\\", "pattern", "should", "Input") if mark in told.err], told.err
+    for words in (("key", "prove", "--origin", ORIGIN, "--as", "Ada!"), ("login", "Ada!")):
+        told = desk.type(*words, *key[2:])
+        assert told.code == 2 and "name: expected 1 to 63 of a-z, 0-9 and inner hyphens, got 'Ada!'" in told.err, told
     assert desk.service.uploads == {}
 
 
@@ -67,12 +77,61 @@ def test_who_leaves_after_signing_is_told_that_the_order_stays_and_how_to_follow
     assert told.code == 130
     last = told.err.splitlines()[-1]
     assert last.startswith("error: stopped by you; what you signed stays recorded: run.requested, entry ")
-    assert last.endswith("r-000001 goes on; follow it again with: appliance run show r-000001 --follow [interrupted]")
+    assert last.endswith("r-000001 continues; follow it again with: appliance run show r-000001 --follow [interrupted]")
     shown = desk.as_("olga", "run", "show", "r-000001", "--follow")
-    assert "stopped by you; r-000001 goes on; follow it again" in shown.err
+    assert "stopped by you; r-000001 continues; follow it again" in shown.err
     monkeypatch.setattr(orders, "submit", leave)
     told = desk.as_("olga", "run", "cancel", "r-000001", "--yes")
     assert told.code == 130 and "was recorded is not known: look with: appliance ledger log --last 5" in told.err
     monkeypatch.setattr(orders, "sign", leave)
     told = desk.as_("olga", "run", "cancel", "r-000001", "--yes")
     assert "error: stopped by you; nothing was signed [interrupted]" in told.err
+
+
+def test_a_path_that_this_account_may_not_use_is_named_and_is_no_defect(tmp_path: Path) -> None:
+    """Also for root, which types these commands without the capabilities that let it use every path."""
+    closed, public = tmp_path / "closed", tmp_path / "anna.pub"
+    passphrase = tmp_path / "pass"
+    passphrase.write_bytes(PASSPHRASE)
+    passphrase.chmod(0o600)
+    public.write_bytes(encode_spki_pem(generate_ed25519().spki))
+    (closed / "trust").mkdir(parents=True)
+    ordinary = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+
+    def type_ordinary(*words: str | Path) -> tuple[int, str]:
+        line = [*ordinary, sys.executable, "-m", "appliance", *map(str, words)]
+        done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False, timeout=240)
+        return done.returncode, done.stderr
+
+    init = ("init", "--single-admin", "--administrator", f"anna={public}", "--home")
+    (closed / "trust").chmod(0o500)
+    closed.chmod(0o500)
+    written = [
+        type_ordinary("key", "new", closed / "ada.key", "--passphrase-file", passphrase),
+        type_ordinary(*init, closed / "home"),
+        type_ordinary(*init, public),
+        type_ordinary(*init, tmp_path / "home", "--output", closed / "trust" / "trust.json"),
+    ]
+    closed.chmod(0o000)
+    read = [
+        type_ordinary("key", "show", closed / "ada.key"),
+        type_ordinary("config", "check", closed / "new.toml"),
+        type_ordinary("doctor", "--home", closed),
+    ]
+    closed.chmod(0o700)
+    assert [code for code, _ in (*written, *read)] == [7] * 7, (written, read)
+    for (_, told), said in zip(
+        (*written, *read),
+        (
+            f"expected a folder that this account can write to, got {closed}; ask its owner for access",
+            f"data folder, {closed / 'home'}: expected a folder, or a place where this account can make one",
+            "got File exists; name another one with --home",
+            f"expected a folder that this account can write to, got {closed / 'trust'}; ask its owner for access",
+            f"path, {closed / 'ada.key'}: expected that this account can use it, got Permission denied; ask its owner",
+            f"path, {closed / 'new.toml'}: expected that this account can use it",
+            f"path, {closed}",
+        ),
+        strict=True,
+    ):
+        assert said in told and "defect" not in told, told
+    assert not (tmp_path / "home").exists() and not list(closed.glob("*.key"))

@@ -15,24 +15,28 @@ from tests.cli.test_help import LEAVES
 from tests.cli.test_trust import COMMANDS, _files
 
 WRITTEN = {"--output": "FILE", "--folder": "FOLDER"}
-"""The options that name what is written. Only `principal enroll --folder` reads one: several files, as others write."""
+"""The options that name what is written. Only `principal enrol --folder` reads one: several files, as others write."""
 READ = {
     **dict.fromkeys(("--home", "--policy"), "FOLDER"),
-    **dict.fromkeys(("--key", "--trust", "--passphrase-file", "--new-passphrase-file", "--proof", "--token"), "FILE"),
+    **dict.fromkeys(
+        ("--key", "--trust", "--passphrase-file", "--new-passphrase-file", "--pin-file", "--proof", "--token"), "FILE"
+    ),
     **dict.fromkeys(
         ("--ca", "--certificate", "--certificate-key", "--state", "--python", "--record", "--answer"), "FILE"
     ),
-    **dict.fromkeys(("--held-out-file", "--row-file", "--instruction"), "FILE"),
+    **dict.fromkeys(("--service-ca", "--service-log", "--identity", "--checkpoint", "--erasures"), "FILE"),
+    **dict.fromkeys(("--archive", "--held-out-file", "--row-file", "--instruction"), "FILE"),
     "--socket": "PATH",
 }
 """The options that name what is read. A witness's state is both, and never anything else."""
-SEVERAL = {"--task", "--to", "--kind", "--owner", "--instruction"}
-"""Options with several kinds of values: a task or its kind; a later step, an earlier version, a tracker; the kind of an
+SEVERAL = {"--served-model", "--to", "--kind", "--owner", "--instruction"}
+"""Options with several kinds of values: a served model or its kind; a later step, an earlier version, a tracker; the
+kind of an
 adapter or of a finding; an owner by name or in words; an instruction as text, or for a verifier as a file."""
 
 
 def _kind(option: click.Option) -> str:
-    """What help says of its value."""
+    """Return the kind of the option's value, as help shows it."""
     if option.is_flag:
         return "flag"
     if isinstance(option.type, click.Choice):
@@ -106,7 +110,8 @@ def test_every_time_is_read_by_one_parser(command: str, name: str, open_desk: Ca
         del given[given.index(name) : given.index(name) + 2]
     told = desk.as_("anna", *command.split(), *given, name, "in a while", *(["--yes"] if command in SIGNING else []))
     assert told.code == 2
-    assert "expected 2026-11-24, 2026-11-24T10:30Z (a zone is needed), now or 2h, got 'in a while'" in one_line(
-        told.err
+    assert (
+        "expected a day such as 2026-11-24, a time with its zone such as 2026-11-24T10:30Z, now, or 2h, got 'in a"
+        in one_line(told.err)
     )
     assert not Path(desk.folder / "new").exists()

@@ -4,10 +4,11 @@ import io
 import json
 import sys
 import time
+from typing import Any
 
 import pytest
 
-from appliance.cli.support.following import Display
+from appliance.api.runs import parse_frame
 from appliance.cli.support.output import (
     encode_json,
     plain,
@@ -18,8 +19,8 @@ from appliance.cli.support.output import (
     print_text,
     say,
 )
-from appliance.cli.support.progress import Meter, show_bytes
-from appliance.formats.core.visible import is_visible
+from appliance.cli.support.progress import Display, ProgressMeter
+from appliance.formats.core.text import is_visible
 
 
 def test_text_of_others_cannot_drive_the_terminal() -> None:
@@ -56,9 +57,9 @@ def test_columns_stand_below_one_another(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_a_label_drives_no_terminal_and_keeps_its_indentation(capsys: pytest.CaptureFixture[str]) -> None:
-    print_facts([("  verb", "enroll"), ("  a\x1b[2J\u202eb", "x")])
+    print_facts([("  action", "enrol"), ("  a\x1b[2J\u202eb", "x")])
     first, second = capsys.readouterr().out.splitlines()
-    assert (first.index("enroll"), second) == (len("  a\\x1b[2J\\u202eb") + 3, "  a\\x1b[2J\\u202eb:  x")
+    assert (first.index("enrol"), second) == (len("  a\\x1b[2J\\u202eb") + 3, "  a\\x1b[2J\\u202eb:  x")
 
 
 def test_facts_stand_below_one_another_and_a_long_text_is_indented(capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,7 +74,7 @@ class Terminal(io.StringIO):
 
 def test_on_a_terminal_one_line_moves() -> None:
     stream = Terminal()
-    meter = Meter("trains", 4, "steps", stream)
+    meter = ProgressMeter("trains", 4, "steps", stream)
     meter._drawn = -1.0
     meter.set(2, "loss 0.5")
     meter.close()
@@ -84,7 +85,7 @@ def test_on_a_terminal_one_line_moves() -> None:
 
 def test_without_a_terminal_lines_are_plain_and_few() -> None:
     stream = io.StringIO()
-    meter = Meter("trains", 1000, "steps", stream)
+    meter = ProgressMeter("trains", 1000, "steps", stream)
     for step in range(1, 1001):
         meter.set(step)
     meter.close()
@@ -92,7 +93,7 @@ def test_without_a_terminal_lines_are_plain_and_few() -> None:
 
 
 def test_the_estimate_counts_from_the_first_step() -> None:
-    meter = Meter("trains", 10, "steps", io.StringIO())
+    meter = ProgressMeter("trains", 10, "steps", io.StringIO())
     meter._began -= 1000  # a slow start
     meter.set(1)
     assert meter.left_s() is None
@@ -102,25 +103,23 @@ def test_the_estimate_counts_from_the_first_step() -> None:
     assert "about 10 s left" in meter.text()
 
 
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (98_400_000, "98.4 MB"), (2_000_000_000_000, "2000.0 GB")],
-)
-def test_sizes_are_in_decimal_units(count: int, text: str) -> None:
-    assert show_bytes(count) == text
+def take(display: Display, status: str, frames: list[dict[str, Any]]) -> None:
+    display.take(status, [parse_frame(frame) for frame in frames])
 
 
 def test_a_run_is_told_in_stages(capsys: pytest.CaptureFixture[str]) -> None:
     display = Display("r-000001")
     step = {"frame": "step", "step": 2, "steps": 2, "loss": 0.25, "seconds": 2.0, "tokens": 10}
     display.take("queued", [])
-    display.take("queued", [{"frame": "waiting", "on": "slurm", "state": "job 7: PENDING (Resources)\x1b[2J"}])
-    display.take(
-        "running", [{"frame": "started", "walls": {"tcp": "refused"}, "layers": {"seccomp": True, "landlock": False}}]
+    take(display, "queued", [{"frame": "waiting", "on": "slurm", "state": "job 7: PENDING (Resources)\x1b[2J"}])
+    take(
+        display,
+        "running",
+        [{"frame": "started", "sandbox_probes": {"tcp": "refused"}, "layers": {"seccomp": True, "landlock": False}}],
     )
-    display.take("running", [step, {"frame": "unknown"}])
-    display.take("trained", [{"frame": "progress", "done": 5, "total": 5, "tokens": 300, "seconds": 1.5}])
-    display.take("trained", [{"frame": "judging", "set": "harness-colours"}] * 2)
+    take(display, "running", [step, {"frame": "unknown"}])
+    take(display, "trained", [{"frame": "progress", "done": 5, "total": 5, "tokens": 300, "seconds": 1.5}])
+    take(display, "trained", [{"frame": "evaluating", "set": "harness-colours"}] * 2)
     display.take("sealed", [])
     assert capsys.readouterr().err.splitlines() == [
         "r-000001: waits for its turn.",
@@ -129,7 +128,7 @@ def test_a_run_is_told_in_stages(capsys: pytest.CaptureFixture[str]) -> None:
         "1 of 1 attempts to break out were refused.",
         "trains: 2 of 2 steps, loss 0.250, 5 tokens a second",
         "evaluates: 5 of 5 rows, 200 tokens a second",
-        "r-000001: is judged on harness-colours.",
+        "r-000001: is evaluated on harness-colours.",
         "r-000001: sealed.",
     ]
 
@@ -137,16 +136,16 @@ def test_a_run_is_told_in_stages(capsys: pytest.CaptureFixture[str]) -> None:
 def test_who_follows_again_is_told_no_time_left_from_steps_that_came_in_at_once() -> None:
     display = Display("r-000001")
     steps = [{"frame": "step", "step": n, "steps": 100, "loss": "0.5"} for n in range(1, 41)]
-    display.take("running", steps)
+    take(display, "running", steps)
     meter = display._meter
     assert meter is not None and meter.left_s() is None
-    display.take("running", [{"frame": "step", "step": 41, "steps": 100, "loss": "0.5"}])
+    take(display, "running", [{"frame": "step", "step": 41, "steps": 100, "loss": "0.5"}])
     left, since = meter.left_s(), meter._began
     assert left is not None and meter._begun_at == 40 and since <= time.monotonic()
 
 
 def test_of_a_private_run_neither_loss_nor_pace_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     display = Display("r-000001")
-    display.take("running", [{"frame": "step", "step": 2, "steps": 2, "loss": None, "seconds": "0.000", "tokens": 10}])
+    take(display, "running", [{"frame": "step", "step": 2, "steps": 2, "loss": None, "seconds": "0.000", "tokens": 10}])
     display.close()
-    assert capsys.readouterr().err.splitlines()[-1] == "trains: 2 of 2 steps, private, no pace told"
+    assert capsys.readouterr().err.splitlines()[-1] == "trains: 2 of 2 steps, private, pace not measured"

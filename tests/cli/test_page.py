@@ -1,4 +1,4 @@
-"""The review page as people read it: in its order, on 80 columns, as JSON and as a report."""
+"""The review page in a terminal: its order, on 80 columns, as JSON and as a report."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 
-from appliance.cli.reviews.page import percent
-from appliance.domain.evaluation.evidence import Evidence, conclude
-from appliance.domain.evaluation.gates import GateSet
-from appliance.domain.evaluation.items import Answer, Item, Slices, encode_items, parse_items
-from appliance.domain.releases.page.value import Part, ReviewPage
+from appliance.domain.evaluation.comparison import SliceResult
+from appliance.domain.evaluation.gates import GatesFile
+from appliance.domain.evaluation.items import Answer, EvaluationItem, Slices, encode_items, parse_items
+from appliance.domain.evaluation.verdict import VerdictInputs, conclude
+from appliance.domain.queries.review.values import ReviewPage, Subgroup
 from appliance.formats.core.canonical import encode_canonical
+from appliance.reports import templates
+from appliance.reports.review.words import show_percent
 from tests.cli.conftest import Desk, one_line
 from tests.client.test_page import GATES
-from tests.kit.founded import FILES, JUDGED
+from tests.kit.founded import EVALUATED, FILES
 
 LABELS = [f"label number {number:02d} of the clauses" for number in range(20)]
 METRICS = {
@@ -33,11 +35,11 @@ def _items() -> bytes:
         return Answer(confidence=650_000, label=chosen, right=expected == chosen, scores={"loss": 300_000})
 
     rows = []
-    for number, row in enumerate(JUDGED):
+    for number, row in enumerate(EVALUATED):
         label, other = LABELS[number % 20], LABELS[(number + 1) % 20]
         worse = number % 20 == 3 or number % 5 == 4
         rows.append(
-            Item(
+            EvaluationItem(
                 adapter=answer(label, other if worse else label),
                 base=answer(label, label if number % 20 == 3 else other),
                 cluster=None,
@@ -48,11 +50,11 @@ def _items() -> bytes:
     return encode_items(rows)
 
 
-def open_judged(desk: Desk, gates: GateSet = GATES) -> None:
-    """A second version that was judged by gates, asked for, and found against; the first answers."""
+def open_evaluated(desk: Desk, gates: GatesFile = GATES) -> None:
+    """Seal a second version with gates, a release request and a finding, beside the active first one."""
     site, items = desk.site, _items()
     run = site.train({"epochs": 2, "rank": 16}, gates)
-    evidence = Evidence({}, {}, {})
+    evidence = VerdictInputs({}, {}, {})
     calibration = conclude(None, parse_items(items), evidence).calibration
     assert calibration is not None
     files = {
@@ -70,29 +72,39 @@ def open_judged(desk: Desk, gates: GateSet = GATES) -> None:
 
 def test_the_page_is_read_in_its_order(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("released")
-    open_judged(desk)
+    open_evaluated(desk)
     told = desk.as_("rita", "review", "show", "clauses@2")
     assert told.code == 0, told.err
     shown = one_line(told.out)
     order = (
-        "Asked: to release clauses@2 to legal asked by: olga, entry",
-        "missing: finding",
-        "Findings entry",
-        "Changed since clauses@1, which answers legal now (entry",
+        "Release clauses@2 to legal: 0 of 2 approvals (reported) Tier low, 1 of 3. Only the organisation sees",
+        "Intended use:",
+        "Requested by: olga, entry",
+        "Gain, gate better: +0.7000 accuracy 0.7500 against 0.0500, 100 rows.",
+        "For and against - Passed 1 of 1 gate.",
+        "- Differs from clauses@1, which is active for legal, in measures, recipe, base, gates. (reported)",
+        "blocks the release.",
+        "Decisions (reported) - Nobody has decided yet.",
+        "What is missing (reported) - Needs 2 approvals, from different review functions. These people can give one:",
+        "Adapter clauses@2 State (reported): sealed",
+        ": high issue: open, blocks (reported) Found: ",
+        "Changes since clauses@1 clauses@1 is active for legal, released by entry",
+        "measures: accuracy: 0.800, was 0.900",
         "recipe: rank: 16, was 8",
         "Gates: passed",
         "better: passed",
-        "on held-out: 100 rows; judged on before: 1 run; each p-value counts 6 times",
-        "Parts: 1, none shown to be worse; the least gain first",
-        "Measured on the held-out rows accuracy: 0.800, its base 0.050",
-        "Confusions on held-out: 75 of 100 right, the base 5",
-        "Calibration: 0 is best; with 95 % intervals",
-        "What it teaches task: classification instruction: Name the clause.",
-        "Judged on these rows before: 1 run",
-        "What a signature binds: this manifest, and through it every file",
-        "Checked here:",
-        "The service's word: that no request, finding or decision is left out; tier, what is missing, who could",
-        "which version answers now; whether it is revoked or quarantined; and what was judged, tried and",
+        "Subgroups No significant regression in 1 subgroup.",
+        "Confusions on held-out 75 of 100 rows right, the base 5.",
+        "Calibration The expected calibration error",
+        "Measures on the held-out rows Accuracy: 0.800, its base 0.050",
+        "Training data Instruction: Name the clause. Dataset kind: classification",
+        "Evaluated sets held-out: 100 rows; evaluated before: 1 run; p-values are multiplied by 6",
+        "Previous runs (reported)",
+        "Evaluated on the same rows before: 1 run (reported)",
+        "Signed content A signature binds this manifest, and through it every file.",
+        "Verification Log: a log of",
+        "Proved here: each file by its digest",
+        "The service also reports that no request, finding or decision is left out.",
     )
     places = [shown.find(words) for words in order]
     assert all(place >= 0 for place in places), [words for words, at in zip(order, places, strict=True) if at < 0]
@@ -100,21 +112,22 @@ def test_the_page_is_read_in_its_order(open_desk: Callable[[str], Desk]) -> None
 
 
 @pytest.mark.parametrize(
-    ("judged", "found"),
+    ("evaluated", "found"),
     [
         ({"adjusted": None, "lower": None, "upper": None, "worse": False}, "too few rows"),
         ({"adjusted": "1.0", "lower": "0.1", "upper": "0.9", "worse": False}, ""),
         ({"adjusted": "0.01", "lower": "-0.9", "upper": "-0.1", "worse": True}, "worse"),
     ],
 )
-def test_a_part_says_what_was_found_and_whether_it_was_judged(judged: dict[str, Any], found: str) -> None:
-    part = Part(gate="better", by="label", value="a", items=6, ours="0.5", theirs="0.0", gain="0.5", **judged)
-    assert part.found == found
+def test_a_part_says_what_was_found_and_whether_it_was_evaluated(evaluated: dict[str, Any], found: str) -> None:
+    values = {"by": "label", "value": "a", "items": 6, "ours": "0.5", "theirs": "0.0", "gain": "0.5", "p": None}
+    subgroup = Subgroup.model_construct(gate="better", result=SliceResult.model_construct(**values | evaluated))
+    assert subgroup.found == found
 
 
 def test_the_page_fits_a_terminal_and_every_digest_is_whole(open_desk: Callable[[str], Desk], terminal: None) -> None:
     desk = open_desk("released")
-    open_judged(desk)
+    open_evaluated(desk)
     lines = desk.as_("rita", "review", "show", "clauses@2").out.splitlines()
     assert [line for line in lines if len(line) > 80] == []
     shown = desk.as_("rita", "review", "show", "clauses@2", "--wide").out
@@ -123,17 +136,17 @@ def test_the_page_fits_a_terminal_and_every_digest_is_whole(open_desk: Callable[
 
 def test_the_json_is_the_value(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("released")
-    open_judged(desk)
+    open_evaluated(desk)
     told = json.loads(desk.as_("rita", "review", "show", "clauses@2", "--json").out)
     assert told.pop("log_size") > 0 and told.pop("log_vouched_for_by")
     page = ReviewPage.model_validate_json(json.dumps(told))
-    assert page.judged is not None and page.judged.passed
+    assert page.evaluation is not None and page.evaluation.verdict.passed
     assert [pair.items for pair in page.confusion[0].pairs] == sorted(p.items for p in page.confusion[0].pairs)[::-1]
 
 
-def test_seventy_seven_labels_are_no_wall(open_desk: Callable[[str], Desk]) -> None:
+def test_seventy_seven_labels_are_no_wall_of_names_of_names(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("released")
-    open_judged(desk)
+    open_evaluated(desk)
     shown = desk.as_("rita", "review", "show", "clauses@2").out
     table = shown[shown.index("Confusions on held-out") : shown.index("Calibration")]
     assert len(table.splitlines()) <= 13
@@ -141,7 +154,7 @@ def test_seventy_seven_labels_are_no_wall(open_desk: Callable[[str], Desk]) -> N
 
 def test_a_report_is_the_same_page_in_a_new_folder(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("released")
-    open_judged(desk)
+    open_evaluated(desk)
     folder = desk.folder / "review"
     told = desk.as_("rita", "review", "report", "clauses@2", "--folder", str(folder))
     assert told.code == 0, told.err
@@ -150,13 +163,24 @@ def test_a_report_is_the_same_page_in_a_new_folder(open_desk: Callable[[str], De
     kept = json.loads((folder / "page.json").read_text())
     assert kept == {name: value for name, value in page.items() if name in kept}
     text = (folder / "review.html").read_text()
-    assert "Asked: to release clauses@2 to legal" in text and "held out 1" not in text
+    assert "Release clauses@2 to legal" in text and "held out 1" not in text
     again = desk.as_("rita", "review", "report", "clauses@2", "--folder", str(folder))
-    assert again.code == 5 and "expected a name that is free" in again.err
+    assert again.code == 5 and "expected a new folder, got an existing one" in again.err
+
+
+def test_a_report_whose_last_file_cannot_be_written_leaves_no_folder(
+    open_desk: Callable[[str], Desk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = open_desk("sealed")
+    folder = desk.folder / "review"
+    monkeypatch.setattr(templates, "VALUES", "missing/page.json")
+    told = desk.as_("rita", "review", "report", "clauses@1", "--folder", str(folder))
+    assert told.code == 7 and f"report, {folder}: expected to write there, got No such file" in told.err
+    assert not any("review" in path.name for path in desk.folder.iterdir())
 
 
 @pytest.mark.parametrize(
     ("value", "said"), [("0.950000000", "95 %"), ("0.991666666", "99.16 %"), ("0.999999999", "99.99 %")]
 )
 def test_a_level_is_never_rounded_up(value: str, said: str) -> None:
-    assert percent(value) == said
+    assert show_percent(value) == said

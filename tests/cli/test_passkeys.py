@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from appliance.domain.actions.proposals import Proposal, encode_proposal
 from appliance.domain.core.credentials import PasskeyPossession, encode_credential
 from appliance.domain.core.order import Order
-from appliance.domain.rulebook.proposals import Proposal, encode_proposal
 from appliance.formats.core.fields import encode_base64url
 from appliance.formats.signatures.dsse import Envelope, encode_envelope, sign_envelope
 from scripts.kit.authenticator import PLACE, Authenticator, new_passkey
@@ -22,7 +22,7 @@ Open = Callable[[str], Desk]
 
 
 def proof_of(folder: Path, name: str, passkey: Authenticator, now: str, **fields: Any) -> Path:
-    """What the console lets a person download."""
+    """Write the proof that the console lets a person download."""
     said: dict[str, Any] = {
         "origin": ORIGIN, "signer": name, "nonce": "0" * 32, "issued_at": now, "key": b64(passkey.spki),
         "keyid": passkey.keyid, "passkey": "blue", "credential_id": encode_base64url(passkey.credential_id),
@@ -34,25 +34,25 @@ def proof_of(folder: Path, name: str, passkey: Authenticator, now: str, **fields
     return path
 
 
-def enroll(desk: Desk, name: str, passkey: Authenticator) -> Told:
+def enrol(desk: Desk, name: str, passkey: Authenticator) -> Told:
     proof = proof_of(desk.folder, name, passkey, desk.site.now)
-    told = desk.as_("anna", "principal", "enroll-passkey", name, "--proof", str(proof), "--yes")
+    told = desk.as_("anna", "principal", "enrol-passkey", name, "--proof", str(proof), "--yes")
     assert told.code == 0, told.err
-    endorsed = desk.as_("ben", "order", "endorse", "--yes")
-    assert endorsed.code == 0, endorsed.err
+    countersigned = desk.as_("ben", "order", "countersign", "--yes")
+    assert countersigned.code == 0, countersigned.err
     return told
 
 
 def test_two_administrators_enrol_a_passkey_from_its_proof(open_desk: Open) -> None:
     desk, passkey = open_desk("staffed"), new_passkey()
-    told = enroll(desk, "rita", passkey)
+    told = enrol(desk, "rita", passkey)
     shown = one_line(told.err)
     for text in (
         passkey.keyid,
         f"signs at: {PLACE}",
         "can be copied to a cloud: no",
         "passkey: blue",
-        "at these origins only",
+        "at these addresses only",
     ):
         assert text in shown
     rows = json.loads(desk.as_("rita", "key", "list", "rita", "--json").out)
@@ -62,7 +62,7 @@ def test_two_administrators_enrol_a_passkey_from_its_proof(open_desk: Open) -> N
 
 def test_a_passkey_is_revoked_by_its_name(open_desk: Open) -> None:
     desk, passkey = open_desk("staffed"), new_passkey()
-    enroll(desk, "rita", passkey)
+    enrol(desk, "rita", passkey)
     told = desk.as_("rita", "key", "revoke", "rita", "blue", "--yes")
     assert told.code == 0, told.err
     rows = json.loads(desk.as_("rita", "key", "list", "rita", "--json").out)
@@ -82,7 +82,7 @@ def test_a_proof_that_says_otherwise_is_refused_before_signing(
 ) -> None:
     desk = open_desk("staffed")
     proof = proof_of(desk.folder, "rita", new_passkey(), desk.site.now, **fields)
-    told = desk.as_("anna", "principal", "enroll-passkey", "rita", "--proof", str(proof), "--yes")
+    told = desk.as_("anna", "principal", "enrol-passkey", "rita", "--proof", str(proof), "--yes")
     assert told.code != 0
     assert words in one_line(told.err)
     assert desk.ordered() == 0
@@ -91,8 +91,11 @@ def test_a_proof_that_says_otherwise_is_refused_before_signing(
 def test_a_cloud_copied_passkey_is_refused_before_signing(open_desk: Open) -> None:
     desk = open_desk("staffed")
     proof = proof_of(desk.folder, "rita", new_passkey(flags=0x0D), desk.site.now)
-    told = desk.as_("anna", "principal", "enroll-passkey", "rita", "--proof", str(proof), "--yes")
-    assert (told.code, "policy: passkeys_synced" in one_line(told.err)) == (3, True)
+    told = desk.as_("anna", "principal", "enrol-passkey", "rita", "--proof", str(proof), "--yes")
+    assert (
+        told.code,
+        "This passkey can be copied, such as to a cloud. Policy (passkeys_synced)" in one_line(told.err),
+    ) == (3, True)
     assert desk.ordered() == 0
 
 
@@ -114,7 +117,13 @@ def test_a_file_is_read_without_a_service(tmp_path: Path, capsys: pytest.Capture
     assert told.code == 0, told.err
     envelope = stage("sealed").sign(order)
     assert envelope.pae_digest in told.out
-    for text in ("verb: review", "adapter: clauses", "signer: rita", "What it means:", "I have examined this adapter."):
+    for text in (
+        "action: review",
+        "adapter: clauses",
+        "signer: rita",
+        "What it means:",
+        "I have examined this adapter.",
+    ):
         assert text in one_line(told.err), told.err
 
 
@@ -163,7 +172,7 @@ def test_a_changed_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_the_service_names_the_key_where_no_proof_is_given(open_desk: Open) -> None:
     desk, passkey = open_desk("sealed"), new_passkey()
-    enroll(desk, "rita", passkey)
+    enrol(desk, "rita", passkey)
     order = desk.site.review_order("rita", "privacy")
     path, _ = review(desk.folder, sign_envelope(desk.site.sign(order).payload, passkey), order)
     told = desk.as_("rita", "order", "check", str(path))
@@ -177,12 +186,12 @@ def test_the_service_names_the_key_where_no_proof_is_given(open_desk: Open) -> N
 def test_what_was_left_to_the_appliance_is_resolved_again(open_desk: Open) -> None:
     desk = open_desk("imported")
     path = desk.folder / "train.order.json"
-    order, left = desk.site.train_order("olga"), frozenset({"weight_decay", "validate_every"})
-    path.write_bytes(encode_proposal(Proposal(order, resolved=left)))
+    order, left = desk.site.train_order("olga"), frozenset({"recipe.weight_decay", "recipe.eval_steps"})
+    path.write_bytes(encode_proposal(Proposal(order, reported=left)))
     told = desk.as_("olga", "order", "check", str(path))
     assert told.code == 0, told.err
     assert "weight decay: 0.0 (auto)" in one_line(told.err)
     assert "every (auto) value is what this machine makes of it" in one_line(told.out)
-    path.write_bytes(encode_proposal(Proposal(order, resolved=left | {"batch_size"})))
+    path.write_bytes(encode_proposal(Proposal(order, reported=left | {"recipe.batch_size"})))
     told = desk.as_("olga", "order", "check", str(path))
     assert (told.code, "recipe, resolved again: batch_size: expected 8, got 4" in one_line(told.err)) == (6, True)

@@ -1,10 +1,12 @@
-"""Keys, enrolment and orders that need two."""
+"""Keys, enrolment, and orders that need two administrators."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,10 @@ from click.testing import CliRunner
 
 from appliance.cli import main
 from appliance.cli.support import caller
+from appliance.domain.core.names import add_seconds
+from appliance.formats.core.digest import short_code
+from appliance.formats.core.timestamp import encode_time
+from appliance.formats.signatures.keys import encode_spki_pem, generate_ed25519
 from tests.cli.conftest import PASSPHRASE, Desk, one_line, type_alone
 
 
@@ -31,6 +37,7 @@ def test_a_key_is_made_shown_and_proved(tmp_path: Path, capsys: pytest.CaptureFi
     for path in (key, tmp_path / "ada.pub"):
         told = type_alone(capsys, "key", "show", str(path))
         assert keyid in told.out and "BEGIN PUBLIC KEY" in told.out
+        assert short_code(keyid) in told.out
     told = type_alone(
         capsys, "key", "prove", "--key", str(key), "--as", "ada", "--origin", "a.example/1",
         "--passphrase-file", str(secret), "--output", str(tmp_path / "ada.proof"), "--json",
@@ -91,22 +98,20 @@ def test_an_existing_key_is_refused_before_a_passphrase_is_asked_for(
 
 def _enrol(desk: Desk, name: str = "dora", role: str = "operator") -> None:
     """As two administrators do it."""
-    from appliance.formats.signatures.keys import generate_ed25519
-
     desk.site.keys[name] = generate_ed25519()
     proof = desk.folder / f"{name}.proof"
     assert desk.as_(name, "key", "prove", "--output", str(proof)).code == 0
     told = desk.as_(
-        "anna", "principal", "enroll", name, "--proof", str(proof), "--printed-name", "Dora Example",
+        "anna", "principal", "enrol", name, "--proof", str(proof), "--printed-name", "Dora Example",
         "--role", role, "--yes",
     )  # fmt: skip
     assert told.code == 0, told.err
     assert "outcome:  pending" in told.out
     second = told.err.splitlines()[-1]
-    assert second.startswith("next: another administrator types: appliance order endorse sha256:")
+    assert second.startswith("next: another administrator types: appliance order countersign sha256:")
     told = desk.as_("ben", *second.partition("appliance ")[2].split(), "--yes")
     assert told.code == 0, told.err
-    assert "the order enroll of anna took effect" in told.out
+    assert "the order enrol of anna took effect" in told.out
 
 
 def test_an_order_that_waits_already_is_said_before_it_is_signed_twice(open_desk: Callable[[str], Desk]) -> None:
@@ -119,6 +124,66 @@ def test_an_order_that_waits_already_is_said_before_it_is_signed_twice(open_desk
     assert "already waits" not in desk.as_("anna", "principal", "grant", "olga", "reviewer:safety", "--yes").err
 
 
+def test_a_recovery_says_what_comes_before_the_countersignature(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("staffed")
+    desk.site.enrol("vault", "recovery")
+    desk.site.keys["carl"] = generate_ed25519()
+    proof = str(desk.folder / "carl.proof")
+    assert desk.as_("carl", "key", "prove", "--output", proof).code == 0
+    words = ("principal", "recover", "carl", "--proof", proof, "--printed-name", "Carl Orff", "--yes")
+    told = desk.as_("vault", *words)
+    said = one_line(told.err)
+    assert told.code == 0 and "next: tell all administrators" in said and "appliance principal revoke vault" in said
+    (start,) = re.findall(r"From about (\S+Z) on", said)
+    half = desk.site.state.parameters.order_lifetime_s // 2
+    assert start >= add_seconds(encode_time(datetime.now(UTC)), half - 3_600)
+    refused = desk.as_("anna", "order", "countersign", "--yes")
+    assert refused.code == 3 and "can be countersigned from" in refused.err
+    # Once the key is revoked, the order is listed as one that cannot take effect, and waits for nobody.
+    keyid = desk.site.keys["vault"].keyid
+    assert desk.as_("anna", "key", "revoke", "vault", keyid, "--yes").code == 0
+    listed = desk.as_("anna", "order", "list")
+    assert f"cannot be countersigned any more: The key {keyid} is no longer valid" in one_line(listed.err)
+    refused = desk.as_("anna", "order", "countersign", "--yes")
+    assert refused.code == 2 and "exactly one pending order" in refused.err, refused.err
+
+
+def test_files_of_another_kind_are_named_with_what_was_expected(open_desk: Callable[[str], Desk]) -> None:
+    """Key, public key, proof and trust file have similar names."""
+    desk = open_desk("staffed")
+    key, public = str(desk.key("olga")), desk.folder / "olga.pub"
+    public.write_bytes(encode_spki_pem(desk.site.keys["olga"].spki))
+    for file in (key, str(public)):
+        told = desk.as_("anna", "principal", "replace-key", "olga", "--proof", file, "--yes")
+        said = f"proof of possession, {file}: expected the file that appliance key prove makes"
+        assert told.code == 2 and said in one_line(told.err), told.err
+        told = desk.as_("anna", "principal", "enrol-passkey", "olga", "--proof", file, "--yes")
+        assert told.code == 2 and f"{file}: expected the file that the console makes" in one_line(told.err), told.err
+        told = desk.as_("anna", "run", "list", "--trust", file)
+        assert told.code == 2 and f"trust file, {file}: expected the line that appliance init printed" in told.err
+    told = desk.type("key", "prove", "--as", "olga", "--key", str(public), "--origin", "x")
+    assert told.code == 2 and "expected the key file, such as ada.key, got a public key" in told.err, told.err
+
+
+def test_a_name_that_is_not_enrolled_is_no_defect_of_the_policy(open_desk: Callable[[str], Desk]) -> None:
+    told = open_desk("staffed").as_("anna", "principal", "grant", "nobody", "operator", "--yes")
+    assert told.code == 3 and "nobody is not enrolled" in told.err
+    assert "the order names something that the log does not have" in told.err and "corrected policy set" not in told.err
+
+
+def test_an_administrator_withdraws_the_own_order(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("staffed")
+    told = desk.as_("anna", "principal", "grant", "olga", "reviewer:cost", "--yes", "--json")
+    digest = json.loads(told.out)["order"]
+    assert desk.as_("ben", "order", "withdraw", digest[:19], "--yes").code == 3
+    told = desk.as_("ben", "order", "withdraw", "--yes")
+    assert told.code == 2 and "exactly one pending order, got 0" in told.err, "the order of another person is left out"
+    told = desk.as_("anna", "order", "withdraw", "--reason", "The role was wrong.", "--yes")
+    assert told.code == 0 and "the order grant was withdrawn" in told.out and "reviewer:cost" in told.err, told.err
+    assert digest[:19] not in desk.as_("ben", "order", "list").out
+    assert desk.as_("ben", "order", "countersign", digest, "--yes").code != 0
+
+
 def test_an_order_that_cannot_be_carried_out_any_more_is_named_and_skipped(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("staffed")
     words = ("principal", "grant", "olga", "reviewer:cost", "--yes")
@@ -126,11 +191,11 @@ def test_an_order_that_cannot_be_carried_out_any_more_is_named_and_skipped(open_
     for _ in range(2):
         assert desk.as_("anna", *words).code == 0
         digests.append(json.loads(desk.as_("ben", "order", "list", "--json").out)[-1]["digest"])
-    assert desk.as_("ben", "order", "endorse", digests[0], "--yes").code == 0
+    assert desk.as_("ben", "order", "countersign", digests[0], "--yes").code == 0
     told = desk.as_("ben", "order", "list")
-    assert f"{digests[1][:19]} cannot be endorsed any more: " in told.err
+    assert f"{digests[1][:19]} cannot be countersigned any more: " in told.err
     assert desk.as_("anna", "principal", "grant", "olga", "reviewer:safety", "--yes").code == 0
-    told = desk.as_("ben", "order", "endorse", "--yes")
+    told = desk.as_("ben", "order", "countersign", "--yes")
     assert told.code == 0 and "reviewer:safety" in told.err, told.err
 
 
@@ -149,19 +214,20 @@ def test_the_second_administrator_sees_everything_that_the_first_signed(open_des
     assert "grant" in listed.out and "principal:olga" in listed.out
     digest = json.loads(desk.as_("ben", "order", "list", "--json").out)[0]["digest"]
     shown = desk.as_("ben", "order", "show", digest[:13]).out
-    told = desk.as_("ben", "order", "endorse", digest[:13], "--yes")
+    told = desk.as_("ben", "order", "countersign", digest[:13], "--yes")
     for text in ("reviewer:privacy", "anna", digest):
         assert text in shown
         assert text in told.err
     assert "The order of anna" in told.err
 
 
-def test_one_administrator_cannot_endorse_the_own_order(open_desk: Callable[[str], Desk]) -> None:
+def test_one_administrator_cannot_countersign_the_own_order(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("staffed")
     told = desk.as_("anna", "principal", "grant", "olga", "reviewer:privacy", "--yes", "--json")
-    told = desk.as_("anna", "order", "endorse", json.loads(told.out)["order"], "--yes")
+    told = desk.as_("anna", "order", "countersign", json.loads(told.out)["order"], "--yes")
     assert told.code == 3
-    assert "separation of duties: expected an administrator other than anna" in told.err
+    assert "anna signed this order and cannot countersign it. Ask another administrator." in told.err
+    assert "The order of anna" not in told.err
 
 
 def test_one_administrator_revokes_alone_and_says_why(open_desk: Callable[[str], Desk]) -> None:

@@ -1,4 +1,4 @@
-"""`run plan`: what is read before anything is signed."""
+"""`run plan`: the output that is read before an order is signed."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_every_problem_of_a_recipe_stands_on_its_own_line(open_desk: Callable[[s
     assert told.code == 2
     lines = told.err.splitlines()
     assert lines[0].startswith("error: ") and "recipe: 3 problems [bad-input]" in lines[0]
-    assert [line.split(":")[0].strip() for line in lines[1:]] == [
+    assert [line.split(":")[0].strip() for line in lines[1:-1]] == [
         "recipe, key 'rnak'", "recipe, key 'learning_rat'", "recipe, seed",
     ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What people type about training checkpoints: resume, checkpoints, replay; and a verdict as an exit code."""
+"""Commands of training checkpoints: resume, checkpoints, replay; and a verdict as an exit code."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from appliance.domain.core.entry import parse_entry
-from appliance.domain.core.event import Event
+from appliance.domain.core.entry import Event, parse_entry
 from appliance.domain.core.names import NO_DIGEST
 from appliance.domain.runs.replays import ReplayFailed, ReplayFinished
 from appliance.domain.runs.training import RunFailed
@@ -26,8 +25,8 @@ def different(body: ReplayFinished) -> Event:
     return body.model_copy(update={"got": NO_DIGEST, "verdict": "different"})
 
 
-def judge(desk: Desk, bend: Bend = lambda body: body) -> None:
-    """What is ordered is trained again at once, with this verdict."""
+def evaluate(desk: Desk, bend: Bend = lambda body: body) -> None:
+    """Finish each ordered replay at once, with this verdict."""
 
     def replayed(order: str) -> None:
         row = desk.site.state.replays.get(order)
@@ -41,10 +40,10 @@ def judge(desk: Desk, bend: Bend = lambda body: body) -> None:
 
 def test_a_failed_run_is_resumed_and_a_window_of_it_is_replayed(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("trained")
-    judge(desk)
+    evaluate(desk)
     desk.site.add(RunFailed(run="r-000001", code="worker-ended", message=desk.site.text("it was killed")))
     refused = desk.as_("olga", "run", "replay", "r-000001", "--from", "0", "--to", "100", "--yes")
-    assert (refused.code, "expected olga to be auditor" in refused.err) == (3, True)
+    assert (refused.code, "olga is operator. This action needs auditor" in refused.err) == (3, True)
     told = desk.as_("olga", "run", "resume", "r-000001", "--yes")
     assert told.code == 0, told.err
     assert "The run continues from its last training checkpoint" in told.err
@@ -82,6 +81,6 @@ def test_a_replay_that_is_not_identical_fails_the_command(
     open_desk: Callable[[str], Desk], bend: Bend, code: int, words: str
 ) -> None:
     desk = open_desk("trained")
-    judge(desk, bend)
+    evaluate(desk, bend)
     told = desk.as_("audrey", "run", "replay", "r-000001", "--from", "0", "--to", "100", "--yes")
     assert (told.code, words in told.err) == (code, True), told.err

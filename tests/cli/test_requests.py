@@ -1,4 +1,4 @@
-"""`ledger request`: found by an answer's id, proved here, with a proof that stands alone."""
+"""`ledger request`: found by a response's id, proved by the client, with a proof that needs no service."""
 
 from __future__ import annotations
 

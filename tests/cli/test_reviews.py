@@ -1,4 +1,4 @@
-"""What the command line says of reviews: dates, decisions, and what each counts for."""
+"""Output about reviews: dates, decisions, and their effect."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def test_a_rejection_has_no_date_and_its_meaning_says_so(open_desk: Callable[[st
     assert dated.code == 2 and "No such option '--valid-until'" in dated.err
     told = desk.as_("raul", *words)
     assert told.code == 0, told.err
-    assert "Your rejection of exactly these bytes, for this unit. It counts until you replace it." in told.err
-    assert "valid until:  you replace it" in told.out
+    assert "Your rejection of exactly this version, for this unit. It is valid until you decide again." in told.err
+    assert "valid until:      you replace it" in told.out
     row = desk.site.state.adapters.get("clauses@1")
     assert row is not None and [(r.decision, r.valid_until) for r in row.reviews] == [("reject", None)]
 
@@ -39,7 +39,7 @@ def test_every_reader_says_what_each_review_decided_and_what_it_counts_for(open_
     row = desk.site.state.adapters.get("clauses@1")
     assert row is not None
     one, two, three = (review.index for review in row.reviews)
-    states = [f"superseded by entry {two}", f"superseded by entry {three}", "standing"]
+    states = [f"superseded by entry {two}", f"superseded by entry {three}", "valid"]
     log = ("ledger", "log", "--type", "review.recorded")
     table = desk.as_("audrey", *log, "--wide").out.splitlines()[1:]
     decisions = [f"{how} for legal, privacy: {state}" for how, state in zip(_DECISIONS, states, strict=True)]
@@ -49,19 +49,19 @@ def test_every_reader_says_what_each_review_decided_and_what_it_counts_for(open_
     assert [(line["state"], line["superseded_by"]) for line in read] == [
         ("superseded", str(two)),
         ("superseded", str(three)),
-        ("standing", ""),
+        ("valid", ""),
     ]
     rows = [json.loads(line)["review"] for line in desk.as_("audrey", *log, "--json").out.splitlines()]
     assert [(line["index"], line["state"]) for line in rows] == [
         (one, "superseded"),
         (two, "superseded"),
-        (three, "standing"),
+        (three, "valid"),
     ]
     listed = desk.as_("rita", "review", "list", "--wide").out
     assert f"by rita (privacy, legal): superseded by entry {two}" in listed and "rita (privacy, legal)" in listed
     shown = desk.as_("rita", "review", "show", "clauses@1").out
-    assert all(state in one_line(shown) for state in states)
-    answer = json.loads(desk.as_("audrey", "ledger", "could-load", "legal", "--json").out)
+    assert all(state in one_line(shown) for state in (*states[:2], "; valid (reported)"))
+    answer = json.loads(desk.as_("audrey", "ledger", "effective-access", "legal", "--json").out)
     (candidate,) = answer["others"]
     assert [(r["state"], r["superseded_by"]) for r in candidate["reviews"]] == [
         (r["state"], r["superseded_by"]) for r in rows
@@ -73,7 +73,9 @@ def test_every_reader_says_what_each_review_decided_and_what_it_counts_for(open_
     [
         ({"--unit": "lgal"}, 2, "unit: expected one of legal, sales, got 'lgal'; did you mean legal?"),
         ({"--valid-until": "2020-01-01"}, 2, "valid until: expected a time after 20"),
-        ({"--field": "privcy"}, 3, "field: expected one that you review, privacy, got privcy"),
+        ({"--valid-until": "9000d"}, 3, "and, by policy, not after"),
+        ({"--reason": " "}, 2, "reason: expected --reason TEXT with why you decide so, got none"),
+        ({"--review-function": "privcy"}, 3, "privcy is not your review function. Choose privacy; the roles of rita"),
     ],
 )
 def test_what_would_be_refused_is_refused_before_the_evidence_is_printed(
@@ -94,18 +96,18 @@ def test_owner_and_labels_are_shown(open_desk: Callable[[str], Desk]) -> None:
     value = json.loads(desk.as_("rita", "dataset", "show", "clauses@1", "--json").out)
     assert value["labels"]["B"] == {"train": 5, "held-out": 50}
     review = json.loads(desk.as_("rita", "review", "show", "clauses@1", "--json").out)
-    assert value["owner"] == review["taught"]["owner"] is not None
+    assert value["owner"] == review["training_data"]["owner"] is not None
     assert f"owner: {value['owner']}" in shown
-    assert f"owner: {value['owner']}" in one_line(desk.as_("rita", "review", "show", "clauses@1").out)
+    assert f"Owner: {value['owner']}" in one_line(desk.as_("rita", "review", "show", "clauses@1").out)
 
 
-def test_who_is_no_reviewer_is_told_so_and_who_has_two_fields_names_one(open_desk: Callable[[str], Desk]) -> None:
+def test_who_is_no_reviewer_is_told_so_and_who_has_two_functions_names_one(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("sealed")
     words = ("review", "approve", "clauses@1", "--unit", "legal", "--meaning", "I read it.", "--yes")
     told = desk.as_("olga", *words)
     assert told.code == 3
-    assert "expected you to be a reviewer of a field, such as reviewer:privacy, got none; the roles of olga" in told.err
+    assert "A decision needs a role such as reviewer:privacy; the roles of olga" in told.err
     grant = desk.site.order(Grant, "anna", principal="rita", role="reviewer:safety")
     desk.site.two(RoleGranted(policy=desk.site.in_force), grant)
     told = desk.as_("rita", *words)
-    assert told.code == 2 and "expected --field with one of privacy, safety, got none" in told.err
+    assert told.code == 2 and "expected --review-function with one of privacy, safety, got none" in told.err

@@ -1,4 +1,4 @@
-"""`dataset check`, and what is shown of rows before an import of them is signed."""
+"""`dataset check`, and the rows that are shown before an import is signed."""
 
 from __future__ import annotations
 
@@ -8,29 +8,39 @@ from typing import Any
 
 import pytest
 
-from appliance.client import checks
+from appliance.api.data import RowFindings, SplitRows
+from appliance.api.wire import json_value
+from appliance.client import imports
 from tests.cli.conftest import Desk, one_line
 
-FOUND: dict[str, Any] = {
-    "rows": 9,
-    "train_rows": 7,
-    "held_out_rows": 2,
-    "labels": {
-        "Billing": {"train": 1, "held-out": 0},
-        "billing": {"train": 3, "held-out": 1},
-        "card": {"train": 3, "held-out": 1},
+FOUND = RowFindings(
+    rows=9,
+    train_rows=7,
+    held_out_rows=2,
+    labels={
+        "Billing": SplitRows.model_validate({"train": 1, "held-out": 0}),
+        "billing": SplitRows.model_validate({"train": 3, "held-out": 1}),
+        "card": SplitRows.model_validate({"train": 3, "held-out": 1}),
     },
-    "label_count": 3,
-    "similar_labels": [["Billing", "billing", "Billing", "dataset, line 9"]],
-    "duplicates": [["dataset, line 5", "dataset, line 2"]],
-    "duplicate_count": 1,
-    "max_tokens": 40,
-    "mean_tokens": 12,
-    "context_length": 2048,
-    "errors": [],
-    "error_count": 0,
-}
-WRONG = FOUND | {"errors": ["dataset, line 3: expected 2 fields, got 1", "dataset, line 4: a"], "error_count": 7}
+    label_count=3,
+    similar_labels=(("Billing", "billing", "Billing", "dataset, line 9"),),
+    duplicates=(("dataset, line 5", "dataset, line 2"),),
+    duplicate_count=1,
+    overlaps={},
+    max_tokens=40,
+    mean_tokens=12,
+    context_length=2048,
+    errors=(),
+    error_count=0,
+    notes=(),
+)
+
+
+def wrong(error_count: int, *errors: str) -> RowFindings:
+    return FOUND.model_copy(update={"errors": errors, "error_count": error_count})
+
+
+WRONG = wrong(7, "dataset, line 3: expected 2 fields, got 1", "dataset, line 4: a")
 TERMS = (
     "--name", "notes", "--base", "smollm2", "--owner", "Legal", "--licence", "CC0-1.0",
     "--classification", "internal", "--no-wait", "--yes",
@@ -38,17 +48,17 @@ TERMS = (
 
 
 @pytest.fixture
-def checked(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Any]], list[Any]]:
-    """The founded base has no tokenizer, so the worker's findings are given here."""
+def checked(monkeypatch: pytest.MonkeyPatch) -> Callable[[RowFindings], list[Any]]:
+    """Return a function that sets the worker's findings, since the base of the site has no tokenizer."""
 
-    def give(found: dict[str, Any]) -> list[Any]:
+    def give(found: RowFindings) -> list[Any]:
         asked: list[Any] = []
 
-        def check_rows(door: object, teaching: Any, sources: Any, *, keep: bool) -> dict[str, Any]:
+        def check_rows(connection: object, teaching: Any, sources: Any, *, keep: bool) -> RowFindings:
             asked.append((teaching, keep))
             return found
 
-        monkeypatch.setattr(checks, "check_rows", check_rows)
+        monkeypatch.setattr(imports, "check_rows", check_rows)
         return asked
 
     return give
@@ -59,7 +69,7 @@ def _file(desk: Desk) -> str:
     return str(desk.folder / "rows.csv")
 
 
-Checked = Callable[[dict[str, Any]], list[Any]]
+Checked = Callable[[RowFindings], list[Any]]
 
 
 def test_a_check_tells_counts_lengths_and_what_is_odd(open_desk: Callable[[str], Desk], checked: Checked) -> None:
@@ -77,7 +87,7 @@ def test_a_check_tells_counts_lengths_and_what_is_odd(open_desk: Callable[[str],
         assert one_line(said) in one_line(told.out), said
     assert asked[0][0].base == "smollm2" and asked[0][1] is False
     value = json.loads(desk.as_("olga", "dataset", "check", _file(desk), "--json").out)
-    assert value["labels"] == FOUND["labels"] and len(value["warnings"]) == 3
+    assert value["labels"] == json_value(FOUND)["labels"] and len(value["warnings"]) == 3
     assert desk.ordered() == 0
 
 
@@ -86,7 +96,7 @@ def test_a_check_fails_with_every_row_that_does_not_fit(open_desk: Callable[[str
     checked(WRONG)
     told = desk.as_("olga", "dataset", "check", _file(desk))
     assert told.code == 2 and "7 problems" in told.err and "nothing was imported" not in told.err
-    assert told.err.splitlines()[-3:] == [
+    assert told.err.splitlines()[-4:-1] == [
         "  dataset, line 3: expected 2 fields, got 1",
         "  dataset, line 4: a",
         "  and 5 more",
@@ -95,7 +105,7 @@ def test_a_check_fails_with_every_row_that_does_not_fit(open_desk: Callable[[str
 
 def test_one_problem_is_one(open_desk: Callable[[str], Desk], checked: Checked) -> None:
     desk = open_desk("imported")
-    checked(FOUND | {"errors": ["dataset, line 3: expected 2 fields, got 1"], "error_count": 1})
+    checked(wrong(1, "dataset, line 3: expected 2 fields, got 1"))
     told = desk.as_("olga", "dataset", "import", _file(desk), *TERMS)
     assert told.code == 2 and "1 problem, nothing was imported" in told.err
 

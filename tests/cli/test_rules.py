@@ -1,4 +1,4 @@
-"""The rules version, as administrators see it and raise it."""
+"""The rules version on the command line: shown and raised by administrators."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from appliance.domain.core.verb import NEWEST_RULES
-from appliance.domain.rulebook.registry import BOOKS
-from appliance.workflows.governance import administration
+from appliance.domain.actions.registry import RULE_SETS
+from appliance.domain.core.action import NEWEST_RULES
+from appliance.workflows import governance
 from tests.cli.conftest import Desk
 
 LATER = NEWEST_RULES + 1
@@ -17,8 +17,8 @@ LATER = NEWEST_RULES + 1
 
 @pytest.fixture
 def knows_later_rules(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(BOOKS, LATER, BOOKS[NEWEST_RULES])
-    monkeypatch.setattr(administration, "NEWEST_RULES", LATER)
+    monkeypatch.setitem(RULE_SETS, LATER, RULE_SETS[NEWEST_RULES])
+    monkeypatch.setattr(governance, "NEWEST_RULES", LATER)
 
 
 @pytest.mark.usefixtures("knows_later_rules")
@@ -37,7 +37,7 @@ def test_two_administrators_raise_the_rules_and_everybody_sees_since_when(open_d
     raised = json.loads(desk.as_("rita", "rules", "show", "--json").out)
     assert (raised["version"], desk.site.ledger.find(types=["rules.raised"])[0][0]) == (LATER, raised["entry"])
     told = desk.as_("rita", "rules", "show")
-    assert "in force" in told.out and f"{raised['entry']}" in told.out
+    assert "valid" in told.out and f"{raised['entry']}" in told.out
 
 
 def test_a_version_that_the_appliance_does_not_know_is_refused_and_named(open_desk: Callable[[str], Desk]) -> None:

@@ -1,4 +1,4 @@
-"""`run start --sweep`: one signature for all runs, those behind are cancelled, and the table says what came of it."""
+"""`run start --sweep`: one signature for all runs, cancelled runs, and the table of results."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
+from appliance.api.runs import Frame
 from appliance.cli.runs import sweeps as cli_sweeps
 from appliance.cli.runs.sweeps import show_orders
 from appliance.client import sweeps
-from appliance.client.runs import Ended
-from appliance.domain.rulebook.proposals import Proposal
-from appliance.domain.rulebook.showing import describe
+from appliance.client.runs import RunEnd
+from appliance.domain.actions.proposals import Proposal
+from appliance.domain.actions.showing import describe
+from appliance.domain.core.records.runs import Run
 from appliance.errors import Unavailable
 from scripts.kit.log_builder import policy_set
 from tests.cli.conftest import Desk, one_line
@@ -30,23 +32,28 @@ def _recipe(desk: Desk, text: str = RECIPE) -> str:
     return str(path)
 
 
-def _frame(step: int, loss: float) -> dict[str, Any]:
-    return {
-        "frame": "step", "step": step, "steps": 20, "loss": "3.0", "validation_loss": f"{loss:.6f}",
-        "tokens": 100 * step, "seconds": f"{step}.000",
-    }  # fmt: skip
+def _frame(step: int, loss: float) -> Frame:
+    return Frame(
+        frame="step",
+        step=step,
+        steps=20,
+        loss="3.0",
+        validation_loss=f"{loss:.6f}",
+        tokens=100 * step,
+        seconds=f"{step}.000",
+    )
 
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the service would tell of each run, were there a worker."""
+    """Replace the service's progress of runs, since no worker runs."""
 
-    def follow(door: Any, run: str, told: Callable[[str, list[dict[str, Any]]], None]) -> Ended:
+    def follow(connection: Any, run: str, told: Callable[[str, list[dict[str, Any]]], None]) -> RunEnd:
         for place, loss in enumerate(LOSSES[run], start=1):
             told("running", [_frame(10 * place, loss)])
-        if door.get(f"/v1/runs/{run}")["status"] == "cancelled":
-            return Ended(run, "cancelled", None, f"run {run} was cancelled")
-        return Ended(run, "sealed", f"clauses@{run[-1]}", None)
+        if connection.get(f"/v1/runs/{run}", Run).status == "cancelled":
+            return RunEnd(run, "cancelled", None, f"run {run} was cancelled")
+        return RunEnd(run, "sealed", f"clauses@{run[-1]}", None)
 
     monkeypatch.setattr(sweeps, "follow", follow)
 
@@ -76,10 +83,10 @@ def test_every_combination_is_signed_at_once_and_one_that_falls_behind_is_cancel
     (sweep,) = {run.sweep for run in runs}
     assert sweep is not None and sweep.startswith("clauses-")
     assert [run.status for run in runs] == ["queued", "cancelled", "queued"]
-    assert [run.validate_every for run in runs] == [runs[0].validate_every] * 3 and runs[0].validate_every > 0
+    assert [run.eval_steps for run in runs] == [runs[0].eval_steps] * 3 and runs[0].eval_steps > 0
     written = json.loads((folder / "sweep.json").read_text())
     assert [one["run"] for one in written["runs"]] == ["r-000003", "r-000001", "r-000002"]
-    assert written["runs"][2]["told"] == "stopped: 2.500000 was above 2.000000, the worst of the better half"
+    assert written["runs"][2]["note"] == "stopped: 2.500000 was above 2.000000, the worst of the better half"
     svg = (folder / "sweep.svg").read_text()
     assert "<!-- r-000003: rank 16 -->" in svg and (folder / "sweep.png").stat().st_size > 1000
 
@@ -108,7 +115,7 @@ def test_no_value_that_is_signed_is_left_out_of_what_is_shown_together(
 ) -> None:
     site = open_desk("imported").site
     orders = [site.train_order(recipe={"name": name, "rank": rank}) for name, rank in (("first", 4), ("second", 8))]
-    proposals = [Proposal(order=order, resolved=frozenset({"alpha"})) for order in orders]
+    proposals = [Proposal(order=order, reported=frozenset({"recipe.alpha"})) for order in orders]
     show_orders(proposals)
     told = one_line(capsys.readouterr().err)
     for proposal in proposals:
@@ -133,26 +140,26 @@ def left_early(monkeypatch: pytest.MonkeyPatch, trained: None) -> Callable[[], N
     """Ctrl-C as the third run begins; what it returns lets it train."""
     follow = sweeps.follow
 
-    def leave(door: Any, run: str, told: Callable[[str, list[dict[str, Any]]], None]) -> Ended:
+    def leave(connection: Any, run: str, told: Callable[[str, list[dict[str, Any]]], None]) -> RunEnd:
         if run == "r-000003":
             raise KeyboardInterrupt
-        return follow(door, run, told)
+        return follow(connection, run, told)
 
     monkeypatch.setattr(sweeps, "follow", leave)
     return lambda: monkeypatch.setattr(sweeps, "follow", follow)
 
 
 def _leave(desk: Desk, text: str = RECIPE) -> tuple[str, str]:
-    """The sweep's name and its folder, after somebody left it."""
+    """Start a sweep and leave it. Return its name and its folder."""
     folder = str(desk.folder / "chosen")
     told = desk.as_("olga", "run", "start", _recipe(desk, text), "--sweep", "--folder", folder, "--yes")
     assert told.code == 130, told.err
     (name,) = {str(run.sweep) for run in desk.site.state.runs.values()}
-    assert f"go on with: appliance run sweep {name} --folder {folder}" in one_line(told.err)
+    assert f"continue the sweep with: appliance run sweep {name} --folder {folder}" in one_line(told.err)
     return name, folder
 
 
-def test_a_sweep_that_was_left_goes_on_with_the_losses_that_it_had(
+def test_a_sweep_that_was_left_continues_with_the_losses_that_it_had(
     open_desk: Callable[[str], Desk], left_early: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     desk = open_desk("imported")
@@ -160,10 +167,10 @@ def test_a_sweep_that_was_left_goes_on_with_the_losses_that_it_had(
     left_early()
     ends = sweeps.follow
 
-    def end(door: Any, run: str, told: Callable[[str, list[dict[str, Any]]], None]) -> Ended:
+    def end(connection: Any, run: str, told: Callable[[str, list[dict[str, Any]]], None]) -> RunEnd:
         if run == "r-000002":  # of a cancelled run the service tells nothing
-            return Ended(run, "cancelled", None, f"run {run} was cancelled")
-        return ends(door, run, told)
+            return RunEnd(run, "cancelled", None, f"run {run} was cancelled")
+        return ends(connection, run, told)
 
     monkeypatch.setattr(sweeps, "follow", end)
     told = desk.as_("olga", "run", "sweep", name, "--folder", folder, "--yes")
@@ -185,7 +192,7 @@ def test_a_service_that_restarts_ends_the_command_which_says_how_to_go_on(
 ) -> None:
     desk = open_desk("imported")
 
-    def gone(door: Any, run: str, told: Callable[[str, list[dict[str, Any]]], None]) -> Ended:
+    def gone(connection: Any, run: str, told: Callable[[str, list[dict[str, Any]]], None]) -> RunEnd:
         raise Unavailable("service: expected it to answer, got nothing")
 
     monkeypatch.setattr(sweeps, "follow", gone)
@@ -193,11 +200,11 @@ def test_a_service_that_restarts_ends_the_command_which_says_how_to_go_on(
     told = desk.as_("olga", "run", "start", _recipe(desk), "--sweep", "--folder", folder, "--yes")
     assert told.code == Unavailable.exit_code, told.err
     (name,) = {str(run.sweep) for run in desk.site.state.runs.values()}
-    assert f"go on with: appliance run sweep {name} --folder {folder}" in one_line(told.err)
+    assert f"continue the sweep with: appliance run sweep {name} --folder {folder}" in one_line(told.err)
     assert len(json.loads((desk.folder / "chosen" / "sweep.json").read_text())["runs"]) == 3
 
 
-def test_a_run_that_was_to_be_stopped_before_the_power_went_is_judged_again(
+def test_a_run_that_was_to_be_stopped_before_the_power_went_is_evaluated_again(
     open_desk: Callable[[str], Desk], left_early: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     desk = open_desk("imported")
@@ -213,13 +220,13 @@ def test_a_run_that_was_to_be_stopped_before_the_power_went_is_judged_again(
     ]
     monkeypatch.undo()
     found = sweeps.Result.model_validate_json((desk.folder / "chosen" / "sweep.json").read_bytes())
-    assert [sweeps._go_on(row, "running").behind for row in found.runs] == [None] * 3
+    assert [sweeps._restore_run(row, "running").behind for row in found.runs] == [None] * 3
     assert name == found.sweep and folder.endswith("chosen")
 
 
 def test_runs_are_followed_as_they_train_and_one_that_was_resumed_trains_last() -> None:
-    def row(number: int, status: str, queued: int, sweep: str | None = "clauses-1") -> dict[str, Any]:
-        return {"id": f"r-{number}", "status": status, "queued": queued, "sweep": sweep}
+    def row(number: int, status: str, queued: int, sweep: str | None = "clauses-1") -> Any:
+        return SimpleNamespace(id=f"r-{number}", status=status, queued=queued, sweep=sweep)
 
     rows = [
         row(1, "queued", 90),
@@ -228,9 +235,9 @@ def test_runs_are_followed_as_they_train_and_one_that_was_resumed_trains_last() 
         row(4, "queued", 14),
         row(5, "queued", 1, None),
     ]
-    door: Any = SimpleNamespace(get=lambda path: rows)
-    assert [one["id"] for one in sweeps.list_runs(door, "clauses-1")] == ["r-3", "r-2", "r-4", "r-1"]
-    assert [one["id"] for one in sweeps.list_left(door, "clauses-1")] == ["r-2", "r-4", "r-1"]
+    connection: Any = SimpleNamespace(get=lambda path, model: rows)
+    assert [one.id for one in sweeps.list_runs(connection, "clauses-1")] == ["r-3", "r-2", "r-4", "r-1"]
+    assert [one.id for one in sweeps.list_left(connection, "clauses-1")] == ["r-2", "r-4", "r-1"]
 
 
 def test_what_is_left_of_a_sweep_is_cancelled_at_once(
@@ -249,7 +256,7 @@ def test_what_is_left_of_a_sweep_is_cancelled_at_once(
     ("words", "code", "said"),
     [
         (("clauses-0", "--cancel"), 4, "sweep: expected one of none so far, got clauses-0"),
-        (("clauses-0",), 2, "expected --folder FOLDER to go on, or --cancel, got none"),
+        (("clauses-0",), 2, "expected --folder FOLDER to continue, or --cancel, got none"),
         (("clauses-0", "--cancel", "--folder", "chosen"), 2, "or --cancel, got both"),
     ],
 )
@@ -306,7 +313,7 @@ def test_a_second_sweep_waits_for_the_first_where_both_are_more_than_policy_allo
         "olga", "run", "start", _recipe(desk, text), "--sweep", "--folder", str(desk.folder / "more"), "--yes"
     )
     assert told.code == 5, told.err
-    assert f"got 9 and 8 of {name}; go on with that, or cancel it: appliance run sweep {name} --cancel" in one_line(
+    assert f"got 9 and 8 of {name}; continue that sweep, or cancel it: appliance run sweep {name} --cancel" in one_line(
         told.err
     )
     assert desk.ordered() == before and not (desk.folder / "more").exists()

@@ -1,4 +1,4 @@
-"""`token revoke`: one token by itself or its id, or all before a time; what will be signed is shown first."""
+"""`token revoke`: one token or its id, or all before a time; the order is shown before the signature."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_unit_ends_its_own_token_by_the_token_or_by_its_id(open_desk: Callable
     assert desk.site.state.tokens.get(f"legal/{digest}") is not None
     file.write_text(digest)
     again = desk.as_("legal", "token", "revoke", "legal", "--token", str(file), "--yes")
-    assert again.code == 3 and "expected one that counts" in again.err
+    assert again.code == 3 and "The token of legal was revoked by entry" in again.err
 
 
 def test_an_administrator_ends_all_before_a_time(open_desk: Callable[[str], Desk]) -> None:
@@ -41,15 +41,30 @@ def test_a_unit_enrols_an_application_by_its_proof_lists_it_and_ends_it(open_des
     desk = open_desk("serving")
     key, proof = generate_ed25519(), desk.folder / "indexer.proof"
     proof.write_bytes(prove_possession(ORIGIN, "legal", key))
-    words = ("token", "enroll", "indexer", "--task", "labels", "--task", "payroll", "--proof", str(proof), "--yes")
+    words = (
+        "token",
+        "enrol",
+        "indexer",
+        "--served-model",
+        "labels",
+        "--served-model",
+        "payroll",
+        "--proof",
+        str(proof),
+        "--yes",
+    )
     told = desk.as_("legal", *words)
     assert told.code == 0, told.err
-    assert "warning: task: expected one of labels, got 'payroll'" in one_line(told.err), "said before it is signed"
-    assert "got 'labels'" not in told.err and told.err.index("warning: task") < told.err.index("signed: ")
-    assert "The holder of this key gets tokens of your unit for these tasks until you end it." in one_line(told.err)
+    assert "warning: served model: expected one of labels, got 'payroll'" in one_line(told.err), (
+        "said before it is signed"
+    )
+    assert "got 'labels'" not in told.err and told.err.index("warning: served model") < told.err.index("signed: ")
+    assert "The holder of this key gets tokens of your unit for these served models until you end it." in one_line(
+        told.err
+    )
     assert key.keyid in one_line(told.err + told.out)
     row = desk.site.state.applications.get("legal/indexer")
-    assert row is not None and (row.keyid, row.tasks) == (key.keyid, ("labels", "payroll"))
+    assert row is not None and (row.keyid, row.served_models) == (key.keyid, ("labels", "payroll"))
     other = desk.as_("sales", *words)
     assert other.code == 2 and "principal: expected sales, got legal" in one_line(other.err)
     revoke = ("token", "revoke", "legal", "--application", "indexer")

@@ -1,4 +1,4 @@
-"""Validation sets at the command line: what is shown of them, and what an order to train binds and promises."""
+"""Validation sets on the command line: their output, and what an order to train binds of them."""
 
 from __future__ import annotations
 
@@ -11,35 +11,38 @@ import pytest
 
 from appliance.domain.evaluation.items import encode_items
 from appliance.formats.core.digest import digest_bytes
-from scripts.kit.judged import Group, make_items
+from scripts.kit.item_groups import Group, make_items
 from tests.cli.conftest import Desk, one_line
 from tests.cli.test_gates import gate_file, recipe_file
-from tests.domain.evaluation.test_judging import one_gate
+from tests.domain.evaluation.test_rules import one_gate
 from tests.domain.evaluation.test_sets import ON_EXAM
-from tests.kit.founded import FILES, JUDGED
+from tests.kit.founded import EVALUATED, FILES
 
 ITEMS = FILES["items.jsonl"]
 COUNTED = {"sets": {"exam": {"rows": 100, "duplicates": 0, "near_duplicates": 7}}}
 
 
-def judged(desk: Desk, version: int = 1, items: bytes = ITEMS, **counts: Any) -> None:
-    """An adapter that was judged on exam@1."""
+def evaluated(desk: Desk, version: int = 1, items: bytes = ITEMS, **counts: Any) -> None:
+    """Seal an adapter that was evaluated on exam@1."""
     run = desk.site.train(gates=ON_EXAM)
     metrics = {"sets": {"exam": COUNTED["sets"]["exam"] | counts}}
     desk.site.seal(run, version, sets={"items-exam.jsonl": items}, metrics=metrics)
 
 
-def test_sets_are_listed_and_shown_with_who_was_judged_on_them(open_desk: Callable[[str], Desk]) -> None:
+def test_sets_are_listed_and_shown_with_who_was_evaluated_on_them(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("imported")
     desk.site.import_set(blind=True)
-    judged(desk)
+    evaluated(desk, duplicates="few", near_duplicates="few")
+    assert "set exam: 100 items; few of the rows are trained on" in one_line(
+        desk.as_("rita", "gate", "explain", "clauses@1").out
+    )
     told = one_line(desk.as_("olga", "validation-set", "list", "--wide").out)
     assert "exam@1 classification 100 smollm2 yes no vera" in told
     (row,) = json.loads(desk.as_("olga", "validation-set", "list", "--json").out)
     assert (row["name"], row["blind"], row["final"], row["revoked"]) == ("exam", True, False, None)
     told = one_line(desk.as_("rita", "validation-set", "show", "exam@1").out)
-    assert "adapters judged on it: clauses@1" in told and "blind: True" in told.replace("yes", "True")
-    assert json.loads(desk.as_("rita", "validation-set", "show", "exam@1", "--json").out)["judged"] == ["clauses@1"]
+    assert "adapters evaluated on it: clauses@1" in told and "blind: True" in told.replace("yes", "True")
+    assert json.loads(desk.as_("rita", "validation-set", "show", "exam@1", "--json").out)["evaluated"] == ["clauses@1"]
     assert desk.as_("rita", "validation-set", "show", "exam@2").code == 4
 
 
@@ -53,10 +56,10 @@ def test_a_plan_and_an_order_say_what_the_sets_can_show_and_bind_their_newest_ve
     planned = desk.as_("olga", "run", "plan", recipe, "--gates", gates)
     told = one_line(planned.out)
     assert planned.code == 0, planned.err
-    assert "set exam@2: 100 rows, final; 0 runs were judged on it before" in told
+    assert "set exam@2: 100 rows, final; evaluated on it before: 0 runs" in told
     assert "the smallest gain that accuracy can show is" in told
     value = json.loads(desk.as_("olga", "run", "plan", recipe, "--gates", gates, "--json").out)["gates"]
-    assert value["validation_sets"] == [{"name": "exam", "version": 2, "judged_before": 0}]
+    assert value["validation_sets"] == [{"name": "exam", "version": 2, "evaluated_before": 0}]
     assert value["can_show"][0]["items"] == 100
     told = desk.as_("olga", "run", "start", recipe, "--gates", gates, "--yes")
     assert told.code == 0, told.err
@@ -72,20 +75,21 @@ def test_gates_on_a_set_that_does_not_stand_are_refused_before_anything_is_signe
     desk.site.revoke_set()
     recipe, gates = str(recipe_file(tmp_path)), str(gate_file(tmp_path, gates=[one_gate(set="exam")]))
     told = desk.as_("olga", "run", "start", recipe, "--gates", gates, "--yes")
-    assert told.code == 4 and "gates, set exam: expected held-out, which stand for this base" in one_line(told.err)
+    assert told.code == 4 and "gates, set exam: this base model has no valid validation set of" in one_line(told.err)
+    assert "Name one of these: held-out." in one_line(told.err)
     assert desk.site.state.runs.values() == ()
 
 
 def test_a_verdict_on_a_set_is_computed_again_and_explained_with_its_overlap(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("imported")
     desk.site.import_set()
-    judged(desk)
+    evaluated(desk)
     told = desk.as_("rita", "gate", "check", "clauses@1")
     assert told.code == 0, told.err
     told = one_line(desk.as_("rita", "gate", "explain", "clauses@1").out)
     assert "set exam: 100 items; 0 of the rows are trained on, 7 nearly" in told
-    assert "0 runs were judged on exam before this one: each p-value counts 2 times" in told
-    judged(desk, 2, duplicates=3)
+    assert "exam: corrected for 0 earlier evaluations, p-values are multiplied by 2" in told
+    evaluated(desk, 2, duplicates=3)
     told = desk.as_("rita", "gate", "check", "clauses@2")
     assert told.code == 9 and "3 of 100 rows of exam are trained on" in one_line(told.out)
 
@@ -93,8 +97,8 @@ def test_a_verdict_on_a_set_is_computed_again_and_explained_with_its_overlap(ope
 def test_items_of_a_set_that_were_changed_are_found(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("imported")
     desk.site.import_set()
-    judged(desk)
-    other = encode_items(make_items([Group(100, adapter=True, base=True)], rows=JUDGED))
+    evaluated(desk)
+    other = encode_items(make_items([Group(100, adapter=True, base=True)], rows=EVALUATED))
     manifest = desk.site.state.adapters.get("clauses@1")
     assert manifest is not None
     path = desk.site.home / "artifacts" / manifest.manifest.removeprefix("sha256:") / "items-exam.jsonl"
@@ -123,15 +127,15 @@ def test_an_import_that_would_be_refused_sends_nothing(open_desk: Callable[[str]
     rows.write_text("text,label\none,A\n")
     terms = ("--base", "smollm2", "--owner", "Legal", "--licence", "CC0-1.0", "--classification", "internal")
     told = desk.as_("olga", "validation-set", "import", str(rows), "--name", "exam", *terms, "--yes")
-    assert told.code == 3 and "expected olga to be validator" in one_line(told.err)
-    desk.site.enroll("vera", "validator")
+    assert told.code == 3 and "olga is operator. This action needs validator." in one_line(told.err)
+    desk.site.enrol("vera", "validator")
     told = desk.as_(
         "vera", "validation-set", "import", str(rows), "--name", "held-out", *terms, "--label", "A", "--yes"
     )
-    assert told.code != 0 and "another than held-out" in one_line(told.err)
+    assert told.code == 3 and "The name held-out is reserved for other sets." in one_line(told.err)
     told = desk.as_(
         "vera", "validation-set", "import", str(rows), "--name", "exam", *terms, "--column", "hue=x", "--yes"
     )
     assert told.code == 2 and "expected one of text, label, cluster, slice for classification" in one_line(told.err)
     assert desk.ordered() == 0 or not desk.site.state.imports.values()[-1].subject.startswith("validation-set:")
-    assert not any(path.is_file() for path in (desk.site.home / "uploads").iterdir())
+    assert not any(path.is_file() for path in (desk.site.home / "uploads").rglob("*"))

@@ -1,4 +1,4 @@
-"""What is carried to a witness and back, where there is nobody to ask or nothing to take in."""
+"""Files that are carried to a witness and back, and their errors."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 import pytest
 
 from appliance.errors import BadInput
-from appliance.formats.core.typed_time import parse_end
-from appliance.formats.log.cosignature import witness_vkey_of
+from appliance.formats.core.timestamp import parse_end
+from appliance.formats.log.checkpoint import witness_vkey_of
 from appliance.formats.signatures.keys import generate_ed25519
 from tests.cli.conftest import Desk
 from tests.kit.founded import policy_set

@@ -22,12 +22,12 @@ import pytest
 
 from appliance.client.people import prove_possession
 from appliance.client.support import agent as agents
-from appliance.client.support.agent import Held, find_agent, sign_session, socket_path, start_agent, stop_agent
-from appliance.client.support.agent_process import Agent, _serve_one
-from appliance.client.support.orders import propose
+from appliance.client.support.agent import AgentStatus, find_agent, sign_session, socket_path, start_agent, stop_agent
+from appliance.client.support.agent_process import KeyAgent, _serve_connection
 from appliance.client.support.session import SavedSession
 from appliance.domain.core.credentials import Credential, SessionStatement, UnitToken, encode_credential
 from appliance.domain.core.order import encode_order
+from appliance.domain.core.records.people import Principal
 from appliance.domain.governance.people import RevokePrincipal
 from appliance.errors import ApplianceError, BadInput, Conflict, Denied, NotFound
 from appliance.formats.core.fields import encode_base64
@@ -50,7 +50,7 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield folder
     for process in agents._started:
         process.kill()
-        process.wait(10)
+        process.wait(60)
     shutil.rmtree(folder)
 
 
@@ -86,7 +86,7 @@ def statement(model: type[Credential] = SessionStatement, **changed: str) -> byt
 
 def ask(path: Path, line: bytes) -> dict[str, Any]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(10)
+        connection.settimeout(60)
         connection.connect(str(path))
         connection.sendall(line)
         answer: dict[str, Any] = json.loads(agents.read_line(connection))
@@ -104,7 +104,7 @@ def ended(pid: int) -> bool:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -126,14 +126,16 @@ def test_the_service_takes_a_session_that_the_agent_signed(open_office: Callable
     key = office.site.keys["audrey"]
     assert isinstance(key, Ed25519Signer)
     path = socket_path(office.socket, "audrey")
-    start_agent(path, key, "audrey", office.door.about.origin, lifetime_s=LIFETIME_S, seconds=60)
+    start_agent(path, key, "audrey", office.connection.about.origin, lifetime_s=LIFETIME_S, seconds=60)
 
     def locked() -> Ed25519Signer:
         raise AssertionError("the key was needed")
 
-    door = office.opened()
-    door.bearer = SavedSession(door, "audrey", locked, lambda payload: sign_session(path, payload, key.keyid))
-    assert "olga" in [row["name"] for row in door.get("/v1/principals")]
+    connection = office.opened()
+    connection.bearer = SavedSession(
+        connection, "audrey", locked, lambda payload: sign_session(path, payload, key.keyid)
+    )
+    assert "olga" in [row.name for row in connection.get("/v1/principals", list[Principal])]
 
 
 def test_the_socket_is_its_owners_alone(start: Start) -> None:
@@ -145,7 +147,7 @@ def test_the_socket_is_its_owners_alone(start: Start) -> None:
 def test_it_says_what_it_holds(start: Start, key: Ed25519Signer) -> None:
     held = find_agent(start(seconds=60))
     assert held is not None
-    assert held == Held("olga", ORIGIN, key.keyid, held.seconds_left, held.pid)
+    assert held == AgentStatus("olga", ORIGIN, key.keyid, held.seconds_left, held.pid)
     assert 50 <= held.seconds_left <= 60
 
 
@@ -187,7 +189,7 @@ def test_a_socket_that_a_killed_agent_left_is_replaced(start: Start, key: Ed2551
 
 
 def test_an_order_is_not_signed(start: Start, open_office: Callable[..., Office]) -> None:
-    order = propose(open_office("staffed").door.about, "olga", RevokePrincipal, {"principal": "anna"}).order
+    order = open_office("staffed").propose("olga", RevokePrincipal, {"principal": "anna"}).order
     answer = asked_to_sign(start(), encode_order(order))
     assert answer["error"]["message"].startswith("statement: expected predicateType urn:appliance:statement:session:v1")
 
@@ -233,7 +235,7 @@ def test_a_proof_of_possession_is_not_signed(start: Start, key: Ed25519Signer) -
         b"[" * 30_000 + b"\n", b"x" * 70_000 + b"\n",
     ],
 )  # fmt: skip
-def test_what_is_no_question_gets_an_error_and_the_agent_goes_on(start: Start, line: bytes) -> None:
+def test_what_is_no_question_gets_an_error_and_the_agent_continues(start: Start, line: bytes) -> None:
     path = start()
     assert ask(path, line).keys() == {"error"}
     assert find_agent(path) is not None
@@ -248,12 +250,12 @@ def test_one_who_asks_nothing_holds_it_for_seconds_only(start: Start, monkeypatc
 
 
 def test_another_account_gets_no_answer(key: Ed25519Signer, monkeypatch: pytest.MonkeyPatch) -> None:
-    agent = Agent(key, "olga", ORIGIN, LIFETIME_S, time.clock_gettime(time.CLOCK_BOOTTIME) + 60)
+    agent = KeyAgent(key, "olga", ORIGIN, LIFETIME_S, time.clock_gettime(time.CLOCK_BOOTTIME) + 60)
     here, there = socket.socketpair()
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     with here, there:
         there.sendall(b'{"ask": "status"}\n')
-        _serve_one(agent, here)
+        _serve_connection(agent, here)
         here.close()
         with pytest.raises((BadInput, ConnectionResetError)):
             agents.read_line(there)

@@ -1,4 +1,4 @@
-"""The service itself is started: a process of its own, which answers and outlives its starter's interest."""
+"""The start of the service by a client: a separate process that survives the command which started it."""
 
 from __future__ import annotations
 
@@ -7,32 +7,31 @@ import os
 import signal
 import sqlite3
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from appliance import wiring
 from appliance.cli.support.caller import Caller
 from appliance.client.policies import load_policy
-from appliance.client.support import embedded
-from appliance.client.support.door import Door, is_answering
-from appliance.config.keys import VARIABLES
-from appliance.config.load import load_settings
-from appliance.config.values import Settings
+from appliance.client.support import service_process
+from appliance.client.support.connection import Connection, is_answering
+from appliance.config.settings import VARIABLES, Settings, load_settings, select_variables
 from appliance.errors import NotFound, Unavailable
 from appliance.formats.log.checkpoint import Checkpoint, sign_checkpoint
 from appliance.formats.log.trust import parse_trust
 from appliance.formats.signatures.keys import generate_ed25519
 from appliance.store.files.keyring import LOG_KEY, Keyring
+from appliance.store.files.known_checkpoints import KnownCheckpoints
 from appliance.store.files.lock import lock_folder
-from appliance.store.files.witnessed import Witnessed
-from appliance.store.ledger import fold
-from appliance.wiring import building, ledger
+from appliance.store.ledger import log_state
+from appliance.wiring import building
+from appliance.wiring import building as ledger
+from appliance.workflows import integrity
 from appliance.workflows.core.context import Code
-from appliance.workflows.integrity import snapshots
 from appliance.workflows.lifecycle.recovery import recover
 
 POLICY = Path(__file__).resolve().parents[2] / "policies" / "default"
@@ -42,16 +41,16 @@ POLICY = Path(__file__).resolve().parents[2] / "policies" / "default"
 def settings(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
     monkeypatch.setenv("APPLIANCE_LISTEN", "off")
     # Other tests of this process may have started services too.
-    monkeypatch.setattr(embedded, "_started", [])
+    monkeypatch.setattr(service_process, "_started", [])
     yield load_settings()
-    for process in embedded._started:
+    for process in service_process._started:
         if process.poll() is None:
             os.kill(process.pid, signal.SIGTERM)
-        process.wait(30)
+        process.wait(90)
 
 
-def _place(settings: Settings) -> embedded.Place:
-    return embedded.Place(settings.home, settings.socket, settings.lock, settings.logs, VARIABLES.values())
+def _place(settings: Settings) -> service_process.Place:
+    return service_process.Place(settings.home, settings.socket, settings.lock, settings.logs, select_variables)
 
 
 def _init(settings: Settings) -> None:
@@ -63,18 +62,18 @@ def _init(settings: Settings) -> None:
 
 def test_the_service_is_started_in_a_session_of_its_own_and_only_once(settings: Settings) -> None:
     _init(settings)
-    door = Door(settings.socket, lambda: embedded.start_service(_place(settings)))
-    assert door.about.origin == "embedded.example/1"
-    door.close()
-    (process,) = embedded._started
+    connection = Connection(settings.socket, lambda: service_process.start_service(_place(settings)))
+    assert connection.about.origin == "embedded.example/1"
+    connection.close()
+    (process,) = service_process._started
     assert os.getsid(process.pid) == process.pid
-    embedded.start_service(_place(settings))
-    assert embedded._started == [process]
+    service_process.start_service(_place(settings))
+    assert service_process._started == [process]
 
 
 def test_a_service_that_cannot_start_says_why_and_where_to_read(settings: Settings) -> None:
     with pytest.raises(Unavailable, match=r"got exit code 4: .*appliance init.*; see .*service\.log"):
-        embedded.start_service(_place(settings))
+        service_process.start_service(_place(settings))
     assert not is_answering(settings.socket)
 
 
@@ -82,45 +81,46 @@ def test_a_lock_that_another_holds_is_waited_for_and_no_second_service_is_starte
     handle = os.open(settings.lock, os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(handle, fcntl.LOCK_EX)
     with pytest.raises(Unavailable, match=r"within 0 s, got none"):
-        embedded.start_service(_place(settings), timeout_s=0.2)
+        service_process.start_service(_place(settings), timeout_s=0.2)
     os.close(handle)
-    assert embedded._started == []
+    assert service_process._started == []
 
 
 def test_a_service_that_says_how_far_it_is_is_waited_for(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """A long log takes longer to read than anybody waits for silence."""
-    monkeypatch.setattr(embedded, "_TELL_S", 0.0)
+    now = [0.0]
+    monkeypatch.setattr(service_process, "_TELL_S", 0.0)
     answering = iter([False] * 8 + [True])
-    monkeypatch.setattr(embedded, "is_answering", lambda _: next(answering))
+    monkeypatch.setattr(service_process, "is_answering", lambda _: next(answering))
     heard: list[str] = []
     with lock_folder(settings.lock) as lock:
-        count, sleep = iter(range(9)), time.sleep
+        count = iter(range(9))
 
         def rest(_seconds: float) -> None:
-            sleep(0.1)
+            now[0] += 10.0
             lock.say(f"reads its log: {next(count)} of 9 entries")
 
-        monkeypatch.setattr(embedded.time, "sleep", rest)
-        embedded.start_service(_place(settings), timeout_s=0.25, tell=heard.append)
+        monkeypatch.setattr(service_process, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=rest))
+        service_process.start_service(_place(settings), timeout_s=25.0, on_progress=heard.append)
     assert heard[:2] == ["reads its log: 0 of 9 entries", "reads its log: 1 of 9 entries"]
-    assert embedded._started == []
+    assert service_process._started == []
 
 
-def test_the_next_service_goes_on_from_the_fold_that_the_last_one_sealed(
+def test_the_next_service_continues_from_the_fold_that_the_last_one_sealed(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(snapshots, "LEAST", 1)
+    monkeypatch.setattr(integrity, "LEAST", 1)
     _init(settings)
     with wiring.service(settings) as context:
         place = context.ledger.state.place
         context.ledger.seal_snapshot(1)
     folded: list[object] = []
-    monkeypatch.setattr(fold, "_advance_one", lambda *entry: folded.append(entry))
+    monkeypatch.setattr(log_state, "_advance_one", lambda *entry: folded.append(entry))
     said: list[str] = []
     with wiring.service(settings, said.append) as context:
         assert context.ledger.state.place == place
     assert folded == [] and said == ["reads its log: 0 of 1 entries", "starts"]
-    # Other code, to the last byte of a library's record, folds every entry again.
+    # Other code, to the last byte of a library's record, replays every entry again.
     monkeypatch.undo()
     monkeypatch.setattr(building, "describe_code", lambda: Code("0.0", "sha256:other", {}))
     with wiring.service(settings) as context:
@@ -155,63 +155,16 @@ def test_a_service_that_is_told_to_makes_the_projections_anew(settings: Settings
 def test_no_data_folder_is_not_found_and_says_what_to_type(tmp_path: Path) -> None:
     nowhere = tmp_path / "nowhere"
     with pytest.raises(NotFound, match="appliance init"):
-        embedded.start_service(embedded.Place(nowhere, nowhere / "s", nowhere / "l", nowhere / "logs", ()))
+        service_process.start_service(
+            service_process.Place(nowhere, nowhere / "s", nowhere / "l", nowhere / "logs", dict)
+        )
 
 
-SETTINGS = {
-    "APPLIANCE_DATABASE_URL": "postgresql://app@/log",
-    "APPLIANCE_MIGRATION_URL": "postgresql://owner@/log",
-    "APPLIANCE_PROCESS": "gateway-1",
-    "APPLIANCE_ROLES": "people, units, runs",
-    "APPLIANCE_SHARED": "/srv/appliance",
-    "APPLIANCE_KEYS": "/srv/keys",
-    "APPLIANCE_LISTEN": "0.0.0.0:9000",
-    "APPLIANCE_WITNESSED": "/mnt/worm",
-    "APPLIANCE_SOCKET_GROUP": "appliance-people",
-    "APPLIANCE_CERTIFICATE": "tls/chain.pem",
-    "APPLIANCE_CERTIFICATE_KEY": "tls/key.pem",
-    "APPLIANCE_CLIENT_CA": "tls/ca.pem",
-    "APPLIANCE_PEOPLE": "127.0.0.1:9002",
-    "APPLIANCE_PEOPLE_CLIENT_CA": "tls/people.pem",
-    "APPLIANCE_CONSOLE": "127.0.0.1:9003",
-    "APPLIANCE_CONSOLE_URL": "https://desk.example:9003",
-    "APPLIANCE_OPERATIONS": "127.0.0.1:9001",
-    "APPLIANCE_OPERATIONS_TOKEN": "operations.token",
-    "APPLIANCE_NOTICE_COMMAND": "/usr/local/bin/tell",
-    "APPLIANCE_NOTICE_SMTP": "127.0.0.1:25",
-    "APPLIANCE_NOTICE_FROM": "appliance@bank.example",
-    "APPLIANCE_NOTICE_TO": "{person}@bank.example",
-    "APPLIANCE_NOTICE_MINUTES": "30",
-    "APPLIANCE_TRACES": "http://127.0.0.1:4318",
-    "APPLIANCE_PLAINTEXT": "accepted",
-    "APPLIANCE_REHASH": "5",
-    "APPLIANCE_IMPORT_MINUTES": "20",
-    "APPLIANCE_IMPORT_CPU_MINUTES": "10",
-    "APPLIANCE_ENGINE": "vllm",
-    "APPLIANCE_PROMPT_CACHE": "512",
-    "APPLIANCE_VLLM_PACKAGES": "/opt/vllm/site-packages",
-    "APPLIANCE_HARNESS_PACKAGES": "/opt/harness/site-packages",
-    "APPLIANCE_RUNS_ON": "slurm",
-    "APPLIANCE_SLURM_FOLDER": "/shared/appliance",
-    "APPLIANCE_SLURM_PARTITION": "gpu",
-    "APPLIANCE_SLURM_ACCOUNT": "research",
-    "APPLIANCE_SLURM_TIME_LIMIT": "1-00:00:00",
-    "APPLIANCE_SLURM_CPUS": "8",
-    "APPLIANCE_SLURM_MEMORY": "64G",
-    "APPLIANCE_SLURM_GRES": "gpu:1",
-    "APPLIANCE_SLURM_PYTHON": "/opt/appliance/bin/python",
-    "APPLIANCE_SLURM_SCRATCH": "/local",
-    "APPLIANCE_SLURM_WARNING": "60",
-    "APPLIANCE_SLURM_PATIENCE": "30",
-    "APPLIANCE_SLURM_COMMANDS": "/opt/slurm/bin",
-}
+SETTINGS = dict.fromkeys(VARIABLES.values(), "a value")
 PERSONAL = {
     "APPLIANCE_KEY": "/home/ada/ada.key",
     "APPLIANCE_PRINCIPAL": "ada",
     "APPLIANCE_TRUST": "/home/ada/trust.json",
-    "APPLIANCE_PASSPHRASE": "x",
-    "APPLIANCE_PASSPHRASE_FILE": "/home/ada/pass",
-    "APPLIANCE_PASSPHRASE_FD": "3",
     "SECRET": "x",
 }
 
@@ -219,7 +172,6 @@ PERSONAL = {
 def test_the_service_has_every_setting_of_the_command_that_starts_it_and_nothing_of_the_persons(
     monkeypatch: pytest.MonkeyPatch, home: Path
 ) -> None:
-    assert set(SETTINGS) == set(VARIABLES.values()), "a new setting is tested here too"
     for name, value in (SETTINGS | PERSONAL).items():
         monkeypatch.setenv(name, value)
     told: list[dict[str, str]] = []
@@ -233,8 +185,8 @@ def test_the_service_has_every_setting_of_the_command_that_starts_it_and_nothing
         def poll(self) -> int:
             return self.returncode
 
-    monkeypatch.setattr(embedded.subprocess, "Popen", Started)
-    monkeypatch.setattr(embedded, "_started", [])
+    monkeypatch.setattr(service_process.subprocess, "Popen", Started)
+    monkeypatch.setattr(service_process, "_started", [])
     with pytest.raises(Unavailable, match="got exit code 9"):
         _ = Caller(home=home).about
     (environment,) = told
@@ -248,7 +200,7 @@ def test_a_command_starts_no_service_on_a_log_that_lost_what_is_kept_where_the_e
 ) -> None:
     _init(settings)
     signer, origin = Keyring(settings.keys).open_signer(LOG_KEY), parse_trust(settings.trust.read_bytes()).origin
-    Witnessed(tmp_path / "worm").keep("w", sign_checkpoint(Checkpoint(origin, 7, bytes(32)), signer))
+    KnownCheckpoints(tmp_path / "worm").store_cosigned("w", sign_checkpoint(Checkpoint(origin, 7, bytes(32)), signer))
     monkeypatch.setenv("APPLIANCE_WITNESSED", str(tmp_path / "worm"))
     with pytest.raises(Unavailable, match=r"got exit code 6: .*expected at least 7 entries"):
         _ = Caller(home=settings.home).about
@@ -261,7 +213,7 @@ def _onlookers(lock: Path) -> Iterator[None]:
 
     def look() -> None:
         while not ended.is_set():
-            embedded.is_locked(lock)
+            service_process.is_locked(lock)
 
     threads = [threading.Thread(target=look) for _ in range(4)]
     for thread in threads:
@@ -278,10 +230,10 @@ def test_a_service_starts_however_many_look_whether_one_runs(settings: Settings)
     with _onlookers(settings.lock):
         for _ in range(100):
             with lock_folder(settings.lock):
-                assert embedded.is_locked(settings.lock)
+                assert service_process.is_locked(settings.lock)
 
 
 def test_who_looks_is_not_taken_for_a_service_by_another_who_looks(settings: Settings) -> None:
     settings.lock.touch(0o600)
     with _onlookers(settings.lock):
-        assert not any(embedded.is_locked(settings.lock) for _ in range(2_000))
+        assert not any(service_process.is_locked(settings.lock) for _ in range(2_000))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.client.support.keys import (
+from appliance.client.support.profile import (
     create_key,
     open_key,
     passphrase_of_descriptor,

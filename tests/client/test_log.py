@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from appliance.api.wire import json_value
 from appliance.client.support import log
+from appliance.domain.runs.training import RunRequested
 from appliance.errors import BadInput, Conflict, NotFound, Tampered, Unavailable
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.log.note import vkey_of
@@ -54,8 +56,8 @@ def _other_entry(answer: Any) -> Any:
         (lambda a: {**a, "documents": {}}, Tampered, "document"),
         (lambda a: {**a, "checkpoint": a["checkpoint"].replace(ORIGIN, "evil.example/log", 1)}, Tampered, "signature"),
         (lambda a: {**a, "checkpoint": "no note"}, Tampered, "note"),
-        (lambda a: {**a, "proof": ["zz"]}, Unavailable, "expected an entry with its proof, got"),
-        (lambda a: {}, Unavailable, "expected an entry with its proof, got"),
+        (lambda a: {**a, "proof": ["z"]}, Unavailable, "got proof: base64: expected standard base64"),
+        (lambda a: {}, Unavailable, "got index: expected a value, got none"),
     ],
 )
 def test_an_entry_that_is_not_proved_is_not_read(
@@ -69,16 +71,30 @@ def test_an_entry_that_is_not_proved_is_not_read(
 
 def test_a_document_that_the_entry_does_not_bind_is_none_of_it(open_office: Callable[..., Office]) -> None:
     office = open_office("imported")
-    office.service.bend["/v1/ledger/7"] = lambda a: {**a, "documents": {**a["documents"], "endorsed": b64(b"{}")}}
+    office.service.bend["/v1/ledger/7"] = lambda a: {**a, "documents": {**a["documents"], "countersigned": b64(b"{}")}}
     proven = log.read_entry(office.as_("audrey"), office.anchor, 7)
     assert set(proven.documents) == set(proven.entry.documents)
-    with pytest.raises(NotFound, match="document endorsed"):
-        proven.document("endorsed")
+    with pytest.raises(NotFound, match="document countersigned"):
+        proven.document("countersigned")
+
+
+def test_an_event_of_another_type_or_value_is_refused_with_the_value_that_differs(
+    open_office: Callable[..., Office],
+) -> None:
+    office = open_office("trained")
+    run = office.site.state.runs.get("r-000001")
+    assert run is not None
+    connection = office.as_("audrey")
+    assert log.read_event(connection, office.anchor, run.index, RunRequested, run="r-000001")[1].run == "r-000001"
+    with pytest.raises(Tampered, match=f"entry {run.index}, run: expected r-000002, got r-000001"):
+        log.read_event(connection, office.anchor, run.index, RunRequested, run="r-000002")
+    with pytest.raises(Tampered, match=r"entry 0: expected run\.requested of run r-000001, got appliance\.initialized"):
+        log.read_event(connection, office.anchor, 0, RunRequested, run="r-000001")
 
 
 def test_another_entry_of_the_same_log_is_not_taken_for_the_one_asked_for(open_office: Callable[..., Office]) -> None:
     office = open_office("imported")
-    office.service.bend["/v1/ledger/7"] = lambda answer: show(office.service.context, 8)
+    office.service.bend["/v1/ledger/7"] = lambda answer: json_value(show(office.service.context, 8))
     with pytest.raises(Tampered, match="entry 7: expected this index, got 8"):
         log.read_entry(office.as_("audrey"), office.anchor, 7)
 
@@ -105,25 +121,25 @@ def test_a_service_that_is_not_the_trust_files_log_is_refused(open_office: Calla
         "genesis": "sha256:" + "2" * 64,
     }
     with pytest.raises(Tampered, match="trust file"):
-        log.anchor_of(replace(office.door.about, **{field: other[field]}), office.site.trust)
+        log.anchor_of(office.connection.about.model_copy(update={field: other[field]}), office.site.trust)
 
 
 def test_without_a_trust_file_the_anchor_says_whose_word_it_is(open_office: Callable[..., Office]) -> None:
     office = open_office("initialized")
-    assert "the service's own word" in log.anchor_of(office.door.about, None).said_by
-    assert log.anchor_of(office.door.about, office.site.trust).said_by == "the trust file"
+    assert "the service's own word" in log.anchor_of(office.connection.about, None).said_by
+    assert log.anchor_of(office.connection.about, office.site.trust).said_by == "the trust file"
 
 
 def test_the_first_entry_must_be_the_one_that_the_anchor_names(open_office: Callable[..., Office]) -> None:
     office = open_office("initialized")
     anchor = replace(office.anchor, genesis="sha256:" + "3" * 64)
     with pytest.raises(Tampered, match="entry 0: expected the log's first entry"):
-        log.adapter_key(office.as_("anna"), anchor)
+        log.list_adapter_keys(office.as_("anna"), anchor)
 
 
 def test_the_adapter_key_is_the_first_entrys(open_office: Callable[..., Office]) -> None:
     office = open_office("initialized")
-    assert log.adapter_key(office.as_("anna"), office.anchor) == office.site.adapter_key.spki
+    assert log.list_adapter_keys(office.as_("anna"), office.anchor) == [(office.site.adapter_key.spki, 0)]
 
 
 def test_entries_come_page_by_page_until_the_last(open_office: Callable[..., Office]) -> None:
@@ -190,13 +206,13 @@ def test_a_client_that_leaves_ends_its_verification(
         raise Unavailable("program: expected a caller that waits for its answer, got none")
 
     monkeypatch.setattr(verification, "run_program", wait)
-    monkeypatch.setattr(log, "LONG_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(log, "LONG_TIMEOUT_S", 2.0)
     office = open_office("staffed")
     with pytest.raises(Unavailable):
         log.verify(office.as_("audrey"), None)
-    assert ended.wait(10)
+    assert ended.wait(60)
     monkeypatch.undo()
-    assert log.verify(office.as_("audrey"), None)["verdict"] == "unverifiable"
+    assert log.verify(office.as_("audrey"), None).verdict == "unverifiable"
 
 
 def test_a_verification_without_a_verdict_is_none(open_office: Callable[..., Office]) -> None:

@@ -10,6 +10,8 @@ from appliance.client import people
 from appliance.client.support import orders
 from appliance.domain.core.credentials import parse_token
 from appliance.domain.core.signatures import accept_token
+from appliance.domain.governance.countersignature import Countersign
+from appliance.domain.governance.people import Enrol
 from appliance.errors import BadInput, NotAuthenticated, Tampered
 from appliance.formats.core.timestamp import encode_time
 from appliance.formats.signatures.keys import generate_ed25519
@@ -26,12 +28,14 @@ def _proof(tmp_path: Path, name: str = "dora", origin: str = ORIGIN) -> Path:
 def test_a_person_is_enrolled_with_the_key_that_they_proved(open_office: Callable[..., Office], tmp_path: Path) -> None:
     office = open_office("staffed")
     proof = _proof(tmp_path)
-    proposal = people.propose_enrolment(office.door.about, "anna", "dora", "Dora Example", ("operator",), proof)
-    receipt = orders.submit(office.door, orders.sign(proposal, office.site.keys["anna"]), office.anchor.log_key)
+    data, _ = people.read_possession(proof, ORIGIN, "dora")
+    texts, documents = {"printed_name": "Dora Example"}, {"possession": data}
+    proposal = office.propose("anna", Enrol, {"roles": ("operator",)}, texts=texts, documents=documents)
+    receipt = orders.submit(office.connection, orders.sign(proposal, office.site.keys["anna"]), office.anchor.log_keys)
     assert (receipt.type, receipt.outcome) == ("order.pending", "pending")
     (found,) = orders.pending_orders(office.as_("ben"))
-    endorsement = orders.propose_endorsement(office.door.about, "ben", found)
-    orders.submit(office.door, orders.sign(endorsement, office.site.keys["ben"]), office.anchor.log_key)
+    countersignature = office.propose("ben", Countersign, {"order": found.digest})
+    orders.submit(office.connection, orders.sign(countersignature, office.site.keys["ben"]), office.anchor.log_keys)
     dora = office.site.state.principals.get("dora")
     assert dora is not None and dora.keyid == people.read_possession(proof, ORIGIN, "dora")[1].keyid
 

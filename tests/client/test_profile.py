@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.client.support.door import Address, parse_address
+from appliance.client.support.connection import Address, parse_address
 from appliance.client.support.profile import Profile, forget_profile, load_profile, profile_path, save_profile
 from appliance.errors import ApplianceError, BadInput, Denied
 

@@ -1,4 +1,4 @@
-"""Answers about the past are checked on this side: an answer that lies about an entry, a row or a text is refused."""
+"""The client checks answers about the past: a false entry, row or text is refused."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
-from appliance.client.questions import adapter_story, could_load, dataset_uses, find_row, state_as_of
-from appliance.errors import BadInput, Tampered, Unavailable
+from appliance.api.data import RowRequest
+from appliance.client.questions import dataset_uses, effective_access, find_row, read_adapter_history, state_as_of
+from appliance.domain.queries.effective_access import UnitAccess
+from appliance.errors import Tampered, Unavailable
 from appliance.formats.core.commitment import disclose, disclosure_value
+from appliance.store.files.artifacts import Artifacts
 from tests.client.conftest import Office
 from tests.kit.founded import ROWS
 
@@ -25,6 +28,20 @@ def test_a_row_is_proved_here_under_the_root_that_the_entry_binds(rowed: Office,
     assert (answer.dataset, answer.found) == ("clauses@1", len(places))
     assert [row.proof.index for row in answer.rows] == places
     assert {row.split for row in answer.rows} <= {"train"}
+
+
+def test_the_rows_of_a_dataset_are_read_one_by_one(rowed: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A person asks several questions at once, and a dataset is larger than the memory for them."""
+    read = Artifacts.read
+
+    def read_small(artifacts: Artifacts, digest: str, path: str, *limit: int) -> bytes:
+        assert path != "rows.jsonl", "the rows were read as a whole"
+        return read(artifacts, digest, path, *limit)
+
+    monkeypatch.setattr(Artifacts, "read", read_small)
+    (answer,) = find_row(rowed.as_("audrey"), rowed.anchor, "clauses", "two")
+    assert answer.found == 2
+    assert rowed.as_("audrey").get("/v1/datasets/clauses@1/labels", dict[str, Any]) is not None
 
 
 def _other_row(found: Any) -> Any:
@@ -53,20 +70,22 @@ def test_a_lie_about_a_row_is_refused(rowed: Office, bend: Callable[[Any], Any])
 
 def test_another_row_of_the_dataset_is_no_answer(rowed: Office) -> None:
     """Its proof holds: it is not what was asked for."""
-    door = rowed.as_("audrey")
-    other = door.post("/v1/datasets/clauses@1/row", {"text": "five"})
+    connection = rowed.as_("audrey")
+    other = connection.post("/v1/datasets/clauses@1/row", list[dict[str, Any]], RowRequest(text="five"))
     rowed.service.bend["/v1/datasets/clauses@1/row"] = lambda found: other
     with pytest.raises(Tampered, match="expected the text that was asked for"):
-        find_row(door, rowed.anchor, "clauses@1", "one")
+        find_row(connection, rowed.anchor, "clauses@1", "one")
 
 
 def test_what_a_unit_could_load_rests_on_entries_that_are_proved_here(open_office: Callable[..., Office]) -> None:
     office = open_office("serving")
-    proved = could_load(office.as_("audrey"), office.anchor, "legal", None)
-    (task,) = proved.answer["tasks"]
-    assert task["could_load"] and task["candidate"]["adapter"] == "clauses@1"
-    assert proved.entries == len(proved.answer["rests_on"]) and proved.log_size == len(office.site.entries)
-    assert set(proved.answer["names"].values()) >= {"Rita Example", "Raul Example"}
+    proved = effective_access(office.as_("audrey"), office.anchor, "legal", None)
+    answer = proved.found.answer
+    assert isinstance(answer, UnitAccess)
+    (served_model,) = answer.served_models
+    assert served_model.effective_access and served_model.candidate.adapter == "clauses@1"
+    assert proved.found.rests_on and proved.log_size == len(office.site.entries)
+    assert set(proved.names.values()) >= {"Rita Example", "Raul Example"}
 
 
 def _other_type(answer: Any) -> Any:
@@ -90,18 +109,18 @@ def test_a_lie_about_an_entry_or_a_name_is_refused(
     open_office: Callable[..., Office], bend: Callable[[Any], Any]
 ) -> None:
     office = open_office("serving")
-    office.service.bend["/v1/units/legal/could-load"] = bend
+    office.service.bend["/v1/units/legal/effective-access"] = bend
     with pytest.raises(Tampered):
-        could_load(office.as_("audrey"), office.anchor, "legal", None)
+        effective_access(office.as_("audrey"), office.anchor, "legal", None)
 
 
 def test_a_story_is_told_in_order_with_what_reviews_mean_and_requests_are_only_counted(
     open_office: Callable[..., Office],
 ) -> None:
     office = open_office("serving")
-    row, steps, requests = adapter_story(office.as_("audrey"), "clauses@1")
+    row, steps, requests = read_adapter_history(office.as_("audrey"), "clauses@1")
     types = [step.entry.type for step in steps]
-    assert row["name"] == "clauses" and requests["answered"] == 1
+    assert row.name == "clauses" and requests["answered"] == 1
     assert types[:5] == ["import.requested", "base.imported", "import.requested", "dataset.imported", "run.requested"]
     assert types[-1] == "adapter.loaded"
     assert not [kind for kind in types if kind.startswith("request.")]
@@ -119,20 +138,20 @@ def test_a_story_with_another_order_is_refused(open_office: Callable[..., Office
 
     office.service.bend["/v1/adapters/clauses@1/history"] = swap
     with pytest.raises(Tampered, match="got other bytes"):
-        adapter_story(office.as_("audrey"), "clauses@1")
+        read_adapter_history(office.as_("audrey"), "clauses@1")
 
 
 def test_uses_and_the_state_of_one_kind_come_as_the_service_tells_them(open_office: Callable[..., Office]) -> None:
     office = open_office("serving")
     ((version,),) = (dataset_uses(office.as_("audrey"), "clauses"),)
-    assert [(use["run"], use["adapter"], use["released_now"]) for use in version["uses"]] == [
-        ("r-000001", "clauses@1", ["legal/labels"])
+    assert [(use.run, use.adapter, use.released_now) for use in version.uses] == [
+        ("r-000001", "clauses@1", ("legal/labels",))
     ]
     state = state_as_of(office.as_("audrey"), None, ("adapter",))
-    assert [thing["id"] for thing in state["things"]] == ["clauses@1"]
+    assert [thing.id for thing in state.rows] == ["clauses@1"]
 
 
 def test_a_proof_that_is_none_is_refused(rowed: Office) -> None:
     rowed.service.bend["/v1/datasets/clauses/row"] = lambda found: [{**found[0], "proofs": [{}]}]
-    with pytest.raises(BadInput):
+    with pytest.raises(Unavailable, match="row proof, fields"):
         find_row(rowed.as_("audrey"), rowed.anchor, "clauses", "one")

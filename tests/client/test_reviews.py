@@ -6,19 +6,22 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 
-from appliance.client.releases import evidence, reviews
+from appliance.client import evidence, releases
 from appliance.client.support import orders
 from appliance.domain.core.entry import Entry, encode_entry, parse_entry
+from appliance.domain.core.records.serving import Activation, Release
 from appliance.domain.data.imports import ImportRequested
-from appliance.domain.data.teaching import ABOUT_FILE, About, Teaching, encode_about
+from appliance.domain.data.kinds import DatasetDescription, encode_about
+from appliance.domain.queries.review.values import open_parts
 from appliance.domain.releases.activations import Activate
+from appliance.domain.releases.adapters import RevokeAdapter
+from appliance.domain.releases.reviews import ReviewAdapter
 from appliance.errors import BadInput, Denied, NotFound, Tampered
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.core.merkle import hash_leaf, inclusion_proof, root_of
 from appliance.formats.log.checkpoint import Checkpoint, sign_checkpoint
-from appliance.formats.signatures.dsse import encode_envelope, sign_envelope
+from appliance.formats.signatures.dsse import Statement, encode_envelope, encode_statement, sign_envelope
 from appliance.formats.signatures.keys import EcdsaSigner
-from appliance.formats.signatures.statement import Statement, encode_statement
 from scripts.kit.log_builder import ORIGIN, b64
 from tests.client.conftest import Office
 from tests.kit.founded import ABOUT, FILES
@@ -26,7 +29,7 @@ from tests.kit.founded import ABOUT, FILES
 VALID_UNTIL = "2999-01-01T00:00:00.000Z"
 
 
-def _gather(office: Office, name: str = "clauses@1") -> evidence.ReviewMaterial:
+def _gather(office: Office, name: str = "clauses@1") -> evidence.ReviewEvidence:
     return evidence.gather(office.as_("rita"), office.anchor, name, lambda count: None)
 
 
@@ -35,11 +38,11 @@ def test_the_evidence_is_hashed_here_and_names_what_a_signature_would_bind(open_
     found = _gather(office)
     row = office.site.state.adapters.get("clauses@1")
     assert row is not None
+    signed = found.page.signed_content
     assert found.digest == row.manifest
-    assert {file.path: file.digest for file in found.manifest.files} == {p: digest_bytes(d) for p, d in FILES.items()}
-    assert [(one.name, one.told) for one in found.page.measures] == [("accuracy", "0.900, its base 0.400")]
-    bound = found.page.bound
-    assert (bound.run, bound.ordered_by, bound.sealed) == ("r-000001", "olga", row.index)
+    assert {file.path: file.digest for file in signed.files} == {p: digest_bytes(d) for p, d in FILES.items()}
+    assert [(one.name, one.summary) for one in found.page.measures] == [("accuracy", "0.900, its base 0.400")]
+    assert (signed.run, signed.ordered_by, signed.sealed) == ("r-000001", "olga", row.index)
 
 
 def test_every_byte_counts_on_the_meter(open_office: Callable[..., Office]) -> None:
@@ -58,7 +61,7 @@ def test_a_file_that_is_not_the_manifests_is_refused(open_office: Callable[..., 
 
 
 def _swap_document(office: Office, role: str, data: bytes) -> None:
-    """Swaps a document beneath its entry, as somebody with the database and the log's key could do for a new entry."""
+    """Swap a document beneath its entry, as an owner of the database and the log's key could for a new entry."""
     row = office.site.state.adapters.get("clauses@1")
     assert row is not None
 
@@ -79,7 +82,7 @@ def test_a_document_that_the_sealing_entry_does_not_bind_is_refused(
 
 
 def _reseal(office: Office, **documents: bytes) -> None:
-    """A log that the rules did not guard: the sealing entry as an evil service would have written and signed it."""
+    """Seal again without the rules, as an evil service would write and sign the entry."""
     site = office.site
     row = site.state.adapters.get("clauses@1")
     assert row is not None
@@ -94,7 +97,7 @@ def _reseal(office: Office, **documents: bytes) -> None:
 
     told = {
         "bytes": b64(data),
-        "proof": [step.hex() for step in inclusion_proof(row.index, len(leaves), node)],
+        "proof": [b64(step) for step in inclusion_proof(row.index, len(leaves), node)],
         "checkpoint": note.decode(),
     }
     encoded = {role: b64(data) for role, data in documents.items()}
@@ -109,8 +112,8 @@ def test_a_signature_by_another_key_than_the_logs_first_entry_names_is_refused(
     open_office: Callable[..., Office],
 ) -> None:
     office = open_office("sealed")
-    stranger = EcdsaSigner(generate_private_key(SECP256R1()))
-    _, documents = office.site.sealing("r-000001", files=FILES, key=stranger)
+    outsider = EcdsaSigner(generate_private_key(SECP256R1()))
+    _, documents = office.site.sealing("r-000001", files=FILES, key=outsider)
     _reseal(office, signature=documents["signature"])
     with pytest.raises(Tampered, match="model signature"):
         _gather(office)
@@ -124,8 +127,8 @@ def _provenance(subject: str, dependencies: list[dict[str, Any]], key: EcdsaSign
 
 def test_a_provenance_by_another_key_is_refused(open_office: Callable[..., Office]) -> None:
     office = open_office("sealed")
-    stranger = EcdsaSigner(generate_private_key(SECP256R1()))
-    _reseal(office, provenance=_provenance(_gather(office).digest, [], stranger))
+    outsider = EcdsaSigner(generate_private_key(SECP256R1()))
+    _reseal(office, provenance=_provenance(_gather(office).digest, [], outsider))
     with pytest.raises(Tampered, match="envelope, keyid"):
         _gather(office)
 
@@ -149,7 +152,7 @@ def test_a_row_that_points_to_another_entry_is_refused(open_office: Callable[...
     office = open_office("sealed")
 
     def bend(answer: Any) -> Any:
-        answer["adapter"]["index"] -= 1
+        answer["entry"] -= 1
         return answer
 
     office.service.bend["/v1/adapters/clauses@1/review"] = bend
@@ -161,7 +164,7 @@ def test_a_run_row_that_points_to_another_runs_order_is_refused(open_office: Cal
     office = open_office("sealed")
 
     def bend(answer: Any) -> Any:
-        answer["run"]["index"] -= 1
+        answer["run_entry"] -= 1
         return answer
 
     office.service.bend["/v1/adapters/clauses@1/review"] = bend
@@ -171,7 +174,8 @@ def test_a_run_row_that_points_to_another_runs_order_is_refused(open_office: Cal
 
 def test_what_the_dataset_teaches_is_read_from_proved_entries(open_office: Callable[..., Office]) -> None:
     office = open_office("sealed")
-    assert _gather(office).teaching == Teaching(ABOUT, "Name the clause.")
+    data = _gather(office).page.training_data
+    assert (data.dataset_kind, data.labels, data.instruction) == (ABOUT.dataset_kind, ABOUT.labels, "Name the clause.")
 
 
 def test_an_instruction_that_was_erased_is_not_shown_and_no_release_adds_it(open_office: Callable[..., Office]) -> None:
@@ -180,15 +184,15 @@ def test_an_instruction_that_was_erased_is_not_shown_and_no_release_adds_it(open
     assert dataset is not None
     office.site.erase(dataset.instruction)
     found = _gather(office)
-    assert found.teaching == Teaching(ABOUT, None) and found.page.taught.instruction is None
+    assert found.page.training_data.instruction is None
     with pytest.raises(BadInput, match="expected its dataset to have one, got one that was erased"):
-        reviews.propose_release(office.door.about, "otto", Activate, found, "legal", "labels", adds_instruction=True)
+        releases.check_instruction(found, True)
 
 
 def test_labels_that_are_not_the_manifests_are_refused(open_office: Callable[..., Office]) -> None:
     office = open_office("sealed")
-    other = b64(encode_about(About("classification", ("A", "B", "C"))))
-    office.service.bend["/v1/adapters/clauses@1/review"] = lambda answer: {**answer, ABOUT_FILE: other}
+    other = b64(encode_about(DatasetDescription("classification", ("A", "B", "C"))))
+    office.service.bend["/v1/adapters/clauses@1/review"] = lambda answer: {**answer, "about": other}
     with pytest.raises(Tampered, match=r"dataset clauses@1, dataset\.json: expected sha256"):
         _gather(office)
 
@@ -199,7 +203,7 @@ def test_another_datasets_import_is_not_taken_for_this_ones(open_office: Callabl
     requested = site.ordered(ImportRequested(policy=site.in_force), site.dataset_order(instruction=site.text("Other.")))
 
     def bend(answer: Any) -> Any:
-        return {**answer, "import": {**answer["import"], "index": requested.index}}
+        return {**answer, "dataset_order_entry": requested.index}
 
     office.service.bend["/v1/adapters/clauses@1/review"] = bend
     with pytest.raises(Tampered, match="dataset clauses@1, order"):
@@ -207,10 +211,21 @@ def test_another_datasets_import_is_not_taken_for_this_ones(open_office: Callabl
 
 
 def _review(office: Office, signer: str, field: str, decision: str = "approve") -> orders.Receipt:
-    proposal = reviews.propose_review(
-        office.door.about, signer, _gather(office), decision, "legal", field, "I read it.", _in_a_day(office)
-    )
-    return orders.submit(office.door, orders.sign(proposal, office.site.keys[signer]), office.anchor.log_key)
+    found = _gather(office)
+    values = {
+        "adapter": found.name,
+        "manifest": found.digest,
+        "decision": decision,
+        "unit": "legal",
+        "review_function": field,
+        "valid_until": _in_a_day(office),
+        "request": found.request_for("legal"),
+        "conditions": None,
+        "on_behalf_of": None,
+        "opened": open_parts(found.page),
+    }
+    proposal = office.propose(signer, ReviewAdapter, values, texts={"meaning": "I read it."})
+    return orders.submit(office.connection, orders.sign(proposal, office.site.keys[signer]), office.anchor.log_keys)
 
 
 def _in_a_day(office: Office) -> str:
@@ -226,7 +241,7 @@ def test_a_review_binds_the_manifest_that_was_hashed_here(open_office: Callable[
     receipt = _review(office, "rita", "privacy")
     row = office.site.state.adapters.get("clauses@1")
     assert row is not None
-    assert [(r.index, r.reviewer, r.field, r.decision) for r in row.reviews] == [
+    assert [(r.index, r.reviewer, r.review_function, r.decision) for r in row.reviews] == [
         (receipt.index, "rita", "privacy", "approve")
     ]
 
@@ -238,14 +253,15 @@ def test_an_adapter_that_two_approved_is_activated_and_one_that_one_approved_is_
     _review(office, "rita", "privacy")
 
     def activate() -> orders.Receipt:
-        proposal = reviews.propose_release(
-            office.door.about, "otto", Activate, _gather(office), "legal", "labels", adds_instruction=True
-        )
-        return orders.submit(office.door, orders.sign(proposal, office.site.keys["otto"]), office.anchor.log_key)
+        found = _gather(office)
+        releases.check_instruction(found, True)
+        values = {"adapter": found.name, "manifest": found.digest, "unit": "legal", "served_model": "labels"}
+        proposal = office.propose("otto", Activate, {**values, "adds_instruction": True})
+        return orders.submit(office.connection, orders.sign(proposal, office.site.keys["otto"]), office.anchor.log_keys)
 
     with pytest.raises(Denied) as raised:
         activate()
-    assert any("expected 2 standing approvals" in reason for reason in raised.value.reasons)
+    assert "approvals-missing" in {one.code for one in raised.value.refusals}
     _review(office, "raul", "model-risk")
     assert activate().type == "release.activated"
 
@@ -254,15 +270,19 @@ def test_a_revocation_needs_no_bytes_of_the_adapter(open_office: Callable[..., O
     office = open_office("sealed")
     for path in FILES:
         office.service.spoil("clauses@1", path, None)
-    door = office.as_("rita")
-    proposal = reviews.propose_revocation(door, office.anchor, "rita", "clauses@1", "it leaks")
-    receipt = orders.submit(door, orders.sign(proposal, office.site.keys["rita"]), office.anchor.log_key)
+    connection = office.as_("rita")
+    proposal = office.propose("rita", RevokeAdapter, {"adapter": "clauses@1"}, texts={"reason": "it leaks"})
+    receipt = orders.submit(connection, orders.sign(proposal, office.site.keys["rita"]), office.anchor.log_keys)
     assert receipt.type == "adapter.revoked"
 
 
 def _released(office: Office, *history: str) -> None:
-    steps = [{"adapter": name, "adds_instruction": number % 2 == 0} for number, name in enumerate(history)]
-    office.service.bend["/v1/releases"] = lambda rows: [{"unit": "legal", "task": "labels", "history": steps}]
+    steps = tuple(
+        Activation(number, "sha256:1", name, "sha256:2", "otto", "sha256:3", "activate", number % 2 == 0)
+        for number, name in enumerate(history)
+    )
+    release = Release(unit="legal", served_model="labels", history=steps)
+    office.service.bend["/v1/releases"] = lambda rows: [release.model_dump(mode="json")]
 
 
 @pytest.mark.parametrize(
@@ -279,7 +299,7 @@ def test_a_rollback_goes_to_the_adapter_before_todays_or_to_the_one_named(
 ) -> None:
     office = open_office("staffed")
     _released(office, *history)
-    assert reviews.earlier_adapter(office.as_("otto"), "legal", "labels", wanted) == found
+    assert releases.earlier_adapter(office.as_("otto"), "legal", "labels", wanted) == found
 
 
 @pytest.mark.parametrize(
@@ -296,4 +316,4 @@ def test_a_rollback_to_nowhere_says_what_there_is(
     office = open_office("staffed")
     _released(office, *history)
     with pytest.raises(NotFound, match=words):
-        reviews.earlier_adapter(office.as_("otto"), unit, "labels", wanted)
+        releases.earlier_adapter(office.as_("otto"), unit, "labels", wanted)

@@ -8,9 +8,9 @@ import pytest
 
 from appliance.client import runs
 from appliance.client.support import orders
+from appliance.domain.actions.proposals import Proposal
+from appliance.domain.actions.showing import describe
 from appliance.domain.recipe.parsing import parse_recipe
-from appliance.domain.rulebook.proposals import Proposal
-from appliance.domain.rulebook.showing import describe
 from appliance.domain.runs.training import Train
 from appliance.errors import BadInput, NotFound, Tampered
 from tests.client.conftest import Office
@@ -34,16 +34,18 @@ def test_a_recipe_is_read(tmp_path: Path) -> None:
     [
         (RECIPE + "rnak: 8\n", r"recipe\.yaml.*key 'rnak'.*did you mean 'rank'"),
         (RECIPE + "rank: 16\n", r"key 'rank': expected it once, got it twice"),
-        (RECIPE + "rank: [1\n", "expected YAML"),
+        (RECIPE + "rank: [1\n", r"recipe\.yaml, line \d+, column 1: expected YAML, got expected ',' or '\]'"),
+        ("", "got an empty file; begin with: appliance recipe new"),
+        ("text,label\n", "expected lines of `name: value`, got other text"),
         (RECIPE + "seed: !!python/object/apply:os.system ['true']\n", "expected YAML, got could not determine"),
-        (RECIPE + "notes: " + "[" * 5_000, "expected YAML of a few levels"),
-        (RECIPE + "notes: " + "{a: " * 3_000, "expected YAML of a few levels"),
+        (RECIPE + "notes: " + "[" * 5_000, "line 6: expected at most 20 nested brackets"),
+        (RECIPE + "notes: " + "{a: " * 3_000, "expected at most 20 nested brackets"),
+        (RECIPE + "notes:\n  " + "- " * 3_000, "expected YAML of a few levels"),
         (RECIPE + "notes: &a [*a]\n", "expected each value itself, got an alias"),
         (RECIPE + "a: &a [1, 1]\nb: &b [*a, *a]\nc: [*b, *b]\n", "expected each value itself, got an alias"),
         (RECIPE + f"seed: {'1' * 5_000}\n", "expected YAML, got Exceeds the limit"),
         (RECIPE + "seed: 2026-13-45\n", "expected YAML, got month must be"),
-        ("- a\n- b\n", "expected lines of `name: value`, got list"),
-        ("", "got NoneType"),
+        ("- a\n- b\n", "expected lines of `name: value`, got a list"),
         ("name: clauses\n", "base: expected a value, got none"),
         (RECIPE.replace("rank: 8", "rank: 0"), "rank"),
     ],
@@ -61,7 +63,7 @@ def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
 
 def _propose(office: Office, **values: Any) -> Proposal:
     recipe = parse_recipe({"name": "clauses", "base": "smollm2", "dataset": "clauses@1", **values})
-    return runs.propose_run(office.as_("olga"), office.anchor, "olga", recipe, "recipe.yaml")
+    return office.propose("olga", Train, {"recipe": recipe})
 
 
 def test_every_auto_value_is_resolved_and_marked_and_what_was_written_is_not(
@@ -79,7 +81,7 @@ def test_every_auto_value_is_resolved_and_marked_and_what_was_written_is_not(
 def test_the_run_is_ordered_on_the_digests_that_the_log_binds(open_office: Callable[..., Office]) -> None:
     office = open_office("imported")
     signed = orders.sign(_propose(office), office.site.keys["olga"])
-    receipt = orders.submit(office.door, signed, office.anchor.log_key)
+    receipt = orders.submit(office.connection, signed, office.anchor.log_keys)
     assert receipt.result["run"] == "r-000001"
     row = office.site.state.runs.get("r-000001")
     assert row is not None and row.base_digest == office.site.base_digest
@@ -99,22 +101,22 @@ def test_a_row_that_names_other_bytes_than_its_entry_is_refused(open_office: Cal
         _propose(office)
 
 
-def test_a_recipe_that_cannot_be_trained_names_its_file(open_office: Callable[..., Office]) -> None:
-    with pytest.raises(BadInput, match=r"recipe\.yaml: recipe, max_length: expected at least 80 tokens"):
+def test_a_recipe_that_cannot_be_trained_is_refused(open_office: Callable[..., Office]) -> None:
+    with pytest.raises(BadInput, match=r"recipe, max_length: expected at least 80 tokens"):
         _propose(open_office("imported"), max_length=64)
 
 
 def test_following_hands_on_each_frame_once_and_ends_with_the_run(open_office: Callable[..., Office]) -> None:
     office = open_office("sealed")
     told: list[tuple[str, list[int]]] = []
-    door = office.as_("olga")
-    ended = runs.follow(door, "r-000001", lambda status, frames: told.append((status, [f["seq"] for f in frames])))
+    connection = office.as_("olga")
+    ended = runs.follow(connection, "r-000001", lambda status, frames: told.append((status, [f.seq for f in frames])))
     assert told == [("sealed", [0, 1]), ("sealed", [])]
     assert (ended.status, ended.adapter) == ("sealed", "clauses@1")
 
 
-def test_following_goes_on_under_a_new_session(open_office: Callable[..., Office]) -> None:
+def test_following_continues_under_a_new_session(open_office: Callable[..., Office]) -> None:
     office = open_office("sealed")
-    door = office.as_("olga")
-    runs.follow(door, "r-000001", lambda status, frames: office.service.forget_sessions())
+    connection = office.as_("olga")
+    runs.follow(connection, "r-000001", lambda status, frames: office.service.forget_sessions())
     assert office.service.seen.count(("POST", "/v1/sessions")) > 1

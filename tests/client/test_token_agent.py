@@ -1,4 +1,4 @@
-"""The token agent: what it hands out, to whom, and what it does when no new token comes."""
+"""The token agent: the tokens that it gives to local callers, and its behaviour without a new token."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from pathlib import Path
 
 import pytest
 
-from appliance.client.applications import agent as module
-from appliance.client.applications.agent import Agent, fetch, is_own, open_socket
-from appliance.client.applications.renewal import Granted
-from appliance.errors import ApplianceError, BadInput, Conflict, NotAuthenticated, TooMany, Unavailable
+from appliance.client import token_agent as module
+from appliance.client.token_agent import ReceivedToken, TokenAgent, is_own, open_socket
+from appliance.errors import ApplianceError, BadInput, Conflict, NotAuthenticated, RateLimited, Unavailable
+from tests.kit.agent_client import fetch
 
 FAR, PAST = "2999-01-01T00:00:00.000Z", "2020-01-01T00:00:00.000Z"
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 class Service:
-    """Gives what it is told to, in turn, and the last of it for ever."""
+    """Return the given responses in turn, and the last one from then on."""
 
-    def __init__(self, *answers: Granted | ApplianceError) -> None:
+    def __init__(self, *answers: ReceivedToken | ApplianceError) -> None:
         self.answers = list(answers)
         self.asked = 0
 
-    def __call__(self) -> Granted:
+    def __call__(self) -> ReceivedToken:
         answer = self.answers[min(self.asked, len(self.answers) - 1)]
         self.asked += 1
         if isinstance(answer, ApplianceError):
@@ -38,8 +38,8 @@ class Service:
         return answer
 
 
-def granted(name: str, expires_at: str = FAR) -> Granted:
-    return Granted(name, f"sha256:{name}", expires_at)
+def granted(name: str, expires_at: str = FAR) -> ReceivedToken:
+    return ReceivedToken(name, f"sha256:{name}", expires_at)
 
 
 def until(holds: Callable[[], bool]) -> None:
@@ -50,7 +50,7 @@ def until(holds: Callable[[], bool]) -> None:
 
 
 @contextmanager
-def running(agent: Agent, path: Path) -> Iterator[None]:
+def running(agent: TokenAgent, path: Path) -> Iterator[None]:
     thread = threading.Thread(target=agent.run, args=(path,))
     thread.start()
     try:
@@ -78,7 +78,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_token_is_handed_out_and_renewed_at_half_its_time(tmp_path: Path) -> None:
     service, said = Service(granted("one"), granted("two")), []
-    agent = Agent(service, 1, said.append)
+    agent = TokenAgent(service, 1, said.append)
     with running(agent, tmp_path / "s"):
         until(lambda: told_at(tmp_path / "s") == "one")
         until(lambda: told_at(tmp_path / "s") == "two")
@@ -88,7 +88,7 @@ def test_a_token_is_handed_out_and_renewed_at_half_its_time(tmp_path: Path) -> N
 def test_a_token_is_handed_out_as_long_as_it_stands_while_none_can_be_had(tmp_path: Path) -> None:
     service, said = Service(granted("one"), Unavailable("service: gone"), granted("two")), []
     service.answers[1:1] = [Unavailable("service: gone")] * 3
-    agent = Agent(service, 3_600, said.append)
+    agent = TokenAgent(service, 3_600, said.append)
     with running(agent, tmp_path / "s"):
         until(lambda: told_at(tmp_path / "s") == "one")
         agent.renew_now()
@@ -98,9 +98,9 @@ def test_a_token_is_handed_out_as_long_as_it_stands_while_none_can_be_had(tmp_pa
     assert [line for line in said if "gone" in line] == ["no new token: service: gone"], "said once"
 
 
-def test_where_none_stands_the_reason_is_told_and_it_goes_on_asking(tmp_path: Path) -> None:
+def test_where_none_stands_the_reason_is_told_and_it_continues_asking(tmp_path: Path) -> None:
     service = Service(*[NotAuthenticated("challenge: another", code="challenge")] * 5, granted("old", PAST))
-    agent = Agent(service, 3_600, lambda line: None)
+    agent = TokenAgent(service, 3_600, lambda line: None)
     with running(agent, tmp_path / "s"):
         told = told_at(tmp_path / "s")
         assert told in (("no-token", told[1]), ("challenge", f"agent, {tmp_path / 's'}: challenge: another"))
@@ -110,15 +110,15 @@ def test_where_none_stands_the_reason_is_told_and_it_goes_on_asking(tmp_path: Pa
 
 def test_a_limit_is_waited_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float | None] = []
-    agent = Agent(Service(TooMany("requests", retry_after_s=7)), 3_600, lambda line: None)
+    agent = TokenAgent(Service(RateLimited("requests", retry_after_s=7)), 3_600, lambda line: None)
     monkeypatch.setattr(agent._wake, "wait", lambda seconds: (waited.append(seconds), agent._stopped.set()))
-    agent._keep()
+    agent._renew_repeatedly()
     assert waited == [7.0]
 
 
 def test_an_ended_application_ends_its_agent_and_its_token_with_the_services_words(tmp_path: Path) -> None:
     gone = NotAuthenticated("application indexer of legal: ended by entry 9", code="revoked")
-    agent = Agent(Service(granted("one"), gone), 1, lambda line: None)
+    agent = TokenAgent(Service(granted("one"), gone), 1, lambda line: None)
     with pytest.raises(NotAuthenticated, match="ended by entry 9"):
         agent.run(tmp_path / "s")
     assert not (tmp_path / "s").exists()
@@ -130,7 +130,7 @@ def test_a_token_that_counts_no_longer_is_renewed_before_its_time(
 ) -> None:
     monkeypatch.setattr(module, "CHECK_S", 0.01)
     said: list[str] = []
-    agent = Agent(Service(granted("one"), granted("two")), 3_600, said.append, lambda token: token != "one")
+    agent = TokenAgent(Service(granted("one"), granted("two")), 3_600, said.append, lambda token: token != "one")
     with running(agent, tmp_path / "s"):
         until(lambda: told_at(tmp_path / "s") == "two")
     assert said[1] == "token sha256:one counts no longer"
@@ -142,7 +142,7 @@ def test_an_agent_notices_within_a_check_that_its_application_was_ended(
     monkeypatch.setattr(module, "CHECK_S", 0.01)
     gone = NotAuthenticated("application indexer of legal: ended by entry 9", code="revoked")
     with pytest.raises(NotAuthenticated, match="ended by entry 9"):
-        Agent(Service(granted("one"), gone), 3_600, lambda line: None, lambda token: False).run(tmp_path / "s")
+        TokenAgent(Service(granted("one"), gone), 3_600, lambda line: None, lambda token: False).run(tmp_path / "s")
 
 
 def test_the_socket_is_its_owners_alone_from_its_first_moment_on(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_the_socket_is_its_owners_alone_from_its_first_moment_on(tmp_path: Path)
 
 
 def test_another_account_is_told_no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    agent = Agent(Service(granted("one")), 3_600, lambda line: None)
+    agent = TokenAgent(Service(granted("one")), 3_600, lambda line: None)
     with running(agent, tmp_path / "s"):
         until(lambda: told_at(tmp_path / "s") == "one")
         monkeypatch.setattr(module, "is_own", lambda connection: False)
@@ -172,7 +172,7 @@ def test_another_account_is_told_no_token(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_who_says_nothing_and_who_leaves_holds_nobody_up(tmp_path: Path) -> None:
-    agent = Agent(Service(granted("one")), 3_600, lambda line: None)
+    agent = TokenAgent(Service(granted("one")), 3_600, lambda line: None)
     with running(agent, tmp_path / "s"):
         until(lambda: told_at(tmp_path / "s") == "one")
         idle = []

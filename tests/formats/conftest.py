@@ -1,4 +1,4 @@
-"""Fixed keys and published vectors. The keys are made from numbers that anyone can repeat: they protect nothing."""
+"""Fixed keys and published vectors. The keys are derived from public numbers and protect nothing."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from appliance.formats.core.merkle import hash_leaf, root_of
 from appliance.formats.signatures.keys import EcdsaSigner, Ed25519Signer
+from appliance.formats.signatures.ml_dsa import MlDsaSigner, ml_dsa_signer
 
 VECTORS = Path(__file__).resolve().parents[1] / "vectors"
 
@@ -48,11 +49,16 @@ def p384() -> EcdsaSigner:
     return EcdsaSigner(ec.derive_private_key(0x1234567890ABCDEF, ec.SECP384R1()))
 
 
+@pytest.fixture(scope="session")
+def ml_dsa_key() -> MlDsaSigner:
+    return ml_dsa_signer(bytes(range(32)))
+
+
 ORIGIN = "log.example/one"
 LEAVES = [hash_leaf(f"entry {number}".encode()) for number in range(33)]
 """Leaf hashes of a log to prove things in."""
 
 
 def read_node(level: int, index: int) -> bytes:
-    """Stored nodes of that log, computed anew."""
+    """Compute a stored node of that log."""
     return root_of(LEAVES[index << level : (index + 1) << level])

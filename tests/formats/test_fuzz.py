@@ -19,14 +19,18 @@ from appliance.formats.artifacts import manifest
 from appliance.formats.core import canonical, commitment, digest, fields, frame, timestamp
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.fields import parse_base64, parse_base64url
-from appliance.formats.log import checkpoint, cosignature, log_policy, note, proof, trust, witness_request
-from appliance.formats.signatures import authenticator_data, dsse, keys, relying_party, statement, webauthn
+from appliance.formats.log import backup, checkpoint, log_policy, note, proof, restoration, trust
+from appliance.formats.log import proof as witness_request
+from appliance.formats.signatures import dsse, keys, webauthn
+from appliance.formats.signatures import webauthn as authenticator_data
+from appliance.formats.signatures import webauthn as relying_party
 from appliance.formats.signatures.bundle import verify_model
 from tests.kit.mutations import mutated, reshaped
 
 OWN = json.loads((Path(__file__).resolve().parents[1] / "vectors/appliance.json").read_text(encoding="utf-8"))
 P256 = parse_base64(OWN["keys"]["p256"]["spki"], "spki")
 ED25519 = parse_base64(OWN["keys"]["ed25519"]["spki"], "spki")
+ML_DSA = note.parse_vkey(OWN["ml_dsa"]["vkey"]).spki
 EXAMPLES = settings(deadline=None, max_examples=150)
 
 
@@ -38,7 +42,7 @@ class Format:
 
 
 def _of_text(parse: Callable[[str], Any], encode: Callable[[Any], str], good: str) -> Format:
-    """A format of str: bytes that are no UTF-8 never reach it."""
+    """Return a format of str, which malformed UTF-8 never reaches."""
 
     def parse_bytes(data: bytes) -> Any:
         try:
@@ -73,13 +77,19 @@ def _read_passkey(data: bytes) -> tuple[authenticator_data.NewCredential, bytes]
 PASSKEY_SCOPE = relying_party.PasskeyScope("appliance.example", ("https://appliance.example",), False)
 PASSKEY_ENVELOPE = dsse.parse_envelope(OWN["passkey_envelope"].encode())
 PASSKEY_SIG = PASSKEY_ENVELOPE.signature.sig
+BACKUP_STATEMENT = dsse.parse_envelope(OWN["backup"].encode()).payload
 FORMATS = {
     "canonical": Format(canonical.parse_canonical, canonical.encode_canonical, OWN["statement"].encode()),
     "envelope": Format(dsse.parse_envelope, dsse.encode_envelope, OWN["envelope"].encode()),
-    "statement": Format(statement.parse_statement, statement.encode_statement, OWN["statement"].encode()),
+    "statement": Format(dsse.parse_statement, dsse.encode_statement, OWN["statement"].encode()),
     "manifest": Format(manifest.parse_manifest, manifest.encode_manifest, OWN["manifest"].encode()),
     "disclosure": Format(commitment.parse_disclosure, commitment.encode_disclosure, OWN["disclosure"].encode()),
     "trust": Format(trust.parse_trust, trust.encode_trust, OWN["trust"].encode()),
+    "step_back": Format(restoration.parse_step_back, restoration.encode_step_back, OWN["step_back"].encode()),
+    "restoration": Format(restoration.parse_restoration, restoration.encode_restoration, OWN["restoration"].encode()),
+    "backup": Format(backup.parse_backup_statement, backup.encode_backup, BACKUP_STATEMENT),
+    "backup index": Format(backup.parse_index, backup.encode_index, OWN["backup_index"].encode()),
+    "note with ml-dsa": Format(note.parse_note, note.encode_note, OWN["ml_dsa"]["checkpoint"].encode()),
     "note": Format(note.parse_note, note.encode_note, OWN["checkpoint"].encode()),
     "assertion": Format(webauthn.parse_assertion, webauthn.encode_assertion, PASSKEY_SIG),
     "new passkey": Format(_read_passkey, lambda value: value[1], parse_base64url(OWN["passkey"]["creation"], "data")),
@@ -92,14 +102,12 @@ FORMATS = {
         checkpoint.parse_checkpoint, checkpoint.encode_checkpoint, note.parse_note(OWN["checkpoint"].encode()).text
     ),
     "vkey": _of_text(note.parse_vkey, lambda key: note.vkey_of(key.name, key.spki), OWN["vkey"]),
-    "witness vkey": _of_text(cosignature.parse_witness_vkey, lambda key: key.vkey, WITNESS_VKEY),
+    "vkey of ml-dsa": _of_text(note.parse_vkey, lambda key: note.vkey_of(key.name, key.spki), OWN["ml_dsa"]["vkey"]),
+    "witness vkey": _of_text(checkpoint.parse_witness_vkey, lambda key: key.vkey, WITNESS_VKEY),
     "proof": Format(proof.parse_proof, proof.encode_proof, PROOF),
     "witness request": Format(witness_request.parse_request, witness_request.encode_request, REQUEST.encode()),
     "written policy": Format(
         lambda data: log_policy.parse_log_policy(_written(data)), log_policy.encode_log_policy, POLICY
-    ),
-    "disclosures": Format(
-        commitment.parse_disclosures, commitment.encode_disclosures, f"[{OWN['disclosure']}]".encode()
     ),
     "commitment": _of_text(commitment.parse_commitment, str, json.loads(OWN["disclosure"])["commitment"]),
     "path": _of_text(lambda text: manifest.parse_path(text, "path"), str, "a/b-c_d.json"),
@@ -149,7 +157,9 @@ def test_nearly_good_bytes(name: str) -> None:
 
 
 @pytest.mark.family(keep=8)
-@pytest.mark.parametrize("name", ["envelope", "statement", "manifest", "disclosure", "trust", "assertion"])
+@pytest.mark.parametrize(
+    "name", [*("envelope", "statement", "manifest", "disclosure", "trust", "assertion", "backup", "backup index")]
+)
 def test_good_json_with_one_member_exchanged(name: str) -> None:
     fmt = FORMATS[name]
     end = b"\n" if fmt.good.endswith(b"\n") else b""
@@ -240,7 +250,7 @@ def test_a_mutated_assertion_is_tampered(data: bytes) -> None:
 
 
 @EXAMPLES
-@given(st.binary(max_size=120), st.binary(max_size=120), st.sampled_from([P256, ED25519]))
+@given(st.binary(max_size=120), st.binary(max_size=120), st.sampled_from([P256, ED25519, ML_DSA]))
 def test_made_up_signatures_are_tampered(data: bytes, sig: bytes, spki: bytes) -> None:
     with pytest.raises(Tampered):
         keys.verify_signature(spki, data, sig)

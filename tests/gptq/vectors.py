@@ -53,7 +53,7 @@ def quantise(source: Path, target: Path, case: dict[str, Any], texts: list[str])
 
 
 def _read_case(case: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The file's own tensors, and what the backend holds and answers after it has loaded them."""
+    """Return the file's own tensors, and the backend's tensors and answers after it has loaded them."""
     import safetensors.torch
     import torch
     from gptqmodel import BACKEND, GPTQModel

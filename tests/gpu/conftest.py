@@ -1,4 +1,4 @@
-"""Workers as the service starts them, behind their walls, on the card; a base, its rows and an adapter of them."""
+"""Workers as the service starts them, in their sandbox, on the card; a base, its rows and an adapter of them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from appliance.runners.local import Worker, start_worker
-from appliance.runners.sandbox import Sandbox
+from appliance.sandbox.description import Sandbox
+from appliance.sandbox.local import Worker, start_worker
 from scripts.kit.tiny_model import RECIPE, build_base, clauses, write_csv
 from scripts.kit.warm import forked_workers
 from tests.kit.gptq import Packing, quantise_folder
@@ -25,7 +25,7 @@ TUPLE = {"device": DEVICE, "compute_dtype": "bfloat16", "quantisation": "nf4-dou
 
 
 def receive(worker: Worker) -> Frame:
-    """The next frame; it must come."""
+    """Return the next frame, which must come."""
     received = worker.receive(120.0)
     assert received is not None, "expected a frame, got the worker's end"
     return received[0]
@@ -36,7 +36,7 @@ class Site:
     """Folders under one root, and the logs of the workers that read and wrote them."""
 
     root: Path
-    recipe: Frame = field(default_factory=lambda: RECIPE | TUPLE | {"checkpoint_every": 4})
+    recipe: Frame = field(default_factory=lambda: RECIPE | TUPLE | {"save_steps": 4})
 
     base: str = "base"
 
@@ -46,17 +46,17 @@ class Site:
         return path
 
     def start(self, name: str, read: tuple[str, ...], write: tuple[str, ...] = ()) -> Worker:
-        """A worker behind every wall, which it has tried to get through and could not."""
+        """Start a worker, after its attempts to escape from the sandbox failed."""
         read_paths = tuple(self.root / one for one in read)
         write_paths = (self.folder(f"scratch-{name}"), *(self.folder(one) for one in write))
         sandbox = Sandbox(read=read_paths, write=write_paths, devices=DEVICE == "cuda" and name != "prepare")
         worker = start_worker(f"appliance.worker.{name}", sandbox, log=self.root / f"{name}.log")
-        through = {probe: result for probe, result in worker.check_walls().items() if result != "refused"}
+        through = {probe: result for probe, result in worker.check_sandbox().items() if result != "refused"}
         assert not through, through
         return worker
 
     def run(self, name: str, task: Frame, blob: bytes = b"", **paths: tuple[str, ...]) -> tuple[Frame, list[Frame]]:
-        """The task's last frame, which must be a result, and those before it."""
+        """Return the task's last frame, which must be a result, and those before it."""
         with self.start(name, **paths) as worker:
             worker.send({"frame": "go", **task}, blob)
             frames = [receive(worker)]
@@ -74,7 +74,7 @@ class Site:
         }
 
     def train(self, output: str, blob: bytes = b"") -> tuple[Frame, list[Frame]]:
-        """A run into a folder of its own; `blob` is the training checkpoint to go on from."""
+        """Train into a folder of its own. `blob` is the training checkpoint to resume from."""
         kept = f"{output}-checkpoints"
         task = self.task("dataset", output=str(self.root / output), checkpoints=str(self.root / kept), seconds=0.0)
         return self.run("train", task, blob, read=(self.base, "dataset"), write=(output, kept))
@@ -111,7 +111,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
         "task": "dataset",
         "source": str(site.root / "clauses.csv"),
         "format": "csv",
-        "teaches": "classification",
+        "dataset_kind": "classification",
         "columns": {"text": "text", "label": "label"},
         "labels": [],
         "instruction": "Name the kind.",
@@ -126,7 +126,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
 
 @pytest.fixture(scope="session")
 def gptq_site(site: Site) -> Site:
-    """The same with the base packed by GPTQ, in 4 bits and groups of 32, and imported as it is."""
+    """Return the site with the base packed by GPTQ, in 4 bits and groups of 32, and imported unchanged."""
     quantise_folder(site.root / "source", site.root / "gptq-source", Packing(4, 32, True, False, "gptq"))
     task = {"task": "base", "source": str(site.root / "gptq-source"), "output": str(site.root / "gptq-base")}
     site.run("prepare", task, read=("gptq-source",), write=("gptq-base",))
@@ -145,13 +145,16 @@ def evaluated(site: Site, trained: tuple[Frame, list[Frame]]) -> Frame:
 
 @pytest.fixture
 def server(site: Site, evaluated: Frame) -> Iterator[Worker]:
-    """The serving worker with the adapter in two slots, each let in by its probe."""
+    """Yield the serving worker with the adapter in two slots, each compared by its logit fingerprint."""
     with site.start("serve", read=("base",)) as worker:
         worker.send({"frame": "go", "base": str(site.root / "base"), "prompt_cache_bytes": 1 << 24, **TUPLE})
         assert receive(worker)["frame"] == "ready"
         config = (site.root / "adapter" / "adapter_config.json").read_text()
         weights = (site.root / "adapter" / "adapter_model.safetensors").read_bytes()
         for slot in ("one", "two"):
-            worker.send({"frame": "load", "slot": slot, "config": config, "probe": evaluated["probe"]}, weights)
-            assert receive(worker) == {"frame": "loaded", "slot": slot, "probe_ok": True}
+            worker.send(
+                {"frame": "load", "slot": slot, "config": config, "logit_fingerprint": evaluated["logit_fingerprint"]},
+                weights,
+            )
+            assert receive(worker) == {"frame": "loaded", "slot": slot, "fingerprint_ok": True}
         yield worker

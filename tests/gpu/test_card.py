@@ -1,4 +1,4 @@
-"""What has to hold on a card: a run behind the walls, its resume, evaluation and probe, mixed batches, a revocation."""
+"""Checks on a card: a run in the sandbox, its resume, evaluation, mixed batches, a revocation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from appliance.ml.model import machine
 from appliance.ml.model.base import load_base
-from appliance.runners.local import Worker
+from appliance.sandbox.local import Worker
 from tests.gpu.conftest import DEVICE, Frame, Site, receive
 from tests.kit.mixes import REQUESTED, answer_mixed, load_adapters, same_bits
 
@@ -18,7 +18,7 @@ ADAPTER = "adapter_model.safetensors"
 OPTIMISERS = ["adamw", "adamw-8bit", "paged-adamw-8bit"] if DEVICE == "cuda" else ["adamw-8bit"]
 
 
-def test_a_run_trains_behind_every_wall(site: Site, trained: tuple[Frame, list[Frame]]) -> None:
+def test_a_run_trains_in_the_sandbox(site: Site, trained: tuple[Frame, list[Frame]]) -> None:
     result, frames = trained
     losses = [frame["loss"] for frame in frames if frame["frame"] == "step"]
     assert result["device"] == DEVICE
@@ -46,10 +46,10 @@ def test_a_run_again_and_a_resumed_run_give_the_same_bytes(site: Site, optimiser
 
 def test_an_evaluation_finds_the_adapter_better_and_repeats_bit_for_bit(site: Site, evaluated: Frame) -> None:
     again = site.evaluate("adapter")
-    assert {key: again[key] for key in ("base", "adapter", "probe")} == {
-        key: evaluated[key] for key in ("base", "adapter", "probe")
+    assert {key: again[key] for key in ("base", "adapter", "logit_fingerprint")} == {
+        key: evaluated[key] for key in ("base", "adapter", "logit_fingerprint")
     }
-    assert evaluated["probe"]["base_digest"] != evaluated["probe"]["adapter_digest"]
+    assert evaluated["logit_fingerprint"]["base_digest"] != evaluated["logit_fingerprint"]["adapter_digest"]
     assert evaluated["base"] != evaluated["adapter"]
 
 
@@ -63,7 +63,7 @@ def test_an_adapter_of_a_gptq_base_is_trained_resumed_and_evaluated(gptq_site: S
     weights = {(gptq_site.root / f"gptq-{number}" / ADAPTER).read_bytes() for number in range(2)}
     assert len(weights) == 1
     found = gptq_site.evaluate("gptq-0")
-    assert found["probe"]["base_digest"] != found["probe"]["adapter_digest"]
+    assert found["logit_fingerprint"]["base_digest"] != found["logit_fingerprint"]["adapter_digest"]
 
 
 @pytest.mark.parametrize("quantisation", ["nf4-double", "gptq", "none"])
@@ -109,7 +109,7 @@ def test_a_revocation_in_the_middle_of_a_stream_ends_it_and_leaves_its_neighbour
 
 
 def _told(server: Worker) -> list[Frame]:
-    """The frames that came together."""
+    """Return the frames that were sent together."""
     frame = receive(server)
     told: list[Frame] = frame["frames"] if frame["frame"] == "frames" else [frame]
     return told

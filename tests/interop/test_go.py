@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from appliance.formats.log.cosignature import witness_vkey_of
+from appliance.formats.log.checkpoint import witness_vkey_of
 from appliance.formats.log.export import write_export
 from appliance.formats.log.note import vkey_of
-from appliance.formats.log.proof import Proof, encode_proof
-from appliance.formats.log.witness_request import WitnessRequest, encode_request
+from appliance.formats.log.proof import Proof, WitnessRequest, encode_proof, encode_request
 from appliance.formats.signatures.keys import generate_ed25519
 from appliance.store.database.engine import migrate, open_engine
 from appliance.witness import Witness, cosign_file
@@ -33,7 +32,7 @@ def verify(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
     go = shutil.which("go")
     if go is None or not (DEBIAN / "src/golang.org/x/mod/sumdb").is_dir():
         pytest.skip("Go: expected golang-go and golang-golang-x-mod-dev, got none")
-    cache = request.config.cache
+    cache = getattr(request.config, "cache", None)
     kept = cache.mkdir("go-build") if cache is not None else tmp_path_factory.mktemp("go-build")
     program = tmp_path_factory.mktemp("go") / "verify"
     settings = {
@@ -115,7 +114,7 @@ def holds(done: subprocess.CompletedProcess[str], fact: str) -> None:
 
 
 def flip(path: Path, place: int, folder: Path) -> Path:
-    """A copy with the lowest bit of one byte turned over."""
+    """Copy the file with the lowest bit of one byte changed."""
     data = bytearray(path.read_bytes())
     data[place] ^= 1
     copy = folder / path.name
@@ -130,7 +129,7 @@ def reworded(path: Path, old: bytes, new: bytes, folder: Path) -> Path:
 
 
 def places(path: Path, *words: bytes) -> list[int]:
-    """A place in the middle of each word."""
+    """Return a place in the middle of each word."""
     data = path.read_bytes()
     return [data.index(word) + len(word) // 2 for word in words]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from openai import NotFoundError, OpenAI
 from appliance.domain.data.imports import ImportBase
 from appliance.formats.core.digest import digest_file
 from scripts.kit.appliance import ROOT, Appliance, found_site
+from scripts.kit.ports import free_port
 
 DATA = ROOT.parent / "shared" / "data" / "banking77" / "train.csv"
 CACHE = ROOT / ".cache"
@@ -32,7 +32,7 @@ RECIPE = {"rank": 16, "alpha": 32, "epochs": 2, "learning_rate": "auto", "batch_
 
 
 def sample() -> tuple[bytes, int]:
-    """The first rows of a few intents, as a CSV file of text and label."""
+    """Return the first rows of a few intents, as a CSV file of text and label."""
     with DATA.open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
     chosen = [row for intent in INTENTS for row in [r for r in rows if r["category"] == intent][:ROWS_AN_INTENT]]
@@ -66,9 +66,7 @@ def import_gguf(site: Appliance, path: Path) -> None:
 def test_bank_questions_go_through_the_whole_journey_and_the_adapter_beats_the_base(tmp_path: Path) -> None:
     if not DATA.exists():
         pytest.skip(f"{DATA}: expected the public dataset banking77, got no such file")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     site = found_site(tmp_path / "h", port)
     try:
         import_gguf(site, fetch_base())
@@ -87,7 +85,7 @@ def test_bank_questions_go_through_the_whole_journey_and_the_adapter_beats_the_b
         assert float(metrics["adapter"]["accuracy"]) > float(metrics["base"]["accuracy"]) + 0.3, metrics
         assert float(metrics["adapter"]["macro_f1"]) > float(metrics["base"]["macro_f1"]) + 0.3, metrics
         site.approve(name="bank@1")
-        site.activate(name="bank@1", task="intents")
+        site.activate(name="bank@1", served_model="intents")
         check_client(site, port)
         assert site.verify()["verdict"] == "verified"
         check_auditor(site, tmp_path)
@@ -96,7 +94,7 @@ def test_bank_questions_go_through_the_whole_journey_and_the_adapter_beats_the_b
 
 
 def check_client(site: Appliance, port: int) -> None:
-    """The official client gets an answer, streams it, and sees its own task alone."""
+    """Check that the official client gets and streams an answer, and sees its own served model only."""
     with OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=site.token("legal"), max_retries=0) as client:
         assert [model.id for model in client.models.list()] == ["intents"]
         messages = [
@@ -116,7 +114,7 @@ def check_client(site: Appliance, port: int) -> None:
 
 
 def check_auditor(site: Appliance, place: Path) -> None:
-    """The export verifies with nothing but the trust file, in a process that sees no home."""
+    """Check that the export verifies with only the trust file, in a process without a home."""
     export, trust = place / "ledger.tar", place / "trust.json"
     export.write_bytes(site.get("/v1/ledger/export", "axel"))
     trust.write_bytes(site.settings.trust.read_bytes())

@@ -5,6 +5,7 @@ included. Once on SQLite, once on PostgreSQL."""
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,12 +16,12 @@ import pytest
 
 from appliance.domain.core.credentials import PasskeyPossession, parse_credential
 from appliance.domain.core.names import encode_value
-from appliance.domain.governance.passkeys import PASSKEY_MEMBERS, EnrollPasskey
-from appliance.domain.governance.policies import AdoptPolicy
-from appliance.domain.governance.policy_files import assemble_policy
+from appliance.domain.governance.passkeys import PASSKEY_MEMBERS, EnrolPasskey
+from appliance.domain.governance.policies import AdoptPolicy, assemble_policy
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.signatures.dsse import parse_envelope
-from scripts.kit.appliance import QUICK, ROOT, Appliance, found_site, free_port
+from scripts.kit.appliance import QUICK, ROOT, Appliance, found_site
+from scripts.kit.ports import free_port
 from scripts.kit.postgres import APPLICATION, Server, postgres
 from scripts.kit.tiny_model import build_base, clauses, write_csv
 from tests.kit.chromium import Tab, browser, open_tab
@@ -50,7 +51,6 @@ class Desk:
 
     def come(self, name: str) -> Tab:
         tab = self.tabs[name] = open_tab(self._launched, self.url)
-        tab.page.set_default_timeout(60_000)
         tab.page.goto(self.site.ask("POST", "/v1/console/links", name)["url"])
         del self.site.sessions[name]  # it is the browser's now
         tab.page.get_by_role("button", name="Sign in").click()
@@ -63,46 +63,48 @@ class Desk:
         tab.authenticator()
         tab.page.goto("/passkeys/new")
         tab.page.get_by_label("Name").fill("blue")
-        tab.page.get_by_role("button", name="Make it").click()
+        tab.page.get_by_role("button", name="Make the passkey").click()
         tab.page.get_by_text("step 2 of 2").wait_for()
         with tab.page.expect_download() as downloading:
             tab.page.get_by_role("button", name="Prove it and save the file").click()
         return Path(downloading.value.path()).read_bytes().removesuffix(b"\n")
 
-    def sign(self, name: str, verb: str, fields: dict[str, str], given: str = "", then: str = "") -> str:
-        """Fills the form in, reads what is shown, signs it; the order's digest. `then`: a text that the page before the
-        signature has."""
+    def sign(self, name: str, action: str, fields: dict[str, str], given: str = "", then: str = "") -> str:
+        """Fill in the form, read what is shown, and sign. Return the order's digest.
+
+        `then` is a text that the page before the signature has.
+        """
         page = self.tabs[name].page
-        page.goto(f"/sign/{verb}{given}")
+        page.goto(f"/sign/{action}{given}")
         for member, text in fields.items():
             self._fill(page, member, text)
         page.locator("form.order button[type=submit]").click()
         return self._confirm(page, then)
 
     def _confirm(self, page: Any, then: str) -> str:
-        page.locator("[data-identity]", has_text="sha256:").wait_for()
+        page.locator("[data-identity]", has_text="sha256:").wait_for(state="attached")
+        page.eval_on_selector_all("main details", "all => all.forEach(part => { part.open = true; })")
         assert then in page.locator("main").inner_text()
         identity = str(page.locator("[data-identity]").text_content())
         page.get_by_role("button", name="Sign with a passkey").click()
-        page.wait_for_url("**/log/*")
+        page.wait_for_url(re.compile(r"/(signed|previews)/"))
         return identity
 
     def import_rows(self, name: str, file: Path, fields: dict[str, str]) -> str:
-        """The browser hashes the file, the service's worker checks it, and the person signs."""
+        """Import rows: the browser hashes the file, the service's worker checks it, and the person signs."""
         page = self.tabs[name].page
         page.goto("/sign/import-dataset")
         page.locator("input[data-upload=file]").set_input_files(file)
         for member, text in fields.items():
             self._fill(page, member, text)
         page.get_by_role("button", name="Send and check").click()
-        page.get_by_role("button", name="Show what is signed").click()
+        page.get_by_role("link", name="Show what is signed").click()
         return self._confirm(page, f"{file.name}, {file.stat().st_size} bytes")
 
     @staticmethod
     def _fill(page: Any, member: str, text: str) -> None:
+        page.eval_on_selector_all("form.order details", "all => all.forEach(part => { part.open = true; })")
         found = page.locator(f'form.order [name="{member}"]')
-        if not found.is_visible():
-            page.locator("form.order details > summary").click()
         if found.evaluate("node => node.tagName") == "SELECT":
             found.select_option(text)
         else:
@@ -147,40 +149,46 @@ def journey(launched: Any, place: Path, **environment: str) -> None:
 
 
 def adopt(site: Appliance) -> None:
-    """By key files: at localhost nobody has a passkey yet."""
+    """Sign by key files, since there are no passkeys at localhost yet."""
     folder = ROOT / "policies" / "default"
     found = assemble_policy("default", {path.name: path.read_bytes() for path in folder.iterdir()})
     parameters = found.parameters.model_copy(update={"passkeys_on_localhost": True})
     document = encode_value(found.model_copy(update={"parameters": parameters}))
     order = AdoptPolicy(policy=digest_bytes(document), **site.terms("anna"))
-    site.endorse(str(site.order(order, policy=document)["order"]))
+    site.countersign(str(site.order(order, policy=document)["order"]))
 
 
 def administrators(desk: Desk) -> None:
-    """The first two passkeys are enrolled by key files, all others by these two in the browser."""
+    """Enrol the first two passkeys by key files, and all others by these two in the browser."""
     for name in ("anna", "ben"):
         proof = desk.make_passkey(name)
         envelope = parse_envelope(proof)
         said = parse_credential(PasskeyPossession, envelope.payload)
         values = {member: getattr(said, member) for member in ("key", "keyid", *PASSKEY_MEMBERS)}
         terms = desk.site.terms("anna")
-        order = EnrollPasskey(principal=name, possession=envelope.pae_digest, **values, **terms)
-        desk.site.endorse(str(desk.site.order(order, possession=proof)["order"]))
+        order = EnrolPasskey(principal=name, possession=envelope.pae_digest, **values, **terms)
+        desk.site.countersign(str(desk.site.order(order, possession=proof)["order"]))
     for name in ("olga", "rita", "rob", "lou"):
         proof = desk.make_passkey(name).decode()
-        order_digest = desk.sign("anna", "enroll-passkey", {"proof": proof})
+        order_digest = desk.sign("anna", "enrol-passkey", {"possession": proof})
         page = desk.tabs["ben"].page
         page.goto("/orders")
-        page.get_by_role("link", name="Endorse").click()
+        page.get_by_role("link", name="Countersign").click()
         page.get_by_role("button", name="Show what is signed").click()
-        page.locator("[data-endorsed] dd", has_text="blue").wait_for()
+        page.locator("[data-countersigned] dd", has_text="blue").wait_for()
         desk._confirm(page, order_digest)
     desk.come("legal")
     desk.come("axel")
 
 
 def operator(desk: Desk, rows: Path) -> None:
-    terms = {"dataset": "clauses", "task": "classification", "format": "csv", "base": "tiny", "held_out": "0.25"}
+    terms = {
+        "dataset": "clauses",
+        "dataset_kind": "classification",
+        "format": "csv",
+        "base": "tiny",
+        "held_out": "0.25",
+    }
     said = {"owner": "Legal", "licence": "CC0-1.0", "classification": "internal"}
     order = desk.import_rows("olga", rows, terms | said)
     assert desk.site.wait_import(order)["status"] == "finished"
@@ -200,7 +208,7 @@ def reviewers(desk: Desk) -> None:
             page.get_by_role("link", name=part.capitalize(), exact=True).click()
             page.wait_for_url(f"**tab={part}")
         said = {"decision": "approve", "meaning": "I read it.", "valid_until": "5d"}
-        given = f"?given=adapter:clauses@1&given=unit:legal&given=field:{field}"
+        given = f"?given=adapter:clauses@1&given=unit:legal&given=review_function:{field}"
         desk.sign(name, "review", said, given, then="part = quality")
 
 
@@ -208,38 +216,39 @@ def owner_and_unit(desk: Desk) -> None:
     page = desk.tabs["lou"].page
     page.goto("/candidates")
     assert "clauses@1" in page.locator("main").inner_text()
-    desk.sign("lou", "activate", {"task": "labels"}, "?given=adapter:clauses@1&given=unit:legal")
+    desk.sign("lou", "activate", {"served_model": "labels"}, "?given=adapter:clauses@1&given=unit:legal")
     page = desk.tabs["legal"].page
     page.goto("/releases/legal/labels")
     assert "clauses@1" in page.locator("main").inner_text()
-    page.goto("/ask?task=labels")
+    page.goto("/ask?served_model=labels")
     page.get_by_label("your text").fill(clauses()[0][0])
     page.get_by_role("button", name="Ask").click()
     page.get_by_role("heading", name="Answer").wait_for()
 
 
 def policy(desk: Desk) -> None:
-    """Another set is compared, tried, ordered and endorsed; then an administrator ends a session."""
+    """Another set is compared, tried, ordered and countersigned; then an administrator ends a session."""
     page = desk.tabs["anna"].page
     page.goto("/sign/adopt-policy")
     cedar = page.locator('[name="policy.cedar"]').input_value()
-    refused = "site policy no-night-work: forbids train by olga"
+    refused = "Cedar policy no-night-work forbids olga the action train"
     desk.sign("anna", "adopt-policy", {"policy.cedar": cedar + FORBID}, then=refused)
     page = desk.tabs["ben"].page
     page.goto("/orders")
-    page.get_by_role("link", name="Endorse").click()
+    page.get_by_role("link", name="Countersign").click()
     page.get_by_role("button", name="Show what is signed").click()
     desk._confirm(page, refused)
     page = desk.tabs["anna"].page
     page.goto("/sessions")
-    page.get_by_role("button", name="End the session of lou").first.click()
+    with page.expect_response(lambda answer: answer.request.method == "POST"):
+        page.get_by_role("button", name="End the session of lou").first.click()
     page.wait_for_url("**/sessions")
     answer = desk.tabs["lou"].page.goto("/home")
     assert answer is not None and answer.status == 401
 
 
 def auditor(desk: Desk, place: Path) -> None:
-    """Finds what happened, and verifies the whole log with nothing but the trust file."""
+    """Find what happened, and verify the whole log with only the trust file."""
     page = desk.tabs["axel"].page
     page.goto("/log?type=review.recorded")
     assert page.locator("#found tbody tr").count() == 2

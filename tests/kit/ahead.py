@@ -6,8 +6,8 @@ from typing import Any
 
 from appliance.domain.core.entry import Entry
 from appliance.domain.core.names import add_seconds
-from appliance.domain.governance.clock import ClockReset, ResetClock
-from appliance.domain.governance.endorsement import OrderPending
+from appliance.domain.governance.countersignature import OrderPending
+from appliance.domain.governance.log_control import ClockReset, ResetClock
 from appliance.domain.governance.service import Heartbeat
 from appliance.formats.signatures.dsse import Envelope, encode_envelope
 from scripts.kit.log_builder import LogBuilder
@@ -16,7 +16,7 @@ DAY_S = 86_400
 
 
 def run_ahead(site: LogBuilder, seconds: int) -> str:
-    """An entry that is dated ahead by so much; the right time."""
+    """Add an entry that is dated ahead by so many seconds. Return the right time."""
     right = site.now
     site.now = add_seconds(right, seconds)
     site.add(Heartbeat())
@@ -24,7 +24,7 @@ def run_ahead(site: LogBuilder, seconds: int) -> str:
 
 
 def pend_reset(site: LogBuilder, now: str, by: str = "anna", **fields: Any) -> tuple[ResetClock, Envelope]:
-    """The first administrator's order, under the right time: its entry has that of the last one."""
+    """Add the first administrator's order, under the right time. Its entry has the time of the last one."""
     site.now = now
     order = site.order(ResetClock, by, **{"last": site.state.last_time} | fields)
     envelope = site.sign(order)
@@ -40,4 +40,4 @@ def pend_reset(site: LogBuilder, now: str, by: str = "anna", **fields: Any) -> t
 def reset_clock(site: LogBuilder, now: str, second: str = "ben", **fields: Any) -> Entry:
     """Both entries; `now` is the right time."""
     order, envelope = pend_reset(site, now, **fields)
-    return site.endorse(ClockReset(policy=site.in_force), order, envelope, second=second)
+    return site.countersign(ClockReset(policy=site.in_force), order, envelope, second=second)

@@ -1,4 +1,4 @@
-"""Runs a command in a network namespace of its own, where there is nothing but its own loopback.
+"""Runs a command in a network namespace of its own, which has only a loopback.
 
 python tests/kit/alone.py COMMAND [ARGUMENT ...]
 
@@ -24,7 +24,7 @@ for the families of the machine's addresses (AI_ADDRCONFIG), as Slurm's do."""
 
 
 def enter() -> None:
-    """This process is alone from here on; OSError where the kernel refuses."""
+    """Put this process into a network of its own. Raise OSError if the kernel refuses."""
     user, group = os.geteuid(), os.getegid()
     flags = CLONE_NEWNET if user == 0 else CLONE_NEWNET | CLONE_NEWUSER
     if ctypes.CDLL(None, use_errno=True).unshare(flags) != 0:

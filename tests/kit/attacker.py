@@ -1,4 +1,4 @@
-"""Whoever owns the database and goes around its refusals: triggers off, references unchecked, any statement."""
+"""An attacker who owns the database and bypasses its protections: triggers off, references unchecked, any statement."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Cursor(Protocol):
 
 @contextmanager
 def attack(database_url: str, postgres: Server | None) -> Iterator[Cursor]:
-    """A connection that may do anything, with every trigger and reference out of the way; `?` marks a parameter."""
+    """Open a connection that may do anything, without triggers and references. `?` marks a parameter."""
     if postgres is None:
         connection = sqlite3.connect(database_url.removeprefix("sqlite:///"))
         connection.execute("PRAGMA foreign_keys = OFF")

@@ -11,15 +11,18 @@ from typing import Any
 
 import pytest
 
-from scripts.kit.appliance import free_port
+from scripts.kit.ports import free_port
 from tests.kit.console import Console, console, listening
+from tests.kit.founded import Template
 
+TIMEOUT_MS = 120_000
+"""Milliseconds that an event may take on a machine that does other work, too."""
 PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser") or "/usr/bin/chromium"
 
 
 @contextmanager
-def served(stage: str, home: Path) -> Iterator[Console]:
-    """The console at that stage, on a real port."""
+def served(stage: str | Template, home: Path) -> Iterator[Console]:
+    """Serve the console at that stage, on a real port."""
     port = free_port()
     with console(stage, home, f"http://localhost:{port}") as made, listening(made, port):
         yield made
@@ -35,8 +38,8 @@ class Tab:
     hosts: set[str]
 
     def authenticator(self, **options: Any) -> str:
-        """Adds a virtual one of the kind that a laptop has; its id."""
-        standing = {
+        """Add a virtual authenticator, as a laptop has one. Return its id."""
+        defaults = {
             "protocol": "ctap2",
             "transport": "internal",
             "hasResidentKey": True,
@@ -44,7 +47,7 @@ class Tab:
             "isUserVerified": True,
             "automaticPresenceSimulation": True,
         }
-        made = self.devtools.send("WebAuthn.addVirtualAuthenticator", {"options": standing | options})
+        made = self.devtools.send("WebAuthn.addVirtualAuthenticator", {"options": defaults | options})
         return str(made["authenticatorId"])
 
     def set_verified(self, authenticator: str, *, verified: bool) -> None:
@@ -52,7 +55,7 @@ class Tab:
         self.devtools.send("WebAuthn.setUserVerified", {"authenticatorId": authenticator, "isUserVerified": verified})
 
     def module(self) -> str:
-        """The address of the signing script, of a page that has it."""
+        """Return the address of the page's signing script."""
         return str(self.page.locator('script[type="module"]').get_attribute("src"))
 
 
@@ -75,6 +78,7 @@ def open_tab(launched: Any, url: str, context: Any = None) -> Tab:
     """With a cookie jar of its own, unless it shares one's."""
     made = context or launched.new_context(base_url=url)
     page = made.new_page()
+    page.set_default_timeout(TIMEOUT_MS)
     devtools = made.new_cdp_session(page)
     devtools.send("WebAuthn.enable")
     tab = Tab(page, devtools, [], set())

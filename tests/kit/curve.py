@@ -1,4 +1,4 @@
-"""Points of edwards25519, computed apart from formats/signatures/edwards.py: affine, by the addition law alone."""
+"""Points of edwards25519, computed apart from formats/signatures/keys.py: affine, by the addition law alone."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def decode(data: bytes) -> Point:
 
 
 def torsion() -> set[Point]:
-    """The eight points P with 8P = 0: multiples of L*Q for a point Q that gives all of them."""
+    """Return the eight points P with 8P = 0: multiples of L*Q for a point Q that gives all of them."""
     for y in range(2, 60):
         if (point := point_of(y)) is None:
             continue
@@ -60,6 +60,6 @@ def torsion() -> set[Point]:
 
 
 def twins(public: bytes) -> list[bytes]:
-    """The other keys for the same secret: the key and each point of small order."""
+    """Return the other keys for the same secret: the key and each point of small order."""
     own = decode(public)
     return [encode(add(own, point)) for point in torsion() if point != (0, 1)]

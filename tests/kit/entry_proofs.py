@@ -13,8 +13,7 @@ from appliance.domain.queries.entry_proof import EntryProof, encode_entry_proof
 from appliance.domain.runs.training import RunFailed
 from appliance.formats.core.commitment import disclosure_value
 from appliance.formats.core.merkle import hash_leaf, inclusion_proof, root_of
-from appliance.formats.log.checkpoint import claimed_size
-from appliance.formats.log.cosignature import cosign, witness_vkey_of
+from appliance.formats.log.checkpoint import claimed_size, cosign, witness_vkey_of
 from appliance.formats.log.log_policy import encode_log_policy, quorum_policy
 from appliance.formats.log.note import Note, encode_note, parse_note
 from appliance.formats.log.proof import Proof, encode_proof
@@ -99,7 +98,7 @@ class Witnessed:
 
 
 def hostile() -> tuple[LogBuilder, int]:
-    """A log with a run that failed with a text that would run and turn round in a careless page."""
+    """Return a log and the entry of a failed run, whose text has markup and characters that reorder a careless page."""
     site = stage("imported")
     run = site.request_run()
     site.add(site.started(run))

@@ -53,7 +53,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def undrawn(items: Iterable[pytest.Item], seed: int) -> set[pytest.Item]:
-    """The cases that a run with this seed leaves out; which they are depends on the cases' names alone."""
+    """Return the cases that a run with this seed leaves out. They depend on the cases' names alone."""
     families: defaultdict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
         if item.get_closest_marker("family") is not None:

@@ -1,4 +1,4 @@
-"""Failures on purpose: the n-th thing that a service says to its database fails, before or after it took effect."""
+"""Injected failures: the n-th database call of a service fails, before or after it took effect."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 from sqlalchemy import Engine, event
 from sqlalchemy.exc import OperationalError
 
-from appliance.store.database import prepared
+from appliance.store.database import engine as database
 
 Raise = Callable[[Engine], BaseException]
 
 
 def lost_connection(engine: Engine) -> BaseException:
-    """What the driver raises when the disk or the server is gone."""
+    """Return the driver's error for a disk or server that is gone."""
     return engine.dialect.loaded_dbapi.OperationalError("injected failure")
 
 
 class Steps:
-    """Counts statements and commits; `fired` says at which one the failure came."""
+    """Counts statements and commits; `fired` is the one at which the failure came."""
 
     def __init__(self, engine: Engine, at: int | str, after: bool, error: Raise) -> None:
         self._engine, self._at, self._after, self._error = engine, at, after, error
@@ -60,7 +60,7 @@ def failing(engine: Engine, at: int | str, *, after: bool, error: Raise = lost_c
     def after(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
         steps.after(statement)
 
-    run_raw = prepared.run_raw
+    run_raw = database.run_raw
 
     def run_prepared(connection: Any, method: str, statement: str, parameters: Any) -> Any:
         if connection.dialect is not dialect:
@@ -76,11 +76,11 @@ def failing(engine: Engine, at: int | str, *, after: bool, error: Raise = lost_c
     event.listen(engine, "before_cursor_execute", before)
     event.listen(engine, "after_cursor_execute", after)
     dialect.do_commit = do_commit
-    prepared.run_raw = run_prepared
+    database.run_raw = run_prepared
     try:
         yield steps
     finally:
-        prepared.run_raw = run_raw
+        database.run_raw = run_raw
         del dialect.do_commit
         event.remove(engine, "before_cursor_execute", before)
         event.remove(engine, "after_cursor_execute", after)

@@ -1,7 +1,7 @@
-"""A founded appliance at a stage of the journey, on disk: a real ledger, real keys, sealed folders where entries name
-them. Each stage is made once in a process, from the one before it, and copied for each test.
+"""A founded appliance at a stage of the journey, on disk: a real ledger, real keys, sealed folders of the entries.
 
-What a worker would have told is appended as it would have been: the rules decide on every entry, as in the service.
+Each stage is made once in a process, from the one before it, and copied for each test. The entries of a worker are
+appended as the service would append them: the rules decide on each of them.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from typing import Any
 import pytest
 
 from appliance import wiring
-from appliance.config.load import load_settings
-from appliance.domain.core.entry import Draft, Entry, parse_entry
-from appliance.domain.core.event import Event
+from appliance.config.settings import load_settings
+from appliance.domain.actions.apply import subjects_of
+from appliance.domain.core.entry import Entry, EntryDraft, Event, parse_entry
 from appliance.domain.core.names import encode_value
 from appliance.domain.core.order import Order
 from appliance.domain.core.policy import Parameters, PolicySet
 from appliance.domain.core.state import State
 from appliance.domain.data.imports import ImportBase, ImportRequested, ImportValidationSet
-from appliance.domain.data.teaching import ABOUT_FILE, About, encode_about
+from appliance.domain.data.kinds import ABOUT_FILE, DatasetDescription, encode_about
 from appliance.domain.evaluation.items import encode_items
-from appliance.domain.governance.policy_files import assemble_policy
-from appliance.domain.retention.texts import Erase, TextErased
-from appliance.domain.rulebook.subjects import subjects_of
+from appliance.domain.governance.policies import assemble_policy
+from appliance.domain.releases.adapters import SIGNATURE_FILES, SIGNATURE_ROLES
+from appliance.domain.retention import Erase, LogArchived, TextErased
 from appliance.domain.runs.training import Train
 from appliance.formats.artifacts.manifest import MANIFEST_PATH
 from appliance.formats.artifacts.rows import row_digest, rows_root
@@ -42,6 +42,7 @@ from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.commitment import Disclosure, disclose
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.core.timestamp import encode_time
+from appliance.formats.log.export import read_removed
 from appliance.formats.log.note import vkey_of
 from appliance.formats.signatures.keys import EcdsaSigner, Ed25519Signer, generate_ed25519
 from appliance.store.files.artifacts import Artifacts
@@ -49,9 +50,12 @@ from appliance.store.files.keyring import ADAPTER_KEY, LOG_KEY, Keyring
 from appliance.store.ledger.ledger import Ledger
 from appliance.wiring import building
 from appliance.workflows.core.context import Context
-from scripts.kit.judged import Group, make_items
+from appliance.workflows.lifecycle.running import end_jobs
+from appliance.workflows.retention import list_removed_texts
+from scripts.kit.item_groups import Group, make_items
 from scripts.kit.log_builder import _STEPS as STEPS_OF_STAGES
 from scripts.kit.log_builder import ORIGIN, STEPS, LogBuilder, manifest
+from scripts.kit.warm import forked_programs
 
 SHAPE = {"layers": 30, "hidden": 576, "inner": 1536, "heads": 9, "key_heads": 3, "head_size": 64, "words": 49152}
 BASE_FACTS = {"dtype": "bfloat16", "parameters": 134_515_008, "shape": {**SHAPE, "tied": True}, "context_length": 2048}
@@ -76,19 +80,19 @@ HELD_OUT = [
     }
     for n in range(100)
 ]
-ABOUT = About("classification", ("A", "B"))
+ABOUT = DatasetDescription("classification", ("A", "B"), (100, 100))
 ROW_KEY = bytes(32)
 LINES = [encode_canonical(row) for row in (*ROWS, *HELD_OUT)]
 DIGESTS = [row_digest(ROW_KEY, index, line) for index, line in enumerate(LINES)]
-JUDGED = [digest.hex() for digest in DIGESTS[len(ROWS) :]]
-"""The rows that an adapter is judged on, by their keyed digests."""
+EVALUATED = [digest.hex() for digest in DIGESTS[len(ROWS) :]]
+"""The rows that an adapter is evaluated on, by their keyed digests."""
 FILES = {
     "adapter_model.safetensors": b"weights",
     "metrics.json": b'{"adapter":{"accuracy":"0.900000"},"base":{"accuracy":"0.400000"}}',
     "recipe.json": b'{"rank":8}',
     "steps.jsonl": STEPS,
     "items.jsonl": encode_items(
-        make_items([Group(60, adapter=True, base=False), Group(30, True, True), Group(10, False, True)], rows=JUDGED)
+        make_items([Group(60, adapter=True, base=False), Group(30, True, True), Group(10, False, True)], rows=EVALUATED)
     ),
 }
 """Of the adapter clauses@1."""
@@ -100,13 +104,13 @@ _COMMITMENT = re.compile(rb"hmac-sha256:[0-9a-f]{64}")
 
 
 def policy_set(**parameters: Any) -> PolicySet:
-    """The shipped set with these numbers; the builder's own has no Cedar, under which the service takes no order."""
+    """Return the shipped set with these numbers. The builder's own has no Cedar policies, so no order is allowed."""
     shipped = {name: getattr(_DEFAULT.parameters, name) for name in Parameters.model_fields}
     return _DEFAULT.model_copy(update={"parameters": Parameters(**shipped | parameters)})
 
 
 def copied_policy(folder: Path, **parameters: Any) -> Path:
-    """The shipped set's folder, to be changed: its name is the set's."""
+    """Copy the shipped set's folder with other parameters. Its name is the set's."""
     shutil.copytree(POLICY_FOLDER, folder, dirs_exist_ok=True)
     (folder / "parameters.json").write_text(json.dumps(parameters))
     return folder
@@ -144,7 +148,8 @@ class FoundedSite(LogBuilder):
 
     @property  # type: ignore[override]
     def documents(self) -> dict[str, bytes]:
-        digests = {digest for data in self.entries for digest in parse_entry(data).documents.values()}
+        kept = (data for data in self.entries if read_removed(data) is None)
+        digests = {digest for data in kept for digest in parse_entry(data).documents.values()}
         return {digest: self.ledger.document(digest) for digest in digests}
 
     @property  # type: ignore[override]
@@ -166,23 +171,27 @@ class FoundedSite(LogBuilder):
         **changes: Any,
     ) -> Entry:
         bound, last = dict(documents or {}), signed[-1][1] if signed else None
-        erases = isinstance(event, TextErased) and isinstance(last, Erase)
-        draft = Draft(
+        erased: tuple[str, ...] = ()
+        if isinstance(event, TextErased) and isinstance(last, Erase):
+            erased = (last.commitment,)
+        elif isinstance(event, LogArchived):
+            erased = list_removed_texts(self.state, bound["removed"])
+        draft = EntryDraft(
             type=event.type,
-            actor=signed[0][1].signer if signed else event.actor or "service",
+            actor=changes.pop("actor", signed[0][1].signer if signed else event.actor or "service"),
             source="unix",
             subjects=subjects_of(event, signed),
             outcome=event.outcomes[0],
             documents=bound,
             body=event,
             disclosures=tuple(self._opened(event, bound)),
-            erased=(last.commitment,) if erases and isinstance(last, Erase) else (),
+            erased=erased,
             **changes,
         )
         return self.ledger.append(draft).entry
 
     def _opened(self, event: Event, documents: Mapping[str, bytes]) -> list[Disclosure]:
-        """The texts behind the commitments that the entry or its orders hold for the first time."""
+        """Return the texts behind the commitments that the entry or its orders have for the first time."""
         sources = [encode_canonical(event.model_dump(mode="json"))]
         for data in documents.values():
             found = re.search(rb'"payload":"([^"]+)"', data)
@@ -200,18 +209,20 @@ class FoundedSite(LogBuilder):
         listed = self.lay(manifest(name, 1, {"w": b"base"}), {"w": b"base"})
         return self.add(self.base_imported(requested, name, facts=BASE_FACTS), documents={"manifest": listed})
 
-    def import_dataset(self, **fields: Any) -> Entry:
+    def import_dataset(self, version: int = 1, **fields: Any) -> Entry:
         requested = self.ordered(ImportRequested(policy=self.in_force), self.dataset_order(**fields))
         files = {
             "rows.jsonl": b"".join(line + b"\n" for line in LINES),
             "row_digests.bin": b"".join(DIGESTS),
             ABOUT_FILE: encode_about(ABOUT),
         }
-        listed = self.lay(manifest("clauses", 1, files), files)
+        listed = self.lay(manifest("clauses", version, files), files)
         self.keyring.keep_secret(f"dataset-{digest_bytes(listed).removeprefix('sha256:')}", ROW_KEY)
         root = f"sha256:{rows_root(DIGESTS).hex()}"
         return self.add(
-            self.dataset_imported(requested, root=root, facts={**DATASET_FACTS, "rows": len(LINES)}),
+            self.dataset_imported(
+                requested, dataset=f"clauses@{version}", root=root, facts={**DATASET_FACTS, "rows": len(LINES)}
+            ),
             documents={"manifest": listed},
         )
 
@@ -224,7 +235,8 @@ class FoundedSite(LogBuilder):
             ABOUT_FILE: encode_about(ABOUT),
         }
         listed = self.lay(manifest(order.validation_set, version, files), files)
-        facts = {"task": order.task, "rows": len(held_out), "max_tokens": 80}
+        self.keyring.keep_secret(f"dataset-{digest_bytes(listed).removeprefix('sha256:')}", ROW_KEY)
+        facts = {"dataset_kind": order.dataset_kind, "rows": len(held_out), "max_tokens": 80}
         return listed, {"root": f"sha256:{rows_root(digests).hex()}", "facts": facts}
 
     def train_order(self, signer: str = "olga", recipe: Mapping[str, Any] | None = None, **fields: Any) -> Train:
@@ -234,26 +246,36 @@ class FoundedSite(LogBuilder):
     def seal(self, run: str = "r-000001", version: int = 1, **fields: Any) -> Entry:
         body, documents = self.sealing(run, version, **{"files": FILES, "items": FILES["items.jsonl"], **fields})
         beside = {f"{role}.json": documents[role] for role in ("gates", "verdict") if role in documents}
-        self.lay(documents["manifest"], fields.get("files", FILES) | fields.get("sets", {}) | beside)
+        pairs = zip(SIGNATURE_FILES, SIGNATURE_ROLES, strict=True)
+        signatures = {file: documents[role] for file, role in pairs if role in documents}
+        self.lay(documents["manifest"], fields.get("files", FILES) | fields.get("sets", {}) | beside, signatures)
         return self.add(body, documents=documents)
 
-    def lay(self, listed: bytes, files: Mapping[str, bytes]) -> bytes:
+    def lay(self, listed: bytes, files: Mapping[str, bytes], beside: Mapping[str, bytes] | None = None) -> bytes:
         """Seals a folder of these files under the manifest, which it gives back."""
         with self.artifacts.staging() as staging:
             for path, data in {**files, MANIFEST_PATH: listed}.items():
                 (staging / path).write_bytes(data)
-            self.artifacts.seal(staging, digest_bytes(listed))
+            self.artifacts.seal(staging, digest_bytes(listed), beside)
         return listed
 
 
 @contextmanager
-def context_of(home: Path) -> Iterator[Context]:
-    """What a service over this home works with, as wiring makes it; the code is described once in a process."""
-    with pytest.MonkeyPatch.context() as patch:
+def context_of(home: Path, environment: Mapping[str, str] | None = None) -> Iterator[Context]:
+    """Yield the context of a service over this home, as wiring makes it; the code is described once in a process, and
+    its programs are forks.
+
+    Its jobs have ended afterwards, so that the home can be removed.
+    """
+    with pytest.MonkeyPatch.context() as patch, forked_programs():
         patch.setattr(building, "describe_code", _code)
         patch.setattr(building, "describe_host", _host)
-        with wiring.service(load_settings(home, {})) as context:
-            yield context
+        with wiring.service(load_settings(home, environment or {})) as context:
+            try:
+                yield context
+            finally:
+                end_jobs(context, 60)
+            assert not any(jobs.busy for jobs in context.jobs), "a job still uses the home"
 
 
 _code, _host = cache(building.describe_code), cache(building.describe_host)

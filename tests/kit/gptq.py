@@ -33,7 +33,7 @@ class Packing:
 
 
 def quantise_folder(source: Path, target: Path, packing: Packing, *, beside: bool = False) -> Path:
-    """The folder with every linear layer of its decoder packed; `beside`: the settings in quantize_config.json."""
+    """Pack every linear layer of the folder's decoder. `beside`: the settings are in quantize_config.json."""
     shutil.copytree(source, target)
     tensors = safetensors.torch.load_file(target / "model.safetensors")
     packed: dict[str, torch.Tensor] = {}
@@ -54,7 +54,7 @@ def quantise_folder(source: Path, target: Path, packing: Packing, *, beside: boo
 
 
 def packed_twin(folder: Path) -> Path:
-    """The folder packed with inputs grouped by activation, beside it; made once."""
+    """Pack the folder once with inputs grouped by activation, beside it."""
     twin = folder.parent / f"{folder.name}-gptq"
     return twin if twin.exists() else quantise_folder(folder, twin, Packing(desc_act=True))
 

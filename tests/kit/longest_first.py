@@ -1,4 +1,4 @@
-"""The files that take longest are run first, so that at the end of a run neither of its processes works alone."""
+"""Runs the slowest test files first, so that both processes of a run end at about the same time."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ LONGEST = (
     "attacks/test_keeping.py",
     "worker/test_ranks.py",
     "worker/test_harness.py",
+    "store/ledger/test_past.py",
+    "web/console/test_signing.py",
+    "attacks/test_cost_of_parsers.py",
     "attacks/test_ranks.py",
     "ml/layers/test_architectures.py",
     "ml/lora/test_mixing.py",
@@ -30,11 +33,11 @@ LONGEST = (
     "ml/serving/test_engine.py",
     "ml/lora/test_mixing_real.py",
     "ml/inference/test_fixed_shapes.py",
-    "attacks/test_strangers.py",
+    "attacks/test_outsiders.py",
     "attacks/test_validation_sets.py",
 )
-"""Seconds of the processor decide: these are more than fifteen. The first two are of different rooms, for the attacks
-share a site that one process makes while the other would wait for it."""
+"""Files that need more than fifteen seconds of the processor. The first two are of different folders, since the tests
+of attacks share a site that one process makes while the other would wait for it."""
 
 
 @pytest.hookimpl(trylast=True)

@@ -8,17 +8,19 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from appliance.ml.inference.drawing import Lookahead
-from appliance.ml.inference.request import Request
-from appliance.ml.model.base import Base
-from appliance.ml.serving.engine import Engine
+from appliance.ml.inference.request import InferenceRequest
+from appliance.ml.inference.sampling import Lookahead
+from appliance.ml.model.base import LoadedBase
+from appliance.ml.serving.engine import ServingEngine
 from scripts.kit.tiny_model import RECIPE
 
 MODULES = list(RECIPE["target_modules"])
 
 
-def plain_adapter(base: Base, seed: int, rank: int, modules: list[str], scale: float = 0.1) -> tuple[bytes, bytes]:
-    """Configuration and weights of an adapter of random numbers that are large enough to be seen."""
+def plain_adapter(
+    base: LoadedBase, seed: int, rank: int, modules: list[str], scale: float = 0.1
+) -> tuple[bytes, bytes]:
+    """Return configuration and weights of an adapter of random numbers that are large enough to have an effect."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, module in base.model.named_modules():
@@ -31,10 +33,10 @@ def plain_adapter(base: Base, seed: int, rank: int, modules: list[str], scale: f
     return json.dumps(config).encode(), safetensors.torch.save(tensors)
 
 
-class Watched(Engine):
+class Watched(ServingEngine):
     """An engine that keeps the logits that each request's tokens were drawn from."""
 
-    def __init__(self, base: Base, prompt_cache_bytes: int = 0) -> None:
+    def __init__(self, base: LoadedBase, prompt_cache_bytes: int = 0) -> None:
         super().__init__(base, prompt_cache_bytes)
         self.seen: dict[str, list[torch.Tensor]] = {}
         self.widest = 0
@@ -49,11 +51,11 @@ class Watched(Engine):
         return super()._compute(rows)
 
 
-def ask(text: str, **changes: Any) -> Request:
-    return Request(({"role": "user", "content": text},), **{"max_tokens": 12, **changes})
+def ask(text: str, **changes: Any) -> InferenceRequest:
+    return InferenceRequest(({"role": "user", "content": text},), **{"max_tokens": 12, **changes})
 
 
-def load_adapters(base: Base) -> Watched:
+def load_adapters(base: LoadedBase) -> Watched:
     """Three adapters: two of one family, one of another rank on other layers."""
     watched = Watched(base)
     for name, seed, rank, modules in (
@@ -65,7 +67,7 @@ def load_adapters(base: Base) -> Watched:
     return watched
 
 
-REQUESTED: dict[str, tuple[str | None, Request]] = {
+REQUESTED: dict[str, tuple[str | None, InferenceRequest]] = {
     "1": ("a", ask("pay", max_tokens=40)),
     "2": ("b", ask("pay and due in clause 3 " * 4, max_tokens=40)),
     "3": ("c", ask("secret", temperature=1.0, seed=5, max_tokens=30)),
@@ -78,8 +80,8 @@ REQUESTED: dict[str, tuple[str | None, Request]] = {
 }
 
 
-def answer_mixed(base: Base) -> Watched:
-    """Requests that join and leave in the middle, one of them cancelled."""
+def answer_mixed(base: LoadedBase) -> Watched:
+    """Answer requests that join and leave in the middle, one of them cancelled."""
     watched = load_adapters(base)
     joining = [["9", "1", "2"], ["3"], [], ["4", "5"], ["6", "7", "8"]]
     for step in range(80):

@@ -39,7 +39,7 @@ JSON = st.recursive(
 
 @st.composite
 def reshaped(draw: st.DrawFn, value: Any) -> Any:
-    """A good JSON value with one member, somewhere, exchanged for another value."""
+    """Draw a good JSON value with one part exchanged for another value."""
     if isinstance(value, dict) and value and draw(st.integers(0, 4)):
         name = draw(st.sampled_from(sorted(value)))
         return value | {name: draw(reshaped(value[name]))}

@@ -1,4 +1,4 @@
-"""What a context says of the processes of its log where a test makes one by hand: there is this one alone."""
+"""A context whose log has only this process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a refusal is: an error of one kind that names its reason, and a state that is as it was."""
+"""The check of a refusal: an error of one kind with its reason, and an unchanged state."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def snapshot(state: State) -> Any:
 
 @contextmanager
 def refuses(site: LogBuilder, error: type[ApplianceError], *words: str, code: str | None = None) -> Iterator[None]:
-    """The block appends one entry, which the rules refuse."""
+    """Check that the rules refuse the one entry that the block appends."""
     before, entries = snapshot(site.state), len(site.entries)
     with pytest.raises(error) as caught:
         yield

@@ -1,4 +1,4 @@
-"""The service's own people's door on a real socket, over a founded ledger of the test's own; only workers do no work.
+"""The service's own people's API on a real socket, over a founded ledger of the test's own; only workers do no work.
 
 What it answers can be bent by a test, so that the client is seen to refuse an answer that lies.
 """
@@ -18,32 +18,33 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.lifespan.off import LifespanOff
 
-from appliance.config.load import load_settings
-from appliance.config.values import Settings
+from appliance.config.settings import Settings, load_settings
 from appliance.errors import ApplianceError
 from appliance.formats.core.digest import digest_bytes
 from appliance.store.files import disk
-from appliance.web.core.auth import Doorkeeper
+from appliance.web.core.auth import CallerAuthenticator
 from appliance.web.core.errors import people_body, refusal
-from appliance.web.core.server import Door, _server
+from appliance.web.core.server import Listener, _server
 from appliance.web.core.sockets import open_unix
 from appliance.web.people.api import people_app
 from appliance.workflows.core.context import Context
 from appliance.workflows.core.jobs import Job, Jobs
-from tests.kit.founded import FoundedSite, context_of, template
+from tests.kit.founded import FoundedSite, Template, context_of, template
 
 Bend = Callable[[Any], Any]
+CONSOLE = "https://console.example:8330"
+"""Address that the service reports for its console."""
 
 
 class HeldJobs(Jobs):
-    """Jobs that no worker does: `act` hears the order or the run of each, or "" for the run that waits longest, and may
-    append what would have come of it."""
+    """Jobs without a worker: `act` is called with the order or the run of each, or "" for the run that waits longest,
+    and may append the entries of the result."""
 
     def __init__(self, name: str, act: Callable[[str], None]) -> None:
         super().__init__(name)
         self._act = act
 
-    def put(self, job: Job) -> None:
+    def put(self, job: Job, owner: str = "") -> None:
         _, *keys = job.args if isinstance(job, partial) else (None,)
         self._act(keys[0] if keys else "")
 
@@ -54,19 +55,19 @@ class Service:
 
     def __init__(self, context: Context, settings: Settings, site: FoundedSite) -> None:
         self.context, self.settings, self.site = context, settings, site
-        self.door = Doorkeeper(context)
+        self.authenticator = CallerAuthenticator(context)
         self.bend: dict[str, Bend] = {}
         self.seen: list[tuple[str, str]] = []
         self.work: Callable[[str], None] = lambda key: None
         context.bases = HeldJobs("bases", lambda key: self.work(key))
         context.datasets = HeldJobs("datasets", lambda key: self.work(key))
         context.runs = HeldJobs("runs", lambda key: self.work(key))
-        context.looks = HeldJobs("looks", lambda key: self.work(key))
+        context.previews = HeldJobs("previews", lambda key: self.work(key))
 
     @property
     def uploads(self) -> dict[str, bytes]:
-        """What lies there whole, by digest."""
-        paths = (self.settings.home / "uploads").iterdir()
+        """Complete uploads of all people, by digest."""
+        paths = (self.settings.home / "uploads").glob("*/*")
         whole = [path.read_bytes() for path in paths if not path.name.startswith(disk.PARTIAL)]
         return {digest_bytes(data): data for data in whole}
 
@@ -109,7 +110,7 @@ def _bent(app: ASGIApp, service: Service) -> ASGIApp:
 
 
 def _respond(told: list[Message], bend: Bend) -> Response:
-    """The answer as the test wants it; a refusal stays as it is."""
+    """Return the answer as the test wants it. A refusal stays as it is."""
     status, headers = told[0]["status"], dict(told[0]["headers"])
     body = b"".join(message.get("body", b"") for message in told[1:])
     kind = headers.get(b"content-type", b"").decode()
@@ -124,11 +125,11 @@ def _respond(told: list[Message], bend: Bend) -> Response:
 
 @contextmanager
 def listening(app: ASGIApp, path: Path) -> Iterator[None]:
-    """The service's own server of one door, in the one loop of this process: its own end would wait for a tenth of a
+    """Serve one listener in the one loop of this process. The service's own end would wait for a tenth of a
     second, which is longer than most tests."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with open_unix(path) as socket:
-        server = _server(Door(app, socket, guarded=False))
+        server = _server(Listener(app, socket, guarded=False))
         server.lifespan = LifespanOff(server.config)
 
         async def end() -> None:
@@ -136,12 +137,14 @@ def listening(app: ASGIApp, path: Path) -> Iterator[None]:
                 opened.close()
             for connection in list(server.server_state.connections):
                 connection.shutdown()
+            while under_way := list(server.server_state.tasks):  # their threads read the database of the home
+                await asyncio.wait(under_way)
 
-        asyncio.run_coroutine_threadsafe(server.startup([socket]), _loop()).result(10)
+        asyncio.run_coroutine_threadsafe(server.startup([socket]), _loop()).result(60)
         try:
             yield
         finally:
-            asyncio.run_coroutine_threadsafe(end(), _loop()).result(10)
+            asyncio.run_coroutine_threadsafe(end(), _loop()).result(60)
 
 
 @cache
@@ -152,11 +155,12 @@ def _loop() -> asyncio.AbstractEventLoop:
 
 
 @contextmanager
-def running(stage: str, home: Path) -> Iterator[Service]:
-    """A service at that stage of the journey, in a home that is empty yet."""
-    made = template(stage)
+def running(stage: str | Template, home: Path) -> Iterator[Service]:
+    """Run a service at that stage of the journey, or over a copy of that home, in an empty home."""
+    made = template(stage) if isinstance(stage, str) else stage
     made.copy(home)
     with context_of(home) as context:
+        context.ledger.clock.accept_pause(context.ledger.state.last_time)
         service = Service(context, load_settings(home, {}), made.site(home, context.ledger))
         _RUNNING.append(service)
         try:
@@ -185,5 +189,5 @@ class _OfTheRunning:
 
 @cache
 def _app() -> ASGIApp:
-    context, door = _OfTheRunning("context"), _OfTheRunning("door")
-    return people_app(cast(Context, context), cast(Doorkeeper, door))
+    context, authenticator = _OfTheRunning("context"), _OfTheRunning("authenticator")
+    return people_app(cast(Context, context), cast(CallerAuthenticator, authenticator), CONSOLE)

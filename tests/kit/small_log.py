@@ -10,12 +10,12 @@ from pathlib import Path
 from sqlalchemy import Engine
 
 from appliance.domain.core.credentials import Possession, encode_credential
-from appliance.domain.core.entry import Draft
+from appliance.domain.core.entry import EntryDraft
 from appliance.domain.core.names import encode_value
 from appliance.domain.core.order import Order, encode_order
 from appliance.domain.core.policy import Parameters, PolicySet
-from appliance.domain.governance.endorsement import Endorse
-from appliance.domain.governance.people import Enroll
+from appliance.domain.governance.countersignature import Countersign
+from appliance.domain.governance.people import Enrol
 from appliance.errors import NotFound
 from appliance.formats.core.commitment import Disclosure, disclose
 from appliance.formats.core.digest import digest_bytes
@@ -23,15 +23,17 @@ from appliance.formats.core.timestamp import encode_time
 from appliance.formats.log.note import vkey_of
 from appliance.formats.signatures.dsse import Envelope, encode_envelope, sign_envelope
 from appliance.formats.signatures.keys import Ed25519Signer, generate_ed25519
+from appliance.store.ledger.keys import HeldLogKeys
 from appliance.store.ledger.ledger import Ledger
 from appliance.store.ledger.snapshots import Snapshots
 
 ORIGIN = "appliance.example/store"
+CODE, OTHER_CODE = digest_bytes(b"code"), digest_bytes(b"other code")
 START = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
 
 class Clock:
-    """Goes on by a second each time it is asked; can be set back."""
+    """A clock that advances by a second with each reading; it can be set back."""
 
     def __init__(self) -> None:
         self.now = START
@@ -61,7 +63,7 @@ class SmallLog:
             engine,
             origin=ORIGIN,
             log_key=self.log_key,
-            signers=self.signer,
+            keys=HeldLogKeys(self.signer),
             clock=clock or Clock(),
             snapshots=snapshots,
             longest_pause_days=longest_pause_days,
@@ -72,10 +74,10 @@ class SmallLog:
             raise NotFound(f"log key {vkey}: expected it here, got none")
         return self.log_signer
 
-    def snapshots(self, path: Path, *, origin: str = ORIGIN, code: str = "sha256:code", least: int = 0) -> Snapshots:
-        return Snapshots(path, origin=origin, code=code, signers=self.signer, least=least)
+    def snapshots(self, path: Path, *, origin: str = ORIGIN, code: str = CODE, least: int = 0) -> Snapshots:
+        return Snapshots(path, origin=origin, code=code, keys=HeldLogKeys(self.signer), least=least)
 
-    def first_draft(self) -> Draft:
+    def first_draft(self) -> EntryDraft:
         people = [
             {"name": name, "key": _base64(key.spki), "keyid": key.keyid} for name, key in self.administrators.items()
         ]
@@ -83,10 +85,11 @@ class SmallLog:
             "origin": ORIGIN,
             "log_key": self.log_key,
             "adapter_key": people[0]["key"],
+            "post_quantum": None,
             "administrators": people,
             "single_administrator": False,
         }
-        return Draft(type="appliance.initialized", documents={"policy": self.policy}, body=body)
+        return EntryDraft(type="appliance.initialized", documents={"policy": self.policy}, body=body)
 
     def enrolment(self, name: str) -> Enrolment:
         return Enrolment(self, name)
@@ -100,7 +103,7 @@ class SmallLog:
 
 
 class Enrolment:
-    """One person's enrolment in two entries: alice orders it (a projection comes), bob endorses it (that one goes)."""
+    """One enrolment in two entries: alice orders it (adds a projection), bob countersigns it (removes that one)."""
 
     def __init__(self, site: SmallLog, name: str) -> None:
         key = generate_ed25519()
@@ -108,7 +111,7 @@ class Enrolment:
         self._site = site
         possession = _possession(name, key)
         envelope = site.signed(
-            Enroll(
+            Enrol(
                 **_order(name, "alice"),
                 principal=name,
                 printed_name=self.printed_name.commitment,
@@ -123,8 +126,8 @@ class Enrolment:
         self.order, self.possession = encode_envelope(envelope), encode_envelope(possession)
 
     @property
-    def pending(self) -> Draft:
-        return Draft(
+    def pending(self) -> EntryDraft:
+        return EntryDraft(
             type="order.pending",
             actor="alice",
             source="unix",
@@ -136,14 +139,18 @@ class Enrolment:
         )
 
     @property
-    def enrolled(self) -> Draft:
-        endorse = self._site.signed(Endorse(**_order(f"endorse {self.name}", "bob"), order=self.digest))
-        return Draft(
+    def enrolled(self) -> EntryDraft:
+        countersign = self._site.signed(Countersign(**_order(f"countersign {self.name}", "bob"), order=self.digest))
+        return EntryDraft(
             type="principal.enrolled",
             actor="bob",
             source="unix",
-            subjects=(f"order:{endorse.pae_digest}", f"order:{self.digest}", f"principal:{self.name}"),
-            documents={"order": encode_envelope(endorse), "endorsed": self.order, "possession": self.possession},
+            subjects=(f"order:{countersign.pae_digest}", f"order:{self.digest}", f"principal:{self.name}"),
+            documents={
+                "order": encode_envelope(countersign),
+                "countersigned": self.order,
+                "possession": self.possession,
+            },
             body={"policy": self._site.policy_digest},
         )
 
@@ -174,13 +181,13 @@ def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def heartbeat() -> Draft:
-    return Draft(type="heartbeat")
+def heartbeat() -> EntryDraft:
+    return EntryDraft(type="heartbeat")
 
 
-def refusal(unit: str = "legal", message: str = "no release") -> Draft:
-    """An entry with a unit, an outcome and an actor of its own, that needs nothing before it."""
-    body = {"unit": unit, "code": "denied", "message": message, "count": 1}
-    return Draft(
+def refusal(unit: str = "legal") -> EntryDraft:
+    """Return an entry with its own unit, outcome and actor, which needs no entry before it."""
+    body = {"unit": unit, "application": None, "served_model": None, "code": "denied", "count": 1}
+    return EntryDraft(
         type="request.refused", actor=unit, source="tcp", subjects=(f"unit:{unit}",), outcome="denied", body=body
     )

@@ -1,4 +1,4 @@
-"""A chat whose template takes tools, and what it may call: for tests without a model."""
+"""A chat whose template supports tools, for tests without a model."""
 
 from __future__ import annotations
 

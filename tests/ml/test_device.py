@@ -1,4 +1,4 @@
-"""Everything that is computed on a card stays on it: the layers on tensors that have a shape and a device alone."""
+"""Computation for a card stays on it, checked on tensors that have only a shape and a device."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from appliance.ml.data.samples import Sample
-from appliance.ml.inference import drawing
-from appliance.ml.inference.adapters import Slots
-from appliance.ml.inference.cache import Cache, Held
+from appliance.ml.data.rows import Sample
+from appliance.ml.inference import sampling
+from appliance.ml.inference.adapters import AdapterSlots
+from appliance.ml.inference.cache import Cache, RequestCache
 from appliance.ml.layers import packing, scores
 from appliance.ml.layers.architecture import TABLE, find_architecture
-from appliance.ml.layers.decoder import Decoder
+from appliance.ml.layers.decoder import Decoder, DecoderReader
 from appliance.ml.layers.packing import pack_sequences
-from appliance.ml.layers.reader import Reader
-from appliance.ml.model.base import Base
+from appliance.ml.model.base import LoadedBase
 from appliance.ml.training import loop
 from scripts.kit.tiny_model import KINDS, build_model
 
@@ -57,18 +56,18 @@ class OneDevice(TorchDispatchMode):
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Attention goes block by block."""
-    monkeypatch.setattr(scores, "BLOCK", 8)
+    monkeypatch.setattr(scores, "SCORE_BLOCK", 8)
     with OneDevice():
         yield
 
 
-def _base(kind: str) -> Base:
+def _base(kind: str) -> LoadedBase:
     with torch.device(CARD):
         model = build_model(kind).eval().requires_grad_(False)
     found = find_architecture(model)
     assert found is not None
     model.config._attn_implementation = packing.ATTENTION
-    return Base(model, None, CARD, reader=Reader(model, found, kept_bytes=0))  # type: ignore[arg-type]
+    return LoadedBase(model, None, CARD, reader=DecoderReader(model, found, kept_bytes=0))  # type: ignore[arg-type]
 
 
 def test_a_mixed_operation_is_refused_here(card: None) -> None:
@@ -102,25 +101,25 @@ def test_reading_scoring_and_drawing_stay_on_the_card(card: None, kind: str) -> 
     pack, segments = pack_sequences(ROWS, longest_short=base.longest_short)
     pack.add([9, 10], after=segments[0])
     assert base.read_pack(pack).device.type == CARD
-    slots = Slots(base)
+    slots = AdapterSlots(base)
     _load(slots, base)
-    cache, rows = Cache(CARD, 4096), [Held(), Held(), Held()]
+    cache, rows = Cache(CARD, 4096), [RequestCache(), RequestCache(), RequestCache()]
     for held, ids, slot in zip(rows, ROWS, ("a", "b", None), strict=True):
         with slots.using(slot):
             for start in range(0, len(ids), 5):
-                drawing.read_chunk(base, cache, held, ids[start : start + 5])
-            assert drawing.read_after(base, cache, held, [[3, 4], [5]]).device.type == CARD
+                sampling.read_chunk(base, cache, held, ids[start : start + 5])
+            assert sampling.read_after(base, cache, held, [[3, 4], [5]]).device.type == CARD
     with slots.mixing(["a", "b", None]):
-        logits = drawing.read_drawn(base, slots, cache, rows, [7, 8, 9])
+        logits = sampling.read_drawn(base, slots, cache, rows, [7, 8, 9])
     assert (logits.device.type, len(logits)) == ("cpu", 3)
     cache.release(rows[0])
     slots.unload("a")
     slots.remove()
 
 
-def _load(slots: Slots, base: Base) -> None:
+def _load(slots: AdapterSlots, base: LoadedBase) -> None:
     """Two adapters, as they lie after their weights were read; values are read only from real ones."""
-    from appliance.ml.lora.mixing import Adapter
+    from appliance.ml.inference.lora import AdapterWeights
 
     for name, rank in (("a", 4), ("b", 12)):
         with torch.device(CARD):
@@ -130,4 +129,4 @@ def _load(slots: Slots, base: Base) -> None:
             }
         assert base.reader is not None
         slots._read[name] = base.reader.join(weights, 2.0)
-        slots._adapters[name] = Adapter(2.0, weights)
+        slots._adapters[name] = AdapterWeights(2.0, weights)

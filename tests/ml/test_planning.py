@@ -1,4 +1,4 @@
-"""The plan's arithmetic and the training path are two texts about one thing; these hold them together."""
+"""The plan's arithmetic agrees with the training code."""
 
 from __future__ import annotations
 
@@ -7,24 +7,16 @@ from typing import Any
 
 import pytest
 
-from appliance.domain.planning import footprint
-from appliance.domain.planning.shape import Shape, profile_lengths
+from appliance.domain.planning import footprint, packs
+from appliance.domain.planning.shape import DecoderShape, profile_lengths
 from appliance.domain.recipe.recipe import ResolvedRecipe
-from appliance.ml.data.samples import Sample
-from appliance.ml.evaluation import evaluation
-from appliance.ml.layers import decoder, head, scores
+from appliance.ml.data.rows import Sample
 from appliance.ml.model.base import load_base
 from appliance.ml.model.convert import describe_shape
 from appliance.ml.quantised.loading import count_packed
-from appliance.ml.training import loop, loss, methods
+from appliance.ml.training import loop, methods
 from scripts.kit.tiny_model import LIBRARY_KINDS, RECIPE, build_base
 from tests.kit.gptq import packed_twin
-
-
-def test_the_limits_of_packs_are_the_loops_own() -> None:
-    assert footprint.PACK_TOKENS == loop.PACK_TOKENS == evaluation.PACK_TOKENS
-    assert (footprint.CHUNK, footprint.HEAD_ROWS) == (loss.CHUNK, head.ROWS)
-    assert (footprint.BLOCK, footprint.KEPT_BYTES) == (scores.BLOCK, decoder.KEPT_BYTES)
 
 
 def planned(**changes: Any) -> ResolvedRecipe:
@@ -40,11 +32,11 @@ def test_the_largest_pack_is_found_from_the_lengths_alone() -> None:
         for index, length in enumerate(lengths)
     ]
     for seed in range(10):
-        recipe = planned(seed=seed, batch_size=8, accumulation=1)
+        recipe = planned(seed=seed, batch_size=8, gradient_accumulation_steps=1)
         parts = [part for step in loop.plan_steps(samples, recipe.model_dump()) for part in loop.split_batch(step, 8)]
         largest = max(sum(len(sample.ids) for sample in part) - 2 * (len(part) - 1) for part in parts)
         profile = profile_lengths(lengths, shared=2, trained=2)
-        found = max(pack.tokens for pack in footprint.draw_packs(profile, recipe, len(samples)))
+        found = max(pack.tokens for pack in packs.draw_packs(profile, recipe, len(samples)))
         assert 0.93 < found / largest < 1.15
 
 
@@ -70,7 +62,7 @@ def test_trained_weights_are_counted_and_the_quick_way_is_foreseen(changes: dict
     )
     parameters = {id(p): p for p in base.model.parameters()}.values()
     total = sum(parameter.numel() for parameter in parameters) + count_packed(base.model)
-    shape = Shape(**describe_shape(base.model), parameters=total)
+    shape = DecoderShape(**describe_shape(base.model), parameters=total)
     attached = methods.attach_adapter(base, recipe)
     trained = sum(weight.numel() for weight in methods.list_trainable(attached.model))
     if recipe["method"] != "full":
@@ -89,7 +81,7 @@ def test_trained_weights_of_a_base_with_experts_are_counted(kind: str, roles: li
     folder = build_base(tmp_path / "base", kind)
     base = load_base(folder, quantisation="none", compute_dtype="float32", device="cpu")
     total = sum(parameter.numel() for parameter in {id(p): p for p in base.model.parameters()}.values())
-    shape = Shape(**{**describe_shape(base.model), "roles": ()}, parameters=total)
+    shape = DecoderShape(**{**describe_shape(base.model), "roles": ()}, parameters=total)
     assert shape.linear_weights + shape.experts * shape.expert_weights < total
     attached = methods.attach_adapter(base, {**RECIPE, **changes})
     trained = sum(weight.numel() for weight in methods.list_trainable(attached.model))

@@ -1,4 +1,4 @@
-"""What the room shuts before its libraries are imported."""
+"""Settings that `appliance.ml` makes before its libraries are imported."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 QUIET = """
 import sys
-import appliance.ml.model.base, appliance.ml.training.methods, appliance.ml.training.optimisers
+import appliance.ml.model.base, appliance.ml.training.methods, appliance.ml.training.checkpoint
 print(*(name for name in ("kernels", "torch._inductor.compile_fx") if sys.modules.get(name) is not None))
 from bitsandbytes.backends.default import ops
 print(ops._optimizer_update_32bit.__name__, hasattr(ops._optimizer_update_32bit, "__wrapped__"))

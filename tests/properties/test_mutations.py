@@ -9,67 +9,74 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 
+from appliance.domain import retention
+from appliance.domain.actions import apply, registry
+from appliance.domain.actions import apply as rules
+from appliance.domain.actions.registry import EVENTS
 from appliance.domain.audit.report import Findings, Report
 from appliance.domain.audit.verify import Audit
 from appliance.domain.core import signatures
+from appliance.domain.core.action import NEWEST_RULES, Action
 from appliance.domain.core.case import Case, Changes
-from appliance.domain.core.event import Event, Ordered
+from appliance.domain.core.entry import Event, Ordered
 from appliance.domain.core.names import NO_DIGEST, add_seconds, encode_value
 from appliance.domain.core.records.data import BoundSet
 from appliance.domain.core.records.people import Key
-from appliance.domain.core.table import DigestTable, Table
-from appliance.domain.core.verb import NEWEST_RULES
+from appliance.domain.core.state import DigestTable, Table
 from appliance.domain.data.imports import ImportRequested
-from appliance.domain.evaluation import judging
+from appliance.domain.evaluation import rules as evaluation_rules
 from appliance.domain.evaluation.items import encode_items
 from appliance.domain.evaluation.verdict import Verdict, parse_verdict
 from appliance.domain.governance import people
 from appliance.domain.governance.people import Grant, PrincipalEnrolled, RoleGranted
 from appliance.domain.governance.service import Heartbeat
-from appliance.domain.releases import adapters, approval, blocking, requests_for_release, reviews, tiers
+from appliance.domain.releases import activations, adapters, approval, reviews
+from appliance.domain.releases import activations as emergencies
+from appliance.domain.releases import requests as requests_for_release
+from appliance.domain.releases import requests as tiers
+from appliance.domain.releases import verdicts as blocking
 from appliance.domain.releases.adapters import AdapterRevoked, RevokeAdapter
 from appliance.domain.releases.reviews import ReviewRecorded
-from appliance.domain.retention import texts
-from appliance.domain.retention.texts import Erase
-from appliance.domain.rulebook import apply as rules
-from appliance.domain.rulebook import registry, typed
-from appliance.domain.rulebook.registry import EVENTS
+from appliance.domain.retention import Erase
 from appliance.domain.runs import training
 from appliance.domain.serving import requests, slots
 from appliance.errors import ApplianceError
 from appliance.formats.core.canonical import encode_canonical, parse_canonical
-from appliance.formats.core.commitment import Disclosure
+from appliance.formats.core.commitment import Disclosure, disclose
 from appliance.formats.core.merkle import hash_leaf, root_of
 from appliance.formats.log.checkpoint import Checkpoint, sign_checkpoint
-from appliance.formats.signatures.dsse import Envelope, Signature, encode_envelope, sign_envelope
+from appliance.formats.signatures.dsse import Envelope, Signature, encode_envelope, encode_statement, sign_envelope
 from appliance.formats.signatures.keys import EcdsaSigner, generate_ed25519
-from appliance.formats.signatures.statement import encode_statement
 from scripts.kit.authenticator import new_passkey
 from scripts.kit.log_builder import ORIGIN, START, LogBuilder, manifest, policy_set, stage
 from tests.domain.audit.test_verify import reforged, signed_over, verify
-from tests.domain.evaluation.test_judging import ALIKE, GATES, change, change_judged, gate_set, one_gate
+from tests.domain.evaluation.test_rules import ALIKE, GATES, change, change_evaluated, gates_file, one_gate
 from tests.domain.evaluation.test_sets import CLEAN, ON_EXAM
-from tests.kit.judged_release import approve, conditions
+from tests.kit.evaluated_release import approve, conditions
 from tests.properties.breaches import (
+    ACTIONS,
     NOTHING,
     TYPES,
-    VERBS,
     WITHOUT_A_RULE,
     WITNESS,
     WITNESS_NAME,
     Breach,
+    activated_by_an_approver,
+    approved_by_the_activator,
+    declared_by_an_approver,
+    loaded_after_policy_parted_them,
     made,
     policy_with_a_witness,
 )
 
-RULES = registry.BOOKS[NEWEST_RULES].rules
+RULES = registry.RULE_SETS[NEWEST_RULES].rules
 
 for name in ("initialized", "staffed", "imported", "trained", "sealed", "approved", "released", "serving"):
     stage(name)  # built once, by all the rules
 
 
 def unchecked(rule: Callable[[Case], Changes]) -> Callable[[Case], Changes]:
-    """The rule with nothing that it requires; where it finds nothing to change, it changes nothing."""
+    """Return the rule without its requirements. If it finds nothing to change, it changes nothing."""
 
     def run(case: Case) -> Changes:
         with pytest.MonkeyPatch.context() as patch:
@@ -92,7 +99,7 @@ def without_order_checks(kind: str) -> Callable[[Case, Ordered], tuple[Case, Cha
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Case, "require", lambda *_: None)
             patch.setattr(rules, "_check_allowed", nothing)
-            patch.setattr(rules, "events_of", lambda _: tuple(EVENTS.values()))
+            patch.setattr(rules, "list_events", lambda _: tuple(EVENTS.values()))
             return whole(case, body)
 
     return take
@@ -110,7 +117,7 @@ def verdicts(take_out: Callable[[pytest.MonkeyPatch], Any], breach: Breach) -> l
 
 def test_every_type_is_tried_or_has_no_rule() -> None:
     assert set(TYPES) | WITHOUT_A_RULE | {"appliance.initialized"} == set(RULES)
-    assert set(VERBS) == {row.order for row in registry.VERBS.values()}
+    assert set(ACTIONS) == {row.order for row in registry.ACTIONS.values()}
 
 
 @pytest.mark.family(keep=16)
@@ -124,13 +131,14 @@ def test_the_rule_of_a_type_is_needed(kind: str) -> None:
 
 
 @pytest.mark.family(keep=12)
-@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.verb)
-def test_the_invariant_of_a_verb_is_needed(verb: Any) -> None:
+@pytest.mark.parametrize("action", ACTIONS, ids=lambda action: action.action)
+def test_the_invariant_of_an_action_is_needed(action: Any) -> None:
     def take_out(patch: pytest.MonkeyPatch) -> None:
-        row = registry.VERBS[verb.verb]
-        patch.setitem(registry.VERBS, verb.verb, replace(row, may=lambda *_: []))
+        row = registry.ACTIONS[action.action]
+        patch.setitem(registry.ACTIONS, action.action, replace(row, authorise=lambda *_: []))
+        patch.setattr(Action, "refuse_signer", no_reasons)  # who may sign is a part of the invariant
 
-    assert verdicts(take_out, VERBS[verb]) == ["failed", "verified"]
+    assert verdicts(take_out, ACTIONS[action]) == ["failed", "verified"]
 
 
 # What every entry is held to, and every signature.
@@ -145,7 +153,7 @@ def no_reasons(*_: Any, **__: Any) -> list[str]:
 
 
 def forged(site: LogBuilder) -> None:
-    """An order by another key, under the name of the signer's."""
+    """Append an order that another key signed under the signer's name."""
     order = site.review_order("rita", "privacy")
     envelope = site.sign(order, generate_ed25519())
     lie = Envelope(
@@ -181,7 +189,7 @@ def attached(site: LogBuilder) -> None:
 
 
 def sealed_with(name: str) -> Callable[[LogBuilder], None]:
-    """A sealed adapter whose document is signed by another key."""
+    """Return a step that seals an adapter whose document is signed by another key."""
 
     def act(site: LogBuilder) -> None:
         body, documents = site.sealing("r-000001")
@@ -198,19 +206,19 @@ def sealed_from_another_order(site: LogBuilder) -> None:
     site.add(body, documents={**documents, "provenance": encode_envelope(signed)})
 
 
-def judged(typed: Callable[[Verdict], bytes]) -> Callable[[LogBuilder], None]:
-    """An adapter that is no better than its base, sealed with a verdict that was typed in."""
+def evaluated(typed: Callable[[Verdict], bytes]) -> Callable[[LogBuilder], None]:
+    """Return a step that seals an adapter no better than its base, with a verdict that was typed in."""
 
     def act(site: LogBuilder) -> None:
         run = site.train(gates=GATES)
-        right = parse_verdict(site.judge(run, encode_items(ALIKE))["verdict"])
+        right = parse_verdict(site.evaluate(run, encode_items(ALIKE))["verdict"])
         site.seal(run, items=encode_items(ALIKE), verdict={"verdict": typed(right)})
 
     return act
 
 
 def on_exam(site: LogBuilder) -> str:
-    """A run that is trained and judged on a validation set."""
+    """Train a run that is evaluated on a validation set."""
     site.import_set()
     return site.train(gates=ON_EXAM)
 
@@ -248,7 +256,7 @@ def late(site: LogBuilder, act: Callable[[LogBuilder], Any]) -> None:
     act(site)
 
 
-def judged_by_its_maker(site: LogBuilder) -> None:
+def evaluated_by_its_maker(site: LogBuilder) -> None:
     order = site.order(Grant, "anna", principal="olga", role="reviewer:privacy")
     site.two(RoleGranted(policy=site.in_force), order)
     site.review("olga", "privacy")
@@ -293,7 +301,7 @@ def over_the_days_answers(site: LogBuilder) -> None:
 
 def twice_by_one_person(site: LogBuilder) -> None:
     """By a delegate alone, once in the delegator's place."""
-    site.enroll("dana", "reviewer:legal-risk")
+    site.enrol("dana", "reviewer:legal-risk")
     site.delegate("dana")
     site.review("dana", "privacy", on_behalf_of="rita")
     site.review("dana", "legal-risk")
@@ -324,7 +332,7 @@ def accepted_too_late(site: LogBuilder) -> None:
 
 
 def asked_for_a_tier(site: LogBuilder) -> None:
-    """A release in a tier that asks for authorised runs, of a run that began without."""
+    """Request a release in a tier that requires authorised runs, of a run that began without."""
     tier = policy_set().parameters.tiers[0].model_copy(update={"authorise_runs": True})
     site.adopt(policy_set(tiers=(tier,)))
     site.request_release()
@@ -336,7 +344,7 @@ def contains(table: Table[Any], key: str) -> bool:
 
 def by_a_passkey_that_policy_took_back(site: LogBuilder) -> None:
     site.adopt(policy_set(passkeys_synced=True))
-    site.keys["rita"] = site.enroll_passkey("rita", new_passkey(flags=0x0D))
+    site.keys["rita"] = site.enrol_passkey("rita", new_passkey(flags=0x0D))
     site.adopt(policy_set())
     site.review("rita", "privacy")
 
@@ -352,8 +360,8 @@ PARTS: dict[str, tuple[Any, str, Any, Breach]] = {
     "policy": (rules, "_check_order_entry", nothing, ("sealed", lambda s: s.ordered(
         ReviewRecorded(policy=NOTHING), s.review_order("rita", "privacy")))),
     "signature": (signatures, "verify_envelope", nothing, ("sealed", forged)),
-    "standing key": (Key, "stands", lambda *_: True, ("sealed", by_a_revoked_key)),
-    "kind of passkey": (signatures, "against_scope", no_reasons, ("sealed", by_a_passkey_that_policy_took_back)),
+    "valid key": (Key, "is_valid", lambda *_: True, ("sealed", by_a_revoked_key)),
+    "kind of passkey": (signatures, "refuse_passkey_scope", no_reasons, ("sealed", by_a_passkey_that_policy_took_back)),
     "counting key": (Key, "counts", lambda *_: True, ("approved", over_a_distrusted_review)),
     "lifetime": (signatures, "check_lifetime", nothing, ("sealed", lambda s: s.ordered(
         ReviewRecorded(policy=s.in_force), s.review_order("rita", "privacy", expires_at=s.now)))),
@@ -364,45 +372,66 @@ PARTS: dict[str, tuple[Any, str, Any, Breach]] = {
     "model signature": (adapters, "verify_model", nothing, ("trained", sealed_with("signature"))),
     "provenance signature": (adapters, "verify_envelope", nothing, ("trained", sealed_with("provenance"))),
     "provenance": (adapters, "check_provenance", nothing, ("trained", sealed_from_another_order)),
-    "walls": (adapters, "check_walls", nothing, TYPES["adapter.sealed"]),
-    "conclusion of a verdict": (judging, "check_conclusion", nothing, ("imported", judged(
-        lambda verdict: change(verdict, passed=True, task=True)))),
-    "records of a verdict": (judging, "_check_records", nothing, ("imported", judged(
-        lambda verdict: change_judged(verdict, digest=NOTHING)))),
-    "counts of a verdict": (judging, "_check_counts", nothing, ("imported", judged(
-        lambda verdict: change_judged(verdict, judged_before=7)))),
-    "gates that policy requires": (training, "unjudgeable", no_reasons, ("imported", lambda s: (
+    "sandbox_probes": (adapters, "check_sandbox", nothing, TYPES["adapter.sealed"]),
+    "conclusion of a verdict": (evaluation_rules, "check_conclusion", nothing, ("imported", evaluated(
+        lambda verdict: change(verdict, passed=True, served_model=True)))),
+    "records of a verdict": (evaluation_rules, "_check_records", nothing, ("imported", evaluated(
+        lambda verdict: change_evaluated(verdict, digest=NOTHING)))),
+    "counts of a verdict": (evaluation_rules, "_check_counts", nothing, ("imported", evaluated(
+        lambda verdict: change_evaluated(verdict, evaluated_before=7)))),
+    "gates that policy requires": (training, "find_gate_problems", no_reasons, ("imported", lambda s: (
         s.adopt(policy_set(required_gates=(NOTHING,))), s.request_run()))),
     "sets of gates": (training, "check_sets", nothing, ("imported", lambda s: s.request_run(
-        gates=gate_set(gates=[one_gate(set="outside")])))),
-    "validation sets of a run": (training, "unfit_sets", no_reasons, ("imported", trained_for_a_revoked_set)),
-    "validation sets of an approval": (tiers, "sets_stand", no_reasons, ("imported", released_on_a_revoked_set)),
-    "standing inputs of a run": (training, "check_inputs", nothing, ("imported", lambda s: (
+        gates=gates_file(gates=[one_gate(set="outside")])))),
+    "validation sets of a run": (training, "refuse_sets", no_reasons, ("imported", trained_for_a_revoked_set)),
+    "validation sets of an approval": (
+        tiers, "refuse_invalid_sets", no_reasons, ("imported", released_on_a_revoked_set)),
+    "valid inputs of a run": (training, "check_inputs", nothing, ("imported", lambda s: (
         s.request_run(), s.revoke_dataset(), s.add(s.started("r-000001"))))),
-    "standing inputs of an adapter": (adapters, "check_inputs", nothing, ("trained", lambda s: (
+    "valid inputs of an adapter": (adapters, "check_inputs", nothing, ("trained", lambda s: (
         s.revoke_dataset(), s.seal("r-000001")))),
-    "review lapsed": (approval, "review_lapsed", nothing, ("approved", lambda s: late(s, LogBuilder.activate))),
-    "release lapsed": (approval, "release_lapsed", no_reasons, ("released", lambda s: (s.revoke("otto"), s.load()))),
-    "quorum": (approval, "quorum", no_reasons, ("sealed", LogBuilder.activate)),
-    "duties": (approval, "duties", no_reasons, ("sealed", judged_by_its_maker)),
-    "admissible": (approval, "inadmissible", no_reasons, ("serving", lambda s: (
+    "review lapsed": (
+        approval, "explain_invalid_review", nothing, ("approved", lambda s: late(s, LogBuilder.activate))),
+    "release lapsed": (
+        approval, "refuse_invalid_release", no_reasons, ("released", lambda s: (s.revoke("otto"), s.load()))),
+    "quorum": (approval, "refuse_missing_approvals", no_reasons, ("sealed", LogBuilder.activate)),
+    "duties": (approval, "refuse_makers", no_reasons, ("sealed", evaluated_by_its_maker)),
+    "admissible": (approval, "find_blockers", no_reasons, ("serving", lambda s: (
         s.ordered(AdapterRevoked(policy=s.in_force), s.order(RevokeAdapter, "rita", **s.on_adapter())),
         s.add(s.request(7))))),
-    "blocking findings": (approval, "blocked", no_reasons, ("serving", lambda s: (s.find(), s.add(s.request(7))))),
-    "stale approvals": (approval, "stale", nothing, ("sealed", over_another_request)),
-    "failed verdicts": (reviews, "unaccepted", no_reasons, ("imported", lambda s: (
+    "suspensions": (approval, "refuse_suspended", no_reasons, ("serving", lambda s: (
+        s.suspend(), s.add(s.request(7))))),
+    "two administrators who resume": (Action, "needs_second", lambda *_: False, ("sealed", lambda s: (
+        s.resume_release(s.suspend().index, "anna")))),
+    "open suspensions": (adapters, "is_suspended", lambda *_: False, ("serving", lambda s: (
+        s.suspend(), s.add(s.request(7))))),
+    "blocking findings": (
+        approval, "refuse_open_findings", no_reasons, ("serving", lambda s: (s.find(), s.add(s.request(7))))),
+    "stale approvals": (approval, "explain_stale_approval", nothing, ("sealed", over_another_request)),
+    "failed verdicts": (reviews, "refuse_unaccepted_verdict", no_reasons, ("imported", lambda s: (
         not_passed(s), s.review("rita", "privacy")))),
-    "exceptions that approvals rest on": (approval, "accepted_later", nothing, ("imported", accepted_too_late)),
-    "authorised runs": (requests_for_release, "unauthorised", nothing, ("sealed", asked_for_a_tier)),
-    "tasks and dates": (approval, "against", no_reasons, ("sealed", lambda s: released_under(s, tasks=("advice",)))),
+    "exceptions that approvals rest on": (approval, "explain_early_approval", nothing, ("imported", accepted_too_late)),
+    "authorised runs": (requests_for_release, "explain_unauthorised_run", nothing, ("sealed", asked_for_a_tier)),
+    "served models and dates": (
+        approval, "refuse_by_binding", no_reasons, ("sealed", lambda s: released_under(s, served_models=("advice",)))
+    ),
     "answers a day": (requests, "count_answer", lambda *_: [], ("sealed", over_the_days_answers)),
-    "one voice for each person": (approval, "counted", approval.standing_reviews, ("sealed", twice_by_one_person)),
+    "one voice for each person": (
+        approval, "list_counted_approvals", approval.list_valid_reviews, ("sealed", twice_by_one_person)),
+    "an approver who activates": (activations, "approved_by_activator", no_reasons, (
+        "approved", activated_by_an_approver)),
+    "an approver who declares an emergency": (emergencies, "approved_by_activator", no_reasons, (
+        "released", declared_by_an_approver)),
+    "an approver whom a new policy parts": (approval, "approved_by_activator", no_reasons, (
+        "approved", loaded_after_policy_parted_them)),
+    "an activator who approves": (approval, "refuse_approving_activator", no_reasons, (
+        "approved", approved_by_the_activator)),
     "open findings": (blocking, "is_open", lambda *_: False, ("serving", lambda s: (s.find(), s.add(s.request(7))))),
-    "an emergency's end": (approval, "emergency_over", no_reasons, ("released", after_an_emergency)),
-    "roles that stand alone": (people, "exclusive_roles", no_reasons, ("staffed", lambda s: s.enroll(
+    "an emergency's end": (approval, "refuse_ended_emergency", no_reasons, ("released", after_an_emergency)),
+    "roles that stand alone": (people, "exclusive_roles", no_reasons, ("staffed", lambda s: s.enrol(
         "eve", "auditor", "operator"))),
-    "retention": (texts, "reasons_to_keep", no_reasons, VERBS[Erase]),
-    "witnesses": (slots, "unwitnessed", no_reasons, ("released", unwitnessed)),
+    "retention": (retention, "reasons_to_keep", no_reasons, ACTIONS[Erase]),
+    "witnesses": (slots, "refuse_unwitnessed_log", no_reasons, ("released", unwitnessed)),
 }  # fmt: skip
 
 
@@ -417,7 +446,7 @@ def test_what_every_entry_is_held_to_is_needed(part: str) -> None:
 
 
 def chained(site: LogBuilder, middle: list[bytes], place: int) -> list[bytes]:
-    """The log with other bytes in the place of one entry, chained anew from there on."""
+    """Return the log with other bytes in place of one entry, and a new chain after it."""
     entries = [*site.entries[:place], *middle]
     for data in site.entries[place + 1 :]:
         entries.append(encode_canonical(parse_canonical(data) | {"prev": f"sha256:{hash_leaf(entries[-1]).hex()}"}))
@@ -441,17 +470,19 @@ def with_edit(site: LogBuilder, place: int) -> list[bytes]:
 
 
 def broken_whole(kind: str) -> tuple[LogBuilder, dict[str, Any]]:
-    """A site, and what of its log is otherwise than it was written."""
+    """Return a site, and the parts of its log that are changed."""
     site, place = quiet()
-    stranger = generate_ed25519()
+    outsider = generate_ed25519()
     root = Checkpoint(ORIGIN, len(site.entries), root_of(map(hash_leaf, site.entries)))
     text = site.disclosures[0]
     changes: dict[str, dict[str, Any]] = {
         "size": {"entries": site.entries[:-1]},
         "root": {"entries": reforged(site, place, source="tcp")},
-        "checkpoint": {"checkpoint": sign_checkpoint(root, stranger)},
+        "checkpoint": {"checkpoint": sign_checkpoint(root, outsider)},
         "trust": {"trust": replace(site.trust, genesis=NO_DIGEST)},
-        "disclosure": {"disclosures": [Disclosure(text.commitment, text.salt, "Mallory"), *site.disclosures[1:]]},
+        "disclosure": {"disclosures": [Disclosure(text.commitment, text.salt, "Mallory"), *site.disclosures]},
+        "missing-text": {"disclosures": site.disclosures[1:]},
+        "unbound-text": {"disclosures": [*site.disclosures, disclose("Of nothing.", bytes(32))]},
         "encoding": resigned(site, chained(site, [b"junk"], place)),
         "chain": resigned(site, with_edit(site, place)),
         "sequence": resigned(site, chained(site, [], place)),
@@ -473,7 +504,10 @@ def broken_later(kind: str) -> tuple[LogBuilder, dict[str, Any]]:
     return site, {}
 
 
-KINDS = ["size", "root", "checkpoint", "trust", "disclosure", "encoding", "chain", "sequence", "witness", "erasure"]
+KINDS = [
+    *("size", "root", "checkpoint", "trust", "disclosure", "missing-text", "unbound-text"),
+    *("encoding", "chain", "sequence", "witness", "erasure"),
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -505,7 +539,7 @@ def test_the_one_encoding_of_an_entry_is_needed(monkeypatch: pytest.MonkeyPatch)
         entry.__dict__.update(encoded=data, leaf=hash_leaf(data), link=f"sha256:{hash_leaf(data).hex()}")
         return entry
 
-    monkeypatch.setattr(typed, "entry_of", believe)
+    monkeypatch.setattr(apply, "entry_of", believe)
     assert verify(site, **changes).verdict == "verified"
 
 
@@ -518,7 +552,7 @@ def test_what_is_essential_is_needed(missing: str, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_first_entrys_rule_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two administrators who say that one stands alone."""
+    """Two administrators in an entry that declares a single one."""
     site = stage("initialized")
     body = site.first.model_dump(mode="json") | {"single_administrator": True}
     site.entries = [encode_canonical(parse_canonical(site.entries[0]) | {"body": body})]

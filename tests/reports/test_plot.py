@@ -15,7 +15,7 @@ from appliance.domain.runs.steps import StepRecord, encode_steps, record_step
 
 
 def record(count: int) -> list[StepRecord]:
-    """A loss that falls, with a spike in its middle and a validation loss now and then."""
+    """Return steps with a loss that falls, a spike in the middle, and a validation loss now and then."""
     steps: list[StepRecord] = []
     for step in range(1, count + 1):
         loss = 8.0 if step == count // 2 else 2.0 - step / count

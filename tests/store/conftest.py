@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Engine
 
 from appliance.store.database.engine import migrate, open_engine
-from appliance.store.ledger import filing
+from appliance.store.ledger import search_index
 from appliance.store.ledger.ledger import Ledger
 from scripts.kit.postgres import APPLICATION, Server, postgres
 from tests.kit.small_log import SmallLog
@@ -25,7 +25,7 @@ KINDS = ("sqlite", "postgresql")
 @pytest.fixture
 def filed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each entry is a block of its own."""
-    monkeypatch.setattr(filing, "BLOCK", 1)
+    monkeypatch.setattr(search_index, "BLOCK", 1)
 
 
 class Databases:
@@ -40,7 +40,7 @@ class Databases:
         return self._postgres()
 
     def migrated(self, kind: str) -> str:
-        """The path of a file or the name of a database with all tables and no entry."""
+        """Return the path of a file or the name of a database with all tables and no entry."""
         if (kind, "migrated") not in self._templates:
             place = str(self._folder / "migrated.db") if kind == "sqlite" else self.server().create_database()
             engine = open_engine(f"sqlite:///{place}" if kind == "sqlite" else self.server().url(place))
@@ -52,7 +52,7 @@ class Databases:
         return self._templates[kind, "migrated"]
 
     def filled(self, kind: str, name: str, fill: Callable[[str], None]) -> str:
-        """The same with what `fill`, given the URL of the service's role, has put into it once."""
+        """Return the same with what `fill`, given the URL of the service's role, has written into it once."""
         if (kind, name) not in self._templates:
             migrated = self.migrated(kind)
             if kind == "sqlite":
@@ -67,7 +67,7 @@ class Databases:
 
     @contextmanager
     def copy(self, kind: str, template: str, folder: Path) -> Iterator[str]:
-        """A copy's URL, as the service's own role connects."""
+        """Yield a copy's URL, by which the service's own role connects."""
         if kind == "sqlite":
             path = folder / "ledger.db"
             shutil.copyfile(template, path)
@@ -85,7 +85,7 @@ def databases(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureR
 
 @pytest.fixture(params=KINDS)
 def database_url(request: pytest.FixtureRequest, databases: Databases, tmp_path: Path) -> Iterator[str]:
-    """The URL that the service connects with: in PostgreSQL as the application's role, which owns nothing."""
+    """Yield the URL that the service connects with: in PostgreSQL as the application's role, which owns nothing."""
     kind = str(request.param)
     with databases.copy(kind, databases.migrated(kind), tmp_path) as url:
         yield url
@@ -107,7 +107,7 @@ def engine(database_url: str) -> Iterator[Engine]:
 
 @pytest.fixture
 def owner_engine(database_url: str, databases: Databases) -> Iterator[Engine]:
-    """What an administrator of the database connects with: may change whatever no trigger refuses."""
+    """Yield the engine of the database's administrator, who may change whatever no trigger refuses."""
     url = database_url
     if url.startswith("postgresql"):
         url = databases.server().url(url.rpartition("/")[2])
@@ -123,7 +123,7 @@ def site() -> SmallLog:
 
 @pytest.fixture
 def open_ledger(site: SmallLog, database_url: str) -> Iterator[Callable[[], Ledger]]:
-    """Opens the ledger as another process would: an engine, a fold and a lock of its own."""
+    """Yield a function that opens the ledger as another process would: with its own engine, state and lock."""
     opened: list[Ledger] = []
 
     def open_one() -> Ledger:
@@ -137,7 +137,7 @@ def open_ledger(site: SmallLog, database_url: str) -> Iterator[Callable[[], Ledg
 
 @pytest.fixture
 def ledger(open_ledger: Callable[[], Ledger], site: SmallLog) -> Ledger:
-    """A loaded ledger with its first entry."""
+    """Return a loaded ledger with its first entry."""
     ledger = open_ledger()
     ledger.load()
     ledger.append(site.first_draft())

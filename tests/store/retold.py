@@ -1,23 +1,24 @@
-"""A log that the domain's builder made, told to a ledger of the store entry by entry."""
+"""A log of the domain's builder, appended to a ledger of the store entry by entry."""
 
 from __future__ import annotations
 
 from sqlalchemy import Engine
 
-from appliance.domain.core.entry import Draft, parse_entry
+from appliance.domain.core.entry import EntryDraft, parse_entry
 from appliance.formats.core.timestamp import parse_time
+from appliance.store.ledger.keys import HeldLogKeys
 from appliance.store.ledger.ledger import Ledger
 from scripts.kit.log_builder import ORIGIN, LogBuilder
 
 
 def retell(engine: Engine, site: LogBuilder) -> Ledger:
-    """A ledger that holds exactly the site's entries."""
+    """Return a ledger with exactly the site's entries."""
     times = [parse_entry(data).time for data in site.entries]
     ledger = Ledger(
         engine,
         origin=ORIGIN,
         log_key=site.first.log_key,
-        signers=site.log_signers.__getitem__,
+        keys=HeldLogKeys(site.log_signers.__getitem__),
         clock=lambda: parse_time(times[min(ledger.state.size, len(times) - 1)]),
     )
     ledger.load()
@@ -25,7 +26,7 @@ def retell(engine: Engine, site: LogBuilder) -> Ledger:
     for data in site.entries:
         entry = parse_entry(data)
         appended = ledger.append(
-            Draft(
+            EntryDraft(
                 type=entry.type,
                 actor=entry.actor,
                 source=entry.source,

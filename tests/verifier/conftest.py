@@ -1,4 +1,4 @@
-"""What an auditor has in a folder."""
+"""The files that an auditor has in a folder."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from appliance.errors import ApplianceError, BadInput, Conflict, NotFound, Tampe
 from appliance.formats.core.canonical import encode_canonical, parse_canonical
 from appliance.formats.core.commitment import Disclosure
 from appliance.formats.core.digest import digest_bytes
-from appliance.formats.log.export import MEMBERS, Export, _bound_by, _encode_header, _parse_header, write_export
+from appliance.formats.log.export import MEMBERS, ParsedExport, _bound_by, _encode_header, _parse_header, write_export
 from scripts.kit.log_builder import ORIGIN, policy_digest, stage
 
 SITE = stage("serving")
@@ -46,8 +46,8 @@ def write(**changes: Any) -> bytes:
     return b"".join(write_export(**given_ | changes))
 
 
-def read(data: bytes) -> Export:
-    return Export(io.BytesIO(data))
+def read(data: bytes) -> ParsedExport:
+    return ParsedExport(io.BytesIO(data))
 
 
 WHOLE = write()
@@ -245,7 +245,7 @@ def test_padding_holds_nothing() -> None:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"{}", "members"),
+        (b"{}", "fields"),
         (b'{"origin":"a","size":1,"version":2}', "version"),
         (b'{"origin":"a","size":-1,"version":1}', "size"),
         (b'{"origin":"a","size":true,"version":1}', "size"),
@@ -272,7 +272,7 @@ LINE = encode_canonical({"bytes": "YQ==", "digest": digest_bytes(b"a")})
         (LINE + b"\n" + LINE + b"\n", "each document once"),
         (LINE.replace(b"YQ==", b"YR==") + b"\n", "one spelling"),
         (LINE.replace(b"sha256", b"sha512") + b"\n", "digest"),
-        (LINE[:-1] + b',"more":1}\n', "members"),
+        (LINE[:-1] + b',"more":1}\n', "fields"),
         (b" " + LINE + b"\n", "canonical JSON"),
     ],
 )

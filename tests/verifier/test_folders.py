@@ -10,25 +10,24 @@ import pytest
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import encode_value
 from appliance.domain.data.imports import ImportRequested
-from appliance.domain.evaluation.evidence import conclude
-from appliance.domain.evaluation.gates import GateSet
+from appliance.domain.evaluation.gates import GatesFile
 from appliance.domain.evaluation.items import encode_items, parse_items
 from appliance.domain.evaluation.shipped.sets import list_shipped_rows
-from appliance.domain.evaluation.verdict import Evidence, parse_verdict
+from appliance.domain.evaluation.verdict import VerdictInputs, conclude, parse_verdict
 from appliance.formats.artifacts.manifest import MANIFEST_PATH
 from appliance.formats.artifacts.rows import row_digest, rows_root, split_digests
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.log.trust import encode_trust
-from scripts.kit.judged import Group, make_items
+from scripts.kit.item_groups import Group, make_items
 from scripts.kit.log_builder import STEPS, LogBuilder, manifest, stage
-from tests.domain.evaluation.test_judging import AGAINST_RELEASED, GATES
 from tests.domain.evaluation.test_local_sets import GATES as ON_GENERAL
+from tests.domain.evaluation.test_rules import AGAINST_RELEASED, GATES
 from tests.domain.evaluation.test_sets import AGAINST_RELEASED as SET_AGAINST_RELEASED
 from tests.domain.evaluation.test_sets import CLEAN
 from tests.domain.evaluation.test_sets import ON_EXAM as SET_GATES
-from tests.kit.site_policies import permitting
+from tests.kit.cedar_policies import permitting
 from tests.verifier.test_program import export_of, run
-from tests.workflows.evaluation.test_judging import DIGESTS, ITEMS, LINES
+from tests.workflows.evaluation.test_verdicts import DIGESTS, ITEMS, LINES
 
 ROWS = {"rows.jsonl": b"".join(line + b"\n" for line in LINES), "row_digests.bin": b"".join(DIGESTS)}
 
@@ -40,7 +39,7 @@ class Desk:
         self.folder, self.site = folder, stage("staffed", permitting()).fork()
         self.site.import_base()
         requested = self.site.ordered(ImportRequested(policy=self.site.in_force), self.site.dataset_order())
-        facts = {"rows": len(LINES), "held_out_rows": len(ITEMS), "task": "classification"}
+        facts = {"rows": len(LINES), "held_out_rows": len(ITEMS), "dataset_kind": "classification"}
         body = self.site.dataset_imported(requested, root=f"sha256:{rows_root(DIGESTS).hex()}", facts=facts)
         listed = manifest("clauses", 1, ROWS)
         self.site.add(body, documents={"manifest": listed})
@@ -51,31 +50,31 @@ class Desk:
         items: bytes,
         version: int = 1,
         verdict: bytes | None = None,
-        gates: GateSet = GATES,
+        gates: GatesFile = GATES,
         sets: dict[str, bytes] | None = None,
         metrics: dict[str, Any] | None = None,
     ) -> str:
         own = parse_items(items)
         calibration = conclude(
-            gates, own, Evidence({"held-out": own}, {("released", "held-out"): None}, {})
+            gates, own, VerdictInputs({"held-out": own}, {("released", "held-out"): None}, {})
         ).calibration
         assert calibration is not None
         run = self.site.train(gates=gates)
         sets, metrics = sets or {}, metrics or {}
-        judged = self.site.judge(run, items, sets, metrics) | ({} if verdict is None else {"verdict": verdict})
+        evaluated = self.site.evaluate(run, items, sets, metrics) | ({} if verdict is None else {"verdict": verdict})
         beside = {"calibration.json": calibration}
-        entry = self.site.seal(run, version, items=items, verdict=judged, files=beside, sets=sets, metrics=metrics)
+        entry = self.site.seal(run, version, items=items, verdict=evaluated, files=beside, sets=sets, metrics=metrics)
         files = {"items.jsonl": items, **sets, **beside, "steps.jsonl": STEPS, "recipe.json": b"{}"}
-        files |= {f"{role}.json": data for role, data in judged.items()}
+        files |= {f"{role}.json": data for role, data in evaluated.items()}
         listed = self.site.documents[parse_entry(entry.encoded).documents["manifest"]]
         self.lay(f"clauses-{version}", {**files, MANIFEST_PATH: listed})
         return run
 
     def import_set(self, rows: dict[str, bytes]) -> None:
-        """The validation set exam@1, in the folder exam."""
-        self.site.enroll("vera", "validator")
+        """Import the validation set exam@1, in the folder exam."""
+        self.site.enrol("vera", "validator")
         requested = self.site.ordered(ImportRequested(policy=self.site.in_force), self.site.set_order())
-        facts = {"task": "classification", "rows": len(rows["rows.jsonl"].splitlines())}
+        facts = {"dataset_kind": "classification", "rows": len(rows["rows.jsonl"].splitlines())}
         root = f"sha256:{rows_root(split_digests(rows['row_digests.bin'])).hex()}"
         listed = manifest("exam", 1, rows)
         body = self.site.set_imported(requested, root=root, facts=facts)
@@ -113,7 +112,7 @@ def test_a_verdict_is_computed_again_from_its_folder(desk: Desk, capsys: pytest.
 def test_a_verdict_that_the_items_do_not_give_fails(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
     """One that the log's rules cannot tell from the right one."""
     run = desk.site.request_run(gates=GATES)
-    right = parse_verdict(desk.site.judge(run, encode_items(ITEMS))["verdict"])
+    right = parse_verdict(desk.site.evaluate(run, encode_items(ITEMS))["verdict"])
     first = right.results[0].model_copy(update={"upper": "0.999999999"})
     typed = encode_value(right.model_copy(update={"results": (first,)}))
     desk.seal(encode_items(ITEMS), verdict=typed)
@@ -214,8 +213,19 @@ def test_a_folder_of_another_log_is_named(desk: Desk, capsys: pytest.CaptureFixt
     desk.lay("other", {MANIFEST_PATH: manifest("clauses", 1, {"w": b"others"})})
     code, out = desk.verify(capsys, "other")
     assert code == 6 and "expected a manifest that an adapter, a dataset or a validation set of this log has" in out
-    code, out = desk.verify(capsys, "nowhere")
-    assert code == 6 and "expected a readable file, got No such file" in out
+    (desk.folder / "empty").mkdir()
+    code, out = desk.verify(capsys, "empty")
+    assert code == 6 and "a sealed folder does not fit the log: folder" in out
+    assert f"/empty: file, {desk.folder / 'empty' / MANIFEST_PATH}: expected a readable file, got No such file" in out
+
+
+def test_a_mistyped_folder_is_no_fault_of_the_log(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    desk.seal(encode_items(ITEMS))
+    assert desk.verify(capsys, "clauses-1")[0] == 0
+    export, trust, folder = (desk.folder / name for name in ("ledger.tar", "trust.json", "clauses-l"))
+    code, out, err = run(capsys, export, "--trust", trust, "--folder", folder)
+    assert (code, out) == (2, "")
+    assert err == f"appliance-verify: folder, {folder}: expected a sealed folder, got none\n"
 
 
 def test_items_of_a_set_that_comes_with_the_appliance_must_be_of_its_rows(

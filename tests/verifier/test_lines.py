@@ -1,4 +1,4 @@
-"""An export whose lines were moved, repeated, dropped or added is never verified: another reader may take others."""
+"""An export whose lines were moved, repeated, dropped or added is never verified."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Lines = dict[str, list[bytes]]
 
 
 def rotated() -> LogBuilder:
-    """Every kind of text and document, and two keys of the log in force."""
+    """Every kind of text and document, and two valid keys of the log."""
     site = stage("serving")
     site.rotate_log_key(add_seconds(site.now, 3_600))
     site.add(site.request(7))
@@ -66,15 +66,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("lines") / "ledger.tar"
 
 
-def judge(place: Path, lines: Lines) -> Report:
+def evaluate(place: Path, lines: Lines) -> Report:
     place.write_bytes(tar_of(lines))
-    return verifier.verify_export(place, SITE.trust, SITE.now, without_site_policies=True)
+    return verifier.verify_export(place, SITE.trust, SITE.now, without_cedar_policies=True)
 
 
 def refused(place: Path, name: str, lines: list[bytes]) -> str:
-    """What is said against these lines in the member's place."""
+    """Return the findings for these lines in the file's place."""
     try:
-        report = judge(place, {**WHOLE, name: lines})
+        report = evaluate(place, {**WHOLE, name: lines})
     except ApplianceError as error:
         return error.message
     assert report.verdict == "failed"
@@ -84,7 +84,7 @@ def refused(place: Path, name: str, lines: list[bytes]) -> str:
 def test_the_lines_as_they_were_written_are_verified(place: Path) -> None:
     assert tar_of(WHOLE) == export_of(SITE)
     assert len(WHOLE[CHECKPOINT]) == 6 and min(map(len, (WHOLE[DOCUMENTS], WHOLE[DISCLOSURES]))) > 5
-    assert judge(place, WHOLE).verdict == "verified, without site policies"
+    assert evaluate(place, WHOLE).verdict == "verified, without Cedar policies"
 
 
 @pytest.mark.parametrize("name", [DOCUMENTS, DISCLOSURES])
@@ -127,10 +127,10 @@ def test_a_second_line_of_a_digest_is_refused_whatever_stands_between_them(betwe
 
 def test_a_checkpoints_lines_are_those_of_the_logs_keys_in_force(place: Path) -> None:
     *text, first, second = WHOLE[CHECKPOINT]
-    stranger = sign_note("other\n", ORIGIN, generate_ed25519()).splitlines(keepends=True)[-1]
+    outsider = sign_note("other\n", ORIGIN, generate_ed25519()).splitlines(keepends=True)[-1]
     broken = first[:-20] + (b"A" if first[-20:-19] != b"A" else b"B") + first[-19:]
     repeated = ([first, first, second], [first, second, second], [second, second])
-    others = ([second, first], [second], [first, second, stranger], [stranger, first, second], [broken, second])
+    others = ([second, first], [second], [first, second, outsider], [outsider, first, second], [broken, second])
     for lines in (*repeated, *others):
         expected = "each line once" if lines in repeated else f"a line of each of {ORIGIN}+"
         assert f": expected {expected}" in refused(place, CHECKPOINT, [*text, *lines])
@@ -140,7 +140,7 @@ def test_a_witness_may_add_its_line_to_the_checkpoint_once(place: Path) -> None:
     note = parse_note(b"".join(WHOLE[CHECKPOINT]))
     line = parse_note(sign_note(note.text, "witness.example/w", generate_ed25519())).signatures[0]
     lines = encode_note(add_signature(note, line)).splitlines(keepends=True)
-    assert judge(place, {**WHOLE, CHECKPOINT: lines}).verdict == "verified, without site policies"
+    assert evaluate(place, {**WHOLE, CHECKPOINT: lines}).verdict == "verified, without Cedar policies"
     assert "expected each line once" in refused(place, CHECKPOINT, [*lines, lines[-1]])
 
 
@@ -155,7 +155,7 @@ MANY = [DOCUMENTS, DISCLOSURES, "entries.jsonl", CHECKPOINT]
 
 @st.composite
 def moved(draw: st.DrawFn) -> tuple[str, list[bytes]]:
-    """A member with up to three whole lines swapped, repeated, dropped, moved or taken from another member."""
+    """Draw a file with up to three whole lines swapped, repeated, dropped, moved or taken from another file."""
     name = draw(st.sampled_from(MANY))
     lines = list(WHOLE[name])
     for _ in range(draw(st.integers(1, 3))):

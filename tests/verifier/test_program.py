@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,21 @@ from appliance.domain.audit.report import Report
 from appliance.domain.core import signatures
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import add_seconds
+from appliance.domain.queries.entry_proof import encode_entry_proof
 from appliance.domain.releases.adapters import AdapterRevoked, RevokeAdapter
 from appliance.errors import NotFound
 from appliance.formats.log.export import write_export
+from appliance.formats.log.note import encode_note, parse_note
 from appliance.formats.log.trust import encode_trust
+from appliance.formats.signatures import ml_dsa
 from scripts.kit.authenticator import PLACE
 from scripts.kit.log_builder import ORIGIN, LogBuilder, stage
-from tests.kit.judged_release import adapter_of
-from tests.kit.site_policies import permitting
+from tests.kit.cedar_policies import permitting
+from tests.kit.entry_proofs import entry_proof_of
+from tests.kit.evaluated_release import adapter_of
 
 ROOT = Path(__file__).resolve().parents[2]
-SITE_POLICIES = permitting()
+CEDAR_POLICIES = permitting()
 
 
 def export_of(site: LogBuilder, *, entries: list[bytes] | None = None, size: int | None = None) -> bytes:
@@ -53,7 +58,7 @@ def export_of(site: LogBuilder, *, entries: list[bytes] | None = None, size: int
 
 class Files:
     def __init__(self, folder: Path) -> None:
-        self.site = stage("serving", SITE_POLICIES)
+        self.site = stage("serving", CEDAR_POLICIES)
         self.export = folder / "ledger.tar"
         self.trust = folder / "trust.json"
         self.export.write_bytes(export_of(self.site))
@@ -74,13 +79,13 @@ def test_a_whole_log_is_verified_and_the_counts_are_printed(files: Files, capsys
     assert code == 0
     assert out.splitlines()[0].split() == ["verdict", "verified"]
     assert f"{len(files.site.entries)} of {len(files.site.entries)} replayed" in out
-    assert "\nsite policies  replayed; orders that they allow: " in out
+    assert "\nCedar policies replayed; orders that they allow: " in out
 
 
 def test_json_carries_the_whole_report(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, files.export, "--trust", files.trust, "--json")
     report = json.loads(out)
-    assert (code, report["verdict"], report["site_policies"]) == (0, "verified", "replayed")
+    assert (code, report["verdict"], report["cedar_policies"]) == (0, "verified", "replayed")
     assert report["counts"]["entries"] == len(files.site.entries)
     assert report["counts"]["signatures"] > report["counts"]["orders"] > 0
     assert report["counts"]["decisions"] > 0
@@ -141,7 +146,7 @@ def test_an_empty_log_is_unverifiable(files: Files, capsys: pytest.CaptureFixtur
 
 
 def test_a_single_administrator_is_shouted(files: Files, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    site = LogBuilder(single=True, policy=SITE_POLICIES)
+    site = LogBuilder(single=True, policy=CEDAR_POLICIES)
     files.export.write_bytes(export_of(site))
     files.trust.write_bytes(encode_trust(site.trust))
     code, out, _ = run(capsys, files.export, "--trust", files.trust)
@@ -168,13 +173,13 @@ def test_the_help_has_examples_and_exit_codes_apart(capsys: pytest.CaptureFixtur
     assert code == 0
     assert "\nexamples:\n  appliance-verify ledger.tar --trust trust.json\n" in out
     assert "\nexit codes:\n  0  verified\n  2  " in out
-    assert "python3 -m pip install cedarpy" in out and "--without-site-policies" in out
+    assert "python3 -m pip install cedarpy" in out and "--without-cedar-policies" in out
     for exit_code in set(verifier.EXITS.values()):
         assert f"\n  {exit_code}  " in out
 
 
 def test_a_hostile_logs_words_do_not_move_the_cursor(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
-    assert verifier._plain("a\x1b[2Jb\u202ec") == "a\\x1b[2Jb\\u202ec"
+    assert verifier._escape("a\x1b[2Jb\u202ec") == "a\\x1b[2Jb\\u202ec"
 
 
 # The zipapp.
@@ -212,12 +217,12 @@ def run_zipapp(zipapp: Path, refused: tuple[str, ...], *arguments: object) -> su
 
 
 def test_the_zipapp_verifies_with_cryptography_and_pydantic_alone(zipapp: Path, files: Files) -> None:
-    done = run_zipapp(zipapp, OTHERS, files.export, "--trust", files.trust, "--without-site-policies")
+    done = run_zipapp(zipapp, OTHERS, files.export, "--trust", files.trust, "--without-cedar-policies")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.startswith("verdict        verified, without site policies\n")
+    assert done.stdout.startswith("verdict        verified, without Cedar policies\n")
     *_, modules, kept = done.stdout.splitlines()
     rooms = {name.split(".")[1] for name in modules.split()[1:] if "." in name}
-    assert rooms == {"errors", "formats", "domain", "verifier"}
+    assert rooms == {"build", "errors", "formats", "domain", "verifier"}
     assert all(name.startswith(str(zipapp)) for name in kept.split()[1:]), "nothing came from another place"
 
 
@@ -226,8 +231,8 @@ def test_the_zipapp_checks_a_passkeys_assertion_without_another_library(
     zipapp: Path, tmp_path: Path, origin: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One at the enrolled origin, and one at another port, which a service recorded that did not look."""
-    site = stage("sealed", SITE_POLICIES)
-    passkey = site.enroll_passkey("rita")
+    site = stage("sealed", CEDAR_POLICIES)
+    passkey = site.enrol_passkey("rita")
     with monkeypatch.context() as patch:
         if origin != PLACE:
             patch.setattr(signatures, "verify_envelope", lambda *_: None)
@@ -236,7 +241,7 @@ def test_the_zipapp_checks_a_passkeys_assertion_without_another_library(
     export, trust = tmp_path / "ledger.tar", tmp_path / "trust.json"
     export.write_bytes(export_of(site))
     trust.write_bytes(encode_trust(site.trust))
-    done = run_zipapp(zipapp, (*OTHERS, "webauthn"), export, "--trust", trust, "--without-site-policies")
+    done = run_zipapp(zipapp, (*OTHERS, "webauthn"), export, "--trust", trust, "--without-cedar-policies")
     if origin == PLACE:
         assert done.returncode == 0, done.stdout + done.stderr
     else:
@@ -246,7 +251,7 @@ def test_the_zipapp_checks_a_passkeys_assertion_without_another_library(
 
 def test_the_zipapp_without_cedar_says_what_was_not_checked(zipapp: Path, files: Files) -> None:
     done = run_zipapp(zipapp, OTHERS, files.export, "--trust", files.trust)
-    assert done.returncode == 7 and "site policies: not replayed" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 7 and "Cedar policies: not replayed" in done.stdout, done.stdout + done.stderr
 
 
 def test_the_zipapp_replays_the_sites_policies_where_cedar_is(zipapp: Path, files: Files) -> None:
@@ -277,17 +282,19 @@ def test_the_same_sources_give_the_same_zipapp(zipapp: Path, tmp_path: Path) -> 
 def test_an_auditor_learns_from_the_export_alone_what_a_unit_could_load(
     files: Files, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    query = (files.export, "--trust", files.trust, "--could-load", "legal")
+    query = (files.export, "--trust", files.trust, "--effective-access", "legal")
     code, out, _ = run(capsys, *query)
-    assert code == 0 and "got one that expired at" in out, "the log is from January: now its approvals have lapsed"
+    assert code == 0 and re.search(r"The approval of entry \d+ expired at 2026-", out), (
+        "the log is from January: now its approvals have lapsed"
+    )
     code, out, _ = run(capsys, *query, "--at", len(files.site.entries) - 1)
     assert code == 0
     assert "  labels: could load clauses@1 (sha256:" in out and "approved by rita for privacy, entry" in out
     released = next(parse_entry(d).index for d in files.site.entries if parse_entry(d).type == "release.activated")
     code, out, _ = run(capsys, *query, "--at", released - 1)
-    assert code == 0 and "could not load clauses@1: release: expected one that names" in out
+    assert code == 0 and "could not load clauses@1: No release names adapter clauses@1 for this unit." in out
     code, out, _ = run(capsys, *query, "--at", "2026-01-15T09:30:00.000Z", "--json")
-    assert code == 0 and json.loads(out)["could_load"]["tasks"] == []
+    assert code == 0 and json.loads(out)["effective_access"]["served_models"] == []
     for at in ("2026-01-15", "2026-01-15T10:30+01:00", "2026-01-15 09:30:00Z"):
         code, out, _ = run(capsys, *query, "--at", at)
         assert code == 0 and "legal at 2026-01-15T" in out, out
@@ -303,7 +310,7 @@ def test_an_auditor_learns_from_the_export_alone_what_a_unit_could_load(
 def test_an_export_answers_for_a_span_and_names_the_date_that_ended_an_approval(
     files: Files, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    query = (files.export, "--trust", files.trust, "--could-load", "legal")
+    query = (files.export, "--trust", files.trust, "--effective-access", "legal")
     entries = [parse_entry(data) for data in files.site.entries]
     released = next(entry for entry in entries if entry.type == "release.activated")
     ends = [review.valid_until for review in adapter_of(files.site).reviews]
@@ -316,8 +323,10 @@ def test_an_export_answers_for_a_span_and_names_the_date_that_ended_an_approval(
     assert (
         f"from {min(filter(None, ends))}, as of entry {len(entries) - 1}:\n    labels: could not load clauses@1" in out
     )
+    code, out, _ = run(capsys, *query, "--since", entries[0].time[:10], "--until", entries[0].time[:10])
+    assert code == 0 and f"from {released.time}, as of entry {released.index}:" in out, "a day begins with its midnight"
     code, out, _ = run(capsys, *query, "--since", released.index, "--until", len(entries) - 1, "--json")
-    (period,) = json.loads(out)["could_load"]["periods"]
+    (period,) = json.loads(out)["effective_access"]["periods"]
     assert (code, period["as_of"]) == (0, released.index)
     for words in (("--until", "now"), ("--since", 0, "--at", 3), ("--since", 10_000), ("--since", "2199-01-01")):
         assert run(capsys, *query, *words)[0] == 2, words
@@ -328,7 +337,7 @@ def test_a_unit_that_the_log_never_had_is_an_error_and_the_nearest_is_named(
     files: Files, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for at in ((), ("--at", "2020-11-24")):
-        code, out, err = run(capsys, files.export, "--trust", files.trust, "--could-load", "lgal", *at)
+        code, out, err = run(capsys, files.export, "--trust", files.trust, "--effective-access", "lgal", *at)
         assert (code, out) == (2, "") and "got 'lgal'; did you mean legal?" in err
 
 
@@ -348,14 +357,14 @@ def test_an_auditor_learns_of_the_folder_that_no_revocation_reaches(
     exported = site.export()
     site.ordered(AdapterRevoked(policy=site.in_force), site.order(RevokeAdapter, "rita", **site.on_adapter()))
     files.export.write_bytes(export_of(site))
-    query = (files.export, "--trust", files.trust, "--could-load", "legal", "--at")
+    query = (files.export, "--trust", files.trust, "--effective-access", "legal", "--at")
     code, out, _ = run(capsys, *query, len(site.entries) - 1)
     assert code == 0 and "  labels: could not load clauses@1 (sha256:" in out
     until = add_seconds(exported.time, 3_600)
     said = f"from an exported folder, entry {exported.index}; no revocation reaches it"
     assert f"until {until}\n    {said}\n" in out
     code, out, _ = run(capsys, *query, len(site.entries) - 1, "--json")
-    (one,) = json.loads(out)["could_load"]["exported"]
+    (one,) = json.loads(out)["effective_access"]["exported"]
     assert (one["adapter"], one["entry"], one["valid_until"]) == ("clauses@1", exported.index, until)
     for at in (exported.index - 1, until):
         code, out, _ = run(capsys, *query, at)
@@ -363,11 +372,11 @@ def test_an_auditor_learns_of_the_folder_that_no_revocation_reaches(
 
 
 def test_a_log_that_is_not_verified_answers_nothing(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = run(capsys, files.export, "--could-load", "legal")
+    code, out, _ = run(capsys, files.export, "--effective-access", "legal")
     assert code == 7 and "could load" not in out
     files.export.write_bytes(export_of(files.site, entries=files.site.entries[:-1]))
-    code, out, _ = run(capsys, files.export, "--trust", files.trust, "--could-load", "legal", "--json")
-    assert code == 6 and "could_load" not in json.loads(out)
+    code, out, _ = run(capsys, files.export, "--trust", files.trust, "--effective-access", "legal", "--json")
+    assert code == 6 and "effective_access" not in json.loads(out)
 
 
 def test_a_log_that_was_exchanged_after_it_was_verified_answers_nothing(
@@ -384,7 +393,7 @@ def test_a_log_that_was_exchanged_after_it_was_verified_answers_nothing(
         return report
 
     monkeypatch.setattr(verifier, "verify_export", exchanged)
-    code, out, err = run(capsys, files.export, "--trust", files.trust, "--could-load", "legal", "--at", 3)
+    code, out, err = run(capsys, files.export, "--trust", files.trust, "--effective-access", "legal", "--at", 3)
     assert (code, out) == (6, "") and "which was verified, got sha256:" in err
 
 
@@ -394,10 +403,37 @@ def _without_values(line: str) -> str:
 
 
 def test_the_auditors_page_shows_what_the_program_prints(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
-    page = (ROOT / "docs" / "auditors.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "guides" / "auditors.md").read_text(encoding="utf-8")
     shown = ("verdict" + page.partition("```text\nverdict")[2].partition("```")[0]).splitlines()
     moment = len(files.site.entries) - 1
-    _, out, _ = run(capsys, files.export, "--trust", files.trust, "--could-load", "legal", "--at", moment)
+    _, out, _ = run(capsys, files.export, "--trust", files.trust, "--effective-access", "legal", "--at", moment)
     printed = [_without_values(line) for line in out.replace("otto", "lou").replace("raul", "rob").splitlines()]
     assert len(shown) > 5
     assert [line for line in shown if line != "…" and _without_values(line) not in printed] == []
+
+
+def test_a_log_with_post_quantum_keys_is_verified_or_not_at_all(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without ML-DSA the program names what it needs, and gives no verdict."""
+    site, export, trust = LogBuilder(post_quantum=True), tmp_path / "ledger.tar", tmp_path / "trust.json"
+    export.write_bytes(export_of(site))
+    trust.write_bytes(encode_trust(site.trust))
+    arguments = (export, "--trust", trust, "--without-cedar-policies")
+    code, out, _ = run(capsys, *arguments)
+    assert code == 0, out
+    note, proof = parse_note(site.checkpoint()), tmp_path / "proof.json"
+    for lines, ending in ((note.signatures, 0), (note.signatures[1:], 6)):
+        checkpoint = encode_note(replace(note, signatures=lines))
+        proof.write_bytes(encode_entry_proof(entry_proof_of(site, 0, checkpoint)))
+        assert run(capsys, "--proof", proof, "--trust", trust)[0] == ending
+    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.asymmetric.mldsa", None)
+    ml_dsa._has_ml_dsa.cache_clear()
+    try:
+        for words in (arguments, ("--proof", proof, "--trust", trust)):
+            proof.write_bytes(encode_entry_proof(entry_proof_of(site, 0, site.checkpoint())))
+            code, out, err = run(capsys, *words)
+            assert (code, out) == (7, "")
+            assert "install cryptography 50 or later" in err
+    finally:
+        ml_dsa._has_ml_dsa.cache_clear()

@@ -197,12 +197,12 @@ def test_a_proof_of_another_entry_or_log_is_found(kept: Kept, capsys: pytest.Cap
         kept.write(record | {"proof": wrong})
         assert run(capsys, "--record", kept.record, "--trust", kept.trust)[0] == 6, wrong
     kept.write(record)
-    stranger = vkey_of(ORIGIN, generate_ed25519())
-    assert run(capsys, "--record", kept.record, "--trust", kept.trust, "--log-key", stranger)[0] == 6
+    outsider = vkey_of(ORIGIN, generate_ed25519())
+    assert run(capsys, "--record", kept.record, "--trust", kept.trust, "--log-key", outsider)[0] == 6
 
 
 def test_an_entry_that_ends_no_request_is_no_record(kept: Kept, capsys: pytest.CaptureFixture[str]) -> None:
-    kept.site.add(RequestRefused(unit="legal", code="denied", message="no", count=1))
+    kept.site.add(RequestRefused(unit="legal", application=None, served_model=None, code="denied", count=1))
     kept.write(record_of(kept.site))
     code, _, err = run(capsys, "--record", kept.record, "--trust", kept.trust)
     assert code == 6 and "expected request.finished, got request.refused" in err

@@ -1,4 +1,4 @@
-"""What a person reads of a broken export: one verdict, a line for each kind of finding, and what follows from what."""
+"""The summary of a broken export: one verdict, a line for each kind of finding, and its consequences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A founded appliance with people and units and nothing else, copied for each test and started as small as it says."""
+"""A founded appliance with people and units, copied for each test and started with the limits that it sets."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ from typing import Any
 
 import pytest
 
-from appliance.formats.signatures.keys import encode_key_file
-from scripts.kit.appliance import Appliance, found_site, free_port
+from scripts.kit.appliance import Appliance, found_site
+from scripts.kit.ports import free_port
 from tests.web.small import SMALL
-
-PASSPHRASE = b"correct horse battery"
 
 
 @pytest.fixture(scope="session")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Appliance:
-    """Stopped."""
+    """Return a stopped site."""
     site = found_site(tmp_path_factory.mktemp("t") / "h", free_port())
     site.stop()
     return site
@@ -44,13 +42,3 @@ def start_small(deployment: Appliance, tmp_path: Path) -> Iterator[Callable[...,
     for site in made:
         if site.service is not None:
             site.kill()
-
-
-def write_key(site: Appliance, name: str, folder: Path) -> list[str]:
-    """This person's key file and passphrase file there, as the options that name them."""
-    key = encode_key_file(site.keys[name].private, PASSPHRASE, salt=name.encode().ljust(32), nonce=bytes(12))
-    files = {folder / "own.key": key, folder / "pass": PASSPHRASE}
-    for path, data in files.items():
-        path.write_bytes(data)
-        path.chmod(0o600)
-    return ["--key", str(folder / "own.key"), "--passphrase-file", str(folder / "pass")]

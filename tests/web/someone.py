@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from appliance.cli import main
-from tests.runners.service import show_to_everyone
+from tests.sandbox.service import show_to_everyone
 
 
 def run() -> int:

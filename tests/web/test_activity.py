@@ -1,4 +1,4 @@
-"""A service that somebody needs is not idle: a unit that asks, and whatever takes long."""
+"""A service with open requests or long work does not count as idle."""
 
 from __future__ import annotations
 
@@ -12,8 +12,13 @@ import httpx
 from starlette.types import Receive, Scope, Send
 
 from appliance.formats.core.digest import digest_bytes
-from appliance.web.core.activity import Activity
-from scripts.kit.appliance import Appliance, free_port
+from appliance.web.core.server import Activity
+from scripts.kit.appliance import Appliance
+from scripts.kit.ports import free_port
+from tests.web.small import CLOCK
+
+LOOKED_S = 1.2
+"""Seconds within which a service looks whether it is idle."""
 
 
 def test_nothing_is_idle_while_a_request_is_open_and_time_counts_from_the_end_of_the_last() -> None:
@@ -73,33 +78,46 @@ def probe(url: str) -> None:
 def test_an_embedded_service_ends_when_units_and_slow_requests_have_and_whoever_probes_it_needs_none(
     start_small: Callable[..., Appliance], tmp_path: Path
 ) -> None:
-    idle_s, operations = 1.5, f"127.0.0.1:{free_port()}"
+    operations = f"127.0.0.1:{free_port()}"
     token = tmp_path / "operations.token"
     token.touch(0o600)
     token.write_text("x" * 20)
     environment = {"APPLIANCE_OPERATIONS": operations, "APPLIANCE_OPERATIONS_TOKEN": str(token)}
-    site = start_small(environment, idle_s=idle_s)
+    site = start_small(environment, idle_s=100.0, own_clock=True)
     assert site.service is not None
     Thread(target=probe, args=[f"http://{operations}"], daemon=True).start()
     site.session("olga")
-    head, until = {"Authorization": f"Bearer {site.token('legal')}"}, time.monotonic() + 3 * idle_s
-    while time.monotonic() < until:
+    passed = 0.0
+
+    def let_pass(seconds: float) -> None:
+        nonlocal passed
+        passed += seconds
+        (tmp_path / CLOCK).write_text(str(passed))
+        (tmp_path / CLOCK).replace(site.home / CLOCK)
+
+    head = {"Authorization": f"Bearer {site.token('legal')}"}
+    for _ in range(3):
+        let_pass(60)
+        time.sleep(LOOKED_S)
         assert site.units().get("/v1/models", headers=head).status_code == 200, "a unit that asks now and then"
-        time.sleep(idle_s / 3)
     data = b"weights" * 10
 
     def slowly() -> Iterator[bytes]:
         yield data[:10]
-        time.sleep(2.5 * idle_s)
+        time.sleep(LOOKED_S)  # until the service has the request
+        let_pass(130)
+        time.sleep(LOOKED_S)
         yield data[10:]
 
     head = {"Authorization": f"Bearer {site.session('olga')}", "Content-Length": str(len(data))}
     with site.http() as client:
         answer = client.put(f"/v1/uploads/{digest_bytes(data)}", content=slowly(), headers=head)
     assert answer.status_code == 200, "a request that takes longer than the service waits"
-    ended = time.monotonic()
-    assert site.service.wait(30) == 0
-    assert time.monotonic() - ended > 0.9 * idle_s
+    let_pass(90)
+    time.sleep(LOOKED_S)
+    assert site.service.poll() is None, "the time counts from the end of the last request"
+    let_pass(110)
+    assert site.service.wait(60) == 0
     site.service = None
     site.launcher = ("-m", "appliance", "serve")
     site.start()

@@ -1,8 +1,7 @@
-"""Each member of a unit's request has a bound; what is over it is refused by what it has, in time, and once."""
+"""Each field of a unit's request has a bound; a request over one is refused by its field, in time."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import time
@@ -19,35 +18,23 @@ from appliance.errors import (
     Denied,
     NotAuthenticated,
     NotFound,
+    QuotaExceeded,
+    RateLimited,
     TooLarge,
-    TooMany,
     Unavailable,
-    UsedUp,
 )
 from appliance.ml.inference import request as worker
-from appliance.web.core.errors import Malformed
-from appliance.web.units import request_bodies as door
-from appliance.web.units.openai import _parse
-from appliance.web.units.refusals import openai_body
-from appliance.web.units.request_bodies import ChatRequest, ClassifyRequest, CompletionRequest
+from appliance.web.core.errors import MalformedRequest
+from appliance.web.units import request_bodies
+from appliance.web.units.middleware import openai_body
+from appliance.web.units.request_bodies import NEUTRAL, ChatRequest, ClassifyRequest, CompletionRequest, parse_request
 
 HELLO = [{"role": "user", "content": "Hello"}]
 LONG = [{"role": "user", "content": "x" * 100_001}]
 
 
-class Sent:
-    """As much of starlette's request as is parsed."""
-
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-
-    async def body(self) -> bytes:
-        return self._body
-
-
 def parse(kind: Any, body: bytes) -> Any:
-    sent: Any = Sent(body)
-    return asyncio.run(_parse(kind, sent))
+    return parse_request(kind, body)
 
 
 def chat(**changes: Any) -> bytes:
@@ -55,7 +42,7 @@ def chat(**changes: Any) -> bytes:
 
 
 def send(call: Callable[[Any], object]) -> bytes:
-    """What the official client sends for this call."""
+    """Return the bytes that the official client sends for this call."""
     sent = list[bytes]()
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -86,16 +73,16 @@ def test_parts_of_type_text_are_joined_in_their_order_and_other_members_are_no_p
     [
         ({"type": "image_url", "image_url": {"url": "x"}}, "of type 'image_url', which is not supported"),
         ({"type": "input_audio"}, "of type 'input_audio'"),
-        ({"type": "text"}, "the members type and text"),
-        ({"type": "text", "text": 1}, "the members type and text"),
-        ({"type": "text", "text": "x", "more": "y"}, "the members type and text"),
+        ({"type": "text"}, "the fields type and text"),
+        ({"type": "text", "text": 1}, "the fields type and text"),
+        ({"type": "text", "text": "x", "more": "y"}, "the fields type and text"),
         ({"text": "x"}, "without a type"),
         ({"type": 1, "text": "x"}, "without a type"),
         ("x", "without a type"),
     ],
 )
 def test_a_part_that_is_no_text_is_refused_by_its_type(part: object, words: str) -> None:
-    with pytest.raises(Malformed, match=re.escape(words)) as refused:
+    with pytest.raises(MalformedRequest, match=re.escape(words)) as refused:
         parse(ChatRequest, chat(messages=[{"role": "user", "content": [{"type": "text", "text": "a"}, part]}]))
     error = openai_body(refused.value)[1]["error"]
     assert (error["param"], error["code"]) == ("messages[0].content", "invalid_value")
@@ -108,10 +95,19 @@ OPTIONAL = (
 )
 
 
+def test_a_field_whose_value_changes_nothing_counts_as_left_out() -> None:
+    plain = parse(ChatRequest, chat())
+    neutral = {name: values[0] for name, values in NEUTRAL.items()}
+    assert parse(ChatRequest, chat(**neutral | {"presence_penalty": 0.0})) == plain
+    for changed in ({"presence_penalty": 0.5}, {"store": True}, {"logit_bias": {"7": 1}}, {"presence_penalty": False}):
+        with pytest.raises(MalformedRequest, match="not supported"):
+            parse(ChatRequest, chat(**changed))
+
+
 def test_a_member_that_is_null_counts_as_left_out() -> None:
     plain = parse(ChatRequest, chat())
     assert parse(ChatRequest, chat(**dict.fromkeys(OPTIONAL))) == plain
-    with pytest.raises(Malformed) as refused:
+    with pytest.raises(MalformedRequest) as refused:
         parse(ChatRequest, chat(messages=None))
     error = openai_body(refused.value)[1]["error"]
     assert (error["param"], error["code"]) == ("messages", "missing_required_parameter")
@@ -150,7 +146,7 @@ def test_parts_are_bounded_as_the_text_that_they_make() -> None:
 def test_a_malformed_request_is_told_in_openais_words_with_ours_behind(
     body: bytes, param: str | None, code: str
 ) -> None:
-    with pytest.raises(Malformed) as refused:
+    with pytest.raises(MalformedRequest) as refused:
         parse(ChatRequest, body)
     status, told = openai_body(refused.value)
     assert status == 400
@@ -170,9 +166,9 @@ def test_a_malformed_request_is_told_in_openais_words_with_ours_behind(
         (NotAuthenticated("x", code="expired"), 401, "invalid_request_error", "invalid_api_key"),
         (NotFound("x", code="model-not-found"), 404, "invalid_request_error", "model_not_found"),
         (TooLarge("x", code="context-length"), 400, "invalid_request_error", "context_length_exceeded"),
-        (TooMany("x", code="rate-limit"), 429, "requests", "rate_limit_exceeded"),
-        (TooMany("x", code="token-limit"), 429, "tokens", "rate_limit_exceeded"),
-        (UsedUp("x", code="answers-a-day"), 429, "requests", "rate_limit_exceeded"),
+        (RateLimited("x", code="rate-limit"), 429, "requests", "rate_limit_exceeded"),
+        (RateLimited("x", code="token-limit"), 429, "tokens", "rate_limit_exceeded"),
+        (QuotaExceeded("x", code="answers-a-day"), 429, "requests", "rate_limit_exceeded"),
         (Denied("x", code="not-admitted"), 403, "invalid_request_error", "not-admitted"),
         (TooLarge("x"), 413, "invalid_request_error", "too-large"),
         (Unavailable("x", code="engine-ended"), 503, "server_error", "engine-ended"),
@@ -186,9 +182,9 @@ def test_each_refusal_has_openais_type_and_code_where_there_is_one(
     assert told["error"]["appliance_code"] == error.code
 
 
-def test_the_door_and_the_worker_have_the_same_bounds() -> None:
+def test_the_api_and_the_worker_have_the_same_bounds() -> None:
     for name in ("MAX_LABELS", "MAX_LABEL_TEXT", "MAX_STOPS", "MAX_STOP", "MAX_TEXT"):
-        assert getattr(door, name) == getattr(worker, name), name
+        assert getattr(request_bodies, name) == getattr(worker, name), name
 
 
 @pytest.mark.parametrize(
@@ -253,7 +249,7 @@ def test_a_number_that_is_none_of_the_allowed_is_a_bad_request(member: str, text
         ("seed", "2147483647"),
     ],
 )
-def test_a_number_at_the_edge_of_the_allowed_is_taken_by_door_and_worker(member: str, text: str) -> None:
+def test_a_number_at_the_edge_of_the_allowed_is_taken_by_api_and_worker(member: str, text: str) -> None:
     parameters = parse(ChatRequest, chat_number(member, text)).parameters()
     assert getattr(worker.parse_request(parameters), member) == pytest.approx(float(text), abs=1e-300)
 

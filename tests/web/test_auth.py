@@ -1,4 +1,4 @@
-"""Who asks: attempts that nobody answers for are counted until they are recorded."""
+"""Unauthenticated attempts are counted until they are recorded."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import pytest
 
 from appliance.domain.core.credentials import SessionStatement, encode_credential
 from appliance.domain.core.entry import parse_entry
-from appliance.errors import Conflict, Denied, NotAuthenticated, TooMany, Unavailable
+from appliance.errors import Conflict, Denied, NotAuthenticated, RateLimited, Unavailable
 from appliance.formats.core.timestamp import encode_time
 from appliance.formats.signatures.dsse import encode_envelope, sign_envelope
 from appliance.formats.signatures.keys import generate_ed25519
 from appliance.web.core import auth
-from appliance.web.core.auth import Doorkeeper
-from appliance.workflows.governance import sessions
-from appliance.workflows.governance.sessions import Refusals, beat
+from appliance.web.core.auth import CallerAuthenticator
+from appliance.workflows import governance
+from appliance.workflows.governance import Refusals, RefusedRequest, beat
 from tests.kit.service import Service, running
 from tests.kit.signed_session import sign_session
 
@@ -31,11 +31,11 @@ def test_an_attempt_that_was_refused_is_recorded_with_whom_and_which_key_it_clai
             ("mallory", site.keys["olga"]),
             ("mallory", generate_ed25519()),
         ):
-            envelope = sign_session(service.door, name, key)
+            envelope = sign_session(service.authenticator, name, key)
             with pytest.raises(NotAuthenticated) as refused:
-                service.door.open_session(envelope, "unix")
-            service.door.count(None, refused.value)
-        with service.door.counted() as refusals:
+                service.authenticator.open_session(envelope, "unix")
+            service.authenticator.count(None, refused.value)
+        with service.authenticator.counted() as refusals:
             beat(context, refusals)
         ((_, data),) = context.ledger.find(types=["auth.refused"])
         entry = parse_entry(data)
@@ -48,46 +48,46 @@ def test_an_order_that_comes_again_is_counted_as_an_attempt(home: Path) -> None:
     again = Conflict("order: expected a new one, got one accepted as entry 3")
     again.claimed = ("rita", "sha256:1")
     with running("staffed", home) as service:
-        service.door.count(None, again)
-        service.door.count(None, Conflict("dataset: expected another name, got one that is there"))
-        with service.door.counted() as refusals:
-            assert (refusals.strangers, refusals.claimed) == (1, {("rita", "sha256:1")})
+        service.authenticator.count(None, again)
+        service.authenticator.count(None, Conflict("dataset: expected another name, got one that is there"))
+        with service.authenticator.counted() as refusals:
+            assert (refusals.unauthenticated, refusals.claimed) == (1, {("rita", "sha256:1")})
 
 
 def test_refusals_that_could_not_be_recorded_are_counted_on() -> None:
     context: Any = SimpleNamespace(clock=lambda: datetime(2026, 11, 26, tzinfo=UTC))
-    door = Doorkeeper(context)
+    authenticator = CallerAuthenticator(context)
     for _ in range(2):
-        door.count(None, NotAuthenticated("token: expected one, got none"))
-    door.count("legal", TooMany("requests: expected fewer"))
-    first = Refusals(2, "2026-11-26T00:00:00.000Z", {("legal", "too-many"): 1})
+        authenticator.count(None, NotAuthenticated("token: expected one, got none"))
+    authenticator.count("legal", RateLimited("requests: expected fewer"))
+    first = Refusals(2, "2026-11-26T00:00:00.000Z", {RefusedRequest("legal", "rate-limited"): 1})
 
     def record() -> None:
-        with door.counted() as counted:
+        with authenticator.counted() as counted:
             assert counted == first
-            door.count("legal", TooMany("requests: expected fewer"))
+            authenticator.count("legal", RateLimited("requests: expected fewer"))
             raise Unavailable("ledger: expected a database, got none")
 
     with pytest.raises(Unavailable):
         record()
-    with door.counted() as counted:
-        assert counted == Refusals(2, first.since, {("legal", "too-many"): 2})
-    with door.counted() as counted:
+    with authenticator.counted() as counted:
+        assert counted == Refusals(2, first.since, {RefusedRequest("legal", "rate-limited"): 2})
+    with authenticator.counted() as counted:
         assert counted == Refusals()
 
 
 def test_no_number_of_open_challenges_keeps_a_person_out(home: Path) -> None:
     """Nor do they use memory up; each is answered once."""
     with running("staffed", home) as service:
-        door = service.door
+        authenticator = service.authenticator
 
         first = statement_of(service)
         for _ in range(5_000):
-            door.challenge()
-        assert door.open_session(first, "unix")[1].principal == "rita"
-        door.open_session(statement_of(service), "unix")
+            authenticator.challenge()
+        assert authenticator.open_session(first, "unix")[1].principal == "rita"
+        authenticator.open_session(statement_of(service), "unix")
         with pytest.raises(NotAuthenticated, match="unknown, used or too old"):
-            door.open_session(first, "unix")
+            authenticator.open_session(first, "unix")
 
 
 @pytest.mark.parametrize(("moved_s", "stands_s"), [(0, 599), (-30 * 86_400, 600), (300, 299)])
@@ -98,35 +98,37 @@ def test_a_session_outlives_its_own_lifetime_by_no_move_of_the_clock(
     issued = datetime(2026, 11, 26, tzinfo=UTC)
     times = iter([issued, issued + timedelta(seconds=1 + moved_s)])
     context: Any = SimpleNamespace(clock=lambda: next(times), ledger=SimpleNamespace(state=SimpleNamespace(size=0)))
-    door, signer = Doorkeeper(context), generate_ed25519()
-    monkeypatch.setattr(auth, "accept_session", lambda *_: None)
-    monkeypatch.setattr(auth, "open_session", lambda *_: ("olga", "token"))
+    authenticator, signer = CallerAuthenticator(context), generate_ed25519()
+    ends = encode_time(issued + timedelta(seconds=600))
+    checked = SimpleNamespace(identity=None, expires_at=ends)
+    monkeypatch.setattr(auth, "check_statement", lambda context, *_: context.clock() and checked)
+    monkeypatch.setattr(auth, "open_session", lambda *_: "token")
     monkeypatch.setattr(auth.time, "monotonic", lambda: 1_000.0)
     statement = SessionStatement(
         origin="bank.example/test",
         signer="olga",
-        nonce=door.challenge(),
+        nonce=authenticator.challenge(),
         issued_at=encode_time(issued),
-        expires_at=encode_time(issued + timedelta(seconds=600)),
+        expires_at=ends,
     )
-    door.open_session(encode_envelope(sign_envelope(encode_credential(statement), signer)), "unix")
-    assert door._ends == {"token": 1_000.0 + stands_s}
+    authenticator.open_session(encode_envelope(sign_envelope(encode_credential(statement), signer)), "unix")
+    assert authenticator._ends == {"token": 1_000.0 + stands_s}
 
 
 def statement_of(service: Service, who: str = "rita") -> bytes:
-    """What this person signs to open a session."""
-    return sign_session(service.door, who, service.site.keys[who])
+    """Return the statement that this person signs to open a session."""
+    return sign_session(service.authenticator, who, service.site.keys[who])
 
 
 def test_a_person_has_a_bounded_number_of_open_sessions(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions, "MOST_OPEN", 3)
+    monkeypatch.setattr(governance, "MOST_OPEN", 3)
     with running("staffed", home) as service:
-        door, context = service.door, service.context
-        tokens = [door.open_session(statement_of(service), "unix")[0] for _ in range(3)]
+        authenticator, context = service.authenticator, service.context
+        tokens = [authenticator.open_session(statement_of(service), "unix")[0] for _ in range(3)]
         with pytest.raises(Denied, match="expected fewer than 3 open ones of rita, got 3") as refused:
-            door.open_session(statement_of(service), "unix")
-        assert refused.value.code == "too-many-sessions"
-        door.open_session(statement_of(service, "anna"), "unix")
-        door.end_session(f"Bearer {tokens[0]}", "unix")
-        door.open_session(statement_of(service), "unix")
+            authenticator.open_session(statement_of(service), "unix")
+        assert refused.value.code == "rate-limited-sessions"
+        authenticator.open_session(statement_of(service, "anna"), "unix")
+        authenticator.end_session(f"Bearer {tokens[0]}", "unix")
+        authenticator.open_session(statement_of(service), "unix")
         assert len(context.ledger.find(types=["session.opened"])) == 5

@@ -1,11 +1,11 @@
-"""A challenge is answered once, within its minute, and no number of others takes it away."""
+"""A challenge is valid once, within its minute, whatever number of others is requested."""
 
 from __future__ import annotations
 
 import pytest
 
 from appliance.errors import NotAuthenticated
-from appliance.web.core.challenges import CHALLENGE_S, Challenges
+from appliance.web.core.auth import CHALLENGE_S, IDENTITY_S, Challenges
 
 
 class Clock:
@@ -52,3 +52,17 @@ def test_what_was_answered_is_forgotten_with_its_minute() -> None:
     clock.now += CHALLENGE_S + 1
     challenges.take(challenges.make())
     assert len(challenges._answered) == 1
+
+
+def test_what_was_answered_is_remembered_until_no_check_accepts_it() -> None:
+    clock = Clock()
+    challenges = Challenges(clock, longest_s=IDENTITY_S)
+    nonce = challenges.make()
+    challenges.take(nonce)
+    clock.now += IDENTITY_S
+    challenges.take(challenges.make())
+    with pytest.raises(NotAuthenticated, match="not used"):
+        challenges.take(nonce, IDENTITY_S)
+    clock.now += 1
+    challenges.take(challenges.make())
+    assert len(challenges._answered) == 2

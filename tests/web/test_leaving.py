@@ -1,4 +1,4 @@
-"""Long work is given up where nobody waits for it any more."""
+"""Long work ends when its client has disconnected."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pytest
 from starlette.requests import Request
 
 from appliance.errors import Unavailable
-from appliance.web.core.leaving import run_while_awaited
+from appliance.web.core.receiving import run_while_awaited
+from appliance.web.units.middleware import Threads, openai_body
 
 
 class Work:
@@ -28,7 +29,7 @@ class Work:
 
 
 def ask(*told: dict[str, Any]) -> Request:
-    """A client that sends this and then nothing."""
+    """Return the request of a client that sends this and then nothing."""
     messages = iter(told)
 
     async def receive() -> dict[str, Any]:
@@ -50,14 +51,34 @@ def test_the_client_of_a_service_that_ends_is_told_so() -> None:
 
     async def end() -> None:
         task = asyncio.create_task(run_while_awaited(ask(), work))
-        await asyncio.to_thread(work.begun.wait, 5)
+        await asyncio.to_thread(work.begun.wait, 60)
         task.cancel()
         await task
 
     with pytest.raises(Unavailable) as caught:
         asyncio.run(end())
     assert caught.value.code == "service-ends"
-    assert work.ended.wait(5)
+    assert work.ended.wait(60)
+
+
+def test_the_client_of_a_unit_that_waits_for_an_engine_is_told_of_the_end_of_the_service() -> None:
+    """A balancer repeats such a request at another gateway (503), and none that ended with a defect (500)."""
+    begun, started = threading.Event(), threading.Event()
+
+    def start_engine() -> None:
+        begun.set()
+        started.wait(60)
+
+    async def end() -> None:
+        task = asyncio.create_task(Threads(1).run(start_engine))
+        await asyncio.to_thread(begun.wait, 60)
+        task.cancel()
+        await task
+
+    with pytest.raises(Unavailable) as caught:
+        asyncio.run(end())
+    started.set()
+    assert openai_body(caught.value)[0] == 503 and caught.value.code == "service-ends"
 
 
 def test_what_work_returns_and_raises_passes() -> None:

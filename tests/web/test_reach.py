@@ -1,5 +1,4 @@
-"""Several people on one machine, each under an account of their own: who is in the group reaches the people's socket,
-and nothing else of the service's."""
+"""Several accounts on one machine: members of the group reach the people's socket, and no other file of the service."""
 
 from __future__ import annotations
 
@@ -17,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from appliance.errors import BadInput, Denied
-from appliance.web.core import reach
-from appliance.web.core.reach import Group, find_group, let_pass
-from scripts.kit.appliance import ROOT, Appliance, free_port
-from tests.web.conftest import write_key
+from appliance.web.core import sockets
+from appliance.web.core.sockets import SystemGroup, find_group, let_pass
+from scripts.kit.appliance import ROOT, Appliance
+from scripts.kit.ports import free_port
 
 GROUP = grp.getgrgid(1)
 """Some group that the machine has; on Debian `daemon`."""
@@ -65,7 +64,7 @@ def site(deployment: Appliance) -> Iterator[Appliance]:
 def _person(site: Appliance, name: str, uid: int, group: str = str(GROUP.gr_gid)) -> Person:
     folder = site.home.parent / name
     folder.mkdir(0o700)
-    write_key(site, name, folder)
+    site.write_key(name, folder)
     for path in folder.iterdir():
         os.chown(path, uid, uid)
     os.chown(folder, uid, uid)
@@ -112,7 +111,7 @@ def test_without_the_group_the_socket_is_its_owners_again(site: Appliance) -> No
 
 
 @as_root
-def test_a_home_below_a_closed_folder_is_refused_before_a_door_opens(site: Appliance) -> None:
+def test_a_home_below_a_closed_folder_is_refused_before_a_listener_opens(site: Appliance) -> None:
     site.home.parent.chmod(0o700)
     site.start(wait=False)
     assert site.service is not None and site.service.wait(60) != 0
@@ -131,9 +130,9 @@ def test_a_folder_that_the_group_alone_passes_is_enough(tmp_path: Path) -> None:
     outer = tmp_path / "outer"
     outer.mkdir(0o710)
     os.chown(outer, -1, gid)
-    reach._check_passable(outer, Group("own", gid))
+    sockets._check_passable(outer, SystemGroup("own", gid))
     with pytest.raises(Denied, match="0710"):
-        reach._check_passable(outer, Group("other", gid + 1))
+        sockets._check_passable(outer, SystemGroup("other", gid + 1))
 
 
 def test_a_service_that_is_not_of_the_group_is_told_what_to_type(
@@ -142,8 +141,8 @@ def test_a_service_that_is_not_of_the_group_is_told_what_to_type(
     def refuse(*_: object) -> None:
         raise PermissionError
 
-    monkeypatch.setattr(reach, "_check_passable", lambda *_: None)
+    monkeypatch.setattr(sockets, "_check_passable", lambda *_: None)
     monkeypatch.setattr(os, "chown", refuse)
     (tmp_path / "run").mkdir()
     with pytest.raises(Denied, match="usermod --append --groups own"):
-        let_pass(tmp_path, tmp_path / "run", Group("own", 1))
+        let_pass(tmp_path, tmp_path / "run", SystemGroup("own", 1))

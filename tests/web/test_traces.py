@@ -11,9 +11,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-from appliance.config.load import load_settings
+from appliance.config.settings import load_settings
+from appliance.domain.actions.registry import EVENTS
 from appliance.domain.core.entry import Entry
-from appliance.domain.rulebook.registry import EVENTS
 from appliance.errors import BadInput
 from appliance.web.operations import traces
 from appliance.web.operations.traces import MOST_OPEN, PATH, STAGES, Collector, Traces
@@ -33,7 +33,7 @@ class Kept(SpanExporter):
 
 
 class Log:
-    """Entries told to traces, a second apart."""
+    """Entries passed to traces, a second apart."""
 
     def __init__(self, exporter: SpanExporter | None = None) -> None:
         self.now, self.index, self.kept = 0, 0, Kept()
@@ -63,9 +63,10 @@ def test_every_stage_names_entries_that_exist() -> None:
 
 
 def test_an_answer_is_a_span_of_names_and_numbers_and_joins_its_callers_trace(log: Log) -> None:
-    place = {"unit": "legal", "task": "labels", "adapter": "clauses@1"}
+    place = {"unit": "legal", "served_model": "labels", "adapter": "clauses@1"}
     log.tell("request.admitted", "request:r1", "unit:legal", request="r1", prompt="sealed", **place)
-    log.traces.join("r1", {"traceparent": f"00-{CALLER}-b7ad6b7169203331-01", "authorization": "Bearer secret"})
+    headers = {"traceparent": f"00-{CALLER}-b7ad6b7169203331-01", "tracestate": "a=jane", "authorization": "Bearer x"}
+    log.traces.join("r1", headers)
     log.now += 1
     log.traces.first("r1")
     log.tell(
@@ -76,7 +77,7 @@ def test_an_answer_is_a_span_of_names_and_numbers_and_joins_its_callers_trace(lo
     assert span.attributes == {
         "appliance.request": "r1",
         "appliance.unit": "legal",
-        "appliance.task": "labels",
+        "appliance.served_model": "labels",
         "appliance.adapter": "clauses@1",
         "appliance.prompt_tokens": 7,
         "appliance.completion_tokens": 3,
@@ -85,6 +86,7 @@ def test_an_answer_is_a_span_of_names_and_numbers_and_joins_its_callers_trace(lo
     }
     assert [(event.name, event.timestamp) for event in span.events] == [("first token", 2_000_000_000)]
     assert span.parent is not None and f"{span.parent.trace_id:032x}" == CALLER
+    assert not span.parent.trace_state and not span.context.trace_state, "it is the caller's text"
 
 
 def test_an_answer_without_a_caller_trace_begins_its_own(log: Log) -> None:
@@ -114,7 +116,7 @@ def test_a_runs_stages_are_parts_of_the_run(log: Log) -> None:
     assert [(name, span.end_time - span.start_time) for name, span in spans.items()] == [
         ("wait", 1_000_000_000),
         ("train", 1_000_000_000),
-        ("judge and seal", 1_000_000_000),
+        ("evaluate and seal", 1_000_000_000),
     ]
     assert all(span.parent == whole.context for span in spans.values())
 
@@ -208,5 +210,5 @@ def test_a_collector_is_on_this_machine_or_behind_tls(load: Load, value: str) ->
     ["http://otel.bank.example:4318", "https://h/v1/traces", "127.0.0.1:4318", "https://u:p@h", "http://10.0.0.7:4318"],
 )
 def test_any_other_address_of_a_collector_is_refused(load: Load, value: str) -> None:
-    with pytest.raises(BadInput, match="settings, traces: expected https://HOST:PORT"):
+    with pytest.raises(BadInput, match="settings, APPLIANCE_TRACES: expected https://HOST:PORT"):
         load(value)

@@ -1,4 +1,4 @@
-"""A small log and a witness beside it, with keys that anybody can make again."""
+"""A small log and its witness, with fixed keys."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from appliance.formats.core.merkle import consistency_proof, hash_leaf, root_of
 from appliance.formats.log.checkpoint import Checkpoint, encode_checkpoint
 from appliance.formats.log.note import sign_note, vkey_of
-from appliance.formats.log.witness_request import WitnessRequest, encode_request
+from appliance.formats.log.proof import WitnessRequest, encode_request
 from appliance.formats.signatures.keys import Ed25519Signer
 from appliance.witness import Witness
 

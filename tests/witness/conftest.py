@@ -11,7 +11,7 @@ VECTORS = Path(__file__).resolve().parents[1] / "vectors"
 
 @pytest.fixture(scope="session")
 def vectors() -> Any:
-    """Published requests of another witness, with its keys."""
+    """Return published requests of another witness, with its keys."""
     return json.loads((VECTORS / "transparency.json").read_text(encoding="utf-8"))
 
 

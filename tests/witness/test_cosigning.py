@@ -1,4 +1,4 @@
-"""A witness cosigns what continues what it saw last, and refuses whatever does not, for a reason that it says."""
+"""A witness cosigns a checkpoint that continues the last one, and refuses all others with a reason."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from appliance import witness as program
 from appliance.errors import ApplianceError, BadInput, Conflict, NotFound, Tampered, TooLarge, Unavailable
-from appliance.formats.log.checkpoint import open_checkpoint
-from appliance.formats.log.cosignature import verify_cosignature
-from appliance.formats.log.note import NoteSignature, add_signature, encode_note, parse_note, vkey_of
-from appliance.formats.log.witness_request import WitnessRequest, encode_request, parse_request
+from appliance.formats.log.checkpoint import open_checkpoint, verify_cosignature, witness_vkey_of
+from appliance.formats.log.note import NoteSignature, add_signature, encode_note, parse_note, sign_note, vkey_of
+from appliance.formats.log.proof import WitnessRequest, encode_request, parse_request
 from appliance.formats.signatures.keys import Ed25519Signer, ed25519_spki
-from appliance.witness import NOTHING_SEEN, Witness, answer, cosign_file, load_log_key, parse_state
+from appliance.formats.signatures.ml_dsa import generate_ml_dsa
+from appliance.witness import NO_KNOWN_HEAD, Witness, answer, cosign_file, load_log_key, parse_state
 from tests.witness.bench import (
     FORK,
     LOG,
@@ -43,7 +43,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
 
 @pytest.fixture
 def at_seven(desk: Desk) -> Desk:
-    """A desk whose witness has seen the first 7 entries."""
+    """Return a desk whose witness has seen the first 7 entries."""
     cosign_file(desk.bring(LOG.request(0, 7)), desk.state, desk.out, WITNESS, first=True)
     return desk
 
@@ -88,7 +88,7 @@ def test_the_requests_of_another_witness_s_tests_are_answered_as_there(vectors: 
     log_vkey = vkey_of(lite["origin"], ed25519_spki(bytes.fromhex(lite["logKey"])))
     key = Ed25519Signer(Ed25519PrivateKey.from_private_bytes(bytes.fromhex(lite["witnessSeed"])))
     witness = Witness("example.com/witness", key, log_vkey)
-    states = [NOTHING_SEEN]
+    states = [NO_KNOWN_HEAD]
     for request in lite["accepted"]:
         states.append(parse_state(answer(request.encode(), states[-1], witness, NOW), witness))
     assert [seen.checkpoint.size for seen in states] == [0, 1, 3, 5]
@@ -157,7 +157,7 @@ def test_a_first_request_starts_at_nothing(desk: Desk) -> None:
 
 
 def test_first_said_twice(at_seven: Desk) -> None:
-    refused(at_seven, LOG.request(0, 9), Conflict, "go on without --first", first=True)
+    refused(at_seven, LOG.request(0, 9), Conflict, "repeat without --first", first=True)
 
 
 def test_a_clock_that_went_back(at_seven: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,9 +212,9 @@ def test_a_full_disk_lets_nothing_leave(at_seven: Desk, monkeypatch: pytest.Monk
 
 
 def _hold(state: Path, held: Any, done: Any) -> None:
-    with program._locked(state):
+    with program._hold_lock(state):
         held.set()
-        done.wait(30)
+        done.wait(90)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -223,7 +223,7 @@ def test_two_runs_at_once(at_seven: Desk) -> None:
     held, done = context.Event(), context.Event()
     other = context.Process(target=_hold, args=(at_seven.state, held, done))
     other.start()
-    assert held.wait(30)
+    assert held.wait(90)
     refused(at_seven, LOG.request(7, 9), Unavailable, "another run of this witness")
     done.set()
     other.join()
@@ -239,7 +239,7 @@ def test_while_the_log_signs_with_two_keys_either_is_enough(at_seven: Desk) -> N
     assert open_checkpoint(cosigned, LOG_VKEY) == open_checkpoint(cosigned, NEXT_LOG_VKEY)
 
 
-def test_after_it_the_witness_is_told_the_new_key_and_goes_on_from_its_state(at_seven: Desk) -> None:
+def test_after_it_the_witness_is_told_the_new_key_and_continues_from_its_state(at_seven: Desk) -> None:
     refused(at_seven, LOG.request(7, 9, NEXT_LOG_KEY), Tampered, "expected one by")
     told = Witness(WITNESS.name, WITNESS_KEY, NEXT_LOG_VKEY)
     cosign_file(at_seven.bring(LOG.request(7, 9, NEXT_LOG_KEY)), at_seven.state, at_seven.out, told)
@@ -252,3 +252,14 @@ def test_the_log_s_key_is_named_or_stands_in_a_trust_file(tmp_path: Path, trust_
     for given in ("", "trust.json", WITNESS.vkey, f"{ORIGIN}+00000000+AAAA", "x" * 300):
         with pytest.raises(BadInput, match="expected a vkey or a trust file"):
             load_log_key(given)
+
+
+def test_a_line_of_ml_dsa_is_carried_and_not_checked(desk: Desk) -> None:
+    """The log's second signature reaches the appliance again with the witness's line."""
+    key = generate_ml_dsa()
+    text = parse_note(LOG.checkpoint(7)).text
+    data = encode_request(WitnessRequest(0, (), sign_note(text, ORIGIN, key, LOG_KEY)))
+    cosign_file(desk.bring(data), desk.state, desk.out, WITNESS, first=True)
+    cosigned = desk.out.read_bytes()
+    assert open_checkpoint(cosigned, vkey_of(ORIGIN, key), LOG_VKEY).size == 7
+    assert verify_cosignature(parse_note(cosigned), witness_vkey_of(WITNESS.name, WITNESS_KEY)) == NOW

@@ -1,4 +1,4 @@
-"""The power may be cut before any line of the witness's program: nothing is half written, nothing left too early."""
+"""A power cut before any line of the witness's program leaves no half-written file."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 
 def cut_at(line: int, desk: Desk, *, first: bool) -> bool:
-    """Runs one request in a process that dies, cleaning up nothing, before the n-th line of the program it reaches.
+    """Run a request in a process that dies, without cleanup, before the n-th line of the program that it reaches.
 
-    Whether it died, or had no such line.
+    Return True if it died, or False if it had no such line.
     """
     child = os.fork()
     if child == 0:
@@ -59,7 +59,7 @@ def desks(folder: Path) -> Iterator[tuple[int, Desk]]:
 
 
 def size_in(path: Path) -> int:
-    """The size of a whole checkpoint that this witness cosigned."""
+    """Return the size of a whole checkpoint that this witness cosigned."""
     return parse_state(path.read_bytes(), WITNESS).checkpoint.size
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from appliance import witness as program
 from appliance.cli.main import run as run_appliance
-from appliance.formats.log.cosignature import parse_witness_vkey, verify_cosignature
+from appliance.formats.log.checkpoint import parse_witness_vkey, verify_cosignature
 from appliance.formats.log.note import parse_note
 from appliance.formats.signatures.keys import parse_key_file
 from tests.verifier.test_program import OTHERS, WITHOUT_THE_REST
@@ -31,7 +31,7 @@ def desk(tmp_path: Path) -> Desk:
 
 
 def typed(desk: Desk, *words: str) -> list[str]:
-    """The words of a cosign command."""
+    """Return the words of a cosign command."""
     folder = desk.state.parent
     return [
         *("cosign", str(desk.request), "--key", str(folder / "w1.key"), "--name", NAME, "--log", LOG_VKEY),
@@ -142,7 +142,8 @@ def test_the_zipapp_cosigns_with_cryptography_alone(
     assert done.returncode == 0, done.stdout + done.stderr
     assert desk.out.read_bytes() == desk.state.read_bytes()
     modules, kept = done.stdout.splitlines()
-    assert {name.split(".")[1] for name in modules.split()[1:] if "." in name} == {"errors", "formats", "witness"}
+    loaded = {name.split(".")[1] for name in modules.split()[1:] if "." in name}
+    assert loaded == {"build", "errors", "formats", "witness"}
     assert all(name.startswith(str(zipapp)) for name in kept.split()[1:]), "nothing came from another place"
 
 

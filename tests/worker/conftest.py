@@ -1,20 +1,21 @@
-"""Workers as the service starts them, by argv and with frames, but without walls, which have tests of their own."""
+"""Workers as the service starts them, by argv and with frames, but without a sandbox, which have tests of their own."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
 
 from appliance.formats.core.frame import read_frame, write_frame
-from appliance.runners.decoys import Decoys, Probes
+from appliance.sandbox.escape_targets import EscapeTargets, Probes
 from scripts.kit import forks
 from scripts.kit.tiny_model import RECIPE, build_base, clauses, write_csv
 
@@ -23,7 +24,7 @@ Frame = dict[str, Any]
 
 
 class Process:
-    """A worker and its two streams; `walls` is what it said first. Frames of a step that came together are received
+    """A worker and its two streams; `sandbox` is what it said first. Frames of a step that came together are received
     one by one; `together` counts how often that was so."""
 
     def __init__(self, name: str, targets: Frame, log: IO[bytes], *, fresh: bool = False) -> None:
@@ -41,7 +42,7 @@ class Process:
         self.stdin, self.stdout = os.fdopen(stdin, "wb", buffering=0), os.fdopen(stdout, "rb", buffering=0)
         self.together = 0
         self._waiting: list[Frame] = []
-        self.walls = self.receive()
+        self.sandbox = self.receive()
 
     def send(self, header: Frame, blob: bytes = b"") -> None:
         write_frame(self.stdin, header, blob)  # type: ignore[arg-type]
@@ -56,6 +57,22 @@ class Process:
             return self._waiting.pop(0)
         return frame[0] if frame else None
 
+    def lanes(self) -> list[int]:
+        """Return the processes that tokenise requests, which a keeper between them and the server has forked."""
+        return [lane for keeper in _children(self.child.pid) for lane in _children(keeper)]
+
+    @contextmanager
+    def stopped(self, processes: Sequence[int] = ()) -> Iterator[None]:
+        """Stop the server, or these processes of it, so that what a test sends meanwhile is there as one."""
+        stopped = processes or [self.child.pid]
+        for process in stopped:
+            os.kill(process, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for process in stopped:
+                os.kill(process, signal.SIGCONT)
+
     def hang_up(self) -> int:
         self.stdin.close()
         return self.child.wait(60)
@@ -67,7 +84,7 @@ class Process:
         self.stdout.close()
 
     def run(self, task: Frame, blob: bytes = b"") -> tuple[Frame, list[Frame]]:
-        """The task's last frame, and those before it."""
+        """Return the task's last frame, and those before it."""
         self.send({"frame": "go", **task}, blob)
         frames = []
         while (frame := self.receive()) is not None:
@@ -77,6 +94,11 @@ class Process:
                 return frame, frames
             frames.append(frame)
         raise AssertionError("the worker ended without a result")
+
+
+def _children(process: int) -> list[int]:
+    threads = Path(f"/proc/{process}/task").iterdir()
+    return [int(child) for thread in threads for child in (thread / "children").read_text().split()]
 
 
 Start = Callable[..., Process]
@@ -89,8 +111,8 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
         stream = stack.enter_context(open(log, "ab"))
 
         def begin(name: str, *, fresh: bool = False) -> Process:
-            decoys = stack.enter_context(Decoys(Probes()))
-            process = Process(name, decoys.targets, stream, fresh=fresh)
+            escape_targets = stack.enter_context(EscapeTargets(Probes()))
+            process = Process(name, escape_targets.targets, stream, fresh=fresh)
             stack.callback(process.close)
             return process
 
@@ -99,7 +121,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
 
 @pytest.fixture(scope="session")
 def places(start: Start, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A base, a dataset and an adapter, each made by its worker: {name: folder}."""
+    """Return a base, a dataset and an adapter, each made by its worker: {name: folder}."""
     root = tmp_path_factory.mktemp("places")
     source = build_base(root / "source")
     names = ("base", "dataset", "adapter", "again", "evaluation", "checkpoints")
@@ -118,7 +140,7 @@ def dataset_task(places: dict[str, Path], **changes: Any) -> Frame:
         "task": "dataset",
         "source": str(places["csv"]),
         "format": "csv",
-        "teaches": "classification",
+        "dataset_kind": "classification",
         "columns": {"text": "text", "label": "label"},
         "labels": [],
         "instruction": "Name the kind.",
@@ -131,6 +153,6 @@ def dataset_task(places: dict[str, Path], **changes: Any) -> Frame:
 
 
 def train_task(places: dict[str, Path], output: str, **changes: Any) -> Frame:
-    recipe = {**RECIPE, "compute_dtype": "bfloat16", "checkpoint_every": 4, **changes}
+    recipe = {**RECIPE, "compute_dtype": "bfloat16", "save_steps": 4, **changes}
     paths = {name: str(places[name]) for name in ("base", "dataset", "checkpoints")}
     return {"recipe": recipe, "seconds": 0.0, **paths, "output": str(places[output])}

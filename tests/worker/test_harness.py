@@ -1,4 +1,4 @@
-"""Tasks of lm-eval and metrics of evaluate, run by a worker behind all its walls: without any network.
+"""Tasks of lm-eval and metrics of evaluate, run by a worker in its sandbox: without any network.
 
 Both bring libraries of their own, which lie in `.venv-harness` (made by `scripts/setup --tests`).
 """
@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from appliance.domain.evaluation.items import Answer, Item, Slices, encode_items, parse_items
-from appliance.runners.decoys import Probes
-from appliance.runners.local import start_worker
-from appliance.runners.sandbox import Sandbox
+from appliance.domain.evaluation.items import Answer, EvaluationItem, Slices, encode_items, parse_items
+from appliance.sandbox.description import Sandbox
+from appliance.sandbox.escape_targets import Probes
+from appliance.sandbox.local import start_worker
 from tests.worker.conftest import ROOT, Frame, Start, dataset_task, train_task
 
 VERSION = f"python{sys.version_info.major}.{sys.version_info.minor}"
@@ -53,7 +53,7 @@ test_split: test
 output_type: generate_until
 doc_to_text: "{{question}}"
 doc_to_target: "{{choices[0]}}"
-process_results: !function judge.count_letters
+process_results: !function scoring.count_letters
 generation_kwargs:
   until: ["<never>"]
   max_gen_toks: 4
@@ -62,7 +62,7 @@ metric_list:
     aggregation: mean
     higher_is_better: false
 """
-JUDGE = """
+SCORING = """
 import socket
 
 def count_letters(doc, results):
@@ -108,7 +108,7 @@ def task(places: dict[str, Path], adapter: Path, tmp_path: Path) -> Frame:
     (folder / "colours.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "colours.yaml").write_text(COLOURS)
     (folder / "echo.yaml").write_text(ECHO)
-    (folder / "judge.py").write_text(JUDGE)
+    (folder / "scoring.py").write_text(SCORING)
     (tmp_path / "output").mkdir()
     return {
         **train_task(places, "base"),
@@ -124,30 +124,30 @@ def task(places: dict[str, Path], adapter: Path, tmp_path: Path) -> Frame:
 
 
 @contextmanager
-def _walled(task: Frame, tmp_path: Path) -> Iterator[Any]:
+def _sandboxed(task: Frame, tmp_path: Path) -> Iterator[Any]:
     home = tmp_path / "home"
     home.mkdir(exist_ok=True)
     read = tuple(Path(task[name]) for name in ("base", "adapter", "folder", "answers") if name in task)
     libraries = (Path(task["packages"]),) if task["packages"] else ()
     sandbox = Sandbox(read=read, write=(home, Path(task["output"])), libraries=libraries)
     with start_worker("appliance.worker.harness", sandbox, log=tmp_path / "log", probes=Probes()) as worker:
-        assert set(worker.check_walls(60).values()) == {"refused"}
+        assert set(worker.check_sandbox(180).values()) == {"refused"}
         worker.send({"frame": "go", **task})
         yield worker
 
 
-def run_walled(task: Frame, tmp_path: Path) -> Frame:
-    """The last frame of the worker, behind every wall that the service has."""
-    with _walled(task, tmp_path) as worker:
-        while (received := worker.receive(110)) is not None:
-            if received[0]["frame"] != "judging":
+def run_sandboxed(task: Frame, tmp_path: Path) -> Frame:
+    """Run the worker in the service's sandbox, and return its last frame."""
+    with _sandboxed(task, tmp_path) as worker:
+        while (received := worker.receive(240)) is not None:
+            if received[0]["frame"] != "evaluating":
                 return dict(received[0])
     raise AssertionError((tmp_path / "log").read_text())
 
 
 @needs_libraries
-def test_a_task_of_lm_eval_is_judged_for_base_and_adapter_without_a_network(task: Frame, tmp_path: Path) -> None:
-    result = run_walled(task, tmp_path)
+def test_a_task_of_lm_eval_is_evaluated_for_base_and_adapter_without_a_network(task: Frame, tmp_path: Path) -> None:
+    result = run_sandboxed(task, tmp_path)
     assert result["frame"] == "result", result
     lines = (tmp_path / "output/items-harness-colours.jsonl").read_bytes()
     items = parse_items(lines)
@@ -156,7 +156,7 @@ def test_a_task_of_lm_eval_is_judged_for_base_and_adapter_without_a_network(task
     assert {item.slices.column for item in items} == {"colours"}
     right = sum(bool(item.adapter.right) for item in items) / 5
     assert float(result["adapter"]["acc"]) == pytest.approx(right)
-    again = run_walled(task, tmp_path)
+    again = run_sandboxed(task, tmp_path)
     assert again == result and (tmp_path / "output/items-harness-colours.jsonl").read_bytes() == lines
 
 
@@ -165,7 +165,7 @@ def test_a_task_of_lm_eval_is_judged_for_base_and_adapter_without_a_network(task
 def test_code_of_a_task_reaches_no_network_and_less_is_better_is_kept_as_its_negative(
     task: Frame, tmp_path: Path
 ) -> None:
-    result = run_walled({**task, "name": "echo", "set": "harness-echo"}, tmp_path)
+    result = run_sandboxed({**task, "name": "echo", "set": "harness-echo"}, tmp_path)
     assert result["frame"] == "result", result
     items = parse_items((tmp_path / "output/items-harness-echo.jsonl").read_bytes())
     assert all(set(item.base.scores) == {"minus_letters"} and item.base.right is None for item in items)
@@ -175,7 +175,7 @@ def test_code_of_a_task_reaches_no_network_and_less_is_better_is_kept_as_its_neg
 @needs_libraries
 @pytest.mark.outside
 def test_a_task_that_no_file_names_is_refused_by_its_name(task: Frame, tmp_path: Path) -> None:
-    failure = run_walled({**task, "name": "shapes"}, tmp_path)
+    failure = run_sandboxed({**task, "name": "shapes"}, tmp_path)
     assert failure["frame"] == "failure"
     assert failure["message"] == "harness shapes: expected a YAML file that names this task, got those of colours, echo"
 
@@ -185,7 +185,7 @@ def test_a_task_that_no_file_names_is_refused_by_its_name(task: Frame, tmp_path:
 def test_a_metric_of_evaluate_scores_each_written_answer(task: Frame, tmp_path: Path) -> None:
     (tmp_path / "shout").mkdir()
     (tmp_path / "shout/shout.py").write_text(SHOUT)
-    result = run_walled(_metric_task(task, tmp_path), tmp_path)
+    result = run_sandboxed(_metric_task(task, tmp_path), tmp_path)
     assert result["frame"] == "result", result
     items = parse_items((tmp_path / "output/items-metric-shout.jsonl").read_bytes())
     scores = [(item.base.scores["same"], item.adapter.scores["same"]) for item in items]
@@ -195,7 +195,7 @@ def test_a_metric_of_evaluate_scores_each_written_answer(task: Frame, tmp_path: 
 
 @pytest.mark.outside
 def test_without_the_library_the_failure_says_how_to_get_it(task: Frame, tmp_path: Path) -> None:
-    failure = run_walled({**task, "packages": ""}, tmp_path)
+    failure = run_sandboxed({**task, "packages": ""}, tmp_path)
     assert (failure["frame"], failure["code"]) == ("failure", "harness-missing")
     assert "pip install 'appliance[harness]'" in failure["message"] and "harness_packages" in failure["message"]
 
@@ -204,7 +204,9 @@ def _metric_task(task: Frame, tmp_path: Path) -> Frame:
     answer = Answer(confidence=None, label=None, right=None, scores={"loss": 1})
     slices = Slices(column=None, label=None, length="short")
     rows = ["1" * 64, "2" * 64]
-    items = encode_items(Item(adapter=answer, base=answer, cluster=None, row=row, slices=slices) for row in rows)
+    items = encode_items(
+        EvaluationItem(adapter=answer, base=answer, cluster=None, row=row, slices=slices) for row in rows
+    )
     answers = [("one", "two", "ONE"), ("two", "two", "Two")]
     (tmp_path / "answers").mkdir()
     (tmp_path / "answers/items.jsonl").write_bytes(items)

@@ -42,5 +42,5 @@ def test_an_adapter_on_a_base_with_experts_is_trained_and_evaluated(
     evaluated, _ = start("evaluate").run(wanted)
     assert evaluated["frame"] == "result", evaluated
     assert evaluated["adapter"]["rows"] == prepared["held_out_rows"]
-    assert evaluated["probe"]["base_digest"] != evaluated["probe"]["adapter_digest"]
+    assert evaluated["logit_fingerprint"]["base_digest"] != evaluated["logit_fingerprint"]["adapter_digest"]
     encode_canonical({name: value for name, value in facts.items() if name != "frame"})

@@ -1,4 +1,4 @@
-"""Two processes train one run: behind every wall, to the same bytes each time, and to those of one process nearly."""
+"""Two processes train one run: in the sandbox, to the same bytes each time, and to those of one process nearly."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from appliance.errors import Unavailable
 from appliance.formats.core.frame import read_frame
 from appliance.ml.training.checkpoint import parse_checkpoint
 from appliance.ml.training.ranks import Pipe, Ranks
-from appliance.runners.decoys import Probes
-from appliance.runners.local import Worker, start_worker
-from appliance.runners.sandbox import Sandbox
-from appliance.worker.channels import FrameChannel
-from appliance.worker.link import Link
+from appliance.sandbox.description import Sandbox
+from appliance.sandbox.escape_targets import Probes
+from appliance.sandbox.local import Worker, start_worker
+from appliance.worker.link import WorkerLink
+from appliance.worker.ranks import FrameChannel
 from tests.worker.conftest import Frame, Process, Start, dataset_task, train_task
 
 KEY = bytes(range(32))
 LOSS_TOLERANCE, WEIGHT_TOLERANCE = 1e-5, 1e-3
-"""Of docs/training.md: by which share two processes may differ from one in a loss, and in what training moved."""
+"""Shares by which two processes may differ from one, in a loss and in a trained weight, as docs/adr/0022 says."""
 pytestmark = pytest.mark.skipif(len(os.sched_getaffinity(0)) % 2 != 0, reason="two processes share an even number")
 
 Made = tuple[Frame, list[Frame], Path]
@@ -43,13 +43,13 @@ def dataset(start: Start, places: dict[str, Path]) -> None:
 
 @pytest.fixture(scope="module")
 def run(start: Start, places: dict[str, Path], dataset: None, tmp_path_factory: Any) -> Callable[..., Made]:
-    """A run of two processes into a folder of its own, without walls unless `walled`: result, frames and folder."""
+    """Return a function that runs two processes into their own folder, in a sandbox if `sandboxed`."""
 
-    def train(*, walled: bool = False, blob: bytes = b"", **changes: Any) -> Made:
+    def train(*, sandboxed: bool = False, blob: bytes = b"", **changes: Any) -> Made:
         task, folder = task_of(places, tmp_path_factory.mktemp("run"), **changes)
-        if not walled:
+        if not sandboxed:
             return (*start("train").run(task, blob), folder)
-        with walled_worker(task, folder) as worker:
+        with sandboxed_worker(task, folder) as worker:
             worker.send({"frame": "go", **task}, blob)
             frames = [receive(worker, folder)]
             while frames[-1]["frame"] not in ("result", "failure"):
@@ -63,19 +63,19 @@ def task_of(places: dict[str, Path], folder: Path, **changes: Any) -> tuple[Fram
     for name in ("output", "checkpoints", "home"):
         (folder / name).mkdir()
     own = {**places, "output": folder / "output", "checkpoints": folder / "checkpoints"}
-    recipe = {"processes": 2, "epochs": 1, "checkpoint_every": 2, "validation": "0.2", "validate_every": 2, **changes}
+    recipe = {"processes": 2, "epochs": 1, "save_steps": 2, "validation": "0.2", "eval_steps": 2, **changes}
     return train_task(own, "output", **recipe), folder
 
 
 @contextmanager
-def walled_worker(task: Frame, folder: Path) -> Iterator[Worker]:
+def sandboxed_worker(task: Frame, folder: Path) -> Iterator[Worker]:
     sandbox = Sandbox(
         read=(Path(task["base"]), Path(task["dataset"])),
         write=(folder / "home", folder / "output", folder / "checkpoints"),
     )
     with start_worker("appliance.worker.train", sandbox, log=folder / "log", probes=Probes()) as worker:
         assert all(worker.layers.values()), worker.reasons
-        assert set(worker.check_walls(120).values()) == {"refused"}
+        assert set(worker.check_sandbox(120).values()) == {"refused"}
         yield worker
 
 
@@ -86,8 +86,8 @@ def receive(worker: Worker, folder: Path) -> Frame:
 
 
 @pytest.fixture(scope="module")
-def walled(run: Callable[..., Made]) -> Made:
-    made = run(walled=True)
+def sandboxed(run: Callable[..., Made]) -> Made:
+    made = run(sandboxed=True)
     assert made[0]["frame"] == "result", made[0]
     return made
 
@@ -97,7 +97,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def told(frames: list[Frame]) -> list[Frame]:
-    """What the steps said, but for what was measured."""
+    """Return the frames of the steps without their measurements."""
     measured = ("seconds", "peak_bytes")
     return [
         {name: value for name, value in frame.items() if name not in measured}
@@ -106,21 +106,21 @@ def told(frames: list[Frame]) -> list[Frame]:
     ]
 
 
-def test_two_processes_behind_every_wall_give_the_same_bytes_as_two_without(
-    walled: Made, run: Callable[..., Made]
+def test_two_processes_in_the_sandbox_give_the_same_bytes_as_two_without(
+    sandboxed: Made, run: Callable[..., Made]
 ) -> None:
-    again, steps = run(), walled[0]["steps"]
+    again, steps = run(), sandboxed[0]["steps"]
     kept = sorted({*range(2, steps + 1, 2), steps})
-    assert sorted(files(walled[2])) == [
+    assert sorted(files(sandboxed[2])) == [
         *(f"checkpoints/step-{step:07d}.safetensors" for step in kept),
         "output/adapter_model.safetensors",
     ]
-    assert files(again[2]) == files(walled[2])
-    assert told(again[1]) == told(walled[1])
+    assert files(again[2]) == files(sandboxed[2])
+    assert told(again[1]) == told(sandboxed[1])
 
 
 def test_a_rank_on_another_node_gives_the_bytes_of_one_that_was_forked(
-    walled: Made, places: dict[str, Path], dataset: None, start: Start, tmp_path: Path
+    sandboxed: Made, places: dict[str, Path], dataset: None, start: Start, tmp_path: Path
 ) -> None:
     """Its frames pass through this test, as they pass through the launchers of two nodes."""
     task, folder = task_of(places, tmp_path)
@@ -143,16 +143,16 @@ def test_a_rank_on_another_node_gives_the_bytes_of_one_that_was_forked(
         ends = [pool.submit(carry, first, other), pool.submit(carry, other, first)]
         result, followed = (end.result(300) for end in ends)
     assert (result["frame"], followed) == ("result", {"frame": "result"}), (result, followed)
-    assert files(folder) == files(walled[2])
+    assert files(folder) == files(sandboxed[2])
 
 
-def test_a_run_of_two_processes_goes_on_and_is_replayed_bit_for_bit(
-    walled: Made, run: Callable[..., Made], start: Start, places: dict[str, Path], tmp_path: Path
+def test_a_run_of_two_processes_continues_and_is_replayed_bit_for_bit(
+    sandboxed: Made, run: Callable[..., Made], start: Start, places: dict[str, Path], tmp_path: Path
 ) -> None:
     """With dropout, so that each rank's random numbers are those of its step."""
-    kept = files(walled[2])
+    kept = files(sandboxed[2])
     blob = kept["checkpoints/step-0000002.safetensors"]
-    resumed = run(walled=True, blob=blob)
+    resumed = run(sandboxed=True, blob=blob)
     assert resumed[0]["frame"] == "result", resumed[0]
     assert files(resumed[2]) == {name: data for name, data in kept.items() if "0000002" not in name}
     task, _ = task_of(places, tmp_path)
@@ -186,8 +186,8 @@ def test_two_processes_agree_with_one(run: Callable[..., Made]) -> None:
 def test_a_rank_that_dies_ends_the_run_and_leaves_nothing_half_written(
     places: dict[str, Path], dataset: None, tmp_path: Path
 ) -> None:
-    task, folder = task_of(places, tmp_path, epochs=60, checkpoint_every=6, validate_every=100)
-    with walled_worker(task, folder) as worker:
+    task, folder = task_of(places, tmp_path, epochs=60, save_steps=6, eval_steps=100)
+    with sandboxed_worker(task, folder) as worker:
         worker.send({"frame": "go", **task})
         while receive(worker, folder)["frame"] != "step":
             pass
@@ -203,7 +203,7 @@ def test_a_rank_that_dies_ends_the_run_and_leaves_nothing_half_written(
 
 
 def descendants(pid: int) -> list[int]:
-    """The processes below this one, each the child of the one before it."""
+    """Return the processes below this one, each the child of the one before it."""
     chain = []
     while children := Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
         pid = int(children[-1])
@@ -264,7 +264,7 @@ def test_ranks_with_other_weights_are_named() -> None:
 
 def test_a_rank_on_another_node_that_says_nothing_or_ends_is_named() -> None:
     parts: queue.Queue[bytes | None] = queue.Queue()
-    session = Link(io.BytesIO(), io.BytesIO())
+    session = WorkerLink(io.BytesIO(), io.BytesIO())
     ranks = Ranks(0, 2, [FrameChannel(session, 1, parts, silent_s=1)])
     with pytest.raises(Unavailable, match="rank 1: expected its part of a step, got nothing") as silent:
         ranks.merge({0: 1.0})

@@ -1,4 +1,4 @@
-"""A server says that it works while it reads what takes minutes: a silent one would be taken for dead."""
+"""A serving worker reports progress while it reads long prompts, so that it is not taken for dead."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from appliance.worker import serve
 
 
 class Reading:
-    """An engine that reads a long prompt, and tells nothing before the end."""
+    """An engine that reads a long prompt without events before the end."""
 
     def __init__(self, steps: int) -> None:
         self.steps, self.computed = steps, 0
@@ -53,5 +53,5 @@ def test_a_server_says_that_it_works_while_a_long_prompt_is_read(
     monkeypatch.setattr(serve, "SIGN_S", every_s)
     engine = Reading(5)
     session = Session()
-    serve.Service(cast(Any, session), cast(Any, engine)).run()
+    serve.Service(cast(Any, session), cast(Any, engine), ()).run()
     assert session.sent == [{"frame": "working", "computed": number} for number in range(1, 1 + signs)]

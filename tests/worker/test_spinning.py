@@ -1,4 +1,4 @@
-"""How long a thread looks before it sleeps is a worker's own choice, read once when torch's OpenMP is loaded."""
+"""A worker's own setting of OpenMP's spin time is read when torch's OpenMP is loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a publisher's folder to an answer, each step in a process of its own, as the service has it."""
+"""All steps from a publisher's folder to a response, each in a worker process as the service starts it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 from appliance.domain.evaluation.items import parse_items
 from appliance.formats.core.canonical import encode_canonical
 from appliance.ml.inference.adapters import parse_adapter_config
+from appliance.sandbox.escape_targets import EscapeTargets, Probes
 from scripts.kit.tiny_model import TEMPLATE
 from tests.worker.conftest import Frame, Process, Start, dataset_task, train_task
 
@@ -34,8 +35,8 @@ def trained(start: Start, places: dict[str, Path], dataset: Frame) -> tuple[Fram
 @pytest.fixture(scope="session")
 def evaluated(start: Start, places: dict[str, Path], trained: Any) -> tuple[Frame, list[Frame]]:
     assert trained[0]["frame"] == "result", trained[0]
-    judged = {"sets": [], "shipped": [], "answers": False}
-    task = {**train_task(places, "evaluation"), "adapter": str(places["adapter"]), **judged}
+    evaluated = {"sets": [], "shipped": [], "answers": False}
+    task = {**train_task(places, "evaluation"), "adapter": str(places["adapter"]), **evaluated}
     return start("evaluate").run(task)
 
 
@@ -59,27 +60,27 @@ class _AnyPackages(dict[str, str]):
 ANY_PACKAGES = _AnyPackages()
 
 
-def _load(server: Process, places: dict[str, Path], probe: Frame, slot: str) -> Frame | None:
+def _load(server: Process, places: dict[str, Path], fingerprint: Frame, slot: str) -> Frame | None:
     config = (places["adapter"] / "adapter_config.json").read_text()
     weights = (places["adapter"] / "adapter_model.safetensors").read_bytes()
-    server.send({"frame": "load", "slot": slot, "config": config, "probe": probe}, weights)
+    server.send({"frame": "load", "slot": slot, "config": config, "logit_fingerprint": fingerprint}, weights)
     return server.receive()
 
 
-def test_every_worker_tries_its_walls_first(start: Start) -> None:
-    """Before the word to go it has read no task, and the probes did reach these live targets: no walls stand here."""
+def test_every_worker_tries_its_sandbox_first(start: Start) -> None:
+    """Before the word to go it has read no task, and the probes reach these live targets, since it has no sandbox."""
     worker = start("prepare")
-    assert worker.walls is not None
-    assert worker.walls["frame"] == "walls"
-    assert worker.walls["results"]["tcp"] == "open"
+    assert worker.sandbox is not None
+    assert worker.sandbox["frame"] == "sandbox"
+    assert worker.sandbox["results"]["tcp"] == "open"
     assert worker.hang_up() == 1
 
 
-def test_walls_are_tried_before_torch_is_there() -> None:
+def test_the_sandbox_is_tried_before_torch_is_there() -> None:
     import subprocess
     import sys
 
-    modules = ", ".join(f"appliance.worker.{name}" for name in ("train", "evaluate", "serve", "prepare", "look"))
+    modules = ", ".join(f"appliance.worker.{name}" for name in ("train", "evaluate", "serve", "prepare", "preview"))
     code = f"import sys, {modules}; print([m for m in ('torch', 'transformers', 'appliance.ml') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "[]\n"
@@ -95,7 +96,7 @@ def test_the_preparing_worker_says_what_the_machine_is(start: Start) -> None:
 def test_a_dataset_is_described(dataset: Frame, places: dict[str, Path]) -> None:
     assert (dataset["rows"], dataset["labels"]) == (60, ["ending", "payment", "secrecy"])
     assert dataset["train_rows"] + dataset["held_out_rows"] == 60
-    assert dataset["held_out_rows"] > 4
+    assert dataset["held_out_rows"] > 4 and dataset["near_held_out_rows"] == 0
     assert dataset["root"].startswith("sha256:")
     assert dataset["sample"].endswith("payment<|im_end|>")
     assert sorted(path.name for path in places["dataset"].iterdir()) == [
@@ -113,7 +114,7 @@ def test_a_dataset_is_described(dataset: Frame, places: dict[str, Path]) -> None
         ("one,a\ntwo,c", {"labels": ["a", "b"]}, "dataset, line 3: expected one of the labels a, b, got 'c'"),
         (
             "one,a",
-            {"teaches": "summarisation", "columns": {"summary": "label"}},
+            {"dataset_kind": "summarisation", "columns": {"summary": "label"}},
             "dataset, held_out: expected at least",
         ),
     ],
@@ -158,7 +159,7 @@ def test_a_chat_without_its_answer_is_a_failure_naming_its_line_and_nothing_is_w
     talks = [[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]]
     talks.append([{"role": role, "content": "one"} for role in turns])
     source.write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
-    task = dataset_task(places, source=str(source), format="jsonl", teaches="chat", columns={}, output=str(output))
+    task = dataset_task(places, source=str(source), format="jsonl", dataset_kind="chat", columns={}, output=str(output))
     failure, _ = start("prepare").run(task | {"base": str(base)}, KEY)
     assert (failure["frame"], failure["code"]) == ("failure", code)
     assert failure["message"].startswith(message)
@@ -176,6 +177,18 @@ def test_a_pickle_in_a_base_is_a_failure_naming_it(start: Start, places: dict[st
     assert failure["code"] == "base-refused"
     assert "pytorch_model.bin" in failure["message"]
     assert not list(output.iterdir())
+
+
+def test_the_log_says_where_the_operating_system_refused(places: dict[str, Path], tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    task = {"task": "base", "source": str(places["source"]), "output": str(tmp_path / "absent")}
+    with open(log, "wb") as stream, EscapeTargets(Probes()) as escape_targets:
+        worker = Process("prepare", escape_targets.targets, stream)
+        failure, _ = worker.run(task)
+        worker.close()
+    assert failure["message"] == "worker: expected to read and write its folders, got No such file or directory"
+    text = log.read_text()
+    assert "appliance/worker/link.py" in text and text.endswith("failed: unavailable\n") and "absent" not in text
 
 
 @pytest.mark.parametrize("task", [{"task": "other"}, {}, {"task": "base", "source": "relative", "output": "/x"}])
@@ -202,7 +215,7 @@ def test_training_reports_its_steps_and_writes_an_adapter(
 
 
 def test_training_says_where_each_checkpoint_lies(trained: tuple[Frame, list[Frame]], places: dict[str, Path]) -> None:
-    """Every four steps and after the last; no time and no machine in the bytes, they stand in the frame."""
+    """Every four steps and after the last; time and machine are in the frame, not in the bytes."""
     result, frames = trained
     told = [frame for frame in frames if frame["frame"] == "checkpoint"]
     assert [frame["step"] for frame in told] == [*range(4, result["steps"], 4), result["steps"]]
@@ -213,7 +226,7 @@ def test_training_says_where_each_checkpoint_lies(trained: tuple[Frame, list[Fra
     encode_canonical([told[0]["machine"], told[0]["seconds"]])
 
 
-def test_training_goes_on_from_a_checkpoint_to_the_same_adapter(
+def test_training_continues_from_a_checkpoint_to_the_same_adapter(
     start: Start, places: dict[str, Path], trained: tuple[Frame, list[Frame]], tmp_path: Path
 ) -> None:
     first = next(frame for frame in trained[1] if frame["frame"] == "checkpoint")
@@ -332,27 +345,27 @@ def test_evaluation_measures_base_and_adapter_on_the_held_out_rows(
         assert right == pytest.approx(float(result[subject]["accuracy"]), abs=1e-6)
     texts = [json.loads(line)["text"] for line in (places["dataset"] / "rows.jsonl").read_bytes().splitlines()]
     assert not [text for text in texts if text.encode() in lines], "no row's text"
-    probe = result["probe"]
-    assert len(probe["indices"]) == len(probe["base_logits"]) == len(probe["adapter_logits"]) == 8
-    assert probe["base_digest"] != probe["adapter_digest"]
+    fingerprint = result["logit_fingerprint"]
+    assert len(fingerprint["indices"]) == len(fingerprint["base_logits"]) == len(fingerprint["adapter_logits"]) == 8
+    assert fingerprint["base_digest"] != fingerprint["adapter_digest"]
 
 
 def test_the_server_gives_the_evaluated_logits_bit_for_bit(
     server: Process, places: dict[str, Path], evaluated: tuple[Frame, list[Frame]]
 ) -> None:
     """In another process, from bytes in a frame: the digest covers every logit of every token."""
-    loaded = _load(server, places, evaluated[0]["probe"], "exact")
-    assert loaded == {"frame": "loaded", "slot": "exact", "probe_ok": True}
+    loaded = _load(server, places, evaluated[0]["logit_fingerprint"], "exact")
+    assert loaded == {"frame": "loaded", "slot": "exact", "fingerprint_ok": True}
 
 
 def test_a_probe_that_differs_in_its_last_digit_loads_nothing(
     server: Process, places: dict[str, Path], evaluated: tuple[Frame, list[Frame]]
 ) -> None:
-    probe = json.loads(json.dumps(evaluated[0]["probe"]))
-    probe["adapter_logits"][3] += "1"
-    failure = _load(server, places, probe, "other")
+    fingerprint = json.loads(json.dumps(evaluated[0]["logit_fingerprint"]))
+    fingerprint["adapter_logits"][3] += "1"
+    failure = _load(server, places, fingerprint, "other")
     assert failure is not None
-    assert (failure["frame"], failure["slot"], failure["code"]) == ("failure", "other", "probe-differs")
+    assert (failure["frame"], failure["slot"], failure["code"]) == ("failure", "other", "fingerprint-differs")
     server.send({"frame": "generate", "id": "1", "slot": "other", "messages": MESSAGES})
     refused = server.receive()
     assert refused is not None
@@ -371,7 +384,7 @@ def _answer(server: Process, name: str, **changes: Any) -> tuple[str, Frame]:
 
 @pytest.fixture
 def slot(server: Process, places: dict[str, Path], evaluated: tuple[Frame, list[Frame]]) -> Iterator[str]:
-    loaded = _load(server, places, evaluated[0]["probe"], "a")
+    loaded = _load(server, places, evaluated[0]["logit_fingerprint"], "a")
     assert loaded is not None
     assert loaded["frame"] == "loaded", loaded
     yield "a"
@@ -398,10 +411,11 @@ def test_a_refused_request_leaves_the_server_answering(server: Process, slot: st
 def test_an_answer_and_one_that_waits_can_be_cancelled(server: Process, slot: str) -> None:
     long = {"frame": "generate", "slot": "a", "messages": MESSAGES, "max_tokens": 200, "temperature": 2.0}
     # A tiny random model rarely ends its turn; the seed is one with which it does not.
-    server.send({**long, "id": "first", "seed": 1})
-    server.send({**long, "id": "second", "seed": 1})
-    server.send({"frame": "cancel", "id": "first"})
-    server.send({"frame": "cancel", "id": "second"})
+    with server.stopped():
+        server.send({**long, "id": "first", "seed": 1})
+        server.send({**long, "id": "second", "seed": 1})
+        server.send({"frame": "cancel", "id": "first"})
+        server.send({"frame": "cancel", "id": "second"})
     ends = []
     while len(ends) < 2:
         frame = server.receive()
@@ -445,28 +459,49 @@ def test_the_smallest_temperature_and_share_are_answered(
     assert _answer(server, "1", temperature=temperature, top_p=top_p)[1]["frame"] == "done"
 
 
-def test_a_long_request_can_be_cancelled_while_it_is_read(server: Process, slot: str) -> None:
+def test_a_long_request_can_be_cancelled_before_it_is_read(server: Process, slot: str) -> None:
     """And what is read in its turn answers as ever."""
+    assert _answer(server, "before", temperature=0)[1]["frame"] == "done", "the lanes read"
     long = {"frame": "generate", "slot": slot, "messages": [{"role": "user", "content": "due " * 40_000}]}
-    for number in range(6):
-        server.send({**long, "id": f"long {number}"})
-    for number in range(1, 6):
-        server.send({"frame": "cancel", "id": f"long {number}"})
-    ends = {}
-    while len(ends) < 6:
-        frame = server.receive()
-        assert frame is not None
-        ends[frame["id"]] = frame.get("finish_reason", frame.get("code"))
-    assert ends == {"long 0": "context-length"} | {f"long {number}": "cancelled" for number in range(1, 6)}
+    lanes = server.lanes()
+    assert lanes
+    with server.stopped(lanes):
+        for number in range(6):
+            server.send({**long, "id": f"long {number}"})
+        for number in range(1, 6):
+            server.send({"frame": "cancel", "id": f"long {number}"})
+        ends = [server.receive() for _ in range(5)]
+    assert [(end["id"], end["finish_reason"]) for end in ends if end] == [
+        (f"long {number}", "cancelled") for number in range(1, 6)
+    ]
+    refused = server.receive()
+    assert refused and (refused["id"], refused["code"]) == ("long 0", "context-length")
+    assert _answer(server, "after", temperature=0)[1]["frame"] == "done"
+
+
+def test_a_long_request_can_be_cancelled_while_it_is_read(server: Process, slot: str) -> None:
+    """Drop what a lane reads of it afterwards."""
+    assert _answer(server, "before", temperature=0)[1]["frame"] == "done", "the lanes read"
+    long = {"frame": "generate", "slot": slot, "messages": [{"role": "user", "content": "due " * 40_000}]}
+    with server.stopped(server.lanes()):
+        server.send({**long, "id": "long"})
+        server.send({**long, "id": "next"})
+        server.send({"frame": "cancel", "id": "long"})
+        end = server.receive()
+        assert end and (end["id"], end["finish_reason"]) == ("long", "cancelled")
+    refused = server.receive()
+    assert refused and (refused["id"], refused["code"]) == ("next", "context-length")
     assert _answer(server, "after", temperature=0)[1]["frame"] == "done"
 
 
 def test_what_a_step_gives_to_many_comes_together(server: Process, slot: str) -> None:
     before = server.together
-    wanted = {"frame": "generate", "slot": "a", "messages": MESSAGES, "max_tokens": 20, "temperature": 2.0}
+    # A tiny random model rarely ends its turn; the seed is one with which it does not.
+    wanted = {"frame": "generate", "slot": "a", "messages": MESSAGES, "max_tokens": 200, "temperature": 2.0}
     names = [f"stream {number}" for number in range(4)]
-    for name in names:
-        server.send({**wanted, "id": name, "seed": 1})
+    with server.stopped():
+        for name in names:
+            server.send({**wanted, "id": name, "seed": 1})
     texts: dict[str, str] = dict.fromkeys(names, "")
     done: dict[str, Frame] = {}
     while len(done) < len(names):

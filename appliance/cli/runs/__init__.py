@@ -1,1 +1,1 @@
-"""Commands about plans, records and replays of runs."""
+"""Commands for plans, gates, records, replays and sweeps of runs."""

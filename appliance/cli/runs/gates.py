@@ -1,4 +1,4 @@
-"""Gate sets, and the verdicts that they gave: for those who order runs, for reviewers, and for scripts."""
+"""Commands for gates files and verdicts."""
 
 from __future__ import annotations
 
@@ -12,57 +12,65 @@ from appliance.cli.support.output import plain, print_facts, print_json, print_l
 from appliance.errors import ApplianceError, Unavailable
 
 if TYPE_CHECKING:
-    from appliance.client.evaluation.gates import AtHand
-    from appliance.client.evaluation.verdicts import Decided
+    from appliance.client.gates import LocatedGates, RecordedVerdict
     from appliance.domain.evaluation.verdict import GateResult
 
-FAILED, NOT_JUDGED = 8, 9
+FAILED, NOT_EVALUATED = 8, 9
 """Exit codes of `gate check`."""
 
 
 @group("gate", example="appliance gate check clauses@1")
 def gate() -> None:
-    """Gates: what an adapter must show, fixed before its run; and what they decided."""
+    """List, show and check gates, which an adapter must pass and which are fixed before its run."""
 
 
 @gate.command("list", example="appliance gate list")
 @reads
 @click.pass_obj
 def list_sets(caller: Caller) -> None:
-    """The gate sets that you can use: those that came with the appliance, and those that orders bound."""
-    from appliance.client.evaluation.gates import list_bound, list_shipped
+    """List the gates files that you can use: those that came with the appliance, and those that orders bound."""
+    from appliance.client.gates import list_gates_of_orders, list_shipped
+    from appliance.domain.core.records.runs import Run
 
-    door = caller.reading()
-    runs = [row["gates"] for row in door.get("/v1/runs")]
-    found: dict[str, AtHand] = {}
-    for one in (*list_shipped(), *list_bound(door)):
+    connection = caller.reading()
+    runs = [row.gates for row in connection.get("/v1/runs", list[Run])]
+    found: dict[str, LocatedGates] = {}
+    for one in (*list_shipped(), *list_gates_of_orders(connection)):
         found.setdefault(one.digest, one)
     rows = [(one, runs.count(one.digest)) for one in found.values()]
     if caller.json:
         print_json([_set_row(one, count) for one, count in rows])
         return
     print_table(
-        ("gate set", "gates", "alpha", "luck", "runs", "found in", "digest"),
+        ("gates file", "gates", "alpha", "run_correction", "runs", "found in", "digest"),
         [
-            (one.gates.name, len(one.gates.gates), one.gates.alpha, one.gates.luck, count, one.source, one.digest)
+            (
+                one.gates.name,
+                len(one.gates.gates),
+                one.gates.alpha,
+                one.gates.run_correction,
+                count,
+                one.source,
+                one.digest,
+            )
             for one, count in rows
         ],
         least=("found in",),
     )
 
 
-def _set_row(one: AtHand, count: int) -> dict[str, Any]:
+def _set_row(one: LocatedGates, count: int) -> dict[str, Any]:
     about = {"name": one.gates.name, "digest": one.digest, "gates": len(one.gates.gates), "alpha": one.gates.alpha}
-    return {**about, "luck": one.gates.luck, "runs": count, "source": one.source}
+    return {**about, "run_correction": one.gates.run_correction, "runs": count, "source": one.source}
 
 
 @gate.command("show", example="appliance gate show classification\nappliance gate show gates.json --json")
-@click.argument("given", metavar="SET")
+@click.argument("given", metavar="GATES")
 @reads
 @click.pass_obj
 def show_set(caller: Caller, given: str) -> None:
-    """A gate set by its file, name or digest, and the digest that an order would bind. With --json every member."""
-    from appliance.client.evaluation.gates import find_gates
+    """Show a gates file by path, name or digest, with the digest that an order would bind. --json has all fields."""
+    from appliance.client.gates import find_gates
 
     one = find_gates(caller.reading(), given)
     gates = one.gates
@@ -81,57 +89,58 @@ def show_set(caller: Caller, given: str) -> None:
 @reads
 @click.pass_obj
 def check(caller: Caller, name: str) -> None:
-    """Whether an adapter passed the gates of its run. Exit codes: 0 passed, 8 failed, 9 could not be judged.
+    """Check whether an adapter passed the gates of its run. Exit codes: 0 passed, 8 failed, 9 could not be evaluated.
 
-    The verdict is proved to be in the log, and computed again here from the sealed items. The exit code
-    is 6 if the two differ.
+    The verdict is proved to be in the log, and computed again on this machine from the sealed items. The exit code is 6
+    if the two differ.
     """
-    from appliance.client.evaluation.verdicts import NOT_JUDGED as CODE
-    from appliance.client.evaluation.verdicts import read_verdict, recompute
+    from appliance.client.gates import NOT_EVALUATED as CODE
+    from appliance.client.gates import read_verdict, recompute
 
-    door = caller.reading()
+    connection = caller.reading()
     try:
-        decided = read_verdict(door, caller.anchor, name)
+        decided = read_verdict(connection, caller.anchor, name)
     except Unavailable as error:
         if error.code != CODE:
             raise
-        _tell_unjudged(caller, name, error)
-        raise click.exceptions.Exit(NOT_JUDGED) from None
-    recompute(door, decided)
-    code = 0 if decided.verdict.passed else FAILED if decided.could_judge else NOT_JUDGED
-    word = {0: "passed", FAILED: "failed", NOT_JUDGED: "could not be judged"}[code]
+        _print_missing_verdict(caller, name, error)
+        raise click.exceptions.Exit(NOT_EVALUATED) from None
+    recompute(connection, decided)
+    code = 0 if decided.verdict.passed else FAILED if decided.has_evaluated_gates else NOT_EVALUATED
+    word = {0: "passed", FAILED: "failed", NOT_EVALUATED: "could not be evaluated"}[code]
     if caller.json:
-        print_json({"adapter": decided.adapter, "run": decided.run, "result": word, **_legs(decided)})
+        print_json({"adapter": decided.adapter, "run": decided.run, "result": word, **_verdict_fields(decided)})
     else:
         print_facts([("gates", word), *verdict_facts(decided)])
     if code:
         raise click.exceptions.Exit(code)
 
 
-def _tell_unjudged(caller: Caller, name: str, error: ApplianceError) -> None:
+def _print_missing_verdict(caller: Caller, name: str, error: ApplianceError) -> None:
     if caller.json:
-        print_json({"name": name, "result": "could not be judged", "why": error.message})
+        print_json({"name": name, "result": "could not be evaluated", "why": error.message})
     else:
-        print_facts([("gates", "could not be judged"), ("why", error.message)])
+        print_facts([("gates", "could not be evaluated"), ("why", error.message)])
 
 
-def _legs(decided: Decided) -> dict[str, Any]:
+def _verdict_fields(decided: RecordedVerdict) -> dict[str, Any]:
     verdict = decided.verdict
-    return {name: getattr(verdict, name) for name in ("passed", "task", "rest", "why", "gates")}
+    return {name: getattr(verdict, name) for name in ("passed", "target_passed", "regression_passed", "why", "gates")}
 
 
-def verdict_facts(decided: Decided) -> list[tuple[str, object]]:
-    """A verdict in lines, as `run show` and `adapter show` print it too."""
-    from appliance.client.evaluation.verdicts import tell_luck, tell_overlaps
+def verdict_facts(decided: RecordedVerdict) -> list[tuple[str, object]]:
+    """Return a verdict in lines, which `run show` and `adapter show` print, too."""
+    from appliance.client.gates import describe_correction, describe_overlaps
 
     verdict = decided.verdict
     return [
         ("verdict", verdict.why),
-        ("the task is better", "yes" if verdict.task else "no"),
-        ("nothing else is worse", "yes" if verdict.rest else "no"),
-        ("luck", tell_luck(decided)),
-        *tell_overlaps(decided),
-        ("gate set", f"{decided.gates.name} ({verdict.gates}), fixed by the order of {decided.run}"),
+        *((f"gate {one.gate}", one.reason) for one in verdict.results if one.outcome == "failed"),
+        ("target metrics better", "yes" if verdict.target_passed else "no"),
+        ("no regression elsewhere", "yes" if verdict.regression_passed else "no"),
+        ("earlier evaluations", describe_correction(decided)),
+        *describe_overlaps(decided),
+        ("gates file", f"{decided.gates.name} ({verdict.gates}), fixed by the order of {decided.run}"),
         ("recorded", f"entry {decided.entry.entry.index}"),
     ]
 
@@ -141,14 +150,21 @@ def verdict_facts(decided: Decided) -> list[tuple[str, object]]:
 @reads
 @click.pass_obj
 def explain(caller: Caller, name: str) -> None:
-    """A verdict gate by gate: one sentence, the numbers behind it, and the parts that are worse."""
-    from appliance.client.evaluation.verdicts import read_verdict, tell_luck
+    """Explain a verdict gate by gate: one sentence, the numbers behind it, and the subgroups that are worse."""
+    from appliance.client.gates import describe_correction, read_verdict
 
     decided = read_verdict(caller.reading(), caller.anchor, name)
     verdict = decided.verdict
     if caller.json:
-        told = {"adapter": decided.adapter, "run": decided.run, "luck": tell_luck(decided), "p_counts": decided.times}
-        print_json({**told, "verdict": verdict.model_dump(mode="json"), "set": decided.gates.model_dump(mode="json")})
+        summary = {
+            "adapter": decided.adapter,
+            "run": decided.run,
+            "run_correction": describe_correction(decided),
+            "p_counts": decided.times,
+        }
+        print_json(
+            {**summary, "verdict": verdict.model_dump(mode="json"), "set": decided.gates.model_dump(mode="json")}
+        )
         return
     print_facts(verdict_facts(decided))
     for result in verdict.results:
@@ -158,45 +174,56 @@ def explain(caller: Caller, name: str) -> None:
     say("", f"next: appliance gate check {name} computes this again from the items")
 
 
-def _numbers(decided: Decided, result: GateResult) -> list[tuple[str, object]]:
+def _numbers(decided: RecordedVerdict, result: GateResult) -> list[tuple[str, object]]:
+    from appliance.reports.review.words import show_number, show_p
+
+    def show_end(value: str | None) -> str:
+        return "no end" if value is None else show_number(value)
+
     facts: list[tuple[str, object]] = [("items", f"{result.items} in {result.units} independent units")]
     if result.gain is not None:
-        facts.append(("gain", f"{result.gain} ({result.metric} {result.ours} against {result.theirs})"))
+        compared = f"{result.metric} {show_number(result.ours)} against {show_number(result.theirs)}"
+        facts.append(("gain", f"{show_number(result.gain)} ({compared})"))
     if result.p is not None:
         level = f"{float(result.confidence or 0):.2%} interval"
-        facts.append((level, f"{result.lower or 'no end'} to {result.upper or 'no end'}"))
-        facts.append(("p", f"{result.p}; {result.adjusted} after luck and {decided.gates.correction}"))
+        facts.append((level, f"{show_end(result.lower)} to {show_end(result.upper)}"))
+        facts.append(("p", f"{show_p(result.p)}; {show_p(result.adjusted)} after the corrections"))
         facts.append(("alpha", decided.gates.alpha))
-    judged = [part for part in result.slices if part.p is not None]
+    tested_parts = [part for part in result.slices if part.p is not None]
     if result.slices:
         few = (
-            f", the others have less than {decided.gates.least_slice} items" if len(judged) < len(result.slices) else ""
+            f", the others have fewer than {decided.gates.least_slice} items"
+            if len(tested_parts) < len(result.slices)
+            else ""
         )
-        facts.append(("parts", f"{len(judged)} judged of {len(result.slices)}{few}"))
+        facts.append(("subgroups", f"{len(tested_parts)} of {len(result.slices)} evaluated{few}"))
     for part in result.slices:
         if part.worse:
-            told = f"{part.items} items, {part.ours} against {part.theirs}, p {part.adjusted} after correction"
-            facts.append((f"worse where {part.by} is {plain(part.value)}", told))
+            compared = f"{show_number(part.ours)} against {show_number(part.theirs)}"
+            text = f"{part.items} items, {compared}, p {show_p(part.adjusted)} after the corrections"
+            facts.append((f"worse where {part.by} is {plain(part.value)}", text))
     return facts
 
 
-def judged_facts(caller: Caller, name: str) -> list[tuple[str, object]]:
-    """The verdict of an adapter or run in lines; that there is none, and why."""
+def list_verdict_facts(caller: Caller, name: str) -> list[tuple[str, object]]:
+    """Return the verdict of an adapter or run in lines, or the reason for which there is none."""
     if (decided := _find(caller, name)) is not None:
         return verdict_facts(decided)
-    sealed = "@" in name or caller.reading().get(f"/v1/runs/{name}")["status"] == "sealed"
+    from appliance.domain.core.records.runs import Run
+
+    sealed = "@" in name or caller.reading().get(f"/v1/runs/{name}", Run).status == "sealed"
     return [("verdict", "none: its order bound no gates" if sealed else "none: it is not sealed")]
 
 
-def judged_value(caller: Caller, name: str) -> dict[str, Any] | None:
-    """The same for programs."""
+def verdict_value(caller: Caller, name: str) -> dict[str, Any] | None:
+    """Return the verdict of an adapter or run as JSON, or None."""
     decided = _find(caller, name)
-    return None if decided is None else _legs(decided)
+    return None if decided is None else _verdict_fields(decided)
 
 
-def _find(caller: Caller, name: str) -> Decided | None:
-    from appliance.client.evaluation.verdicts import NOT_JUDGED as CODE
-    from appliance.client.evaluation.verdicts import read_verdict
+def _find(caller: Caller, name: str) -> RecordedVerdict | None:
+    from appliance.client.gates import NOT_EVALUATED as CODE
+    from appliance.client.gates import read_verdict
 
     try:
         return read_verdict(caller.reading(), caller.anchor, name)

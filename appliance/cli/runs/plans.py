@@ -1,8 +1,8 @@
-"""What a run will cost, before it is ordered: for those who train and those who pay for it."""
+"""The command `run plan`, which computes the cost of a run before it is ordered, and the text of plans."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,21 +11,43 @@ import click
 from appliance.cli.support.caller import Caller
 from appliance.cli.support.command import command, reads
 from appliance.cli.support.output import print_facts, print_json, print_line, print_table, print_text, say
+from appliance.errors import BadInput
+from appliance.formats.core.text import show_bytes
 
 if TYPE_CHECKING:
-    from appliance.client.evaluation.gates import AtHand
-    from appliance.client.support.door import Door
+    from appliance.client.gates import LocatedGates
+    from appliance.client.support.connection import Connection
+    from appliance.domain.actions.proposals import Proposal
     from appliance.domain.planning.pace import Duration
-    from appliance.domain.planning.plan import Choice, Offer, Plan
+    from appliance.domain.planning.plan import MethodEstimate, Offer, Plan
     from appliance.domain.recipe.recipe import Recipe
 
+
+def propose_run(
+    caller: Caller, recipe: Recipe, what: str, gates: LocatedGates | None, values: Mapping[str, Any]
+) -> Proposal:
+    """Return an order to train, to sign, in which the rules have resolved every value.
+
+    `what` names the recipe in errors. `values` are those of the order beside the recipe.
+    """
+    from appliance.domain.runs.training import Train
+
+    documents = {} if gates is None else {"gates": gates.data}
+    try:
+        return caller.propose(Train, {"recipe": recipe, **values}, documents=documents)
+    except BadInput as error:
+        raise error.within(what) from None
+
+
 _UNMEASURED = "*"
+"""Mark of machines that were not measured."""
 GATES = click.option(
     "--gates",
-    metavar="SET",
-    help="The gate set that decides on the adapter: a file, a name or a digest. Default: policy's, or none.",
+    metavar="GATES",
+    help="The gates file that decides on the adapter: a file, a name or a digest. Default: policy's, or none.",
 )
 PHASES = (("load", "loading"), ("train", "training"), ("save", "saving"), ("evaluate", "evaluating"))
+"""Phases of a run with memory figures: field and name."""
 
 
 @command("plan", example="appliance run plan recipe.yaml\nappliance run plan recipe.yaml --calibrate")
@@ -35,25 +57,25 @@ PHASES = (("load", "loading"), ("train", "training"), ("save", "saving"), ("eval
 @reads
 @click.pass_obj
 def plan(caller: Caller, path: Path, calibrate: bool, gates: str | None) -> None:
-    """What a run would cost: memory, time and disk, here and on other machines, and which method is advised.
+    """Show what a run would cost: memory, time and disk, here and on other machines, and the advised method.
 
-    With gates also the smallest effect that each of them can show on its rows.
+    With gates, also show the smallest effect that each of them can detect on its rows.
 
-    Nothing is signed and nothing runs. A run that does not fit according to this plan is refused when it is ordered.
+    Nothing is signed and nothing is run. A run that does not fit according to this plan is refused when it is ordered.
     """
-    from appliance.client import planning
-    from appliance.client.evaluation.gates import choose_gates
+    from appliance.client import runs
+    from appliance.client.gates import choose_gates
     from appliance.client.runs import load_recipe
-    from appliance.domain.recipe.rates import list_warnings
+    from appliance.domain.recipe.sweep import list_warnings
 
-    door, recipe = caller.reading(), load_recipe(path)
-    chosen = choose_gates(door, gates, recipe.purpose)
-    made = planning.plan_run(door, recipe, str(path))
+    connection, recipe = caller.reading(), load_recipe(path)
+    chosen = choose_gates(connection, gates, recipe.purpose)
+    made = runs.plan_run(connection, recipe, str(path))
     if calibrate:
         say("This machine is measured now, behind the runs that wait: a minute for a small base.")
-        planning.calibrate(door, made.recipe)
-        made = planning.plan_run(door, recipe, str(path))
-    promised = promise(door, chosen, recipe)
+        runs.calibrate(connection, made.recipe)
+        made = runs.plan_run(connection, recipe, str(path))
+    promised = list_detectable_effects(connection, chosen, recipe)
     if caller.json:
         value = {**made.model_dump(mode="json"), "warnings": list_warnings(made.recipe)}
         print_json({**value, "gates": promised.value})
@@ -61,36 +83,38 @@ def plan(caller: Caller, path: Path, calibrate: bool, gates: str | None) -> None
     print_plan(made, promised.lines)
 
 
-class Promise(NamedTuple):
-    """What a run's gates can show, for people and for programs."""
+class DetectableEffects(NamedTuple):
+    """The smallest effects that a run's gates can detect, for people and for programs."""
 
     lines: list[tuple[str, str]]
     value: dict[str, Any] | None
 
 
-def promise(door: Door, chosen: AtHand | None, recipe: Recipe) -> Promise:
-    from appliance.client.evaluation.gates import choose_local_sets, choose_sets, list_effects, tell_effects
-    from appliance.client.planning import read_facts
+def list_detectable_effects(connection: Connection, chosen: LocatedGates | None, recipe: Recipe) -> DetectableEffects:
+    """Return the smallest effects that a recipe's gates can detect."""
+    from appliance.api.runs import choose_local_sets, choose_sets, describe_effects, list_effects
+    from appliance.client.runs import read_facts
 
-    facts = read_facts(door, recipe)
-    before = int(facts["judged_before"])
+    facts = read_facts(connection, recipe)
+    before = facts.evaluated_before
     if chosen is None:
-        return Promise(list(tell_effects(None, [], facts)), None)
+        return DetectableEffects([("gates", "none: no gate decides on this adapter")], None)
     effects = list_effects(chosen.gates, facts)
-    sets = [
-        {name: one[name] for name in ("name", "version", "judged_before")} for one in choose_sets(facts, chosen.gates)
-    ]
+    sets = [one.model_dump(include={"name", "version", "evaluated_before"}) for one in choose_sets(facts, chosen.gates)]
     local = [
-        {name: one[name] for name in ("set", "digest", "judged_before")}
-        for one in choose_local_sets(facts, chosen.gates)
+        one.model_dump(include={"set", "digest", "evaluated_before"}) for one in choose_local_sets(facts, chosen.gates)
     ]
-    value = {"name": chosen.gates.name, "digest": chosen.digest, "judged_before": before, "validation_sets": sets}
+    value = {"name": chosen.gates.name, "digest": chosen.digest, "evaluated_before": before, "validation_sets": sets}
     value |= {"local_sets": local}
     shown = [effect.model_dump(mode="json") for effect in effects]
-    return Promise(list(tell_effects(chosen, effects, facts)), {**value, "can_show": shown})
+    gates = chosen.gates
+    rules = f"alpha {gates.alpha}, {gates.correction}, run correction {gates.run_correction}"
+    facts_of_gates = ("gates", f"{gates.name} ({chosen.digest[:19]}), {rules}")
+    return DetectableEffects([facts_of_gates, *describe_effects(gates, effects, facts)], {**value, "can_show": shown})
 
 
 def print_plan(made: Plan, promised: Sequence[tuple[str, str]] = ()) -> None:
+    """Print a plan."""
     print_facts([*summarise(made), *promised])
     print_line("")
     _print_memory(made)
@@ -101,9 +125,9 @@ def print_plan(made: Plan, promised: Sequence[tuple[str, str]] = ()) -> None:
 
 
 def summarise(made: Plan) -> list[tuple[str, object]]:
-    """What a signer must know."""
-    from appliance.domain.planning.plan import MARGIN, show_bytes
-    from appliance.domain.recipe.rates import list_warnings
+    """Return the facts of a plan that a signer must know."""
+    from appliance.domain.planning.plan import MARGIN
+    from appliance.domain.recipe.sweep import list_warnings
 
     have = made.machine.memory_bytes
     memory = f"{show_bytes(made.memory.peak)} at most"
@@ -111,7 +135,7 @@ def summarise(made: Plan) -> list[tuple[str, object]]:
     verdict = "yes" if not made.problems else "no: " + "; ".join(made.problems)
     return [
         ("run", f"{made.recipe.method} on {made.recipe.base} with {made.recipe.dataset}, {made.steps} steps"),
-        *_promise(made),
+        *_privacy_facts(made),
         ("fits this machine", verdict if made.problems else f"{verdict}, with a margin of {MARGIN:.0%}"),
         ("memory", memory),
         ("time", say_duration(made.duration)),
@@ -122,9 +146,8 @@ def summarise(made: Plan) -> list[tuple[str, object]]:
 
 
 def summarise_together(plans: Sequence[Plan]) -> list[tuple[str, object]]:
-    """Of runs that train one after another, on one base and dataset: what all of them take where none is stopped."""
+    """Return the facts for runs that train one after another on one base and dataset, if none is stopped early."""
     from appliance.domain.planning.pace import Duration
-    from appliance.domain.planning.plan import show_bytes
 
     steps, first = sorted(made.steps for made in plans), plans[0]
     parts = [made.duration for made in plans]
@@ -149,21 +172,22 @@ def summarise_together(plans: Sequence[Plan]) -> list[tuple[str, object]]:
     ]
 
 
-def _promise(made: Plan) -> list[tuple[str, object]]:
+def _privacy_facts(made: Plan) -> list[tuple[str, object]]:
     privacy = made.recipe.privacy
     if privacy is None:
         return []
-    told = f"epsilon {privacy.epsilon} at delta {privacy.delta} for one training row"
-    return [("privacy", f"{told}, by noise {privacy.noise} times the clipping norm {privacy.clip}")]
+    guarantee = f"epsilon {privacy.epsilon} at delta {privacy.delta} for one training row"
+    return [("privacy", f"{guarantee}, by noise {privacy.noise} times the clipping norm {privacy.clip}")]
 
 
 def list_costs(made: Plan, promised: Sequence[tuple[str, str]] = ()) -> list[str]:
-    """What stands before a signature: what was just shown will cost so much, and can show so much."""
+    """Return the lines of a plan that are shown before a signature."""
     facts = [*summarise(made), *promised]
     return [f"Planned for {made.recipe.name}:", *(f"  {label}: {value}" for label, value in facts), ""]
 
 
 def say_duration(duration: Duration) -> str:
+    """Return a duration in words."""
     from appliance.domain.planning.plan import say_seconds
 
     text = f"about {say_seconds(duration.likely)}, between {say_seconds(duration.low)} and {say_seconds(duration.high)}"
@@ -171,7 +195,6 @@ def say_duration(duration: Duration) -> str:
 
 
 def _print_memory(made: Plan) -> None:
-    from appliance.domain.planning.plan import show_bytes
 
     phases = [(name, getattr(made.memory, field)) for field, name in PHASES]
     parts = [part for part in type(made.memory.load).model_fields if any(getattr(held, part) for _, held in phases)]
@@ -182,7 +205,7 @@ def _print_memory(made: Plan) -> None:
 
 
 def _print_offers(made: Plan) -> None:
-    from appliance.domain.planning.plan import name_method, show_bytes
+    from appliance.domain.planning.plan import name_method
 
     methods = [name_method(choice.method) for choice in made.offers[0].choices]
     rows = [
@@ -199,8 +222,8 @@ def _name(offer: Offer) -> str:
     return offer.machine if offer.measured else f"{offer.machine} {_UNMEASURED}"
 
 
-def _cell(choice: Choice) -> str:
-    from appliance.domain.planning.plan import say_seconds, show_bytes
+def _cell(choice: MethodEstimate) -> str:
+    from appliance.domain.planning.plan import say_seconds
 
     if choice.fits is False:
         return f"{show_bytes(choice.peak_bytes)}: too much"

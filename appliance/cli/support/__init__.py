@@ -1,1 +1,1 @@
-"""What every command uses: options, output, signing, times."""
+"""Code that all commands share: options, output, signing and times."""

@@ -1,16 +1,18 @@
-"""How a command of ours looks: its help ends in an example, and shared options stand anywhere on the line."""
+"""Classes and decorators of commands: help that ends in an example, and shared options at any place on the line."""
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from appliance.addresses import locate
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.output import say_wide
+from appliance.cli.support.output import disable_shortening
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -18,11 +20,14 @@ SHARED = "Appliance options"
 
 
 class SharedOption(click.Option):
-    """An option that every command has: it is kept in the caller and listed in a section of its own."""
+    """An option that every command has. Its value goes to the caller, and help lists it in a section of its own."""
 
 
 class _WithExample(click.Command):
-    """Help in three parts: what the command is about, its own options and the shared ones, an example."""
+    """A command whose help has its text, its own options, the shared options, an example and a place in the manual."""
+
+    manual = ""
+    """Address in the manual of a command of the first level."""
 
     def __init__(self, *arguments: Any, example: str = "", **settings: Any) -> None:
         super().__init__(*arguments, **settings)
@@ -49,14 +54,18 @@ class _WithExample(click.Command):
                 for line in re.sub(_CONTINUES, " ", self.example).splitlines():
                     for part in _continued(line, formatter.width - len(indent)):
                         formatter.write(f"{indent}{part}\n")
+        if self.manual:
+            formatter.write(f"\nManual: {locate(self.manual)}\n")
 
 
+_MOST_PATHS = 4
+"""Most commands that the error for an unknown command names."""
 _CONTINUES = r" \\\n +"
-"""Where a shell reads on in the next line."""
+"""A line continuation of the shell."""
 
 
 def _continued(line: str, width: int) -> list[str]:
-    """A line of an example within the width, as a shell takes it: it goes on before an option."""
+    """Return a line of an example within the width, continued before its options."""
     if len(line) <= width:
         return [line]
     lines = [""]
@@ -70,7 +79,14 @@ def _continued(line: str, width: int) -> list[str]:
 
 
 class Command(_WithExample):
-    """Names every option that is missing, not only the first."""
+    """A command that names every missing option instead of only the first.
+
+    `without_argument` follows the error for an argument that the command does not take.
+    """
+
+    def __init__(self, *arguments: Any, without_argument: str = "", **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.without_argument = without_argument
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
         given = list(args)
@@ -81,40 +97,77 @@ class Command(_WithExample):
             if len(missing) < 2:
                 raise
             raise click.UsageError(f"Missing options {', '.join(missing)}", ctx=context) from None
+        except click.UsageError as error:
+            if type(error) is not click.UsageError or not self.without_argument:
+                raise
+            raise click.UsageError(f"{error.message.rstrip('.')}. {self.without_argument}", ctx=context) from None
 
     def _missing(self, context: click.Context, given: list[str]) -> list[str]:
-        found, _, _ = self.make_parser(context).parse_args(given)
+        given_options, _, _ = self.make_parser(context).parse_args(given)
         options = (option for option in self.get_params(context) if isinstance(option, click.Option))
-        return [option.opts[0] for option in options if option.required and option.name not in found]
+        return [option.opts[0] for option in options if option.required and option.name not in given_options]
 
 
 class CommandGroup(_WithExample, click.Group):
-    """A group without a command shows its help and succeeds."""
+    """A group of commands that shows its help if no command is given."""
 
     command_class = Command
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
         return super().parse_args(context, args or ["--help"])
 
+    def resolve_command(
+        self, context: click.Context, arguments: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Resolve a command.
+
+        The error for an unknown one names commands of its name in other groups, or a similar one of this group.
+        """
+        name = arguments[0]
+        if name.startswith("-") or context.resilient_parsing or self.get_command(context, name) is not None:
+            return super().resolve_command(context, arguments)
+        root = context.find_root()
+        near = difflib.get_close_matches(name, self.list_commands(context), n=1)
+        paths = [path for path in list_paths(root.command, root) if path.rpartition(" ")[2] == name]
+        paths = paths or [f"{context.command_path} {one}" for one in near]
+        more = f", or {len(paths) - _MOST_PATHS} others" if len(paths) > _MOST_PATHS else ""
+        hint = f" Did you mean {' or '.join(paths[:_MOST_PATHS])}{more}?" if paths else ""
+        raise click.UsageError(f"No such command {name!r}.{hint}", context)
+
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        """Each with the whole first sentence of its help: click would cut it to the line."""
+        """Write each command with the whole first sentence of its help, which click would shorten."""
         listed = [(name, self.get_command(context, name)) for name in self.list_commands(context)]
-        rows = [(name, found.get_short_help_str(limit=1_000)) for name, found in listed if found is not None]
+        rows = [
+            (name, found_command.get_short_help_str(limit=1_000))
+            for name, found_command in listed
+            if found_command is not None
+        ]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 
 
+def list_paths(command: click.Command, context: click.Context, path: str = "appliance") -> Iterator[str]:
+    """Yield the full paths of all commands and groups below a command."""
+    if not isinstance(command, click.Group):
+        return
+    for name in command.list_commands(context):
+        below = command.get_command(context, name)
+        assert below is not None
+        yield f"{path} {name}"
+        yield from list_paths(below, context, f"{path} {name}")
+
+
 def group(name: str, *, example: str) -> Callable[[Callable[..., Any]], CommandGroup]:
-    """A group of commands about one kind of thing."""
+    """Return a decorator for a group of commands about one kind of object."""
     return click.group(name, cls=CommandGroup, example=example)
 
 
 def command(name: str, *, example: str) -> Callable[[Callable[..., Any]], Command]:
-    """A command that stands alone."""
+    """Return a decorator for a command outside a group."""
     return click.command(name, cls=Command, example=example)
 
 
-def _remember(attribute: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+def _store_in_caller(attribute: str) -> Callable[[click.Context, click.Parameter, Any], None]:
     def callback(context: click.Context, parameter: click.Parameter, value: Any) -> None:
         if value is not None and value is not False:
             setattr(context.ensure_object(Caller), attribute, value)
@@ -123,13 +176,13 @@ def _remember(attribute: str) -> Callable[[click.Context, click.Parameter, Any],
 
 
 def _option(flag: str, attribute: str, help: str, **settings: Any) -> Callable[[F], F]:
-    # Under a name of its own, so that no command's argument is taken for it.
+    # The prefix keeps the name apart from the command's own arguments.
     return click.option(
         flag,
         f"caller_{attribute}",
         cls=SharedOption,
         expose_value=False,
-        callback=_remember(attribute),
+        callback=_store_in_caller(attribute),
         help=help,
         **settings,
     )
@@ -156,9 +209,10 @@ _TRUST = _option(
 )
 
 
-def be_wide(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+def handle_wide(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    """Handle `--wide`."""
     if value:
-        say_wide()
+        disable_shortening()
 
 
 _WIDE = click.option(
@@ -166,13 +220,13 @@ _WIDE = click.option(
     cls=SharedOption,
     is_flag=True,
     expose_value=False,
-    callback=be_wide,
+    callback=handle_wide,
     help="Do not cut or wrap lines to the terminal's width.",
 )
 _YES = _option("--yes", "yes", "Sign without asking.", is_flag=True)
 
 
-def _all(*decorators: Callable[[F], F]) -> Callable[[F], F]:
+def _combine(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     def decorate(function: F) -> F:
         for decorator in reversed(decorators):
             function = decorator(function)
@@ -182,20 +236,25 @@ def _all(*decorators: Callable[[F], F]) -> Callable[[F], F]:
 
 
 def shares(function: F) -> F:
-    """For a command that needs no key."""
-    return _all(_HOME, _WIDE, _JSON)(function)
+    """Add the options of a command that needs no key."""
+    return _combine(_HOME, _WIDE, _JSON)(function)
 
 
 def keyed(function: F) -> F:
-    """For a command that uses a person's key, without a service."""
-    return _all(_KEY, _AS, _FD, _PASSPHRASE, _HOME, _JSON)(function)
+    """Add the options of a command that uses a person's key without a service."""
+    return _combine(_KEY, _AS, _FD, _PASSPHRASE, _HOME, _JSON)(function)
+
+
+def unlocks(function: F) -> F:
+    """Add the options of a command that needs the passphrase of keys that are no person's."""
+    return _combine(_FD, _PASSPHRASE, _HOME, _WIDE, _JSON)(function)
 
 
 def reads(function: F) -> F:
-    """For a command that reads under a person's session."""
-    return _all(_KEY, _AS, _FD, _PASSPHRASE, _TRUST, _HOME, _WIDE, _JSON)(function)
+    """Add the options of a command that reads with a person's session."""
+    return _combine(_KEY, _AS, _FD, _PASSPHRASE, _TRUST, _HOME, _WIDE, _JSON)(function)
 
 
 def signs(function: F) -> F:
-    """For a command by which a person signs."""
-    return _all(_YES, _KEY, _AS, _FD, _PASSPHRASE, _TRUST, _HOME, _WIDE, _JSON)(function)
+    """Add the options of a command that signs."""
+    return _combine(_YES, _KEY, _AS, _FD, _PASSPHRASE, _TRUST, _HOME, _WIDE, _JSON)(function)

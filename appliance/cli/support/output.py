@@ -1,8 +1,9 @@
-"""What people and programs read: data on stdout, prose on stderr, and nothing that could drive a terminal."""
+"""Output for people and programs: data on stdout, prose on stderr, without terminal control characters."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import textwrap
@@ -11,8 +12,89 @@ from typing import Any, TextIO
 
 import click
 
-from appliance.cli.support.fitting import fit, fit_wrapped, widths
-from appliance.formats.core.visible import is_visible
+from appliance.formats.core.text import is_visible
+from appliance.formats.core.timestamp import parse_end, parse_moment, parse_point
+
+GAP = 2
+"""Spaces between two columns."""
+FLOORS = (24, 12)
+"""Minimum characters of a shortened column, in the first and in the second attempt."""
+_DIGEST = re.compile(r"(?:sha256:|hmac-sha256:)?([0-9a-f]{12})[0-9a-f]{4,}")
+_TIME = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}):[0-9]{2}(?:\.[0-9]+)?Z")
+CUT = "…"
+"""End of a shortened cell."""
+
+
+def fit(lines: Sequence[Sequence[str]], limit: int, least: Sequence[str] = ()) -> list[list[str]]:
+    """Return the lines, the first of which are the headers, shortened to `limit` columns as far as possible.
+
+    Digests become 12 characters and times minutes. If that is not enough, the columns of `least` are shortened, then
+    the others, from the last backwards: empty columns are left out, long cells are cut, and finally columns are left
+    out. The first column stays whole.
+    """
+    table = [list(line) for line in lines]
+    if _total(table) <= limit:
+        return table
+    table = [table[0], *([_TIME.sub(r"\1Z", _DIGEST.sub(r"\1", cell)) for cell in line] for line in table[1:])]
+    others = [header for header in reversed(table[0][1:]) if header not in least]
+    for order in (least, others):
+        table = _shorten(table, limit, order)
+    return table
+
+
+def fit_wrapped(lines: Sequence[Sequence[str]], limit: int, least: Sequence[str] = ()) -> list[list[str]]:
+    """Return the lines as `fit` does, but wrap the cells of the last column."""
+    if _total(lines) <= limit:
+        return [list(line) for line in lines]
+    last = max(len(line[-1]) for line in lines)
+    table = fit([line[:-1] for line in lines], max(limit - GAP - min(last, FLOORS[0]), FLOORS[0]), least)
+    room = max(limit - sum(widths(table)) - GAP * len(table[0]), FLOORS[1])
+    found = []
+    for line, (*_, text) in zip(table, lines, strict=True):
+        first, *more = textwrap.wrap(text, room, break_on_hyphens=False) or [""]
+        found += [[*line, first], *([""] * len(line) + [part] for part in more)]
+    return found
+
+
+def _shorten(table: list[list[str]], limit: int, order: Sequence[str]) -> list[list[str]]:
+    empty = [
+        header
+        for header in order
+        if header in table[0] and all(line[table[0].index(header)] in ("-", "") for line in table[1:])
+    ]
+    table = _leave_out(table, limit, empty)
+    for floor in FLOORS:
+        for header in order:
+            over = _total(table) - limit
+            if over > 0 and header in table[0]:
+                at = table[0].index(header)
+                size = max(widths(table)[at] - over, floor, len(header))
+                table = [[*line[:at], _cut(line[at], size), *line[at + 1 :]] for line in table]
+    return _leave_out(table, limit, order)
+
+
+def _leave_out(table: list[list[str]], limit: int, order: Sequence[str]) -> list[list[str]]:
+    for header in order:
+        if _total(table) > limit and header in table[0]:
+            at = table[0].index(header)
+            table = [line[:at] + line[at + 1 :] for line in table]
+    return table
+
+
+def widths(lines: Sequence[Sequence[str]]) -> list[int]:
+    """Return the width of each column."""
+    return [max(len(line[at]) for line in lines) for at in range(len(lines[0]))]
+
+
+def _total(lines: Sequence[Sequence[str]]) -> int:
+    """Return the width of the longest line, without padding of the last cell."""
+    sizes = widths(lines)
+    return sum(sizes) + GAP * (len(sizes) - 1)
+
+
+def _cut(cell: str, size: int) -> str:
+    return cell if len(cell) <= size else f"{cell[: size - 1]}{CUT}"
+
 
 DEFAULT_COLUMNS = 80
 _INDENT = 4
@@ -21,45 +103,62 @@ _WIDE = "appliance.wide"
 
 
 def plain(value: object) -> str:
-    """One line of text; control characters are shown, not obeyed, since names and texts come from others."""
+    """Return a value as one line of text with control characters escaped, because names and texts come from others."""
     text = "-" if value is None else str(value)
     return "".join(c if is_visible(c) else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def _plain_lines(text: str) -> str:
-    """The same of a text of several lines."""
+    """Return a text of several lines with control characters escaped."""
     return "".join(c if c in "\n\t" else plain(c) for c in text)
 
 
 def say(*lines: str) -> None:
-    """Prose: on stderr, so that stdout holds data alone."""
+    """Print prose on stderr."""
     for line in lines:
         click.echo(_plain_lines(line), err=True)
 
 
+def say_narrowed() -> None:
+    """Tell a unit's person that the service shows them a part of the log only."""
+    say(
+        "Only what concerns your unit is shown: its own entries, those that approved its adapters, and the site's "
+        "policy and people (policy parameter units_read). An auditor can read everything."
+    )
+
+
 def print_line(text: str) -> None:
+    """Print a line of data on stdout."""
     click.echo(_plain_lines(text))
 
 
 def encode_json(value: Any, *, indent: int | None = None) -> str:
-    """One JSON document; what a terminal would obey, or not show, is written as JSON escapes it."""
-    text = json.dumps(value, indent=indent, sort_keys=True, ensure_ascii=False)
+    """Return a JSON document in which control and invisible characters are escaped."""
+    text = json.dumps(value, indent=indent, sort_keys=True, ensure_ascii=False, default=_json_value)
     if is_visible(text.replace("\n", "")):
         return text
     return "".join(c if c == "\n" or is_visible(c) else json.dumps(c)[1:-1] for c in text)
 
 
+def _json_value(value: object) -> Any:
+    """Return a model or dataclass inside a document as JSON has it."""
+    from appliance.api.wire import json_value
+
+    return json_value(value)
+
+
 def print_json(value: Any) -> None:
+    """Print a JSON document on stdout."""
     click.echo(encode_json(value, indent=2))
 
 
-def say_wide() -> None:
-    """From here on this command cuts and wraps nothing: `--wide`."""
+def disable_shortening() -> None:
+    """Switch off shortening and wrapping for this command, for `--wide`."""
     click.get_current_context().meta[_WIDE] = True
 
 
 def width(stream: TextIO) -> int | None:
-    """How many columns a line may have; None with `--wide`, and where no terminal is: grep and awk get whole lines."""
+    """Return the columns of a line; None with `--wide` or without a terminal, so that grep and awk get whole lines."""
     context = click.get_current_context(silent=True)
     if not stream.isatty() or (context is not None and context.meta.get(_WIDE)):
         return None
@@ -73,13 +172,16 @@ def print_table(
     least: Sequence[str] = (),
     wraps: bool = False,
     err: bool = False,
+    empty: str = "",
 ) -> None:
-    """Columns by spaces, no boxes: it can be read aloud, cut with awk and pasted into a letter.
+    """Print columns separated by spaces, without boxes.
 
-    A table that is wider than the terminal says less, first in the columns of `least`, the least important one first.
-    `wraps`: the last column goes on in the next lines instead of being cut.
+    A table that is wider than the terminal is shortened, first in the columns of `least`, in their order. With `wraps`,
+    the last column is wrapped instead of cut. Without rows, `empty` is printed on stderr.
     """
     lines = [[plain(cell) for cell in row] for row in rows]
+    if not lines and empty:
+        say(empty)
     shown, limit = [list(headers), *lines], width(sys.stderr if err else sys.stdout)
     if limit is None:
         cut = shown
@@ -95,9 +197,9 @@ def print_table(
 
 
 def print_facts(facts: Iterable[tuple[str, object]], *, err: bool = False) -> None:
-    """`label: value` lines, the values below one another; a text of several lines is indented, a mapping one line.
+    """Print `label: value` lines with the values aligned. A mapping becomes one line.
 
-    A value that is wider than the terminal goes on in the next line: nothing of it is left out.
+    A value that is wider than the terminal is wrapped and never cut.
     """
     listed = [(plain(label), _one_line(value) if isinstance(value, Mapping) else value) for label, value in facts]
     margin, limit = max((len(label) for label, _ in listed), default=0) + 3, width(sys.stderr if err else sys.stdout)
@@ -108,7 +210,7 @@ def print_facts(facts: Iterable[tuple[str, object]], *, err: bool = False) -> No
 
 
 def _beside(label: str, lines: Sequence[str], margin: int, limit: int | None) -> Iterator[str]:
-    """The label and the lines, wrapped; where a digest is too wide beside its label, it stands below it and whole."""
+    """Yield the label and the lines, wrapped. A word that is too wide beside the label goes below it."""
     longest = max((len(word) for line in lines for word in line.split(" ")), default=0)
     if limit is not None and margin + longest > limit:
         yield label
@@ -120,12 +222,12 @@ def _beside(label: str, lines: Sequence[str], margin: int, limit: int | None) ->
 
 
 def _wrap(line: str, size: int) -> list[str]:
-    """Between words; a word that no line could hold, such as a key, is broken."""
+    """Return a line wrapped between words. A word longer than a line is broken."""
     return [line] if len(line) <= size else textwrap.wrap(line, size, break_on_hyphens=False)
 
 
 def print_text(text: str, indent: str = "", *, err: bool = False) -> None:
-    """A paragraph: wrapped, its later lines indented."""
+    """Print a wrapped paragraph with its later lines indented."""
     limit = width(sys.stderr if err else sys.stdout)
     if limit is None:
         click.echo(_plain_lines(text), err=err)
@@ -139,9 +241,17 @@ def _one_line(value: Mapping[str, object]) -> str:
 
 
 def print_bytes(data: bytes) -> None:
-    """Exactly these bytes; where a person's terminal is, only text."""
+    """Print exactly these bytes; at a terminal, as escaped text."""
     if sys.stdout.isatty():
         click.echo(_plain_lines(data.decode("utf-8", "backslashreplace")))
         return
     sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()
+
+
+__all__ = ["END_HELP", "PAST_HELP", "parse_end", "parse_moment", "parse_point"]
+
+PAST_HELP = "2026-11-24 (a date), 2026-11-24T10:30Z (a time with its zone), now, or 90m, 2h, 7d, 4w ago."
+"""Help text for an option that takes a time in the past."""
+END_HELP = "2026-11-24 (to the day's end), 2026-11-24T10:30Z (a time with its zone), or 90m, 2h, 7d, 4w from now."
+"""Help text for an option that takes a time in the future."""

@@ -1,4 +1,4 @@
-"""A signature is asked for: everything it binds is shown first, then a yes, then the passphrase, then the receipt."""
+"""Signing of orders: show all that is bound, ask for a yes and the passphrase, submit, and print the receipt."""
 
 from __future__ import annotations
 
@@ -9,14 +9,22 @@ from appliance.cli.support.caller import Caller
 from appliance.cli.support.output import print_facts, print_json, say
 
 if TYPE_CHECKING:
-    from appliance.client.support.orders import Receipt
-    from appliance.domain.rulebook.proposals import Proposal
+    from appliance.api.releases import Review
+    from appliance.client.support.orders import Receipt, SignedOrder
+    from appliance.domain.actions.proposals import Proposal
+    from appliance.formats.signatures.keys import Ed25519Signer
 
 
 def sign_and_submit(
-    caller: Caller, proposal: Proposal, notes: Iterable[str] = (), *, successor: str | None = None
+    caller: Caller,
+    proposal: Proposal,
+    notes: Iterable[str] = (),
+    *,
+    successor: str | None = None,
+    show_subject: Callable[[], None] | None = None,
 ) -> Receipt:
-    return sign_all(caller, [proposal], notes, successor=successor)[0]
+    """Sign one order and submit it. Return its receipt. The options are those of `sign_all`."""
+    return sign_all(caller, [proposal], notes, successor=successor, show_subject=show_subject)[0]
 
 
 def sign_all(
@@ -26,18 +34,23 @@ def sign_all(
     *,
     successor: str | None = None,
     show: Callable[[Sequence[Proposal]], None] | None = None,
+    show_subject: Callable[[], None] | None = None,
 ) -> list[Receipt]:
-    """Shows every order before the first is signed; one yes and one passphrase for all of them.
+    """Show all orders, ask for one yes and one passphrase, then sign and submit each. Return the receipts.
 
-    What the service would refuse is refused before it is shown, where the command has a session to ask in.
-    `successor`: the log's next key, where these orders put it in force. `show`: instead of one order after another.
+    If the command has a session, the service checks the orders before they are shown. `successor` is the next log key,
+    if these orders make it valid. `show` replaces showing one order after another. `show_subject` shows what the orders
+    are about, such as an adapter's evidence, before them.
+
+    Raises: Denied, before anything is shown, if the service would refuse an order.
     """
     from appliance.client.support import orders
 
+    check_all(caller, proposals)
     if caller.has_session:
-        for proposal in proposals:
-            orders.check(caller.reading(), proposal)
         notes = [*notes, *_twins(caller, proposals)]
+    if show_subject is not None:
+        show_subject()
     (show or show_each)(proposals)
     say(*notes)
     count = len(proposals)
@@ -47,44 +60,74 @@ def sign_all(
     for proposal in proposals:
         signed = orders.sign(proposal, key)
         caller.sending = signed.digest
-        receipt = orders.submit(caller.door, signed, caller.anchor.log_key, successor=successor)
+        receipt = orders.submit(caller.connection, signed, caller.anchor.log_keys, successor=successor)
         caller.sending = None
         caller.signed.append(f"{receipt.type}, entry {receipt.index}")
         say(f"signed: {receipt.type} is entry {receipt.index} of the log ({receipt.outcome}).")
         receipts.append(receipt)
+    if successor is None:
+        caller.keep_newest()
     return receipts
 
 
+def check_all(caller: Caller, proposals: Sequence[Proposal]) -> None:
+    """Let the service check the orders, if the command has a session.
+
+    Raises: Denied with all refusal reasons if the service would refuse an order.
+    """
+    from appliance.client.support import orders
+
+    if caller.has_session:
+        for proposal in proposals:
+            orders.check(caller.reading(), proposal)
+
+
+def sign_only(caller: Caller, proposal: Proposal, notes: Iterable[str] = ()) -> tuple[SignedOrder, Ed25519Signer]:
+    """Show one order, ask for a yes and the passphrase, and sign it. Return it with the key; it is not submitted."""
+    from appliance.client.support import orders
+
+    show_proposal(proposal)
+    say(*notes)
+    caller.confirm("Sign this?")
+    key = caller.unlock("to sign this")
+    return orders.sign(proposal, key), key
+
+
 def _twins(caller: Caller, proposals: Sequence[Proposal]) -> list[str]:
-    """A warning for each order that says what another says, which waits for a second administrator."""
+    """Return a warning for each order whose content equals a pending order of another administrator."""
     from appliance.client.support import orders
 
     return [
         f"warning: the same order by {twin.proposal.order.signer} already waits (entry {twin.index}); another "
-        f"administrator endorses it with: appliance order endorse {twin.digest[:19]}"
+        f"administrator countersigns it with: appliance order countersign {twin.digest[:19]}"
         for proposal in proposals
         for twin in orders.waiting_twins(caller.reading(), proposal)
     ]
 
 
 def show_each(proposals: Sequence[Proposal]) -> None:
+    """Show one order after another."""
     for proposal in proposals:
         show_proposal(proposal)
 
 
 def show_proposal(proposal: Proposal, title: str = "You are about to sign:") -> None:
-    """On stderr, the way it is signed: no value is left out."""
-    from appliance.domain.rulebook.registry import VERBS
-    from appliance.domain.rulebook.showing import describe
+    """Show an order on stderr as it is signed, with all values."""
+    from appliance.domain.actions.registry import ACTIONS
+    from appliance.domain.actions.showing import describe
 
     say("", title, "")
     print_facts([(f"  {label}", value) for label, value in describe(proposal)], err=True)
-    say("", f"  What it means: {VERBS[proposal.order.verb].means(proposal.order)}", "")
+    say("", f"  What it means: {ACTIONS[proposal.order.action].explain(proposal.order)}", "")
 
 
-def tell(caller: Caller, receipt: Receipt, done: str, then: Iterable[str] = (), *, second: str | None = None) -> None:
-    """What came of an order: done, and what follows from it; or what the second administrator types, `second` where
-    that is not the usual."""
+def print_outcome(
+    caller: Caller, receipt: Receipt, done: str, then: Iterable[str] = (), *, following: str | None = None
+) -> None:
+    """Print the result of an order: `done` and then `then`, or the next step if a second administrator has to sign.
+
+    `following` is that next step, if it is not the usual one.
+    """
     if caller.json:
         print_json(receipt_value(receipt))
     elif receipt.outcome == "pending":
@@ -92,13 +135,14 @@ def tell(caller: Caller, receipt: Receipt, done: str, then: Iterable[str] = (), 
     else:
         print_facts([("done", done), ("entry", receipt.index)])
     if receipt.outcome == "pending":
-        say(f"next: another administrator types: appliance {second or f'order endorse {receipt.order[:19]}'}")
+        usual = f"another administrator types: appliance order countersign {receipt.order[:19]}"
+        say(f"next: {following or usual}")
     else:
         say(*then)
 
 
 def receipt_value(receipt: Receipt) -> dict[str, Any]:
-    """A receipt as JSON."""
+    """Return a receipt as JSON."""
     return {
         "index": receipt.index,
         "type": receipt.type,
@@ -109,9 +153,29 @@ def receipt_value(receipt: Receipt) -> dict[str, Any]:
     }
 
 
-def tell_receipt(caller: Caller, receipt: Receipt, facts: list[tuple[str, object]]) -> None:
-    """What came of an order, with its entry."""
+def print_order_facts(caller: Caller, receipt: Receipt, facts: list[tuple[str, object]]) -> None:
+    """Print facts about an order and its entry."""
     if caller.json:
         print_json(receipt_value(receipt))
         return
     print_facts([*facts, ("entry", receipt.index)])
+
+
+GONE = "its text was erased, or the service withholds it"
+
+
+def state_of(review: Review) -> str:
+    """Return the state of a review in words."""
+    from appliance.domain.releases.approval import describe_state
+
+    return describe_state(review.state, review.superseded_by, review.valid_until)
+
+
+def until_of(valid_until: str | None) -> str:
+    """Return the end of a review in words, or "" without one."""
+    return "" if valid_until is None else f" until {valid_until}"
+
+
+def decision_of(review: Review) -> str:
+    """Return a review as one cell of a table."""
+    return f"{review.decision} for {review.unit}, {review.review_function}: {state_of(review)}"

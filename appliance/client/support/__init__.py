@@ -1,1 +1,1 @@
-"""What every client function uses: the connection, keys, sessions, the log, orders."""
+"""The parts that all client functions use: the connection, keys, sessions, the log, orders."""

@@ -1,7 +1,7 @@
-"""A person's agent, seen from the command line: a process that holds the unlocked key and opens sessions with it.
+"""A person's agent from the command line's side: a process that holds the unlocked key and opens sessions with it.
 
-One agent serves one person at one appliance. It signs session statements alone (`agent_process`), so that an order
-asks for the passphrase each time. Both sides check that the other runs under the same account.
+One agent serves one person at one appliance. It signs only session statements (`agent_process`), so each order asks for
+the passphrase. Both sides check that the other runs under the same account.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from appliance.client.support.door import Address
-from appliance.client.support.program import FOLDER, isolated
+from appliance.client.support.connection import Address
+from appliance.client.support.service_process import FOLDER, make_command
 from appliance.client.support.session import state_folder
 from appliance.errors import ApplianceError, BadInput, Conflict, Denied, NotFound, Unavailable
 from appliance.formats.core.fields import encode_base64
@@ -27,14 +27,16 @@ from appliance.formats.signatures.dsse import Envelope, parse_envelope
 from appliance.formats.signatures.keys import Ed25519Signer
 
 ANSWER_S = 5.0
+"""Seconds within which the agent must respond."""
 MAX_LINE_BYTES = 65_536
+"""Largest size of a line of a request or response, in bytes."""
 _MOST_PATH_BYTES = 107
-"""Of a Unix socket's name."""
+"""Largest length of the name of a Unix socket, in bytes."""
 
 
 @dataclass(frozen=True)
-class Held:
-    """What an agent says of itself."""
+class AgentStatus:
+    """An agent's description of itself."""
 
     name: str
     origin: str
@@ -44,16 +46,19 @@ class Held:
 
 
 def runtime_folder() -> Path:
-    """For what one person needs while logged in; `make_folder` makes it."""
+    """Return the folder for what one person needs while logged in; `make_folder` creates it."""
     named = os.environ.get("XDG_RUNTIME_DIR", "")
     return Path(named) / "appliance" if named.startswith("/") else state_folder() / "agent"
 
 
 def socket_path(where: Path | Address, name: str) -> Path:
-    """Of this person's agent for this appliance, below XDG_RUNTIME_DIR or the person's own state."""
+    """Return the socket of this person's agent for this appliance, below XDG_RUNTIME_DIR or the person's own state.
+
+    Raises: BadInput if the path is too long for a socket.
+    """
     folder = runtime_folder()
-    place = hashlib.sha256(f"{where}\0{name}".encode()).hexdigest()[:16]
-    path = folder / f"{place}.sock"
+    digest = hashlib.sha256(f"{where}\0{name}".encode()).hexdigest()[:16]
+    path = folder / f"{digest}.sock"
     if len(os.fsencode(path)) > _MOST_PATH_BYTES:
         raise BadInput(
             f"agent, {path}: expected a path of at most {_MOST_PATH_BYTES} bytes, got {len(os.fsencode(path))}; "
@@ -63,7 +68,10 @@ def socket_path(where: Path | Address, name: str) -> Path:
 
 
 def make_folder(folder: Path) -> None:
-    """The folder of agents: the caller's own, 0700, no link; Denied for another, in which others could act."""
+    """Create the folder of agents, which must be the caller's own, with mode 0700, and not a link.
+
+    Raises: Denied for another folder, in which other accounts could act.
+    """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.lstat()
@@ -76,9 +84,15 @@ def make_folder(folder: Path) -> None:
         )
 
 
-def start_agent(path: Path, key: Ed25519Signer, name: str, origin: str, *, lifetime_s: int, seconds: int) -> Held:
-    """A process of its own that holds the key for so many seconds; Conflict where one runs. `lifetime_s`: the longest
-    session that it signs for."""
+def start_agent(
+    path: Path, key: Ed25519Signer, name: str, origin: str, *, lifetime_s: int, seconds: int
+) -> AgentStatus:
+    """Start a process that holds the key for so many seconds.
+
+    `lifetime_s` is that of the longest session that it signs for.
+
+    Raises: Conflict if an agent runs already; Unavailable if it does not start.
+    """
     if find_agent(path) is not None:
         raise Conflict(f"agent of {name}: expected none, got one that runs; end it with: appliance agent stop")
     given = {
@@ -90,7 +104,7 @@ def start_agent(path: Path, key: Ed25519Signer, name: str, origin: str, *, lifet
         "seconds": seconds,
     }
     process = subprocess.Popen(
-        isolated(sys.executable, "appliance.client.support.agent_process"),
+        make_command(sys.executable, "appliance.client.support.agent_process"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -100,44 +114,47 @@ def start_agent(path: Path, key: Ed25519Signer, name: str, origin: str, *, lifet
     )
     _started.append(process)
     assert process.stdin is not None and process.stdout is not None
-    # The key goes through a pipe that nobody else has: never through an argument, the environment or a file.
+    # The key goes through a pipe: other processes could read an argument, the environment or a file.
     with process.stdin, process.stdout:
         process.stdin.write(json.dumps(given).encode() + b"\n")
         process.stdin.flush()
-        said = process.stdout.readline(MAX_LINE_BYTES).decode("utf-8", "replace").strip()
-    if said != "ready":
-        raise Unavailable(f"agent of {name}: expected it to start, got: {said or 'its end'}")
-    held = find_agent(path)
-    if held is None:
+        response = process.stdout.readline(MAX_LINE_BYTES).decode("utf-8", "replace").strip()
+    if response != "ready":
+        raise Unavailable(f"agent of {name}: expected it to start, got: {response or 'its end'}")
+    status = find_agent(path)
+    if status is None:
         raise Unavailable(f"agent of {name}: expected it to answer at {path}, got nothing")
-    return held
+    return status
 
 
 _started: list[subprocess.Popen[bytes]] = []
-"""An agent outlives this process; its handle is kept, so that nothing reports it as a forgotten child."""
+"""Handles of the agents, which outlive this process. They are kept so that Python does not report unreaped children."""
 
 
-def find_agent(path: Path) -> Held | None:
-    """What the agent says of itself; None where none runs."""
-    answer = _ask(path, {"ask": "status"})
+def find_agent(path: Path) -> AgentStatus | None:
+    """Return the agent's description of itself, or None if none runs."""
+    answer = _request(path, {"ask": "status"})
     if answer is None:
         return None
     try:
-        return Held(**{field: answer[field] for field in Held.__dataclass_fields__})
+        return AgentStatus(**{field: answer[field] for field in AgentStatus.__dataclass_fields__})
     except KeyError:
         raise Unavailable(f"agent, {path}: expected its status, got another answer") from None
 
 
 def stop_agent(path: Path) -> None:
-    """NotFound where none runs. One that has answered takes no other question, and its process ends."""
-    if _ask(path, {"ask": "stop"}) is None:
+    """Stop the agent. After its response it accepts no further requests, and its process ends.
+
+    Raises: NotFound if none runs.
+    """
+    if _request(path, {"ask": "stop"}) is None:
         raise NotFound("agent: expected one that runs, got none")
 
 
 def sign_session(path: Path, payload: bytes, keyid: str) -> Envelope | None:
-    """The session statement signed by the agent; None where no agent holds this key, or it does not sign this."""
+    """Return the session statement signed by the agent, or None if no agent holds this key or it refuses to sign."""
     try:
-        answer = _ask(path, {"ask": "session", "payload": encode_base64(payload)})
+        answer = _request(path, {"ask": "session", "payload": encode_base64(payload)})
         if answer is None or "envelope" not in answer:
             return None
         envelope = parse_envelope(str(answer["envelope"]).encode())
@@ -146,8 +163,8 @@ def sign_session(path: Path, payload: bytes, keyid: str) -> Envelope | None:
     return envelope if envelope.payload == payload and envelope.signature.keyid == keyid else None
 
 
-def _ask(path: Path, question: dict[str, str]) -> dict[str, Any] | None:
-    """The agent's answer; None where none listens."""
+def _request(path: Path, question: dict[str, str]) -> dict[str, Any] | None:
+    """Return the agent's response, or None if no agent listens."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(ANSWER_S)
         try:
@@ -169,13 +186,16 @@ def _ask(path: Path, question: dict[str, str]) -> dict[str, Any] | None:
 
 
 def peer_of(connection: socket.socket) -> int:
-    """The user id of the process at the other end, as the kernel has it."""
+    """Return the user id of the process at the other end, from the kernel."""
     _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     return int(uid)
 
 
 def read_line(connection: socket.socket) -> bytes:
-    """Up to the first newline; BadInput for more than a line may have, or an end before it."""
+    """Return the bytes up to the first newline.
+
+    Raises: BadInput for a line that is too long, or an end before the newline.
+    """
     data = b""
     while b"\n" not in data:
         chunk = connection.recv(4_096)

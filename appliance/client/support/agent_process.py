@@ -1,9 +1,8 @@
-"""The agent itself: `appliance agent start` starts it, and hands it the unlocked key through a pipe.
+"""The agent's process: `appliance agent start` starts it and passes the unlocked key through a pipe.
 
-It signs one thing: a statement that opens a session, parsed strictly, of its own person, for its own log, that begins
-now and is no longer than policy allows. Orders, tokens and proofs of possession are other statements, and it refuses
-them; a session can only read. It ends by itself, and its memory is in no core dump and open to no debugger of the
-account.
+It signs only statements that open a session: strictly parsed, of its own person, for its own log, beginning now, and no
+longer than policy allows. It refuses other statements, such as orders, tokens and proofs of possession. A session can
+only read. The process ends by itself. Its memory is excluded from core dumps and debuggers of the account.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from appliance.client.support.agent import ANSWER_S, MAX_LINE_BYTES, make_folder, peer_of, read_line
@@ -32,25 +32,31 @@ from appliance.formats.signatures.keys import Ed25519Signer, ed25519_signer
 
 _PR_SET_DUMPABLE = 4
 _BEGINS_WITHIN_S = 60
-"""How far from now a session that it signs for may begin: nobody collects signatures for later."""
+"""Largest distance in seconds from now to the beginning of a session, so that signatures cannot be collected for later.
+"""
 
 
 @dataclass
-class Agent:
+class KeyAgent:
+    """An agent: the key, its person, its log, and its time of expiry."""
+
     key: Ed25519Signer
     name: str
     origin: str
     lifetime_s: int
     ends_at: float
-    """By a clock that goes on while the machine sleeps."""
+    """Time of expiry in seconds, by a clock that also counts while the machine sleeps."""
 
     def answer(self, question: Any) -> dict[str, object]:
-        """BadInput or Denied for everything that is not one of the three questions."""
+        """Return the response to a request for the status, a session or the end.
+
+        Raises: BadInput or Denied for any other request.
+        """
         match question:
             case {"ask": "status", **rest} if not rest:
                 left = max(0, round(self.ends_at - _now_s()))
-                held = {"name": self.name, "origin": self.origin, "keyid": self.key.keyid}
-                return {**held, "seconds_left": left, "pid": os.getpid()}
+                status = {"name": self.name, "origin": self.origin, "keyid": self.key.keyid}
+                return {**status, "seconds_left": left, "pid": os.getpid()}
             case {"ask": "session", "payload": str(text), **rest} if not rest:
                 payload = parse_base64(text, "agent, payload")
                 self._check(parse_credential(SessionStatement, payload))
@@ -78,20 +84,20 @@ class Agent:
             )
 
 
-def serve(agent: Agent, listener: socket.socket) -> None:
-    """One question a connection, until it is told to end or its time is over."""
+def serve(agent: KeyAgent, listener: socket.socket) -> None:
+    """Serve one request per connection, until the agent is stopped or expires."""
     while (left := agent.ends_at - _now_s()) > 0:
         listener.settimeout(left)
         with suppress(TimeoutError):
             connection, _ = listener.accept()
             with connection:
                 connection.settimeout(ANSWER_S)
-                _serve_one(agent, connection)
+                _serve_connection(agent, connection)
 
 
-def _serve_one(agent: Agent, connection: socket.socket) -> None:
+def _serve_connection(agent: KeyAgent, connection: socket.socket) -> None:
     if peer_of(connection) != os.geteuid():
-        return  # the folder keeps others out already: this holds where somebody opened it
+        return  # a second check, in case the folder's mode was changed
     with suppress(OSError):
         try:
             answer = agent.answer(json.loads(read_line(connection)))
@@ -103,7 +109,10 @@ def _serve_one(agent: Agent, connection: socket.socket) -> None:
 
 
 def listen(path: Path) -> socket.socket:
-    """At a socket of mode 0600; one that nobody listens at any more is replaced."""
+    """Return a listener at a socket of mode 0600; a socket without a listener is replaced.
+
+    Raises: Conflict if an agent listens there.
+    """
     make_folder(path.parent)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     os.umask(0o177)
@@ -120,7 +129,7 @@ def listen(path: Path) -> socket.socket:
 
 
 def forbid_dumps() -> None:
-    """No core file, no debugger and no /proc/PID/mem for other processes of the account."""
+    """Forbid core files, debuggers and /proc/PID/mem to other processes of the account."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
         raise Denied(f"agent: expected its memory locked, got {os.strerror(ctypes.get_errno())}")
@@ -131,20 +140,16 @@ def _now_s() -> float:
 
 
 def main() -> None:
+    """Read the key and the settings from stdin, report "ready", and serve."""
     path: Path | None = None
     try:
         forbid_dumps()  # before the key comes in
-        given = json.loads(sys.stdin.buffer.readline(MAX_LINE_BYTES))
-        agent = Agent(
-            ed25519_signer(parse_base64(given["seed"], "agent, seed")),
-            given["name"],
-            given["origin"],
-            given["lifetime_s"],
-            _now_s() + given["seconds"],
-        )
-        listener = listen(Path(given["socket"]))
-        path = Path(given["socket"])
-    except (ApplianceError, OSError, ValueError, KeyError) as error:
+        given = SimpleNamespace(**json.loads(sys.stdin.buffer.readline(MAX_LINE_BYTES)))
+        signer = ed25519_signer(parse_base64(given.seed, "agent, seed"))
+        agent = KeyAgent(signer, given.name, given.origin, given.lifetime_s, _now_s() + given.seconds)
+        listener = listen(Path(given.socket))
+        path = Path(given.socket)
+    except (ApplianceError, OSError, ValueError, TypeError, AttributeError) as error:
         print(error, flush=True)
         sys.exit(1)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

@@ -1,4 +1,4 @@
-"""A session of its own for a browser, handed over by a link."""
+"""A separate session for a browser, which takes it over by a link."""
 
 from __future__ import annotations
 
@@ -6,42 +6,51 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from appliance.api.people import ConsoleAddress, ConsoleLink, EmptyBody, OpenedSession
 from appliance.client.support.agent import make_folder, runtime_folder
-from appliance.client.support.door import Door
+from appliance.client.support.connection import Connection
 from appliance.client.support.files import replace_private
-from appliance.client.support.session import Opened, SavedSession
+from appliance.client.support.session import SavedSession
 from appliance.errors import ApplianceError, Unavailable
 from appliance.formats.core.fields import show
 
-_ADDRESS = re.compile(r"https?://[A-Za-z0-9][A-Za-z0-9.-]{0,252}(:[0-9]{1,5})?/sign-in/[A-Za-z0-9_-]{43}")
+_SITE = r"https?://[A-Za-z0-9][A-Za-z0-9.-]{0,252}(:[0-9]{1,5})?"
+_ADDRESS = re.compile(rf"{_SITE}/sign-in/[A-Za-z0-9_-]{{43}}")
 
 
-@dataclass(frozen=True)
-class Link:
-    """Where a browser takes over the session, once and within so many seconds."""
+def find_console(connection: Connection) -> str:
+    """Return the address of the console, as the service reports it."""
+    url = connection.get("/v1/console", ConsoleAddress).url
+    if re.fullmatch(_SITE, url) is None:
+        raise Unavailable(f"service, console: expected an address, got {show(url)}")
+    return url
 
-    url: str
-    seconds: int
 
+def open_link(connection: Connection, session: SavedSession) -> ConsoleLink:
+    """Open a session that this command does not save, and return its link.
 
-def open_link(door: Door, session: SavedSession) -> Link:
-    """Opens a session that is not kept here, and hands it over; one that could not be handed over is ended."""
+    If there is no link, the session is ended.
+    """
     opened = session.open_another()
-    door.bearer = _Bearer(opened)
+    connection.bearer = _Bearer(opened)
     try:
-        answer = door.post("/v1/console/links", {})
+        link = connection.post("/v1/console/links", ConsoleLink, EmptyBody())
     except ApplianceError:
         with suppress(ApplianceError):
-            door.end_session(opened.token)
+            connection.end_session(opened.token)
         raise
-    return _parse_link(answer)
+    # The service may be forged, and the browser's command gets the link: an option or a file is not accepted.
+    if _ADDRESS.fullmatch(link.url) is None:
+        raise Unavailable(f"service, console: expected a link, got {show(link.url)}")
+    return link
 
 
-def write_page(link: Link) -> Path:
-    """A page that leads to the link, in a file of the person's own. The arguments of a browser's process can be read by
-    every account of the machine."""
+def write_page(link: ConsoleLink) -> Path:
+    """Write a page that leads to the link, in a private file.
+
+    The link is not passed to the browser as an argument, since every account of the machine can read arguments.
+    """
     make_folder(folder := runtime_folder())
     path = folder / "console.html"
     page = f'<!doctype html><meta http-equiv="refresh" content="0;url={link.url}"><a href="{link.url}">{link.url}</a>\n'
@@ -49,20 +58,9 @@ def write_page(link: Link) -> Path:
     return path
 
 
-def _parse_link(answer: Any) -> Link:
-    """Of a service that may be another's: what a browser's command is given is an address and no option, no file."""
-    try:
-        link = Link(str(answer["url"]), int(answer["seconds"]))
-    except (KeyError, TypeError, ValueError):
-        link = Link("", 0)
-    if _ADDRESS.fullmatch(link.url) is None:
-        raise Unavailable(f"service, console: expected a link, got {show(answer)}")
-    return link
-
-
 @dataclass(frozen=True)
 class _Bearer:
-    opened: Opened
+    opened: OpenedSession
 
     def token(self, *, renew: bool) -> str:
         return self.opened.token

@@ -1,1 +1,1 @@
-"""What every subject uses: entries, orders, events, records, the state, policy, and what a rule sees."""
+"""The vocabulary of all subjects: entries, orders, events, records, the state, policy, and the input of a rule."""

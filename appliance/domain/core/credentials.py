@@ -1,4 +1,4 @@
-"""Signed statements that are no orders: proof of possession, the opening of a session, a unit's token.
+"""Signed statements other than orders: proofs of possession, session openings, and tokens of units.
 
 They share the order's envelope (DSSE over an in-toto statement) and its encoding, under `urn:appliance:statement:`.
 """
@@ -11,13 +11,21 @@ from pydantic import AfterValidator, Field, StringConstraints
 
 from appliance.domain.core.names import Base64, Digest, Identifier, Nonce, Time, Value, encode_value, parse_value
 from appliance.errors import BadInput, NotAuthenticated
-from appliance.formats.core.canonical import encode_canonical
+from appliance.formats.core.canonical import check_values, encode_canonical
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.core.fields import encode_base64url, parse_base64url, show
-from appliance.formats.signatures.dsse import Envelope, encode_envelope, parse_envelope
-from appliance.formats.signatures.statement import Statement, encode_statement, parse_statement
+from appliance.formats.signatures.dsse import (
+    Envelope,
+    Statement,
+    encode_envelope,
+    encode_statement,
+    parse_envelope,
+    parse_statement,
+)
 
 PREFIX = "urn:appliance:statement:"
+MAX_VALUES = 100
+"""Largest number of JSON values in a credential, which is parsed before its signature is verified."""
 
 
 def _check_credential_id(text: str) -> str:
@@ -29,11 +37,14 @@ def _check_credential_id(text: str) -> str:
 
 
 CredentialId = Annotated[str, StringConstraints(min_length=1, max_length=1_364), AfterValidator(_check_credential_id)]
-"""What an authenticator calls a passkey: at most 1,023 bytes, as base64url in its one spelling."""
+"""An authenticator's identifier of a passkey: at most 1,023 bytes, as canonical base64url."""
 Origin = Annotated[str, StringConstraints(min_length=1, max_length=300)]
+"""A web origin, such as https://appliance.bank.example."""
 
 
 class Credential(Value):
+    """A signed statement that is not an order. This base class has the fields that all kinds share."""
+
     kind: ClassVar[str]
 
     origin: str = Field(max_length=255)
@@ -43,7 +54,10 @@ class Credential(Value):
 
 
 class Possession(Credential):
-    """Signed by a key that is to be enrolled, so that nobody can enrol another person's key."""
+    """A proof of possession, signed by the key that is to be enrolled.
+
+    It prevents the enrolment of another person's key.
+    """
 
     kind = "possession"
     key: Base64
@@ -51,7 +65,10 @@ class Possession(Credential):
 
 
 class PasskeyPossession(Possession):
-    """Signed by a passkey that is to be enrolled: its owner names where it signs, and the administrators see it."""
+    """A proof of possession, signed by the passkey that is to be enrolled.
+
+    The owner names the origins at which it signs, which the administrators see.
+    """
 
     kind = "passkey"
     passkey: Identifier = Field(description="the owner's own name for it")
@@ -62,21 +79,24 @@ class PasskeyPossession(Possession):
 
 
 class SessionStatement(Credential):
-    """Answers the service's challenge (the nonce); opens a reading session."""
+    """A response to the service's challenge (the nonce) that opens a reading session."""
 
     kind = "session"
     expires_at: Time
 
 
 class UnitToken(Credential):
-    """A unit's API key: signed by the unit's key, for this log's origin, at most an hour long."""
+    """A unit's API key, signed by the unit's key for this log's origin, valid for at most an hour."""
 
     kind = "token"
     expires_at: Time
 
 
 class TokenRequest(Credential):
-    """Answers the service's challenge (the nonce): an application of the unit `signer` asks for a token, by its key."""
+    """A response to the service's challenge (the nonce) by which an application of the unit `signer` requests a token.
+
+    The application's key signs it.
+    """
 
     kind = "token-request"
     application: Identifier
@@ -87,12 +107,17 @@ C = TypeVar("C", bound=Credential)
 
 
 def encode_credential(credential: Credential) -> bytes:
+    """Return the payload to sign: an in-toto statement in canonical JSON."""
     subject = ((f"principal:{credential.signer}", digest_bytes(encode_value(credential))),)
     return encode_statement(Statement(subject, f"{PREFIX}{credential.kind}:v1", credential.model_dump(mode="json")))
 
 
 def parse_credential(model: type[C], payload: bytes) -> C:
-    """The credential of a statement's bytes; BadInput when it is of another kind or not exactly encoded."""
+    """Parse a statement's bytes as a credential of this kind.
+
+    Raises: BadInput if it has more than MAX_VALUES values, is of another kind or its encoding is not canonical.
+    """
+    check_values(payload, model.kind, MAX_VALUES)
     statement = parse_statement(payload)
     expected = f"{PREFIX}{model.kind}:v1"
     if statement.predicate_type != expected:
@@ -105,16 +130,19 @@ def parse_credential(model: type[C], payload: bytes) -> C:
 
 
 def encode_token(envelope: Envelope) -> str:
-    """An envelope as one word that fits an Authorization header."""
+    """Encode an envelope as one word that fits an Authorization header."""
     return encode_base64url(encode_envelope(envelope))
 
 
 ISSUED = "at_"
-"""How a token begins that the service gave to an application: 32 random bytes follow, which say nothing."""
+"""Prefix of a token that the service issued to an application. 32 random bytes follow, which carry no information."""
 
 
 def parse_token(text: str) -> Envelope:
-    """The envelope of a token in its one spelling; NotAuthenticated for whatever is none: a token is a credential."""
+    """Parse a token, which must be canonical base64url of an envelope.
+
+    Raises: NotAuthenticated for anything else, since a token is a credential.
+    """
     try:
         return parse_envelope(parse_base64url(text, "token"))
     except BadInput:

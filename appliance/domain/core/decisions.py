@@ -1,5 +1,4 @@
-"""What the state remembers of a decision on a release: who asked for it, under which conditions, what was found, and
-who may decide in another's place."""
+"""Records of decisions on a release: requests, conditions, reviews, findings and delegations."""
 
 from __future__ import annotations
 
@@ -9,42 +8,54 @@ from typing import Literal
 from pydantic import Field
 
 from appliance.domain.core.names import Digest, Identifier, Time, Value
+from appliance.errors import Refusal, RefusalCode
 
 Decision = Literal["approve", "approve-with-conditions", "request-changes", "reject", "withdraw"]
 """A reviewer's decision."""
 APPROVALS: tuple[Decision, ...] = ("approve", "approve-with-conditions")
-"""The decisions that approve, and have a date."""
+"""The decisions that approve, and expire."""
 Part = Literal["changes", "findings", "quality"]
 """A part of the review page that a reviewer opens before an approval in the console."""
 PARTS: tuple[Part, ...] = ("changes", "findings", "quality")
+MOST_DECISIONS = 100
+"""Largest number of findings, and of reviews, requests and activations for a unit, that a person signs about an
+adapter version. Each adds to the row of the adapter or the release, and the database keeps every version of a row."""
+MOST_FOR_ALL_UNITS = 400
+"""Largest number of reviews, and of requests, for all units together that a person signs about an adapter version."""
 FindingKind = Literal["issue", "exception", "limitation"]
 Severity = Literal["low", "medium", "high", "critical"]
 
 
-class Opened(Value):
-    """A part of the review page that the signer's browser session fetched, or their command line printed, before the
-    decision. `digest`: of the part's value (docs/formats/review-page.md). It does not say that anybody read it."""
+class OpenedPagePart(Value):
+    """A part of the review page that the signer's browser or command line fetched before the decision.
+
+    `digest` is that of the part's value (docs/formats/review-page.md). It does not prove that a person read the part.
+    """
 
     part: Part
     digest: Digest
 
 
 class Conditions(Value):
-    """What the service enforces while a release rests on them. All hold at once; a member that says nothing is null, or
-    empty."""
+    """The conditions that the service enforces for a release. All apply at once; an unused one is null or empty."""
 
-    not_before: Time | None = Field(description="no answer before it")
-    not_after: Time | None = Field(description="no answer at this time or after it")
-    tasks: tuple[Identifier, ...] = Field(max_length=16, description="the tasks it may answer; empty: any")
-    answers_a_day: int | None = Field(ge=1, le=1_000_000_000, description="requests admitted in one day of UTC")
+    not_before: Time | None = Field(description="a day; it does not serve before it")
+    not_after: Time | None = Field(description="a day; it does not serve from then on")
+    served_models: tuple[Identifier, ...] = Field(
+        max_length=16, description="the names under which it may serve; none: any name"
+    )
+    answers_a_day: int | None = Field(
+        ge=1, le=1_000_000_000, title="responses a day", description="requests admitted in one day of UTC"
+    )
 
     def say_nothing(self) -> bool:
-        return not self.tasks and (self.not_before, self.not_after, self.answers_a_day) == (None, None, None)
+        """Return True if no condition is set."""
+        return not self.served_models and (self.not_before, self.not_after, self.answers_a_day) == (None, None, None)
 
 
 @dataclass(frozen=True, slots=True)
-class Delegated:
-    """In whose place a reviewer decided, and the delegation's entry and key."""
+class Delegator:
+    """The principal in whose place a reviewer decided, and the delegation's entry and key."""
 
     principal: str
     keyid: str
@@ -53,29 +64,35 @@ class Delegated:
 
 @dataclass(frozen=True, slots=True)
 class ReviewRecord:
+    """One decision of a reviewer on an adapter for a unit."""
+
     index: int
     order: str
     reviewer: str
     keyid: str
-    field: str
+    review_function: str
     unit: str
     decision: Decision
     valid_until: Time | None
-    """Of an approval; no other decision has one."""
+    """Time at which an approval expires; None for other decisions."""
     time: Time
     request: str | None
-    """The release request that it was made on, by its order."""
+    """The order of the release request that was decided on, or None."""
     conditions: Conditions | None
-    on_behalf_of: Delegated | None
+    on_behalf_of: Delegator | None
 
     @property
     def approves(self) -> bool:
+        """Return True if the decision is an approval."""
         return self.decision in APPROVALS
 
 
 class ReleaseRequest(Value):
-    """Asked for by the person who ordered the run; or opened by the entry that released a version in an emergency,
-    which has neither exposure nor purpose and the highest tier."""
+    """A request to release an adapter to a unit.
+
+    The person who ordered the run makes it. A request of kind `break-glass` is opened by the entry of an emergency
+    release: it has no exposure and no purpose, and the highest tier.
+    """
 
     order: str
     unit: str
@@ -92,8 +109,11 @@ class ReleaseRequest(Value):
 
 
 class Finding(Value):
-    """What a reviewer found, by the entry `index`. `closed`: the entry that closed it last, and `closed_by` its key.
-    `accepts_verdict`: an exception by which the adapter may answer though its verdict was not passed."""
+    """A reviewer's finding, recorded by the entry `index`.
+
+    `closed` is the entry that closed it last, `closed_by` the signer of that order and `closed_keyid` the signer's key.
+    `accepts_verdict` marks an exception by which the adapter may be released although its verdict was not passed.
+    """
 
     index: int
     order: str
@@ -101,7 +121,7 @@ class Finding(Value):
     severity: Severity
     blocks: bool
     accepts_verdict: bool
-    field: str
+    review_function: str
     finder: str
     keyid: str
     owner: str
@@ -111,19 +131,39 @@ class Finding(Value):
     closed_keyid: str | None = None
 
 
+class Suspension(Value):
+    """A suspension of an adapter version for a unit, recorded by the entry `index`.
+
+    `served_model` is the only served model that it stops; null stops all served models of the unit. `role` is the role
+    under which `by` signed it. `lifted` is the entry that lifted it last, `lifted_by` who ordered that, and
+    `lifted_keyids` the keys of all signatures of that entry.
+    """
+
+    index: int
+    order: str
+    unit: str
+    served_model: str | None
+    role: str
+    by: str
+    keyid: str
+    lifted: int | None = None
+    lifted_by: str | None = None
+    lifted_keyids: tuple[str, ...] = ()
+
+
 class Delegation(Value):
-    """A reviewer's own field, given to another person until a time."""
+    """A review function that a reviewer gave to another person until a time."""
 
     delegator: str
     delegate: str
-    field: str
+    review_function: str
     until: Time
     keyid: str
     index: int
 
 
 class DailyAnswers(Value):
-    """Requests that were admitted to an adapter for a unit, in the last day on which a condition counted them."""
+    """Number of requests admitted to an adapter for a unit on the last day on which a condition limited them."""
 
     unit: str
     adapter: str
@@ -131,9 +171,11 @@ class DailyAnswers(Value):
     count: int
 
 
-class Look(Value):
-    """A look at a sealed adapter that has not ended: `count` rows, or prompts, as the order says. `index`: the entry
-    that it was ordered by."""
+class Preview(Value):
+    """A sample view or trial of a sealed adapter that has not ended.
+
+    `count` is the number of rows or prompts that the order allows, and `index` the entry of the order.
+    """
 
     order: str
     kind: Literal["samples", "try"]
@@ -144,16 +186,33 @@ class Look(Value):
 
 
 class DailyTries(Value):
-    """Prompts that a reviewer put to adapters that are not released, on the last day of UTC on which they put any."""
+    """Number of prompts that a reviewer sent to unreleased adapters, on the last UTC day on which there was one."""
 
     by: str
     day: str
     count: int
 
 
-def delegation_key(delegator: str, delegate: str, field: str) -> str:
-    return f"{delegator}/{delegate}/{field}"
+def delegation_key(delegator: str, delegate: str, function: str) -> str:
+    return f"{delegator}/{delegate}/{function}"
 
 
 def answers_key(unit: str, adapter: str) -> str:
     return f"{unit}/{adapter}"
+
+
+TOO_MANY_DECISIONS = RefusalCode(
+    "too-many-decisions",
+    "rule",
+    "{id} has signed {signed} {decisions} of {adapter}, the most that one person can sign.",
+    "Ask another person who has the role.",
+)
+
+
+def has_too_many(
+    person: str, decisions: str, adapter: str, signed: int, *, for_all_units: bool = False
+) -> list[Refusal]:
+    """Return the refusal reason of a person who has signed the most decisions of one kind about an adapter version."""
+    if signed < (MOST_FOR_ALL_UNITS if for_all_units else MOST_DECISIONS):
+        return []
+    return [TOO_MANY_DECISIONS(f"principal:{person}", signed=signed, decisions=decisions, adapter=adapter)]

@@ -1,4 +1,4 @@
-"""The vocabulary that every statement, entry and rule is spelled in."""
+"""The types of names, digests, times and other values that statements, entries and rules consist of."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from pydantic import (
     ValidationError,
 )
 
-from appliance.domain.core.words import form, problems
+from appliance.domain.core.words import form, items_of, problems
 from appliance.errors import BadInput
-from appliance.formats.core.canonical import MAX_DEPTH, MAX_INTEGER, encode_canonical, ordered
+from appliance.formats.core.canonical import MAX_DEPTH, MAX_INTEGER, check_values, encode_canonical, ordered, parse_json
 from appliance.formats.core.fields import parse_base64
 from appliance.formats.core.timestamp import check_time, encode_time, parse_time
 
 IDENTIFIER = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 NO_DIGEST = "sha256:" + "0" * 64
+"""The digest of 32 zero bytes, where no digest exists."""
 SERVICE = "service"
-"""The actor of what the appliance does by itself; no person or unit can have this name."""
+"""The actor of the service's own entries. No person or unit can have this name."""
 
 _NAME = "lower-case letters, digits and hyphens, at most 63, beginning and ending with a letter or digit"
 
@@ -34,25 +35,28 @@ def _correct_name(typed: str) -> str:
 
 
 Identifier = Annotated[str, form(rf"^{IDENTIFIER}$", _NAME, _correct_name)]
-"""A name people type: a principal, base, dataset, adapter, unit, task or field."""
+"""A name that people type: of a principal, base, dataset, adapter, unit, served model or review function."""
 
 
 def check_name(what: str, text: str) -> None:
-    """BadInput unless it is an Identifier."""
+    """Raise BadInput unless the text is an Identifier."""
     if re.fullmatch(IDENTIFIER, text) is None:
         near = _correct_name(text)
         raise BadInput(f"{what}: expected {_NAME}, got {text!r:.80}" + (f"; did you mean {near!r}?" if near else ""))
 
 
 VersionedName = Annotated[str, form(rf"^{IDENTIFIER}@[1-9][0-9]{{0,8}}$", "NAME@VERSION such as clauses@1")]
-"""`NAME@VERSION`, versions counted from 1."""
+"""A name and a version, `NAME@VERSION`. Versions are counted from 1."""
 
 RunId = Annotated[str, form(r"^r-[0-9]{6,}$", "a run such as r-000001")]
 
 Digest = Annotated[str, form(r"^sha256:[0-9a-f]{64}$", "a digest: sha256: and 64 hexadecimal digits")]
 
 Commitment = Annotated[str, form(r"^hmac-sha256:[0-9a-f]{64}$", "a commitment: hmac-sha256: and 64 hexadecimal digits")]
-"""Binds a text without showing it (formats.commitment); text and salt travel beside and can be erased."""
+"""A keyed digest that binds a text without revealing it (formats.commitment).
+
+Text and salt are stored beside the log and can be erased.
+"""
 
 
 def _check_time(text: str) -> str:
@@ -70,7 +74,7 @@ Time = Annotated[
     ),
     AfterValidator(_check_time),
 ]
-"""UTC to the millisecond, a time that exists; of constant width, so that text order is time order."""
+"""A valid UTC time to the millisecond. The width is constant, so that text order is time order."""
 
 Token = Annotated[
     str,
@@ -79,10 +83,10 @@ Token = Annotated[
         "one word of at most 64 letters, digits and . + _ -, such as Apache-2.0",
     ),
 ]
-"""A word of a closed vocabulary of others: an SPDX licence, a classification."""
+"""A word of a vocabulary that others define: an SPDX licence or a classification."""
 
 Decimal = Annotated[str, form(r"^(?:0|[1-9][0-9]{0,8})\.[0-9]{1,12}$", "a decimal fraction such as 0.2")]
-"""A non-negative decimal fraction in text, since nothing signed holds a float (RFC 8785)."""
+"""A non-negative decimal fraction as text, since signed JSON has no floats here (RFC 8785)."""
 
 
 def _check_base64(text: str) -> str:
@@ -95,33 +99,40 @@ def _check_base64(text: str) -> str:
 
 Nonce = Annotated[str, form(r"^[0-9a-f]{32}$", "32 hexadecimal digits")]
 
+Code = Annotated[str, form(r"^[a-z][a-z0-9-]{0,63}$", "an error code, such as not-found")]
+
 Base64 = Annotated[str, StringConstraints(min_length=1, max_length=16384), AfterValidator(_check_base64)]
-"""Standard base64 in its one spelling, so that decoding it later cannot fail."""
+"""Canonical standard base64. It is checked once, so that later decoding cannot fail."""
 
 Role = Annotated[
     str,
     form(
-        rf"^(?:administrator|operator|auditor|unit|validator|reviewer:{IDENTIFIER}|release-owner:{IDENTIFIER})$",
-        "administrator, operator, auditor, unit, validator, reviewer:FIELD such as reviewer:privacy, "
+        rf"^(?:administrator|operator|auditor|unit|validator|recovery|reviewer:{IDENTIFIER}|release-owner:{IDENTIFIER})$",
+        "administrator, operator, auditor, unit, validator, recovery, reviewer:FUNCTION such as reviewer:privacy, "
         "or release-owner:UNIT such as release-owner:legal",
     ),
 ]
-"""What a principal may do; a reviewer's field and a release owner's unit follow the colon."""
+"""A role of a principal. A colon separates it from a reviewer's review function or a release owner's unit."""
 
-EXCLUSIVE_ROLES = ("administrator", "auditor", "unit")
-"""Roles that cannot be combined: people who enrol, audit or consume do not also train or approve."""
+EXCLUSIVE_ROLES = ("administrator", "auditor", "unit", "recovery")
+"""Roles that exclude every other role: people who enrol, audit or use adapters do not also train or approve them.
+
+A recovery key stays in a safe, so it has no other use."""
 PARTED_ROLES = ("operator", "validator")
-"""Roles that one person does not have both of: who trains does not choose the rows that judge it."""
+"""Roles that exclude each other: a person who trains adapters does not choose the rows that evaluate them."""
 
 
 class Value(BaseModel):
-    """A frozen value that refuses unknown fields and silent conversions."""
+    """A frozen value that refuses unknown fields and implicit conversions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 def _canonical(schema: Any, depth: int) -> Any:
-    """The schema with its fields sorted and what is open in it put in order; `depth`: how many levels are left."""
+    """Return the schema with its fields sorted and its open values (objects, any value) put into canonical order.
+
+    `depth` is the number of levels that may still follow.
+    """
     match schema["type"]:
         case "any" | "dict":
             function = {"type": "no-info", "function": lambda value: ordered(value, depth)}
@@ -134,6 +145,8 @@ def _canonical(schema: Any, depth: int) -> Any:
             return schema | {"fields": {name: _canonical(field, depth - 1) for name, field in fields}}
         case "tuple":
             return schema | {"items_schema": [_canonical(item, depth - 1) for item in schema["items_schema"]]}
+        case "union":
+            return schema | {"choices": [_canonical(choice, depth) for choice in schema["choices"]]}
         case "model" | "model-field" | "nullable" | "function-after":
             return schema | {"schema": _canonical(schema["schema"], depth)}
         case "str" | "bool" | "none" | "literal" | "definition-ref":  # the last: a canonical value
@@ -145,8 +158,10 @@ def _canonical(schema: Any, depth: int) -> Any:
 class Canonical(Value):
     """A value that pydantic's own serialiser writes as canonical JSON, in one pass.
 
-    It escapes as RFC 8785 does; here fields are sorted too, and what is open (an object, any value) is put in order
-    when the value is made: BadInput for what has no canonical form. Values in it are canonical themselves.
+    The serialiser escapes as RFC 8785 does. The schema sorts the fields, and open values (an object, any value) are put
+    into canonical order when the value is made. Nested values are Canonical, too.
+
+    Raises: BadInput for an open value that has no canonical form.
     """
 
     @classmethod
@@ -155,15 +170,19 @@ class Canonical(Value):
 
 
 V = TypeVar("V", bound=Value)
+M = TypeVar("M", bound=BaseModel)
 
 
 def encode_value(value: Value) -> bytes:
-    """The value's canonical bytes (RFC 8785)."""
+    """Return the value's canonical bytes (RFC 8785)."""
     return encode_canonical(value.model_dump(mode="json"))
 
 
 def write_canonical(value: Canonical) -> bytes:
-    """The same bytes as `encode_value`, in one pass."""
+    """Return the same bytes as `encode_value`, in one pass.
+
+    Raises: BadInput for a lone surrogate.
+    """
     try:
         return value.__pydantic_serializer__.to_json(value)
     except ValueError as error:
@@ -171,28 +190,49 @@ def write_canonical(value: Canonical) -> bytes:
 
 
 def parse_value(model: type[V], data: bytes, what: str) -> V:
-    """The value of canonical bytes: decoded, encoded again, compared. BadInput names the field that does not fit."""
-    try:
-        value = model.model_validate_json(data)
-    except ValidationError as error:
-        raise BadInput(f"{what}: {explain(error)}") from None
+    """Parse canonical bytes: decode, encode again, compare.
+
+    Raises: BadInput, which names the malformed field.
+    """
+    value = validate_json(model, data, what)
     if encode_value(value) != data:
         raise BadInput(f"{what}: expected canonical JSON (RFC 8785) with every field, got a different encoding")
     return value
 
 
+def validate_json(model: type[M], data: bytes, what: str) -> M:
+    """Parse JSON in any encoding.
+
+    Raises: BadInput, which names the malformed fields, or reports that there are too many values.
+    """
+    check_values(data, what)
+    try:
+        return model.model_validate_json(data)
+    except ValidationError as error:
+        raise BadInput(f"{what}: {explain(error)}") from None
+
+
+def parse_file(model: type[M], data: bytes, what: str) -> M:
+    """Parse JSON that people wrote. The layout is free, keys must be unique, and missing fields get their defaults."""
+    parse_json(data, what)
+    return validate_json(model, data, what)
+
+
 def list_problems(error: ValidationError) -> list[str]:
-    """Each of a pydantic error's findings in plain words: where, what was expected, what was got."""
-    return list(problems(dict(item) for item in error.errors(include_url=False)))
+    """Return the first problems of a pydantic error in plain words, and the number of the others."""
+    return list(problems(items_of(error)))
 
 
 def explain(error: ValidationError) -> str:
-    """The same as one line."""
+    """Return the problems of a pydantic error as one line."""
     return "; ".join(list_problems(error))
 
 
 def add_seconds(time: str, seconds: int) -> str:
-    """The time that many seconds later, to the same millisecond; BadInput past the year 9999."""
+    """Return the time that many seconds later, to the same millisecond.
+
+    Raises: BadInput past the year 9999.
+    """
     try:
         return encode_time(parse_time(time) + timedelta(seconds=seconds))
     except OverflowError:
@@ -204,10 +244,16 @@ def versioned(name: str, version: int) -> str:
 
 
 def split_version(text: str) -> tuple[str, int]:
-    """`clauses@3` as ("clauses", 3); the text has been checked against VersionedName."""
+    """Split `clauses@3` into ("clauses", 3). The text must be a valid VersionedName."""
     name, _, version = text.rpartition("@")
     return name, int(version)
 
 
+RecordClass = Literal["previews", "refusals", "replays", "requests"]
+"""A class of records that may be archived: sample views and trials, refusals, replays of training, and requests with
+their responses."""
+FinishReason = Literal["stop", "tool_calls", "length", "cancelled", "classified", "failure", "interrupted"]
+"""Reason for which a response ended: the engine's, or the outcome where the engine gave none."""
+
 OtherEngine = Literal["vllm"]
-"""What answers units in place of the appliance's own engine."""
+"""An engine that can serve units in place of the service's own engine."""

@@ -1,4 +1,4 @@
-"""What is wrong with a value, in plain words: an unknown word, a text of another form, a number out of bounds."""
+"""Explanations of invalid values in plain words: unknown words, malformed text, numbers out of bounds."""
 
 from __future__ import annotations
 
@@ -7,27 +7,36 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from pydantic import StringConstraints
+from pydantic import StringConstraints, ValidationError
 
 MOST_LISTED = 12
-"""Words that are listed whole; of more only the nearest is named."""
+"""Largest number of known words that a message lists; with more, it names only the nearest one."""
 
 
 def unknown_word(what: str, got: str, known: Collection[str], kind: str = "a known one") -> str:
-    """`unit: expected one of claims, legal, got 'lgal'; did you mean legal?`"""
+    """Return a message such as `unit: expected one of claims, legal, got 'lgal'; did you mean legal?`"""
     listed = f"one of {', '.join(sorted(known))}" if 0 < len(known) <= MOST_LISTED else kind
     near = difflib.get_close_matches(got, sorted(known), n=1)
     return f"{what}: expected {listed}, got {got!r:.80}" + (f"; did you mean {near[0]}?" if near else "")
 
 
+def add_advice(message: str, advice: str) -> str:
+    """Return a message that ends with an advice: after a question, the advice is a sentence of its own."""
+    if message.endswith("?"):
+        return f"{message} {advice[0].upper()}{advice[1:]}"
+    return f"{message}; {advice}"
+
+
 FORMS: dict[str, str] = {}
-"""A text's form as people say it, by the pattern that checks it."""
+"""Descriptions of text formats for people, by the pattern that checks them."""
 _CORRECTIONS: dict[str, Callable[[str], str]] = {}
 
 
 def form(pattern: str, words: str, correct: Callable[[str], str] | None = None) -> StringConstraints:
-    """A text of this pattern; `words` say to people what it is, as no message shows a pattern. `correct`: what somebody
-    may have meant who typed another."""
+    """Return the constraint for text of this pattern, and register its description for error messages.
+
+    Messages show `words` and never the pattern. `correct` proposes a valid text for one that does not match.
+    """
     FORMS[pattern] = words
     if correct is not None:
         _CORRECTIONS[pattern] = correct
@@ -67,10 +76,29 @@ _BOUNDS = {
 
 Item = Mapping[str, Any]
 """One of pydantic's errors."""
+MOST_ITEMS = 1_000
+"""Largest number of errors of one value that are read.
+
+Pydantic creates all of them at once and blocks other threads meanwhile.
+"""
+MOST_EXPLAINED = 16
+"""Largest number of problems of one value that are explained; the others are counted."""
+_LONGEST = 1_000
+"""Largest number of characters of one problem."""
+_SHOWN = 80
+"""Largest number of characters of a field's name that a message repeats."""
+
+
+def items_of(error: ValidationError) -> list[Item]:
+    """Return the errors as items, or one item in place of more than MOST_ITEMS."""
+    if (count := error.error_count()) > MOST_ITEMS:
+        msg = f"expected at most {MOST_ITEMS} values that do not fit, got {count}; compare it with the documentation"
+        return [{"type": "value_error", "loc": (), "msg": msg}]
+    return [dict(item) for item in error.errors(include_url=False)]
 
 
 def expected_of(item: Item) -> str:
-    """What was expected, in plain words: neither a pattern nor pydantic's own."""
+    """Return the expected value in plain words, without a pattern or pydantic's own terms."""
     kind, context = str(item["type"]), item.get("ctx") or {}
     if kind == "string_pattern_mismatch":
         return FORMS.get(str(context["pattern"]), "text of the form that the documentation gives")
@@ -81,31 +109,40 @@ def expected_of(item: Item) -> str:
     return _TYPES.get(kind) or str(item["msg"]).removeprefix("Input should be ").removeprefix("a valid ")
 
 
-def problems(items: Iterable[Item], *, unknown: str = "expected no member of this name") -> Iterator[str]:
-    """Each of pydantic's errors as `where: expected X`; what failed as each of several kinds is one of them."""
+def problems(items: Iterable[Item], *, unknown: str = "expected no field of this name") -> Iterator[str]:
+    """Yield the first of pydantic's errors as `where: expected X`, and how many more there are.
+
+    A value that fits no member of a union has an error for each member; together these are one problem.
+    """
     found: dict[tuple[Any, ...], list[Item]] = {}
     for item in items:
-        found.setdefault(_place(item["loc"]), []).append(item)
-    for place, those in found.items():
-        # A list whose members do not fit is said to be too short, too.
-        inner = any(len(other) > len(place) and other[: len(place)] == place for other in found)
-        if inner and all(item["type"] == "too_short" for item in those):
-            continue
-        yield f"{_where(place, those[0])}: {_problem(those, unknown)}"
+        found.setdefault(_path_of(item["loc"]), []).append(item)
+    outer = {path[:length] for path in found for length in range(len(path))}
+    # Pydantic reports a list with malformed items as too short, too.
+    explained_problems = [
+        (path, alternatives)
+        for path, alternatives in found.items()
+        if path not in outer or any(item["type"] != "too_short" for item in alternatives)
+    ]
+    explained_problems.sort(key=lambda group: group[1][0]["type"] == "missing")
+    for path, alternatives in explained_problems[:MOST_EXPLAINED]:
+        yield f"{_where(path, alternatives[0])}: {_problem(alternatives, unknown)}"
+    if (more := len(explained_problems) - MOST_EXPLAINED) > 0:
+        yield f"{more} more problems of this kind"
 
 
-def _problem(those: list[Item], unknown: str) -> str:
-    first = those[0]
+def _problem(group: list[Item], unknown: str) -> str:
+    first = group[0]
     if first["type"] == "value_error":
-        return str((first.get("ctx") or {}).get("error") or first["msg"])
+        return str((first.get("ctx") or {}).get("error") or first["msg"])[:_LONGEST]
     if first["type"] == "extra_forbidden":
         return unknown
-    return f"expected {' or '.join(dict.fromkeys(expected_of(item) for item in those))}{_got(first)}{_suggest(first)}"
+    return f"expected {' or '.join(dict.fromkeys(expected_of(item) for item in group))}{_got(first)}{_suggest(first)}"
 
 
 def _suggest(item: Item) -> str:
     pattern = str((item.get("ctx") or {}).get("pattern"))
-    near = _CORRECTIONS[pattern](str(item["input"])) if pattern in _CORRECTIONS and "input" in item else ""
+    near = _CORRECTIONS[pattern](str(item["input"])[:_SHOWN]) if pattern in _CORRECTIONS and "input" in item else ""
     return f"; did you mean {near!r}?" if near and re.fullmatch(pattern, near) else ""
 
 
@@ -119,6 +156,8 @@ def _got(item: Item) -> str:
     if "input" not in item:
         return ""
     got = item["input"]
+    if isinstance(got, str):
+        got = got[:120]
     shown = repr(got) if isinstance(got, str | int | bool | float) or got is None else _KINDS.get(type(got), "another")
     return f", got {shown[:120]}"
 
@@ -126,16 +165,16 @@ def _got(item: Item) -> str:
 _KINDS: dict[type, str] = {dict: "an object", list: "a list", tuple: "a list"}
 
 
-def _place(steps: Sequence[Any]) -> tuple[Any, ...]:
-    """Without pydantic's names for the kinds of a union."""
+def _path_of(steps: Sequence[Any]) -> tuple[Any, ...]:
+    """Return the path of an error without pydantic's names for the members of a union."""
     return tuple(step for step in steps if not (isinstance(step, str) and ("[" in step or step in _MARKS)))
 
 
 _MARKS = ("constrained-str", "constrained-int", "str", "int", "float", "bool", "none")
 
 
-def _where(place: tuple[Any, ...], item: Item) -> str:
-    """`roles` rather than `roles.0`, where the text that does not fit is shown."""
-    if len(place) == 2 and isinstance(place[-1], int) and isinstance(item.get("input"), str) and item["input"]:
-        place = place[:-1]
-    return ".".join(map(str, place)) or "value"
+def _where(path: tuple[Any, ...], item: Item) -> str:
+    """Return the path as text: `roles` rather than `roles.0`, since the message shows the malformed text."""
+    if len(path) == 2 and isinstance(path[-1], int) and isinstance(item.get("input"), str) and item["input"]:
+        path = path[:-1]
+    return ".".join(str(step)[:_SHOWN] for step in path) or "value"

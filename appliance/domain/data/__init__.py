@@ -1,1 +1,1 @@
-"""Bases, datasets and their imports."""
+"""Rules for base models, datasets, validation sets and their imports."""

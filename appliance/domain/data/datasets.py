@@ -1,44 +1,55 @@
-"""Datasets: imported, revoked."""
+"""Datasets: the order that revokes one, and the ledger entries for import and revocation."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-from pydantic import Field
-
+from appliance.domain.core.action import Action, EventRule
 from appliance.domain.core.case import Case, Changes
-from appliance.domain.core.event import Event, Ordered
+from appliance.domain.core.entry import Event, Ordered
+from appliance.domain.core.example import example_digest
+from appliance.domain.core.facts import ActionFacts
 from appliance.domain.core.names import Digest, Identifier, Time, VersionedName, split_version, versioned
-from appliance.domain.core.order import Order, Subjects
+from appliance.domain.core.order import Order, Subjects, derived
 from appliance.domain.core.records.data import Dataset
 from appliance.domain.core.records.people import Principal
 from appliance.domain.core.roles import Reasons
-from appliance.domain.core.state import State
-from appliance.domain.core.verb import EventRule, Verb
-from appliance.domain.data.imports import check_import, check_rendered_for, finish_import
-from appliance.domain.data.standing import may_take_away, revocable
-from appliance.errors import Denied
+from appliance.domain.core.state import State, next_version
+from appliance.domain.data.imports import DatasetEntity, check_import, check_rendered_for, finish_import
+from appliance.domain.data.validity import (
+    DATASET_REVOKED,
+    DATASET_UNKNOWN,
+    check_revocable,
+    complete_revocation,
+)
+from appliance.errors import Denied, Rejected
 from appliance.formats.core.digest import digest_bytes
 
 
 class RevokeDataset(Order):
-    """With it fall all adapters that were trained on it, for every unit."""
+    """An order to revoke a dataset. It also revokes every adapter that was trained on it, for every unit."""
 
-    verb = "revoke-dataset"
+    action = "revoke-dataset"
     dataset: Identifier
-    version: int = Field(ge=1)
-    digest: Digest
+    version: int = derived(ge=1)
+    digest: Digest = derived()
 
     @property
     def name(self) -> str:
+        """Return the dataset's versioned name."""
         return versioned(self.dataset, self.version)
 
     def subjects(self) -> Subjects:
+        """Return the dataset and its digest."""
         return ((f"dataset:{self.name}", self.digest),)
 
 
 class DatasetImported(Event):
-    """`root` is the RFC 6962 root over the row digests, each under its own key."""
+    """A ledger entry that records an imported dataset.
+
+    `root` is the RFC 6962 root over the row digests, each under its own key.
+    """
 
     type = "dataset.imported"
     documents = ("manifest",)
@@ -47,9 +58,10 @@ class DatasetImported(Event):
     base: Identifier
     root: Digest
     facts: dict[str, Any]
-    walls: dict[str, str]
+    sandbox_probes: dict[str, str]
 
     def about(self) -> tuple[str, ...]:
+        """Return the order and the dataset."""
         return (
             f"order:{self.order}",
             f"dataset:{self.dataset}",
@@ -57,31 +69,31 @@ class DatasetImported(Event):
 
 
 class DatasetRevoked(Ordered):
-    """Nothing is trained on it, and nothing that was is served any more."""
+    """A ledger entry that revokes a dataset: no run trains on it, and adapters trained on it are not served."""
 
     type = "dataset.revoked"
 
 
-def may_revoke_dataset(state: State, order: RevokeDataset, signer: Principal, now: Time) -> Reasons:
+def authorise_revoke_dataset(state: State, order: RevokeDataset, signer: Principal, now: Time) -> Reasons:
+    """Return the reasons against the order; none if the signer may revoke the dataset."""
     dataset = state.datasets.get(order.name)
     if dataset is None:
-        return [f"dataset: expected an imported one, got {order.name}"]
-    return may_take_away(signer) + revocable(f"dataset {order.name}", dataset.digest, dataset.revoked, order.digest)
+        return [DATASET_UNKNOWN(name=Rejected(order.name))]
+    return check_revocable(f"dataset:{order.name}", dataset.digest, dataset.revoked, order.digest, DATASET_REVOKED)
 
 
-def next_dataset_version(state: State, name: str) -> int:
-    versions = [split_version(key)[1] for key, _ in state.datasets.items() if split_version(key)[0] == name]
-    return max(versions, default=0) + 1
+def apply_dataset_import(case: Case) -> Changes:
+    """Add the dataset to the state, and finish its import.
 
-
-def dataset_imported(case: Case) -> Changes:
+    Raises: Denied where the entry contradicts its order, the manifest or the state.
+    """
     body = case.of(DatasetImported)
     name, version = split_version(body.dataset)
     record, changes = finish_import(case, body.order, "dataset", name)
-    expected = next_dataset_version(case.state, name)
+    expected = next_version(case.state.datasets, name)
     case.require(version == expected, "version", expected, version)
     base = check_rendered_for(case, record, body.base)
-    check_import(case, body.walls, name, version)
+    check_import(case, body.sandbox_probes, name, version)
     dataset = Dataset(
         name=name,
         version=version,
@@ -100,7 +112,11 @@ def dataset_imported(case: Case) -> Changes:
     return [*changes, (case.state.datasets, body.dataset, dataset)]
 
 
-def dataset_revoked(case: Case) -> Changes:
+def apply_dataset_revocation(case: Case) -> Changes:
+    """Mark the dataset as revoked.
+
+    Raises: Denied where no such dataset is imported.
+    """
     name = case.order(RevokeDataset).name
     dataset = case.state.datasets.get(name)
     if dataset is None:
@@ -108,15 +124,19 @@ def dataset_revoked(case: Case) -> Changes:
     return [(case.state.datasets, name, dataset.model_copy(update={"revoked": case.entry.index}))]
 
 
-VERBS = (
-    Verb(
+ACTIONS = (
+    Action(
         RevokeDataset,
-        may=may_revoke_dataset,
+        title="Revoke a dataset",
+        complete=partial(complete_revocation, "dataset", "dataset"),
+        authorise=authorise_revoke_dataset,
         signers=("administrator", "any reviewer"),
-        meaning="No adapter trained on this dataset answers any more. This cannot be taken back.",
+        meaning="No adapter trained on this dataset serves a unit any more. This cannot be taken back.",
         event=DatasetRevoked,
-        apply=dataset_revoked,
-        changes_answers=True,
+        apply=apply_dataset_revocation,
+        recheck_slots=True,
+        facts=ActionFacts(DatasetEntity, "name"),
+        example_values={"signer": "rita", "dataset": "clauses", "digest": example_digest("clauses")},
     ),
 )
-EVENTS = (EventRule(DatasetImported, dataset_imported),)
+EVENTS = (EventRule(DatasetImported, apply_dataset_import),)

@@ -1,7 +1,7 @@
-"""Tools, calls and results as a conversation of OpenAI's interface has them, checked member by member.
+"""Tools, tool calls and tool results in a conversation, in the form of OpenAI's API.
 
-A dataset's rows and a unit's requests have the same form. What is wrong is said with its place; a call's arguments are
-JSON text there and an object here, as transformers' templates want them.
+Dataset rows and unit requests have the same form. Error messages name the place of the fault. OpenAI writes a call's
+arguments as JSON text; this module converts them to objects, which the chat templates of transformers expect.
 """
 
 from __future__ import annotations
@@ -15,24 +15,29 @@ from appliance.errors import BadInput, TooLarge
 
 MAX_TOOLS = 128
 MAX_TOOLS_TEXT = 65_536
-"""Characters of all tools of a conversation, as JSON."""
+"""Most characters of all tools of a conversation, as JSON."""
 MAX_CALLS = 32
-"""Calls of one message."""
+"""Most calls in one message."""
 MAX_DEPTH = 32
-"""Levels of a tool's schema, or of a call's arguments."""
+"""Most levels of nesting in a tool's schema, or in a call's arguments."""
 TOOL = "tool"
 
 _NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 _ID = re.compile(r"[\x21-\x7e]{1,64}")
-_OF_FUNCTION = {"name", "description", "parameters", "strict", "return"}
+_FUNCTION_FIELDS = {"name", "description", "parameters", "strict", "return"}
 
 Value = dict[str, Any]
 
 
 def read_tools(value: object, place: str) -> tuple[Value, ...]:
-    """The tools as a template is given them: without `strict`, which says how an answer is drawn."""
+    """Read the tools of a conversation, in the form that a chat template expects.
+
+    `strict` is checked and removed: it says how the response is generated and is no part of the prompt.
+
+    Raises: BadInput for malformed tools or a name that occurs twice, TooLarge for more than MAX_TOOLS_TEXT characters.
+    """
     if not isinstance(value, list) or not 1 <= len(value) <= MAX_TOOLS:
-        raise BadInput(f"{place}: expected a list of 1 to {MAX_TOOLS} tools, got {_count(value)}")
+        raise BadInput(f"{place}: expected a list of 1 to {MAX_TOOLS} tools, got {_describe_count(value)}")
     check_json(value, place)
     tools = tuple(_read_tool(one, f"{place}, number {number}") for number, one in enumerate(value))
     if (got := len(encode_json(tools))) > MAX_TOOLS_TEXT:
@@ -45,41 +50,47 @@ def read_tools(value: object, place: str) -> tuple[Value, ...]:
 
 
 def list_names(tools: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return the names of the tools."""
     return tuple(tool["function"]["name"] for tool in tools)
 
 
 def _read_tool(value: object, place: str) -> Value:
     if not isinstance(value, dict) or value.get("type") != "function" or value.keys() != {"type", "function"}:
-        raise BadInput(f'{place}: expected {{"type": "function", "function": {{…}}}}, got {_form(value)}')
+        raise BadInput(f'{place}: expected {{"type": "function", "function": {{…}}}}, got {_describe_fields(value)}')
     function = value["function"]
-    if not isinstance(function, dict) or (more := function.keys() - _OF_FUNCTION):
-        got = type(function).__name__ if not isinstance(function, dict) else f"the member {min(more)!r:.40}"
-        raise BadInput(f"{place}, function: expected the members {', '.join(sorted(_OF_FUNCTION))}, got {got}")
+    if not isinstance(function, dict) or (unknown := function.keys() - _FUNCTION_FIELDS):
+        got = type(function).__name__ if not isinstance(function, dict) else f"the field {min(unknown)!r:.40}"
+        raise BadInput(f"{place}, function: expected the fields {', '.join(sorted(_FUNCTION_FIELDS))}, got {got}")
     read_name(function.get("name"), f"{place}, function")
     for name, kind, words in (("description", str, "text"), ("parameters", dict, "an object, a JSON schema")):
         if not isinstance(function.get(name), kind | None):
             raise BadInput(f"{place}, function, {name}: expected {words}, got {type(function[name]).__name__}")
     if not isinstance(function.get("strict"), bool | None):
         raise BadInput(f"{place}, function, strict: expected true or false, got {type(function['strict']).__name__}")
-    kept = {name: one for name, one in function.items() if name != "strict" and one is not None}
-    return {"type": "function", "function": kept}
+    fields = {name: field for name, field in function.items() if name != "strict" and field is not None}
+    return {"type": "function", "function": fields}
 
 
 def read_calls(value: object, place: str) -> list[Value]:
-    """A message's calls, each with its id and an object as arguments; a call without an id gets one."""
+    """Read the calls of a message, each with its id, if it has one, and an object as arguments.
+
+    `match_results` gives an id to calls without one.
+
+    Raises: BadInput for malformed calls.
+    """
     if not isinstance(value, list) or not 1 <= len(value) <= MAX_CALLS:
-        raise BadInput(f"{place}, tool_calls: expected a list of 1 to {MAX_CALLS} calls, got {_count(value)}")
+        raise BadInput(f"{place}, tool_calls: expected a list of 1 to {MAX_CALLS} calls, got {_describe_count(value)}")
     return [_read_call(one, f"{place}, call {number}") for number, one in enumerate(value)]
 
 
 def _read_call(value: object, place: str) -> Value:
     if not isinstance(value, dict) or value.keys() - {"id", "type", "function"}:
-        raise BadInput(f"{place}: expected an id, the type function and a function, got {_form(value)}")
+        raise BadInput(f"{place}: expected an id, the type function and a function, got {_describe_fields(value)}")
     if value.get("type", "function") != "function":
         raise BadInput(f"{place}: expected the type function, got {value.get('type')!r:.40}")
     function = value.get("function")
     if not isinstance(function, dict) or function.keys() - {"name", "arguments"}:
-        raise BadInput(f"{place}, function: expected a name and arguments, got {_form(function)}")
+        raise BadInput(f"{place}, function: expected a name and arguments, got {_describe_fields(function)}")
     name = read_name(function.get("name"), place)
     arguments = read_arguments(function.get("arguments"), f"{place}, {name}")
     found: Value = {} if value.get("id") is None else {"id": read_id(value["id"], place)}
@@ -87,7 +98,10 @@ def _read_call(value: object, place: str) -> Value:
 
 
 def read_name(value: object, place: str) -> str:
-    """A tool's name."""
+    """Read a tool's name.
+
+    Raises: BadInput unless it has 1 to 64 letters, digits and characters of `_.-`.
+    """
     if value is None:
         raise BadInput(f"{place}: expected a name, got none")
     if not isinstance(value, str) or not _NAME.fullmatch(value):
@@ -97,7 +111,10 @@ def read_name(value: object, place: str) -> str:
 
 
 def read_id(value: object, place: str) -> str:
-    """A call's id."""
+    """Read a call's id.
+
+    Raises: BadInput unless it has 1 to 64 printable ASCII characters without spaces.
+    """
     if not isinstance(value, str) or not _ID.fullmatch(value):
         got = repr(value)[:80] if isinstance(value, str) else type(value).__name__
         raise BadInput(f"{place}: expected an id of 1 to 64 printable characters without spaces, got {got}")
@@ -105,7 +122,10 @@ def read_id(value: object, place: str) -> str:
 
 
 def read_arguments(value: Any, place: str) -> Value:
-    """A call's arguments as an object: OpenAI writes them as JSON text."""
+    """Read a call's arguments as an object. They may be an object or, as OpenAI writes them, JSON text.
+
+    Raises: BadInput for anything else.
+    """
     if value is None:
         raise BadInput(f"{place}, arguments: expected a JSON object, as text or as it is, got none")
     if isinstance(value, str):
@@ -120,13 +140,17 @@ def read_arguments(value: Any, place: str) -> Value:
 
 
 def check_json(value: object, place: str) -> None:
-    """BadInput for what has no JSON text: NaN, half of a surrogate pair; or more levels than MAX_DEPTH."""
+    """Check that a value can be written as JSON.
+
+    Raises: BadInput for NaN, an infinity, an unpaired surrogate, or too many levels (MAX_DEPTH, and four for what
+        encloses it).
+    """
     depth, level = 0, [value]
     while level:
         depth += 1
         if depth > MAX_DEPTH + 4:
             raise BadInput(f"{place}: expected at most {MAX_DEPTH} levels, got more")
-        level = [inner for one in level for inner in _inner(one)]
+        level = [inner for one in level for inner in _list_children(one)]
     try:
         encode_json(value).encode("utf-8")
     except ValueError as error:
@@ -134,7 +158,7 @@ def check_json(value: object, place: str) -> None:
         raise BadInput(f"{place}: expected JSON, got {got}") from None
 
 
-def _inner(value: object) -> Iterator[object]:
+def _list_children(value: object) -> Iterator[object]:
     if isinstance(value, dict):
         yield from value.values()
     elif isinstance(value, list | tuple):
@@ -142,103 +166,115 @@ def _inner(value: object) -> Iterator[object]:
 
 
 def encode_json(value: object) -> str:
-    """JSON in the order of the members, as Python writes it. ValueError for what has none."""
+    """Encode a value as JSON, with the fields in their order.
+
+    Raises: ValueError for NaN and infinities.
+    """
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 def parse_strict(text: str) -> Any:
-    """JSON without duplicate keys, NaN and infinities. ValueError."""
+    """Parse JSON that has no duplicate keys, NaN or infinities.
+
+    Raises: ValueError for these, malformed JSON, or too many levels.
+    """
     try:
-        value = json.loads(text, object_pairs_hook=_once, parse_constant=_refuse)
+        value = json.loads(text, object_pairs_hook=_reject_duplicates, parse_constant=_reject_constant)
         json.dumps(value, allow_nan=False)  # 1e999 is read as infinity
     except RecursionError:
         raise ValueError("nested too deeply") from None
     return value
 
 
-def _once(pairs: list[tuple[str, Any]]) -> Value:
+def _reject_duplicates(pairs: list[tuple[str, Any]]) -> Value:
     value = dict(pairs)
     if len(value) != len(pairs):
         raise ValueError("a key twice")
     return value
 
 
-def _refuse(constant: str) -> NoReturn:
+def _reject_constant(constant: str) -> NoReturn:
     raise ValueError(constant)
 
 
 def canonical_call(name: str, arguments: Mapping[str, Any]) -> str:
-    """What two calls are compared by: the name, and the arguments without regard to the order of their members.
+    """Return a text that is the same for two equal calls: the name, and the arguments with their fields sorted.
 
-    Numbers that are equal are one: 1, 1.0 and 1e0."""
-    return json.dumps([name, _plain(arguments)], sort_keys=True, ensure_ascii=False)
+    Equal numbers have the same text: 1, 1.0 and 1e0.
+    """
+    return json.dumps([name, _normalise_numbers(arguments)], sort_keys=True, ensure_ascii=False)
 
 
-def _plain(value: Any) -> Any:
+def _normalise_numbers(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _plain(one) for key, one in value.items()}
+        return {key: _normalise_numbers(one) for key, one in value.items()}
     if isinstance(value, list):
-        return [_plain(one) for one in value]
+        return [_normalise_numbers(one) for one in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def match_results(messages: Sequence[Value], names: Sequence[str] | None, place: str) -> None:
-    """BadInput unless every result has its call, every call its result, and no id is there twice.
+    """Match the tool results of a conversation to its calls, and give an id to those that have none.
 
-    Calls and results of a turn are matched by their ids, or where neither has ids by their order; then both get ids
-    here. A conversation may end with calls. `names`: of the tools that there are, None where any may be called.
+    Calls and results of a turn are matched by their ids or, where the results have none, by their order. A conversation
+    may end with calls. `names` are the names of the available tools; None allows any.
+
+    Raises: BadInput for a result without a call, a call without a result, an id that occurs twice, or a call of an
+        unavailable tool.
     """
     seen: set[str] = set()
     waiting: list[Value] = []
     for number, message in enumerate(messages):
-        where = f"{place}, message {number}"
+        location = f"{place}, message {number}"
         if message["role"] == TOOL:
-            _match_result(message, waiting, seen, where)
+            _match_result(message, waiting, seen, location)
             continue
         if waiting:
-            raise BadInput(f"{where}: expected a result of the call {_called(waiting[0])}, got the {message['role']}'s")
+            raise BadInput(
+                f"{location}: expected a result of the call {_describe_call(waiting[0])}, got the {message['role']}'s"
+            )
         waiting = list(message.get("tool_calls", ()))
-        _check_called(waiting, names, seen, where)
+        _check_called(waiting, names, seen, location)
 
 
-def _check_called(calls: Sequence[Value], names: Sequence[str] | None, seen: set[str], where: str) -> None:
+def _check_called(calls: Sequence[Value], names: Sequence[str] | None, seen: set[str], place: str) -> None:
     for number, call in enumerate(calls):
         name = call["function"]["name"]
         if names is not None and name not in names:
             known = ", ".join(names) or "none"
-            raise BadInput(f"{where}, call {number}: expected one of the tools {known:.200}, got {name!r}")
-        # Nine letters and digits: Mistral's templates take no other.
+            raise BadInput(f"{place}, call {number}: expected one of the tools {known:.200}, got {name!r}")
+        # Ids of nine letters and digits, the only form that Mistral's templates accept.
         call.setdefault("id", f"call{len(seen):05}")
         if call["id"] in seen:
-            raise BadInput(f"{where}, call {number}: expected an id of its own, got {call['id']!r} again")
+            raise BadInput(f"{place}, call {number}: expected an id of its own, got {call['id']!r} again")
         seen.add(call["id"])
 
 
-def _match_result(message: Value, waiting: list[Value], seen: set[str], where: str) -> None:
+def _match_result(message: Value, waiting: list[Value], seen: set[str], place: str) -> None:
     wanted = message.get("tool_call_id")
     if not waiting:
         got = "a second one of that call" if wanted in seen else "one without a call"
-        raise BadInput(f"{where}: expected a result of a call before it, got {got}")
-    call = next((one for one in waiting if wanted in (None, one["id"])), None)
+        raise BadInput(f"{place}: expected a result of a call before it, got {got}")
+    call = next((call for call in waiting if wanted in (None, call["id"])), None)
     if call is None:
-        expected = " or ".join(_called(one) for one in waiting)
-        raise BadInput(f"{where}, tool_call_id: expected that of the call {expected}, got {wanted!r}")
+        expected = " or ".join(_describe_call(call) for call in waiting)
+        raise BadInput(f"{place}, tool_call_id: expected that of the call {expected}, got {wanted!r}")
     name = call["function"]["name"]
     if message.get("name", name) != name:
-        raise BadInput(f"{where}, name: expected {name}, which the call {call['id']!r} names, got {message['name']!r}")
+        raise BadInput(f"{place}, name: expected {name}, which the call {call['id']!r} names, got {message['name']!r}")
     message |= {"tool_call_id": call["id"], "name": name}
     waiting.remove(call)
 
 
-def _called(call: Value) -> str:
+def _describe_call(call: Value) -> str:
     return f"{call['function']['name']} ({call['id']})"
 
 
-def _count(value: object) -> str:
+def _describe_count(value: object) -> str:
     return str(len(value)) if isinstance(value, list) else type(value).__name__
 
 
-def _form(value: object) -> str:
+def _describe_fields(value: object) -> str:
     if not isinstance(value, dict):
         return "nothing" if value is None else type(value).__name__
-    return f"the members {', '.join(map(str, value))}"[:120] if value else "no members"
+    return f"the fields {', '.join(map(str, value))}"[:120] if value else "no fields"

@@ -1,1 +1,1 @@
-"""What an adapter is compared with."""
+"""Evaluation of adapters: gates, items, verdicts and what they are compared with."""

@@ -1,7 +1,7 @@
-"""What an adapter keeps of the quality of the run that it is compared with, and at what share of its cost.
+"""Comparison of an adapter's quality and training cost with those of a baseline run.
 
-Everything is in the ledger: the order names the run, both were judged on the held-out rows of one dataset, and
-`run.finished` has time and memory. So every reader of the entries computes the same shares.
+All inputs are in the ledger: the order names the baseline, both runs were evaluated on the held-out rows of one
+dataset, and `run.finished` records time and memory. So every reader of the ledger computes the same shares.
 """
 
 from __future__ import annotations
@@ -11,75 +11,92 @@ from decimal import ROUND_HALF_EVEN
 from decimal import Decimal as Number
 from typing import Any
 
-from appliance.domain.core.records.adapters import Adapter
-from appliance.domain.core.records.runs import Run, checkpoint_key
+from appliance.domain.core.records.runs import Adapter, Run, checkpoint_key
 from appliance.domain.core.state import State
 from appliance.domain.recipe.recipe import ResolvedRecipe
+from appliance.errors import Refusal, RefusalCode, Rejected
+
+BASELINE_UNKNOWN = RefusalCode(
+    "baseline-not-sealed",
+    "order",
+    "The recipe compares with run {run}, which is not a sealed run.",
+    "Name a sealed run, or leave the baseline out.",
+)
+BASELINE_OF_OTHER_DATA = RefusalCode(
+    "baseline-of-other-data",
+    "order",
+    "The recipe compares with run {id}, which was evaluated on the base model {base} and the dataset {dataset}.",
+    "Name a run on the same base model and dataset.",
+)
+BASELINE_OF_OTHER_ADAPTER = RefusalCode(
+    "baseline-of-other-adapter",
+    "order",
+    "The recipe compares with run {id}, which made a release of {adapter}.",
+    "Name a run whose purpose is baseline, or one of an earlier version.",
+)
 
 _PLACES = Number("0.000001")
 FALLING = ("loss", "perplexity")
 """Measures of which less is better."""
 
 
-def incomparable(state: State, recipe: ResolvedRecipe, base_digest: str, dataset_digest: str) -> list[str]:
-    """What speaks against the run that a recipe names as its baseline; nothing where it names none."""
+def list_baseline_problems(
+    state: State, recipe: ResolvedRecipe, base_digest: str, dataset_digest: str
+) -> list[Refusal]:
+    """Return the reasons against the run that a recipe names as its baseline; empty where it names none."""
     if recipe.baseline is None:
         return []
     run = state.runs.get(recipe.baseline)
     if run is None or run.status != "sealed":
-        got = "none" if run is None else f"one that is {run.status}"
-        return [f"recipe, baseline {recipe.baseline}: expected a run that was sealed, got {got}"]
+        return [BASELINE_UNKNOWN(run=Rejected(recipe.baseline))]
     reasons = []
     if (run.base_digest, run.dataset_digest) != (base_digest, dataset_digest):
-        reasons.append(
-            f"recipe, baseline {run.id}: expected one judged on the same base and dataset, "
-            f"got {run.base} and {run.dataset}"
-        )
+        reasons.append(BASELINE_OF_OTHER_DATA(f"run:{run.id}", base=run.base, dataset=run.dataset))
     if run.purpose != "baseline" and run.name != recipe.name:
-        reasons.append(
-            f"recipe, baseline {run.id}: expected a baseline, or an earlier version of {recipe.name}, "
-            f"got a release of {run.name}"
-        )
+        reasons.append(BASELINE_OF_OTHER_ADAPTER(f"run:{run.id}", adapter=run.name))
     return reasons
 
 
 def compare(state: State, run: Run, measured: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The adapter's share of its baseline; None where its order named none. `measured`: what it was judged as.
+    """Return the adapter's shares of its baseline's quality and cost; None where its order names no baseline.
 
-    `kept_NAME` for each measure that both have, `time` and `memory` of training. Shares are null where the baseline has
-    0. Where `same_machine` is false, the costs are those of two machines.
+    `measured` are the adapter's measures. The result has `kept_NAME` for each measure that both have, and `time` and
+    `memory` of training. Shares are null where they cannot be computed. Where `same_machine` is false, the costs are
+    from two machines.
     """
     baseline = None if run.baseline is None else state.runs.get(run.baseline)
     if baseline is None:
         return None
     theirs = next((adapter for adapter in state.adapters.values() if adapter.run == baseline.id), None)
     known = {} if theirs is None else _numbers(theirs)
-    kept = {
-        f"kept_{name}": _kept(name, value, known[name]) for name, value in sorted(measured.items()) if name in known
+    quality = {
+        f"kept_{name}": _compute_kept_quality(name, value, known[name])
+        for name, value in sorted(measured.items())
+        if name in known
     }
     return {
         "run": baseline.id,
         "method": baseline.method,
         **{name: str(value) for name, value in known.items()},
-        **kept,
-        "time": _share(run.seconds, baseline.seconds),
-        "memory": _share(run.peak_bytes, baseline.peak_bytes),
+        **quality,
+        "time": _compute_share(run.seconds, baseline.seconds),
+        "memory": _compute_share(run.peak_bytes, baseline.peak_bytes),
         "same_machine": _machine(state, run) == _machine(state, baseline),
     }
 
 
 def _numbers(adapter: Adapter) -> dict[str, str]:
-    """The measures of an adapter, which are decimal text; counts are none."""
+    """Return the measures of an adapter, which are decimal text; counts are left out."""
     return {name: value for name, value in sorted(adapter.measured.items()) if isinstance(value, str)}
 
 
-def _kept(name: str, ours: object, theirs: object) -> str | None:
-    """1 is the baseline's own, and less is worse, whichever way the measure counts."""
-    return _share(theirs, ours) if name in FALLING else _share(ours, theirs)
+def _compute_kept_quality(name: str, ours: object, theirs: object) -> str | None:
+    """Return the adapter's share of the baseline's quality: 1 is equal, and less is worse, for every measure."""
+    return _compute_share(theirs, ours) if name in FALLING else _compute_share(ours, theirs)
 
 
-def _share(ours: object, theirs: object) -> str | None:
-    """None where one is no number, or there is no share of them that can be written."""
+def _compute_share(ours: object, theirs: object) -> str | None:
+    """Return ours / theirs with six places; None where one is no number, or the quotient does not exist."""
     try:
         return str((Number(str(ours)) / Number(str(theirs))).quantize(_PLACES, rounding=ROUND_HALF_EVEN))
     except ArithmeticError:

@@ -1,5 +1,6 @@
-"""What a verdict rests on beside the run's own items: the records that it is compared with, and how often the rows were
-judged on before. All of it follows from the log, so every reader of the log finds the same.
+"""The inputs of a verdict that follow from the ledger, which are the same for every reader of the ledger.
+
+They are the records to compare with, and the earlier runs on the same rows.
 """
 
 from __future__ import annotations
@@ -8,22 +9,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from appliance.domain.core.names import split_version, versioned
-from appliance.domain.core.records.adapters import Adapter, Judgement
 from appliance.domain.core.records.data import LocalSet, ValidationSet
-from appliance.domain.core.records.runs import Run
+from appliance.domain.core.records.runs import Adapter, AdapterEvaluation, Run
 from appliance.domain.core.state import State
 from appliance.domain.data.imports import RELEASED_ENDING
-from appliance.domain.data.local_sets import METRIC, SHIPPED, is_local
-from appliance.domain.evaluation.gates import HELD_OUT, GateSet
+from appliance.domain.data.kinds import METRIC, SHIPPED, is_local
+from appliance.domain.evaluation.gates import HELD_OUT, GatesFile
 from appliance.domain.evaluation.items import ITEMS_FILE
 
 FULL = "full"
+"""The method of full fine-tuning."""
 
 
 @dataclass(frozen=True)
-class Record:
-    """Items in a sealed folder: those of an `adapter` by their `digest`; where it is None, of the folder of the run
-    that is judged, whose evaluation writes them."""
+class ItemsFile:
+    """A file of items in a sealed folder.
+
+    With an `adapter`, it is in that adapter's folder and has this `digest`. Otherwise it is in the folder of the run
+    that is evaluated, whose evaluation writes it.
+    """
 
     path: str
     adapter: str | None = None
@@ -31,31 +35,34 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Basis:
-    """`sets`: what the run is judged on, the held-out rows first. `judged_before`, `named_before`: as a verdict's
-    evidence has them. `others`: by comparison and set the record that it is compared with; None where no version is
-    released, and missing where nothing can be compared."""
+class VerdictBasis:
+    """The inputs of a verdict that follow from the ledger.
+
+    `sets`: the sets that the run is evaluated on, the held-out rows first. `evaluated_before`, `named_before`: as in
+    the verdict's evidence. `others`: by comparison and set, the record to compare with; None where no version is
+    released, and missing where no comparison is possible.
+    """
 
     sets: tuple[str, ...] = (HELD_OUT,)
-    judged_before: Mapping[str, int] = field(default_factory=dict)
+    evaluated_before: Mapping[str, int] = field(default_factory=dict)
     named_before: Mapping[str, int] = field(default_factory=dict)
-    others: Mapping[tuple[str, str], Record | None] = field(default_factory=dict)
+    others: Mapping[tuple[str, str], ItemsFile | None] = field(default_factory=dict)
 
     @property
     def unrecorded(self) -> tuple[str, ...]:
-        """The sets on which the released version has to be evaluated, since it has no items of their rows."""
+        """Return the sets on which the released version must be evaluated now, since it has no items of their rows."""
         return tuple(name for (_, name), one in self.others.items() if one is not None and one.adapter is None)
 
 
 def items_path(name: str, *, released: bool = False) -> str:
-    """The file of a set's items: of the run, or of the released version beside its base."""
+    """Return the file name of a set's items, those of the run or those of the released version."""
     if released:
         return f"items-{name}{RELEASED_ENDING}.jsonl"
     return ITEMS_FILE if name == HELD_OUT else f"items-{name}.jsonl"
 
 
-def find_basis(state: State, run: Run, gates: GateSet | None) -> Basis:
-    """That of a run which is sealed next. `gates`: those that its order bound."""
+def find_basis(state: State, run: Run, gates: GatesFile | None) -> VerdictBasis:
+    """Return the basis of a run that is to be sealed. `gates` are those that its order bound."""
     names = sets_by_name(run)
     rows = {HELD_OUT: _held_out_rows(state, run.dataset)}
     finals = set()
@@ -66,72 +73,74 @@ def find_basis(state: State, run: Run, gates: GateSet | None) -> Basis:
             finals |= {name} if found.final else set()
     for bound in run.local_sets:
         rows[bound.set] = _rows_of_local(state, bound, run.dataset)
-    others: dict[tuple[str, str], Record | None] = {}
+    others: dict[tuple[str, str], ItemsFile | None] = {}
     for gate in () if gates is None else gates.gates:
         if gate.comparison == "released":
             others |= _find_released_record(state, run, gate.set)
         elif gate.comparison == "full-fine-tuning":
             others |= _find_full_record(state, run, gate.set)
-    return Basis(
+    return VerdictBasis(
         (HELD_OUT, *names, *(bound.set for bound in run.local_sets)),
-        {name: _count(state, one) for name, one in rows.items()},
-        {name: _count(state, rows[name], run.name) for name in finals},
+        {name: _count_evaluations(state, one) for name, one in rows.items()},
+        {name: _count_evaluations(state, rows[name], run.name) for name in finals},
         others,
     )
 
 
 def sets_by_name(run: Run) -> dict[str, str]:
-    """The versions of the validation sets that the run's order bound, by name."""
+    """Return the validation sets that the run's order bound: their versioned names, by name."""
     return {split_version(bound.validation_set)[0]: bound.validation_set for bound in run.sets}
 
 
-def _find_released_record(state: State, run: Run, name: str) -> dict[tuple[str, str], Record | None]:
+def _find_released_record(state: State, run: Run, name: str) -> dict[tuple[str, str], ItemsFile | None]:
     released = find_released(state, run.name, run.dataset, run.base_digest)
     if released is None:
         return {("released", name): None}
     if released.base_digest != run.base_digest:
-        return {}  # the rows are rendered for another base
-    judgement = state.judgements.get(versioned(released.name, released.version))
-    recorded = None if judgement is None else _record_of(judgement, run, name)
+        return {}  # its rows were rendered for another base
+    evaluation = state.evaluations.get(versioned(released.name, released.version))
+    recorded = None if evaluation is None else _record_of(evaluation, run, name)
     if recorded is None and is_local(name) and name not in SHIPPED:
-        return {}  # the worker of tasks and metrics judges one adapter
-    return {("released", name): recorded or Record(items_path(name, released=True))}
+        return {}  # the worker for lm-eval tasks and metrics evaluates only one adapter
+    return {("released", name): recorded or ItemsFile(items_path(name, released=True))}
 
 
-def _find_full_record(state: State, run: Run, name: str) -> dict[tuple[str, str], Record | None]:
-    """Of the last sealed run of full fine-tuning on the same dataset."""
-    full = [one for one in state.judgements.values() if one.dataset == run.dataset and _method(state, one) == FULL]
+def _find_full_record(state: State, run: Run, name: str) -> dict[tuple[str, str], ItemsFile | None]:
+    """Return the record of the last sealed run of full fine-tuning on the same dataset."""
+    full = [one for one in state.evaluations.values() if one.dataset == run.dataset and _method(state, one) == FULL]
     records = [record for one in full if (record := _record_of(one, run, name)) is not None]
     return {("full-fine-tuning", name): records[-1]} if records else {}
 
 
-def _record_of(judgement: Judgement, run: Run, name: str) -> Record | None:
-    """What was recorded of the same rows."""
+def _record_of(evaluation: AdapterEvaluation, run: Run, name: str) -> ItemsFile | None:
+    """Return the record that an evaluation has of the same rows; None where it has none."""
     if name == HELD_OUT:
-        return Record(ITEMS_FILE, judgement.adapter, judgement.items) if judgement.dataset == run.dataset else None
+        return (
+            ItemsFile(ITEMS_FILE, evaluation.adapter, evaluation.items) if evaluation.dataset == run.dataset else None
+        )
     if is_local(name):
-        return _local_record_of(judgement, run, name)
+        return _local_record_of(evaluation, run, name)
     version = sets_by_name(run).get(name)
-    for one in judgement.sets:
+    for one in evaluation.sets:
         if one.validation_set == version:
-            return Record(items_path(name), judgement.adapter, one.items)
+            return ItemsFile(items_path(name), evaluation.adapter, one.items)
     return None
 
 
-def _local_record_of(judgement: Judgement, run: Run, name: str) -> Record | None:
-    """A metric's rows are the dataset's."""
+def _local_record_of(evaluation: AdapterEvaluation, run: Run, name: str) -> ItemsFile | None:
+    """Return the record of a local set. A metric's rows are those of the dataset, so the datasets must be the same."""
     digest = next((one.digest for one in run.local_sets if one.set == name), None)
-    same = judgement.dataset == run.dataset or not name.startswith(METRIC)
-    for one in judgement.local_sets:
+    same = evaluation.dataset == run.dataset or not name.startswith(METRIC)
+    for one in evaluation.local_sets:
         if same and (one.set, one.digest) == (name, digest):
-            return Record(items_path(name), judgement.adapter, one.items)
+            return ItemsFile(items_path(name), evaluation.adapter, one.items)
     return None
 
 
 def find_records(state: State) -> dict[str, tuple[str, str]]:
-    """By the digest of their items, the adapter and the file of every record of a run's own items."""
+    """Return, by the digest of the items, the adapter and the file name of every record of a run's own items."""
     found = {}
-    for one in state.judgements.values():
+    for one in state.evaluations.values():
         found[one.items] = (one.adapter, ITEMS_FILE)
         for of_set in one.sets:
             found[of_set.items] = (one.adapter, items_path(split_version(of_set.validation_set)[0]))
@@ -141,105 +150,117 @@ def find_records(state: State) -> dict[str, tuple[str, str]]:
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """Where rows come from: any version of a name, and the file that they came in, by its digest."""
+class _RowOrigin:
+    """The origin of rows: the name of their set in any version, and the digest of their file."""
 
     kind: str
     name: str
     file: str
 
-    def same(self, other: _Rows) -> bool:
+    def same(self, other: _RowOrigin) -> bool:
+        """Return True if the rows have the same file, or are versions of the same set."""
         return self.file == other.file or (self.kind, self.name) == (other.kind, other.name)
 
 
-def count_judged(state: State, dataset: str) -> int:
-    """The runs that were evaluated on the dataset's held-out rows and sealed: each showed its metrics, with gates or
-    without. Every version of the dataset counts, and whatever judged on the same file, by its digest."""
-    return _count(state, _held_out_rows(state, dataset))
+def count_evaluated(state: State, dataset: str) -> int:
+    """Return the number of sealed runs that were evaluated on the dataset's held-out rows, with gates or without.
+
+    Each of them showed its metrics. All versions of the dataset count, and all evaluations on the same file, by its
+    digest.
+    """
+    return _count_evaluations(state, _held_out_rows(state, dataset))
 
 
-def count_judged_locally(state: State, bound: LocalSet, dataset: str) -> int:
-    """... on the set of no log, of runs on the dataset in any version."""
-    return _count(state, _rows_of_local(state, bound, dataset))
+def count_evaluated_locally(state: State, bound: LocalSet, dataset: str) -> int:
+    """Return the number of sealed runs on any version of the dataset that were evaluated on the local set."""
+    return _count_evaluations(state, _rows_of_local(state, bound, dataset))
 
 
-def count_judged_on(state: State, validation_set: ValidationSet) -> int:
-    """... on the validation set, in any version or in another set's or dataset's same file."""
-    return _count(state, _rows_of_set(validation_set))
+def count_evaluated_on(state: State, validation_set: ValidationSet) -> int:
+    """Return the number of sealed runs that were evaluated on the validation set.
+
+    All versions of it count, and other sets and datasets with the same file.
+    """
+    return _count_evaluations(state, _rows_of_set(validation_set))
 
 
-def list_judged(state: State, dataset: str) -> list[Judgement]:
-    """Those that `count_judged` counts."""
-    return _list(state, _held_out_rows(state, dataset))
+def list_evaluated(state: State, dataset: str) -> list[AdapterEvaluation]:
+    """Return the evaluations that `count_evaluated` counts."""
+    return _list_evaluations(state, _held_out_rows(state, dataset))
 
 
-def _count(state: State, rows: _Rows, adapter: str | None = None) -> int:
-    return len(_list(state, rows, adapter))
+def _count_evaluations(state: State, rows: _RowOrigin, adapter: str | None = None) -> int:
+    return len(_list_evaluations(state, rows, adapter))
 
 
-def _list(state: State, rows: _Rows, adapter: str | None = None) -> list[Judgement]:
-    """`adapter`: only those of this name."""
+def _list_evaluations(state: State, rows: _RowOrigin, adapter: str | None = None) -> list[AdapterEvaluation]:
+    """Return the evaluations on these rows; with `adapter`, only those of adapters of this name."""
     return [
         one
-        for one in state.judgements.values()
+        for one in state.evaluations.values()
         if (adapter is None or split_version(one.adapter)[0] == adapter)
-        and any(rows.same(other) for other in _judged_rows(state, one))
+        and any(rows.same(other) for other in _evaluated_rows(state, one))
     ]
 
 
-def _judged_rows(state: State, judgement: Judgement) -> Iterator[_Rows]:
-    yield _held_out_rows(state, judgement.dataset)
-    for one in judgement.sets:
+def _evaluated_rows(state: State, evaluation: AdapterEvaluation) -> Iterator[_RowOrigin]:
+    yield _held_out_rows(state, evaluation.dataset)
+    for one in evaluation.sets:
         found = state.validation_sets.get(one.validation_set)
         if found is not None:
             yield _rows_of_set(found)
-    for local in judgement.local_sets:
-        yield _rows_of_local(state, local, judgement.dataset)
+    for local in evaluation.local_sets:
+        yield _rows_of_local(state, local, evaluation.dataset)
 
 
-def _rows_of_set(found: ValidationSet) -> _Rows:
-    return _Rows("validation-set", found.name, found.file)
+def _rows_of_set(found: ValidationSet) -> _RowOrigin:
+    return _RowOrigin("validation-set", found.name, found.file)
 
 
-def _rows_of_local(state: State, bound: LocalSet, dataset: str) -> _Rows:
-    """Each run is a try on the same rows; of these, runs on other datasets are tries at other tasks. A dataset under
-    another name is none where its held-out rows came in the same file."""
+def _rows_of_local(state: State, bound: LocalSet, dataset: str) -> _RowOrigin:
+    """Return the rows of a local set for runs on this dataset.
+
+    Each run is a trial on the same rows. Runs on other datasets are trials of other tasks and are not counted, unless
+    their held-out rows are the same file.
+    """
     task = _held_out_rows(state, dataset)
-    return _Rows("local-set", f"{bound.set} with {task.name}", f"{bound.set} with {task.file}")
+    return _RowOrigin("local-set", f"{bound.set} with {task.name}", f"{bound.set} with {task.file}")
 
 
-def _held_out_rows(state: State, name: str) -> _Rows:
-    """By the file that the dataset's held-out rows came in."""
+def _held_out_rows(state: State, name: str) -> _RowOrigin:
+    """Return the dataset's held-out rows, identified by the file that they were imported from."""
     dataset = state.datasets.get(name)
     ordered = None if dataset is None else state.imports.get(dataset.order)
-    return _Rows("dataset", split_version(name)[0], name if ordered is None else ordered.held_out_of)
+    return _RowOrigin("dataset", split_version(name)[0], name if ordered is None else ordered.held_out_of)
 
 
 def find_released(state: State, name: str, dataset: str, base_digest: str) -> Adapter | None:
-    """The version of this adapter name that answers a unit now. Where there is none, one on the same base with the same
-    held-out rows, of any version of the dataset: another name gets around nothing. Of several, the newest release.
+    """Return the version of this adapter name that is active for a unit.
+
+    Where there is none, return one on the same base whose dataset has the same held-out rows, in any version, so that
+    renaming an adapter does not avoid the comparison. Of several, return the newest release.
     """
     current = sorted((release.current for release in state.releases.values()), key=lambda one: one.index, reverse=True)
-    found = [
-        adapter for one in current if (adapter := state.adapters.get(one.adapter)) is not None and _stands(adapter)
+    active = [
+        adapter for one in current if (adapter := state.adapters.get(one.adapter)) is not None and _is_usable(adapter)
     ]
     rows = _held_out_rows(state, dataset)
-    named = [adapter for adapter in found if adapter.name == name]
-    on_base = [adapter for adapter in found if adapter.base_digest == base_digest]
-    alike = [adapter for adapter in on_base if rows.same(_held_out_rows(state, adapter.dataset))]
-    return next(iter([*named, *alike]), None)
+    named = [adapter for adapter in active if adapter.name == name]
+    on_base = [adapter for adapter in active if adapter.base_digest == base_digest]
+    same_rows = [adapter for adapter in on_base if rows.same(_held_out_rows(state, adapter.dataset))]
+    return next(iter([*named, *same_rows]), None)
 
 
-def _stands(adapter: Adapter) -> bool:
+def _is_usable(adapter: Adapter) -> bool:
     return adapter.revoked is None and adapter.quarantined is None
 
 
 def find_sets(state: State, names: Sequence[str], base_digest: str) -> dict[str, ValidationSet]:
-    """Of each name the newest version that is not revoked and was rendered for the base."""
-    standing = [one for one in state.validation_sets.values() if one.revoked is None and one.base_digest == base_digest]
-    return {one.name: one for one in sorted(standing, key=lambda one: one.version) if one.name in names}
+    """Return, for each name, the newest version that is not revoked and was rendered for the base."""
+    usable = [one for one in state.validation_sets.values() if one.revoked is None and one.base_digest == base_digest]
+    return {one.name: one for one in sorted(usable, key=lambda one: one.version) if one.name in names}
 
 
-def _method(state: State, judgement: Judgement) -> str | None:
-    run = state.runs.get(judgement.run)
+def _method(state: State, evaluation: AdapterEvaluation) -> str | None:
+    run = state.runs.get(evaluation.run)
     return None if run is None else run.method

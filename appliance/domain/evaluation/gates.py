@@ -1,26 +1,27 @@
-"""A gate set: what a run must show, and by which test, written down before its results are known.
+"""The gates file: which claims a run must show, and by which tests, fixed before the results are known.
 
-People write it as JSON (policies/gates); as canonical JSON its digest is bound. docs/formats/evaluation.md is the page.
+People write it as JSON (policies/gates). An order names the digest of its canonical JSON. The format is described in
+docs/formats/evaluation.md.
 """
 
 from __future__ import annotations
 
-import json
 from fractions import Fraction
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from appliance.domain.core.names import Decimal, Identifier, Value, explain, parse_value
-from appliance.domain.data.local_sets import is_local
+from appliance.domain.core.names import Decimal, Identifier, Value, parse_file, parse_value
+from appliance.domain.data.kinds import is_local
 from appliance.domain.evaluation.items import ScoreName
-from appliance.errors import BadInput
 
 HELD_OUT = "held-out"
-"""The set of every run: rows of its dataset that it does not train on. Other sets are validation sets, or sets of no
-log, by name."""
+"""The set that every run has: the rows of its dataset that are held out of training.
+
+Every other set is a validation set or a local set, by name.
+"""
 ACCURACY, BRIER = "accuracy", "brier"
-"""The metrics that are no score of their own: the share of rows answered right, and (confidence - right)^2."""
+"""Metrics that are computed from other values: the share of right answers, and (confidence - right)^2."""
 CLAIMS: dict[str, tuple[str, ...]] = {
     "mcnemar": ("better",),
     "tango": ("better", "no-worse"),
@@ -28,31 +29,41 @@ CLAIMS: dict[str, tuple[str, ...]] = {
     "bootstrap": ("better", "no-worse"),
     "tost": ("no-worse", "equivalent"),
 }
-"""What each test can show."""
+"""The claims that each test can show."""
 COUNTED = ("mcnemar", "tango")
-"""Tests of right and wrong, for accuracy of rows that do not belong together."""
+"""Tests of right and wrong answers, for the accuracy of independent items."""
 RESAMPLED = {"permutation": 9_999, "bootstrap": 1_999}
-"""Resamples where a gate names none; with 10,000 items a few seconds."""
+"""Default number of resamples by test. With 10,000 items they take a few seconds."""
+MOST_DRAWS = 32 * RESAMPLED["permutation"]
+"""Largest number of resamples of all gates of a file, as many as those of 32 gates with the default."""
 FEWEST = 20
-"""Items of a gate; of items that belong together the units that bootstrap and tost need. With fewer their p-values are
-too small: of two clusters whose gains happen to be equal they would be sure."""
+"""Least items of a gate, and least units for bootstrap, tost and chance.
+
+With fewer units their p-values are too small: two clusters with equal gains would give certainty.
+"""
 MOST_ALPHA = Fraction(1, 5)
+"""Largest alpha of a gates file."""
 
 SliceName = Literal["column", "label", "length"]
 
 
-class Gate(Value):
-    """One claim and its test. `set`: the name of the rows that it is judged on. `margin`: in the metric's own unit; by
-    `better` more than this is to be shown, by the others no more than this to be lost.
+GATE_KINDS = {"regression": "regression check", "target": "target metric"}
+"""Names of the two kinds of gates for people."""
 
-    `chance`: the accuracy of guessing; where the other model is not above it, there is nothing to lose.
+
+class Gate(Value):
+    """One claim about a run, and its statistical test.
+
+    `set`: the name of the rows that it is evaluated on. `margin`: in the unit of the metric. The claim `better` must
+    show a gain of more than the margin; the other claims must show a loss of less than it. `chance`: the accuracy of
+    guessing; where the other model is not shown to be above it, the gate is not informative.
     """
 
     chance: Decimal | None = None
     claim: Literal["better", "equivalent", "no-worse"]
     comparison: Literal["base", "full-fine-tuning", "released"]
+    kind: Literal["regression", "target"]
     least_items: int = Field(ge=FEWEST, le=100_000)
-    leg: Literal["rest", "task"]
     margin: Decimal = "0.0"
     metric: ScoreName
     name: Identifier
@@ -99,32 +110,45 @@ class Gate(Value):
             )
         return None
 
+    def describe_role(self) -> str:
+        """Return what the gate decides, its claim and its test, as one sentence without its full stop."""
+        return f"{GATE_KINDS[self.kind]}: {self.describe()}"
+
     def describe(self) -> str:
-        """What it asks, as one sentence without its end."""
+        """Return the claim and the test as one sentence without its full stop."""
         claim = {"better": "better than", "no-worse": "no worse than", "equivalent": "equivalent to"}[self.claim]
         margin = f" by the margin {self.margin}" if self.margin_value else ""
-        told = f"{self.metric} on {self.set} is {claim} {self.comparison}{margin}, by {self.test}"
-        told += f", with {self.least_items} items at least"
-        told += f"; no {' or '.join(self.slices)} is worse" if self.slices else ""
-        return told if self.chance is None else f"{told}; nothing to lose where it is at chance ({self.chance})"
+        description = f"{self.metric} on {self.set} is {claim} {self.comparison}{margin}, by the test {self.test}"
+        description += f", with at least {self.least_items} rows"
+        description += f"; no {' or '.join(self.slices)} is worse" if self.slices else ""
+        return (
+            description
+            if self.chance is None
+            else f"{description}; not informative where it is at chance ({self.chance})"
+        )
 
     @property
     def margin_value(self) -> Fraction:
+        """Return the margin as a fraction."""
         return Fraction(self.margin)
 
     @property
     def draws(self) -> int:
-        """Resamples of its test; of a test that draws nothing, 0."""
+        """Return the number of resamples of the test; 0 for a test without resamples."""
         return self.resamples or RESAMPLED.get(self.test, 0)
 
 
-class GateSet(Value):
-    """Gates that are judged together.
+class GatesFile(Value):
+    """Gates that are evaluated together.
 
-    `correction`: over the gates. `luck`: what the runs that were judged on a set before cost. `spend` divides alpha by
-    k (k + 1) for the k-th run, so that the chance of a lucky pass is below alpha over any number of runs; `divide` by
-    k alone; `once` judges the first run only. `most_overlap`, `most_near_overlap`: the share of a set's rows that may
-    be trained on, the same ones and nearly the same. `power` and `discordance` are assumed for what a set can show.
+    - `correction`: the correction over the gates.
+    - `run_correction`: the correction for the runs that were evaluated on a set before. For the k-th run, `spend`
+      divides alpha by k (k + 1), so that the chance of a false pass stays below alpha over any number of runs; `divide`
+      divides it by k; `once` evaluates the first run only.
+    - `most_overlap`, `most_near_overlap`: the largest share of a set's rows that may also be training rows, exactly or
+      nearly. Public sets have up to 5 % of near duplicates by chance (similar questions, standard clauses); more than
+      10 % is a sign of copies.
+    - `power`, `discordance`: the assumptions for the smallest effect that a set can show.
     """
 
     alpha: Decimal = "0.05"
@@ -132,11 +156,11 @@ class GateSet(Value):
     discordance: Decimal = "0.1"
     gates: Annotated[tuple[Gate, ...], Field(min_length=1, max_length=32)]
     least_slice: int = Field(default=20, ge=5, le=100_000)
-    luck: Literal["divide", "once", "spend"] = "spend"
-    most_near_overlap: Decimal = "1.0"
+    most_near_overlap: Decimal = "0.1"
     most_overlap: Decimal = "0.0"
     name: Identifier
     power: Decimal = "0.8"
+    run_correction: Literal["divide", "once", "spend"] = "spend"
     seed: int = Field(ge=0)
     version: Literal[1]
 
@@ -153,62 +177,67 @@ class GateSet(Value):
         for what, value in (("most_overlap", self.most_overlap), ("most_near_overlap", self.most_near_overlap)):
             if Fraction(value) > 1:
                 raise ValueError(f"{what}: expected a share of the rows, at most 1.0, got {value}")
-        self._check_legs()
+        self._check_kinds()
         self._check_resamples()
         return self
 
     @property
     def validation_sets(self) -> tuple[str, ...]:
-        """The names of the validation sets, each once."""
+        """Return the names of the validation sets, each once."""
         return tuple(name for name in self._sets if not is_local(name))
 
     @property
     def local_sets(self) -> tuple[str, ...]:
-        """The names of sets that are in no log, each once."""
+        """Return the names of the local sets, which are not in the ledger, each once."""
         return tuple(name for name in self._sets if is_local(name))
 
     @property
     def _sets(self) -> list[str]:
         return sorted({gate.set for gate in self.gates} - {HELD_OUT})
 
-    def _check_legs(self) -> None:
-        if not any(gate.leg == "task" for gate in self.gates):
-            raise ValueError("gates: expected one at least of leg task, which says what is to be better, got none")
-        if not any(gate.leg == "rest" or gate.slices for gate in self.gates):
-            raise ValueError("gates: expected one at least of leg rest or with slices, so that harm is seen, got none")
+    def _check_kinds(self) -> None:
+        if not any(gate.kind == "target" for gate in self.gates):
+            raise ValueError("gates: expected a gate of kind target, which says what is to be better, got none")
+        if not any(gate.kind == "regression" or gate.slices for gate in self.gates):
+            raise ValueError(
+                "gates: expected a gate of kind regression or one with slices, so that harm is seen, got none"
+            )
 
     def _check_resamples(self) -> None:
-        """A p-value of resamples is 1 / (resamples + 1) at least: too few, and a gate could never be passed."""
-        times = (len(self.gates) if self.correction == "holm" else 1) * (2 if self.luck == "spend" else 1)
+        """Check that the resamples are enough to pass and not too many to compute.
+
+        The least p-value is 1 / (resamples + 1), which the corrections multiply.
+        """
+        if (draws := sum(gate.draws for gate in self.gates)) > MOST_DRAWS:
+            raise ValueError(f"resamples: expected at most {MOST_DRAWS} of all gates together, got {draws}")
+        factor = (len(self.gates) if self.correction == "holm" else 1) * (2 if self.run_correction == "spend" else 1)
         for gate in self.gates:
-            if gate.draws and (gate.draws + 1) * Fraction(self.alpha) < times:
+            if gate.draws and (gate.draws + 1) * Fraction(self.alpha) < factor:
                 raise ValueError(
-                    f"gate {gate.name}, resamples: expected {-(-times // Fraction(self.alpha))} or more to reach alpha "
-                    f"{self.alpha} over {len(self.gates)} gates, got {gate.draws}"
+                    f"gate {gate.name}, resamples: expected {-(-factor // Fraction(self.alpha))} or more to reach "
+                    f"alpha {self.alpha} over {len(self.gates)} gates, got {gate.draws}"
                 )
 
 
-def parse_gates(data: bytes, what: str = "gate set") -> GateSet:
-    """The gate set of canonical bytes, as they are bound."""
-    return parse_value(GateSet, data, what)
+_MAX_NAME = 63
+"""Maximum length of the name of a gates file."""
 
 
-def parse_gate_file(data: bytes, what: str = "gate set") -> GateSet:
-    """A gate set as people write it: any layout, but no key twice and none that is unknown; what is left out has its
-    default."""
-    try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=lambda pairs: _once(pairs, what))
-        return GateSet.model_validate_json(json.dumps(value))
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{what}, byte {error.start}: expected UTF-8, got {error.reason}") from None
-    except ValidationError as error:
-        raise BadInput(f"{what}: {explain(error)}") from None
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"{what}: expected JSON, got: {error}") from None
+def move_gates(gates: GatesFile, validation_set: str) -> GatesFile:
+    """Return the gates with a validation set in place of the held-out rows, under a name that says so."""
+    moved = tuple(one.model_copy(update={"set": validation_set}) if one.set == HELD_OUT else one for one in gates.gates)
+    name = f"{gates.name}-on-{validation_set}"[:_MAX_NAME].rstrip("-")
+    return GatesFile.model_validate(gates.model_dump() | {"gates": moved, "name": name})
 
 
-def _once(pairs: list[tuple[str, Any]], what: str) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        raise BadInput(f"{what}: expected every key once, got {', '.join(key for key, _ in pairs)}")
-    return value
+def parse_gates(data: bytes, what: str = "gates file") -> GatesFile:
+    """Parse the canonical JSON of a gates file, as an order binds it."""
+    return parse_value(GatesFile, data, what)
+
+
+def parse_gate_file(data: bytes, what: str = "gates file") -> GatesFile:
+    """Parse a gates file as people write it, in any layout.
+
+    Fields that are left out have their defaults. Unknown or duplicate fields are refused.
+    """
+    return parse_file(GatesFile, data, what)

@@ -1,7 +1,7 @@
-"""What base and adapter made of each row that an adapter was judged on: items.jsonl of its sealed folder.
+"""Items: the results of base and adapter on each row of an evaluation, in items.jsonl of a sealed folder.
 
-One line of canonical JSON a row, sorted by the row's digest, and never the row's text. docs/formats/evaluation.md is
-the page. Every test, interval and verdict is computed from these lines alone.
+Each line is the canonical JSON of one item, without the row's text; lines are sorted by the row's digest. Every test,
+interval and verdict is computed from these lines alone. The format is described in docs/formats/evaluation.md.
 """
 
 from __future__ import annotations
@@ -10,19 +10,21 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import Annotated, Self
 
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
-from appliance.domain.core.names import Canonical, explain, write_canonical
+from appliance.domain.core.names import Canonical, validate_json, write_canonical
 from appliance.domain.core.words import form
 from appliance.domain.evaluation.statistics.calibration import WHOLE
 from appliance.errors import BadInput, Tampered, TooLarge
 
 ITEMS_FILE = "items.jsonl"
 SCALE = 1_000_000
-"""A score of 1, as an integer."""
+"""A score of 1, in millionths."""
 MOST_SCORE = 10**12
+"""Largest absolute value of a score, in millionths."""
 MOST_ITEMS = 100_000
 MOST_BYTES = 128 * 1024 * 1024
+"""Largest size of a file of items, in bytes."""
 
 KeyedDigest = Annotated[str, form(r"^[0-9a-f]{64}$", "a keyed digest: 64 hexadecimal digits")]
 ScoreName = Annotated[str, form(r"^[a-z][a-z0-9_]{0,31}$", "a score's name such as token_f1")]
@@ -30,13 +32,13 @@ Score = Annotated[int, Field(ge=-MOST_SCORE, le=MOST_SCORE)]
 Word = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
 LENGTHS = (("short", 64), ("medium", 256), ("long", 1024))
-"""A class, and the most tokens that a row's prompt has in it; above the last it is `longest`."""
+"""Length classes, each with the most tokens of a prompt in it; longer prompts are `longest`."""
 
 
 class Answer(Canonical):
-    """What one model answered. `right`, `label` and `confidence` are null where the task has no such thing.
+    """The result of one model on one row. `right`, `label` and `confidence` are null where the task has none.
 
-    `confidence`: the probability that it gave to `label`, in millionths. `scores`: by name, in millionths of 1.
+    `confidence`: the probability of `label`, in millionths. `scores`: by name, in millionths.
     """
 
     confidence: int | None = Field(ge=0, le=WHOLE)
@@ -46,15 +48,18 @@ class Answer(Canonical):
 
 
 class Slices(Canonical):
-    """The parts of the set that a row belongs to; `column`: the value of the column that its import named."""
+    """The subgroups that a row belongs to. `column` is the value of the column that its import named."""
 
     column: Word | None
     label: Word | None
     length: Word | None
 
 
-class Item(Canonical):
-    """One row. `cluster`: a keyed digest of what rows that belong together have in common, null where it has none."""
+class EvaluationItem(Canonical):
+    """The results on one row.
+
+    `cluster` is a keyed digest that rows which belong together have in common; null where the row has none.
+    """
 
     adapter: Answer
     base: Answer
@@ -71,25 +76,31 @@ class Item(Canonical):
 
 
 def kinds_of(answer: Answer) -> tuple[str, ...]:
-    """What an answer was judged by: `right`, `confidence`, and the names of its scores."""
+    """Return the measures of an answer: `right`, `confidence`, and the names of its scores."""
     known = [name for name in ("right", "confidence") if getattr(answer, name) is not None]
     return (*known, *sorted(answer.scores))
 
 
 def classify_length(tokens: int) -> str:
-    """The length class of a prompt of so many tokens."""
+    """Return the length class of a prompt with this number of tokens."""
     return next((name for name, most in LENGTHS if tokens <= most), "longest")
 
 
-def encode_items(items: Iterable[Item]) -> bytes:
-    """The file, sorted by row. BadInput for a row that is there twice, or was judged by other than the first."""
+def encode_items(items: Iterable[EvaluationItem]) -> bytes:
+    """Encode the file, sorted by row.
+
+    Raises: BadInput for duplicate rows, for rows with other measures than the first, or for no or too many items.
+    """
     ordered = tuple(sorted(items, key=lambda item: item.row))
     _check(ordered, ITEMS_FILE)
     return b"".join(write_canonical(item) + b"\n" for item in ordered)
 
 
-def parse_items(data: bytes, what: str = ITEMS_FILE) -> tuple[Item, ...]:
-    """Every line, each the one encoding of its value, sorted and unique by row, all judged by the same."""
+def parse_items(data: bytes, what: str = ITEMS_FILE) -> tuple[EvaluationItem, ...]:
+    """Parse a file of items. Lines must be canonical, sorted, unique by row, and have the same measures.
+
+    Raises: BadInput for malformed lines, TooLarge for too many bytes or items.
+    """
     if len(data) > MOST_BYTES:
         raise TooLarge(f"{what}: expected at most {MOST_BYTES} bytes, got {len(data)}")
     lines = data.split(b"\n")
@@ -102,8 +113,11 @@ def parse_items(data: bytes, what: str = ITEMS_FILE) -> tuple[Item, ...]:
     return items
 
 
-def check_rows(items: Iterable[Item], expected: Iterable[str], what: str = ITEMS_FILE) -> None:
-    """Tampered unless the items are of these rows, by keyed digest: none dropped, none typed in."""
+def check_rows(items: Iterable[EvaluationItem], expected: Iterable[str], what: str = ITEMS_FILE) -> None:
+    """Check that the items are those of these rows, by keyed digest: none is missing, and none is added.
+
+    Raises: Tampered where they differ.
+    """
     ours, rows = {item.row for item in items}, set(expected)
     if ours != rows:
         raise Tampered(
@@ -112,17 +126,14 @@ def check_rows(items: Iterable[Item], expected: Iterable[str], what: str = ITEMS
         )
 
 
-def _parse(line: bytes, what: str) -> Item:
-    try:
-        item = Item.model_validate_json(line)
-    except ValidationError as error:
-        raise BadInput(f"{what}: {explain(error)}") from None
+def _parse(line: bytes, what: str) -> EvaluationItem:
+    item = validate_json(EvaluationItem, line, what)
     if write_canonical(item) != line:
         raise BadInput(f"{what}: expected canonical JSON (RFC 8785) with every field, got another encoding of it")
     return item
 
 
-def _check(items: tuple[Item, ...], what: str) -> None:
+def _check(items: tuple[EvaluationItem, ...], what: str) -> None:
     if not 1 <= len(items) <= MOST_ITEMS:
         raise BadInput(f"{what}: expected 1 to {MOST_ITEMS} items, got {len(items)}")
     for number, (before, item) in enumerate(pairwise(items), start=2):

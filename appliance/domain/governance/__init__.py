@@ -1,1 +1,1 @@
-"""People, roles, keys, sessions, policy sets, rules versions, and the service's own life."""
+"""People, roles, keys, sessions, policy sets, rules versions, and the starts and stops of the service."""

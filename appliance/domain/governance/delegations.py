@@ -1,71 +1,104 @@
-"""Delegations: a reviewer gives the own field to another person for a time."""
+"""Delegations: a reviewer lets another person decide for the reviewer's own review function until a time."""
 
 from __future__ import annotations
 
-from pydantic import Field
-
+from appliance.domain.core.action import Action
 from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.decisions import Delegation, delegation_key
-from appliance.domain.core.event import Ordered
+from appliance.domain.core.entry import Ordered
+from appliance.domain.core.example import TOMORROW
+from appliance.domain.core.facts import ActionFacts, PrincipalEntity
 from appliance.domain.core.names import EXCLUSIVE_ROLES, Identifier, Time, add_seconds
-from appliance.domain.core.order import Order, Subjects
+from appliance.domain.core.order import Order, Subjects, entered
 from appliance.domain.core.records.people import Principal
-from appliance.domain.core.roles import Reasons, needs, stands
+from appliance.domain.core.roles import Reasons, require_enrolled
 from appliance.domain.core.state import State
-from appliance.domain.core.verb import Verb
+from appliance.errors import RefusalCode
+
+NO_DELEGATION = RefusalCode(
+    "no-delegation", "state", "{id} has not delegated this review function to this person.", "Nothing is to be ended."
+)
+DELEGATION_END = RefusalCode(
+    "delegation-end-out-of-range",
+    "policy",
+    "Policy lets a delegation end by {latest}. The order says {until}.",
+    "Give an end after {now} and not after {latest}.",
+)
+DELEGATE_IS_SIGNER = RefusalCode(
+    "delegate-is-signer", "order", "{id} cannot delegate a review function to themselves.", "Name another person."
+)
+DELEGATE_HAS_ROLE = RefusalCode(
+    "delegate-has-excluding-role",
+    "rule",
+    "{id} has the role {role}. People who make adapters, enrol people, audit or use adapters do not review them for "
+    "others.",
+    "Delegate to another person.",
+)
 
 
 class Delegate(Order):
-    """Replaces an earlier one of the same field to the same person; without a time it ends that."""
+    """An order to delegate a review function to a person.
 
-    verb = "delegate"
+    It replaces an earlier delegation of the same review function to the same person. Without a time it ends that one.
+    """
+
+    action = "delegate"
     principal: Identifier
-    field: Identifier
-    until: Time | None = Field(description="null ends the delegation that is in force")
+    review_function: Identifier
+    until: Time | None = entered(
+        "a day, or 7d; empty to end the delegation now", description="null ends the valid delegation"
+    )
 
     def subjects(self) -> Subjects:
         return self._self(f"principal:{self.principal}")
 
 
-class FieldDelegated(Ordered):
-    type = "field.delegated"
+class ReviewDelegated(Ordered):
+    """The event of a delegation or of its end."""
+
+    type = "review.delegated"
 
 
-def may_delegate(state: State, order: Delegate, signer: Principal, now: Time) -> Reasons:
-    """Only what the signer holds by role, so that nothing is delegated on; never to who makes adapters."""
-    reasons = needs(signer, f"reviewer:{order.field}")
+def authorise_delegate(state: State, order: Delegate, signer: Principal, now: Time) -> Reasons:
+    """Return the refusal reasons of a delegation.
+
+    The signer must hold the review function by role, so that a delegate cannot delegate it further. People who make
+    adapters cannot be delegates.
+    """
     if order.until is None:
-        key = delegation_key(order.signer, order.principal, order.field)
-        return reasons if key in state.delegations else [*reasons, "until: expected a delegation to end, got none"]
+        key = delegation_key(order.signer, order.principal, order.review_function)
+        return [] if key in state.delegations else [NO_DELEGATION(f"principal:{signer.name}")]
+    reasons: Reasons = []
     limit = add_seconds(now, state.parameters.delegation_lifetime_s)
     if not now < order.until <= limit:
-        reasons.append(f"until: expected a time after {now} and not after {limit}, got {order.until}")
+        reasons.append(DELEGATION_END(now=now, latest=limit, until=order.until))
     if order.principal == signer.name:
-        reasons.append(f"principal: expected another person than the signer, got {order.principal}")
-    return reasons + stands(state, order.principal) + apart(state, order.principal)
+        reasons.append(DELEGATE_IS_SIGNER(f"principal:{signer.name}"))
+    return reasons + require_enrolled(state, order.principal) + refuse_delegate(state, order.principal)
 
 
-def apart(state: State, name: str) -> Reasons:
-    """What keeps a person from deciding in another's place: asked when a field is delegated, and at each decision."""
+def refuse_delegate(state: State, name: str) -> Reasons:
+    """Return the reasons for which a person cannot decide in another's place.
+
+    They are checked when a review function is delegated, and again at each decision.
+    """
     person = state.principals.get(name)
-    held = () if person is None else person.roles
+    roles = () if person is None else person.roles
     return [
-        f"separation of duties: expected a delegate who does not make adapters, enrol, audit or consume, got {name}, "
-        f"who is {role}"
-        for role in held
-        if role in ("operator", *EXCLUSIVE_ROLES)
+        DELEGATE_HAS_ROLE(f"principal:{name}", role=role) for role in roles if role in ("operator", *EXCLUSIVE_ROLES)
     ]
 
 
-def field_delegated(case: Case) -> Changes:
+def apply_delegation(case: Case) -> Changes:
+    """Apply a delegation or its end."""
     order = case.order(Delegate)
-    key = delegation_key(order.signer, order.principal, order.field)
+    key = delegation_key(order.signer, order.principal, order.review_function)
     if order.until is None:
         return [(case.state.delegations, key, None)]
     row = Delegation(
         delegator=order.signer,
         delegate=order.principal,
-        field=order.field,
+        review_function=order.review_function,
         until=order.until,
         keyid=case.accepted.keyid,
         index=case.entry.index,
@@ -76,17 +109,21 @@ def field_delegated(case: Case) -> Changes:
 def _meaning(order: Delegate) -> str:
     if order.until is None:
         return "This person no longer decides in your place. What they decided so far still counts."
-    return "Until then this person decides on adapters in your place, for this field. You answer for it."
+    return "Until then this person decides on adapters in your place, for this review function. You answer for it."
 
 
-VERBS = (
-    Verb(
+ACTIONS = (
+    Action(
         Delegate,
-        may=may_delegate,
+        title="Delegate a review function",
+        authorise=authorise_delegate,
         meaning=_meaning,
-        summary="Another reviewer decides on adapters in your place, for one field, until a date; or no longer does.",
-        signers=("reviewer:FIELD",),
-        event=FieldDelegated,
-        apply=field_delegated,
+        summary="Another person decides on adapters in your place, for one review function, until a date. Without a "
+        "date, a delegation ends.",
+        signers=("reviewer:FUNCTION",),
+        event=ReviewDelegated,
+        apply=apply_delegation,
+        facts=ActionFacts(PrincipalEntity, "principal", ("review_function", "until")),
+        example_values={"signer": "rita", "principal": "dana", "until": TOMORROW},
     ),
 )

@@ -1,55 +1,93 @@
-"""Passkeys: further keys of a person or a unit, each in an authenticator, which sign by assertions at the origins
-enrolled.
+"""Passkeys: further keys of a person or unit, each in an authenticator, which sign by assertions at enrolled origins.
 
-A unit's passkeys are for its people, who sign in to the console with them: its programs hold its key file, and a
-passkey signs no token.
+The people of a unit sign in to the console with its passkeys. Its programs use its key file: a passkey signs no token.
 """
 
 from __future__ import annotations
 
 import base64
+from typing import Any
 
-from pydantic import Field
-
+from appliance.domain.core.action import Action, Attachment
 from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.credentials import CredentialId, Origin, PasskeyPossession, parse_credential
-from appliance.domain.core.event import Endorsed
+from appliance.domain.core.entry import Countersigned
+from appliance.domain.core.facts import ActionFacts, PrincipalEntity
+from appliance.domain.core.lookup import Completed, Lookup, OrderInput, ProvenValue
 from appliance.domain.core.names import Identifier, Time
+from appliance.domain.core.order import derived
 from appliance.domain.core.records.people import Key, Passkey, Principal
-from appliance.domain.core.roles import Reasons, needs, stands
-from appliance.domain.core.signatures import against_scope
+from appliance.domain.core.roles import Reasons, require_enrolled
+from appliance.domain.core.signatures import refuse_passkey_scope
 from appliance.domain.core.state import State
-from appliance.domain.core.verb import Attachment, Verb
-from appliance.domain.governance.keys import NewKey, check_new_key, new_key
-from appliance.errors import BadInput
+from appliance.domain.governance.keys import NewKey, check_new_key, describe_proof, new_key
+from appliance.errors import BadInput, RefusalCode, Rejected
 from appliance.formats.signatures.dsse import parse_envelope, verify_envelope
-from appliance.formats.signatures.relying_party import PasskeyScope
-from appliance.formats.signatures.webauthn import is_passkey_key
+from appliance.formats.signatures.webauthn import PasskeyScope, is_passkey_key
+
+PASSKEY_PLACE = RefusalCode(
+    "passkey-address-invalid",
+    "order",
+    "The passkey is for an address at which no browser can use it: {detail}.",
+    "Make a passkey at the address of this console.",
+)
+NOT_A_PASSKEY = RefusalCode(
+    "key-not-of-a-passkey",
+    "order",
+    "The key is not that of a passkey, which is on the curve P-256.",
+    "Make a passkey in the console.",
+)
+CREDENTIAL_TAKEN = RefusalCode(
+    "credential-taken",
+    "order",
+    "This passkey was enrolled before, with the key {keyid}.",
+    "Make a new passkey.",
+)
+PASSKEY_NAME_TAKEN = RefusalCode(
+    "passkey-name-taken",
+    "order",
+    "{id} has had a passkey with the name {name}.",
+    "Give the passkey another name.",
+)
 
 
-class EnrollPasskey(NewKey):
-    """One more key of an enrolled person, or of somebody in a unit; the others stay."""
+class EnrolPasskey(NewKey):
+    """An order to enrol a passkey as one more key of a person or unit; the other keys stay."""
 
-    verb = "enroll-passkey"
-    passkey: Identifier = Field(description="the owner's own name for it")
-    credential_id: CredentialId
-    rp_id: str = Field(max_length=253)
-    origins: tuple[Origin, ...] = Field(min_length=1, max_length=8)
-    backup_eligible: bool
+    action = "enrol-passkey"
+    passkey: Identifier = derived(description="the owner's own name for it")
+    credential_id: CredentialId = derived()
+    rp_id: str = derived(max_length=253)
+    origins: tuple[Origin, ...] = derived(min_length=1, max_length=8)
+    backup_eligible: bool = derived()
 
 
-class PasskeyEnrolled(Endorsed):
+class PasskeyEnrolled(Countersigned):
+    """The event of the enrolment of a passkey."""
+
     type = "passkey.enrolled"
     documents = ("order", "possession")
 
 
 PASSKEY_MEMBERS = ("passkey", "credential_id", "rp_id", "origins", "backup_eligible")
+"""Fields of an order that describe its passkey."""
 _PROVED = ("key", "keyid", *PASSKEY_MEMBERS)
-"""What the passkey signed of itself, and the order repeats."""
+"""Fields that the passkey signed in its proof, and that the order repeats."""
 
 
-def check_passkey_possession(case: Case, order: EnrollPasskey, data: bytes) -> None:
-    """The passkey signed, for this log and this person, where it signs, at one of these origins."""
+def complete_passkey(given: OrderInput, lookup: Lookup) -> Completed:
+    """Return the fields that describe a passkey, from its own proof, which is sent beside the order."""
+    envelope = parse_envelope(given.documents.get("possession", b""))
+    proof = parse_credential(PasskeyPossession, envelope.payload)
+    own = {name: ProvenValue(getattr(proof, name)) for name in PASSKEY_MEMBERS}
+    return {**describe_proof(proof, envelope.pae_digest), **own}
+
+
+def check_passkey_possession(case: Case, order: EnrolPasskey, data: bytes) -> None:
+    """Check that the passkey signed its proof for this log, this principal and one of these origins.
+
+    Raises: BadInput if the proof and the order differ; Tampered if the assertion does not hold.
+    """
     envelope = parse_envelope(data)
     proof = parse_credential(PasskeyPossession, envelope.payload)
     what = f"proof of possession of {order.principal}"
@@ -63,42 +101,51 @@ def check_passkey_possession(case: Case, order: EnrollPasskey, data: bytes) -> N
     verify_envelope(envelope, base64.b64decode(order.key), scope_of(order))
 
 
-def scope_of(order: EnrollPasskey | PasskeyPossession) -> PasskeyScope:
-    """Where the passkey's assertions count; BadInput where no browser would make one."""
+def scope_of(order: EnrolPasskey | PasskeyPossession) -> PasskeyScope:
+    """Return the origins and the host at which the passkey's assertions are valid.
+
+    Raises: BadInput if no browser would make an assertion there.
+    """
     return PasskeyScope(order.rp_id, order.origins, order.backup_eligible)
 
 
-def may_enroll_passkey(state: State, order: EnrollPasskey, signer: Principal, now: Time) -> Reasons:
-    reasons = needs(signer, "administrator") + stands(state, order.principal) + check_new_key(state, order)
-    reasons += _against_kind(order) + _against_twins(state, order)
+def authorise_enrol_passkey(state: State, order: EnrolPasskey, signer: Principal, now: Time) -> Reasons:
+    """Return the refusal reasons of the enrolment of a passkey."""
+    return require_enrolled(state, order.principal) + check_new_passkey(state, order)
+
+
+def check_new_passkey(state: State, order: EnrolPasskey | PasskeyPossession) -> Reasons:
+    """Return the refusal reasons of a passkey that the log has, is of another kind, or that policy does not allow."""
+    reasons = check_new_key(state, order) + _check_key_kind(order) + _check_unique(state, order)
     try:
-        return reasons + against_scope(state.parameters, scope_of(order))
+        return reasons + refuse_passkey_scope(state.parameters, scope_of(order))
     except BadInput as error:
-        return [*reasons, error.message]
+        return [*reasons, PASSKEY_PLACE(detail=Rejected(error.message))]
 
 
-def _against_kind(order: EnrollPasskey) -> Reasons:
+def _check_key_kind(order: EnrolPasskey | PasskeyPossession) -> Reasons:
     try:
         is_passkey = is_passkey_key(base64.b64decode(order.key))
     except BadInput:
-        return []  # check_new_key says it
-    return [] if is_passkey else [f"key: expected a passkey's, of the curve P-256, got {order.keyid}"]
+        return []  # check_new_key reports it
+    return [] if is_passkey else [NOT_A_PASSKEY()]
 
 
-def _against_twins(state: State, order: EnrollPasskey) -> Reasons:
-    """A name means one passkey of the person, and a credential id one passkey of the log, for ever."""
+def _check_unique(state: State, order: EnrolPasskey | PasskeyPossession) -> Reasons:
+    """Return the refusal reasons of a name that the principal used before, or a credential id that the log has."""
     reasons = []
     for key in passkeys_of(state):
         assert key.passkey is not None
         if key.passkey.credential_id == order.credential_id:
-            reasons.append(f"credential id: expected one never enrolled here, got that of {key.keyid}")
-        if key.principal == order.principal and key.passkey.name == order.passkey:
-            reasons.append(f"passkey: expected a name that {order.principal} never gave, got {order.passkey}")
+            reasons.append(CREDENTIAL_TAKEN(keyid=key.keyid))
+        owner = order.principal if isinstance(order, EnrolPasskey) else order.signer
+        if key.principal == owner and key.passkey.name == order.passkey:
+            reasons.append(PASSKEY_NAME_TAKEN(f"principal:{owner}", name=order.passkey))
     return reasons
 
 
 def passkeys_of(state: State, principal: str | None = None) -> list[Key]:
-    """Every passkey that was ever enrolled; with `principal`, those of this person."""
+    """Return every passkey that was ever enrolled; with `principal`, those of this principal."""
     return [
         key
         for key in state.keys.values()
@@ -106,8 +153,14 @@ def passkeys_of(state: State, principal: str | None = None) -> list[Key]:
     ]
 
 
-def passkey_enrolled(case: Case) -> Changes:
-    order = case.order(EnrollPasskey)
+def apply_passkey_enrolment(case: Case) -> Changes:
+    """Apply the enrolment of a passkey."""
+    order = case.order(EnrolPasskey)
+    return [(case.state.keys, order.keyid, passkey_key(case, order))]
+
+
+def passkey_key(case: Case, order: EnrolPasskey) -> Key:
+    """Return the row of a passkey's key."""
     passkey = Passkey(
         name=order.passkey,
         credential_id=order.credential_id,
@@ -116,21 +169,37 @@ def passkey_enrolled(case: Case) -> Changes:
         backup_eligible=order.backup_eligible,
     )
     key = new_key(case, order.principal, order.key, order.keyid)
-    return [(case.state.keys, order.keyid, key.model_copy(update={"passkey": passkey}))]
+    return key.model_copy(update={"passkey": passkey})
 
 
-VERBS = (
-    Verb(
-        EnrollPasskey,
-        may=may_enroll_passkey,
+PASSKEY_EXAMPLE: dict[str, Any] = {
+    "signer": "anna",
+    "key": "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEmxgR7gVyLfBZC3fahp1ckg4oM+f6DGS2WZBMj7QtEgIcCedgnKu4WwYUROCbACHZID"
+    "cyZDehOv7shOWadNRJNQ==",
+    "keyid": "sha256:4d361973770ef1c5dc320cb84066e576aa87751fe3f3c52bc4a1eb22bbf04480",
+    "passkey": "blue",
+    "credential_id": "ZXhhbXBsZQ",
+    "rp_id": "appliance.example",
+    "origins": ("https://appliance.example",),
+}
+
+
+ACTIONS = (
+    Action(
+        EnrolPasskey,
+        title="Enrol a passkey",
+        complete=complete_passkey,
+        authorise=authorise_enrol_passkey,
         signers=("administrator",),
         meaning=(
-            "The person or unit also signs with this passkey, at these origins only. "
-            "Compare the key id with its holder first."
+            "The person or unit also signs with this passkey, at these addresses only. "
+            "Compare its short code with the holder first."
         ),
         event=PasskeyEnrolled,
-        apply=passkey_enrolled,
+        apply=apply_passkey_enrolment,
         two_administrators=True,
         attachment=Attachment("possession", check_passkey_possession),
+        facts=ActionFacts(PrincipalEntity, "principal", ("backup_eligible", "rp_id", "origins")),
+        example_values=PASSKEY_EXAMPLE,
     ),
 )

@@ -1,40 +1,76 @@
-"""People: enrolled, given roles, revoked."""
+"""Enrolment of people and units, their roles, and their revocation."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from pydantic import Field
 
+from appliance.domain.core.action import Action, Attachment
 from appliance.domain.core.case import Case, Changes
-from appliance.domain.core.event import Endorsed, Ordered
+from appliance.domain.core.entry import Countersigned, Ordered
+from appliance.domain.core.example import NEW_KEY, make_example
+from appliance.domain.core.facts import ActionFacts, PrincipalEntity
 from appliance.domain.core.names import SERVICE, Commitment, Identifier, Role, Time
-from appliance.domain.core.order import Order, Subjects
+from appliance.domain.core.order import Order, Subjects, entered
 from appliance.domain.core.records.people import Principal
-from appliance.domain.core.roles import Reasons, exclusive_roles, is_unit, needs, stands
+from appliance.domain.core.roles import Reasons, exclusive_roles, is_unit, require_enrolled
 from appliance.domain.core.state import State
-from appliance.domain.core.verb import Attachment, Verb
 from appliance.domain.governance.keys import (
     POSSESSION,
     NewKey,
     ProvedKey,
     check_new_key,
     check_possession,
+    complete_key,
     new_key,
 )
-from appliance.errors import Denied
+from appliance.errors import Denied, RefusalCode, Rejected
 from appliance.formats.core.canonical import encode_canonical, parse_canonical
 from appliance.formats.core.fields import parse_list
 
 MOST_PEOPLE = 24
-"""In one order: its entry is filed under each of them, and an entry has 32 subjects at most."""
+"""Largest number of people in one order: the entry is indexed under each, and an entry has at most 32 subjects."""
 
 
-class Enroll(NewKey):
-    verb = "enroll"
-    printed_name: Commitment
-    roles: tuple[Role, ...] = Field(min_length=1, max_length=8)
+NAME_TAKEN = RefusalCode(
+    "name-taken", "order", "The name {id} belongs to an enrolled or revoked principal for ever.", "Choose another name."
+)
+NAME_OF_SERVICE = RefusalCode(
+    "name-of-service", "order", "The name {id} is that of the service itself.", "Choose another name."
+)
+KEY_REPEATED = RefusalCode(
+    "key-repeated",
+    "order",
+    "The order enrols the key of {name} for two people.",
+    "Give each person a key of their own.",
+)
+OWNED_UNIT_UNKNOWN = RefusalCode(
+    "owned-unit-unknown",
+    "state",
+    "{name} would be the release owner of {unit}, which is not an enrolled unit.",
+    "Name a unit that is enrolled, or have two administrators enrol it first.",
+)
+ROLE_HELD = RefusalCode("role-held", "state", "{id} has the role {role} already.", "Grant another role.")
+ROLE_NOT_HELD = RefusalCode(
+    "role-not-held", "state", "{id} does not have the role {role}.", "Name one of the person's roles."
+)
+LAST_ROLE = RefusalCode(
+    "last-role",
+    "rule",
+    "{role} is the only role of {id}. A person or unit has at least one role.",
+    "Revoke the person or unit, or give the person another role first.",
+)
+
+
+class Enrol(NewKey):
+    """An order to enrol a person or unit."""
+
+    action = "enrol"
+    printed_name: Commitment = entered("the full name, as other people read it")
+    roles: tuple[Role, ...] = entered("what the person may do", min_length=1, max_length=8)
 
 
 class Enrolment(ProvedKey):
@@ -44,10 +80,10 @@ class Enrolment(ProvedKey):
     roles: tuple[Role, ...] = Field(min_length=1, max_length=8)
 
 
-class EnrollSeveral(Order):
-    """People and units who come in together, or not at all."""
+class EnrolSeveral(Order):
+    """An order to enrol several people and units, all of them or none."""
 
-    verb = "enroll-several"
+    action = "enrol-several"
     people: tuple[Enrolment, ...] = Field(min_length=1, max_length=MOST_PEOPLE)
 
     def subjects(self) -> Subjects:
@@ -57,14 +93,27 @@ class EnrollSeveral(Order):
         names = {f"printed_name.{person.principal}": person.printed_name for person in self.people}
         return super().commitments() | names
 
-    def each(self) -> tuple[Enroll, ...]:
-        """The order that would enrol each of them alone."""
+    def each(self) -> tuple[Enrol, ...]:
+        """Return the orders that would enrol each of them alone."""
         header = {name: getattr(self, name) for name in Order.model_fields}
-        return tuple(Enroll(**header, **person.__dict__) for person in self.people)
+        return tuple(Enrol(**header, **person.__dict__) for person in self.people)
 
 
 class Grant(Order):
-    verb = "grant"
+    """An order to give a principal one more role."""
+
+    action = "grant"
+    principal: Identifier
+    role: Role
+
+    def subjects(self) -> Subjects:
+        return self._self(f"principal:{self.principal}")
+
+
+class RemoveRole(Order):
+    """An order to remove one role of a principal, who keeps the others."""
+
+    action = "remove-role"
     principal: Identifier
     role: Role
 
@@ -73,35 +122,55 @@ class Grant(Order):
 
 
 class RevokePrincipal(Order):
-    verb = "revoke-principal"
+    """An order to revoke a person or unit with all keys."""
+
+    action = "revoke-principal"
     principal: Identifier
 
     def subjects(self) -> Subjects:
         return self._self(f"principal:{self.principal}")
 
 
-class PrincipalEnrolled(Endorsed):
+class PrincipalEnrolled(Countersigned):
+    """The event of the enrolment of one person or unit."""
+
     type = "principal.enrolled"
     documents = ("order", "possession")
 
 
-class PrincipalsEnrolled(Endorsed):
-    """`possessions` is an array of the proofs, in the order of the order's `people`."""
+class PrincipalsEnrolled(Countersigned):
+    """The event of the enrolment of several people and units.
+
+    `possessions` is an array of the proofs, in the order of the order's `people`.
+    """
 
     type = "principals.enrolled"
     documents = ("order", "possessions")
 
 
-class RoleGranted(Endorsed):
+class RoleGranted(Countersigned):
+    """The event of a new role."""
+
     type = "principal.granted"
 
 
+class RoleRemoved(Countersigned):
+    """The event of the removal of a role."""
+
+    type = "principal.role-removed"
+
+
 class PrincipalRevoked(Ordered):
+    """The event of a revocation."""
+
     type = "principal.revoked"
 
 
-def check_possessions(case: Case, order: EnrollSeveral, data: bytes) -> None:
-    """Each key proved itself, under its own name; one proof for each person and no other."""
+def check_possessions(case: Case, order: EnrolSeveral, data: bytes) -> None:
+    """Check that there is one proof of possession for each person, each by the person's key and for the person's name.
+
+    Raises: Denied for another number of proofs; BadInput or Tampered for a proof that does not hold.
+    """
     proofs = split_proofs(data)
     case.require(len(proofs) == len(order.people), "possessions", f"{len(order.people)} proofs", len(proofs))
     for person, proof in zip(order.people, proofs, strict=True):
@@ -109,68 +178,86 @@ def check_possessions(case: Case, order: EnrollSeveral, data: bytes) -> None:
 
 
 def split_proofs(data: bytes) -> list[bytes]:
-    """The envelopes of a document `possessions`, a canonical array."""
+    """Return the envelopes of a document `possessions`, which is a canonical array."""
     return [encode_canonical(proof) for proof in parse_list(parse_canonical(data), "possessions")]
 
 
 def join_proofs(proofs: Iterable[bytes]) -> bytes:
-    """The document `possessions` of these envelopes."""
+    """Return the document `possessions` of these envelopes."""
     return encode_canonical([parse_canonical(proof) for proof in proofs])
 
 
-def may_enroll(state: State, order: Enroll, signer: Principal, now: Time) -> Reasons:
-    return needs(signer, "administrator") + _against_newcomer(state, order)
+def authorise_enrol(state: State, order: Enrol, signer: Principal, now: Time) -> Reasons:
+    """Return the refusal reasons of an enrolment."""
+    return _list_enrolment_problems(state, order)
 
 
-def may_enroll_several(state: State, order: EnrollSeveral, signer: Principal, now: Time) -> Reasons:
-    """The reasons against each of them, and a key that several would have."""
-    reasons = needs(signer, "administrator")
-    for person in order.people:
-        reasons += [f"{person.principal}: {reason}" for reason in _against_newcomer(state, person)]
-    # A name is there once, since it is a subject of the order's statement.
+def authorise_enrol_several(state: State, order: EnrolSeveral, signer: Principal, now: Time) -> Reasons:
+    """Return the refusal reasons of each enrolment, and of a key that occurs more than once."""
+    reasons = [reason for person in order.people for reason in _list_enrolment_problems(state, person)]
+    # Names are unique already, since they are subjects of the order's statement.
     keys = Counter(person.keyid for person in order.people)
-    reasons += [f"key: expected each once in the order, got {key} more than once" for key in keys if keys[key] > 1]
+    reasons += [KEY_REPEATED(name=Rejected(one.principal)) for one in order.people if keys[one.keyid] > 1]
     return reasons
 
 
-def _against_newcomer(state: State, person: Enroll | Enrolment) -> Reasons:
-    reasons = exclusive_roles(person.roles)
-    if person.principal in state.principals:
-        reasons.append(f"principal: expected a name never used here, got {person.principal}")
-    return reasons + unlike_service(person.principal) + check_new_key(state, person) + _units_of(state, person.roles)
+def _list_enrolment_problems(state: State, person: Enrol | Enrolment) -> Reasons:
+    return list_name_problems(state, person.principal, person.roles) + check_new_key(state, person)
 
 
-def unlike_service(name: str) -> Reasons:
-    """No person's or unit's entries read as the appliance's own."""
-    return [f"principal: expected a name other than the appliance's own actor, got {name}"] if name == SERVICE else []
+def list_name_problems(state: State, name: str, roles: tuple[str, ...]) -> Reasons:
+    """Return the refusal reasons of a newcomer's name and roles."""
+    reasons = exclusive_roles(Rejected(name), roles)
+    if name in state.principals:
+        reasons.append(NAME_TAKEN(f"principal:{name}"))
+    return reasons + refuse_service_name(name) + _check_owned_units(state, Rejected(name), roles)
 
 
-def may_grant(state: State, order: Grant, signer: Principal, now: Time) -> Reasons:
-    reasons = needs(signer, "administrator") + _units_of(state, (order.role,))
+def refuse_service_name(name: str) -> Reasons:
+    """Return the refusal reason of a name that equals the service's own actor."""
+    return [NAME_OF_SERVICE(f"principal:{name}")] if name == SERVICE else []
+
+
+def authorise_grant(state: State, order: Grant, signer: Principal, now: Time) -> Reasons:
+    """Return the refusal reasons of a grant."""
+    reasons = _check_owned_units(state, Rejected(order.principal), (order.role,))
     principal = state.principals.get(order.principal)
     if principal is None or principal.revoked is not None:
-        return [*reasons, f"principal: expected a standing one, got {order.principal}"]
+        return [*reasons, *require_enrolled(state, order.principal)]
     if order.role in principal.roles:
-        reasons.append(f"role: expected one that {order.principal} lacks, got {order.role}")
-    return reasons + exclusive_roles((*principal.roles, order.role))
+        reasons.append(ROLE_HELD(f"principal:{order.principal}", role=order.role))
+    return reasons + exclusive_roles(principal.name, (*principal.roles, order.role))
 
 
-def _units_of(state: State, roles: tuple[str, ...]) -> Reasons:
+def authorise_remove_role(state: State, order: RemoveRole, signer: Principal, now: Time) -> Reasons:
+    """Return the refusal reasons of the removal of a role. The last role stays: a revocation ends it."""
+    principal = state.principals.get(order.principal)
+    if principal is None or principal.revoked is not None:
+        return require_enrolled(state, order.principal)
+    subject = f"principal:{order.principal}"
+    if order.role not in principal.roles:
+        return [ROLE_NOT_HELD(subject, role=Rejected(order.role, recorded=order.role.partition(":")[0]))]
+    return [LAST_ROLE(subject, role=order.role)] if len(principal.roles) == 1 else []
+
+
+def _check_owned_units(state: State, name: Rejected, roles: tuple[str, ...]) -> Reasons:
     reasons = []
     for role in roles:
         kind, _, unit = role.partition(":")
         if kind == "release-owner" and not is_unit(state, unit):
-            reasons.append(f"role: expected the release owner of an enrolled unit, got {role}")
+            reasons.append(OWNED_UNIT_UNKNOWN(name=name, unit=Rejected(unit)))
     return reasons
 
 
-def may_revoke_principal(state: State, order: RevokePrincipal, signer: Principal, now: Time) -> Reasons:
-    return needs(signer, "administrator") + stands(state, order.principal)
+def authorise_revoke_principal(state: State, order: RevokePrincipal, signer: Principal, now: Time) -> Reasons:
+    """Return the refusal reasons of a revocation."""
+    return require_enrolled(state, order.principal)
 
 
 def enrolled_person(
     case: Case, name: str, printed_name: str | None, roles: tuple[str, ...], spki: str, keyid: str
 ) -> Changes:
+    """Return the rows of a new principal and its key."""
     index = case.entry.index
     return [
         (
@@ -182,80 +269,132 @@ def enrolled_person(
     ]
 
 
-def enrolled(case: Case) -> Changes:
-    order = case.order(Enroll)
+def apply_enrolment(case: Case) -> Changes:
+    """Apply the enrolment of one person or unit."""
+    order = case.order(Enrol)
     return enrolled_person(case, order.principal, order.printed_name, order.roles, order.key, order.keyid)
 
 
-def several_enrolled(case: Case) -> Changes:
+def apply_enrolments(case: Case) -> Changes:
+    """Apply the enrolment of several people and units."""
     return [
         change
-        for one in case.order(EnrollSeveral).people
-        for change in enrolled_person(case, one.principal, one.printed_name, one.roles, one.key, one.keyid)
+        for person in case.order(EnrolSeveral).people
+        for change in enrolled_person(
+            case, person.principal, person.printed_name, person.roles, person.key, person.keyid
+        )
     ]
 
 
-def granted(case: Case) -> Changes:
+def apply_grant(case: Case) -> Changes:
+    """Apply a grant."""
     grant = case.order(Grant)
-    principal = case.state.principals.get(grant.principal)
+    return _change_roles(case, grant.principal, lambda roles: (*roles, grant.role))
+
+
+def apply_role_removal(case: Case) -> Changes:
+    """Apply the removal of a role. What the person decided in that role is invalid while they lack it."""
+    order = case.order(RemoveRole)
+    return _change_roles(case, order.principal, lambda roles: tuple(role for role in roles if role != order.role))
+
+
+def _change_roles(case: Case, name: str, change: Callable[[tuple[str, ...]], tuple[str, ...]]) -> Changes:
+    principal = case.state.principals.get(name)
     if principal is None:
-        raise Denied(f"entry {case.entry.index}: principal: expected a standing one, got {grant.principal}")
-    changed = principal.model_copy(update={"roles": (*principal.roles, grant.role)})
-    return [(case.state.principals, grant.principal, changed)]
+        raise Denied(f"entry {case.entry.index}: principal: expected a valid one, got {name}")
+    changed = principal.model_copy(update={"roles": change(principal.roles)})
+    return [(case.state.principals, name, changed)]
 
 
-def revoked(case: Case) -> Changes:
-    """Taking away needs one administrator; the name and the key stay taken for ever."""
+def apply_principal_revocation(case: Case) -> Changes:
+    """Apply a revocation, which needs one administrator. The name and the keys cannot be used again."""
     order = case.order(RevokePrincipal)
     state, index = case.state, case.entry.index
     principal = state.principals.get(order.principal)
     if principal is None:
-        raise Denied(f"entry {index}: principal: expected a standing one, got {order.principal}")
-    gone = principal.model_copy(update={"revoked": index, "revoked_at": case.entry.time})
-    changes: Changes = [(state.principals, principal.name, gone)]
+        raise Denied(f"entry {index}: principal: expected a valid one, got {order.principal}")
+    updated = principal.model_copy(update={"revoked": index, "revoked_at": case.entry.time})
+    changes: Changes = [(state.principals, principal.name, updated)]
     for key in state.keys.values():
         if key.principal == principal.name and key.revoked is None:
             changes.append((state.keys, key.keyid, key.model_copy(update={"revoked": index})))
     return changes
 
 
-VERBS = (
-    Verb(
-        Enroll,
-        may=may_enroll,
+def _describe_newcomer(state: State, order: Enrol, signer: Principal) -> PrincipalEntity:
+    return PrincipalEntity(id=order.principal, name=order.principal, roles=())
+
+
+_NINA: dict[str, Any] = {"principal": "nina", "roles": ("operator", "release-owner:legal"), **NEW_KEY}
+
+
+ACTIONS = (
+    Action(
+        Enrol,
+        title="Add a person or unit",
+        complete=complete_key,
+        authorise=authorise_enrol,
         signers=("administrator",),
-        meaning="The key becomes this person's, for ever, with these roles. Compare the key id with the person first.",
+        meaning="The key becomes this person's, for ever, with these roles. Compare its short code with the person "
+        "first.",
         event=PrincipalEnrolled,
-        apply=enrolled,
+        apply=apply_enrolment,
         two_administrators=True,
         attachment=POSSESSION,
+        facts=ActionFacts(PrincipalEntity, _describe_newcomer, ("roles",)),
+        example_values={"signer": "anna", **_NINA},
     ),
-    Verb(
-        EnrollSeveral,
-        may=may_enroll_several,
+    Action(
+        EnrolSeveral,
+        title="Add several people and units",
+        has_form=False,
+        authorise=authorise_enrol_several,
         signers=("administrator",),
-        meaning="Each key becomes its person's, for ever, with these roles. Compare each key id with the person first.",
+        meaning="Each key becomes its person's, for ever, with these roles. Compare each short code with the person "
+        "first.",
         event=PrincipalsEnrolled,
-        apply=several_enrolled,
+        apply=apply_enrolments,
         two_administrators=True,
         attachment=Attachment("possessions", check_possessions),
+        example_values={"signer": "anna", "people": (make_example(Enrolment, **_NINA),)},
     ),
-    Verb(
+    Action(
         Grant,
-        may=may_grant,
+        title="Give a role",
+        authorise=authorise_grant,
         signers=("administrator",),
         meaning="This person gets one role more.",
         event=RoleGranted,
-        apply=granted,
+        apply=apply_grant,
         two_administrators=True,
+        facts=ActionFacts(PrincipalEntity, "principal", ("role",)),
+        example_values={"signer": "anna", "role": "reviewer:safety"},
     ),
-    Verb(
-        RevokePrincipal,
-        may=may_revoke_principal,
+    Action(
+        RemoveRole,
+        title="Remove a role",
+        authorise=authorise_remove_role,
         signers=("administrator",),
-        meaning="This person and their keys count for nothing from now on. The name and the keys stay taken.",
+        meaning="This person loses the role at once and keeps the others. What they approved, activated or delegated "
+        "in this role is invalid while they do not have it.",
+        event=RoleRemoved,
+        apply=apply_role_removal,
+        two_administrators=True,
+        recheck_slots=True,
+        facts=ActionFacts(PrincipalEntity, "principal", ("role",)),
+        example_values={"signer": "anna", "principal": "vera", "role": "reviewer:safety"},
+    ),
+    Action(
+        RevokePrincipal,
+        title="Revoke a person or unit",
+        authorise=authorise_revoke_principal,
+        signers=("administrator",),
+        meaning="This person or unit, all of its keys and its sessions end at once. This cannot be undone. The name "
+        "and the keys cannot be used again. With fewer than two administrators, enrolling needs recovery keys.",
         event=PrincipalRevoked,
-        apply=revoked,
-        changes_answers=True,
+        apply=apply_principal_revocation,
+        recheck_slots=True,
+        facts=ActionFacts(PrincipalEntity, "principal"),
+        example_values={"signer": "anna"},
     ),
 )

@@ -1,4 +1,4 @@
-"""The service's own entries: the first one, its starts and ends, and its heartbeat."""
+"""Events of the service itself: the log's first entry, starts and stops of processes, and the heartbeat."""
 
 from __future__ import annotations
 
@@ -8,47 +8,60 @@ from typing import Annotated
 
 from pydantic import Field
 
+from appliance.domain.core.action import EventRule, leave_unchanged
 from appliance.domain.core.case import Case, Change, Changes
-from appliance.domain.core.event import Event
+from appliance.domain.core.entry import Event
 from appliance.domain.core.names import SERVICE, Base64, Canonical, Digest, Identifier, Time
 from appliance.domain.core.policy import parse_policy
 from appliance.domain.core.records.serving import ServiceProcess
-from appliance.domain.core.records.site import LogKey, Site
-from appliance.domain.core.verb import EventRule, unchanged
+from appliance.domain.core.records.site import AdapterKey, LogKey, Site
 from appliance.domain.core.words import form
 from appliance.domain.governance.people import enrolled_person
 from appliance.domain.governance.policies import check_witnesses
+from appliance.domain.governance.post_quantum import PostQuantumKeys, is_post_quantum_adapter_key
 from appliance.errors import Denied
 from appliance.formats.core.digest import digest_bytes
-from appliance.formats.log.note import parse_vkey
+from appliance.formats.log.note import is_post_quantum, parse_vkey
 from appliance.formats.signatures.keys import keyid_of, parse_spki
 
 
 class Administrator(Canonical):
+    """An administrator of the log's first entry."""
+
     name: Identifier
     key: Base64
     keyid: Digest
 
 
+Origin = Annotated[
+    str,
+    form(
+        r"^[a-z0-9][a-z0-9./-]{0,200}$",
+        "lower-case letters, digits and . / -, at most 201, such as bank.example/log",
+    ),
+]
+"""The permanent name of a log."""
+
+
 class Initialized(Event):
+    """The log's first event: its origin, keys, administrators and policy set."""
+
     type = "appliance.initialized"
     documents = ("policy",)
-    origin: Annotated[
-        str,
-        form(
-            r"^[a-z0-9][a-z0-9./-]{0,200}$",
-            "lower-case letters, digits and . / -, at most 201, such as bank.example/log",
-        ),
-    ]
+    origin: Origin
     log_key: str = Field(max_length=400)
     adapter_key: Base64
+    post_quantum: PostQuantumKeys | None
     administrators: tuple[Administrator, ...] = Field(min_length=1, max_length=8)
     single_administrator: bool
 
 
 class ServiceStarted(Event):
-    """`process`: its name, where several processes serve the log; `epoch`: how often that name was taken or taken away,
-    which grows with each start."""
+    """The event of a start of a service process.
+
+    `process` is its name, where several processes serve the log. `epoch` counts how often the name was taken or
+    withdrawn; it grows with each start.
+    """
 
     type = "service.started"
     version: str
@@ -62,6 +75,8 @@ class ServiceStarted(Event):
 
 
 class ServiceStopped(Event):
+    """The event of an orderly stop of a service process."""
+
     type = "service.stopped"
     reason: str
     process: Identifier | None
@@ -71,8 +86,11 @@ class ServiceStopped(Event):
 
 
 class ProcessLost(Event):
-    """Another process has seen no sign of life of it since `last_contact`, by the database's clock, and has taken its
-    epoch away: from here on it appends nothing. It answers nothing later than five seconds after its last contact."""
+    """The event by which another process takes over from a process that shows no sign of life.
+
+    `last_contact` is the time of its last contact by the database's clock. The entry withdraws its epoch, so that it
+    can append nothing more. It sends no responses later than five seconds after its last contact.
+    """
 
     type = "process.lost"
     outcomes = ("interrupted",)
@@ -85,11 +103,13 @@ class ProcessLost(Event):
 
 
 class Heartbeat(Event):
+    """A periodic event that shows that the service runs."""
+
     type = "heartbeat"
 
 
-def initialized(case: Case) -> Changes:
-    """The log's first entry: its keys, its administrators, its first policy set."""
+def apply_initialisation(case: Case) -> Changes:
+    """Apply the log's first entry: its keys, its administrators and its first policy set."""
     body = case.of(Initialized)
     names = [person.name for person in body.administrators]
     keyids = [person.keyid for person in body.administrators]
@@ -99,15 +119,22 @@ def initialized(case: Case) -> Changes:
     case.require(
         body.single_administrator == (len(names) == 1), "administrators", "two, or one declared as single", len(names)
     )
-    log_name = parse_vkey(body.log_key).name
-    case.require(log_name == body.origin, "log key", f"the key of {body.origin}", log_name)
+    second = body.post_quantum
+    log_keys = [body.log_key, *([] if second is None else [second.log_key])]
+    for vkey in log_keys:
+        log_name = parse_vkey(vkey).name
+        case.require(log_name == body.origin, "log key", f"the key of {body.origin}", log_name)
     parse_spki(base64.b64decode(body.adapter_key))
+    if second is not None:
+        are_valid = is_post_quantum(second.log_key) and is_post_quantum_adapter_key(second.adapter_key)
+        case.require(are_valid, "post-quantum keys", "keys of ML-DSA-65", "another kind")
     policy = parse_policy(case.documents["policy"])
-    check_witnesses([body.log_key], policy)
+    check_witnesses(log_keys, policy)
     site = Site(
         origin=body.origin,
-        log_keys=(LogKey(vkey=body.log_key, since=0),),
+        log_keys=tuple(LogKey(vkey=vkey, since=0) for vkey in log_keys),
         adapter_key=body.adapter_key,
+        post_quantum_adapter_key=None if second is None else AdapterKey(key=second.adapter_key, since=0),
         single_administrator=body.single_administrator,
         policy=digest_bytes(case.documents["policy"]),
         parameters=policy.parameters,
@@ -119,66 +146,74 @@ def initialized(case: Case) -> Changes:
     return changes
 
 
-def service_started(case: Case) -> Changes:
-    """A new process holds no slot; requests and runs that a crash left open are closed by entries of their own.
+def apply_service_start(case: Case) -> Changes:
+    """Apply a start. A new process has no slots; other entries close requests and runs that a crash left open.
 
-    One without a name is the only one. One with a name empties its own slots, and those of one without.
+    A process without a name is the only one. A process with a name empties its own slots and those of a process without
+    one.
     """
     body, state = case.of(ServiceStarted), case.state
     case.require((body.process is None) == (body.epoch is None), "epoch", "one beside a process's name", body.epoch)
     if body.process is None or body.epoch is None:
-        return [*_emptied(case), *(_ended(case, row) for row in state.processes.values() if row.ended is None)]
+        return [
+            *_empty_slots(case),
+            *(_end_process(case, row) for row in state.processes.values() if row.ended is None),
+        ]
     before = state.processes.get(body.process)
     least = 1 if before is None else before.epoch + 1
     case.require(body.epoch >= least, "epoch", f"at least {least}", body.epoch)
     row = ServiceProcess(name=body.process, epoch=body.epoch, since=case.entry.index)
-    return [*_emptied(case, (None, body.process)), (state.processes, body.process, row)]
+    return [*_empty_slots(case, (None, body.process)), (state.processes, body.process, row)]
 
 
-def service_stopped(case: Case) -> Changes:
+def apply_service_stop(case: Case) -> Changes:
+    """Apply a stop: the process ends and its slots become empty."""
     body = case.of(ServiceStopped)
-    ended = [] if body.process is None else [_ended(case, _running(case, body.process))]
-    return [*ended, *_emptied(case, (body.process,))]
+    ended = [] if body.process is None else [_end_process(case, _require_running(case, body.process))]
+    return [*ended, *_empty_slots(case, (body.process,))]
 
 
-def process_lost(case: Case) -> Changes:
-    """Once for each life of a process."""
+def apply_process_loss(case: Case) -> Changes:
+    """Apply the loss of a process, which can happen once in each epoch."""
     body = case.of(ProcessLost)
-    row = _running(case, body.process)
+    row = _require_running(case, body.process)
     case.require(body.epoch == row.epoch, "epoch", row.epoch, body.epoch)
     case.require(body.last_contact <= case.entry.time, "last contact", f"at most {case.entry.time}", body.last_contact)
-    return [_ended(case, row), *_emptied(case, (body.process,))]
+    return [_end_process(case, row), *_empty_slots(case, (body.process,))]
 
 
-def _running(case: Case, process: str) -> ServiceProcess:
+def _require_running(case: Case, process: str) -> ServiceProcess:
     row = case.state.processes.get(process)
     if row is None or row.ended is not None:
         raise Denied(f"{case.place}: process: expected one that runs, got {process}")
     return row
 
 
-def _ended(case: Case, row: ServiceProcess) -> Change:
+def _end_process(case: Case, row: ServiceProcess) -> Change:
     return case.state.processes, row.name, row.model_copy(update={"ended": case.entry.index})
 
 
-def _emptied(case: Case, processes: Collection[str | None] | None = None) -> Changes:
-    """Slots of these processes, or all; what they were answering can end, but not well."""
+def _empty_slots(case: Case, processes: Collection[str | None] | None = None) -> Changes:
+    """Return the changes that empty the slots of these processes, or of all.
+
+    Their open requests are marked as cut: they can end, but not successfully.
+    """
     state = case.state
     slots: Changes = [
         (state.slots, key, None) for key, slot in state.slots.items() if processes is None or slot.process in processes
     ]
-    cut: Changes = [
-        (state.requests, request.id, request._replace(cut=True))
+    cut_off: Changes = [
+        (state.requests, request.id, request._replace(is_cut_off=True))
         for request in state.requests.values()
         if processes is None or request.process in processes
     ]
-    return [*slots, *cut]
+    return [*slots, *cut_off]
 
 
 EVENTS = (
-    EventRule(Initialized, initialized),
-    EventRule(ServiceStarted, service_started),
-    EventRule(ServiceStopped, service_stopped),
-    EventRule(ProcessLost, process_lost),
-    EventRule(Heartbeat, unchanged),
+    EventRule(Initialized, apply_initialisation),
+    EventRule(ServiceStarted, apply_service_start),
+    EventRule(ServiceStopped, apply_service_stop),
+    EventRule(ProcessLost, apply_process_loss),
+    EventRule(Heartbeat, leave_unchanged),
 )

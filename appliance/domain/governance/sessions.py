@@ -4,54 +4,65 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from appliance.domain.core.action import EventRule
 from appliance.domain.core.case import Case, Changes
-from appliance.domain.core.event import Event
+from appliance.domain.core.entry import Event
 from appliance.domain.core.names import Digest, Identifier, Time, add_seconds
 from appliance.domain.core.records.people import OpenSession, OpenSessions
 from appliance.domain.core.signatures import accept_session
 from appliance.domain.core.state import State
-from appliance.domain.core.verb import EventRule
+from appliance.domain.governance.identities import (
+    SessionIdentity,
+    end_of_identity,
+    find_required_provider,
+    refuse_identity,
+)
+from appliance.errors import Denied
 
 MAX_NAMED = 16
+"""Largest number of principals, and of keys, that one entry of refused attempts names."""
 KEPT_S = 600
-"""A session may still be ended so long after it ran out: the service's clock reads, and then the entry's time."""
+"""Seconds after its expiry in which a session can still be closed.
+
+They allow for the time between the service's check and the entry's own time.
+"""
 
 
 class SessionOpened(Event):
-    type = "session.opened"
-    documents = ("session",)
+    """The event of a new reading session. `identity` is the ID token that it rests on, where policy requires one."""
 
-    @property
-    def actor(self) -> str | None:
-        return None
+    type = "session.opened"
+    actor_kind = "signer of the session"
+    documents = ("session",)
+    identity: SessionIdentity | None
 
 
 class SessionClosed(Event):
-    """A session ended before its time, because its person or an administrator said so in a session of their own.
+    """The event of a session that its person or an administrator closed before it expired, in a session of their own.
 
-    `opened`: the entry that opened it. What a revocation ends, and what runs out, has no entry of this type.
+    `opened` is the entry that opened it. Revoked and expired sessions have no such event.
     """
 
     type = "session.closed"
+    actor_kind = "who ended it"
     opened: int = Field(ge=1)
     principal: Identifier
-
-    @property
-    def actor(self) -> str | None:
-        return None
 
     def about(self) -> tuple[str, ...]:
         return (f"principal:{self.principal}",)
 
 
 class AuthRefused(Event):
-    """Unauthenticated attempts, counted, so that a flood is one entry a minute.
+    """The event of unauthenticated attempts, and of orders that make no entry of their own.
 
-    `principals`: whom they said they were, where the log knows them; `keys`: its keys under which they were signed. At
-    most 16 each: no stranger chooses what the log keeps.
+    They are counted, so that any number of them is one entry a minute.
+
+    `principals` are the claimed signers that are in the log, and `keys` the claimed keys that are in the log, at most
+    16 of each: unauthenticated callers cannot choose the content of the log.
     """
 
     type = "auth.refused"
+    records = "refusals"
     outcomes = ("denied",)
     count: int = Field(ge=1)
     since: Time
@@ -62,35 +73,54 @@ class AuthRefused(Event):
         return tuple(f"principal:{name}" for name in self.principals)
 
 
-def session_opened(case: Case) -> Changes:
-    state, now = case.state, case.entry.time
+def apply_session_opening(case: Case) -> Changes:
+    """Apply the opening of a session, which has an identity exactly if policy requires one."""
+    state, now, identity = case.state, case.entry.time, case.of(SessionOpened).identity
     session, principal = accept_session(state, case.documents["session"], now)
     case.require(case.entry.actor == principal.name == session.signer, "actor", session.signer, case.entry.actor)
-    row = OpenSession(entry=case.entry.index, expires_at=session.expires_at)
-    standing = _unended(state, principal.name, add_seconds(now, -KEPT_S))
-    return [(state.sessions, principal.name, OpenSessions(open=(*standing, row)))]
+    provider = find_required_provider(state, principal, case.entry.source)
+    case.require((provider is None) == (identity is None), "identity", "one exactly if policy requires it", identity)
+    ends = session.expires_at
+    if provider is not None and identity is not None:
+        if reasons := refuse_identity(state, provider, principal.name, identity, now):
+            raise Denied(f"{case.place}: identity", refusals=reasons)
+        ends = min(ends, end_of_identity(provider, identity))
+    binding = None if identity is None else identity.binding
+    row = OpenSession(entry=case.entry.index, expires_at=ends, binding=binding)
+    open_sessions = _list_open(state, principal.name, add_seconds(now, -KEPT_S))
+    return [(state.sessions, principal.name, OpenSessions(open=(*open_sessions, row)))]
 
 
-def _unended(state: State, principal: str, since: Time) -> tuple[OpenSession, ...]:
-    """The person's sessions that nobody has ended and that run out after that time."""
+def _list_open(state: State, principal: str, since: Time) -> tuple[OpenSession, ...]:
+    """Return the person's sessions that were not closed and expire after that time."""
     row = state.sessions.get(principal)
-    return () if row is None else tuple(one for one in row.open if one.expires_at > since)
+    return () if row is None else tuple(session for session in row.open if session.expires_at > since)
 
 
-def session_closed(case: Case) -> Changes:
+def rests_on_ended_binding(state: State, principal: str, entry: int) -> bool:
+    """Return True if the session that this entry opened rests on a binding that was removed or replaced since."""
+    row, identity = state.sessions.get(principal), state.identities.get(principal)
+    opened = () if row is None else row.open
+    binding = next((session.binding for session in opened if session.entry == entry), None)
+    return binding is not None and (identity is None or identity.index != binding)
+
+
+def apply_session_end(case: Case) -> Changes:
+    """Apply the closing of a session."""
     body, actor = case.of(SessionClosed), case.state.principals.get(case.entry.actor)
     case.require(body.principal in case.state.principals, "principal", "one that is enrolled", body.principal)
-    standing = _unended(case.state, body.principal, add_seconds(case.entry.time, -KEPT_S))
-    left = tuple(one for one in standing if one.entry != body.opened)
+    open_sessions = _list_open(case.state, body.principal, add_seconds(case.entry.time, -KEPT_S))
+    remaining = tuple(session for session in open_sessions if session.entry != body.opened)
     expected = f"the entry of an open session of {body.principal}"
-    case.require(len(left) < len(standing), "opened", expected, body.opened)
-    may = actor is not None and actor.revoked is None and actor.has("administrator")
+    case.require(len(remaining) < len(open_sessions), "opened", expected, body.opened)
+    is_administrator = actor is not None and actor.revoked is None and actor.has("administrator")
     expected = f"{body.principal} or an administrator"
-    case.require(case.entry.actor == body.principal or may, "actor", expected, case.entry.actor)
-    return [(case.state.sessions, body.principal, OpenSessions(open=left) if left else None)]
+    case.require(case.entry.actor == body.principal or is_administrator, "actor", expected, case.entry.actor)
+    return [(case.state.sessions, body.principal, OpenSessions(open=remaining) if remaining else None)]
 
 
-def auth_refused(case: Case) -> Changes:
+def apply_authentication_refusal(case: Case) -> Changes:
+    """Check that all named principals and keys are in the log; nothing changes."""
     body, state = case.of(AuthRefused), case.state
     for what, named, known in (("principals", body.principals, state.principals), ("keys", body.keys, state.keys)):
         expected = tuple(sorted({name for name in named if name in known}))
@@ -99,7 +129,7 @@ def auth_refused(case: Case) -> Changes:
 
 
 EVENTS = (
-    EventRule(SessionOpened, session_opened),
-    EventRule(SessionClosed, session_closed),
-    EventRule(AuthRefused, auth_refused),
+    EventRule(SessionOpened, apply_session_opening),
+    EventRule(SessionClosed, apply_session_end),
+    EventRule(AuthRefused, apply_authentication_refusal),
 )

@@ -1,1 +1,1 @@
-"""What a run will cost, before it is ordered."""
+"""Predictions of the memory, disk and time of a run, before it is ordered."""

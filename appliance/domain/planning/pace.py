@@ -1,7 +1,7 @@
-"""How long a run will take: its operations over the machine's pace, and what every pack costs beside.
+"""Predicted time of a run: its operations divided by the machine's rate, and a constant time for each pack.
 
-The count follows `ml/layers/decoder.py` and `ml/training/loss.py`. The pace is measured by `run plan --calibrate`;
-where it was not, it is an assumption, and the interval says so.
+The count of operations follows `ml/layers/decoder.py` and `ml/training/loss.py`. `run plan --calibrate` measures the
+rate. Without a measurement it is an assumption, and the interval is wider.
 """
 
 from __future__ import annotations
@@ -12,38 +12,48 @@ from typing import Any
 from pydantic import Field
 
 from appliance.domain.core.names import Value
-from appliance.domain.planning.cards import Calibration, Card, Machine
-from appliance.domain.planning.footprint import Pack, count_trainable, count_trained_rows, draw_packs, is_quick
-from appliance.domain.planning.shape import Lengths, Shape
-from appliance.domain.recipe.recipe import ResolvedRecipe, count_steps
+from appliance.domain.planning.footprint import count_trainable, is_quick
+from appliance.domain.planning.packs import PlannedPack, count_trained_rows, draw_packs
+from appliance.domain.planning.shape import Card, DecoderShape, Lengths, Machine, MachineCalibration
+from appliance.domain.recipe.recipe import ResolvedRecipe
 from appliance.errors import BadInput
 
 MEASURED = (0.85, 1.25)
-"""Shares of the likely time: for a base, method, quantisation and dtype that were calibrated on this machine. The three
-intervals are assumed; they were not compared with whole runs."""
+"""Factors on the likely time for the ends of its interval, where this machine was calibrated for the same run.
+
+The same run has the same base, method, quantisation and dtype. This interval and the next two are assumed; they were
+not compared with whole runs.
+"""
 LIKE_MEASURED = (0.6, 1.8)
-"""For the base of a calibration on this machine, with another method, quantisation or dtype."""
+"""The same factors, where this machine was calibrated for the base with another method, quantisation or dtype."""
 ASSUMED = (0.33, 3.0)
-"""Without a calibration of the base on this machine."""
+"""The same factors, where this machine was not calibrated for the base."""
 
 THREAD_OPERATIONS = {True: 100e9, False: 45e9}
-"""Assumed of a CPU's thread, with bf16 in hardware and without: about what two threads of a Xeon reached, halved."""
+"""Assumed operations a second of a CPU thread, with bf16 in hardware (True) and without (False).
+
+It is about half of what two threads of a Xeon reached.
+"""
 CARD_SHARE = 0.3
-"""Assumed of a card's data sheet."""
+"""Assumed share of a card's rate on its data sheet that is reached."""
 CARD_LAYER_S = 0.002
-"""Assumed of a card for each layer and pack: a small model waits for its kernels to start."""
+"""Assumed seconds on a card for each layer and pack: a small model waits for its kernels to start."""
 CPU_LAYER_S = 0.004
-"""Measured on two threads for NF4, whose weights are dequantised for each pack."""
+"""Seconds for each layer and pack on a CPU with NF4, which dequantises weights for each pack. Measured on two threads.
+"""
 LIBRARY_SHARE = {"full": 0.6}
-"""Of that pace, what is left for a method that goes through the library's own modules: measured, docs/training.md."""
+"""Share of the rate that methods reach with the library's modules. Measured; see docs/guides/training.md."""
 OTHER_LIBRARY_SHARE = 0.25
+"""The same share for methods that are not in LIBRARY_SHARE."""
 START_S = 8.0
-"""A worker's start: its sandbox, its probes, its libraries."""
+"""Seconds that a worker takes to start its sandbox, its probes and its libraries."""
 
 
 class Duration(Value):
-    """Seconds: the likely number, and the interval around it. `measured`: this machine was calibrated for this base,
-    method, quantisation and dtype."""
+    """A predicted time in seconds: the likely value and the interval around it.
+
+    `measured` is true if this machine was calibrated for this base, method, quantisation and dtype.
+    """
 
     low: float
     likely: float = Field(ge=0)
@@ -51,7 +61,12 @@ class Duration(Value):
     measured: bool
 
 
-class Pace(Value):
+class MachineRate(Value):
+    """The rate of a machine: seconds for each pack, operations a second, and seconds to load the base.
+
+    `around` is the interval of a prediction, as factors on the likely time.
+    """
+
     pack_s: float
     operations_a_second: float
     load_s: float
@@ -59,39 +74,51 @@ class Pace(Value):
     measured: bool
 
 
-def pace_of_machine(machine: Machine, recipe: ResolvedRecipe, shape: Shape) -> Pace:
-    """Of this machine: from its last calibration for this base, method, quantisation and dtype; else from its last for
-    this base; else assumed."""
+def pace_of_machine(machine: Machine, recipe: ResolvedRecipe, shape: DecoderShape) -> MachineRate:
+    """Return the pace of this machine.
+
+    It is that of the last calibration with the same base, method, quantisation and dtype, else of the last one with the
+    same base, else an assumption.
+    """
     wanted = (recipe.base, recipe.method, recipe.quantisation, recipe.compute_dtype)
     found = [one for one in machine.calibrations if one.host == machine.host]
     for one in reversed(found):
         if (one.base, one.method, one.quantisation, one.compute_dtype) == wanted:
-            return _calibrated(one, MEASURED, measured=True)
+            return _make_pace(one, MEASURED, measured=True)
     for one in reversed(found):
         if one.base == recipe.base:
             like = recipe.model_copy(update={"method": one.method, "quantisation": one.quantisation})
-            return _calibrated(one, LIKE_MEASURED, measured=False, times=_share(recipe, shape) / _share(like, shape))
+            return _make_pace(
+                one,
+                LIKE_MEASURED,
+                measured=False,
+                times=_find_rate_share(recipe, shape) / _find_rate_share(like, shape),
+            )
     if machine.device == "cuda":
         return pace_of_card(None, recipe, shape)
     rate = (
-        _share(recipe, shape)
+        _find_rate_share(recipe, shape)
         * machine.threads
         * THREAD_OPERATIONS[machine.bfloat16 and recipe.compute_dtype == "bfloat16"]
     )
     pack_s = shape.layers * CPU_LAYER_S if recipe.quantisation != "none" else 0.0
-    return Pace(pack_s=pack_s, operations_a_second=rate, load_s=shape.parameters / 50e6, around=ASSUMED, measured=False)
+    return MachineRate(
+        pack_s=pack_s, operations_a_second=rate, load_s=shape.parameters / 50e6, around=ASSUMED, measured=False
+    )
 
 
-def _share(recipe: ResolvedRecipe, shape: Shape) -> float:
-    return 1.0 if is_quick(recipe, shape) else _library_share(recipe)
+def _find_rate_share(recipe: ResolvedRecipe, shape: DecoderShape) -> float:
+    return 1.0 if is_quick(recipe, shape) else _find_library_share(recipe)
 
 
-def _library_share(recipe: ResolvedRecipe) -> float:
+def _find_library_share(recipe: ResolvedRecipe) -> float:
     return LIBRARY_SHARE.get(recipe.method, OTHER_LIBRARY_SHARE)
 
 
-def _calibrated(one: Calibration, around: tuple[float, float], *, measured: bool, times: float = 1.0) -> Pace:
-    return Pace(
+def _make_pace(
+    one: MachineCalibration, around: tuple[float, float], *, measured: bool, times: float = 1.0
+) -> MachineRate:
+    return MachineRate(
         pack_s=one.pack_s,
         operations_a_second=times * one.operations_a_second,
         load_s=one.load_s,
@@ -100,70 +127,78 @@ def _calibrated(one: Calibration, around: tuple[float, float], *, measured: bool
     )
 
 
-def pace_of_card(card: Card | None, recipe: ResolvedRecipe, shape: Shape) -> Pace:
-    """For a card that was not measured. An unknown card has the pace of the slowest known one."""
+def pace_of_card(card: Card | None, recipe: ResolvedRecipe, shape: DecoderShape) -> MachineRate:
+    """Return the assumed pace of a card. An unknown card has the pace of the slowest known one."""
     rate = 25e12 if card is None else card.operations_a_second
-    return Pace(
+    return MachineRate(
         pack_s=shape.layers * CARD_LAYER_S,
-        operations_a_second=rate * CARD_SHARE * _share(recipe, shape),
+        operations_a_second=rate * CARD_SHARE * _find_rate_share(recipe, shape),
         load_s=shape.parameters * 2 / 1e9,
         around=ASSUMED,
         measured=False,
     )
 
 
-def count_operations(shape: Shape, recipe: ResolvedRecipe, pack: Pack) -> float:
-    """Of one pack, forward and backward; an addition and a multiplication are two."""
+def count_operations(shape: DecoderShape, recipe: ResolvedRecipe, pack: PlannedPack) -> float:
+    """Return the operations of one pack, forward and backward. A multiplication with its addition counts as two."""
     forward, trained = 2.0 * shape.passed_weights, 2.0 * count_trainable(shape, recipe)
     again = {"none": 0.0, "layer": 1.0, "mlp": 2 * shape.hidden * shape.inner * shape.layers / shape.passed_weights}
     repeats = again[recipe.gradient_checkpointing]
     times = 2.0 + (repeats if is_quick(recipe, shape) else float(repeats > 0))
-    # Of preferences the base with the adapter switched off reads every token too.
+    # For preferences, the base without the adapter also reads every token.
     times += float(recipe.beta) > 0
     linear = forward * (times + 1) if recipe.method == "full" else forward * times + 3 * trained
-    # Scores and their product with the values, forward, twice again for their gradients, and once more in between.
-    seen = pack.segments * pack.longest * (pack.root + pack.longest)
-    attention = 4.0 * shape.layers * shape.query * seen * 4
+    # Scores and their product with the values: once forward, twice for their gradients, and once to compute them again.
+    score_count = pack.segments * pack.longest * (pack.root + pack.longest)
+    attention = 4.0 * shape.layers * shape.query * score_count * 4
     head = 4.0 * shape.head_weights * pack.trained * (2 if recipe.method == "full" else 1)
     return linear * pack.tokens + attention + head
 
 
-def training_seconds(shape: Shape, lengths: Lengths, recipe: ResolvedRecipe, rows: int, pace: Pace) -> float:
-    """Of all steps; the packs that are drawn stand for all."""
-    kept = count_trained_rows(recipe, rows)
+def training_seconds(
+    shape: DecoderShape, lengths: Lengths, recipe: ResolvedRecipe, rows: int, pace: MachineRate
+) -> float:
+    """Return the seconds of all training steps, extrapolated from the packs that are drawn."""
+    trained = count_trained_rows(recipe, rows)
     drawn = list(draw_packs(lengths, recipe, rows))[:-1]
     tokens = sum(pack.tokens + pack.root * (pack.segments - 1) for pack in drawn)
-    share = kept * recipe.epochs * lengths.mean / max(1, tokens)
+    share = trained * recipe.epochs * lengths.mean / max(1, tokens)
     return share * seconds_of(shape, recipe, drawn, pace)
 
 
-def validation_seconds(shape: Shape, lengths: Lengths, recipe: ResolvedRecipe, rows: int, pace: Pace) -> float:
-    """Of all readings of the validation loss, the last after the last step. Each is a pass over the validation rows, of
-    preferences two, through the library's own modules whatever the method."""
-    if not recipe.validate_every:
+def validation_seconds(
+    shape: DecoderShape, lengths: Lengths, recipe: ResolvedRecipe, rows: int, pace: MachineRate
+) -> float:
+    """Return the seconds of all validation losses, of which the last is after the last step.
+
+    Each is a pass over the validation rows (two passes for preferences) through the library's modules, for every
+    method.
+    """
+    if not recipe.eval_steps:
         return 0.0
-    passes = -(-count_planned_steps(recipe, rows) // recipe.validate_every) * (2 if float(recipe.beta) else 1)
-    slower = _share(recipe, shape) / _library_share(recipe)
+    passes = -(-count_planned_steps(recipe, rows) // recipe.eval_steps) * (2 if float(recipe.beta) else 1)
+    slower = _find_rate_share(recipe, shape) / _find_library_share(recipe)
     return slower * _pass_seconds(shape, lengths, passes * (rows - count_trained_rows(recipe, rows)), pace)
 
 
-def _pass_seconds(shape: Shape, lengths: Lengths, rows: int, pace: Pace) -> float:
-    """So many rows go forward through the model."""
+def _pass_seconds(shape: DecoderShape, lengths: Lengths, rows: int, pace: MachineRate) -> float:
+    """Return the seconds of a forward pass of this number of rows."""
     return rows * lengths.mean * 2.0 * shape.passed_weights / pace.operations_a_second
 
 
-def seconds_of(shape: Shape, recipe: ResolvedRecipe, packs: Iterable[Pack], pace: Pace) -> float:
+def seconds_of(shape: DecoderShape, recipe: ResolvedRecipe, packs: Iterable[PlannedPack], pace: MachineRate) -> float:
+    """Return the seconds of these packs, forward and backward."""
     return sum(pace.pack_s + count_operations(shape, recipe, pack) / pace.operations_a_second for pack in packs)
 
 
 def plan_duration(
-    shape: Shape, lengths: Lengths, recipe: ResolvedRecipe, rows: tuple[int, int], pace: Pace
+    shape: DecoderShape, lengths: Lengths, recipe: ResolvedRecipe, rows: tuple[int, int], pace: MachineRate
 ) -> Duration:
-    """From the worker's start to the judged adapter; `rows` to train on and held out.
+    """Return the time from the worker's start to the evaluated adapter.
 
-    Held-out rows go through the model four times: for their loss and their labels, with the adapter and without. A run
-    that stops early is planned with all its steps. docs/planning.md names what is not counted: no plan knows the pace
-    of answers that are written out.
+    `rows` are the numbers of training and held-out rows. Held-out rows pass the model four times: for their loss and
+    for their labels, with the adapter and without. A run that may stop early is planned with all its steps. Generated
+    answers are not included, since their rate is unknown; docs/guides/planning.md lists what is not counted.
     """
     start = 2 * (START_S + pace.load_s)
     training = training_seconds(shape, lengths, recipe, rows[0], pace)
@@ -174,17 +209,22 @@ def plan_duration(
 
 
 def read_calibration(
-    shape: Shape, recipe: ResolvedRecipe, found: Mapping[str, Any], *, host: str, time: str
-) -> Calibration:
-    """What two lengths say of the machine: the operations that one has more, over the seconds that it took more, and
-    what a pack costs whatever its length. BadInput for what cannot have been measured."""
+    shape: DecoderShape, recipe: ResolvedRecipe, found: Mapping[str, Any], *, host: str, time: str
+) -> MachineCalibration:
+    """Return the calibration from measurements of batches of two lengths.
+
+    The rate is the difference of their operations divided by the difference of their seconds. The rest is the constant
+    time of a pack.
+
+    Raises: BadInput where the measurements are not possible, such as a longer batch that took less time.
+    """
     try:
         (short, long), (quick, slow) = found["lengths"], found["seconds"]
         rows, answer = int(found["rows"]), int(found["answer"])
-        packs = [Pack(rows * length, rows, 0, length, rows * answer) for length in (int(short), int(long))]
+        packs = [PlannedPack(rows * length, rows, 0, length, rows * answer) for length in (int(short), int(long))]
         few, many = (count_operations(shape, recipe, pack) for pack in packs)
         rate = (many - few) / (float(slow) - float(quick))
-        return Calibration(
+        return MachineCalibration(
             host=host,
             base=recipe.base,
             method=recipe.method,
@@ -203,5 +243,5 @@ def read_calibration(
 
 
 def count_planned_steps(recipe: ResolvedRecipe, rows: int) -> int:
-    kept = count_trained_rows(recipe, rows)
-    return count_steps(kept, recipe.epochs, recipe.batch_size * recipe.accumulation)
+    """Return the optimiser steps of a run with this number of training rows."""
+    return recipe.count_steps(count_trained_rows(recipe, rows))

@@ -1,18 +1,17 @@
-"""What a run will cost before it starts: memory, disk and time, here and on cards; what fits, and what is advised.
+"""The plan of a run before it starts: memory, disk and time, on this machine and on cards, with problems and advice.
 
-Pure: the client computes it on request, and the service again before a run starts. Nothing here is a promise; how near
-the predictions came to what was measured is in docs/planning.md.
+It is a pure computation: the client makes it on request, and the service makes it again before a run starts. All
+figures are predictions; docs/guides/planning.md compares them with measurements.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import Field
 
 from appliance.domain.core.names import Value
-from appliance.domain.planning.cards import CARDS, Card, Machine
 from appliance.domain.planning.footprint import (
     Footprint,
     Subject,
@@ -22,43 +21,52 @@ from appliance.domain.planning.footprint import (
     stored_bytes,
 )
 from appliance.domain.planning.pace import Duration, count_planned_steps, pace_of_card, pace_of_machine, plan_duration
-from appliance.domain.planning.shape import read_lengths, read_packed, read_shape
-from appliance.domain.recipe.methods import METHODS, is_servable
-from appliance.domain.recipe.privacy import PRIVATE
-from appliance.domain.recipe.recipe import Facts, Recipe, ResolvedRecipe, resolve_recipe
-from appliance.errors import Conflict
+from appliance.domain.planning.shape import CARDS, Card, Machine, read_lengths, read_packed, read_shape
+from appliance.domain.recipe.methods import (
+    METHODS,
+    MethodCondition,
+    is_servable,
+    list_condition_problems,
+    list_conditions,
+)
+from appliance.domain.recipe.recipe import Recipe, ResolutionFacts, ResolvedRecipe, resolve_recipe
+from appliance.errors import BadInput, Conflict
+from appliance.formats.core.text import show_bytes
 
 MARGIN = 0.1
-"""So much more than planned must be there: the worst error of the published table."""
+"""Share of the planned bytes that must be available in addition."""
 COMPARED = ("qlora", "lora", "full")
-"""The methods that a plan puts side by side, beside the recipe's own."""
+"""Methods that a plan compares with the recipe's own."""
 LIBRARY_NOTE = "this base goes through the library's modules, without packing: each row is computed by itself"
+"""Note for a base that the handwritten layers do not support."""
 MOST_CHECKPOINT_BYTES = 2 << 30
-"""A larger training checkpoint is not kept (`store/files/checkpoints.py`)."""
+"""Largest training checkpoint, in bytes, that is kept (`store/files/run_files.py`)."""
 ROW_RECORD_BYTES, STEP_RECORD_BYTES = 24, 320
-"""Of a run's record: a row's loss, and the rest of a step's line (docs/formats/steps.md)."""
+"""Bytes of a run's record: for the loss of a row, and for the rest of a step's line (docs/formats/steps.md)."""
 
 
-class Disk(Value):
-    """Bytes that a run writes: `adapter` is what is sealed, or the whole base where that is trained."""
+class DiskNeed(Value):
+    """Bytes that a run writes. `adapter` is the sealed adapter or, for full fine-tuning, the whole model."""
 
     checkpoints: int = Field(ge=0)
     largest_checkpoint: int = Field(ge=0)
     adapter: int = Field(ge=0)
     record: int = Field(ge=0)
-    staging: int = Field(ge=0, description="on top, until the run is sealed")
+    staging: int = Field(ge=0, description="additional, until the run is sealed")
 
     @property
     def total(self) -> int:
+        """Return the sum of all parts, in bytes."""
         return sum(self.parts.values())
 
     @property
     def parts(self) -> dict[str, int]:
+        """Return the bytes of each part, by name."""
         return self.model_dump(exclude={"largest_checkpoint"})
 
 
-class Choice(Value):
-    """One method on one machine. `fits` is None where the machine's memory is not known."""
+class MethodEstimate(Value):
+    """One method on one machine. `fits` is None where the machine's memory is unknown."""
 
     method: str
     quantisation: str
@@ -69,49 +77,75 @@ class Choice(Value):
 
 
 class Offer(Value):
-    """A machine with every compared method; `measured`: somebody has trained on it."""
+    """A machine with each compared method. `measured` is true if its rate was measured."""
 
     machine: str
     memory_bytes: int | None
     measured: bool
-    choices: tuple[Choice, ...]
+    choices: tuple[MethodEstimate, ...]
 
 
 class Plan(Value):
-    """The recipe's own figures on this machine, then the comparison, then the advice in words."""
+    """A plan: the recipe's figures on this machine, the comparison of methods and machines, and the advice in words."""
 
     recipe: ResolvedRecipe
     steps: int
     memory: Footprint
-    reserve: dict[str, int] = Field(description="by phase, what is kept free beside what is planned")
-    disk: Disk
+    reserve: dict[str, int] = Field(description="bytes to keep free in addition to the planned ones, by phase")
+    disk: DiskNeed
     duration: Duration
     machine: Machine
     problems: tuple[str, ...]
-    notes: tuple[str, ...] = Field((), description="what of this base costs more than usual")
+    notes: tuple[str, ...] = Field((), description="unusual facts about the base and the dataset")
     offers: tuple[Offer, ...]
     advised: str | None
     reasons: tuple[str, ...]
 
 
+_COUNTS = {"train_rows": None, "held_out_rows": None, "near_held_out_rows": 0}
+"""Facts of a dataset that a plan needs, and the value of one that old imports lack."""
+
+
 def read_subject(base: str, dataset: str, base_facts: Mapping[str, Any], dataset_facts: Mapping[str, Any]) -> Subject:
-    """BadInput where the entries are older than planning."""
+    """Return the base and the dataset of a plan, by the facts of their entries.
+
+    Raises: BadInput where they lack the measures that a plan needs, as those of old imports do.
+    """
     shape, lengths = read_shape(base, base_facts), read_lengths(dataset, dataset_facts)
-    rows, held_out = int(dataset_facts["train_rows"]), int(dataset_facts["held_out_rows"])
-    return Subject(shape, stored_bytes(base_facts), lengths, rows, held_out, read_packed(base_facts))
+    counts = [dataset_facts.get(name, default) for name, default in _COUNTS.items()]
+    if not all(type(count) is int and count >= 0 for count in counts):
+        raise BadInput(f"dataset {dataset}: expected the numbers of rows that a plan needs, got none; import it again")
+    rows, held_out, near = counts
+    return Subject(shape, stored_bytes(base_facts), lengths, rows, held_out, read_packed(base_facts), near)
 
 
-def make_plan(recipe: Recipe, facts: Facts, subject: Subject, machine: Machine) -> Plan:
+def note_near_rows(near: int, held_out: int) -> list[str]:
+    """Return a sentence about held-out rows that are nearly the same as training rows, if there are any."""
+    if not near:
+        return []
+    return [
+        f"{near} of {held_out} held-out rows are nearly the same as a training row, so results on them look better "
+        "than they are; gates on held-out rows fail above the share that their file allows (most_near_overlap, by "
+        "default 0.1)"
+    ]
+
+
+def make_plan(recipe: Recipe, facts: ResolutionFacts, subject: Subject, machine: Machine) -> Plan:
+    """Return the plan of a run on this machine.
+
+    Raises: BadInput where the recipe cannot be resolved.
+    """
     resolved = resolve_recipe(recipe, facts)
     memory, disk = plan_memory(subject, resolved), plan_disk(subject, resolved)
-    compared = [resolved] + [other for other in _others(recipe, facts) if other.method != resolved.method]
+    conditions = list_conditions(facts.stored, preferences=facts.preferences, private=recipe.privacy is not None)
+    compared = [resolved, *_resolve_others(recipe, facts, conditions)]
     own = Offer(
         machine="this machine",
         memory_bytes=machine.memory_bytes,
         measured=any(one.host == machine.host for one in machine.calibrations),
-        choices=tuple(_choose(one, subject, machine) for one in compared),
+        choices=tuple(_make_choice(one, subject, machine) for one in compared),
     )
-    advised, reasons = advise(own.choices)
+    advised, reasons = advise(own.choices, conditions)
     return Plan(
         recipe=resolved,
         steps=count_planned_steps(resolved, subject.rows),
@@ -121,22 +155,28 @@ def make_plan(recipe: Recipe, facts: Facts, subject: Subject, machine: Machine) 
         duration=own.choices[0].duration,
         machine=machine,
         problems=tuple(find_problems(memory, disk, machine)),
-        notes=(LIBRARY_NOTE,) if subject.shape.library else (),
-        offers=(own, *(_offer(card, compared, subject) for card in CARDS)),
+        notes=(
+            *((LIBRARY_NOTE,) if subject.shape.library else ()),
+            *note_near_rows(subject.near_held_out, subject.held_out),
+        ),
+        offers=(own, *(_make_offer(card, compared, subject) for card in CARDS)),
         advised=advised,
         reasons=reasons,
     )
 
 
-def _others(recipe: Recipe, facts: Facts) -> list[ResolvedRecipe]:
-    """The same recipe by each compared method; what only the written method has is left to the appliance."""
+def _resolve_others(
+    recipe: Recipe, facts: ResolutionFacts, conditions: Sequence[MethodCondition]
+) -> list[ResolvedRecipe]:
+    """Return the recipe resolved for each other compared method that the conditions allow.
+
+    Values that only the written method has become `auto`.
+    """
     found = []
     for method in COMPARED:
-        if facts.stored == "gptq" and facts.stored not in METHODS[method].quantisations:
+        if method == recipe.method or list_condition_problems(method, conditions):
             continue
-        if recipe.privacy and method not in PRIVATE:
-            continue
-        changes: dict[str, Any] = dict.fromkeys(("quantisation", "rate_ratio", "learning_rate"), "auto")
+        changes: dict[str, Any] = dict.fromkeys(("quantisation", "loraplus_lr_ratio", "learning_rate"), "auto")
         changes |= {"method": method, "purpose": "baseline"}
         if not METHODS[method].low_rank:
             changes |= {"rank": "auto", "alpha": "auto", "dropout": "auto", "target_modules": "auto"}
@@ -144,10 +184,10 @@ def _others(recipe: Recipe, facts: Facts) -> list[ResolvedRecipe]:
     return found
 
 
-def _choose(recipe: ResolvedRecipe, subject: Subject, machine: Machine) -> Choice:
+def _make_choice(recipe: ResolvedRecipe, subject: Subject, machine: Machine) -> MethodEstimate:
     memory, pace = plan_memory(subject, recipe), pace_of_machine(machine, recipe, subject.shape)
     rows = (subject.rows, subject.held_out)
-    return Choice(
+    return MethodEstimate(
         method=recipe.method,
         quantisation=recipe.quantisation,
         servable=is_servable(recipe.method, recipe.quantisation),
@@ -157,13 +197,13 @@ def _choose(recipe: ResolvedRecipe, subject: Subject, machine: Machine) -> Choic
     )
 
 
-def _offer(card: Card, compared: list[ResolvedRecipe], subject: Subject) -> Offer:
+def _make_offer(card: Card, compared: list[ResolvedRecipe], subject: Subject) -> Offer:
     choices = []
     for one in compared:
         moved = one.model_copy(update={"device": "cuda", "compute_dtype": "bfloat16"})
         memory, pace = plan_memory(subject, moved), pace_of_card(card, moved, subject.shape)
         choices.append(
-            Choice(
+            MethodEstimate(
                 method=one.method,
                 quantisation=one.quantisation,
                 servable=is_servable(one.method, one.quantisation),
@@ -175,27 +215,28 @@ def _offer(card: Card, compared: list[ResolvedRecipe], subject: Subject) -> Offe
     return Offer(machine=card.name, memory_bytes=card.memory_bytes, measured=card.measured, choices=tuple(choices))
 
 
-def plan_disk(subject: Subject, recipe: ResolvedRecipe) -> Disk:
+def plan_disk(subject: Subject, recipe: ResolvedRecipe) -> DiskNeed:
+    """Return the bytes that a run writes."""
     trainable, steps = count_trainable(subject.shape, recipe), count_planned_steps(recipe, subject.rows)
     checkpoint = checkpoint_bytes(subject.shape, recipe) + (1 << 20)
     size = 2 if recipe.compute_dtype == "bfloat16" else 4
     adapter = size * subject.shape.parameters if recipe.method == "full" else 4 * trainable
-    rows_a_step = recipe.batch_size * recipe.accumulation
-    return Disk(
-        checkpoints=-(-steps // recipe.checkpoint_every) * checkpoint,
+    return DiskNeed(
+        checkpoints=-(-steps // recipe.save_steps) * checkpoint,
         largest_checkpoint=checkpoint,
         adapter=adapter,
-        record=steps * (STEP_RECORD_BYTES + ROW_RECORD_BYTES * rows_a_step),
+        record=steps * (STEP_RECORD_BYTES + ROW_RECORD_BYTES * recipe.rows_a_step),
         staging=checkpoint + adapter,
     )
 
 
 def with_margin(planned: int) -> int:
+    """Return the planned bytes with the margin."""
     return round(planned * (1 + MARGIN))
 
 
-def find_problems(memory: Footprint, disk: Disk, machine: Machine) -> list[str]:
-    """Why the run does not fit, each as one sentence that names the part and the figure."""
+def find_problems(memory: Footprint, disk: DiskNeed, machine: Machine) -> list[str]:
+    """Return the reasons why a run does not fit, each as one sentence with the part and its size."""
     problems = []
     if disk.largest_checkpoint > MOST_CHECKPOINT_BYTES:
         problems.append(
@@ -221,22 +262,19 @@ def find_problems(memory: Footprint, disk: Disk, machine: Machine) -> list[str]:
 
 
 def check_fits(subject: Subject, recipe: ResolvedRecipe, machine: Machine) -> None:
-    """Conflict where the run does not fit this machine."""
+    """Check that the run fits this machine.
+
+    Raises: Conflict where it does not.
+    """
     problems = find_problems(plan_memory(subject, recipe), plan_disk(subject, recipe), machine)
     if problems:
         raise Conflict("; ".join(problems), code="does-not-fit")
 
 
-def show_bytes(size: int) -> str:
-    """With three figures, in powers of ten."""
-    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if size >= scale:
-            return f"{size / scale:.3g} {unit}" if size < 1000 * scale else f"{size / scale:,.0f} {unit}"
-    return f"{size} bytes"
-
-
-def advise(choices: tuple[Choice, ...]) -> tuple[str | None, tuple[str, ...]]:
-    """The method that is advised on this machine, and why, for those who pay for it."""
+def advise(
+    choices: tuple[MethodEstimate, ...], conditions: Sequence[MethodCondition]
+) -> tuple[str | None, tuple[str, ...]]:
+    """Return the method that is advised on this machine, or None, and the reasons in words."""
     by_name = {choice.method: choice for choice in choices}
     if any(choice.quantisation == "gptq" for choice in choices):
         return _advise_packed(by_name["lora"])
@@ -246,24 +284,22 @@ def advise(choices: tuple[Choice, ...]) -> tuple[str | None, tuple[str, ...]]:
     quicker = lora.duration.likely < 0.8 * qlora.duration.likely
     advised = "lora" if lora.fits and quicker else "qlora"
     if full is None:
-        return advised, (_PRIVATELY, f"Cost: {say_seconds(by_name[advised].duration.likely)} on this machine.")
+        left_out = " and ".join(one.reason for one in conditions)
+        return advised, (
+            f"Quality: not known before the run. Other methods are left out, {left_out}.",
+            f"Cost: {say_seconds(by_name[advised].duration.likely)} on this machine.",
+        )
     chosen, other = by_name[advised], lora if advised == "qlora" else qlora
     return advised, (
-        _quality(chosen),
-        _cost(chosen, other, full),
-        _memory(chosen, full),
-        _serving(advised),
+        _describe_quality(chosen),
+        _describe_cost(chosen, other, full),
+        _describe_memory(chosen, full),
+        _describe_serving(advised),
     )
 
 
-_PRIVATELY = (
-    "Quality: what the noise costs depends on epsilon, on the rows and on the rows of a step; methods that cannot be "
-    "private are left out."
-)
-
-
-def _advise_packed(lora: Choice) -> tuple[str | None, tuple[str, ...]]:
-    """On a base that was imported in GPTQ there is no other base to train on."""
+def _advise_packed(lora: MethodEstimate) -> tuple[str | None, tuple[str, ...]]:
+    """Return the advice for a base that was imported in GPTQ, which allows no other form of the base."""
     if lora.fits is False:
         return None, ("It does not fit this machine: take a smaller base, shorter rows or a smaller batch.",)
     return "lora", (
@@ -274,17 +310,17 @@ def _advise_packed(lora: Choice) -> tuple[str | None, tuple[str, ...]]:
 
 
 MEASURED_KEPT = {"qlora": ("74.5%", "84.1%", "89%"), "lora": ("80.3%", "84.1%", "95%")}
-"""Accuracy, that of full fine-tuning, and the share of it, by docs/training.md: 208 rows of banking77, one seed."""
+"""Accuracy, that of full fine-tuning, and their ratio (docs/guides/training.md): 208 rows of banking77, one seed."""
 
 
-def _quality(chosen: Choice) -> str:
+def _describe_quality(chosen: MethodEstimate) -> str:
     name = name_method(chosen.method)
     known = f"for {name} there is no measurement yet"
     if chosen.method in MEASURED_KEPT:
         own, full, share = MEASURED_KEPT[chosen.method]
         known = (
-            f"where it was measured (SmolLM2-135M on banking77, docs/training.md), {name} got {own} of the answers "
-            f"right and full fine-tuning {full}, so it kept {share}"
+            f"where it was measured (SmolLM2-135M on banking77, docs/guides/training.md), {name} got {own} of the "
+            f"answers right and full fine-tuning {full}, so it kept {share}"
         )
     return (
         f"Quality: {known}. For your own data it is unknown: train one run with `method: full` and `purpose: "
@@ -292,7 +328,7 @@ def _quality(chosen: Choice) -> str:
     )
 
 
-def _cost(chosen: Choice, other: Choice, full: Choice) -> str:
+def _describe_cost(chosen: MethodEstimate, other: MethodEstimate, full: MethodEstimate) -> str:
     times = full.duration.likely / chosen.duration.likely
     against = other.duration.likely / chosen.duration.likely
     return (
@@ -301,14 +337,14 @@ def _cost(chosen: Choice, other: Choice, full: Choice) -> str:
     )
 
 
-def _memory(chosen: Choice, full: Choice) -> str:
+def _describe_memory(chosen: MethodEstimate, full: MethodEstimate) -> str:
     return (
         f"Memory: {show_bytes(chosen.peak_bytes)}; full fine-tuning would need {show_bytes(full.peak_bytes)}, and what "
         "it leaves can be compared with but not released: it is another model, not an adapter on the approved one."
     )
 
 
-def _serving(method: str) -> str:
+def _describe_serving(method: str) -> str:
     if method == "qlora":
         return (
             "Latency: the 4-bit base answers from a quarter of the memory, and on this appliance's CPU engine it wrote "
@@ -321,11 +357,12 @@ def _serving(method: str) -> str:
 
 
 def name_method(method: str) -> str:
+    """Return the usual name of a method."""
     return {"qlora": "QLoRA", "lora": "LoRA", "full": "full fine-tuning"}.get(method, method)
 
 
 def say_seconds(seconds: float) -> str:
-    """About how long, with as many figures as it deserves."""
+    """Format a duration with one or two digits, in a unit that fits."""
     for unit, scale in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 1.5 * scale:
             return f"{seconds / scale:.2g} {unit}" if seconds < 9.95 * scale else f"{seconds / scale:.0f} {unit}"

@@ -1,1 +1,1 @@
-"""Questions about the state, now and then."""
+"""Queries about the state, now and at earlier entries."""

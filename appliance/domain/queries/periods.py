@@ -1,4 +1,4 @@
-"""Since when a unit could load what: the moments at which the answer may change, and whether it did."""
+"""Effective access over a span of time: the moments at which it may change, and whether it changed."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from appliance.domain.core.entry import parse_entry
-from appliance.domain.core.names import Time, Value, add_seconds
+from appliance.domain.core.names import Time, Value
 from appliance.domain.core.state import State
-from appliance.domain.queries.could_load import (
-    JUDGED_BY,
-    Candidate,
-    CouldLoad,
+from appliance.domain.queries.effective_access import (
+    ACCESS_KINDS,
+    AccessCandidate,
+    BeforeLog,
+    ServedModelAnswer,
+    UnitAccess,
     check_unit_name,
-    could_load,
-    dated,
+    effective_access,
     last_at,
+    list_times,
+    replay,
 )
-from appliance.domain.rulebook.apply import apply
 from appliance.errors import BadInput
 from appliance.formats.core.timestamp import encode_time, parse_time
 
@@ -29,58 +30,63 @@ _TIME = re.compile(r'"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0
 _LENGTH = re.compile(r'_s":([0-9]+)')
 
 
-class Period(Value):
-    """An answer, which held from its moment until the next period; `as_of`: the entry that it is as of."""
+class AccessPeriod(Value):
+    """A result that held from its moment until the next period. `as_of`: index of the last entry at its beginning."""
 
     as_of: int
-    answer: CouldLoad
+    answer: UnitAccess
 
 
 class Span(Value):
-    """The answers between two moments, each another than the one before."""
+    """The results between two moments, where each differs from the one before."""
 
     unit: str
     since: Time
     until: Time
-    periods: tuple[Period, ...]
+    periods: tuple[AccessPeriod, ...]
 
 
-def could_load_during(
+def effective_access_during(
     entries: Callable[[], Iterable[bytes]],
     documents: Callable[[str], bytes | None],
     unit: str,
     points: tuple[str, str | None],
     now: Time,
 ) -> Span:
-    """What a log's own bytes say of a span. They are read three times: for the entries' times, for the dates that the
-    state names, and for the answers. `points`: since and until, each an entry's number or a time; None or a time to
-    come is now. For a log that was verified; BadInput for an unknown unit or a span without a length."""
-    times = [dated(data) for data in entries()]
-    first, begin = _point(times, points[0], now)
-    last, end = _point(times, points[1], now)
+    """Return the effective access of a unit over a span, from the bytes of a verified log.
+
+    The entries are read three times: for their times, for the dates in the state, and for the results. `points`:
+    beginning and end, each the index of an entry or a time. None and future times mean now.
+
+    Raises:
+        BadInput: the unit is unknown, or the span is empty.
+    """
+    times = list(list_times(entries()))
+    first, begin = _locate_point(times, points[0], now)
+    last, end = _locate_point(times, points[1], now)
     if last is None or begin >= end:
         raise BadInput(f"since: expected a moment before {end} and after the log's beginning, got {begin}")
     if first is None:
         first, begin = 0, times[0][0]
-    values = [json.dumps(value, separators=(",", ":")) for value in _values(entries, documents, unit, first, last)]
+    values = [json.dumps(value, separators=(",", ":")) for value in _list_values(entries, documents, unit, first, last)]
     dates = defaultdict[int | None, list[Time]](list)
     for date in dates_between(values, begin, end):
         dates[last_at(times, date)].append(date)
-    periods: list[Period] = []
-    before: CouldLoad | None = None
-    for index, state, changes in _states(entries, documents):
+    periods: list[AccessPeriod] = []
+    before: UnitAccess | None = None
+    for index, state, changes in _replay_states(entries, documents):
         if index > last:
             continue  # the log is read to its end, so that its root can be compared
-        asked = [begin] if index == first else [state.last_time] if index > first and changes else []
-        for moment in (*asked, *(dates[index] if index >= first else ())):
-            answer = could_load(state, unit, moment)
+        moments = [begin] if index == first else [state.last_time] if index > first and changes else []
+        for moment in (*moments, *(dates[index] if index >= first else ())):
+            answer = effective_access(state, unit, moment)
             if before is None or not is_same(answer, before):
-                periods.append(Period(as_of=index, answer=answer))
+                periods.append(AccessPeriod(as_of=index, answer=answer))
             before = answer
     return Span(unit=unit, since=begin, until=end, periods=tuple(periods))
 
 
-def _point(times: list[tuple[Time, bool]], at: str | None, now: Time) -> tuple[int | None, Time]:
+def _locate_point(times: list[tuple[Time, bool]], at: str | None, now: Time) -> tuple[int | None, Time]:
     if at is not None and at.isdecimal():
         if int(at) >= len(times):
             raise BadInput(f"entry {at}: expected one of the log's entries, got none")
@@ -90,30 +96,33 @@ def _point(times: list[tuple[Time, bool]], at: str | None, now: Time) -> tuple[i
 
 
 Changes = list[tuple[str, str, Mapping[str, Any] | None]]
+"""Changed rows as (kind, key, value), with None for a deleted row."""
 
 
-def _states(
+def _replay_states(
     entries: Callable[[], Iterable[bytes]], documents: Callable[[str], bytes | None]
 ) -> Iterator[tuple[int, State, Changes]]:
-    """The state after each entry, and the rows of it that the entry changed and that decide what may be loaded."""
+    """Yield the state after each entry, and the changed rows that can affect access."""
     state = State()
     for index, data in enumerate(entries()):
-        entry = parse_entry(data)
-        found = {role: documents(digest) for role, digest in entry.documents.items()}
-        apply(state, entry, {role: content for role, content in found.items() if content is not None})
-        changes = [change for change in state.take_changes() if change[0] in JUDGED_BY]
+        replay(state, data, documents)
+        changes = [change for change in state.take_changes() if change[0] in ACCESS_KINDS]
         state.keep()
         yield index, state, changes
 
 
-def _values(
+def _list_values(
     entries: Callable[[], Iterable[bytes]], documents: Callable[[str], bytes | None], unit: str, first: int, last: int
 ) -> Iterator[Mapping[str, Any]]:
-    """Every value that was in force at some entry of the span; BadInput where no entry of the log enrolled the unit."""
+    """Yield every value that was valid at some entry of the span.
+
+    Raises:
+        BadInput: no entry of the log enrolled the unit.
+    """
     names: list[str] = []
-    for index, state, changes in _states(entries, documents):
+    for index, state, changes in _replay_states(entries, documents):
         if index == first:
-            yield from (value for kind, _, value in state.projections() if kind in JUDGED_BY)
+            yield from (value for kind, _, value in state.projections() if kind in ACCESS_KINDS)
         elif first < index <= last:
             yield from (value for _, _, value in changes if value is not None)
         names = [row.name for row in state.principals.values() if "unit" in row.roles] if changes else names
@@ -121,31 +130,108 @@ def _values(
 
 
 def dates_between(values: Iterable[str], since: Time, until: Time) -> list[Time]:
-    """Every moment in between at which a rule may decide otherwise although no entry was appended.
+    """Return every moment in between at which a rule can decide differently without a new entry.
 
-    The rules compare a moment with the times that `values` name (rows in canonical JSON), or with such a time and one
-    of the policy's lengths, which are in seconds and are in a row too. The millisecond after each is one, too: some
-    rules count a moment itself, some do not.
+    Rules compare the time with the times in `values` (rows in canonical JSON), or with such a time plus a duration of
+    the policy, which is in seconds and in a row, too. The millisecond after each moment is included, because some
+    rules include the moment itself and some do not.
     """
     texts = list(values)
     times = {time for text in texts for time in _TIME.findall(text)}
-    lengths = {0, *(int(length) for text in texts for length in _LENGTH.findall(text))}
-    found = {add_seconds(time, length) for time in times if time < until for length in lengths}
-    found |= {encode_time(parse_time(time) + timedelta(milliseconds=1)) for time in found if since <= time < until}
-    return sorted(time for time in found if since < time < until)
+    durations = {0, *(int(length) for text in texts for length in _LENGTH.findall(text))}
+    first, last = _count_ms(since), _count_ms(until)
+    begun = [_count_ms(time) for time in times if time < until]
+    moments = {begin + 1_000 * length for begin in begun for length in durations}
+    moments = {moment for moment in moments if first <= moment < last}
+    moments |= {moment + 1 for moment in moments}
+    return [encode_time(_EPOCH + moment * _MILLISECOND) for moment in sorted(moments) if first < moment < last]
 
 
-def is_same(one: CouldLoad, other: CouldLoad) -> bool:
-    """Whether both say that the same could be loaded by the same decisions. The moment, the engine's slots and adapters
-    that no release named do not count."""
-    return _gist(one) == _gist(other)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
 
 
-def _gist(answer: CouldLoad) -> tuple[object, ...]:
-    tasks = tuple((task.task, task.could_load, task.release.entry, _decided(task.candidate)) for task in answer.tasks)
-    return tasks, answer.exported
+def _count_ms(time: Time) -> int:
+    """Return the milliseconds since 1970. Integers are added faster than times."""
+    return (parse_time(time) - _EPOCH) // _MILLISECOND
 
 
-def _decided(candidate: Candidate) -> tuple[object, ...]:
-    counts = tuple(review.entry for review in candidate.reviews if review.against is None)
-    return candidate.adapter, counts, tuple(sorted({reason.partition(":")[0] for reason in candidate.reasons}))
+def is_same(one: UnitAccess, other: UnitAccess) -> bool:
+    """Return True if both results allow the same adapters by the same decisions.
+
+    The moment, the contents of slots, and adapters that no release named are not compared.
+    """
+    return _summarise(one) == _summarise(other)
+
+
+def _summarise(answer: UnitAccess) -> tuple[object, ...]:
+    served_models = tuple(
+        (model.served_model, model.effective_access, model.release.entry, _summarise_candidate(model.candidate))
+        for model in answer.served_models
+    )
+    return served_models, answer.exported
+
+
+def _summarise_candidate(candidate: AccessCandidate) -> tuple[object, ...]:
+    counts = tuple(review.entry for review in candidate.reviews if review.refusal is None)
+    return candidate.adapter, counts, tuple(sorted({reason.code for reason in candidate.reasons}))
+
+
+def describe_answer(answer: UnitAccess | BeforeLog | Span) -> Iterator[str]:
+    """Yield lines for people: the adapter that the unit could load for each served model, and the deciding entries."""
+    if isinstance(answer, BeforeLog):
+        yield f"could load     {answer.unit} at {answer.at}"
+        yield f"  nothing: the log begins on {answer.log_begins}"
+        return
+    if isinstance(answer, Span):
+        yield from _describe_span(answer)
+        return
+    yield f"could load     {answer.unit} at {answer.at}, under policy {answer.policy}"
+    if answer.enrolled is None:
+        yield "  it was no enrolled unit then"
+    for model in answer.served_models:
+        candidate, release = model.candidate, model.release
+        verb = "could load" if model.effective_access else "could not load"
+        described = f"{candidate.adapter} ({candidate.manifest}), sealed by entry {candidate.sealed}"
+        yield f"  {model.served_model}: {verb} {described}"
+        yield f"    released by {release.by}, entry {release.entry} ({release.kind})"
+        for review in candidate.reviews:
+            decided = {"approve": "approved", "reject": "rejected"}.get(review.decision, review.decision)
+            until = "" if review.valid_until is None else f", until {review.valid_until}"
+            decision = f"{decided} by {review.reviewer} for {review.review_function}, entry {review.entry}{until}"
+            yield f"    {decision}{f'; {review.refusal}' if review.refusal else ''}"
+        yield from (f"    against it: {reason}" for reason in candidate.reasons)
+        if model.slot is not None and model.slot.entry is not None:
+            yield f"    it had loaded {model.slot.adapter}, entry {model.slot.entry}"
+    for export in answer.exported:
+        yield f"  {export.served_model}: could load {export.adapter} ({export.manifest}) until {export.valid_until}"
+        yield f"    from an exported folder, entry {export.entry}; no revocation reaches it"
+    for other in answer.others:
+        yield f"  could not load {other.adapter}: {' '.join(map(str, other.reasons))}"
+    if not answer.served_models:
+        yield "  nothing: no adapter was released to it"
+
+
+def _describe_span(span: Span) -> Iterator[str]:
+    yield f"could load     {span.unit} from {span.since} until {span.until}"
+    for period in span.periods:
+        yield f"  from {period.answer.at}, as of entry {period.as_of}:"
+        yield from (
+            f"    {model.served_model}: {_describe_served_model(model)}" for model in period.answer.served_models
+        )
+        for export in period.answer.exported:
+            source = f"from an exported folder, entry {export.entry}, until {export.valid_until}"
+            yield f"    {export.served_model}: could load {export.adapter} {source}"
+        if not period.answer.served_models and not period.answer.exported:
+            yield "    nothing: no adapter was released to it"
+
+
+def _describe_served_model(model: ServedModelAnswer) -> str:
+    if not model.effective_access:
+        return f"could not load {model.candidate.adapter}: {model.candidate.reasons[0]}"
+    counted = (review for review in model.candidate.reviews if review.refusal is None)
+    approvals = [
+        f"{r.reviewer} ({r.review_function}), entry {r.entry}" for r in counted if r.decision.startswith("approve")
+    ]
+    released = f"released by {model.release.by}, entry {model.release.entry}"
+    return f"could load {model.candidate.adapter}; {released}; approved by {', '.join(approvals) or 'nobody'}"

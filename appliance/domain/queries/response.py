@@ -1,23 +1,21 @@
-"""The response record: what a unit keeps of an answer, and what a stranger can check of it without a service.
+"""Response records: a unit keeps one for an answer, and anyone can check it without the service.
 
-It is the entry `request.finished`, its proof (c2sp.org/tlog-proof), whose log checkpoint is the signature, and the
-salts that open the entry's commitments to prompt and answer. Without a salt nothing is known of the texts.
+A record consists of the entry `request.finished`, its proof (c2sp.org/tlog-proof), whose log checkpoint is signed, and
+the salts that open the entry's commitments to prompt and answer. Without the salts the texts stay secret.
 """
 
 from __future__ import annotations
 
 import hmac
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
+from appliance.domain.actions.apply import parse_body
 from appliance.domain.core.entry import Entry, parse_entry
-from appliance.domain.core.names import Base64, Value, explain
-from appliance.domain.rulebook.apply import parse_body
+from appliance.domain.core.names import Base64, Value, parse_file
 from appliance.domain.serving.requests import RequestFinished
 from appliance.errors import BadInput, Tampered, Unavailable
 from appliance.formats.core.canonical import encode_canonical
@@ -27,13 +25,17 @@ from appliance.formats.log.log_policy import NONE, LogPolicy, satisfies
 from appliance.formats.log.proof import parse_proof, verify_proof
 
 MEMBER = "response_record"
-"""Under which an answer carries it, beside OpenAI's own members."""
+"""Name of the field for the record in a response, beside the fields of OpenAI's API."""
 MAX_BYTES = 1_000_000
+"""Largest size of a record in bytes."""
 
 
 class ResponseRecord(Value):
-    """`text` stands where the answer does not show the committed text itself: of a classification; `instruction_salt`
-    where the service put in the system message."""
+    """A response record as it is sent to the unit.
+
+    `text` is present if the response does not contain the committed text itself, as for a classification.
+    `instruction_salt` is present if the service added the system message.
+    """
 
     entry: str
     proof: str
@@ -44,8 +46,8 @@ class ResponseRecord(Value):
 
 
 @dataclass(frozen=True)
-class Answered:
-    """A record that holds: its entry under a checkpoint of `size` entries."""
+class VerifiedRecord:
+    """A verified record, whose entry is under a checkpoint of `size` entries."""
 
     record: ResponseRecord
     entry: Entry
@@ -54,48 +56,48 @@ class Answered:
 
 
 def derive_salt(key: bytes, request: str, role: str) -> bytes:
-    """A salt for one text of one request (`prompt` or `answer`), which only the holder of `key` can find again."""
+    """Return the salt for a text of a request (`prompt` or `answer`). Only a holder of `key` can derive it again."""
     return hmac.digest(key, f"{request}/{role}".encode(), sha256)
 
 
 BESIDE_MESSAGES = ("tools", "tool_choice", "parallel_tool_calls", "response_format")
-"""What a request may have beside its messages that a model's answer depends on, or is held to."""
+"""Fields of a request beside its messages that influence or constrain the answer."""
 
 
 def commit_prompt(parameters: dict[str, object], salt: bytes) -> str:
-    """Over the prompt, or the canonical JSON of the messages; where there is more beside these, of an object of all."""
+    """Return the commitment to the prompt or to the canonical JSON of the messages.
+
+    If the request has fields of `BESIDE_MESSAGES`, the commitment is to an object of these and the messages.
+    """
     prompt = parameters.get("prompt")
     if isinstance(prompt, str):
         return commit(prompt, salt)
-    more = {name: parameters[name] for name in BESIDE_MESSAGES if name in parameters}
+    other_fields = {name: parameters[name] for name in BESIDE_MESSAGES if name in parameters}
     messages = parameters["messages"]
-    return commit(encode_canonical({"messages": messages, **more} if more else messages).decode(), salt)
+    return commit(encode_canonical({"messages": messages, **other_fields} if other_fields else messages).decode(), salt)
 
 
 def parse_record(data: bytes) -> ResponseRecord:
-    """A record in any spelling of its JSON but one member twice, of which another reader may take the other one."""
+    """Return a record from any JSON encoding of it.
+
+    Raises:
+        BadInput: it is malformed or too long, or a field occurs twice, which readers would interpret differently.
+    """
     if len(data) > MAX_BYTES:
         raise BadInput(f"response record: expected at most {MAX_BYTES} bytes, got {len(data)}")
-    try:
-        return ResponseRecord.model_validate(json.loads(data.decode("utf-8"), object_pairs_hook=once))
-    except ValidationError as error:
-        raise BadInput(f"response record: {explain(error)}") from None
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"response record: expected JSON in UTF-8, got {error}") from None
+    return parse_file(ResponseRecord, data, "response record")
 
 
-def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; BadInput where it has a member twice."""
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        raise BadInput("JSON object: expected each member once, got one twice")
-    return value
+def verify_record(record: ResponseRecord, policy: LogPolicy) -> VerifiedRecord:
+    """Return the record after verifying it against a trust policy.
 
-
-def verify_record(record: ResponseRecord, policy: LogPolicy) -> Answered:
-    """Tampered unless the record's entry is in a log of the policy, at its own index, and ends a request, and the
-    record's own text, where it has one, is what was answered; BadInput where that has no salt. Unavailable where too
-    few witnesses cosigned it."""
+    Raises:
+        Tampered: the entry is not in a log of the policy at its index, does not end a request, or the record's text is
+            not
+            the answer.
+        BadInput: the record has a text but no salt.
+        Unavailable: fewer witnesses cosigned than the policy requires.
+    """
     try:
         entry = parse_entry(record.entry.encode())
         body = parse_body(entry)
@@ -107,7 +109,7 @@ def verify_record(record: ResponseRecord, policy: LogPolicy) -> Answered:
     if index != entry.index:
         raise Tampered(f"response record, proof: expected one of entry {entry.index}, got one of entry {index}")
     witnessed = verify_proof(record.proof.encode(), entry.leaf, replace(policy, groups=(), quorum=NONE))
-    answered = Answered(record, entry, body, witnessed.checkpoint.size)
+    answered = VerifiedRecord(record, entry, body, witnessed.checkpoint.size)
     if record.text is not None:
         verify_answer(answered, record.text)
     check_quorum(policy, witnessed.times_s)
@@ -115,23 +117,36 @@ def verify_record(record: ResponseRecord, policy: LogPolicy) -> Answered:
 
 
 def check_quorum(policy: LogPolicy, times_s: Mapping[str, int]) -> None:
-    """Unavailable where fewer witnesses cosigned what holds than the policy asks for."""
+    """Check that enough witnesses cosigned.
+
+    Raises:
+        Unavailable: fewer witnesses cosigned than the policy requires.
+    """
     if not satisfies(policy, times_s):
         got = ", ".join(times_s) or "none"
         raise Unavailable(f"witnesses: expected the quorum {policy.quorum!r:.80} of the trust policy, got {got}")
 
 
-def verify_answer(answered: Answered, text: str) -> None:
-    """Tampered unless this is the text that was answered; BadInput where the record cannot open its commitment."""
+def verify_answer(answered: VerifiedRecord, text: str) -> None:
+    """Check that this is the text of the answer.
+
+    Raises:
+        Tampered: it is another text.
+        BadInput: the record has no salt to open the commitment.
+    """
     salt = parse_base64(answered.record.answer_salt or "", "response record, answer_salt", size=SALT_BYTES)
     got = commit(text, salt)
     if got != answered.body.answer:
         raise Tampered(f"answer: expected the text of {answered.body.answer}, got one of {got}")
 
 
-def verify_instruction(answered: Answered, text: str) -> None:
-    """Tampered unless this is the system message that the service put in; BadInput where the record cannot open its
-    commitment."""
+def verify_instruction(answered: VerifiedRecord, text: str) -> None:
+    """Check that this is the system message that the service added.
+
+    Raises:
+        Tampered: it is another text.
+        BadInput: the record has no salt to open the commitment.
+    """
     salt = parse_base64(answered.record.instruction_salt or "", "response record, instruction_salt", size=SALT_BYTES)
     got = commit(text, salt)
     if got != answered.body.instruction:

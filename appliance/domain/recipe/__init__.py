@@ -1,1 +1,1 @@
-"""Recipes and training methods."""
+"""Recipes: their fields, training methods, differential privacy, parsing and sweeps."""

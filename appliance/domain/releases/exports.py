@@ -1,34 +1,35 @@
-"""An approved adapter that leaves the appliance: what goes with it, and how its receiver decides without the service.
+"""Exports: an approved adapter that leaves the appliance, and the check that its receiver makes without the service.
 
-The entry of the export binds, beside the order, the rows of the state that admission rests on. A rule compares them
-with the fold, so every verifier of the log has; a holder of the log's key decides over them as the appliance does.
-What was revoked since cannot reach the folder: so it is good until a date, which policy bounds.
+The entry of an export names the rows of the state that admission rests on. A rule compares these rows with the state
+replay, so every verifier of the log has done so. A holder of the log's key decides on them as the appliance does.
+Later revocations do not reach the exported folder, so it is valid until a date that policy limits.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import Field
 
+from appliance.domain.core.action import NEWEST_RULES, Action
 from appliance.domain.core.case import Case, Changes
-from appliance.domain.core.entry import Entry
-from appliance.domain.core.event import Ordered
+from appliance.domain.core.decisions import ReviewRecord
+from appliance.domain.core.entry import Entry, Ordered
+from appliance.domain.core.facts import ActionFacts
 from appliance.domain.core.names import Base64, Time, Value, add_seconds, encode_value, parse_value, versioned
-from appliance.domain.core.records.adapters import Adapter
 from appliance.domain.core.records.data import Base, Dataset, ValidationSet
 from appliance.domain.core.records.people import Key, Principal
+from appliance.domain.core.records.runs import Adapter
 from appliance.domain.core.records.serving import Export, Release, export_key, release_key
-from appliance.domain.core.records.site import Site, Witness
-from appliance.domain.core.roles import Reasons, needs
-from appliance.domain.core.signatures import Accepted, OrderReader
+from appliance.domain.core.records.site import Site, WitnessRecord
+from appliance.domain.core.roles import Reasons
+from appliance.domain.core.signatures import EXPIRED, NOT_YET_VALID, AcceptedOrder, OrderReader
 from appliance.domain.core.state import Clearance, State
-from appliance.domain.core.verb import NEWEST_RULES, Verb
-from appliance.domain.releases.activations import OnRelease
-from appliance.domain.releases.adapters import find_adapter
+from appliance.domain.releases.activations import OWNER_ORDERED_THE_RUN, ReleaseOrder
+from appliance.domain.releases.adapters import AdapterEntity, complete_adapter, find_adapter
 from appliance.domain.releases.admission import (
     AdmissionInputs,
     LoggedOrder,
@@ -36,97 +37,143 @@ from appliance.domain.releases.admission import (
     open_log_checkpoint,
     prove_entry,
 )
-from appliance.domain.releases.approval import barred, clear, latest_reviews, released
-from appliance.domain.witnesses.cosignatures import unwitnessed, witnessed_until
-from appliance.errors import BadInput, Denied, NotFound, Tampered
+from appliance.domain.releases.approval import (
+    compute_clearance,
+    find_release_blockers,
+    find_released_adapter,
+    list_latest_reviews,
+)
+from appliance.domain.witnesses import refuse_unwitnessed_log, witnessed_until
+from appliance.errors import BadInput, Denied, NotFound, RefusalCode, Tampered
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.core.fields import parse_base64, show
 from appliance.formats.log.checkpoint import Checkpoint
+from appliance.formats.log.note import name_key
 from appliance.formats.log.trust import Trust
 
+EXPORT_NOT_ACTIVE = RefusalCode(
+    "export-not-active",
+    "state",
+    "Adapter {id} is not active under this name. Only the active version can be exported.",
+    "Activate it first.",
+)
+EXPORT_END = RefusalCode(
+    "export-end-out-of-range",
+    "policy",
+    "The export can be valid until {latest}, because of policy, its approvals and its witnesses. The order says "
+    "{valid_until}.",
+    "Give an end after {now} and not after {latest}.",
+)
+EXPORT_DAILY_LIMIT = RefusalCode(
+    "export-daily-limit",
+    "condition",
+    "A condition of the approval limits the requests of a day, which only the service can count.",
+    "Have the adapter approved without this condition.",
+)
+EXPORT_OF_EMERGENCY = RefusalCode(
+    "export-of-emergency",
+    "rule",
+    "Adapter {id} is active because of an emergency release, which cannot be exported.",
+    "Have the adapter approved and activated.",
+)
+EXPORT_FOR_ANOTHER = RefusalCode(
+    "export-for-another-use",
+    "rule",
+    "This export is for the unit {of_unit} and the served model {of_served_model}. It was to be loaded for {unit} and "
+    "{served_model}.",
+    "Ask the release owner of your unit for an export.",
+)
 
-class ExportAdapter(OnRelease):
-    """Today's release, to be loaded by the unit on a host of its own, until a date."""
 
-    verb = "export-adapter"
+class ExportAdapter(ReleaseOrder):
+    """A signed order to export the current release, for the unit to load on its own host until a date."""
+
+    action = "export-adapter"
     valid_until: Time
 
 
-_EXPORTS = OrderReader.of(ExportAdapter)
+_ORDER_READER = OrderReader.of(ExportAdapter)
 
 
 class AdapterExported(Ordered):
-    """`standing`: the rows of the state that an admission of this release rests on (`domain/releases/exports.py`)."""
+    """The entry of an export. `state_rows`: the rows of the state that an admission of this release rests on."""
 
     type = "adapter.exported"
-    documents = ("order", "standing")
+    documents = ("order", "state_rows")
 
 
-def may_export(state: State, order: ExportAdapter, signer: Principal, now: Time) -> Reasons:
-    """Only what answers the unit's task today; no longer than approvals and witnesses stand and policy lets it."""
+def authorise_export(state: State, order: ExportAdapter, signer: Principal, now: Time) -> Reasons:
+    """Return the refusal reasons against an export.
+
+    Only the version that is active for the unit's served model can be exported. The export ends no later than its
+    approvals, its witnesses' cosignatures and the lifetime in policy.
+    """
     adapter = find_adapter(state, order)
     if isinstance(adapter, list):
         return adapter
-    reasons = needs(signer, f"release-owner:{order.unit}")
+    reasons: Reasons = []
     if signer.name == adapter.ordered_by:
-        reasons.append(f"separation of duties: expected a release owner who did not order the run, got {signer.name}")
-    release = state.releases.get(release_key(order.unit, order.task))
+        reasons.append(OWNER_ORDERED_THE_RUN(f"principal:{signer.name}"))
+    release = state.releases.get(release_key(order.unit, order.served_model))
     if release is None or release.current.adapter != order.name:
-        got = "none" if release is None else release.current.adapter
-        return [*reasons, f"release: expected {order.name} to answer {order.unit}/{order.task}, got {got}"]
-    reasons += barred(state, release, adapter, now) + unwitnessed(state, now)
-    clearance = clear(state, release, adapter, now)
-    reasons += unexportable(clearance)
+        return [*reasons, EXPORT_NOT_ACTIVE(f"adapter:{order.name}")]
+    reasons += find_release_blockers(state, release, adapter, now) + refuse_unwitnessed_log(state, now)
+    clearance = compute_clearance(state, release, adapter, now)
+    reasons += refuse_export(clearance)
     ends = [] if clearance.reasons else [clearance.until]
     limit = min([add_seconds(now, state.parameters.export_lifetime_s), *ends, *witnessed_until(state)])
     if not now < order.valid_until <= limit:
-        reasons.append(f"valid until: expected a time after {now} and not after {limit}, got {order.valid_until}")
+        reasons.append(EXPORT_END(now=now, latest=limit, valid_until=order.valid_until))
     return reasons
 
 
-def unexportable(clearance: Clearance) -> Reasons:
-    """What holds only while the log goes on: a day's count, and an emergency's hours."""
+def refuse_export(clearance: Clearance) -> Reasons:
+    """Return the refusal reasons because of rules that need the running log: daily limits and emergencies."""
     reasons = []
     if clearance.answers_a_day is not None:
-        reasons.append("condition: expected none on answers a day, which are counted in the log alone, got one")
+        reasons.append(EXPORT_DAILY_LIMIT())
     if clearance.release.current.kind == "break-glass":
-        reasons.append("release: expected one that was approved, got that of an emergency")
+        reasons.append(EXPORT_OF_EMERGENCY(f"adapter:{clearance.release.current.adapter}"))
     return reasons
 
 
-def standing_evidence(state: State, accepted: Accepted) -> dict[str, bytes]:
-    """What the service puts beside an export's order: the rows of the state that an admission rests on."""
+def make_export_evidence(state: State, accepted: AcceptedOrder) -> dict[str, bytes]:
+    """Return the document `state_rows` that the service adds to the order of an export.
+
+    Raises:
+        BadInput: the order is not an export.
+    """
     order = accepted.order
     if not isinstance(order, ExportAdapter):
-        raise BadInput(f"order: expected {ExportAdapter.verb}, got {order.verb}")
-    return {"standing": encode_value(standing_of(state, order, accepted.keyid))}
+        raise BadInput(f"order: expected {ExportAdapter.action}, got {order.action}")
+    return {"state_rows": encode_value(collect_rows(state, order, accepted.keyid))}
 
 
-def exported(case: Case) -> Changes:
-    """The rows beside the order are those of the state: a holder of the log's key can decide over them.
+def apply_export(case: Case) -> Changes:
+    """Record an export after comparing the rows in `state_rows` with the state.
 
-    It is remembered until a later export finds it expired: it answers no question about that entry or one after it, but
-    where the clock ran ahead then and was reset since (docs/operations.md).
+    The state keeps an export until a later export finds it expired. An expired export no longer affects decisions,
+    unless the clock was ahead at that entry and was reset since (docs/operations/service.md).
     """
     order = case.order(ExportAdapter)
-    expected = encode_value(standing_of(case.state, order, case.accepted.keyid))
-    got = case.documents["standing"]
-    case.require(got == expected, "standing", digest_bytes(expected), digest_bytes(got))
+    expected = encode_value(collect_rows(case.state, order, case.accepted.keyid))
+    got = case.documents["state_rows"]
+    case.require(got == expected, "state_rows", digest_bytes(expected), digest_bytes(got))
     exports, index = case.state.exports, case.entry.index
     expired: Changes = [(exports, key, None) for key, row in exports.items() if row.valid_until <= case.entry.time]
     export = Export(
         unit=order.unit,
-        task=order.task,
+        served_model=order.served_model,
         adapter=order.name,
         manifest=order.manifest,
         index=index,
         valid_until=order.valid_until,
     )
-    return [*expired, (exports, export_key(order.unit, order.task, index), export)]
+    return [*expired, (exports, export_key(order.unit, order.served_model, index), export)]
 
 
-class Standing(Value):
-    """The rows that an admission of this release rests on, as they were when it was exported; nothing else of them."""
+class ExportRows(Value):
+    """The rows that an admission of this release rests on, as they were at the export."""
 
     site: Site
     principals: tuple[Principal, ...]
@@ -136,10 +183,10 @@ class Standing(Value):
     validation_sets: tuple[ValidationSet, ...]
     adapter: Adapter
     release: Release
-    witnesses: tuple[Witness, ...]
+    witnesses: tuple[WitnessRecord, ...]
 
     def to_state(self) -> State:
-        """A state that holds these rows and no others."""
+        """Return a state that contains only these rows."""
         state, adapter = State(), self.adapter
         state.sites.put("site", self.site)
         for person in self.principals:
@@ -150,49 +197,71 @@ class Standing(Value):
             state.witnesses.put(witness.name, witness)
         state.bases.put(self.base.name, self.base)
         state.datasets.put(versioned(self.dataset.name, self.dataset.version), self.dataset)
-        for one in self.validation_sets:
-            state.validation_sets.put(versioned(one.name, one.version), one)
+        for row in self.validation_sets:
+            state.validation_sets.put(versioned(row.name, row.version), row)
         state.adapters.put(versioned(adapter.name, adapter.version), adapter)
-        state.releases.put(release_key(self.release.unit, self.release.task), self.release)
+        state.releases.put(release_key(self.release.unit, self.release.served_model), self.release)
         state.keep()
         return state
 
 
-def standing_of(state: State, order: ExportAdapter, keyid: str) -> Standing:
-    """The records of the release that the order, under that key, exports. NotFound where there is none."""
-    adapter, release = released(state, order.unit, order.task), state.releases.get(release_key(order.unit, order.task))
+def collect_rows(state: State, order: ExportAdapter, keyid: str) -> ExportRows:
+    """Return the rows for an export of the unit's release, which was ordered under the key `keyid`.
+
+    Raises:
+        NotFound: nothing is released to the unit for this served model.
+    """
+    adapter, release = (
+        find_released_adapter(state, order.unit, order.served_model),
+        state.releases.get(release_key(order.unit, order.served_model)),
+    )
     base = None if adapter is None else state.bases.get(adapter.base)
     dataset = None if adapter is None else state.datasets.get(adapter.dataset)
     if adapter is None or release is None or base is None or dataset is None:
-        raise NotFound(f"release: expected one for {order.unit}/{order.task}, got none")
-    reviews = latest_reviews(state, adapter, order.unit)
-    own = tuple(review for review in adapter.reviews if review.unit == order.unit)
-    asked = tuple(request for request in adapter.requests if request.unit == order.unit)
-    delegated = [review.on_behalf_of for review in reviews if review.on_behalf_of is not None]
-    names = {order.unit, order.signer, release.current.signer, *(review.reviewer for review in reviews)}
-    names |= {one.principal for one in delegated} | {one.finder for one in adapter.findings if one.accepts_verdict}
-    keyids = {keyid, release.current.keyid, *(review.keyid for review in reviews)}
-    keyids |= {one.keyid for one in delegated} | {one.keyid for one in asked}
-    keyids |= {one.keyid for one in adapter.findings if one.accepts_verdict}
-    if adapter.authorised is not None:
-        names, keyids = names | {adapter.authorised.by}, keyids | {adapter.authorised.keyid}
-    keyids |= {one.closed_keyid for one in adapter.findings if one.closed_keyid is not None}
+        raise NotFound(f"release: expected one for {order.unit}/{order.served_model}, got none")
+    reviews = list_latest_reviews(state, adapter, order.unit)
+    of_unit = adapter.model_copy(
+        update={
+            "reviews": tuple(review for review in adapter.reviews if review.unit == order.unit),
+            "requests": tuple(request for request in adapter.requests if request.unit == order.unit),
+            "suspensions": tuple(one for one in adapter.suspensions if one.unit == order.unit),
+            "measured": {},
+        }
+    )
+    names, keyids = _list_signers(of_unit, release, reviews)
+    names, keyids = names | {order.signer}, keyids | {keyid}
     sets = [state.validation_sets.get(bound.validation_set) for bound in adapter.sets]
-    return Standing(
+    return ExportRows(
         site=state.site,
         principals=tuple(person for name in sorted(names) if (person := state.principals.get(name)) is not None),
-        keys=tuple(key for one in sorted(keyids) if (key := state.keys.get(one)) is not None),
+        keys=tuple(key for key_id in sorted(keyids) if (key := state.keys.get(key_id)) is not None),
         base=base.model_copy(update={"facts": {}}),
         dataset=dataset.model_copy(update={"facts": {}}),
-        validation_sets=tuple(one.model_copy(update={"facts": {}}) for one in sets if one is not None),
-        adapter=adapter.model_copy(update={"reviews": own, "requests": asked, "measured": {}}),
+        validation_sets=tuple(row.model_copy(update={"facts": {}}) for row in sets if row is not None),
+        adapter=of_unit,
         release=release.model_copy(update={"history": (release.current,)}),
         witnesses=state.witnesses.values(),
     )
 
 
-class ProvenEntry(Value):
-    """An entry's bytes, the hashes that lead to the checkpoint's root, and its order's envelope, where it has one."""
+def _list_signers(adapter: Adapter, release: Release, reviews: Sequence[ReviewRecord]) -> tuple[set[str], set[str]]:
+    """Return the names and key ids that the rules of a release compare."""
+    delegated = [review.on_behalf_of for review in reviews if review.on_behalf_of is not None]
+    findings = [finding for finding in adapter.findings if finding.accepts_verdict]
+    names = {release.unit, release.current.signer, *(review.reviewer for review in reviews)}
+    names |= {delegation.principal for delegation in delegated} | {finding.finder for finding in findings}
+    keyids = {release.current.keyid, *(review.keyid for review in reviews)}
+    keyids |= {delegation.keyid for delegation in delegated} | {request.keyid for request in adapter.requests}
+    keyids |= {finding.keyid for finding in findings}
+    keyids |= {finding.closed_keyid for finding in adapter.findings if finding.closed_keyid is not None}
+    keyids |= {key for suspension in adapter.suspensions for key in suspension.lifted_keyids}
+    if adapter.authorised is not None:
+        names, keyids = names | {adapter.authorised.by}, keyids | {adapter.authorised.keyid}
+    return names, keyids
+
+
+class ExportedEntry(Value):
+    """The bytes of an entry, its inclusion proof under the checkpoint, and the envelope of its order, if it has one."""
 
     index: int = Field(ge=0)
     entry: Base64
@@ -201,15 +270,16 @@ class ProvenEntry(Value):
 
 
 class Proofs(Value):
-    """What the folder says of itself: `exported` is the index of the export's entry."""
+    """The proofs in an exported folder. `exported`: index of the entry of the export."""
 
     version: Literal[1] = 1
     exported: int = Field(ge=1)
     checkpoint: str = Field(max_length=65_536)
-    entries: tuple[ProvenEntry, ...] = Field(min_length=1, max_length=256)
+    entries: tuple[ExportedEntry, ...] = Field(min_length=1, max_length=256)
 
     @property
     def logged(self) -> dict[int, LoggedOrder]:
+        """The entries with their decoded proofs and envelopes, by index."""
         return {
             proven.index: LoggedOrder(
                 entry=base64.b64decode(proven.entry),
@@ -221,88 +291,99 @@ class Proofs(Value):
 
 
 @dataclass(frozen=True)
-class ExportedAdapter:
-    """The folder's bytes: `files` are the sealed adapter's."""
+class ExportedFolder:
+    """The bytes of an exported folder. `files`: those of the sealed adapter, by path."""
 
     proofs: bytes
-    standing: bytes
-    signature: bytes
+    state_rows: bytes
+    signatures: tuple[bytes, ...]
     files: Mapping[str, bytes]
 
 
 @dataclass(frozen=True)
-class Approved:
-    """What may be loaded, by whom, and until when."""
+class ApprovedAdapter:
+    """An adapter that may be loaded, the unit and served model that may load it, and the time at which this ends."""
 
     unit: str
-    task: str
+    served_model: str
     adapter: Adapter
     valid_until: Time
 
 
-def check_exported(received: ExportedAdapter, trust: Trust, now: Time, *, unit: str, task: str) -> Approved:
-    """Called by a loader of this unit and task. In this order; Tampered, Denied or BadInput names the
-    first that does not hold.
+def check_exported(
+    received: ExportedFolder, trust: Trust, now: Time, *, unit: str, served_model: str
+) -> ApprovedAdapter:
+    """Return the adapter that a loader of this unit and served model may load.
 
-    1. the log begins with the trusted entry, under a checkpoint that the trusted key signed
-    2. the export stands in that log, and binds these rows and the release owner's own order; the log was under rules
-       that this build knows
-    3. it was ordered for this unit and task
-    4. it is neither too early nor too late
-    5. admission, as the appliance decides it, over these rows and bytes
+    The checks, in order:
+
+    1. The log begins with the trusted entry, under a checkpoint that the trusted key signed.
+    2. The export is in that log and names these rows and the release owner's order. This build supports the rules
+       version
+       of the log.
+    3. The export was ordered for this unit and served model.
+    4. The time is between the export and its end.
+    5. Admission, as the appliance decides it, over these rows and bytes.
+
+    Raises:
+        Tampered, Denied, BadInput: the first check that fails.
     """
     proofs = parse_value(Proofs, received.proofs, "export, proofs")
-    standing = parse_value(Standing, received.standing, "export, standing")
-    state, logged = standing.to_state(), proofs.logged
-    checkpoint = _open_log(standing, logged, proofs.checkpoint.encode(), trust)
-    entry = _proven(logged, proofs.exported, checkpoint)
-    order = _read_order(state, entry, logged[proofs.exported], received.standing)
-    _check_rules(standing.site)
-    _check_receiver(order, unit, task)
-    adapter = released(state, order.unit, order.task)
+    state_rows = parse_value(ExportRows, received.state_rows, "export, state_rows")
+    state, logged = state_rows.to_state(), proofs.logged
+    checkpoint = _open_log(state_rows, logged, proofs.checkpoint.encode(), trust)
+    entry = _prove_logged(logged, proofs.exported, checkpoint)
+    order = _read_order(state, entry, logged[proofs.exported], received.state_rows)
+    _check_rules(state_rows.site)
+    _check_receiver(order, unit, served_model)
+    adapter = find_released_adapter(state, order.unit, order.served_model)
     if adapter is None or adapter.manifest != order.manifest:
         raise Tampered(f"export, order: expected the release's own adapter, got {order.name}")
     _check_dates(state, entry, order, now)
-    evidence = AdmissionInputs(received.files, received.signature, logged, proofs.checkpoint.encode())
-    admission = decide_admission(state, order.unit, order.task, evidence, max(now, entry.time))
-    if admission is None or admission.reasons:
-        reasons = ("release: expected one, got none",) if admission is None else admission.reasons
-        if admission is not None and admission.tampered:
-            raise Tampered(f"adapter {order.name} for {order.unit}: {'; '.join(reasons)}")
-        raise Denied(f"adapter {order.name} for {order.unit}", reasons=reasons, code="not-admitted")
-    return Approved(order.unit, order.task, adapter, order.valid_until)
+    evidence = AdmissionInputs(received.files, received.signatures, logged, proofs.checkpoint.encode())
+    admission = decide_admission(state, order.unit, order.served_model, evidence, max(now, entry.time))
+    assert admission is not None, "an adapter is released"
+    if admission.tampered:
+        raise Tampered(f"adapter {order.name} for {order.unit}: {' '.join(map(str, admission.reasons))}")
+    if admission.reasons:
+        raise Denied(f"adapter {order.name} for {order.unit}", refusals=admission.reasons, code="not-admitted")
+    return ApprovedAdapter(order.unit, order.served_model, adapter, order.valid_until)
 
 
 def _check_rules(site: Site) -> None:
-    """Rules of a later version may refuse what these would take."""
+    """Refuse a log under a later rules version, which may refuse what this version accepts."""
     if site.rules > NEWEST_RULES:
         known = f"expected version {NEWEST_RULES} at most, got {site.rules}"
         raise BadInput(f"export, rules: {known}: this build is older than the log, so load it with a later one")
 
 
-def _check_receiver(order: ExportAdapter, unit: str, task: str) -> None:
-    """Each unit trusts the same log: what is good for one would be for all."""
-    if (order.unit, order.task) != (unit, task):
-        code = "another-unit" if order.unit != unit else "another-task"
-        raise Denied(f"export: expected one for {unit}/{task}, got one for {order.unit}/{order.task}", code=code)
+def _check_receiver(order: ExportAdapter, unit: str, served_model: str) -> None:
+    """Refuse an export for another unit or served model.
+
+    All units trust the same log, so the log alone does not tell them apart.
+    """
+    if (order.unit, order.served_model) != (unit, served_model):
+        code = "another-unit" if order.unit != unit else "another-served-model"
+        refused = EXPORT_FOR_ANOTHER(
+            unit=unit, served_model=served_model, of_unit=order.unit, of_served_model=order.served_model
+        )
+        raise Denied("export", refusals=(refused,), code=code)
 
 
 def _check_dates(state: State, entry: Entry, order: ExportAdapter, now: Time) -> None:
     if now < add_seconds(entry.time, -state.parameters.clock_skew_s):
-        raise Denied(f"export: expected a clock after {entry.time}, when it was made, got {now}", code="not-yet-valid")
+        raise Denied("export", refusals=(NOT_YET_VALID(issued=entry.time, now=now),), code="not-yet-valid")
     if now >= order.valid_until:
-        raise Denied(
-            f"export: expected one that stands at {now}, got one that expired at {order.valid_until}", code="expired"
-        )
+        raise Denied("export", refusals=(EXPIRED(expires=order.valid_until, now=now),), code="expired")
 
 
-def _open_log(standing: Standing, logged: Mapping[int, LoggedOrder], note: bytes, trust: Trust) -> Checkpoint:
-    site = standing.site
-    expected = (trust.origin, trust.log_key)
-    if (site.origin, site.log_key) != expected:
-        raise Tampered(f"export, log: expected {expected}, as the trust file says, got {(site.origin, site.log_key)}")
-    checkpoint = open_log_checkpoint(note, trust.origin, trust.log_key)
-    first = _proven(logged, 0, checkpoint)
+def _open_log(state_rows: ExportRows, logged: Mapping[int, LoggedOrder], note: bytes, trust: Trust) -> Checkpoint:
+    site = state_rows.site
+    expected, got = (trust.origin, *trust.log_keys), (site.origin, *site.checkpoint_keys())
+    if got != expected:
+        raise Tampered(f"export, log: expected {_name_log(*expected)}, as the trust file says, got {_name_log(*got)}")
+    checkpoint = open_log_checkpoint(note, trust.origin, trust.log_keys)
+    first = _prove_logged(logged, 0, checkpoint)
     if f"sha256:{first.leaf.hex()}" != trust.genesis:
         raise Tampered(f"export, first entry: expected {trust.genesis}, got sha256:{first.leaf.hex()}")
     body: Mapping[str, Any] = first.body
@@ -313,34 +394,43 @@ def _open_log(standing: Standing, logged: Mapping[int, LoggedOrder], note: bytes
     return checkpoint
 
 
-def _proven(logged: Mapping[int, LoggedOrder], index: int, checkpoint: Checkpoint) -> Entry:
-    found = logged.get(index)
-    if found is None:
+def _name_log(origin: str, *log_keys: str) -> str:
+    return f"{origin} with {' and '.join(map(name_key, log_keys))}"
+
+
+def _prove_logged(logged: Mapping[int, LoggedOrder], index: int, checkpoint: Checkpoint) -> Entry:
+    logged_order = logged.get(index)
+    if logged_order is None:
         raise BadInput(f"export, entry {index}: expected it among the proofs, got none")
-    return prove_entry(found, index, checkpoint)
+    return prove_entry(logged_order, index, checkpoint)
 
 
-def _read_order(state: State, entry: Entry, found: LoggedOrder, standing: bytes) -> ExportAdapter:
+def _read_order(state: State, entry: Entry, logged_order: LoggedOrder, state_rows: bytes) -> ExportAdapter:
     bound = entry.documents
-    expected, got = f"adapter.exported of {digest_bytes(standing)}", f"{entry.type} of {bound.get('standing')}"
+    expected, got = f"adapter.exported of {digest_bytes(state_rows)}", f"{entry.type} of {bound.get('state_rows')}"
     if got != expected:
         raise Tampered(f"export, entry {entry.index}: expected {expected}, got {got}")
-    if found.envelope is None or digest_bytes(found.envelope) != bound.get("order"):
+    if logged_order.envelope is None or digest_bytes(logged_order.envelope) != bound.get("order"):
         raise Tampered(f"export, entry {entry.index}, order: expected {bound.get('order')}, got other bytes")
-    order = _EXPORTS.read_logged(state, found.envelope, entry.index).order
+    order = _ORDER_READER.read_logged(state, logged_order.envelope, entry.index).order
     if not isinstance(order, ExportAdapter):
-        raise Tampered(f"export, entry {entry.index}: expected the order to export, got {order.verb}")
+        raise Tampered(f"export, entry {entry.index}: expected the order to export, got {order.action}")
     return order
 
 
-VERBS = (
-    Verb(
+ACTIONS = (
+    Action(
         ExportAdapter,
-        may=may_export,
+        title="Export an adapter",
+        has_form=False,
+        complete=complete_adapter,
+        authorise=authorise_export,
         signers=("release-owner:UNIT",),
         meaning="The unit may load it on a host of its own until the date, and no revocation reaches it there.",
         event=AdapterExported,
-        apply=exported,
-        evidence=standing_evidence,
+        apply=apply_export,
+        evidence=make_export_evidence,
+        facts=ActionFacts(AdapterEntity, "name", ("unit", "served_model", "valid_until")),
+        example_values={"signer": "otto"},
     ),
 )

@@ -1,57 +1,181 @@
-"""Reviews: a reviewer's decision on one adapter for one unit."""
+"""Reviews: decisions of a reviewer on one adapter for one unit."""
 
 from __future__ import annotations
 
 from sys import intern
+from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
+from appliance.domain.core.action import Action
 from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.decisions import (
     APPROVALS,
     PARTS,
     Conditions,
     Decision,
-    Delegated,
     Delegation,
-    Opened,
+    Delegator,
+    OpenedPagePart,
     ReviewRecord,
     delegation_key,
+    has_too_many,
 )
-from appliance.domain.core.event import Ordered
+from appliance.domain.core.entry import Ordered
+from appliance.domain.core.example import NOW, example_commitment, example_digest
+from appliance.domain.core.facts import ActionFacts
+from appliance.domain.core.lookup import Completed, Lookup, OrderInput, ProvenValue
 from appliance.domain.core.names import Commitment, Digest, Identifier, Time, add_seconds
-from appliance.domain.core.records.adapters import Adapter
+from appliance.domain.core.order import derived, entered
 from appliance.domain.core.records.people import Principal
-from appliance.domain.core.roles import Reasons, is_unit, needs
+from appliance.domain.core.records.runs import Adapter
+from appliance.domain.core.roles import Reasons
 from appliance.domain.core.state import State
-from appliance.domain.core.verb import Verb
-from appliance.domain.data.standing import sets_stand
-from appliance.domain.governance.delegations import apart
+from appliance.domain.data.validity import refuse_invalid_sets
+from appliance.domain.governance.delegations import refuse_delegate
 from appliance.domain.releases import approval
-from appliance.domain.releases.adapters import OnAdapter, find_adapter, take_adapter
-from appliance.domain.releases.tiers import current_request, needed_for, reviewed_until
-from appliance.domain.releases.verdicts import unaccepted
+from appliance.domain.releases.adapters import (
+    AdapterEntity,
+    AdapterOrder,
+    complete_adapter,
+    find_adapter,
+    refuse_candidate,
+    take_adapter,
+)
+from appliance.domain.releases.requests import (
+    REQUEST_DIFFERS,
+    REQUEST_MISSING,
+    find_current_request,
+    find_requirement,
+    find_review_deadline,
+)
+from appliance.domain.releases.verdicts import refuse_unaccepted_verdict
+from appliance.errors import RefusalCode, Rejected
+
+DELEGATION_MISSING = RefusalCode(
+    "delegation-missing",
+    "state",
+    "{delegator} has not delegated the review function {function} to {id}.",
+    "Decide in your own name, or ask {delegator} to delegate it.",
+)
+DELEGATION_ENDED = RefusalCode(
+    "delegation-ended",
+    "state",
+    "The delegation of entry {id} ended at {until}.",
+    "Decide in your own name, or ask {delegator} to delegate {function} again.",
+)
+DELEGATOR_NOT_REVIEWER = RefusalCode(
+    "delegator-not-reviewer",
+    "state",
+    "{delegator}, who delegated {function} by entry {id}, is no longer a reviewer of it.",
+    "Decide in your own name.",
+)
+DELEGATION_KEY_INVALID = RefusalCode(
+    "delegation-key-invalid",
+    "state",
+    "The delegation of entry {id} was signed with a key that was revoked from an earlier entry on.",
+    "Decide in your own name, or ask {delegator} to delegate {function} again.",
+)
+REQUEST_NOT_COVERED = RefusalCode(
+    "request-not-in-policy",
+    "policy",
+    "The valid policy does not list the exposure or the purpose of the release request of entry {id}.",
+    "The release must be requested again.",
+)
+REVIEW_TOO_LATE = RefusalCode(
+    "review-too-late",
+    "policy",
+    "The release request of entry {id} could be approved until {until}. It is {now}.",
+    "The release must be requested again.",
+)
+CONDITIONS_MISSING = RefusalCode(
+    "conditions-missing",
+    "order",
+    "The decision approve-with-conditions needs a condition.",
+    "Give a condition, or decide approve.",
+    "conditions.not_before",
+)
+CONDITIONS_NOT_ALLOWED = RefusalCode(
+    "conditions-not-allowed",
+    "order",
+    "The decision {decision} has no conditions.",
+    "Leave them out, or decide approve-with-conditions.",
+    "conditions.not_before",
+)
+REASON_MISSING = RefusalCode(
+    "reason-missing",
+    "order",
+    "The decision {decision} needs a reason.",
+    "Write a reason: somebody must act on it.",
+    "reason",
+)
+NOTHING_TO_WITHDRAW = RefusalCode(
+    "nothing-to-withdraw",
+    "state",
+    "{id} has no valid decision on this adapter that can be withdrawn.",
+    "Record a decision instead.",
+)
+DATE_NOT_ALLOWED = RefusalCode(
+    "review-date-not-allowed",
+    "order",
+    "The decision {decision} has no date.",
+    "Leave the date empty.",
+    "valid_until",
+)
+DATE_MISSING = RefusalCode(
+    "review-date-missing",
+    "order",
+    "An approval needs a date until which it is valid.",
+    "Give a time after {now}.",
+    "valid_until",
+)
+DATE_OUT_OF_RANGE = RefusalCode(
+    "review-date-out-of-range",
+    "policy",
+    "The approval would be valid until {valid_until}. It must end after {now} and, by policy, not after {latest}.",
+    "Give a time in this period.",
+    "valid_until",
+)
 
 
-class Review(OnAdapter):
-    """`request`: the release request that it is made on. `on_behalf_of`: who delegated the field to the signer.
-    `opened`: what of the review page was shown to the signer before, as the program says with which they signed."""
+class ReviewAdapter(AdapterOrder):
+    """A signed decision of a reviewer on an adapter for a unit.
 
-    verb = "review"
+    `request`: digest of the release request that it decides on. `on_behalf_of`: the person who delegated the review
+    function to the signer. `opened`: the parts of the review page that the signer had opened, as reported by the
+    program with which they signed.
+    """
+
+    action = "review"
     decision: Decision
     unit: Identifier
-    field: Identifier
-    meaning: Commitment = Field(description="what the signature means, as shown to the signer (21 CFR 11.50)")
-    valid_until: Time | None = Field(description="until when an approval counts; no other decision has a date")
-    request: Digest | None
+    review_function: Identifier
+    meaning: Commitment = entered(
+        "one sentence that your signature confirms; others read it",
+        description="meaning of the signature, as shown to the signer (21 CFR 11.50)",
+    )
+    valid_until: Time | None = entered(
+        "a day such as 2027-01-31, or a time from now such as 30d",
+        needed="for an approval",
+        description="time at which an approval expires; other decisions have no date",
+    )
+    request: Digest | None = derived()
     conditions: Conditions | None
-    on_behalf_of: Identifier | None
-    opened: tuple[Opened, ...] = Field(max_length=len(PARTS), description="by part, each once; empty: nothing is said")
+    on_behalf_of: Identifier | None = entered("who delegated this to you", part="In another person's place")
+    reason: Commitment | None = entered(
+        "why you decide so, in your words; the requester and your colleagues read it, and it can be erased later",
+        needed="if a release was requested, and for changes and withdrawals",
+        default=None,
+        description="why, in your words; it can be erased later",
+    )
+    opened: tuple[OpenedPagePart, ...] = derived(
+        max_length=len(PARTS), description="opened parts of the review page, each once, by name"
+    )
 
     @field_validator("opened")
     @classmethod
-    def _in_one_order(cls, opened: tuple[Opened, ...]) -> tuple[Opened, ...]:
-        names = [one.part for one in opened]
+    def _check_opened_order(cls, opened: tuple[OpenedPagePart, ...]) -> tuple[OpenedPagePart, ...]:
+        names = [opened_part.part for opened_part in opened]
         if names != sorted(set(names)):
             raise ValueError(f"expected each part once, by name, got {', '.join(names)}")
         return opened
@@ -60,117 +184,161 @@ class Review(OnAdapter):
         return (f"adapter:{self.name}", f"unit:{self.unit}")
 
 
+def complete_review(given: OrderInput, lookup: Lookup) -> Completed:
+    """Return the adapter's fields, the unit's valid release request, and the opened parts.
+
+    A given request, which the caller has shown, is kept.
+    """
+    request = given.values.get("request")
+    if "request" not in given.values:
+        request = lookup.find_request(given.word("adapter"), given.word("unit"))
+    found = request if isinstance(request, ProvenValue) else ProvenValue(request)
+    opened = ProvenValue(given.values.get("opened", ()))
+    return {**complete_adapter(given, lookup), "request": found, "opened": opened}
+
+
 class ReviewRecorded(Ordered):
+    """The entry that a review was recorded."""
+
     type = "review.recorded"
 
 
-def may_review(state: State, order: Review, signer: Principal, now: Time) -> Reasons:
+def authorise_review(state: State, order: ReviewAdapter, signer: Principal, now: Time) -> Reasons:
+    """Return the refusal reasons against a review."""
+    reasons = _check_delegation(state, order, signer, now)
+    if order.on_behalf_of is not None and _find_delegation(state, order) is None:
+        return reasons
     adapter = find_adapter(state, order)
     if isinstance(adapter, list):
         return adapter
-    reasons = _authority(state, order, signer, now) + approval.duties(adapter, signer.name)
+    reasons += approval.refuse_makers(adapter, signer.name)
     if order.on_behalf_of is not None:
-        reasons += approval.duties(adapter, order.on_behalf_of)
-    if not is_unit(state, order.unit):
-        reasons.append(f"unit: expected an enrolled one, got {order.unit}")
-    if adapter.purpose != "release":
-        reasons.append(f"adapter {order.name}: expected one made for release, got one made as a {adapter.purpose}")
-    if adapter.revoked is not None:
-        reasons.append(f"adapter {order.name}: expected a standing one, got one revoked by entry {adapter.revoked}")
-    reasons += sets_stand(state, adapter.sets) if order.decision in APPROVALS else []
-    reasons += _on_request(state, adapter, order, now) + _worded(adapter, order)
+        reasons += approval.refuse_makers(adapter, order.on_behalf_of)
+    reasons += refuse_candidate(state, adapter, order.unit)
+    reasons += refuse_invalid_sets(state, adapter.sets) if order.decision in APPROVALS else []
+    reasons += _check_request(state, adapter, order, now) + _check_wording(adapter, order)
+    signed = [review for review in adapter.reviews if review.reviewer == signer.name]
+    own = [review for review in signed if review.unit == order.unit]
+    # A person who has signed the most reviews can still reject, once for each unit.
+    if order.decision != "reject" or (own and own[-1].decision == "reject"):
+        reasons += has_too_many(signer.name, f"reviews for {order.unit}", order.name, len(own))
+        reasons += has_too_many(signer.name, "reviews", order.name, len(signed), for_all_units=True)
     if order.decision in APPROVALS:
-        reasons += unaccepted(state, adapter, needed_for(state, adapter, order.unit).required_fields, now)
-    return reasons + _dated(state, order, now)
+        approvers = (signer.name, order.on_behalf_of)
+        reasons += approval.refuse_approving_activator(state, adapter, order.unit, approvers)
+        reasons += refuse_unaccepted_verdict(
+            state, adapter, find_requirement(state, adapter, order.unit).required_functions, now
+        )
+    return reasons + _check_date(state, order, now)
 
 
-def _authority(state: State, order: Review, signer: Principal, now: Time) -> Reasons:
-    """The signer's own field, or one that was delegated to them until a time that has not come."""
+def _check_delegation(state: State, order: ReviewAdapter, signer: Principal, now: Time) -> Reasons:
+    """Return the refusal reasons if the signer decides for a delegator whose delegation is not valid."""
     if order.on_behalf_of is None:
-        return needs(signer, f"reviewer:{order.field}")
-    delegation = _delegation(state, order)
-    if delegation is None or delegation.until <= state.site.time_for(delegation.index, now):
-        got = "none" if delegation is None else f"one that ended at {delegation.until}"
-        by = f"a delegation of {order.field} by {order.on_behalf_of} to {signer.name} that stands at {now}"
-        return [f"on behalf of: expected {by}, got {got}"]
-    if reasons := apart(state, signer.name):
-        return [f"on behalf of: {reason}" for reason in reasons]  # a role that was granted since
-    delegator, key = state.principals.get(order.on_behalf_of), state.keys.get(delegation.keyid)
-    if delegator is None or not delegator.has(f"reviewer:{order.field}"):
-        return [f"on behalf of: expected {order.on_behalf_of} to be a standing reviewer of {order.field}"]
+        return []
+    delegation = _find_delegation(state, order)
+    if delegation is None:
+        delegator, function = Rejected(order.on_behalf_of), Rejected(order.review_function)
+        return [DELEGATION_MISSING(f"principal:{signer.name}", delegator=delegator, function=function)]
+    return delegation_reasons(state, delegation, now)
+
+
+def delegation_reasons(state: State, delegation: Delegation, now: Time) -> Reasons:
+    """Return the refusal reasons if the delegation is not valid now."""
+    function, delegator, subject = delegation.review_function, delegation.delegator, f"delegation:{delegation.index}"
+    if delegation.until <= state.site.time_for(delegation.index, now):
+        return [DELEGATION_ENDED(subject, until=delegation.until, delegator=delegator, function=function)]
+    if reasons := refuse_delegate(state, delegation.delegate):
+        return reasons  # because of a role that the delegate got later
+    person, key = state.principals.get(delegator), state.keys.get(delegation.keyid)
+    if person is None or not person.has(f"reviewer:{function}"):
+        return [DELEGATOR_NOT_REVIEWER(subject, delegator=delegator, function=function)]
     if key is None or not key.counts(delegation.index):
-        return [f"on behalf of: expected a delegation by a key that counts, got that of entry {delegation.index}"]
+        return [DELEGATION_KEY_INVALID(subject, delegator=delegator, function=function)]
     return []
 
 
-def _delegation(state: State, order: Review) -> Delegation | None:
-    return state.delegations.get(delegation_key(order.on_behalf_of or "", order.signer, order.field))
+def list_delegations(state: State, delegate: str, now: Time) -> list[Delegation]:
+    """Return the valid delegations by which this person decides on behalf of another."""
+    own = [delegation for delegation in state.delegations.values() if delegation.delegate == delegate]
+    return [delegation for delegation in own if not delegation_reasons(state, delegation, now)]
 
 
-def _on_request(state: State, adapter: Adapter, order: Review, now: Time) -> Reasons:
-    """On the request in force. Once its time has passed, only who approved it before approves it again."""
-    request = current_request(state, adapter, order.unit)
+def _find_delegation(state: State, order: ReviewAdapter) -> Delegation | None:
+    return state.delegations.get(delegation_key(order.on_behalf_of or "", order.signer, order.review_function))
+
+
+def _check_request(state: State, adapter: Adapter, order: ReviewAdapter, now: Time) -> Reasons:
+    """Return the refusal reasons if the review is not on the unit's current request, or comes too late for it.
+
+    After the time for reviews only a person who approved this request before may approve it again.
+    """
+    request = find_current_request(state, adapter, order.unit)
     expected = None if request is None else request.order
     if order.request != expected:
-        of = "none, since none stands" if request is None else f"{expected}, that of entry {request.index}"
-        return [f"request: expected {of}, got {order.request or 'none'}"]
+        return [REQUEST_DIFFERS(current="none" if request is None else request.index)]
     if order.decision not in APPROVALS:
         return []
     if request is None:
         required = state.parameters.requests_required
-        return [f"request: expected a standing one for {order.unit}, as policy requires, got none"] if required else []
-    until = reviewed_until(state.parameters, request)
+        return [REQUEST_MISSING(f"adapter:{order.name}")] if required else []
+    until = find_review_deadline(state.parameters, request)
     if until is None:
-        return [f"request: expected exposure and purpose by the policy in force, got that of entry {request.index}"]
-    again = any(r.reviewer == order.signer and r.request == order.request and r.approves for r in adapter.reviews)
-    if until <= state.site.time_for(request.index, now) and not again:
-        return [f"request: expected an approval by {until}, got one at {now}: it has to be requested again"]
+        return [REQUEST_NOT_COVERED(f"request:{request.index}")]
+    approved_before = any(
+        r.reviewer == order.signer and r.request == order.request and r.approves for r in adapter.reviews
+    )
+    if until <= state.site.time_for(request.index, now) and not approved_before:
+        return [REVIEW_TOO_LATE(f"request:{request.index}", until=until, now=now)]
     return []
 
 
-def _worded(adapter: Adapter, order: Review) -> Reasons:
-    """Conditions where the decision has some, a reason where somebody must act on it, and something to withdraw."""
+def _check_wording(adapter: Adapter, order: ReviewAdapter) -> Reasons:
+    """Return the refusal reasons if conditions or a reason are missing or superfluous, or if nothing can be withdrawn.
+
+    A reason is required where somebody must act on the decision.
+    """
     reasons, conditions = [], order.conditions
     if (order.decision == "approve-with-conditions") != (conditions is not None and not conditions.say_nothing()):
-        expected = "some" if order.decision == "approve-with-conditions" else f"none of the decision {order.decision}"
-        reasons.append(f"conditions: expected {expected}, got {'none' if conditions is None else 'others'}")
+        missing = order.decision == "approve-with-conditions"
+        reasons.append(CONDITIONS_MISSING() if missing else CONDITIONS_NOT_ALLOWED(decision=order.decision))
     if order.reason is None and (order.request is not None or order.decision not in ("approve", "reject")):
-        reasons.append(f"reason: expected one for the decision {order.decision}, got none")
+        reasons.append(REASON_MISSING(decision=order.decision))
     if order.decision == "withdraw":
         own = [
             r
             for r in adapter.reviews
-            if (*approval.voice(r), r.unit) == (order.signer, order.on_behalf_of or "", order.unit)
+            if (*approval.reviewer_key(r), r.unit) == (order.signer, order.on_behalf_of or "", order.unit)
         ]
         if not own or own[-1].decision == "withdraw":
-            place = "" if order.on_behalf_of is None else f" in the place of {order.on_behalf_of}"
-            reasons.append(f"decision: expected one of {order.signer}{place} to withdraw, got none that stands")
+            reasons.append(NOTHING_TO_WITHDRAW(f"principal:{order.signer}"))
     return reasons
 
 
-def _dated(state: State, order: Review, now: Time) -> Reasons:
-    """An approval ends at its date. A rejection counts until its reviewer replaces it, so a date would be false."""
+def _check_date(state: State, order: ReviewAdapter, now: Time) -> Reasons:
+    """Return the refusal reasons against the review's date.
+
+    Approvals must have one. Rejections have none, since they are valid until their reviewer replaces them.
+    """
     until, limit = order.valid_until, add_seconds(now, state.parameters.approval_lifetime_s)
     if order.decision not in APPROVALS:
-        what = {"reject": "a rejection"}.get(order.decision, f"the decision {order.decision}")
-        return [] if until is None else [f"valid until: expected none, since {what} has no date, got {until}"]
+        return [] if until is None else [DATE_NOT_ALLOWED(decision=order.decision)]
     if until is None:
-        return [f"valid until: expected a time after {now}, since an approval has a date, got none"]
-    if until <= now:
-        return [f"valid until: expected a time after {now}, got {until}"]
-    return [] if until <= limit else [f"valid until: expected at most {limit}, got {until}"]
+        return [DATE_MISSING(now=now)]
+    return [] if now < until <= limit else [DATE_OUT_OF_RANGE(now=now, latest=limit, valid_until=until)]
 
 
-def review_recorded(case: Case) -> Changes:
-    order = case.order(Review)
+def apply_review(case: Case) -> Changes:
+    """Record a review."""
+    order = case.order(ReviewAdapter)
     adapter = take_adapter(case, order)
-    delegation = _delegation(case.state, order)
+    delegation = _find_delegation(case.state, order)
     record = ReviewRecord(
         index=case.entry.index,
         order=case.accepted.digest,
         reviewer=intern(order.signer),
         keyid=case.accepted.keyid,
-        field=intern(order.field),
+        review_function=intern(order.review_function),
         unit=intern(order.unit),
         decision=order.decision,
         valid_until=order.valid_until,
@@ -179,36 +347,50 @@ def review_recorded(case: Case) -> Changes:
         conditions=order.conditions,
         on_behalf_of=None
         if order.on_behalf_of is None or delegation is None
-        else Delegated(delegation.delegator, delegation.keyid, delegation.index),
+        else Delegator(delegation.delegator, delegation.keyid, delegation.index),
     )
     changed = adapter.model_copy(update={"reviews": (*adapter.reviews, record)})
     return [(case.state.adapters, order.name, changed)]
 
 
 _MEANINGS: dict[Decision, str] = {
-    "approve": "Your approval of exactly these bytes, for this unit, until this date.",
-    "approve-with-conditions": "Your approval of exactly these bytes, for this unit, until this date, while every "
+    "approve": "Your approval of exactly this version, for this unit, until this date.",
+    "approve-with-conditions": "Your approval of exactly this version, for this unit, until this date, while every "
     "condition holds. The service enforces them.",
-    "request-changes": "You do not approve what is asked for. Nothing answers until it is asked for again, or you "
-    "replace this.",
-    "reject": "Your rejection of exactly these bytes, for this unit. It counts until you replace it.",
-    "withdraw": "Your last decision on these bytes, for this unit, no longer counts.",
+    "request-changes": "You ask for changes. The adapter cannot serve the unit until its release is requested again, "
+    "or you decide again.",
+    "reject": "Your rejection of exactly this version, for this unit. It is valid until you decide again.",
+    "withdraw": "Your last decision on this version, for this unit, is no longer valid.",
 }
 
 
-def _meaning(order: Review) -> str:
+def _meaning(order: ReviewAdapter) -> str:
     return _MEANINGS[order.decision]
 
 
-VERBS = (
-    Verb(
-        Review,
-        may=may_review,
-        signers=("reviewer:FIELD",),
+_EXAMPLE: dict[str, Any] = {
+    "signer": "rita",
+    "reason": example_commitment("reason"),
+    "valid_until": add_seconds(NOW, 350 * 86_400),
+    "request": example_digest("request"),
+}
+
+
+ACTIONS = (
+    Action(
+        ReviewAdapter,
+        title="Review an adapter",
+        complete=complete_review,
+        authorise=authorise_review,
+        signers=("reviewer:FUNCTION", "a delegate"),
         meaning=_meaning,
         summary="Your decision on an adapter for a unit: approve, ask for changes, reject, or take a decision back.",
         event=ReviewRecorded,
-        apply=review_recorded,
-        changes_answers=True,
+        apply=apply_review,
+        recheck_slots=True,
+        facts=ActionFacts(
+            AdapterEntity, "name", ("unit", "review_function", "decision", "valid_until", "on_behalf_of")
+        ),
+        example_values=_EXAMPLE,
     ),
 )

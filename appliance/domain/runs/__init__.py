@@ -1,1 +1,1 @@
-"""Training runs, training checkpoints and replays."""
+"""Training runs, their step records, training checkpoints and replays."""

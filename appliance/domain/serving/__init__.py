@@ -1,1 +1,1 @@
-"""Slots, requests and tokens of units."""
+"""Serving: slots, requests and tokens of units."""

@@ -1,7 +1,8 @@
-"""The manifest of a sealed folder: every file with size and digest. Its own digest is the adapter's identity.
+"""The manifest of a sealed folder: the path, size and digest of every file; and the files of a base model's folder.
 
-The manifest is in the folder that it describes, as `manifest.json`, and does not list itself. Paths are narrower than
-any file system allows: a name that some reader would hide, change or follow to another file is refused.
+The digest of the manifest is the identity of the adapter. The manifest is stored in the folder that it describes, as
+`manifest.json`, and does not list itself. Paths are narrower than any file system allows: names that a reader could
+hide, change or resolve to another file are refused.
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ MAX_FILES = 10_000
 _MEMBERS = frozenset({"_type", "files", "name", "version"})
 _PRIVATE_MEMBERS = frozenset({"delta", "epsilon"})
 _FILE_MEMBERS = frozenset({"digest", "path", "size"})
-# No leading dot: the public model_signing command looks past .git* and the like.
-_STEP = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,126}")
-_MAX_STEPS = 8
+# No leading dot: the public model_signing command ignores .git* and similar files.
+_COMPONENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,126}")
+_MAX_COMPONENTS = 8
 _FRACTION = re.compile(r"(?:0|[1-9][0-9]{0,8})\.[0-9]{1,12}")
 
 
 @dataclass(frozen=True, slots=True)
 class ManifestFile:
-    """`size` in bytes."""
+    """A file of the sealed folder; `size` is in bytes."""
 
     path: str
     size: int
@@ -52,8 +53,8 @@ class ManifestFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Guarantee:
-    """What an adapter tells of any one row that it was trained on: differential privacy, in decimal text."""
+class PrivacyGuarantee:
+    """The differential-privacy guarantee (epsilon, delta) of an adapter, per training row, as decimal text."""
 
     epsilon: str
     delta: str
@@ -66,13 +67,16 @@ class Guarantee:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """`files` sorted by path, at least one, no two alike in any file system, `manifest.json` not among them; `privacy`
-    of an adapter that was trained privately."""
+    """The files of a sealed folder, with the adapter's name and version.
+
+    `files` has 1 to `MAX_FILES` files, sorted by path, without `manifest.json`; no two paths may be equal in any file
+    system. `privacy` is set for adapters that were trained privately.
+    """
 
     name: str
     version: int
     files: tuple[ManifestFile, ...]
-    privacy: Guarantee | None = None
+    privacy: PrivacyGuarantee | None = None
 
     def __post_init__(self) -> None:
         parse_identifier(self.name, "manifest, name")
@@ -82,7 +86,7 @@ class Manifest:
             raise BadInput(f"manifest, files: expected 1 to {MAX_FILES}, got {len(self.files)}")
         paths = [file.path for file in self.files]
         if paths != sorted(paths):
-            first = next(path for path, place in zip(paths, sorted(paths), strict=True) if path != place)
+            first = next(path for path, expected in zip(paths, sorted(paths), strict=True) if path != expected)
             raise BadInput(f"manifest, files: expected them sorted by path, got {show(first)} out of order")
         check_paths(paths, "manifest")
         if MANIFEST_PATH in {path.lower() for path in paths}:
@@ -90,10 +94,12 @@ class Manifest:
 
     @property
     def digest(self) -> str:
+        """Return the SHA-256 digest of the encoded manifest, which identifies the adapter."""
         return digest_bytes(encode_manifest(self))
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
+    """Encode the manifest as canonical JSON (RFC 8785)."""
     value = {
         "_type": MANIFEST_TYPE,
         "files": [{"digest": file.digest, "path": file.path, "size": file.size} for file in manifest.files],
@@ -106,9 +112,14 @@ def encode_manifest(manifest: Manifest) -> bytes:
 
 
 def parse_manifest(data: bytes) -> Manifest:
-    found = parse_canonical(data)
-    private = isinstance(found, dict) and "privacy" in found
-    value = parse_object(found, "manifest", _MEMBERS | {"privacy"} if private else _MEMBERS)
+    """Parse a manifest from canonical JSON.
+
+    Raises:
+        BadInput: the bytes are not a manifest in canonical form.
+    """
+    parsed = parse_canonical(data)
+    private = isinstance(parsed, dict) and "privacy" in parsed
+    value = parse_object(parsed, "manifest", _MEMBERS | {"privacy"} if private else _MEMBERS)
     parse_constant(value["_type"], "manifest, _type", MANIFEST_TYPE)
     return Manifest(
         name=parse_identifier(value["name"], "manifest, name"),
@@ -118,9 +129,9 @@ def parse_manifest(data: bytes) -> Manifest:
     )
 
 
-def _parse_guarantee(value: object) -> Guarantee:
+def _parse_guarantee(value: object) -> PrivacyGuarantee:
     members = parse_object(value, "manifest, privacy", _PRIVATE_MEMBERS)
-    return Guarantee(**{name: parse_text(one, f"manifest, privacy, {name}") for name, one in members.items()})
+    return PrivacyGuarantee(**{name: parse_text(text, f"manifest, privacy, {name}") for name, text in members.items()})
 
 
 def _parse_file(value: object) -> ManifestFile:
@@ -134,16 +145,26 @@ def _parse_file(value: object) -> ManifestFile:
 
 
 def parse_path(value: Any, what: str) -> str:
-    """A relative path of at most 8 steps: letters, digits, `.`, `_`, `-`, and no step that starts with a dot or `-`."""
+    """Return the value if it is a plain relative path.
+
+    A path has at most 8 components of letters, digits, `.`, `_` and `-`. No component starts with a dot or a hyphen.
+
+    Raises:
+        BadInput: the value is another path.
+    """
     path = parse_text(value, what)
     steps = path.split("/")
-    if len(steps) > _MAX_STEPS or not all(_STEP.fullmatch(step) for step in steps):
+    if len(steps) > _MAX_COMPONENTS or not all(_COMPONENT.fullmatch(step) for step in steps):
         raise BadInput(f"{what}: expected a plain relative path, got {show(path)}")
     return path
 
 
 def check_paths(paths: Iterable[str], what: str) -> None:
-    """No path twice, not even in a file system that folds case, and none that is also another's folder."""
+    """Check that every path is unique, ignoring letter case, and that no path is a folder of another one.
+
+    Raises:
+        BadInput: a path is repeated, or is both a file and a folder.
+    """
     seen: set[str] = set()
     folders: set[str] = set()
     for path in paths:
@@ -155,3 +176,55 @@ def check_paths(paths: Iterable[str], what: str) -> None:
         folders.update("/".join(steps[:depth]) for depth in range(1, len(steps)))
     if both := seen & folders:
         raise BadInput(f"{what}, path {show(min(both))}: expected a file or a folder, got both")
+
+
+REQUIRED_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
+WEIGHTS_FILE = "model.safetensors"
+WEIGHTS_INDEX_FILE = "model.safetensors.index.json"
+SETTINGS_FILE = "quantize_config.json"
+"""Settings of quantised weights as AutoGPTQ wrote them, before they became part of `config.json`."""
+ALLOWED_FILES = frozenset(
+    {
+        *REQUIRED_FILES,
+        WEIGHTS_FILE,
+        WEIGHTS_INDEX_FILE,
+        SETTINGS_FILE,
+        "quant_log.csv",  # written by gptqmodel; copied, never read
+        "generation_config.json",
+        "special_tokens_map.json",
+        "chat_template.jinja",
+        "vocab.json",
+        "merges.txt",
+        "added_tokens.json",
+    }
+)
+_SHARD = re.compile(r"model-[0-9]{5}-of-[0-9]{5}\.safetensors")
+_PICKLE = "a pickle, which runs code when it is read"
+_REFUSED = {
+    **dict.fromkeys((".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"), _PICKLE),
+    ".py": "remote code",
+    ".gguf": "a GGUF file, which is imported by itself",
+}
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_MAX_LISTED = 16
+
+
+def is_needed(name: str) -> bool:
+    """Return True if an import reads or copies a file of this name."""
+    return name in ALLOWED_FILES or _SHARD.fullmatch(name) is not None
+
+
+def find_danger(name: str) -> str | None:
+    """Return the reason why a model folder must not hold a file of this name, or None if the name is harmless."""
+    suffix = name[name.rfind(".") :].lower() if "." in name else ""
+    return _REFUSED.get(suffix)
+
+
+def describe_ignored(names: list[str]) -> str:
+    """List the names of ignored files for a message.
+
+    At most 16 names of plain characters are written out; all others are counted.
+    """
+    plain = [name for name in names if _PLAIN_NAME.fullmatch(name)][:_MAX_LISTED]
+    others = len(names) - len(plain)
+    return ", ".join([*plain, *([f"{others} more"] if others else [])])

@@ -1,7 +1,7 @@
-"""Row digests: what binds a dataset's rows to the ledger without letting anyone guess them.
+"""Row digests, which bind a dataset's rows to the ledger without revealing them.
 
-Every row has its own key, derived from the dataset's; its digest is an HMAC under that key, so a short row cannot be
-found by trying. Handing out one row's key lets a third party check this row and no other.
+Each row has its own key, derived from the key of the dataset. The row's digest is an HMAC (RFC 2104) under that key, so
+that a short row cannot be found by guessing. A third party that is given the key of one row can check this row only.
 """
 
 from __future__ import annotations
@@ -27,7 +27,11 @@ _SLICE_BYTES = 8
 
 
 def row_key(dataset_key: bytes, index: int) -> bytes:
-    """HMAC-SHA256(dataset key, domain ‖ index as u64 big-endian): 32 bytes."""
+    """Derive the 32-byte key of a row: HMAC-SHA256(dataset key, domain ‖ index as u64 big-endian).
+
+    Raises:
+        BadInput: the dataset key is not 32 bytes, or the index is out of range.
+    """
     if len(dataset_key) != DATASET_KEY_BYTES:
         raise BadInput(f"dataset key: expected {DATASET_KEY_BYTES} bytes, got {len(dataset_key)}")
     if not 0 <= index < 2**64:
@@ -36,23 +40,28 @@ def row_key(dataset_key: bytes, index: int) -> bytes:
 
 
 def row_digest(dataset_key: bytes, index: int, row: bytes) -> bytes:
-    """HMAC-SHA256(row key, domain ‖ row): 32 bytes."""
+    """Compute the 32-byte digest of a row: HMAC-SHA256(row key, domain ‖ row)."""
     return digest_row(row_key(dataset_key, index), row)
 
 
 def digest_row(key: bytes, row: bytes) -> bytes:
-    """The same, for a caller that has only this row's key."""
+    """Compute the digest of a row from the key of this row alone."""
     return hmac.new(key, _DIGEST_DOMAIN + row, hashlib.sha256).digest()
 
 
 def cluster_digest(dataset_key: bytes, value: str) -> bytes:
-    """HMAC-SHA256(dataset key, domain ‖ value): what rows that belong together have in common, without saying it."""
+    """Compute the 32-byte cluster digest, which is equal for rows that belong together and hides their common value.
+
+    It is HMAC-SHA256(dataset key, domain ‖ value).
+    """
     return _digest_group(dataset_key, _CLUSTER_DOMAIN, value)
 
 
 def slice_digest(dataset_key: bytes, value: str) -> bytes:
-    """The first 8 bytes of HMAC-SHA256(dataset key, domain ‖ value): the value that rows of a blind set are divided
-    by."""
+    """Compute the 8-byte slice digest of a value by which the rows of a blind set are grouped.
+
+    It is the first 8 bytes of HMAC-SHA256(dataset key, domain ‖ value).
+    """
     return _digest_group(dataset_key, _SLICE_DOMAIN, value)[:_SLICE_BYTES]
 
 
@@ -63,21 +72,27 @@ def _digest_group(dataset_key: bytes, domain: bytes, value: str) -> bytes:
 
 
 def split_digests(data: bytes) -> list[bytes]:
-    """The digests of row_digests.bin, in the rows' order."""
+    """Split the bytes of row_digests.bin into 32-byte digests, in the order of the rows.
+
+    Raises:
+        BadInput: the length is not a multiple of 32.
+    """
     if len(data) % DIGEST_BYTES:
         raise BadInput(f"row digests: expected {DIGEST_BYTES} bytes for each row, got {len(data)} in all")
     return [data[at : at + DIGEST_BYTES] for at in range(0, len(data), DIGEST_BYTES)]
 
 
 def rows_root(row_digests: Iterable[bytes]) -> bytes:
-    """The RFC 6962 root over row digests, in the rows' order."""
+    """Compute the Merkle root (RFC 6962 section 2.1) over row digests, in the order of the rows."""
     return root_of(hash_leaf(digest) for digest in row_digests)
 
 
 @dataclass(frozen=True)
 class RowProof:
-    """Proof that one row is in a dataset of `size` rows: its bytes, its own key, the path from its digest to the
-    root."""
+    """A proof that one row is in a dataset of `size` rows.
+
+    It has the row's bytes and key, and the Merkle path from the row's digest to the dataset's root.
+    """
 
     index: int
     size: int
@@ -87,21 +102,28 @@ class RowProof:
 
 
 def prove_row(dataset_key: bytes, row_digests: Sequence[bytes], index: int, row: bytes) -> RowProof:
-    """The proof that shows this row and, since the keys of others stay here, no other."""
+    """Build the proof for one row.
+
+    The proof discloses this row only, since it does not hold the keys of the others.
+    """
     leaves = [hash_leaf(digest) for digest in row_digests]
     path = inclusion_proof(index, len(leaves), lambda level, at: root_of(leaves[at << level : (at + 1) << level]))
     return RowProof(index, len(leaves), row, row_key(dataset_key, index), tuple(path))
 
 
 def verify_row(proof: RowProof, size: int, root: bytes) -> None:
-    """Tampered unless exactly this row is at its index in the dataset of this size and root."""
+    """Check that the proof's row is at its index in the dataset of this size and root.
+
+    Raises:
+        Tampered: the proof does not lead to the root, or names another size.
+    """
     if proof.size != size:
         raise Tampered(f"row proof, size: expected {size} rows, got {proof.size}")
     verify_inclusion(hash_leaf(digest_row(proof.key, proof.row)), proof.index, size, proof.path, root)
 
 
 def row_proof_value(proof: RowProof) -> dict[str, Any]:
-    """The JSON object of a proof, for a document that carries it."""
+    """Return the JSON object of a proof, for a document that includes it."""
     return {
         "index": proof.index,
         "size": proof.size,
@@ -112,7 +134,11 @@ def row_proof_value(proof: RowProof) -> dict[str, Any]:
 
 
 def parse_row_proof_value(value: Any) -> RowProof:
-    """The reverse of `row_proof_value`. It does not verify the proof; `verify_row` does."""
+    """Parse the JSON object that `row_proof_value` returns; `verify_row` verifies the proof.
+
+    Raises:
+        BadInput: the value is not such an object.
+    """
     member = parse_object(value, "row proof", _MEMBERS)
     return RowProof(
         index=parse_count(member["index"], "row proof, index"),

@@ -1,23 +1,88 @@
-"""Canonical JSON: RFC 8785 (JCS) without fractions, for everything that is hashed or signed.
+"""Canonical JSON (RFC 8785, JCS) without fractions, for everything that is hashed or signed.
 
-The profile is narrower than the RFC, never different from it: numbers are integers that a double holds exactly (a
-fraction or an exponent is refused), strings are whole Unicode (a lone surrogate is refused), and values nest at most
-`MAX_DEPTH` deep. What this module encodes, any RFC 8785 implementation encodes to the same bytes.
+The profile is a subset of the RFC. Numbers are integers that a double represents exactly; fractions and exponents are
+refused. Strings are valid Unicode; lone surrogates are refused. Values are nested at most `MAX_DEPTH` deep. Any RFC
+8785 implementation encodes a value to the same bytes as this module.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, NoReturn
 
 from appliance.errors import BadInput
+
+MAX_VALUES = 100_000
+"""Maximum number of values in one document, since a validator may report one error for each value."""
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
+"""A JSON string, or the rest of the text after an unterminated string; possessive, so that each byte is read once."""
+_VALUE_PREFIXES = b",[{"
+
+
+def check_values(data: bytes, what: str, most: int = MAX_VALUES) -> None:
+    """Check that the JSON text has at most `most` values; characters inside strings do not count.
+
+    Raises:
+        BadInput: it has more.
+    """
+    if len(data) <= 2 * most or _count(data) < most:
+        return
+    if (got := _count(_STRING.sub(b"", data)) + 1) > most:
+        raise BadInput(f"{what}: expected at most {most} values, got {got}")
+
+
+def _count(data: bytes) -> int:
+    return sum(data.count(character) for character in _VALUE_PREFIXES)
+
+
+def parse_json(data: bytes, what: str, most: int = MAX_VALUES) -> Any:
+    """Parse JSON in any layout.
+
+    Raises:
+        BadInput: the bytes are not JSON in UTF-8, have too many values, repeat a key, or contain NaN or an infinity.
+    """
+    check_values(data, what, most)
+    try:
+        return json.loads(
+            data.decode("utf-8"), object_pairs_hook=lambda pairs: _plain_object(pairs, what), parse_constant=_refuse
+        )
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{what}, byte {error.start}: expected UTF-8, got {error.reason}") from None
+    except (ValueError, RecursionError) as error:  # a ValueError is also an integer of too many digits
+        raise BadInput(f"{what}: expected JSON, got: {error}") from None
+
+
+def find_twice(names: list[str]) -> str:
+    """Return the first name that occurs a second time."""
+    seen: set[str] = set()
+    return next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+
+
+def _plain_object(pairs: list[tuple[str, Any]], what: str) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        duplicate = find_twice([name for name, _ in pairs])
+        raise BadInput(f"{what}: expected every key once, got {duplicate[:60]!r} twice")
+    return value
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant}, which JSON does not have")
+
 
 MAX_INTEGER = 2**53 - 1
 MAX_DEPTH = 64
 
 
 def encode_canonical(value: Any) -> bytes:
-    """The one encoding of a value of dict, list, tuple, str, int, bool and None; keys sort by UTF-16 units."""
+    """Encode a value of dict, list, tuple, str, int, bool and None as canonical JSON.
+
+    Keys are sorted by UTF-16 code units (RFC 8785 section 3.2.3).
+
+    Raises:
+        BadInput: the value has no canonical form.
+    """
     try:
         return _ENCODER.encode(ordered(value)).encode("utf-8")
     except UnicodeEncodeError as error:
@@ -25,7 +90,11 @@ def encode_canonical(value: Any) -> bytes:
 
 
 def parse_canonical(data: bytes) -> Any:
-    """The value of canonical bytes: bytes that do not re-encode to exactly the same bytes are refused."""
+    """Parse canonical JSON.
+
+    Raises:
+        BadInput: the bytes are not JSON, or encode to other bytes.
+    """
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -36,25 +105,30 @@ def parse_canonical(data: bytes) -> Any:
         raise BadInput(f"canonical JSON, character {error.pos}: expected JSON, got {error.msg}") from None
     except RecursionError:
         raise BadInput(f"canonical JSON, nesting: expected at most {MAX_DEPTH} levels, got more") from None
-    again = encode_canonical(value)
-    if again != data:
-        at = next((i for i, (x, y) in enumerate(zip(again, data, strict=False)) if x != y), min(len(again), len(data)))
-        raise BadInput(f"canonical JSON, byte {at}: expected {again[at : at + 16]!r}, got {data[at : at + 16]!r}")
+    encoded = encode_canonical(value)
+    if encoded != data:
+        at = next(
+            (i for i, (x, y) in enumerate(zip(encoded, data, strict=False)) if x != y), min(len(encoded), len(data))
+        )
+        raise BadInput(f"canonical JSON, byte {at}: expected {encoded[at : at + 16]!r}, got {data[at : at + 16]!r}")
     return value
 
 
 def ordered(value: Any, depth: int = MAX_DEPTH) -> Any:
-    """The value with every object's keys in canonical order, and nothing in it that has no canonical form.
+    """Return the value with the keys of every object in canonical order.
 
-    `depth`: how many levels it may have. Strings are looked at when they are encoded.
+    `depth` is the number of levels that the value may have. Strings are checked later, when they are encoded.
+
+    Raises:
+        BadInput: a part of the value has no canonical form.
     """
     if isinstance(value, dict):
-        if not value:  # as most entries' documents
+        if not value:  # the most frequent case: an entry without documents
             return {}
-        below = _below(depth)
+        remaining = _descend(depth)
         return {
-            # Most members are strings, and the call is what costs.
-            key: member if type(member := value[key]) is str else ordered(member, below)
+            # Most fields are strings; skipping the recursive call for them saves time.
+            key: member if type(member := value[key]) is str else ordered(member, remaining)
             for key in _sorted_keys(value)
         }
     if value is None or isinstance(value, (str, bool)):
@@ -64,12 +138,12 @@ def ordered(value: Any, depth: int = MAX_DEPTH) -> Any:
             raise BadInput("canonical JSON, number: expected an integer within ±(2^53 - 1), got a larger one")
         return value
     if isinstance(value, list | tuple):
-        below = _below(depth)
-        return [ordered(item, below) for item in value]
+        remaining = _descend(depth)
+        return [ordered(item, remaining) for item in value]
     raise BadInput(f"canonical JSON, value: expected object, array, string, integer, got {type(value).__name__}")
 
 
-def _below(depth: int) -> int:
+def _descend(depth: int) -> int:
     if depth == 0:
         raise BadInput(f"canonical JSON, nesting: expected at most {MAX_DEPTH} levels, got more")
     return depth - 1
@@ -77,7 +151,7 @@ def _below(depth: int) -> int:
 
 def _sorted_keys(value: dict[Any, Any]) -> list[str]:
     try:
-        # Code points and UTF-16 units order alike below the surrogates; above, U+10000 sorts before U+E000.
+        # ASCII keys sort alike by code points and by UTF-16 units; in general U+10000 sorts before U+E000.
         if "".join(value).isascii():
             return sorted(value)
     except TypeError:
@@ -89,9 +163,8 @@ def _sorted_keys(value: dict[Any, Any]) -> list[str]:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise BadInput(f"canonical JSON, key {twice[:60]!r}: expected it once, got it twice")
+        duplicate = find_twice([name for name, _ in pairs])
+        raise BadInput(f"canonical JSON, key {duplicate[:60]!r}: expected it once, got it twice")
     return value
 
 

@@ -1,6 +1,6 @@
-"""Salted commitments: what binds names and free text to a signature or an entry, so that they can be erased later.
+"""Salted commitments, which bind names and free text to a signature or an entry so that they can be erased later.
 
-The commitment is HMAC-SHA256(key = salt, message = UTF-8 text). With a fresh salt of 32 bytes it reveals nothing about
+A commitment is HMAC-SHA256(key = salt, message = UTF-8 text). With a fresh salt of 32 bytes it reveals nothing about
 the text. After text and salt are erased, every signature over the commitment is still valid.
 """
 
@@ -9,13 +9,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from appliance.errors import BadInput, Tampered
 from appliance.formats.core.canonical import encode_canonical, parse_canonical
-from appliance.formats.core.fields import encode_base64, parse_base64, parse_list, parse_object, parse_text, show
+from appliance.formats.core.fields import encode_base64, parse_base64, parse_object, parse_text, show
 
 SALT_BYTES = 32
 _COMMITMENT = re.compile(r"hmac-sha256:[0-9a-f]{64}")
@@ -24,10 +23,10 @@ _MEMBERS = frozenset({"commitment", "salt", "text"})
 
 @dataclass(frozen=True, slots=True)
 class Disclosure:
-    """A text and the salt that opens its commitment; `verify_disclosure` checks whether they fit."""
+    """A text and the salt that opens its commitment; `verify_disclosure` checks that they match."""
 
     commitment: str
-    # Out of every log and traceback: what can be erased must not have been copied.
+    # Excluded from logs and tracebacks: erasable text must not be copied elsewhere.
     salt: bytes = field(repr=False)
     text: str = field(repr=False)
 
@@ -37,7 +36,13 @@ class Disclosure:
 
 
 def commit(text: str, salt: bytes) -> str:
-    """`salt` is 32 random bytes, used for this text alone."""
+    """Compute the commitment to a text.
+
+    `salt` is 32 random bytes that are used for this text only.
+
+    Raises:
+        BadInput: the salt has another length, or the text is not valid Unicode.
+    """
     _check_salt(salt)
     try:
         message = text.encode("utf-8")
@@ -47,12 +52,16 @@ def commit(text: str, salt: bytes) -> str:
 
 
 def disclose(text: str, salt: bytes) -> Disclosure:
-    """The text with its commitment beside it."""
+    """Return the text, its salt and its commitment."""
     return Disclosure(commit(text, salt), salt, text)
 
 
 def parse_commitment(value: Any, what: str = "commitment") -> str:
-    """The text itself, when it is a commitment."""
+    """Return the value if it is the text of a commitment.
+
+    Raises:
+        BadInput: it is not.
+    """
     text = parse_text(value, what)
     if _COMMITMENT.fullmatch(text) is None:
         raise BadInput(f"{what}: expected hmac-sha256: and 64 lower-case hexadecimal digits, got {show(text)}")
@@ -60,24 +69,21 @@ def parse_commitment(value: Any, what: str = "commitment") -> str:
 
 
 def encode_disclosure(disclosure: Disclosure) -> bytes:
+    """Encode a disclosure as canonical JSON."""
     return encode_canonical(disclosure_value(disclosure))
 
 
 def parse_disclosure(data: bytes) -> Disclosure:
+    """Parse a disclosure from canonical JSON.
+
+    Raises:
+        BadInput: the bytes are malformed.
+    """
     return parse_disclosure_value(parse_canonical(data))
 
 
-def encode_disclosures(disclosures: Iterable[Disclosure]) -> bytes:
-    """A canonical array, in the order given."""
-    return encode_canonical([disclosure_value(disclosure) for disclosure in disclosures])
-
-
-def parse_disclosures(data: bytes) -> tuple[Disclosure, ...]:
-    return tuple(parse_disclosure_value(item) for item in parse_list(parse_canonical(data), "disclosures"))
-
-
 def disclosure_value(disclosure: Disclosure) -> dict[str, str]:
-    """The JSON object, for a document that carries disclosures among other members."""
+    """Return the JSON object of a disclosure, for a document that includes it."""
     return {
         "commitment": disclosure.commitment,
         "salt": encode_base64(disclosure.salt),
@@ -86,7 +92,11 @@ def disclosure_value(disclosure: Disclosure) -> dict[str, str]:
 
 
 def parse_disclosure_value(value: Any) -> Disclosure:
-    """The reverse of `disclosure_value`."""
+    """Parse the JSON object that `disclosure_value` returns.
+
+    Raises:
+        BadInput: the value is not such an object.
+    """
     member = parse_object(value, "disclosure", _MEMBERS)
     return Disclosure(
         commitment=parse_commitment(member["commitment"], "disclosure, commitment"),
@@ -96,7 +106,12 @@ def parse_disclosure_value(value: Any) -> Disclosure:
 
 
 def verify_disclosure(disclosure: Disclosure) -> None:
-    # The text stays out of the message: it may be a person's name.
+    """Check that the commitment is over this text and salt.
+
+    Raises:
+        Tampered: it is not. The message omits the text, which may be a person's name.
+    """
+    # Omit the text from the message, since it may be a person's name.
     got = commit(disclosure.text, disclosure.salt)
     if got != disclosure.commitment:
         raise Tampered(f"disclosure, commitment: expected {disclosure.commitment}, got {got}")

@@ -1,7 +1,8 @@
-"""Digests: `sha256:` and 64 lower-case hexadecimal digits."""
+"""SHA-256 digests, written as `sha256:` and 64 lower-case hexadecimal digits."""
 
 from __future__ import annotations
 
+import base64
 import errno
 import hashlib
 import os
@@ -17,7 +18,7 @@ _CHUNK_BYTES = 1 << 20
 
 
 class Hasher:
-    """A digest over a stream; `size` counts the bytes so far."""
+    """An incremental SHA-256 digest; `size` is the number of bytes so far."""
 
     def __init__(self) -> None:
         self._state = hashlib.sha256()
@@ -32,6 +33,7 @@ class Hasher:
 
 
 def digest_bytes(data: bytes) -> str:
+    """Compute the digest of the data."""
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
@@ -47,15 +49,23 @@ _KINDS = {
 
 
 def kind_of(mode: int) -> str:
-    """The kind of a file, for a message, from its `st_mode`."""
+    """Return the kind of a file for a message, given its `st_mode`."""
     return _KINDS.get(stat.S_IFMT(mode), "a file of an unknown kind")
 
 
 def digest_file(path: str | os.PathLike[str]) -> str:
-    """The digest of a regular file. A link as the last step of the path is refused; a link before it is not seen."""
+    """Compute the digest of a regular file.
+
+    The last component of the path must not be a symbolic link; links before it are followed.
+
+    Raises:
+        NotFound: there is no such file.
+        BadInput: it is not a regular file, or the path is not valid.
+        Unavailable: the file cannot be opened or read.
+    """
     name = show(os.fspath(path))
     try:
-        # O_NONBLOCK: opening a FIFO in the file's place must not block.
+        # O_NONBLOCK: opening a FIFO must not block.
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         raise NotFound(f"file, {name}: expected a regular file, got nothing") from None
@@ -79,7 +89,11 @@ def digest_file(path: str | os.PathLike[str]) -> str:
 
 
 def parse_digest(value: Any, what: str = "digest") -> str:
-    """The text itself, when it is a digest."""
+    """Return the value if it is the text of a digest.
+
+    Raises:
+        BadInput: it is not.
+    """
     text = parse_text(value, what)
     if _DIGEST.fullmatch(text) is None:
         raise BadInput(f"{what}: expected sha256: and 64 lower-case hexadecimal digits, got {show(text)}")
@@ -87,5 +101,20 @@ def parse_digest(value: Any, what: str = "digest") -> str:
 
 
 def raw_digest(text: str) -> bytes:
-    """The 32 bytes of a digest."""
+    """Return the 32 bytes of a digest."""
     return bytes.fromhex(parse_digest(text).removeprefix("sha256:"))
+
+
+_CODE_CHARACTERS = 12
+_CODE_GROUP = 4
+
+
+def short_code(digest: str) -> str:
+    """Return the short code of a digest, which two people compare by voice: 60 bits in base32, in groups of four."""
+    code = base64.b32encode(raw_digest(digest)).decode()[:_CODE_CHARACTERS]
+    return "-".join(code[n : n + _CODE_GROUP] for n in range(0, _CODE_CHARACTERS, _CODE_GROUP))
+
+
+def is_short_code(text: str, digest: str) -> bool:
+    """Return True if a person's text is the digest's short code. Capitals, spaces and hyphens do not matter."""
+    return re.sub(r"[\s-]", "", text).upper() == short_code(digest).replace("-", "")

@@ -1,4 +1,7 @@
-"""The members of a parsed JSON value, read strictly: exact names, exact types, one spelling of every value."""
+"""Strict readers for the fields of parsed JSON: exact names, exact types, one spelling for each value.
+
+Each reader raises BadInput for any other value; `what` names the field in the message.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +18,17 @@ _IDENTIFIER = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
 
 def show(value: object) -> str:
-    """An untrusted value for a message: escaped and short."""
+    """Return an untrusted value for a message, escaped and cut to 80 characters."""
     text = ascii(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def parse_object(value: Any, what: str, names: frozenset[str]) -> dict[str, Any]:
-    """An object with exactly these members."""
+    """Return the value if it is an object with exactly these fields."""
     if not isinstance(value, dict):
         raise BadInput(f"{what}: expected an object, got {type(value).__name__}")
     if value.keys() != names:
-        raise BadInput(f"{what}, members: expected {sorted(names)}, got {show(sorted(value))}")
+        raise BadInput(f"{what}, fields: expected {sorted(names)}, got {show(sorted(value))}")
     return value
 
 
@@ -42,14 +45,14 @@ def parse_text(value: Any, what: str) -> str:
 
 
 def parse_count(value: Any, what: str, *, least: int = 0) -> int:
-    """An integer, never a boolean, of at least `least`."""
+    """Return the value if it is an integer of at least `least`; booleans are refused."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise BadInput(f"{what}: expected an integer >= {least}, got {show(value)}")
     return value
 
 
 def parse_decimal(text: str, what: str) -> int:
-    """A size or an index in a text format: ASCII digits without leading zero, at most 2^63 - 1."""
+    """Parse a size or an index of a text format: ASCII digits without leading zero, at most 2^63 - 1."""
     if _DECIMAL.fullmatch(text) is None or int(text) > MAX_DECIMAL:
         raise BadInput(f"{what}: expected 0 to {MAX_DECIMAL} without leading zero, got {show(text)}")
     return int(text)
@@ -61,7 +64,7 @@ def parse_constant(value: Any, what: str, constant: str | int) -> None:
 
 
 def parse_identifier(value: Any, what: str) -> str:
-    """A name of a principal, base, dataset, adapter, unit or task."""
+    """Return the value if it is a valid name of a principal, base, dataset, adapter, unit or served model."""
     text = parse_text(value, what)
     if _IDENTIFIER.fullmatch(text) is None:
         raise BadInput(f"{what}: expected 1 to 63 of a-z, 0-9 and inner hyphens, got {show(text)}")
@@ -73,9 +76,10 @@ def encode_base64(data: bytes) -> str:
 
 
 def parse_base64(value: Any, what: str, *, size: int | None = None) -> bytes:
-    """Standard base64 with padding, in its one spelling: stray bits in the last character are refused.
+    """Decode standard base64 with padding (RFC 4648 section 4).
 
-    With `size`, of exactly that many bytes.
+    Only the canonical spelling is accepted: unused bits in the last character must be zero. With `size`, the result
+    must have exactly that many bytes.
     """
     text = parse_text(value, what)
     try:
@@ -94,7 +98,7 @@ def encode_base64url(data: bytes) -> str:
 
 
 def parse_base64url(value: Any, what: str) -> bytes:
-    """URL-safe base64 without padding, in its one spelling."""
+    """Decode URL-safe base64 without padding (RFC 4648 section 5), in its canonical spelling only."""
     text = parse_text(value, what)
     try:
         data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)

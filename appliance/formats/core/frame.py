@@ -1,7 +1,7 @@
 """Frames between the service and its workers: u32 length ‖ JSON header ‖ u64 length ‖ blob, all big-endian.
 
-A frame is not signed and not kept, so its header may hold fractions; NaN and infinities have no JSON and are refused. A
-reader does not trust the writer: it allocates nothing before it has checked a length against its limit.
+Frames are neither signed nor stored, so the header may have fractions; NaN and infinities are refused because JSON has
+no such values. A reader does not trust the writer: it checks each length against a limit before it allocates memory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,13 @@ _CHUNK_BYTES = 1 << 20
 
 
 def write_frame(stream: BinaryIO, header: dict[str, Any], blob: bytes | bytearray | memoryview = b"") -> None:
-    """Writes and flushes one frame. A reader that has gone is Unavailable."""
+    """Write and flush one frame.
+
+    Raises:
+        Unavailable: the reader has closed the stream.
+        BadInput: the header is not a JSON object.
+        TooLarge: the header is longer than its length field can express.
+    """
     data = _encode_header(header)
     body = memoryview(blob).cast("B")
     try:
@@ -33,7 +39,15 @@ def write_frame(stream: BinaryIO, header: dict[str, Any], blob: bytes | bytearra
 def read_frame(
     stream: BinaryIO, max_header: int = MAX_HEADER_BYTES, max_blob: int = 0
 ) -> tuple[dict[str, Any], bytes] | None:
-    """The next frame, or None when the stream ended before its first byte; both limits are in bytes."""
+    """Read the next frame; return None if the stream ends before its first byte.
+
+    Both limits are in bytes.
+
+    Raises:
+        BadInput: the header is malformed, or the stream ends within the frame (code `truncated-frame`).
+        TooLarge: a length exceeds its limit.
+        Unavailable: the stream is closed or broken.
+    """
     size = _read_exactly(stream, 4, "header length", at_start=True)
     if size is None:
         return None
@@ -42,17 +56,22 @@ def read_frame(
 
 
 class FrameBuffer:
-    """Bytes as they come, for a reader that cannot wait for a whole frame: `add` them, and `take` what is whole."""
+    """A buffer that collects bytes as they arrive and returns complete frames, for readers that must not block."""
 
     def __init__(self, max_header: int = MAX_HEADER_BYTES, max_blob: int = 0) -> None:
         self._max_header, self._max_blob = max_header, max_blob
         self._data = bytearray()
 
     def add(self, data: bytes) -> None:
+        """Append bytes that arrived."""
         self._data += data
 
     def take(self) -> tuple[dict[str, Any], bytes] | None:
-        """The next frame, None where more bytes are needed. What `read_frame` raises; then no other can be taken."""
+        """Return the next frame, or None if more bytes are needed.
+
+        Raises:
+            BadInput, TooLarge: as `read_frame`; the buffer cannot be used afterwards.
+        """
         data = self._data
         if len(data) < 4:
             return None
@@ -67,7 +86,11 @@ class FrameBuffer:
         return frame
 
     def end(self) -> None:
-        """BadInput (`truncated-frame`) where the bytes end within a frame."""
+        """Check that the bytes do not end within a frame.
+
+        Raises:
+            BadInput: they do (code `truncated-frame`).
+        """
         read_frame(io.BytesIO(self._data), self._max_header, self._max_blob)
 
 
@@ -83,7 +106,10 @@ def _check_length(size: bytes | bytearray, limit: int, what: str) -> int:
 
 
 def _read_exactly(stream: BinaryIO, length: int, what: str, *, at_start: bool = False) -> bytes | None:
-    """All the bytes, in steps, so that a length alone allocates nothing; None at a clean end, where that may be."""
+    """Read exactly `length` bytes in chunks, so that a false length allocates no memory.
+
+    With `at_start`, return None if the stream ends before the first byte.
+    """
     data = bytearray()
     try:
         while len(data) < length:

@@ -1,15 +1,15 @@
-"""A whole log in one file: an uncompressed tar of five members, in this order, the same bytes for the same log.
+"""Export of a whole log in one file: an uncompressed tar of five members in fixed order, deterministic for a given log.
 
-    export.json        {"origin", "size", "version": 1}, canonical: the export's own description
+    export.json        {"origin", "size", "version": 1}, canonical: the description of the export
     checkpoint         the signed note over `size` entries
-    entries.jsonl      every entry's bytes and a newline, in order
-    documents.jsonl    {"bytes": base64, "digest"} a line, in the order in which entries first bind them, each once
-    disclosures.jsonl  {"commitment", "salt", "text"} a line, in the order of first use, each once
+    entries.jsonl      the bytes of every entry and a newline, in order; {"removed": leaf hash} for a removed entry
+    documents.jsonl    {"bytes": base64, "digest"} per line, in the order in which entries first bind them, each once
+    disclosures.jsonl  {"commitment", "salt", "text"} per line, in the order of first use, each once
 
-A commitment is used by an entry whose bytes hold it, and by one that first binds a document whose bytes, or whose
-envelope's payload, hold it. The writer checks nothing: it leaves a missing document out and writes bytes as they are
-stored, so that a verifier finds what is wrong. The reader accepts only what re-encodes to the same bytes. It keeps one
-line at a time; its memory grows only with the numbers of documents and of disclosures.
+An entry uses a commitment if its bytes contain it, or if it is the first to bind a document whose bytes, or whose
+envelope's payload, contain it. The writer checks nothing: it omits missing documents and writes bytes as they are
+stored, so that a verifier can detect damage. The reader accepts only bytes that re-encode to themselves. It holds one
+line at a time; its memory grows with the numbers of documents and disclosures only.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from appliance.formats.core.fields import (
     parse_text,
     show,
 )
+from appliance.formats.core.merkle import hash_leaf
 from appliance.formats.signatures.dsse import parse_envelope
 
 VERSION = 1
@@ -45,7 +46,7 @@ MAX_ENTRY_LINE = 65_535 + 1
 MAX_LINE = (1 << 26) - 1
 _BLOCK = tarfile.BLOCKSIZE
 _END = bytes(2 * _BLOCK)
-_CUT = "was it copied whole?"
+_TRUNCATED_HINT = "was it copied whole?"
 _CHUNK = 1 << 16
 _READ = 1 << 18
 _BATCH = 500
@@ -55,6 +56,25 @@ _COMMITMENT = re.compile(rb"hmac-sha256:[0-9a-f]{64}")
 _DIGEST = re.compile(rb'"(sha256:[0-9a-f]{64})"')
 _DOCUMENTS, _NONE = b'"documents":{', b'"documents":{}'
 _NAME_BYTES = 32
+
+_REMOVED = re.compile(rb'\{"removed":"sha256:([0-9a-f]{64})"\}')
+
+
+def encode_removed(leaf: bytes) -> bytes:
+    """Return the line of an entry whose bytes an archive removed from the log, by its leaf hash."""
+    return b'{"removed":"sha256:%s"}' % leaf.hex().encode()
+
+
+def read_removed(data: bytes) -> bytes | None:
+    """Return the leaf hash of a removed entry's line, or None for an entry's bytes. No entry has such bytes."""
+    found = _REMOVED.fullmatch(data) if data.startswith(b'{"removed"') else None
+    return None if found is None else bytes.fromhex(found[1].decode())
+
+
+def hash_line(data: bytes) -> bytes:
+    """Return the leaf hash of an entry's bytes, or of a removed entry's line."""
+    return read_removed(data) or hash_leaf(data)
+
 
 ReadEntries = Callable[[], Iterable[bytes]]
 ReadDocument = Callable[[str], bytes]
@@ -70,9 +90,14 @@ def write_export(
     document: ReadDocument,
     disclosures: ReadDisclosures,
 ) -> Iterator[bytes]:
-    """The tar, a chunk at a time. `entries` is read twice, since a tar names each member's length before its bytes.
+    """Yield the tar in chunks.
 
-    `document` raises NotFound for one that is gone. Tampered for an entry that a line cannot hold.
+    `entries` is read twice, since a tar has the length of each member before its bytes. `document` raises NotFound for
+    a missing document, which is then omitted.
+
+    Raises:
+        Tampered: an entry contains a line break.
+        Conflict: the log changed between the two readings.
     """
     survey = _Survey(document, disclosures)
     for data in entries():
@@ -88,14 +113,14 @@ def write_export(
     ]
     for name, (length, lines) in zip(MEMBERS, parts, strict=True):
         yield _encode_header(name, length)
-        yield from _exactly(name, length, _chunked(lines))
+        yield from _require_length(name, length, _chunked(lines))
         yield bytes(-length % _BLOCK)
     yield _END
 
 
 @dataclass
 class _Survey:
-    """The first reading: how long each member will be, which documents and texts there are."""
+    """The first reading of the log, which collects the lengths of the members, the documents and the texts."""
 
     document: ReadDocument
     read_disclosures: ReadDisclosures
@@ -127,14 +152,14 @@ class _Survey:
             return
         self.documents[digest] = None
         self.document_bytes += len(_encode_document(digest, data))
-        self._want(_opened(data))
+        self._want(_with_payload(data))
 
     def _want(self, data: bytes) -> None:
         for match in _COMMITMENT.findall(data):
             self._wanted[match.decode("ascii")] = None
 
     def flush(self) -> None:
-        """Asks for the texts found so far."""
+        """Read the disclosures of the commitments that were found since the last call."""
         wanted = [commitment for commitment in self._wanted if commitment not in self.disclosures]
         self._wanted.clear()
         found = self.read_disclosures(wanted) if wanted else {}
@@ -144,17 +169,19 @@ class _Survey:
 
 
 def _bound_by(data: bytes) -> list[str]:
-    """The digests of an entry's documents, in its own order. Bytes that are no entry are exported too: for them, it is
-    whatever is in this place."""
-    # After the member `documents` an entry has no other object, so the last one of the name is the entry's own.
+    """Return the digests of an entry's documents, in the order of the entry.
+
+    Bytes that are not an entry are exported, too. For them, return the digests at the same position.
+    """
+    # An entry has no other object after the field `documents`, so the last match is the entry's own.
     start = data.rfind(_DOCUMENTS)
     if start < 0 or data.startswith(_NONE, start):
         return []
     return [digest.decode("ascii") for digest in _DIGEST.findall(data, start, data.find(b"}", start))]
 
 
-def _opened(document: bytes) -> bytes:
-    """The document's bytes, and what is signed where they are an envelope."""
+def _with_payload(document: bytes) -> bytes:
+    """Return the document's bytes, followed by the payload if the document is an envelope."""
     try:
         return document + b"\n" + parse_envelope(document).payload
     except ApplianceError:
@@ -180,8 +207,8 @@ def _chunked(lines: Iterable[bytes]) -> Iterator[bytes]:
     yield bytes(chunk)
 
 
-def _exactly(name: str, length: int, chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The chunks, exactly as many bytes as the header declares; Conflict when the log changed under the export."""
+def _require_length(name: str, length: int, chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the chunks and check that they have `length` bytes."""
     written = 0
     for chunk in chunks:
         written += len(chunk)
@@ -193,17 +220,21 @@ def _exactly(name: str, length: int, chunks: Iterable[bytes]) -> Iterator[bytes]
 
 
 def _encode_header(name: str, size: int) -> bytes:
-    """A USTAR header block: mode 0444, no owner, no time. From 8 GiB on the size is in base 256, as GNU tar has it."""
+    """Encode a USTAR header block: mode 0444, no owner, no time; sizes from 8 GiB on are in base 256, as in GNU tar."""
     info = tarfile.TarInfo(name)
     info.size, info.mode = size, 0o444
     return info.tobuf(tarfile.USTAR_FORMAT if size < _USTAR_LIMIT else tarfile.GNU_FORMAT)
 
 
-class Export:
-    """An export as read. Nothing in it is trusted; every line is returned as its bytes."""
+class ParsedExport:
+    """A parsed export. Its content is not verified; lines are returned as bytes."""
 
     def __init__(self, stream: BinaryIO) -> None:
-        """`stream` is a seekable file, which closing the export closes. BadInput when it is no whole export."""
+        """Read the structure of an export from a seekable file; closing the export closes the file.
+
+        Raises:
+            BadInput: the file is not a complete export.
+        """
         self._stream = stream
         self._spans = self._read_spans()
         header = parse_object(
@@ -215,7 +246,7 @@ class Export:
         self.checkpoint = self._whole("checkpoint")
         self._documents = self._index_documents()
         self.disorder: str | None = "entries.jsonl: expected to be read to its end, got less"
-        """Once `entries` was read to its end: the first document or disclosure that is not where the entries use it."""
+        """The first document or disclosure out of order, or None; valid after `entries` was read to its end."""
 
     def __enter__(self) -> Self:
         return self
@@ -224,7 +255,7 @@ class Export:
         self._stream.close()
 
     def entries(self) -> Iterator[bytes]:
-        """Every entry's bytes, as many as there are, even if export.json has another number."""
+        """Yield the bytes of every entry in the file, even if export.json states another number."""
         order = _Order(self)
         for _, line in self._lines("entries.jsonl", MAX_ENTRY_LINE):
             order.take(line)
@@ -232,22 +263,27 @@ class Export:
         self.disorder = order.close()
 
     def document(self, digest: str) -> bytes | None:
-        """The bytes that the export keeps under the digest; whether they hash to it is for the reader to check."""
-        place = self._documents.find(raw_digest(digest))
-        if place is None:
+        """Return the bytes stored under the digest, or None; the caller must check that they hash to it."""
+        offset = self._documents.find(raw_digest(digest))
+        if offset is None:
             return None
-        self._stream.seek(place)
+        self._stream.seek(offset)
         return _parse_document(self._stream.readline(MAX_LINE)[:-1])[1]
 
     def document_names(self) -> bytes:
-        """The digests of documents.jsonl in its order, 32 bytes each."""
+        """Return the digests of documents.jsonl in its order, 32 bytes each."""
         return bytes(self._documents.names)
 
     def disclosure_names(self) -> bytes:
-        """The commitments of disclosures.jsonl in its order, 32 bytes each."""
+        """Return the commitments of disclosures.jsonl in its order, 32 bytes each."""
         return b"".join(_raw_commitment(disclosure.commitment) for disclosure in self.disclosures())
 
     def disclosures(self) -> Iterator[Disclosure]:
+        """Yield the disclosures in the order of the file; `verify_disclosure` verifies them.
+
+        Raises:
+            BadInput: a line is malformed, or a commitment is repeated.
+        """
         seen: set[str] = set()
         for number, line in self._lines("disclosures.jsonl", MAX_LINE):
             disclosure = parse_disclosure(line)
@@ -257,29 +293,31 @@ class Export:
             yield disclosure
 
     def _read_spans(self) -> dict[str, tuple[int, int]]:
-        """Where each member's bytes begin and end; the tar is exactly what the writer would write around them."""
+        """Return the start and the end offset of each member; check that the tar is exactly as the writer makes it."""
         self._stream.seek(0, 2)
-        total, place = self._stream.tell(), 0
+        total, offset = self._stream.tell(), 0
         spans = {}
         for name in MEMBERS:
-            self._stream.seek(place)
+            self._stream.seek(offset)
             block = self._stream.read(_BLOCK)
-            if place and len(block) < _BLOCK:
-                raise BadInput(f"export: the file ends before {name}: {_CUT}")
+            if offset and len(block) < _BLOCK:
+                raise BadInput(f"export: the file ends before {name}: {_TRUNCATED_HINT}")
             length = _parse_header(block, name)
-            start = place + _BLOCK
-            place = start + length + -length % _BLOCK
-            if place > total:
-                raise BadInput(f"export: the file ends in the middle of {name}: {_CUT}")
+            start = offset + _BLOCK
+            offset = start + length + -length % _BLOCK
+            if offset > total:
+                raise BadInput(f"export: the file ends in the middle of {name}: {_TRUNCATED_HINT}")
             self._stream.seek(start + length)
             if any(self._stream.read(-length % _BLOCK)):
                 raise BadInput(f"export, {name}: expected zeros up to the block's end, got other bytes")
             spans[name] = (start, start + length)
-        self._stream.seek(place)
-        if total < place + len(_END):
-            raise BadInput(f"export: the file ends in the middle of its last 1,024 bytes: {_CUT}")
-        if total != place + len(_END) or self._stream.read() != _END:
-            raise BadInput(f"export, end: expected 1,024 zero bytes at {place}, got {total - place} bytes")
+        self._stream.seek(offset)
+        if total < offset + len(_END):
+            raise BadInput(f"export: the file ends in the middle of its last 1,024 bytes: {_TRUNCATED_HINT}")
+        if total != offset + len(_END):
+            raise BadInput(f"export, end: expected 1,024 zero bytes at {offset}, got {total - offset} bytes")
+        if self._stream.read() != _END:
+            raise BadInput(f"export, end: expected 1,024 zero bytes at {offset}, got other bytes")
         return spans
 
     def _whole(self, name: str) -> bytes:
@@ -290,15 +328,15 @@ class Export:
         return self._stream.read(stop - start)
 
     def _lines(self, name: str, limit: int) -> Iterator[tuple[int, bytes]]:
-        """(line number from 1, line without its newline); others may read the stream between two lines."""
-        place, stop = self._spans[name]
+        """Yield (line number from 1, line without its newline). The caller may move the stream between two lines."""
+        offset, stop = self._spans[name]
         number, rest = 1, b""
-        while place < stop and len(rest) < limit:
-            self._stream.seek(place)
-            block = self._stream.read(min(_READ, stop - place))
+        while offset < stop and len(rest) < limit:
+            self._stream.seek(offset)
+            block = self._stream.read(min(_READ, stop - offset))
             if not block:
                 break
-            place += len(block)
+            offset += len(block)
             *lines, rest = (rest + block).split(b"\n")
             for line in lines:
                 if len(line) >= limit:
@@ -306,39 +344,39 @@ class Export:
                     break
                 yield number, line
                 number += 1
-        if rest or place < stop:
+        if rest or offset < stop:
             expected = f"at most {limit} bytes and a newline"
             raise BadInput(f"{name}, line {number}: expected {expected}, got a longer line or no newline")
 
-    def _index_documents(self) -> _Places:
-        place = self._spans["documents.jsonl"][0]
-        found = _Places()
+    def _index_documents(self) -> _OffsetIndex:
+        offset = self._spans["documents.jsonl"][0]
+        found = _OffsetIndex()
         for _, line in self._lines("documents.jsonl", MAX_LINE):
-            found.add(raw_digest(_parse_document(line)[0]), place)
-            place += len(line) + 1
-        twice = found.sort()
-        if twice is not None:
-            raise BadInput(f"documents.jsonl, sha256:{twice.hex()}: expected each document once, got it again")
+            found.add(raw_digest(_parse_document(line)[0]), offset)
+            offset += len(line) + 1
+        duplicate = found.sort()
+        if duplicate is not None:
+            raise BadInput(f"documents.jsonl, sha256:{duplicate.hex()}: expected each document once, got it again")
         return found
 
 
-class _Places:
-    """Where the line of a digest begins, 48 bytes a line: there may be a million of them."""
+class _OffsetIndex:
+    """An index from digests to the offsets of their lines, in 48 bytes per line, since there may be a million lines."""
 
     def __init__(self) -> None:
         self.names = bytearray()
-        """The whole digests, in the order of their lines. An attacker could make any number of digests with the same
-        first bytes."""
-        self._places = array("Q")
+        """The full digests in the order of their lines, since an attacker could make many digests with a common
+        prefix."""
+        self._offsets = array("Q")
         self._sorted = array("Q")
 
-    def add(self, digest: bytes, place: int) -> None:
+    def add(self, digest: bytes, offset: int) -> None:
         self.names += digest
-        self._places.append(place)
+        self._offsets.append(offset)
 
     def sort(self) -> bytes | None:
-        """Once, after the last one: a digest that has two lines."""
-        self._sorted = array("Q", sorted(range(len(self._places)), key=self._name))
+        """Sort the index after the last line was added; return a digest that has two lines, or None."""
+        self._sorted = array("Q", sorted(range(len(self._offsets)), key=self._name))
         for one, other in pairwise(map(self._name, self._sorted)):
             if one == other:
                 return one
@@ -348,17 +386,19 @@ class _Places:
         index = bisect_left(self._sorted, digest, key=self._name)
         if index == len(self._sorted) or self._name(self._sorted[index]) != digest:
             return None
-        return self._places[self._sorted[index]]
+        return self._offsets[self._sorted[index]]
 
     def _name(self, number: int) -> bytes:
         return bytes(self.names[number * _NAME_BYTES : (number + 1) * _NAME_BYTES])
 
 
 class _Order:
-    """Goes along documents.jsonl and disclosures.jsonl while the entries are read: in each, the next line is the one
-    that is used next for the first time, and no line is left."""
+    """A check of the order of documents.jsonl and disclosures.jsonl while the entries are read.
 
-    def __init__(self, export: Export) -> None:
+    In both, the lines must be in the order in which the entries first use them, and every line must be used.
+    """
+
+    def __init__(self, export: ParsedExport) -> None:
         self._export = export
         self._documents = _Lines("documents.jsonl", "sha256:", export.document_names())
         self._disclosures = _Lines("disclosures.jsonl", "hmac-sha256:", export.disclosure_names())
@@ -369,7 +409,7 @@ class _Order:
         self._use_texts(data)
         for digest in _bound_by(data):
             if self._documents.use(raw_digest(digest), self._entry):
-                self._use_texts(_opened(self._export.document(digest) or b""))
+                self._use_texts(_with_payload(self._export.document(digest) or b""))
 
     def _use_texts(self, data: bytes) -> None:
         for commitment in _COMMITMENT.findall(data):
@@ -380,7 +420,7 @@ class _Order:
 
 
 class _Lines:
-    """The lines of a member, by name: they are used in their order."""
+    """The digests or commitments of one member's lines, which the entries must use in the order of the lines."""
 
     def __init__(self, member: str, prefix: str, names: bytes) -> None:
         self._member, self._prefix, self._names = member, prefix, names
@@ -389,27 +429,27 @@ class _Lines:
         self._fault: str | None = None
 
     def use(self, name: bytes, entry: int) -> bool:
-        """Whether this is the first use of a line that is there."""
+        """Use a line; return True if the line exists and this is its first use."""
         if name not in self._unused:
             return False
-        if name != self._head():
-            self._find(f"{self._prefix}{name.hex()}, which entry {entry} uses first")
+        if name != self._next_name():
+            self._note_fault(f"{self._prefix}{name.hex()}, which entry {entry} uses first")
         self._unused.remove(name)
         self._next += 1
         return True
 
     def close(self) -> str | None:
-        """The first line that is out of its place, or that no entry uses."""
+        """Return a description of the first line that is out of order or unused, or None."""
         if self._unused:
-            self._find("one that an entry uses")
+            self._note_fault("one that an entry uses")
         return self._fault
 
-    def _find(self, expected: str) -> None:
+    def _note_fault(self, expected: str) -> None:
         if self._fault is None:
-            got = f"{self._prefix}{self._head().hex()}"
+            got = f"{self._prefix}{self._next_name().hex()}"
             self._fault = f"{self._member}, line {self._next + 1}: expected {expected}, got {got}"
 
-    def _head(self) -> bytes:
+    def _next_name(self) -> bytes:
         return self._names[self._next * _NAME_BYTES : (self._next + 1) * _NAME_BYTES]
 
 
@@ -418,13 +458,18 @@ def _raw_commitment(text: str) -> bytes:
 
 
 def _parse_header(block: bytes, name: str) -> int:
-    """The member's length, if the block is the header that the writer would write for it."""
+    """Return the length of the member."""
+    size, found = -1, ""
     try:
-        size = tarfile.TarInfo.frombuf(block, "ascii", "strict").size
+        header = tarfile.TarInfo.frombuf(block, "ascii", "strict")
+        size, found = header.size, header.name
     except (tarfile.HeaderError, ValueError):
-        size = -1
+        pass
     if size < 0 or block != _encode_header(name, size):
-        raise BadInput(f"export: expected the tar header of {name}, got {show(block[:100].rstrip(bytes(1)))}")
+        expected = f"export: expected the tar header of {name} as appliance ledger export writes it"
+        if found == name:
+            raise BadInput(f"{expected}, got one with other fields: the file was changed, or packed again")
+        raise BadInput(f"{expected}, got {show(block[:100].rstrip(bytes(1)))}")
     return size
 
 

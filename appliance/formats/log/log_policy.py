@@ -1,7 +1,7 @@
-"""Trust policies (c2sp.org/tlog-policy): which logs are trusted, and how many of which witnesses must have cosigned.
+"""Trust policies (c2sp.org/tlog-policy): the trusted logs, and the quorum of witnesses that must have cosigned.
 
-People write these files, so a reader takes comments, white space and any order that the specification allows; one
-spelling is written. Names are opaque bytes, kept as text with surrogate escapes.
+People write these files, so the parser accepts comments, white space and any order that the specification allows. The
+encoder writes one spelling. Names are opaque bytes, held as text with surrogate escapes.
 """
 
 from __future__ import annotations
@@ -12,12 +12,17 @@ from dataclasses import dataclass
 
 from appliance.errors import BadInput, Tampered
 from appliance.formats.core.fields import parse_decimal, show
-from appliance.formats.log.checkpoint import Checkpoint, open_checkpoint
-from appliance.formats.log.cosignature import WitnessKey, parse_witness_vkey, verify_cosignature
+from appliance.formats.log.checkpoint import (
+    Checkpoint,
+    WitnessKey,
+    open_checkpoint,
+    parse_witness_vkey,
+    verify_cosignature,
+)
 from appliance.formats.log.note import VerifierKey, parse_note, parse_vkey
 
 NONE = "none"
-"""The quorum that no witness is needed for."""
+"""The quorum that needs no witness."""
 _ALLOWED = re.compile(rb"[\t\n\x20-\x7e\x80-\xff]*")
 _SPACE = re.compile("[ \t]+")
 _WORD = re.compile(r"[^\x00-\x20\x7f]+")
@@ -25,13 +30,15 @@ _WORD = re.compile(r"[^\x00-\x20\x7f]+")
 
 @dataclass(frozen=True, slots=True)
 class PolicyLog:
+    """A trusted log of a policy."""
+
     vkey: str
     url: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyWitness:
-    """`name` has a meaning inside the policy only."""
+    """A witness of a policy; `name` has a meaning inside the policy only."""
 
     name: str
     vkey: str
@@ -39,8 +46,8 @@ class PolicyWitness:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
-    """It has cosigned when `threshold` of its members have: witnesses, or groups before it."""
+class WitnessGroup:
+    """A group of witnesses or earlier groups, which has cosigned when `threshold` of its members have."""
 
     name: str
     threshold: int
@@ -49,12 +56,17 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class LogPolicy:
-    """`quorum` names a witness, a group, or `none`."""
+    """The logs, witnesses and groups of a policy; `quorum` names a witness, a group, or `none`.
+
+    `second_keys` must sign as well as a log of the policy. They are of a trust file, since a policy file has no line
+    for them.
+    """
 
     logs: tuple[PolicyLog, ...] = ()
     witnesses: tuple[PolicyWitness, ...] = ()
-    groups: tuple[Group, ...] = ()
+    groups: tuple[WitnessGroup, ...] = ()
     quorum: str = NONE
+    second_keys: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_once("log keys", [parse_vkey(log.vkey).spki for log in self.logs])
@@ -77,27 +89,33 @@ class LogPolicy:
 
 
 @dataclass(frozen=True, slots=True)
-class Witnessed:
-    """A checkpoint that holds, and when each witness cosigned it: policy name to seconds since 1970."""
+class CosignedCheckpoint:
+    """A verified checkpoint and the time of each cosignature: policy name to seconds since 1970."""
 
     checkpoint: Checkpoint
     times_s: Mapping[str, int]
 
 
 def quorum_policy(log_vkeys: Sequence[str], witness_vkeys: Sequence[str], quorum: int) -> LogPolicy:
-    """The policy that `quorum` of these witnesses suffice, each under its key's own name; 0 asks for none."""
+    """Build the policy that `quorum` of these witnesses must cosign; 0 means that none is needed.
+
+    Each witness has the name of its key.
+
+    Raises:
+        BadInput: the quorum is larger than the number of witnesses.
+    """
     logs = tuple(PolicyLog(vkey) for vkey in log_vkeys)
     witnesses = tuple(PolicyWitness(parse_witness_vkey(vkey).name, vkey) for vkey in witness_vkeys)
     if not 0 <= quorum <= len(witnesses):
         raise BadInput(f"policy, quorum: expected 0 to the number of witnesses {len(witnesses)}, got {quorum}")
     if quorum == 0:
         return LogPolicy(logs, witnesses)
-    group = Group("witnesses", quorum, tuple(witness.name for witness in witnesses))
+    group = WitnessGroup("witnesses", quorum, tuple(witness.name for witness in witnesses))
     return LogPolicy(logs, witnesses, (group,), group.name)
 
 
 def encode_log_policy(policy: LogPolicy) -> bytes:
-    """Logs, witnesses, groups and the quorum, a line each; thresholds as numbers."""
+    """Encode logs, witnesses, groups and the quorum, one per line; thresholds are numbers."""
     lines = [["log", log.vkey, log.url or ""] for log in policy.logs]
     lines += [["witness", witness.name, witness.vkey, witness.url or ""] for witness in policy.witnesses]
     lines += [["group", group.name, str(group.threshold), *group.members] for group in policy.groups]
@@ -107,8 +125,13 @@ def encode_log_policy(policy: LogPolicy) -> bytes:
 
 
 def parse_log_policy(data: bytes) -> LogPolicy:
-    """A name must be on a line before the one that refers to it. What `encode_log_policy` wrote is read back
-    unchanged."""
+    """Parse a policy. A name must be defined on a line before the one that refers to it.
+
+    Parsing the output of `encode_log_policy` returns an equal policy.
+
+    Raises:
+        BadInput: the policy is malformed.
+    """
     if _ALLOWED.fullmatch(data) is None or not data.endswith(b"\n"):
         raise BadInput("policy: expected lines without control characters, got a control character or no line end")
     reader = _Reader([], [], [], [])
@@ -123,11 +146,11 @@ def parse_log_policy(data: bytes) -> LogPolicy:
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """What the lines so far define."""
+    """The definitions of the lines that were read so far."""
 
     logs: list[PolicyLog]
     witnesses: list[PolicyWitness]
-    groups: list[Group]
+    groups: list[WitnessGroup]
     quorums: list[str]
 
     def take(self, words: list[str]) -> None:
@@ -139,7 +162,7 @@ class _Reader:
                 self.witnesses.append(PolicyWitness(name, vkey, *url))
             case ["group", name, threshold, *members] if members:
                 _check_known(members, defined)
-                self.groups.append(Group(name, _parse_threshold(threshold, len(members)), tuple(members)))
+                self.groups.append(WitnessGroup(name, _parse_threshold(threshold, len(members)), tuple(members)))
             case ["quorum", name]:
                 _check_known([name], [*defined, NONE])
                 self.quorums.append(name)
@@ -148,7 +171,7 @@ class _Reader:
 
 
 def satisfies(policy: LogPolicy, cosigned: Collection[str]) -> bool:
-    """Whether the cosignatures of the witnesses of these policy names, which were verified, make its quorum."""
+    """Return True if the witnesses of these policy names, whose cosignatures were verified, make the quorum."""
     held = {NONE} | {witness.name for witness in policy.witnesses if witness.name in cosigned}
     for group in policy.groups:
         if sum(member in held for member in group.members) >= group.threshold:
@@ -156,10 +179,13 @@ def satisfies(policy: LogPolicy, cosigned: Collection[str]) -> bool:
     return policy.quorum in held
 
 
-def open_witnessed(data: bytes, policy: LogPolicy) -> Witnessed:
-    """The checkpoint, signed by a log of the policy and cosigned by its quorum.
+def open_witnessed(data: bytes, policy: LogPolicy) -> CosignedCheckpoint:
+    """Verify that a log of the policy signed the checkpoint and that the quorum cosigned it.
 
-    An invalid line by a known key makes the whole note invalid. Tampered names what is missing.
+    An invalid line by a key of the policy makes the whole note invalid.
+
+    Raises:
+        Tampered: a signature is invalid or missing, or the quorum is not reached.
     """
     try:
         note = parse_note(data)
@@ -169,15 +195,15 @@ def open_witnessed(data: bytes, policy: LogPolicy) -> Witnessed:
     signed = [log.vkey for log in policy.logs if _line_of(parse_vkey(log.vkey)) in lines]
     if not signed:
         raise Tampered("log checkpoint: expected a signature by one of the policy's logs, got none")
-    checkpoint, *_ = [open_checkpoint(data, vkey) for vkey in signed]
+    checkpoint, *_ = [open_checkpoint(data, *policy.second_keys, vkey) for vkey in signed]
     cosigned = [witness for witness in policy.witnesses if _line_of(parse_witness_vkey(witness.vkey)) in lines]
     times_s = {witness.name: verify_cosignature(note, witness.vkey) for witness in cosigned}
     if not satisfies(policy, times_s):
         raise Tampered(f"log checkpoint, witnesses: expected the quorum {show(policy.quorum)}, got {show([*times_s])}")
-    return Witnessed(checkpoint, times_s)
+    return CosignedCheckpoint(checkpoint, times_s)
 
 
-def _names(witnesses: Iterable[PolicyWitness], groups: Iterable[Group]) -> list[str]:
+def _names(witnesses: Iterable[PolicyWitness], groups: Iterable[WitnessGroup]) -> list[str]:
     return [witness.name for witness in witnesses] + [group.name for group in groups]
 
 

@@ -1,7 +1,8 @@
-"""C2SP signed notes (c2sp.org/signed-note): text, an empty line, and one line for each signature.
+"""C2SP signed notes (c2sp.org/signed-note): a text, an empty line, and one line per signature.
 
-Two signature types: 0x01 Ed25519 and 0x02 ECDSA P-256 with SHA-256. Signatures by unknown keys are carried, not judged;
-those of witnesses have types and a page of their own, `appliance.formats.log.cosignature`.
+Three signature types are verified: 0x01 Ed25519, 0x02 ECDSA P-256 with SHA-256, and ML-DSA-65. C2SP has assigned no
+byte to plain ML-DSA-65, so its type is 0xff followed by `ML_DSA_TYPE`. Signatures by unknown keys are kept without
+verification. Cosignatures of witnesses are in `appliance.formats.log.checkpoint`.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ from functools import lru_cache
 
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from appliance.errors import BadInput, Tampered
 from appliance.formats.core.fields import encode_base64, parse_base64, show
 from appliance.formats.signatures.keys import Signer, ed25519_spki, parse_spki, verify_signature
+from appliance.formats.signatures.ml_dsa import is_ml_dsa, ml_dsa_raw, ml_dsa_spki
 
 MAX_SIGNATURES = 64
 _DASH = "\u2014"
-_ED25519, _ECDSA = 1, 2
+ML_DSA_TYPE = b"urn:appliance:note-signature:ml-dsa-65:v1"
+"""The long identifier of signatures by ML-DSA-65: pure, with an empty context, over the text of the note."""
+_ED25519, _ECDSA, _ML_DSA = b"\x01", b"\x02", b"\xff" + ML_DSA_TYPE
 _NOT_IN_NAME = re.compile(r"[\s+\x00-\x1f\ud800-\udfff]")
 _NOT_IN_TEXT = re.compile(r"[\x00-\x09\x0b-\x1f\ud800-\udfff]")
 _KEY_ID = re.compile(r"[0-9a-f]{8}")
@@ -30,7 +33,7 @@ _KEY_ID = re.compile(r"[0-9a-f]{8}")
 
 @dataclass(frozen=True, slots=True)
 class NoteSignature:
-    """One line: `key_id` is 4 bytes, `sig` what follows them."""
+    """One signature line: the 4-byte `key_id`, and `sig`, the bytes after it."""
 
     name: str
     key_id: bytes
@@ -44,7 +47,7 @@ class NoteSignature:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """`text` ends in a newline and is exactly what is signed."""
+    """A signed note; `text` ends with a newline and is exactly what is signed."""
 
     text: str
     signatures: tuple[NoteSignature, ...]
@@ -59,7 +62,7 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class VerifierKey:
-    """A key with the name under which it signs notes."""
+    """A public key and the name under which it signs notes."""
 
     name: str
     spki: bytes
@@ -70,10 +73,12 @@ class VerifierKey:
 
     @property
     def key_id(self) -> bytes:
+        """Return the 4-byte key id."""
         return _key_id(self.name, self.spki)
 
 
 def encode_note(note: Note) -> bytes:
+    """Encode the note with its signature lines."""
     return _join(note.text, [_signature_line(s.name, s.key_id, s.sig) for s in note.signatures])
 
 
@@ -86,6 +91,11 @@ def _signature_line(name: str, key_id: bytes, sig: bytes) -> str:
 
 
 def parse_note(data: bytes) -> Note:
+    """Parse a signed note without verifying its signatures.
+
+    Raises:
+        BadInput: the bytes are malformed.
+    """
     try:
         whole = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -98,7 +108,7 @@ def parse_note(data: bytes) -> Note:
 
 
 def sign_note(text: str, name: str, signer: Signer, *others: Signer) -> bytes:
-    """The note's bytes, with a line of each signer under the one name."""
+    """Sign the text with each signer under one name and return the bytes of the note."""
     check_key_name(name)
     _check_text(text)
     signed, lines = text.encode("utf-8"), []
@@ -108,20 +118,38 @@ def sign_note(text: str, name: str, signer: Signer, *others: Signer) -> bytes:
 
 
 def add_signature(note: Note, signature: NoteSignature) -> Note:
-    """The note with one line more, at its end, in the place of an older one by the same key."""
+    """Return the note with this line at its end, which replaces an older line by the same key."""
     others = tuple(s for s in note.signatures if (s.name, s.key_id) != (signature.name, signature.key_id))
     return replace(note, signatures=(*others, signature))
 
 
+def is_post_quantum(vkey: str) -> bool:
+    """Return True if the key is ML-DSA-65."""
+    return is_ml_dsa(parse_vkey(vkey).spki)
+
+
+def name_key(vkey: str) -> str:
+    """Return `name+hex(key id)`, by which a line names the key."""
+    return "+".join(vkey.split("+", 2)[:2])
+
+
 def verify_note(note: Note, vkey: str) -> None:
-    """The key signed the text: at least one signature carries its name and id, and every one that does holds."""
+    """Check that the key signed the text: it has at least one line, and all of its lines are valid.
+
+    Raises:
+        Tampered: a line is invalid, or the key has none.
+    """
     key = parse_vkey(vkey)
     for signature in signatures_by(note, key.name, key.key_id):
         verify_signature(key.spki, note.text.encode("utf-8"), signature.sig)
 
 
 def signatures_by(note: Note, name: str, key_id: bytes) -> list[NoteSignature]:
-    """The lines that claim to be this key's, at least one; Tampered where there is none."""
+    """Return the lines that claim to be by this key, unverified.
+
+    Raises:
+        Tampered: there is none.
+    """
     found = [s for s in note.signatures if (s.name, s.key_id) == (name, key_id)]
     if not found:
         names = [f"{s.name}+{s.key_id.hex()}" for s in note.signatures]
@@ -130,14 +158,18 @@ def signatures_by(note: Note, name: str, key_id: bytes) -> list[NoteSignature]:
 
 
 def vkey_of(name: str, key: Signer | bytes) -> str:
-    """`name+hex(key id)+base64(type ‖ public key)`, of a signer or of an SPKI."""
+    """Return the vkey `name+hex(key id)+base64(type ‖ public key)` of a signer or an SPKI."""
     verifier = VerifierKey(name, key if isinstance(key, bytes) else key.spki)
     kind, public = _typed_key(verifier.spki)
-    return join_vkey(name, verifier.key_id, bytes([kind]) + public)
+    return join_vkey(name, verifier.key_id, kind + public)
 
 
 def parse_vkey(text: str) -> VerifierKey:
-    """The key id is recomputed: a vkey whose parts do not belong together is refused."""
+    """Parse a vkey and check its key id.
+
+    Raises:
+        BadInput: the vkey is malformed, or its key id does not match its name and key.
+    """
     name, key_id, typed = split_vkey(text)
     key = VerifierKey(name, _spki_of_typed(typed))
     check_key_id(key.key_id, key_id)
@@ -145,16 +177,17 @@ def parse_vkey(text: str) -> VerifierKey:
 
 
 def hash_key(name: str, typed: bytes) -> bytes:
-    """The key id of a type byte and a key: the first 4 bytes of a hash."""
+    """Compute the key id of a name and a typed key: the first 4 bytes of SHA-256(name ‖ newline ‖ type byte ‖ key)."""
     return hashlib.sha256(name.encode("utf-8") + b"\n" + typed).digest()[:4]
 
 
 def join_vkey(name: str, key_id: bytes, typed: bytes) -> str:
+    """Return the vkey of a name, a key id and a typed key."""
     return f"{name}+{key_id.hex()}+{encode_base64(typed)}"
 
 
 def split_vkey(text: str) -> tuple[str, bytes, bytes]:
-    """Name, key id as it is claimed, and type byte with key; what these are is not judged yet."""
+    """Split a vkey into name, claimed key id, and typed key; the caller must check the parts."""
     parts = text.split("+", 2)
     if len(parts) != 3 or _KEY_ID.fullmatch(parts[1]) is None:
         raise BadInput(f"vkey: expected name+8 hexadecimal digits+base64, got {show(text)}")
@@ -162,13 +195,18 @@ def split_vkey(text: str) -> tuple[str, bytes, bytes]:
 
 
 def check_key_id(expected: bytes, claimed: bytes) -> None:
+    """Check that the key id in a vkey is the expected one.
+
+    Raises:
+        BadInput: it is not.
+    """
     if claimed != expected:
         raise BadInput(f"vkey, key id: expected {expected.hex()}, got {claimed.hex()}")
 
 
 @lru_cache(maxsize=256)
 def check_key_name(name: str) -> None:
-    """Not empty, no space of any kind, no plus, no control character."""
+    """Check that a key name is not empty and has no white space, plus sign or control character."""
     if not name or _NOT_IN_NAME.search(name):
         raise BadInput(f"key name: expected text without spaces and plus signs, got {show(name)}")
 
@@ -191,16 +229,18 @@ def _key_id(name: str, spki: bytes) -> bytes:
     kind, public = _typed_key(spki)
     if kind == _ECDSA:
         return hashlib.sha256(public).digest()[:4]
-    return hash_key(name, bytes([kind]) + public)
+    return hash_key(name, kind + public)
 
 
 @lru_cache(maxsize=256)
-def _typed_key(spki: bytes) -> tuple[int, bytes]:
-    """A key's signature type and its bytes in a vkey."""
+def _typed_key(spki: bytes) -> tuple[bytes, bytes]:
+    """Return the signature type of a key and its bytes in a vkey."""
+    if is_ml_dsa(spki):
+        return _ML_DSA, ml_dsa_raw(spki)
     key = parse_spki(spki)
     if isinstance(key, Ed25519PublicKey):
-        return _ED25519, key.public_bytes(Encoding.Raw, PublicFormat.Raw)
-    # Other implementations hash with SHA-256 for every curve: only with P-256 do all implementations agree.
+        return _ED25519, key.public_bytes_raw()
+    # Other implementations hash with SHA-256 for every curve, so only P-256 is interoperable.
     if not isinstance(key.curve, SECP256R1):
         raise BadInput("vkey, key: expected Ed25519 or P-256, got P-384")
     return _ECDSA, spki
@@ -208,10 +248,15 @@ def _typed_key(spki: bytes) -> tuple[int, bytes]:
 
 def _spki_of_typed(typed: bytes) -> bytes:
     kind, public = typed[:1], typed[1:]
-    if kind == bytes([_ED25519]) and len(public) == 32:
+    if kind == _ED25519 and len(public) == 32:
         return ed25519_spki(public)
-    if kind == bytes([_ECDSA]):
+    if kind == _ECDSA:
         parsed = parse_spki(public)
         if isinstance(parsed, EllipticCurvePublicKey):
             return public
-    raise BadInput(f"vkey, type: expected 01 and 32 bytes, or 02 and an ECDSA key, got {show(kind.hex())}")
+    if typed.startswith(_ML_DSA):
+        return ml_dsa_spki(typed.removeprefix(_ML_DSA))
+    raise BadInput(
+        f"vkey, type: expected 01 and 32 bytes, 02 and an ECDSA key, or ff, {ML_DSA_TYPE.decode()} and a key, "
+        f"got {show(kind.hex())}"
+    )

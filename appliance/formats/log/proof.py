@@ -1,8 +1,7 @@
-"""Proofs that can be verified alone (c2sp.org/tlog-proof): one entry's place in a log, under a checkpoint that others
-cosigned.
+"""Self-contained inclusion proofs (c2sp.org/tlog-proof) and requests to witnesses (c2sp.org/tlog-witness).
 
-A file `.tlog-proof`: a header, `extra` where there is some, `index N`, the inclusion proof's hashes, an empty line, and
-the log's checkpoint as a signed note.
+A `.tlog-proof` file has a header, an optional `extra` line, `index N`, the hashes of the inclusion proof, an empty
+line, and the log's cosigned checkpoint as a signed note.
 """
 
 from __future__ import annotations
@@ -14,16 +13,17 @@ from appliance.errors import BadInput, Tampered
 from appliance.formats.core.fields import encode_base64, parse_base64, parse_decimal, show
 from appliance.formats.core.merkle import HASH_BYTES, verify_inclusion
 from appliance.formats.log.checkpoint import parse_checkpoint
-from appliance.formats.log.log_policy import LogPolicy, Witnessed, open_witnessed
+from appliance.formats.log.log_policy import CosignedCheckpoint, LogPolicy, open_witnessed
 from appliance.formats.log.note import parse_note
 
 HEADER = "c2sp.org/tlog-proof@v1"
-_MAX_HASHES = 63
+MAX_HASHES = 63
+"""Maximum hashes of a proof, of inclusion or of consistency."""
 
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """`hashes` lead from the entry's sibling to the root; `extra` is not signed; nothing here is verified."""
+    """An unverified inclusion proof; `hashes` lead from the entry's sibling to the root, and `extra` is not signed."""
 
     index: int
     hashes: tuple[bytes, ...]
@@ -31,19 +31,25 @@ class Proof:
     extra: bytes | None = None
 
     def __post_init__(self) -> None:
-        if len(self.hashes) > _MAX_HASHES:
-            raise BadInput(f"proof, hashes: expected at most {_MAX_HASHES}, got {len(self.hashes)}")
+        if len(self.hashes) > MAX_HASHES:
+            raise BadInput(f"proof, hashes: expected at most {MAX_HASHES}, got {len(self.hashes)}")
         size = parse_checkpoint(parse_note(self.checkpoint).text).size
         if not 0 <= self.index < size:
             raise BadInput(f"proof, index: expected 0 <= index < the checkpoint's size {size}, got {self.index}")
 
 
 def encode_proof(proof: Proof) -> bytes:
+    """Encode the proof as a `.tlog-proof` file."""
     extra = "" if proof.extra is None else f"extra {encode_base64(proof.extra)}\n"
     return f"{HEADER}\n{extra}index {proof.index}\n{encode_hashes(proof.hashes)}\n".encode() + proof.checkpoint
 
 
 def parse_proof(data: bytes) -> Proof:
+    """Parse a `.tlog-proof` file without verifying it.
+
+    Raises:
+        BadInput: the file is malformed.
+    """
     lines, checkpoint = split_head(data, "proof")
     if (first := lines.pop(0)) != HEADER:
         raise BadInput(f"proof, line 1: expected {HEADER}, got {show(first)}")
@@ -56,10 +62,11 @@ def parse_proof(data: bytes) -> Proof:
     return Proof(index, parse_hashes(lines[1:], "proof"), checkpoint, extra)
 
 
-def verify_proof(data: bytes, leaf_hash: bytes, policy: LogPolicy) -> Witnessed:
-    """The checkpoint of the log that has the entry of this leaf hash, signed and cosigned as the policy asks.
+def verify_proof(data: bytes, leaf_hash: bytes, policy: LogPolicy) -> CosignedCheckpoint:
+    """Verify that the log has an entry of this leaf hash, under a checkpoint that satisfies the policy.
 
-    Bytes that are no proof are Tampered too.
+    Raises:
+        Tampered: the bytes are not a proof, the proof is wrong, or a required signature is invalid or missing.
     """
     try:
         proof = parse_proof(data)
@@ -71,7 +78,11 @@ def verify_proof(data: bytes, leaf_hash: bytes, policy: LogPolicy) -> Witnessed:
 
 
 def split_head(data: bytes, what: str) -> tuple[list[str], bytes]:
-    """The lines before the first empty one, at least one line, and the bytes after it."""
+    """Split the data at the first empty line into the lines before it, at least one, and the bytes after it.
+
+    Raises:
+        BadInput: there is no empty line, or the lines are not ASCII.
+    """
     head, empty, rest = data.partition(b"\n\n")
     if not empty:
         raise BadInput(f"{what}: expected lines, an empty line and a checkpoint, got no empty line")
@@ -83,9 +94,51 @@ def split_head(data: bytes, what: str) -> tuple[list[str], bytes]:
 
 
 def encode_hashes(hashes: Sequence[bytes]) -> str:
-    """A line each."""
+    """Encode the hashes in base64, one per line."""
     return "".join(f"{encode_base64(hash_)}\n" for hash_ in hashes)
 
 
 def parse_hashes(lines: Sequence[str], what: str) -> tuple[bytes, ...]:
     return tuple(parse_base64(line, f"{what}, hash", size=HASH_BYTES) for line in lines)
+
+
+MAX_REQUEST_BYTES = 1_048_576
+"""Maximum bytes of a request that a witness reads from a file; 64 signatures of any kind fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class WitnessRequest:
+    """A request to cosign `checkpoint`, the bytes of a signed note.
+
+    `hashes` is the proof that the checkpoint is consistent with the tree of size `old`.
+    """
+
+    old: int
+    hashes: tuple[bytes, ...]
+    checkpoint: bytes
+
+    def __post_init__(self) -> None:
+        if len(self.hashes) > MAX_HASHES:
+            raise BadInput(f"witness request, hashes: expected at most {MAX_HASHES}, got {len(self.hashes)}")
+        size = parse_checkpoint(parse_note(self.checkpoint).text).size
+        if not 0 <= self.old <= size:
+            raise BadInput(f"witness request, old: expected 0 to the checkpoint's size {size}, got {self.old}")
+
+
+def encode_request(request: WitnessRequest) -> bytes:
+    """Encode the request: `old N`, the hashes, an empty line and the checkpoint."""
+    return f"old {request.old}\n{encode_hashes(request.hashes)}\n".encode() + request.checkpoint
+
+
+def parse_request(data: bytes) -> WitnessRequest:
+    """Parse a request to a witness.
+
+    Raises:
+        BadInput: the request is malformed.
+    """
+    lines, checkpoint = split_head(data, "witness request")
+    keyword, _, old = lines[0].partition(" ")
+    if keyword != "old":
+        raise BadInput(f"witness request, line 1: expected old and a size, got {show(lines[0])}")
+    size = parse_decimal(old, "witness request, old")
+    return WitnessRequest(size, parse_hashes(lines[1:], "witness request"), checkpoint)

@@ -1,7 +1,9 @@
-"""Public keys, signers, and the file that keeps a person's private key.
+"""Public keys, signers, and the encrypted file of a person's private key.
 
-A public key is its SubjectPublicKeyInfo in DER; its id is the SHA-256 of exactly these bytes. Three kinds are known:
-Ed25519 (64-byte signatures), ECDSA P-256 with SHA-256 and ECDSA P-384 with SHA-384 (DER signatures).
+A public key is its SubjectPublicKeyInfo in DER (RFC 5280 section 4.1.2.7); its id is the SHA-256 of exactly these
+bytes. Three kinds are supported for people: Ed25519 (RFC 8032, 64-byte signatures), ECDSA P-256 with SHA-256 and ECDSA
+P-384 with SHA-384 (FIPS 186-5, DER signatures). Checkpoints and adapters can also have signatures by ML-DSA-65
+(`appliance.formats.signatures.ml_dsa`).
 """
 
 from __future__ import annotations
@@ -34,7 +36,65 @@ from appliance.errors import BadInput, NotAuthenticated, Tampered
 from appliance.formats.core.canonical import encode_canonical, parse_canonical
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.core.fields import encode_base64, parse_base64, parse_constant, parse_object, show
-from appliance.formats.signatures.edwards import is_prime_order
+from appliance.formats.signatures.ml_dsa import is_ml_dsa, verify_ml_dsa
+
+PRIME = 2**255 - 19
+ORDER = 2**252 + 27742317777372353535851937790883648493
+_D = -121665 * pow(121666, -1, PRIME) % PRIME
+_SQRT_MINUS_ONE = pow(2, (PRIME - 1) // 4, PRIME)
+
+Point = tuple[int, int, int, int]
+"""A point of edwards25519 in extended coordinates (X, Y, Z, T): x = X/Z, y = Y/Z, xy = T/Z (RFC 8032 section 5.1.4)."""
+_IDENTITY: Point = (0, 1, 1, 0)
+
+
+def is_prime_order(encoded: bytes) -> bool:
+    """Return True if the bytes are the canonical encoding of a point of prime order on edwards25519."""
+    point = _decompress(encoded)
+    return point is not None and not _is_identity(point) and _is_identity(_multiply(ORDER, point))
+
+
+def _decompress(encoded: bytes) -> Point | None:
+    """Decode a point (RFC 8032 section 5.1.3); return None if the bytes are not the canonical encoding of one."""
+    number = int.from_bytes(encoded, "little")
+    sign, y = number >> 255, number & (1 << 255) - 1
+    if len(encoded) != 32 or y >= PRIME:
+        return None
+    numerator, denominator = y * y - 1, _D * y * y + 1
+    square = numerator * pow(denominator, -1, PRIME) % PRIME
+    x = pow(square, (PRIME + 3) // 8, PRIME)
+    if x * x % PRIME != square:
+        x = x * _SQRT_MINUS_ONE % PRIME
+    if x * x % PRIME != square or (x == 0 and sign):
+        return None
+    if x & 1 != sign:
+        x = PRIME - x
+    return x, y, 1, x * y % PRIME
+
+
+def _multiply(scalar: int, point: Point) -> Point:
+    product = _IDENTITY
+    while scalar:
+        if scalar & 1:
+            product = _add(product, point)
+        point, scalar = _add(point, point), scalar >> 1
+    return product
+
+
+def _add(first: Point, second: Point) -> Point:
+    """Add two points (RFC 8032 section 5.1.4); the formula is complete, so it doubles as well."""
+    x1, y1, z1, t1 = first
+    x2, y2, z2, t2 = second
+    a, b = (y1 - x1) * (y2 - x2) % PRIME, (y1 + x1) * (y2 + x2) % PRIME
+    c, d = 2 * t1 * t2 * _D % PRIME, 2 * z1 * z2 % PRIME
+    e, f, g, h = b - a, d - c, d + c, b + a
+    return e * f % PRIME, g * h % PRIME, f * g % PRIME, e * h % PRIME
+
+
+def _is_identity(point: Point) -> bool:
+    x, y, z, _ = point
+    return x % PRIME == 0 and (y - z) % PRIME == 0
+
 
 KEY_FILE_TYPE = "urn:appliance:key-file:v1"
 SALT_BYTES = 32
@@ -46,7 +106,7 @@ _SCRYPT_P = 1
 _KEY_FILE_MEMBERS = frozenset({"_type", "cipher", "ciphertext", "kdf", "nonce", "publicKey"})
 _KDF_MEMBERS = frozenset({"n", "name", "p", "r", "salt"})
 _CIPHER = "chacha20-poly1305"
-# A SubjectPublicKeyInfo of a known kind is this prefix and a key of fixed length: DER leaves no other spelling.
+# The SPKI of a supported key is this prefix and a key of fixed length; DER allows no other encoding.
 _SPKI_PREFIXES = {
     "Ed25519": (bytes.fromhex("302a300506032b6570032100"), 32),
     "P-256": (bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d03010703420004"), 64),
@@ -58,7 +118,7 @@ PublicKey = Ed25519PublicKey | EllipticCurvePublicKey
 
 
 class Signer(Protocol):
-    """Something that signs for one public key: a key in memory, in a file, later in a token."""
+    """An object that signs with the private key of one public key, which may be in memory, in a file or in a token."""
 
     @property
     def spki(self) -> bytes: ...
@@ -71,11 +131,13 @@ class Signer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ed25519Signer:
+    """A signer with an Ed25519 key in memory."""
+
     private: Ed25519PrivateKey = field(repr=False)
     spki: bytes = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        # Once: the log's key signs at every commit.
+        # Computed once, since the log's key signs at every commit.
         object.__setattr__(self, "spki", _encode_spki(self.private.public_key()))
 
     @property
@@ -83,13 +145,13 @@ class Ed25519Signer:
         return digest_bytes(self.spki)
 
     def sign(self, data: bytes) -> bytes:
-        """64 bytes, RFC 8032."""
+        """Return the 64-byte signature of the data (RFC 8032 section 5.1.6)."""
         return self.private.sign(data)
 
 
 @dataclass(frozen=True, slots=True)
 class EcdsaSigner:
-    """P-256 or P-384."""
+    """A signer with a P-256 or P-384 key in memory."""
 
     private: EllipticCurvePrivateKey = field(repr=False)
 
@@ -105,28 +167,37 @@ class EcdsaSigner:
         return digest_bytes(self.spki)
 
     def sign(self, data: bytes) -> bytes:
-        """A DER signature over SHA-256 (P-256) or SHA-384 (P-384) of the data."""
+        """Return a DER signature over SHA-256 (P-256) or SHA-384 (P-384) of the data."""
         return self.private.sign(data, ECDSA(_hash_for(self.private.public_key())))
 
 
 def generate_ed25519() -> Ed25519Signer:
+    """Generate a new Ed25519 key."""
     return Ed25519Signer(Ed25519PrivateKey.generate())
 
 
 def ed25519_signer(seed: bytes) -> Ed25519Signer:
-    """Of a private key's 32 raw bytes."""
+    """Return the signer of a private key's 32 raw bytes."""
     return Ed25519Signer(Ed25519PrivateKey.from_private_bytes(seed))
 
 
 def keyid_of(spki: bytes) -> str:
-    """The key's id; bytes that are no known public key have none."""
+    """Return the id of a public key.
+
+    Raises:
+        BadInput: the bytes are not a supported public key.
+    """
     parse_spki(spki)
     return digest_bytes(spki)
 
 
-@lru_cache(maxsize=4096)  # The order of a point takes some milliseconds.
+@lru_cache(maxsize=4096)  # Checking the order of a point takes milliseconds.
 def parse_spki(spki: bytes) -> PublicKey:
-    """One of the three known kinds, in the one DER encoding that its id is made of."""
+    """Parse a public key of one of the three kinds that people can have from its canonical DER encoding.
+
+    Raises:
+        BadInput: the kind or encoding is not supported, or the key is not a valid point.
+    """
     if not any(spki.startswith(start) and len(spki) == len(start) + n for start, n in _SPKI_PREFIXES.values()):
         raise BadInput(f"public key: expected the SPKI of {', '.join(_SPKI_PREFIXES)} in DER, got {show(spki.hex())}")
     try:
@@ -143,31 +214,48 @@ def parse_spki(spki: bytes) -> PublicKey:
 
 
 def ed25519_spki(public: bytes) -> bytes:
-    """The SPKI of 32 raw key bytes, RFC 8410; whether they are a key `parse_spki` says."""
+    """Return the SPKI (RFC 8410) of 32 raw key bytes, unchecked; `parse_spki` checks it."""
     return _SPKI_PREFIXES["Ed25519"][0] + public
 
 
 def p256_spki(x: bytes, y: bytes) -> bytes:
-    """The SPKI of a point of P-256, uncompressed, from its coordinates of 32 bytes each; BadInput where it is none."""
+    """Return the SPKI of an uncompressed P-256 point from its two 32-byte coordinates.
+
+    Raises:
+        BadInput: the point is not on the curve.
+    """
     spki = _SPKI_PREFIXES["P-256"][0] + x + y
     parse_spki(spki)
     return spki
 
 
 def ed25519_raw(spki: bytes) -> bytes:
-    """The 32 raw key bytes; BadInput for a key of another kind."""
-    if is_ecdsa(spki):
+    """Return the 32 raw bytes of an Ed25519 key.
+
+    Raises:
+        BadInput: the key is of another kind.
+    """
+    if not isinstance(parse_spki(spki), Ed25519PublicKey):
         raise BadInput("public key, kind: expected Ed25519, got ECDSA")
     return spki[-32:]
 
 
 def is_ecdsa(spki: bytes) -> bool:
-    """P-256 or P-384, as opposed to Ed25519."""
-    return isinstance(parse_spki(spki), EllipticCurvePublicKey)
+    """Return True if the key is P-256 or P-384, False if it is Ed25519 or ML-DSA-65."""
+    return not is_ml_dsa(spki) and isinstance(parse_spki(spki), EllipticCurvePublicKey)
 
 
 def verify_signature(spki: bytes, data: bytes, sig: bytes) -> None:
-    """By the key's own kind; an ECDSA signature is DER, over the hash that belongs to the curve."""
+    """Verify a signature by the algorithm of the key; ECDSA signatures are DER, over the hash of the curve.
+
+    Raises:
+        Tampered: the signature is invalid.
+        BadInput: the key is not supported.
+        Unavailable: the key is ML-DSA-65, which this Python cannot compute.
+    """
+    if is_ml_dsa(spki):
+        verify_ml_dsa(spki, data, sig)
+        return
     key = parse_spki(spki)
     try:
         if isinstance(key, Ed25519PublicKey):
@@ -179,26 +267,42 @@ def verify_signature(spki: bytes, data: bytes, sig: bytes) -> None:
 
 
 def load_spki_pem(pem: bytes) -> bytes:
-    """The SPKI in DER of one PEM block, as `encode_spki_pem` writes it, or with CRLF, or with no last line end."""
+    """Return the SPKI in DER of a person's key in one PEM block; CRLF or no last line end is accepted.
+
+    Raises:
+        BadInput: the file is anything else.
+    """
     text = pem.decode("ascii", "replace").replace("\r\n", "\n").rstrip("\n")
     first, *lines, last = text.split("\n") if text.count("\n") > 1 else ("", "")
     if (first, last) != (_PEM_FIRST, _PEM_LAST):
-        got = show(first) if first.startswith("-----BEGIN ") else "none"  # other text may be a secret
+        got = (
+            show(first) if first.startswith("-----BEGIN ") else "none"
+        )  # the message omits other text, which may be a secret
         raise BadInput(f"public key file: expected one PEM block PUBLIC KEY and nothing else, got {got}")
     spki = parse_base64("".join(lines), "public key file")
+    parse_spki(spki)
     if encode_spki_pem(spki).decode("ascii") != f"{text}\n":
         raise BadInput("public key file: expected base64 in lines of 64 characters, got lines of different lengths")
     return spki
 
 
 def encode_spki_pem(spki: bytes) -> bytes:
-    return parse_spki(spki).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    """Encode a public key, which may be ML-DSA-65, as a PEM block."""
+    if not is_ml_dsa(spki):
+        parse_spki(spki)
+    text = encode_base64(spki)
+    lines = (text[start : start + 64] for start in range(0, len(text), 64))
+    return "\n".join((_PEM_FIRST, *lines, _PEM_LAST, "")).encode("ascii")
 
 
 def encode_key_file(private: Ed25519PrivateKey, passphrase: bytes, *, salt: bytes, nonce: bytes) -> bytes:
-    """A person's key under a passphrase: scrypt, then ChaCha20-Poly1305 with every other member as associated data.
+    """Encrypt a person's private key under a passphrase: scrypt (RFC 7914), then ChaCha20-Poly1305 (RFC 8439).
 
-    `salt` (32 bytes) and `nonce` (12 bytes) are random and used once.
+    All other fields of the file are the associated data. `salt` (32 bytes) and `nonce` (12 bytes) are random and used
+    once.
+
+    Raises:
+        BadInput: salt or nonce has another length, or the passphrase is empty.
     """
     if len(salt) != SALT_BYTES or len(nonce) != NONCE_BYTES:
         expected = f"expected {SALT_BYTES} and {NONCE_BYTES} bytes"
@@ -217,7 +321,13 @@ def encode_key_file(private: Ed25519PrivateKey, passphrase: bytes, *, salt: byte
 
 
 def parse_key_file(data: bytes, passphrase: bytes) -> Ed25519Signer:
-    """Raises NotAuthenticated for a wrong passphrase or a changed file: the cipher cannot tell them apart."""
+    """Decrypt a key file and return its signer.
+
+    Raises:
+        NotAuthenticated: the passphrase is wrong or the file was changed; the cipher cannot distinguish the two.
+        Tampered: the public key in the file is not that of the private key.
+        BadInput: the file is malformed.
+    """
     locked = _parse_locked(data)
     cipher = ChaCha20Poly1305(_derive_key(passphrase, locked.salt))
     try:
@@ -232,7 +342,7 @@ def parse_key_file(data: bytes, passphrase: bytes) -> Ed25519Signer:
 
 
 def parse_key_file_spki(data: bytes) -> bytes:
-    """The public key that a key file names, without the passphrase: a claim, until the file is opened."""
+    """Return the public key in a key file without the passphrase; it is unverified until the file is decrypted."""
     return _parse_locked(data).spki
 
 
@@ -252,12 +362,11 @@ def _parse_locked(data: bytes) -> _Locked:
     parse_constant(value["_type"], "key file, _type", KEY_FILE_TYPE)
     parse_constant(value["cipher"], "key file, cipher", _CIPHER)
     kdf = parse_object(value["kdf"], "key file, kdf", _KDF_MEMBERS)
-    # The work factor is fixed: a file that asks for another could ask for all memory.
+    # The work factor is fixed, since a file with another one could exhaust the memory.
     for name, constant in (("name", "scrypt"), ("n", _SCRYPT_N), ("r", _SCRYPT_R), ("p", _SCRYPT_P)):
         parse_constant(kdf[name], f"key file, kdf {name}", constant)
     spki = parse_base64(value["publicKey"], "key file, publicKey")
-    if is_ecdsa(spki):
-        raise BadInput("key file, publicKey: expected Ed25519, got ECDSA")
+    ed25519_raw(spki)
     return _Locked(
         salt=parse_base64(kdf["salt"], "key file, salt", size=SALT_BYTES),
         nonce=parse_base64(value["nonce"], "key file, nonce", size=NONCE_BYTES),

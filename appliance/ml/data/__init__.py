@@ -1,1 +1,1 @@
-"""Files to rows, rows to tokens."""
+"""Datasets: reading files, rendering rows, tokenizing."""

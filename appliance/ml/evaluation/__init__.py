@@ -1,1 +1,1 @@
-"""Metrics, and what a model makes of held-out rows."""
+"""Evaluation: metrics, and a model's results on held-out rows."""

@@ -1,7 +1,7 @@
-"""What one model makes of held-out rows: its loss on the answers, and what its task is measured by beside.
+"""Evaluation of one model on held-out rows: the loss of the targets, and the metrics of the kind of dataset.
 
-The same rows, in the same order and packs, for base and adapter. Answers are drawn greedily, as a unit's client at
-temperature 0 would get them, from so many rows and of so many tokens at most that an evaluation ends.
+Base and adapter are evaluated on the same rows, in the same order and packs. Responses are generated greedily, as for a
+unit's client at temperature 0. Their number and length are limited, so that an evaluation ends.
 """
 
 from __future__ import annotations
@@ -14,74 +14,85 @@ from typing import Any
 
 import torch
 
-from appliance.domain.data.tasks import PREFERENCE
-from appliance.domain.data.teaching import About
+from appliance.domain.data.kinds import PREFERENCE, DatasetDescription
 from appliance.domain.data.tool_calls import canonical_call
 from appliance.domain.evaluation.items import MOST_SCORE, SCALE, Answer
-from appliance.domain.evaluation.judging import choose_judged
+from appliance.domain.evaluation.rules import choose_evaluated
+from appliance.domain.planning.packs import PACK_TOKENS, split_into_packs
 from appliance.errors import BadInput
-from appliance.ml.data.rows import Row
-from appliance.ml.data.samples import Sample
+from appliance.ml.data.rows import RenderedRow, Sample
 from appliance.ml.evaluation import metrics
-from appliance.ml.evaluation.labels import LabelTree, judge_rows
-from appliance.ml.inference.adapters import Slots
-from appliance.ml.inference.drawing import draw_tokens
-from appliance.ml.inference.request import Request
+from appliance.ml.evaluation.labels import LabelTree, evaluate_rows
+from appliance.ml.inference.adapters import AdapterSlots
+from appliance.ml.inference.request import InferenceRequest
+from appliance.ml.inference.sampling import draw_tokens
 from appliance.ml.layers.packing import pack_sequences
-from appliance.ml.model.base import Base
+from appliance.ml.model.base import LoadedBase
 from appliance.ml.model.calls import CallForm
 from appliance.ml.model.chat import Chat
-from appliance.ml.training.preferences import adapter_off, has_adapter
+from appliance.ml.training.loss import adapter_off, has_adapter
 
-PACK_TOKENS = 2048
 PACK_ROWS = 16
 MAX_ANSWER_TOKENS = 256
 
 COMPARED = {"question-answering": metrics.summarize_answers, "summarisation": metrics.summarize_summaries}
-"""Tasks whose answers are written out and compared with the rows' own."""
+"""Function of the metrics, by kind of dataset, if responses are generated and compared with the rows' own."""
 
 Report = Callable[[int, int], None]
-"""Called with how many rows more have gone through the model, and their tokens."""
+"""Callback with the number of rows that have gone through the model since the last call, and their tokens."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`metrics`: what a record holds of it, by name: counts, and fractions as decimal text. `answers`: of each row that
-    `choose_judged` gives, in its order. `texts`: what was answered, where that is a text."""
+    """The result of an evaluation.
+
+    `metrics` are the recorded values by name: counts, and fractions as decimal text. `answers` has the result of each
+    row that `choose_evaluated` returns, in its order. `texts` are the responses, if they are texts.
+    """
 
     metrics: dict[str, Any]
     answers: list[Answer]
     texts: tuple[str, ...] = ()
 
 
-def count_passes(about: About, rows: Sequence[Row]) -> int:
-    """How often a row goes through the model in one evaluation: for its loss and label, and again for its answer; of a
-    preference for both answers."""
-    if about.task == PREFERENCE:
+def count_passes(about: DatasetDescription, rows: Sequence[RenderedRow]) -> int:
+    """Return the number of passes of rows through the model in one evaluation.
+
+    A row has one pass for loss and label, and one for a generated response; a preference has one for each completion.
+    """
+    if about.dataset_kind == PREFERENCE:
         return 2 * len(rows)
     called = [row for row in rows if row.calls is not None]
-    return len(rows) + (len(choose_judged(about.task, rows, has_tools)) if about.task in COMPARED or called else 0)
+    return len(rows) + (
+        len(choose_evaluated(about.dataset_kind, rows, has_tools)) if about.dataset_kind in COMPARED or called else 0
+    )
 
 
-def has_tools(row: Row) -> bool:
-    """Whether the row is judged by its calls."""
+def has_tools(row: RenderedRow) -> bool:
+    """Return True if the row is evaluated by its tool calls."""
     return row.calls is not None
 
 
 def evaluate(
-    base: Base,
-    slots: Slots | None,
-    about: About,
-    rows: Sequence[Row],
+    base: LoadedBase,
+    slots: AdapterSlots | None,
+    about: DatasetDescription,
+    rows: Sequence[RenderedRow],
     samples: Sequence[Sample],
     report: Report,
     limit: int | None = None,
 ) -> Evaluation:
-    """What one model makes of the rows. `slots`: those that wrap the base's layers, None where none do. `limit`: tokens
-    of a written answer at most; None for the limit that these rows give by themselves (`limit_answers`)."""
-    if about.task == "classification":
+    """Evaluate one model on the rows.
+
+    `slots` wrap the base's layers; None if nothing does. `limit` is the largest number of tokens of a generated
+    response; None for the limit of these rows (`limit_answers`).
+
+    Raises:
+        BadInput: the loss is not finite.
+    """
+    if about.dataset_kind == "classification":
         return classify(base, about.labels, rows, samples, report)
-    if about.task == PREFERENCE:
+    if about.dataset_kind == PREFERENCE:
         return prefer(base, slots, samples, report)
     losses = measure_losses(base, samples, report)
     tokens = sum(sample.trained_tokens for sample in samples)
@@ -89,32 +100,38 @@ def evaluate(
         "rows": len(rows),
         **metrics.summarize_loss(_check_finite(math.fsum(losses)), tokens),
     }
-    chosen = choose_judged(about.task, list(zip(rows, samples, losses, strict=True)), lambda one: has_tools(one[0]))
+    chosen = choose_evaluated(
+        about.dataset_kind, list(zip(rows, samples, losses, strict=True)), lambda one: has_tools(one[0])
+    )
     scores = [{"loss": scale(loss / sample.trained_tokens)} for _, sample, loss in chosen]
     if has_tools(chosen[0][0]):
         return call_tools(base, slots, [row for row, _, _ in chosen], scores, metrics_found, report, limit)
-    if about.task not in COMPARED:
+    if about.dataset_kind not in COMPARED:
         return Evaluation(metrics_found, [_answer(one) for one in scores])
     expected = [row.answer for row, _, _ in chosen]
     written, cut = write_answers(base, slots, [row for row, _, _ in chosen], report, limit)
-    metrics_found |= COMPARED[about.task](expected, written) | {"answers": len(chosen), "answers_cut": cut}
+    metrics_found |= COMPARED[about.dataset_kind](expected, written) | {"answers": len(chosen), "answers_cut": cut}
     answers = [
-        _judge(about.task, ours, theirs, one) for ours, theirs, one in zip(expected, written, scores, strict=True)
+        _score_response(about.dataset_kind, ours, theirs, one)
+        for ours, theirs, one in zip(expected, written, scores, strict=True)
     ]
     return Evaluation(metrics_found, answers, tuple(written))
 
 
 def call_tools(
-    base: Base,
-    slots: Slots | None,
-    rows: Sequence[Row],
+    base: LoadedBase,
+    slots: AdapterSlots | None,
+    rows: Sequence[RenderedRow],
     scores: Sequence[dict[str, int]],
     found: dict[str, Any],
     report: Report,
     limit: int | None = None,
 ) -> Evaluation:
-    """Rows with tools: an answer is right where it calls what the row calls, in that order, with arguments that are the
-    same as canonical JSON; where the row calls nothing, where it calls nothing. `found`: the metrics so far."""
+    """Evaluate rows with tools.
+
+    A response is right if its calls are those of the row, in the same order and with arguments that are equal as
+    canonical JSON; if the row has no calls, if the response has none. `found` has the metrics so far.
+    """
     form = base.chat.calls
     if form is None:
         raise BadInput(f"evaluation: {base.chat.toolless}")
@@ -129,9 +146,9 @@ def _list_calls(form: CallForm, answer: str) -> list[str]:
     return [canonical_call(call.name, call.arguments) for call in form.read_answer(answer)[1]]
 
 
-def _judge(task: str, expected: str, written: str, scores: dict[str, int]) -> Answer:
-    """One written answer; of question answering it is right where it matches exactly."""
-    if task == "summarisation":
+def _score_response(dataset_kind: str, expected: str, written: str, scores: dict[str, int]) -> Answer:
+    """Return the result of one response; in question answering it is right if it matches exactly."""
+    if dataset_kind == "summarisation":
         return _answer({**scores, "rouge_l": scale(metrics.rouge_l(expected, written))})
     right = metrics.normalise(expected) == metrics.normalise(written)
     return _answer({**scores, "token_f1": scale(metrics.token_f1(expected, written))}, right=right)
@@ -142,23 +159,24 @@ def _answer(scores: dict[str, int], right: bool | None = None) -> Answer:
 
 
 def scale(value: float | Fraction) -> int:
-    """In millionths, half to even."""
+    """Return the value in millionths, rounded half to even and clamped to ±MOST_SCORE."""
     return max(-MOST_SCORE, min(MOST_SCORE, round(value * SCALE)))
 
 
-def measure_losses(base: Base, samples: Sequence[Sample], report: Report) -> list[float]:
-    """The summed cross-entropy of each row's trained tokens."""
+def measure_losses(base: LoadedBase, samples: Sequence[Sample], report: Report) -> list[float]:
+    """Return the sum of the cross-entropy of each row's trained tokens, in nats."""
     return [loss for loss, _ in _measure(base, samples, report, False)]
 
 
-def measure_continuations(base: Base, samples: Sequence[Sample], report: Report) -> list[tuple[float, bool]]:
-    """The same, and whether each of these tokens is the likeliest where it is."""
+def measure_continuations(base: LoadedBase, samples: Sequence[Sample], report: Report) -> list[tuple[float, bool]]:
+    """Return the same sum, and True if each of these tokens is the most likely one at its position."""
     return _measure(base, samples, report, True)
 
 
-def _measure(base: Base, samples: Sequence[Sample], report: Report, ranks: bool) -> list[tuple[float, bool]]:
+def _measure(base: LoadedBase, samples: Sequence[Sample], report: Report, ranks: bool) -> list[tuple[float, bool]]:
     found: dict[int, tuple[float, bool]] = {}
-    for pack in _packs(samples):
+    ordered = sorted(samples, key=lambda sample: (len(sample.ids), sample.index))
+    for pack in split_into_packs(ordered, lambda sample: len(sample.ids), PACK_TOKENS, PACK_ROWS):
         found |= zip((sample.index for sample in pack), _read_pack(base, pack, ranks), strict=True)
         report(len(pack), sum(len(sample.ids) for sample in pack))
     return [found[sample.index] for sample in samples]
@@ -170,20 +188,9 @@ def _check_finite(total: float) -> float:
     return total
 
 
-def _packs(samples: Sequence[Sample]) -> list[list[Sample]]:
-    """Short with short; a row that is longer than a pack is one by itself."""
-    packs: list[list[Sample]] = []
-    for sample in sorted(samples, key=lambda sample: (len(sample.ids), sample.index)):
-        size = sum(len(other.ids) for other in packs[-1]) + len(sample.ids) if packs else 0
-        if not packs or size > PACK_TOKENS or len(packs[-1]) == PACK_ROWS:
-            packs.append([])
-        packs[-1].append(sample)
-    return packs
-
-
 @torch.inference_mode()
-def _read_pack(base: Base, samples: Sequence[Sample], ranks: bool) -> list[tuple[float, bool]]:
-    """Each row's loss, and with `ranks` whether its trained tokens are all the likeliest."""
+def _read_pack(base: LoadedBase, samples: Sequence[Sample], ranks: bool) -> list[tuple[float, bool]]:
+    """Return the loss of each row and, with `ranks`, True if all of its trained tokens are the most likely ones."""
     own = max(len(sample.ids) - sample.spans[0][0] for sample in samples) + 1
     pack, segments = pack_sequences([sample.ids for sample in samples], keep=own, longest_short=base.longest_short)
     places, targets, owners = list[int](), list[int](), list[int]()
@@ -205,15 +212,15 @@ def _read_pack(base: Base, samples: Sequence[Sample], ranks: bool) -> list[tuple
 
 
 def classify(
-    base: Base, labels: Sequence[str], rows: Sequence[Row], samples: Sequence[Sample], report: Report
+    base: LoadedBase, labels: Sequence[str], rows: Sequence[RenderedRow], samples: Sequence[Sample], report: Report
 ) -> Evaluation:
-    """Loss, accuracy and macro-F1, the model held to the dataset's labels."""
+    """Evaluate a classification: loss, accuracy and macro-F1, with the model restricted to the dataset's labels."""
     chat = base.chat
     tree = LabelTree([chat.encode(chat.answer(label)) for label in labels])
-    judged = judge_rows(base, samples, [sample.spans[0][0] for sample in samples], [tree] * len(samples), report)
-    total = _check_finite(math.fsum(one.loss for one in judged))
+    evaluated = evaluate_rows(base, samples, [sample.spans[0][0] for sample in samples], [tree] * len(samples), report)
+    total = _check_finite(math.fsum(one.loss for one in evaluated))
     found = metrics.summarize_loss(total, sum(sample.trained_tokens for sample in samples))
-    chosen = [labels[one.label] for one in judged]
+    chosen = [labels[one.label] for one in evaluated]
     found |= metrics.summarize([row.answer for row in rows], chosen)
     answers = [
         Answer(
@@ -222,16 +229,17 @@ def classify(
             right=label == row.answer,
             scores={"loss": scale(one.loss / sample.trained_tokens)},
         )
-        for row, sample, one, label in zip(rows, samples, judged, chosen, strict=True)
+        for row, sample, one, label in zip(rows, samples, evaluated, chosen, strict=True)
     ]
     return Evaluation({"rows": len(rows), **found}, answers, tuple(chosen))
 
 
-def prefer(base: Base, slots: Slots | None, samples: Sequence[Sample], report: Report) -> Evaluation:
-    """Which answer of each pair a model prefers. The base: the one that is likelier to it. What was trained: the one
-    whose reward is higher, so how much likelier it made it than its reference, the base, has it.
+def prefer(base: LoadedBase, slots: AdapterSlots | None, samples: Sequence[Sample], report: Report) -> Evaluation:
+    """Evaluate preferences: which completion of each pair the model prefers.
 
-    `margin`: the mean of the chosen answer's log-probability (or reward, without beta) above the rejected one's.
+    The base prefers the more likely one. A trained model prefers the one with the higher reward, the gain of its
+    log-probability over the base. `margin` is the mean difference of log-probability (or reward, without beta) between
+    the chosen and the rejected completion.
     """
     sides = [one for sample in samples for one in _divide(sample)]
     losses = measure_losses(base, sides, report)
@@ -253,7 +261,7 @@ def prefer(base: Base, slots: Slots | None, samples: Sequence[Sample], report: R
 
 
 def _divide(sample: Sample) -> tuple[Sample, Sample]:
-    """Both answers of a preference, each behind the prompt, as rows of their own."""
+    """Return both completions of a preference, each with the prompt, as separate rows."""
     start = sample.spans[0][0]
     ids = sample.ids[:start] + sample.rejected
     return (
@@ -262,18 +270,20 @@ def _divide(sample: Sample) -> tuple[Sample, Sample]:
     )
 
 
-def limit_answers(chat: Chat, rows: Sequence[Row]) -> int:
-    """Tokens that a written answer to one of these rows may have: as many as the longest expected one, and
-    MAX_ANSWER_TOKENS at most."""
+def limit_answers(chat: Chat, rows: Sequence[RenderedRow]) -> int:
+    """Return the largest number of tokens of a generated response to one of these rows.
+
+    It is the length of the longest expected response, and at most MAX_ANSWER_TOKENS.
+    """
     return min(MAX_ANSWER_TOKENS, max(len(chat.encode(row.parts[row.calls or 0][1])) for row in rows))
 
 
 def write_answers(
-    base: Base, slots: Slots | None, rows: Sequence[Row], report: Report, limit: int | None = None
+    base: LoadedBase, slots: AdapterSlots | None, rows: Sequence[RenderedRow], report: Report, limit: int | None = None
 ) -> tuple[list[str], int]:
-    """What the model writes for each row, and how many answers came to no end by themselves.
+    """Return the model's response to each row, and the number of responses that were cut off.
 
-    None is longer than `limit` (see `limit_answers`), nor than the base's context leaves behind its prompt.
+    No response is longer than `limit` (see `limit_answers`) or than the base's context allows after the prompt.
     """
     chat = base.chat
     most = limit_answers(chat, rows) if limit is None else limit
@@ -285,7 +295,7 @@ def write_answers(
         prompt = [token for part in row.parts[:place] for text in part for token in chat.encode(text)]
         prompt += chat.encode(row.parts[place][0])
         room = min(most, base.context_length - len(prompt))
-        for token in draw_tokens(base, slots, prompt, Request((), room), room):
+        for token in draw_tokens(base, slots, prompt, InferenceRequest((), room), room):
             if ended := token in chat.stop_ids():
                 break
             ids.append(token)

@@ -1,8 +1,8 @@
-"""What others' programs make of a model: tasks of EleutherAI's lm-evaluation-harness, and metrics of Hugging Face's
-evaluate, each from a folder of the site's own.
+"""Evaluation by external programs, each from a folder that the site provides.
 
-Both run code of that folder. So this is imported by a worker of its own only, behind walls and without a network, and
-the two libraries are not among what the appliance depends on.
+These are tasks of EleutherAI's lm-evaluation-harness and metrics of Hugging Face's evaluate. Both run code of their
+folder. So only a separate worker imports this module, in the sandbox and without a network, and the appliance does not
+depend on the two libraries.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from appliance.domain.evaluation.items import SCALE, Answer, Item, Slices, encode_items
+from appliance.domain.evaluation.items import SCALE, Answer, EvaluationItem, Slices, encode_items
 from appliance.errors import BadInput, Unavailable
-from appliance.ml.data.samples import Sample
+from appliance.ml.data.rows import Sample
 from appliance.ml.evaluation.evaluation import Report, measure_continuations, scale
-from appliance.ml.inference.adapters import Slots
-from appliance.ml.inference.drawing import draw_tokens
-from appliance.ml.inference.request import Request
-from appliance.ml.model.base import Base
+from appliance.ml.inference.adapters import AdapterSlots
+from appliance.ml.inference.request import InferenceRequest
+from appliance.ml.inference.sampling import draw_tokens
+from appliance.ml.model.base import LoadedBase
 
 MISSING = "harness-missing"
 RIGHT = ("acc", "exact_match")
-"""Metrics of a task that say whether an item is right, the first that it has."""
+"""Metrics of a task that decide whether an item is right; the first one that a task has is used."""
 MAX_ANSWER_TOKENS = 256
 MOST_NAME = 32
 FALLS = "minus_"
-"""Before the name of a metric of which less is better: its negative is kept, so that more is better for all."""
+"""Prefix of metrics of which less is better; the negative value is stored, so that more is better for all."""
 
 
 @dataclass(frozen=True)
-class Scored:
-    """One row of a task: `key` names it in the task, `part` is its task's name."""
+class TaskResult:
+    """The result of one row of a task: `key` identifies the row in the task; `part` is the task's name."""
 
     key: str
     part: str
@@ -45,15 +45,21 @@ class Scored:
     right: bool | None
 
 
-def judge_task(folder: Path, name: str, base: Base, slots: Slots | None, report: Report) -> list[Scored]:
-    """What the model makes of each row of the task or group of tasks `name`, which a YAML file of the folder names.
+def evaluate_task(
+    folder: Path, name: str, base: LoadedBase, slots: AdapterSlots | None, report: Report
+) -> list[TaskResult]:
+    """Return the model's result for each row of a task or group of tasks, named by a YAML file of the folder.
 
-    Prompts go through the base's own chat template, as they are served.
+    Prompts go through the base's own chat template, as in serving.
+
+    Raises:
+        BadInput: the task is unknown or has no usable numbers.
+        Unavailable: the library is missing.
     """
-    with _found("lm_eval", "lm-eval"):
+    with _require_library("lm_eval", "lm-eval"):
         from lm_eval.evaluator import evaluate
         from lm_eval.tasks import TaskManager
-    with _inside(folder):
+    with _change_directory(folder):
         manager = TaskManager(include_path=str(folder), include_defaults=False)
         if name not in manager.all_tasks:
             known = ", ".join(manager.all_tasks) or "none"
@@ -73,8 +79,11 @@ def judge_task(folder: Path, name: str, base: Base, slots: Slots | None, report:
     return rows
 
 
-def _read_samples(found: Mapping[str, Any], part: str) -> Iterator[Scored]:
-    """Of one task. With several filters a metric's name has its filter behind it; the first one says what is right."""
+def _read_samples(found: Mapping[str, Any], part: str) -> Iterator[TaskResult]:
+    """Yield the results of one task.
+
+    With several filters, a metric's name ends with the filter's; the first filter decides whether an item is right.
+    """
     by_row: dict[int, dict[str, float]] = {}
     rights: dict[int, bool] = {}
     better = found["higher_is_better"].get(part, {})
@@ -92,11 +101,11 @@ def _read_samples(found: Mapping[str, Any], part: str) -> Iterator[Scored]:
                 rights.setdefault(sample["doc_id"], bool(value))
     for key, values in sorted(by_row.items()):
         what = f"task {part}, row {key}"
-        yield Scored(f"{part}\0{key}", part, _score(values, what), rights.get(key))
+        yield TaskResult(f"{part}\0{key}", part, _score(values, what), rights.get(key))
 
 
 def _score(values: Mapping[str, float], what: str) -> dict[str, int]:
-    """Metrics as scores: names in their form, numbers in millionths. BadInput for what is no number."""
+    """Return metrics as scores: names in the required form, numbers in millionths."""
     scores: dict[str, int] = {}
     for name, value in values.items():
         if not math.isfinite(value):
@@ -108,13 +117,15 @@ def _score(values: Mapping[str, float], what: str) -> dict[str, int]:
     return scores
 
 
-def write_task_items(set_name: str, digest: str, base: Sequence[Scored], adapter: Sequence[Scored]) -> bytes:
-    """The lines of a harness's set. A row's digest is that of the set's name and digest, and of its place in them;
-    its task is its column."""
+def write_task_items(set_name: str, digest: str, base: Sequence[TaskResult], adapter: Sequence[TaskResult]) -> bytes:
+    """Return the item lines of a harness task.
+
+    A row's digest covers the set's name and digest and the row's key; its task is its column.
+    """
     if [row.key for row in base] != [row.key for row in adapter]:
         raise BadInput(f"{set_name}: expected the same rows of base and adapter, got others")
     return encode_items(
-        Item(
+        EvaluationItem(
             adapter=Answer(confidence=None, label=None, right=theirs.right, scores=dict(theirs.scores)),
             base=Answer(confidence=None, label=None, right=ours.right, scores=dict(ours.scores)),
             cluster=None,
@@ -126,8 +137,13 @@ def write_task_items(set_name: str, digest: str, base: Sequence[Scored], adapter
 
 
 def measure_answers(folder: Path, name: str, expected: Sequence[str], answered: Sequence[str]) -> list[dict[str, int]]:
-    """What the metric module NAME.py of the folder makes of each answer beside what was expected, by itself."""
-    with _found("evaluate", "evaluate"):
+    """Return the scores of each response by the metric module NAME.py of the folder.
+
+    Raises:
+        BadInput: the metric returns no number for a response.
+        Unavailable: the library is missing.
+    """
+    with _require_library("evaluate", "evaluate"):
         import evaluate
     module = evaluate.load(str(folder / f"{name}.py"), keep_in_memory=True)
     scores = []
@@ -141,11 +157,11 @@ def measure_answers(folder: Path, name: str, expected: Sequence[str], answered: 
 
 
 def write_metric_items(
-    items: Sequence[Item], base: Sequence[Mapping[str, int]], adapter: Sequence[Mapping[str, int]]
+    items: Sequence[EvaluationItem], base: Sequence[Mapping[str, int]], adapter: Sequence[Mapping[str, int]]
 ) -> bytes:
-    """The lines of a metric's set: the held-out rows that answers were written for, with the metric's scores."""
+    """Return the item lines of a metric: the held-out rows with generated responses, with the metric's scores."""
     return encode_items(
-        Item(
+        EvaluationItem(
             adapter=Answer(confidence=None, label=None, right=None, scores=dict(theirs)),
             base=Answer(confidence=None, label=None, right=None, scores=dict(ours)),
             cluster=item.cluster,
@@ -157,20 +173,20 @@ def write_metric_items(
 
 
 def summarize_scores(answers: Sequence[Mapping[str, int]]) -> dict[str, str | int]:
-    """The mean of each score, as decimal text."""
+    """Return the number of rows and the mean of each score, as decimal text."""
     names = answers[0].keys()
     means = {name: sum(one[name] for one in answers) / (len(answers) * SCALE) for name in names}
     return {"rows": len(answers), **{name: f"{mean:.6f}" for name, mean in means.items()}}
 
 
 def _is_number(value: Any) -> bool:
-    """Also numpy's."""
+    """Return True for a number, including numpy's."""
     return isinstance(value, int | float) or hasattr(value, "__float__")
 
 
 @contextmanager
-def _found(module: str, package: str) -> Iterator[None]:
-    """An import that may lack its library."""
+def _require_library(module: str, package: str) -> Iterator[None]:
+    """Turn the failure to import an optional library within the block into Unavailable."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -182,8 +198,8 @@ def _found(module: str, package: str) -> Iterator[None]:
 
 
 @contextmanager
-def _inside(folder: Path) -> Iterator[None]:
-    """Files that a task names are found beside its YAML file."""
+def _change_directory(folder: Path) -> Iterator[None]:
+    """Make `folder` the current directory within the block, so that a task's files are found beside its YAML file."""
     before = os.getcwd()
     os.chdir(folder)
     try:
@@ -192,8 +208,11 @@ def _inside(folder: Path) -> Iterator[None]:
         os.chdir(before)
 
 
-def _make_model(base: Base, slots: Slots | None, report: Report) -> Any:
-    """The model as lm-eval calls it. The class is made here: its base class is in a library that may be missing."""
+def _make_model(base: LoadedBase, slots: AdapterSlots | None, report: Report) -> Any:
+    """Return the model in the interface of lm-eval.
+
+    The class is defined here, because its base class is in a library that may be missing.
+    """
     from lm_eval.api.model import LM
 
     chat = base.chat
@@ -202,13 +221,13 @@ def _make_model(base: Base, slots: Slots | None, report: Report) -> Any:
         tokenizer_name = "appliance"
 
         def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
-            return _continue(base, [_encode_pair(base, *request.args[:2]) for request in requests], report)
+            return _score_continuations(base, [_encode_pair(base, *request.args[:2]) for request in requests], report)
 
         def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
             raise BadInput("harness, output_type: expected one with a number for each row, got loglikelihood_rolling")
 
         def generate_until(self, requests: list[Any]) -> list[str]:
-            return [_write(base, slots, request.args[0], request.args[1], report) for request in requests]
+            return [_generate(base, slots, request.args[0], request.args[1], report) for request in requests]
 
         def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
             if not add_generation_prompt:
@@ -218,8 +237,11 @@ def _make_model(base: Base, slots: Slots | None, report: Report) -> Any:
     return Model()
 
 
-def _encode_pair(base: Base, context: str, continuation: str) -> tuple[list[int], list[int]]:
-    """As the harness's own models do it: spaces at the context's end belong to what follows."""
+def _encode_pair(base: LoadedBase, context: str, continuation: str) -> tuple[list[int], list[int]]:
+    """Return the tokens of context and continuation, like the harness's own models.
+
+    Spaces at the context's end belong to the continuation.
+    """
     if not context:
         return [_first_token(base)], base.chat.encode(continuation)
     kept = context.rstrip(" ")
@@ -227,8 +249,8 @@ def _encode_pair(base: Base, context: str, continuation: str) -> tuple[list[int]
     return before, whole[len(before) :]
 
 
-def _first_token(base: Base) -> int:
-    """What comes before a text that has nothing before it."""
+def _first_token(base: LoadedBase) -> int:
+    """Return the token that precedes a text without context."""
     for name in ("bos_token", "eos_token"):
         number = base.chat.tokenizer.token_to_id(base.chat.variables.get(name, ""))
         if number is not None:
@@ -236,11 +258,13 @@ def _first_token(base: Base) -> int:
     raise BadInput("harness: expected a base with a token for a text's beginning or end, got none")
 
 
-def _continue(
-    base: Base, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], report: Report
+def _score_continuations(
+    base: LoadedBase, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], report: Report
 ) -> list[tuple[float, bool]]:
-    """The log-likelihood of each continuation, and whether each of its tokens is the likeliest. A context that is too
-    long loses its first tokens."""
+    """Return the log-likelihood of each continuation, and True if each of its tokens is the most likely one.
+
+    A context that is too long loses its first tokens.
+    """
     samples = []
     for number, (before, after) in enumerate(pairs):
         if not after or len(after) >= base.context_length:
@@ -252,8 +276,10 @@ def _continue(
     return [(-loss, likeliest) for loss, likeliest in measure_continuations(base, samples, report)]
 
 
-def _write(base: Base, slots: Slots | None, context: str, terms: Mapping[str, Any], report: Report) -> str:
-    """The greedy answer until one of the texts that end it, which is not part of it."""
+def _generate(
+    base: LoadedBase, slots: AdapterSlots | None, context: str, terms: Mapping[str, Any], report: Report
+) -> str:
+    """Return the greedy response up to one of the stop texts, which is excluded."""
     if terms.get("do_sample") and float(terms.get("temperature") or 0) > 0:
         raise BadInput("harness, generation_kwargs: expected greedy answers (do_sample: false), got others")
     until = terms.get("until") or []
@@ -262,7 +288,7 @@ def _write(base: Base, slots: Slots | None, context: str, terms: Mapping[str, An
     prompt = base.chat.encode(context)[-(base.context_length - limit) :]
     ids: list[int] = []
     text = ""
-    for token in draw_tokens(base, slots, prompt, Request((), limit), limit):
+    for token in draw_tokens(base, slots, prompt, InferenceRequest((), limit), limit):
         if token in base.chat.stop_ids():
             break
         ids.append(token)

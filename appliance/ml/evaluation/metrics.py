@@ -1,4 +1,4 @@
-"""What answers are measured by, counted exactly and written as decimal text. No torch."""
+"""Metrics of responses, computed exactly and written as decimal text. No torch."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ _UNSPACED = re.compile(
 
 
 def accuracy(expected: Sequence[str], answered: Sequence[str]) -> Fraction:
-    """The share of rows answered as expected."""
+    """Return the share of rows with the expected response."""
     _check(expected, answered)
     return Fraction(sum(a == b for a, b in zip(expected, answered, strict=True)), len(expected))
 
 
 def majority(expected: Sequence[str]) -> Fraction:
-    """The accuracy of always answering the label that is most frequent among these."""
+    """Return the accuracy of always responding with the most frequent label."""
     _check(expected, expected)
     return Fraction(max(Counter(expected).values()), len(expected))
 
 
 def macro_f1(expected: Sequence[str], answered: Sequence[str]) -> Fraction:
-    """The mean over labels of F1; a label counts where it was expected or answered, and 0 where never hit."""
+    """Return the mean of F1 over the labels that were expected or given; F1 is 0 for a label without hits."""
     _check(expected, answered)
     labels = sorted(set(expected) | set(answered))
     return sum((_f1(label, expected, answered) for label in labels), Fraction(0)) / len(labels)
@@ -57,13 +57,13 @@ def _check(expected: Sequence[str], answered: Sequence[str]) -> None:
 
 
 def encode_metric(value: Fraction) -> str:
-    """Six places, half to even: `0.812500`."""
+    """Return a fraction with six decimals, rounded half to even, such as `0.812500`."""
     decimal = Decimal(value.numerator) / Decimal(value.denominator)
     return str(decimal.quantize(_PLACES, rounding=ROUND_HALF_EVEN))
 
 
 def summarize(expected: Sequence[str], answered: Sequence[str]) -> dict[str, str | int]:
-    """Classification: how often the right label was chosen."""
+    """Return the metrics of a classification."""
     return {
         "accuracy": encode_metric(accuracy(expected, answered)),
         "macro_f1": encode_metric(macro_f1(expected, answered)),
@@ -71,21 +71,28 @@ def summarize(expected: Sequence[str], answered: Sequence[str]) -> dict[str, str
 
 
 def summarize_majority(expected: Sequence[str]) -> dict[str, str | int]:
-    """Classification without a model: what a useful one must be above."""
+    """Return the accuracy of a classification without a model, which a useful model exceeds."""
     return {"accuracy": encode_metric(majority(expected)), "rows": len(expected)}
 
 
 def summarize_loss(total: float, tokens: int) -> dict[str, str | int]:
-    """The mean cross-entropy of a trained token, in nats, and the perplexity that it comes to."""
+    """Return the mean cross-entropy of a trained token in nats, and the perplexity.
+
+    Raises:
+        BadInput: there are no trained tokens.
+    """
     if tokens < 1:
         raise BadInput("metrics: expected trained tokens in the held-out rows, got none", code="nothing-to-train")
     loss = total / tokens
-    # A perplexity far above any vocabulary's size has no meaning; the loss still has.
+    # The perplexity is capped: far above the size of a vocabulary it has no meaning.
     return {"loss": f"{loss:.6f}", "perplexity": f"{math.exp(min(loss, _MOST_NATS)):.6f}", "trained_tokens": tokens}
 
 
 def summarize_margins(margins: Sequence[int], scale: int) -> dict[str, str | int]:
-    """Preferences: the share of rows whose margin is above 0, and the mean margin; `margins` are in `scale`ths."""
+    """Return the share of preferences with a margin above 0, and the mean margin.
+
+    `margins` are integers in units of 1/`scale`.
+    """
     return {
         "accuracy": encode_metric(Fraction(sum(margin > 0 for margin in margins), len(margins))),
         "margin": encode_metric(Fraction(sum(margins), len(margins) * scale)),
@@ -93,13 +100,13 @@ def summarize_margins(margins: Sequence[int], scale: int) -> dict[str, str | int
 
 
 def summarize_calls(right: Sequence[bool]) -> dict[str, str | int]:
-    """Chats with tools: the share of rows whose calls are those of the row."""
+    """Return the share of chats with tools whose calls are those of the row."""
     return {"call_match": encode_metric(Fraction(sum(right), len(right)))}
 
 
 def summarize_answers(expected: Sequence[str], answered: Sequence[str]) -> dict[str, str | int]:
-    """Question answering as SQuAD counts it: exact matches, and the mean F1 of the words."""
-    pairs = _pairs(expected, answered)
+    """Return SQuAD's metrics of question answering: the share of exact matches, and the mean F1 of the words."""
+    pairs = _pair(expected, answered)
     matches = sum(normalise(a) == normalise(b) for a, b in pairs)
     return {
         "exact_match": encode_metric(Fraction(matches, len(pairs))),
@@ -108,26 +115,29 @@ def summarize_answers(expected: Sequence[str], answered: Sequence[str]) -> dict[
 
 
 def summarize_summaries(expected: Sequence[str], answered: Sequence[str]) -> dict[str, str | int]:
-    """The mean ROUGE-L of the summaries."""
-    pairs = _pairs(expected, answered)
+    """Return the mean ROUGE-L of the summaries."""
+    pairs = _pair(expected, answered)
     return {"rouge_l": encode_metric(sum((rouge_l(a, b) for a, b in pairs), Fraction(0)) / len(pairs))}
 
 
-def _pairs(expected: Sequence[str], answered: Sequence[str]) -> list[tuple[str, str]]:
+def _pair(expected: Sequence[str], answered: Sequence[str]) -> list[tuple[str, str]]:
     _check(expected, answered)
     return list(zip(expected, answered, strict=True))
 
 
 def normalise(text: str) -> str:
-    """SQuAD's normal form, in all scripts as MLQA has it: lower case, without punctuation and English articles, single
-    spaces; of a script without spaces between words each character is a word."""
+    """Return SQuAD's normal form of a text, extended to all scripts like MLQA's.
+
+    The text is lower-case, without punctuation and English articles, with single spaces. In a script without spaces
+    between words each character is a word.
+    """
     parts: list[str] = []
     after = False
     for character in text.lower():
         category = unicodedata.category(character)
         if character in _PUNCTUATION or category.startswith("P"):
             continue
-        # A combining mark, such as a vowel sign, belongs to what is before it.
+        # A combining mark, such as a vowel sign, belongs to the preceding character.
         if not category.startswith("M"):
             unspaced = _UNSPACED.match(character) is not None
             parts += [" "] if unspaced or after else []
@@ -137,7 +147,7 @@ def normalise(text: str) -> str:
 
 
 def token_f1(expected: str, answered: str) -> Fraction:
-    """F1 of the words in common, each as often as it is in both; two empty answers agree."""
+    """Return the F1 of the words in common, with multiplicity; two empty texts agree."""
     mine, theirs = normalise(expected).split(), normalise(answered).split()
     if not mine or not theirs:
         return Fraction(int(mine == theirs))
@@ -145,10 +155,13 @@ def token_f1(expected: str, answered: str) -> Fraction:
 
 
 def split_words(text: str) -> list[str]:
-    """The runs of letters and digits, in lower case. A combining mark, such as a vowel sign, belongs to what is before
-    it. Of a script without spaces between words each character is a word."""
+    """Return the sequences of letters and digits, in lower case.
+
+    A combining mark, such as a vowel sign, belongs to the preceding character. In a script without spaces between words
+    each character is a word.
+    """
     words: list[str] = []
-    inside = goes_on = False
+    inside = is_continued = False
     for character in text.lower():
         if unicodedata.category(character).startswith("M"):
             if inside:
@@ -156,16 +169,16 @@ def split_words(text: str) -> list[str]:
             continue
         unspaced = _UNSPACED.match(character) is not None
         inside = character.isalnum()
-        if inside and goes_on and not unspaced:
+        if inside and is_continued and not unspaced:
             words[-1] += character
         elif inside:
             words.append(character)
-        goes_on = inside and not unspaced
+        is_continued = inside and not unspaced
     return words
 
 
 def rouge_l(expected: str, answered: str) -> Fraction:
-    """ROUGE-L, the F1 over the longest common subsequence of words, without stemming."""
+    """Return ROUGE-L, the F1 of the longest common subsequence of words, without stemming."""
     mine, theirs = split_words(expected), split_words(answered)
     if not mine or not theirs:
         return Fraction(0)

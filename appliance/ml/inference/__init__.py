@@ -1,1 +1,1 @@
-"""Prompts, decoding, adapters in slots, scores and probes."""
+"""Inference: prompts, decoding, adapter slots, label scores and logit fingerprints."""

@@ -1,11 +1,10 @@
-"""Adapters at work: plain LoRA over the linear layers, each adapter in a slot of its own.
+"""Slots for adapters: plain LoRA on the linear layers, with each adapter in a slot of its own.
 
-peft switches adapters by state on the shared model, and a failed call has left that state behind (peft issue 3475).
-Here nothing is switched: a slot is a set of tensors, and which one applies is said for the length of one `with`, so
-that an exception cannot leave it on. With one adapter in use (`using`) the arithmetic is that of
-`ml/layers/reader.py`; where the library's modules are at work it is peft's, in its order and dtypes: a test compares
-the bits. With one a row (`mixing`) it is that of `ml/lora/mixing.py`, and of `ml/inference/stepping.py` for the
-architectures of the table.
+PEFT switches adapters by state on the shared model, and a failed call has left that state behind (PEFT issue 3475).
+Here a slot is a set of tensors, and a `with` block selects the slot that applies, so an exception cannot leave it on.
+With one adapter in use (`using`) the arithmetic is that of `ml/layers/decoder.py`; in the library's modules it is
+PEFT's, in its order and dtypes, and a test compares the bits. With an adapter per row (`mixing`) it is that of
+`ml/inference/lora.py`, and of `ml/inference/stepping.py` for the architectures of the table.
 """
 
 from __future__ import annotations
@@ -21,20 +20,18 @@ import safetensors.torch
 import torch
 
 from appliance.errors import BadInput, Conflict, NotFound
+from appliance.ml.inference.lora import AdapterWeights, Mix, Mixer, RowGroup, RowLayout, Stacks, multiply_rows
 from appliance.ml.inference.stepping import make_stepper
-from appliance.ml.layers.reader import ReadAdapter
-from appliance.ml.lora.kernel import Rows
-from appliance.ml.lora.mixing import Adapter, Mix, Mixer, RowGroup, multiply_rows
-from appliance.ml.lora.stacking import Stacks
-from appliance.ml.model.base import Base
+from appliance.ml.layers.decoder import ReadAdapter
+from appliance.ml.model.base import LoadedBase
 from appliance.ml.quantised.linear import GptqLinear
 
 CONFIG_FILE = "adapter_config.json"
 _PREFIX = "base_model.model."
-# No adapter has a larger rank or alpha, and what is larger may be no float any more.
+# Upper bound of rank and alpha; larger values may not be representable as floats.
 _MOST = 1 << 20
 _NEUTRAL: tuple[object, ...] = (None, False, "", "none", "NONE", [], {}, ())
-# What a plain LoRA's configuration says; every other member must say nothing.
+# Fields of a plain LoRA configuration; all other fields must have a neutral value.
 _KNOWN = frozenset(
     {
         "auto_mapping",
@@ -58,7 +55,7 @@ _KNOWN = frozenset(
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """What of a configuration the arithmetic needs."""
+    """The values of an adapter's configuration that the arithmetic needs."""
 
     rank: int
     scaling: float
@@ -66,7 +63,11 @@ class LoraConfig:
 
 
 def parse_adapter_config(data: bytes) -> LoraConfig:
-    """BadInput names the member that makes it more than plain LoRA or rsLoRA."""
+    """Return an adapter's configuration.
+
+    Raises:
+        BadInput: a field makes it more than plain LoRA or rsLoRA, or is out of range; the message names it.
+    """
     try:
         config = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -90,13 +91,19 @@ def parse_adapter_config(data: bytes) -> LoraConfig:
 
 
 def fits_slot(data: bytes) -> bool:
-    """Whether an adapter is on linear layers alone; one on experts' parameters is applied by peft, and not served."""
+    """Return True if an adapter is on linear layers only; PEFT applies adapters on experts, which are not served."""
     config = json.loads(data)
     return not (isinstance(config, dict) and config.get("target_parameters"))
 
 
-def parse_adapter(config_data: bytes, weights_data: bytes, layers: Mapping[str, AdaptedLinear], device: str) -> Adapter:
-    """The adapter of two buffers, fitted to a base: every targeted layer has its A and B, and nothing is left over."""
+def parse_adapter(
+    config_data: bytes, weights_data: bytes, layers: Mapping[str, AdaptedLinear], device: str
+) -> AdapterWeights:
+    """Return the adapter in two buffers, checked against a base's layers.
+
+    Raises:
+        BadInput: a targeted layer lacks A or B, a tensor is left over, or a value is not finite.
+    """
     config = parse_adapter_config(config_data)
     try:
         tensors = safetensors.torch.load(weights_data)
@@ -105,14 +112,14 @@ def parse_adapter(config_data: bytes, weights_data: bytes, layers: Mapping[str, 
     targeted = {
         name: layer
         for name, layer in layers.items()
-        # As peft does: the whole name, or its end.
+        # As in PEFT: the whole name, or its end.
         if any(f".{name}".endswith(f".{target}") for target in config.target_modules)
     }
     weights = {name: _take_pair(tensors, name, layer, config.rank, device) for name, layer in targeted.items()}
     if tensors or not weights:
         over = ", ".join(sorted(tensors)[:3]) or "no targeted layer"
         raise BadInput(f"adapter weights: expected exactly the targeted layers, got {over}")
-    return Adapter(config.scaling, weights)
+    return AdapterWeights(config.scaling, weights)
 
 
 def _take_pair(
@@ -133,21 +140,21 @@ def _take_pair(
 
 
 class AdaptedLinear(torch.nn.Module):
-    """A base layer, plus whatever adapter the `Slots` it belongs to say for this moment."""
+    """A base layer with the adapter that its `AdapterSlots` currently select."""
 
-    def __init__(self, base: Any, name: str, slots: Slots) -> None:
+    def __init__(self, base: Any, name: str, slots: AdapterSlots) -> None:
         super().__init__()
         self.base = base
         self._name = name
         self.group = RowGroup((name,), base.in_features, (base.out_features,))
         self._rounds_first = type(base) not in (torch.nn.Linear, GptqLinear)
-        # In a tuple, so that the module tree does not take it for a child.
+        # In a tuple, so that torch does not register it as a child module.
         self._slots = (slots,)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         slots = self._slots[0]
         if slots.mix is not None:
-            return self._mixed(x, slots.mix)
+            return self._forward_mixed(x, slots.mix)
         result: torch.Tensor = self.base(x)
         adapter = slots.active
         pair = adapter.weights.get(self._name) if adapter is not None else None
@@ -155,30 +162,30 @@ class AdaptedLinear(torch.nn.Module):
             return result
         low = torch.nn.functional.linear(x.to(torch.float32), pair[0])
         added = torch.nn.functional.linear(low, pair[1]).mul_(adapter.scaling)
-        # peft rounds before the sum over bitsandbytes' layers, and after it over others.
+        # PEFT rounds before the sum for bitsandbytes' layers, and after it for others.
         return result.add_(added.to(result.dtype)) if self._rounds_first else added.add_(result).to(result.dtype)
 
-    def _mixed(self, x: torch.Tensor, mix: Mix) -> torch.Tensor:
-        """A batch whose rows use adapters of their own; x is [1, rows, in]."""
+    def _forward_mixed(self, x: torch.Tensor, mix: Mix) -> torch.Tensor:
+        """Return the output for a batch whose rows use different adapters; x is [1, rows, in]."""
         rows = x.flatten(0, -2)
         result = multiply_rows(self.base, rows).float()
         mix.add(self.group, rows.float(), result)
         return result.to(x.dtype).view(*x.shape[:-1], -1)
 
 
-class Slots:
-    """The adapters over one base. The model is the base's own; its linear layers are wrapped once, here."""
+class AdapterSlots:
+    """The adapters over one base, whose linear layers are wrapped when the instance is created."""
 
-    def __init__(self, base: Base) -> None:
+    def __init__(self, base: LoadedBase) -> None:
         model, device = base.model, base.device
-        self.active: Adapter | None = None
+        self.active: AdapterWeights | None = None
         self.mix: Mix | None = None
         self._using: str | None = None
-        self._alone: Mix | None = None
+        self._single_row_mix: Mix | None = None
         self._device = device
         self._model, self._reader, self._library = model, base.reader, base.library
         self._rows: tuple[str | None, ...] = ()
-        self._adapters: dict[str, Adapter] = {}
+        self._adapters: dict[str, AdapterWeights] = {}
         self._read: dict[str, ReadAdapter] = {}
         self._layers: dict[str, AdaptedLinear] = {}
         self.stepper = make_stepper(model)
@@ -190,10 +197,10 @@ class Slots:
                 model.set_submodule(name, self._layers[name])
         groups = self.stepper.groups if self.stepper is not None else [layer.group for layer in self._layers.values()]
         dtype = model.get_input_embeddings().weight.dtype
-        self._mixer = Mixer(Rows(groups, dtype) if device == "cpu" else Stacks(groups, device))
+        self._mixer = Mixer(RowLayout(groups, dtype) if device == "cpu" else Stacks(groups, device))
 
     def remove(self) -> None:
-        """Unwraps the model: nothing of the slots is left in it."""
+        """Unwrap the base's linear layers and unload all adapters."""
         for name, layer in self._layers.items():
             self._model.set_submodule(name, layer.base)
         self._layers.clear()
@@ -202,7 +209,12 @@ class Slots:
         self._mixer.clear()
 
     def load(self, slot: str, config: bytes, weights: bytes) -> None:
-        """Fills a slot from buffers; a slot is never filled twice."""
+        """Load an adapter from buffers into an empty slot.
+
+        Raises:
+            Conflict: the slot holds an adapter.
+            BadInput: the adapter does not fit the base.
+        """
         if slot in self._adapters:
             raise Conflict(f"slot {slot}: expected an empty one, got one that holds an adapter")
         adapter = parse_adapter(config, weights, self._layers, self._device)
@@ -222,43 +234,43 @@ class Slots:
 
     @contextmanager
     def using(self, slot: str | None) -> Iterator[None]:
-        """Within it the model answers as base plus this slot's adapter, or, for None, as the base."""
+        """Apply this slot's adapter within the block; None is the base alone."""
         self._check_idle()
-        # What was laid out before was for what was in use then.
-        self._alone = None
+        # A cached layout belongs to the previous adapter.
+        self._single_row_mix = None
         self.active, self._using = self.find(slot) if slot is not None else None, slot
         if self._reader is not None and slot is not None:
             self._reader.adapter = self._read[slot]
         try:
             yield
         finally:
-            self.active = self._using = self._alone = None
+            self.active = self._using = self._single_row_mix = None
             if self._reader is not None:
                 self._reader.adapter = None
 
     @contextmanager
     def bare(self) -> Iterator[None]:
-        """Within `using`: the model answers as the base for a while."""
+        """Apply the base alone within the block, inside `using`."""
         active, using, read = self.active, self._using, None if self._reader is None else self._reader.adapter
-        self.active = self._using = self._alone = None
+        self.active = self._using = self._single_row_mix = None
         if self._reader is not None:
             self._reader.adapter = None
         try:
             yield
         finally:
-            self.active, self._using, self._alone = active, using, None
+            self.active, self._using, self._single_row_mix = active, using, None
             if self._reader is not None:
                 self._reader.adapter = read
 
     @contextmanager
     def laying_out(self) -> Iterator[Mix]:
-        """Within it a step of a batch is computed: the one of `mixing`, or one row that uses what is in use."""
+        """Yield the layout of a step: that of `mixing`, or of one row with the adapter in use."""
         if self.mix is not None:
             yield self.mix
             return
-        if self._alone is None:
-            self._alone = self._mixer.mix([self._using], self._adapters)
-        self.mix = self._alone
+        if self._single_row_mix is None:
+            self._single_row_mix = self._mixer.mix([self._using], self._adapters)
+        self.mix = self._single_row_mix
         try:
             yield self.mix
         finally:
@@ -266,7 +278,7 @@ class Slots:
 
     @contextmanager
     def mixing(self, rows: Sequence[str | None]) -> Iterator[None]:
-        """Within it row by row of a batch is answered with its own slot's adapter, or, for None, as the base."""
+        """Apply to each row of a batch its own slot's adapter within the block; None is the base alone."""
         self._check_idle()
         for slot in rows:
             if slot is not None:
@@ -280,7 +292,7 @@ class Slots:
 
     @contextmanager
     def picking(self, row: int) -> Iterator[None]:
-        """Within it one row of the batch of `mixing` is answered by itself; without a batch, what is in use is."""
+        """Apply the adapter of one row of `mixing` within the block; outside a batch the adapter in use stays."""
         if self.mix is None:
             yield
             return
@@ -295,8 +307,12 @@ class Slots:
         if self.active is not None or self.mix is not None:
             raise Conflict("engine: expected no adapter in use, got one")
 
-    def find(self, slot: str) -> Adapter:
-        """NotFound where the slot holds nothing."""
+    def find(self, slot: str) -> AdapterWeights:
+        """Return a slot's adapter.
+
+        Raises:
+            NotFound: the slot is empty.
+        """
         adapter = self._adapters.get(slot)
         if adapter is None:
             raise NotFound(f"slot {slot}: expected a loaded adapter, got none")

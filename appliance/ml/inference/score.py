@@ -1,84 +1,121 @@
-"""Which label a model gives a row: the label's log-probability, the model constrained to the label set.
+"""Log-probabilities of labels, with the model constrained to the label set.
 
-The labels' tokens form a tree; wherever it branches, the model's probabilities are normalised over the branches that
-lead to a label, and a label's score is the sum of their logarithms along its path. That is what a constrained decoder
-would draw from, it does not favour short labels, and it needs the model only where the tree branches: all rows of a
-batch, their common beginning and their labels go through it in one pack. The same for base and adapter.
+The labels' tokens form a tree. At each branching node the model's probabilities are normalised over the branches that
+lead to a label; a label's score is the sum of their logarithms along its path. A constrained decoder samples from the
+same distribution, short labels have no advantage, and the model is needed only at branching nodes. A prompt and its
+labels go through it in one pack. Base and adapter are scored in the same way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import accumulate, groupby
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 
-from appliance.ml.inference.cache import Cache, Held
-from appliance.ml.inference.drawing import PROMPT_CHUNK, chunk_size, read_after, read_chunk
-from appliance.ml.inference.trie import Node, build_trie, walk_trie
+from appliance.errors import BadInput
+from appliance.ml.inference.cache import Cache, RequestCache
+from appliance.ml.inference.sampling import PROMPT_CHUNK, chunk_size, read_after, read_chunk
 from appliance.ml.layers.head import Head
-from appliance.ml.layers.packing import Pack, Segment, count_common
-from appliance.ml.model.base import Base
+from appliance.ml.layers.packing import Pack
+from appliance.ml.model.base import LoadedBase
+from appliance.ml.model.grammars import Matcher
 
-# Rows are scored in packs of about so many tokens.
-PACK_TOKENS = 1024
-# Tokens of a prompt and its labels up to which a pass takes both.
+
+@dataclass
+class LabelNode:
+    """A node of the tree: the number of tokens that lead to it, the labels below it, and its children by next token."""
+
+    depth: int
+    behind: list[int] = field(default_factory=list)
+    choices: dict[int, LabelNode] = field(default_factory=dict)
+
+
+def build_trie(labels: Sequence[Sequence[int]]) -> LabelNode:
+    """Return the root of the labels' tree. Time and memory are linear in the labels' tokens.
+
+    Raises:
+        BadInput: a label is the beginning of another.
+    """
+    root = LabelNode(0)
+    ends: dict[int, int] = {}
+    for number, label in enumerate(labels):
+        node = root
+        node.behind.append(number)
+        for token in label:
+            if id(node) in ends:
+                raise _begins_another(ends[id(node)])
+            if token not in node.choices:
+                node.choices[token] = LabelNode(node.depth + 1)
+            node = node.choices[token]
+            node.behind.append(number)
+        if node.choices or id(node) in ends:
+            raise _begins_another(number)
+        ends[id(node)] = number
+    return root
+
+
+def walk_trie(root: LabelNode) -> Iterator[LabelNode]:
+    """Yield all nodes by depth, then by the tokens that lead to them."""
+    level = [root]
+    while level:
+        yield from level
+        level = [node.choices[token] for node in level for token in sorted(node.choices)]
+
+
+def _begins_another(number: int) -> BadInput:
+    return BadInput(f"labels, number {number}: expected none to be the beginning of another")
+
+
+# Largest number of tokens of a prompt and its labels in one pass.
 PASS_TOKENS = 512
-# Branches that a pass takes at most: each is attended by itself.
+# Largest number of branches in a pass; each has its own attention.
 PASS_BRANCHES = 64
-# Keys of the prompt that the branches of one pass may look at, each at all of them: they are copied for each branch.
+# Largest number of prompt keys for the branches of one pass; they are copied for each branch.
 PASS_KEYS = 1 << 16
 
 
 @dataclass(frozen=True)
 class Branch:
-    """A place where label paths part: the tokens that lead there, and each next token with the labels behind it."""
+    """A branching node of the labels' tree.
+
+    The tokens that lead to it, and each next token with the labels below it.
+    """
 
     path: tuple[int, ...]
     choices: tuple[tuple[int, frozenset[int]], ...]
 
 
 def find_branches(labels: Sequence[Sequence[int]]) -> list[Branch]:
-    """Every branching place of the labels' tree, the root first; a label that is a beginning of another is refused.
+    """Return every branching node of the labels' tree, the root first.
 
-    All paths together have no more tokens than the labels: each branch can be given a label behind it of its own.
+    All paths together have at most as many tokens as the labels, since each branch can be assigned a label of its own.
+
+    Raises:
+        BadInput: a label is the beginning of another.
     """
-    return [_branch(labels, node) for node in walk_trie(build_trie(labels)) if len(node.choices) > 1]
+    return [_make_branch(labels, node) for node in walk_trie(build_trie(labels)) if len(node.choices) > 1]
 
 
-def _branch(labels: Sequence[Sequence[int]], node: Node) -> Branch:
+def _make_branch(labels: Sequence[Sequence[int]], node: LabelNode) -> Branch:
     path = tuple(labels[node.behind[0]][: node.depth])
     return Branch(path, tuple((token, frozenset(node.choices[token].behind)) for token in sorted(node.choices)))
 
 
-def score_rows(
-    base: Base, prompts: Sequence[Sequence[int]], labels: Sequence[Sequence[int]], report: Callable[[int], None]
-) -> list[list[float]]:
-    """For every prompt the log-probability of each label, in the labels' order; `report` is told the rows done."""
-    branches = find_branches(labels)
-    scores: dict[int, list[float]] = {}
-    extra, longest = sum(len(branch.path) for branch in branches), _longest_path(branches)
-    order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), row))
-    # Rows whose sequences have positions of different kinds share no beginning.
-    for _, kind in groupby(order, key=lambda row: base.is_long(len(prompts[row]) + longest)):
-        for rows in _batches(list(kind), prompts, extra):
-            scores |= zip(rows, _score_batch(base, [prompts[row] for row in rows], branches, len(labels)), strict=True)
-            report(len(scores))
-    return [scores[row] for row in range(len(prompts))]
-
-
 def score_in_passes(
-    base: Base, cache: Cache, held: Held, prompt: Sequence[int], branches: Sequence[Branch], labels: int
+    base: LoadedBase, cache: Cache, held: RequestCache, prompt: Sequence[int], branches: Sequence[Branch], labels: int
 ) -> Iterator[list[float] | None]:
-    """The same for one prompt and so many labels, in passes of some hundred tokens; None behind each but the last.
+    """Score the labels of one prompt in passes of some hundred tokens.
 
-    What fits one pass is scored as in an evaluation, bit for bit. Otherwise the prompt is read in chunks, and the
-    branches of the labels' tree, some in each pass, go on from it.
+    Yield None after each pass but the last, then the log-probability of each label.
+
+    A prompt that fits one pass is scored as in an evaluation, bit for bit. Otherwise the prompt is read in chunks, and
+    the branches of the labels' tree, some in each pass, continue from it.
     """
     tokens = len(prompt) + sum(len(branch.path) for branch in branches)
     if tokens <= PASS_TOKENS and len(branches) <= PASS_BRANCHES:
-        yield _score_batch(base, [prompt], branches, labels)[0]
+        yield score_prompt(base, prompt, branches, labels)
         return
     last = torch.empty(0)
     held.long = base.is_long(len(prompt) + _longest_path(branches))
@@ -92,16 +129,16 @@ def score_in_passes(
         hidden = read_after(base, cache, held, [branch.path for branch in some])
         chosen += [branch_scores(hidden, base.head(), branch, [end]) for branch, end in zip(some, ends, strict=True)]
         yield None
-    yield _sum_scores(branches, chosen, 1, labels)[0]
+    yield _sum_scores(branches, chosen, labels)
 
 
 def _longest_path(branches: Sequence[Branch]) -> int:
-    """Tokens that the model reads behind a prompt at most."""
+    """Return the largest number of tokens that the model reads after a prompt."""
     return max((len(branch.path) for branch in branches), default=0)
 
 
 def _split(branches: Sequence[Branch], held: int) -> Iterator[list[Branch]]:
-    """Branches that one pass takes: so many, of so many tokens, and of so many keys that these look at."""
+    """Yield the branches of each pass, within the limits of branches, tokens and prompt keys."""
     some: list[Branch] = []
     tokens = 0
     for branch in branches:
@@ -115,61 +152,85 @@ def _split(branches: Sequence[Branch], held: int) -> Iterator[list[Branch]]:
         yield some
 
 
-def choose_labels(scores: Sequence[Sequence[float]], names: Sequence[str]) -> list[str]:
-    """The best label of each row; of equals the first."""
-    return [names[max(range(len(row)), key=lambda number: row[number])] for row in scores]
-
-
-def _batches(order: Sequence[int], prompts: Sequence[Sequence[int]], extra: int) -> Iterator[list[int]]:
-    batch: list[int] = []
-    for row in order:
-        if batch and sum(len(prompts[other]) + extra for other in batch) + len(prompts[row]) + extra > PACK_TOKENS:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
-
-
-def _score_batch(
-    base: Base, prompts: Sequence[Sequence[int]], branches: Sequence[Branch], labels: int
-) -> list[list[float]]:
-    pack, rows = _pack_rows(prompts)
-    # Where each branch is decided: behind the row's last token, or behind the tokens that lead to it.
-    decided = [
-        [(pack.add(branch.path, after=row) if branch.path else row).stop - 1 for branch in branches] for row in rows
-    ]
+def score_prompt(base: LoadedBase, prompt: Sequence[int], branches: Sequence[Branch], labels: int) -> list[float]:
+    """Return the log-probability of each label after the prompt, in one pass."""
+    pack = Pack()
+    row = pack.add(prompt)
+    # Index of the token before each branch's choice: the prompt's last token, or the last one of the branch's path.
+    places = [(pack.add(branch.path, after=row) if branch.path else row).stop - 1 for branch in branches]
     with torch.inference_mode():
         hidden, head = base.read_pack(pack), base.head()
-        chosen = [
-            branch_scores(hidden, head, branch, [row[place] for row in decided])
-            for place, branch in enumerate(branches)
-        ]
-    return _sum_scores(branches, chosen, len(prompts), labels)
+        chosen = [branch_scores(hidden, head, branch, [place]) for branch, place in zip(branches, places, strict=True)]
+    return _sum_scores(branches, chosen, labels)
 
 
-def _sum_scores(
-    branches: Sequence[Branch], chosen: Sequence[torch.Tensor], rows: int, labels: int
-) -> list[list[float]]:
-    """Along each label's path: `chosen` is by branch, [rows, choices]."""
-    total = torch.zeros(rows, labels, dtype=torch.float64)
+def _sum_scores(branches: Sequence[Branch], chosen: Sequence[torch.Tensor], labels: int) -> list[float]:
+    """Return the sums along each label's path; `chosen` has [1, choices] for each branch."""
+    total = torch.zeros(labels, dtype=torch.float64)
     for branch, values in zip(branches, chosen, strict=True):
-        # A label is behind one choice of a branch at most.
+        # A label is below at most one choice of a branch.
         paths = [(label, place) for place, (_, behind) in enumerate(branch.choices) for label in sorted(behind)]
-        total[:, [label for label, _ in paths]] += values[:, [place for _, place in paths]]
-    scores: list[list[float]] = total.tolist()
+        total[[label for label, _ in paths]] += values[0, [place for _, place in paths]]
+    scores: list[float] = total.tolist()
     return scores
 
 
-def _pack_rows(prompts: Sequence[Sequence[int]]) -> tuple[Pack, list[Segment]]:
-    pack = Pack()
-    shared = min(count_common(prompts), min(len(prompt) for prompt in prompts) - 1)
-    root = pack.add(prompts[0][:shared]) if shared > 0 else None
-    return pack, [pack.add(prompt[max(shared, 0) :], after=root) for prompt in prompts]
-
-
 def branch_scores(hidden: torch.Tensor, head: Head, branch: Branch, places: Sequence[int]) -> torch.Tensor:
-    """[rows, choices], float64 on the CPU: log-probabilities of the next tokens that lead to a label."""
+    """Return log-probabilities of the next tokens that lead to a label, float64 [rows, choices] on the CPU."""
     tokens = [token for token, _ in branch.choices]
-    logits = head.judge(hidden[list(places)].float(), tokens)
+    logits = head.evaluate_logits(hidden[list(places)].float(), tokens)
     return torch.log_softmax(logits.double(), dim=-1).cpu()
+
+
+class Choices:
+    """Restricts the next tokens to those that lead to a label, each with the end-of-turn token.
+
+    Raises:
+        BadInput: a label is the beginning of another.
+    """
+
+    def __init__(self, labels: Sequence[Sequence[int]]) -> None:
+        self._place = build_trie(labels)
+
+    def allows(self, token: int) -> bool:
+        """Return True if this token leads to a label."""
+        return token in self._place.choices
+
+    def allowed(self) -> list[int]:
+        """Return the tokens that lead to a label; empty after a complete one."""
+        return sorted(self._place.choices)
+
+    def narrow(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return the logits with -inf for tokens that do not lead to a label."""
+        allowed = self.allowed()
+        narrowed = torch.full_like(logits, float("-inf"))
+        narrowed[allowed] = logits[allowed]
+        return narrowed
+
+    def take(self, token: int) -> None:
+        """Keep only the labels that continue with this token."""
+        self._place = self._place.choices[token]
+
+
+class Grammar:
+    """Restricts the next tokens to those that a grammar accepts.
+
+    Masks are computed per row, so results do not depend on the batch.
+    """
+
+    def __init__(self, matcher: Matcher) -> None:
+        self._matcher = matcher
+
+    def allows(self, token: int) -> bool:
+        """Return True if this token may come next; much faster than a mask."""
+        return self._matcher.allows(token)
+
+    def narrow(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return the logits with -inf for tokens that may not come next."""
+        mask = torch.frombuffer(bytearray(self._matcher.mask()), dtype=torch.uint8)
+        bits = mask[:, None].bitwise_right_shift(torch.arange(8, dtype=torch.uint8)).bitwise_and(1).bool().flatten()
+        return logits.masked_fill(~bits[: len(logits)], float("-inf"))
+
+    def take(self, token: int) -> None:
+        """Advance by this token."""
+        self._matcher.take(token)

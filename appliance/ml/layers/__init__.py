@@ -1,1 +1,1 @@
-"""What decoders are made of: the table of architectures, and their arithmetic, forward and backward."""
+"""The table of supported decoder architectures and their arithmetic, forward and backward."""

@@ -1,8 +1,8 @@
-"""The table of architectures: what a decoder layer is made of, by the class that a model's configuration names.
+"""The table of architectures: the modules of a decoder layer, by the class that a model's configuration names.
 
-Training (`decoder.py`), evaluation and prompts (`reader.py`) and drawing (`ml/inference/stepping.py`) read a row of it;
-each piece of arithmetic stands once. A new architecture is a row here and a case in
-tests/ml/layers/test_architectures.py. No torch: a configuration is judged before anything is loaded.
+Training and evaluation (`decoder.py`) and generation (`ml/inference/stepping.py`) read the same row, so each piece of
+arithmetic exists once. To add an architecture, add a row here and a case in tests/ml/layers/test_architectures.py. This
+module does not import torch, because configurations are checked before anything is loaded.
 """
 
 from __future__ import annotations
@@ -13,16 +13,19 @@ from typing import Any, Literal
 
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn", "longrope")
-"""Those whose angles depend on a token's position alone, and for longrope on its sequence's length."""
+"""Supported rope types: their angles depend on a token's position only; longrope's also on the sequence's length."""
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
 HYBRIDS = ("GraniteMoeHybridForCausalLM",)
-"""Of the table, those that are in it without experts and recurrent layers, and go through the library with them."""
+"""Supported classes that may have experts or recurrent layers; with those, the library's own modules run the model."""
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 @dataclass(frozen=True)
-class Row:
-    """A row of the table. Texts are the names of the library's modules in a layer, and of configuration members."""
+class ArchitectureRow:
+    """A row of the table of architectures.
+
+    Strings name either modules of the library's decoder layer or fields of the model's configuration.
+    """
 
     reading: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
     writing: str = "self_attn.o_proj"
@@ -33,21 +36,21 @@ class Row:
     before_mlp: str | None = "post_attention_layernorm"
     after_mlp: str | None = None
     wide_norm: bool = False
-    """Whether a norm is scaled in float32, before it is rounded."""
+    """True if a norm multiplies by its weight in float32, before rounding to the model's dtype."""
     norm_offset: bool = False
-    """Whether a norm's weight is kept minus 1."""
+    """True if the stored weight of a norm is the factor minus 1."""
     head_norm: Literal["none", "head", "row"] = "none"
-    """Whether queries and keys are normalised: each head by itself, or all heads of a token together."""
+    """Normalisation of queries and keys: none, each head separately, or all heads of a token together."""
     activation: str = "hidden_act"
     window: Literal["none", "every layer", "by layer"] = "none"
-    """Which layers see `sliding_window` keys only: those that `layer_types` calls sliding, or all."""
+    """Layers limited to `sliding_window` keys: none, all, or those that `layer_types` calls sliding."""
     rope: Literal["every layer", "by layer type", "no_rope_layers", "position_embedding_type"] = "every layer"
     query_scaling: str | None = None
-    """The member of the rope's parameters by which queries grow with their position."""
+    """Field of the rope parameters with the factor β that scales queries by position; None without such scaling."""
 
     @property
     def modules(self) -> dict[str, str]:
-        """For each role of a linear layer, as recipes name it, the layer that plays it."""
+        """Return the module name for each role of a linear layer, by the role's name in recipes."""
         reading = self.reading if len(self.reading) == 3 else self.reading * 3
         widening = self.widening if len(self.widening) == 2 else self.widening * 2
         names = (*reading, self.writing, *widening, self.narrowing)
@@ -66,24 +69,26 @@ _SANDWICH = {
     "window": "by layer",
 }
 
-TABLE: Mapping[str, Row] = {
-    "LlamaForCausalLM": Row(),
-    "SmolLM3ForCausalLM": Row(window="by layer", rope="no_rope_layers"),
-    "MistralForCausalLM": Row(window="every layer"),
-    "MinistralForCausalLM": Row(window="by layer"),
-    "Ministral3ForCausalLM": Row(window="every layer", query_scaling="llama_4_scaling_beta"),
-    "Qwen2ForCausalLM": Row(window="by layer"),
-    "Qwen3ForCausalLM": Row(window="by layer", head_norm="head"),
-    "Phi3ForCausalLM": Row(reading=("self_attn.qkv_proj",), widening=("mlp.gate_up_proj",), window="every layer"),
-    "GraniteForCausalLM": Row(),
-    "GraniteMoeHybridForCausalLM": Row(
+TABLE: Mapping[str, ArchitectureRow] = {
+    "LlamaForCausalLM": ArchitectureRow(),
+    "SmolLM3ForCausalLM": ArchitectureRow(window="by layer", rope="no_rope_layers"),
+    "MistralForCausalLM": ArchitectureRow(window="every layer"),
+    "MinistralForCausalLM": ArchitectureRow(window="by layer"),
+    "Ministral3ForCausalLM": ArchitectureRow(window="every layer", query_scaling="llama_4_scaling_beta"),
+    "Qwen2ForCausalLM": ArchitectureRow(window="by layer"),
+    "Qwen3ForCausalLM": ArchitectureRow(window="by layer", head_norm="head"),
+    "Phi3ForCausalLM": ArchitectureRow(
+        reading=("self_attn.qkv_proj",), widening=("mlp.gate_up_proj",), window="every layer"
+    ),
+    "GraniteForCausalLM": ArchitectureRow(),
+    "GraniteMoeHybridForCausalLM": ArchitectureRow(
         widening=("shared_mlp.input_linear",),
         narrowing="shared_mlp.output_linear",
         rope="position_embedding_type",
     ),
-    "Gemma2ForCausalLM": Row(**_SANDWICH),  # type: ignore[arg-type]
-    "Gemma3ForCausalLM": Row(**_SANDWICH, head_norm="head", rope="by layer type"),  # type: ignore[arg-type]
-    "Olmo2ForCausalLM": Row(
+    "Gemma2ForCausalLM": ArchitectureRow(**_SANDWICH),  # type: ignore[arg-type]
+    "Gemma3ForCausalLM": ArchitectureRow(**_SANDWICH, head_norm="head", rope="by layer type"),  # type: ignore[arg-type]
+    "Olmo2ForCausalLM": ArchitectureRow(
         before_attention=None,
         after_attention="post_attention_layernorm",
         before_mlp=None,
@@ -96,8 +101,11 @@ TABLE: Mapping[str, Row] = {
 
 @dataclass(frozen=True)
 class LayerKind:
-    """What differs from layer to layer. `window`: keys that a query sees, its own among them; `rope`: which of the
-    model's angles turn queries and keys ("" where it has one set), None for a layer without positions."""
+    """Properties that differ between the layers of one model.
+
+    `window` is the number of keys that a query attends to, its own included; None for all. `rope` names the set of
+    rotary angles of the layer ("" if the model has one set); None for a layer without positions.
+    """
 
     window: int | None
     rope: str | None
@@ -105,9 +113,9 @@ class LayerKind:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A row, read with one model's configuration."""
+    """A row of the table together with the values of one model's configuration."""
 
-    row: Row
+    row: ArchitectureRow
     kinds: tuple[LayerKind, ...]
     heads: int
     key_heads: int
@@ -115,18 +123,19 @@ class Architecture:
     embedding_multiplier: float = 1.0
     residual_multiplier: float = 1.0
     logits_scaling: float = 1.0
-    """What logits are divided by."""
+    """Divisor of the logits."""
     softcap: float | None = None
-    """Attention scores s become cap tanh(s / cap)."""
+    """Cap c of the attention scores s, which become c tanh(s / c); None without a cap."""
     logits_softcap: float | None = None
     query_scaling: tuple[float, int] | None = None
-    """β and the length n of Llama 4's query scaling 1 + β ln(1 + ⌊position / n⌋)."""
+    """β and length n of Llama 4's query scaling, 1 + β ln(1 + ⌊position / n⌋); None without scaling."""
 
 
 def find_gap(config: Mapping[str, Any]) -> str | None:
-    """What of a configuration the table does not cover, as `member: expected X, got Y`; None where it covers all.
+    """Return the first part of a configuration that the table does not cover; None if it covers all.
 
-    `config` is config.json as it was published, or the library's reading of it.
+    The result has the form `field: expected X, got Y`. `config` is config.json as published, or the library's
+    `config.to_dict()`.
     """
     names = config.get("architectures") or ["nothing"]
     row = TABLE.get(str(names[0]))
@@ -159,15 +168,33 @@ def find_gap(config: Mapping[str, Any]) -> str | None:
 
 
 def find_odd_layers(config: Mapping[str, Any]) -> str | None:
-    """Of any decoder's configuration: heads that do not share their keys evenly, a window that is no number of keys, or
-    kinds of layers that are not as many as its layers."""
+    """Return the first inconsistency in a configuration that can occur in any decoder; None if there is none.
+
+    It checks that the key heads divide the heads evenly, that the window is a number of keys, and that there is one
+    layer kind for each layer. Qwen's configurations state a window of 0 if no layer has one.
+    """
+    return _find_odd_heads(config) or _find_odd_window(config) or _find_odd_kinds(config)
+
+
+def _find_odd_heads(config: Mapping[str, Any]) -> str | None:
     heads, key_heads = config.get("num_attention_heads"), config.get("num_key_value_heads")
     shared = key_heads is None or (type(key_heads) is int and key_heads >= 1)
     if not shared or (type(heads) is int and key_heads is not None and heads % key_heads):
         return f"num_key_value_heads: expected a number that divides {heads}, num_attention_heads, got {key_heads}"
-    window, layers = config.get("sliding_window"), config.get("num_hidden_layers")
-    if window is not None and (type(window) is not int or window < 1):
+    return None
+
+
+def _find_odd_window(config: Mapping[str, Any]) -> str | None:
+    window, row = config.get("sliding_window"), TABLE.get(str((config.get("architectures") or [""])[0]))
+    by_kind = row is None or row.window == "by layer"
+    unused = by_kind and config.get("use_sliding_window") is False and SLIDING not in _list(config.get("layer_types"))
+    if window is not None and (type(window) is not int or window < (0 if unused else 1)):
         return f"sliding_window: expected a whole number above 0 or null, got {window!r:.40}"
+    return None
+
+
+def _find_odd_kinds(config: Mapping[str, Any]) -> str | None:
+    layers = config.get("num_hidden_layers")
     for member in ("layer_types", "layers_block_type", "no_rope_layers"):
         kinds = config.get(member)
         if kinds is not None and (not isinstance(kinds, list | tuple) or (kinds and len(kinds) != layers)):
@@ -181,7 +208,10 @@ def _list(value: Any) -> Sequence[Any]:
 
 
 def read_rope_types(config: Mapping[str, Any]) -> list[str]:
-    """Of every set of angles; older configurations say `rope_scaling`, and `type` in it."""
+    """Return the rope type of each set of angles.
+
+    Older configurations call the field `rope_scaling`, and the type `type`.
+    """
     stated = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(stated, Mapping):
         return [type(stated).__name__]
@@ -190,8 +220,7 @@ def read_rope_types(config: Mapping[str, Any]) -> list[str]:
 
 
 def describe(config: Mapping[str, Any]) -> Architecture | None:
-    """What the library's reading of a configuration (`config.to_dict()`) makes of its row; None where the table does
-    not cover it."""
+    """Return the architecture of a configuration (`config.to_dict()`); None if the table does not cover it."""
     if find_gap(config) is not None:
         return None
     row = TABLE[config["architectures"][0]]
@@ -215,11 +244,11 @@ def describe(config: Mapping[str, Any]) -> Architecture | None:
 
 
 def find_architecture(model: Any) -> Architecture | None:
-    """Of a loaded model, which may have adapters of peft's; None where the table does not cover it."""
+    """Return the architecture of a loaded model, with or without PEFT adapters; None if the table does not cover it."""
     return describe({**model.config.to_dict(), "architectures": [type(model).__name__]})
 
 
-def _kind(row: Row, config: Mapping[str, Any], layer: int) -> LayerKind:
+def _kind(row: ArchitectureRow, config: Mapping[str, Any], layer: int) -> LayerKind:
     types = _list(config.get("layer_types"))
     kind = types[layer] if types else FULL
     slides = row.window == "every layer" or (

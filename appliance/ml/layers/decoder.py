@@ -1,37 +1,35 @@
-"""A decoder's layers, forward and backward by hand: what makes training quick, and lets it choose what it keeps.
+"""A decoder's layers with a hand-written backward pass, which is fast and controls what stays in memory.
 
-One autograd function a layer. Forward builds no graph and keeps only what `again` says; backward is the chain rule
-written out (`layer.py`), with the rest computed again. The residual stream is in the base's compute dtype, as in
-evaluation and serving. It covers the table of architectures (`architecture.py`) with plain LoRA on the linear layers;
-for everything else training goes through the library's own modules, and a test holds the two together.
+Each layer is one autograd function. Its forward pass builds no graph and keeps only the activations that `again`
+selects; its backward pass is the chain rule (`layer.py`) and recomputes the rest. The residual stream has the base's
+compute dtype, as in evaluation and serving. The module covers the table of architectures (`architecture.py`) with plain
+LoRA on the linear layers. For everything else training uses the library's modules; a test compares the two.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from appliance.domain.recipe.recipe import Again
+from appliance.domain.planning.packs import KEPT_BYTES
+from appliance.domain.recipe.recipe import Recomputation
 from appliance.ml.layers.architecture import Architecture, find_architecture
 from appliance.ml.layers.attention import Attention, Layout, lay_out
+from appliance.ml.layers.head import Norm
 from appliance.ml.layers.layer import Layer, ReadPiece
-from appliance.ml.layers.packing import Pack
-from appliance.ml.layers.positions import Positions, Rotation
-from appliance.ml.layers.projections import is_adapted
+from appliance.ml.layers.packing import Pack, Positions, Rotation, Rotations
+from appliance.ml.layers.projections import LowRank, Rows, is_adapted
 from appliance.ml.layers.scores import Scoring
 from appliance.ml.quantised.linear import GptqLinear
 
-# Dequantised weights are kept between their uses where they have no more than so many bytes altogether, and nothing is
-# to be computed again to save memory.
-KEPT_BYTES = 1_000_000_000
-
 
 class Decoder:
-    """The layers of a model with an adapter; which it trains."""
+    """The layers of a model with the adapter that is trained."""
 
-    def __init__(self, base_model: Any, again: Again) -> None:
+    def __init__(self, base_model: Any, again: Recomputation) -> None:
         architecture = find_architecture(base_model)
         if architecture is None:
             raise ValueError("a model of the table of architectures is what this decoder is for")
@@ -45,7 +43,7 @@ class Decoder:
         self._positions = Positions(self._model, architecture)
 
     def hidden(self, pack: Pack, device: str) -> torch.Tensor:
-        """[tokens, hidden] behind the last norm, of a pack of one level."""
+        """Return the output of the last norm, [tokens, hidden], of a pack of one level."""
         layout = lay_out(pack.segments, device)
         hidden = embed(self._model, torch.tensor(pack.ids, device=device), self._architecture)
         rotations = self._positions.rotations_of(pack, hidden)
@@ -59,7 +57,7 @@ class Decoder:
 
     @torch.no_grad()
     def bare(self, pack: Pack, device: str) -> torch.Tensor:
-        """The same with the adapter switched off, and without gradients: nothing of it is kept."""
+        """Return the output of `hidden` without the adapter and without gradients; no activations are kept."""
         seen = _Grouped(lay_out(pack.segments, device), [layer.attention for layer in self._layers])
         hidden = embed(self._model, torch.tensor(pack.ids, device=device), self._architecture)
         rotations = self._positions.rotations_of(pack, hidden)
@@ -72,7 +70,7 @@ class Decoder:
 
 @dataclass(frozen=True)
 class _Grouped:
-    """What the tokens of a pack see in a layer, as `Layer.read` asks for it."""
+    """The attention of a pack's tokens in each layer, in the form that `Layer.read` takes."""
 
     layout: Layout
     attentions: list[Attention]
@@ -84,14 +82,14 @@ class _Grouped:
 
 
 def embed(decoder: Any, ids: torch.Tensor, architecture: Architecture) -> torch.Tensor:
-    """[tokens, hidden], as the first layer takes them."""
+    """Return the input of the first layer, [tokens, hidden]."""
     hidden: torch.Tensor = decoder.embed_tokens(ids)
     factor = architecture.embedding_multiplier
     return hidden if factor == 1 else hidden * factor
 
 
 def count_bytes(model: Any) -> int:
-    """Of the layers' frozen weights in the compute dtype."""
+    """Return the size in bytes of the layers' frozen weights in the compute dtype."""
     sizes = [
         linear.in_features * linear.out_features
         for layer in model.layers
@@ -102,7 +100,7 @@ def count_bytes(model: Any) -> int:
 
 
 def fits_decoder(base_model: Any) -> bool:
-    """Whether the model is in the table, and every layer has adapters that this module knows."""
+    """Return True if the table covers the model and every layer has adapters that this module supports."""
     if find_architecture(base_model) is None:
         return False
     return all(_fits(module) for module in base_model.get_decoder().layers)
@@ -114,14 +112,14 @@ def _fits(module: Any) -> bool:
 
 
 def _is_plain(linear: Any) -> bool:
-    """Plain LoRA or rsLoRA on a 4-bit or an unquantised layer, alone and not merged."""
+    """Return True for a single unmerged plain LoRA or rsLoRA adapter on a 4-bit, GPTQ or unquantised layer."""
     base, variants = linear.get_base_layer(), getattr(linear, "lora_variant", {})
     plain = type(base).__name__ in ("Linear", "Linear4bit", "GptqLinear") and not linear.merged
     return plain and list(linear.lora_A) == ["default"] and not variants and not linear.lora_bias["default"]
 
 
 class _Pass(torch.autograd.Function):
-    """One layer, once through."""
+    """One decoder layer as an autograd function."""
 
     @staticmethod
     def forward(
@@ -130,7 +128,7 @@ class _Pass(torch.autograd.Function):
         layer: Layer,
         rotation: Rotation | None,
         layout: Layout,
-        again: Again,
+        again: Recomputation,
         seed: int,
         *_: Any,
     ) -> Any:
@@ -162,3 +160,111 @@ class _Pass(torch.autograd.Function):
         if grad_x is not None:
             grad_x += grad_middle
         return (grad_x, None, None, None, None, None, *grads, *grads_mlp)
+
+
+class PassAttention(Protocol):
+    """The attention of the tokens of one pass."""
+
+    def attend(
+        self, number: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scoring: Scoring
+    ) -> torch.Tensor:
+        """Return the attention output of layer `number`, [tokens, heads, size].
+
+        `query` is [tokens, heads, size]; `key` and `value` are [tokens, key heads, size]. Query and key are already
+        rotated.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Tokens that are computed together, at their positions.
+
+    `long` marks the tokens of a long sequence (`Positions`).
+    """
+
+    ids: Sequence[int]
+    positions: Sequence[int]
+    seen: PassAttention
+    long: Sequence[bool]
+
+
+ReadAdapter = list[tuple[LowRank | None, ...]]
+"""An adapter prepared for reading: for each layer, the low-rank update of each of its four products."""
+
+
+class DecoderReader:
+    """The layers of a base model without PEFT adapters, for passes without gradients.
+
+    `adapter` is the active adapter; None for the bare base.
+    """
+
+    def __init__(self, model: Any, architecture: Architecture, *, kept_bytes: int) -> None:
+        self._model, self._architecture = model.get_decoder(), architecture
+        keeps = count_bytes(self._model) <= kept_bytes
+        self._names = {module: name for name, module in model.named_modules()}
+        modules = list(self._model.layers)
+        self._prefixes = [self._names[module] for module in modules]
+        self._layers = [
+            Layer(module, kind, architecture, keeps=keeps)
+            for module, kind in zip(modules, architecture.kinds, strict=True)
+        ]
+        self._norm = Norm(self._model.norm, architecture.row)
+        self.positions = Positions(self._model, architecture)
+        self.adapter: ReadAdapter | None = None
+
+    def join(self, weights: Mapping[str, tuple[torch.Tensor, torch.Tensor]], scaling: float) -> ReadAdapter:
+        """Return an adapter in the form that `adapter` takes.
+
+        `weights` holds A [rank, in] and B [out, rank] by the name of the linear layer.
+        """
+        return [
+            tuple(
+                part.join([f"{prefix}.{name}" for name in names], weights, scaling)
+                for part, names in zip(layer.parts, layer.names, strict=True)
+            )
+            for prefix, layer in zip(self._prefixes, self._layers, strict=True)
+        ]
+
+    def hidden(
+        self,
+        ids: Sequence[int],
+        positions: Sequence[int],
+        seen: PassAttention,
+        long: Sequence[bool],
+        rows: Rows = "many",
+    ) -> torch.Tensor:
+        """Return the output of the last norm, [tokens, hidden].
+
+        `long` marks the tokens of a long sequence (`Positions`).
+        """
+        return self.hidden_each([Piece(ids, positions, seen, long)], rows)[0]
+
+    @torch.inference_mode()
+    def hidden_each(self, pieces: Sequence[Piece], rows: Rows = "many") -> list[torch.Tensor]:
+        """Return the output of the last norm for each of several pieces.
+
+        In each layer a piece may see the keys and values that the pieces before it have stored. Each piece is computed
+        separately, so its bits equal those of a pass of its own; the weights of a layer are dequantised once for all
+        pieces.
+        """
+        hidden_states = [self._embed(piece) for piece in pieces]
+        turned = [self._turn(piece, x.dtype) for piece, x in zip(pieces, hidden_states, strict=True)]
+        none = (None,) * 4
+        for number, layer in enumerate(self._layers):
+            lows = none if self.adapter is None else self.adapter[number]
+            read = [
+                ReadPiece(x, rotations[layer.rope], piece.seen)
+                for x, rotations, piece in zip(hidden_states, turned, pieces, strict=True)
+            ]
+            hidden_states = layer.read(number, read, lows, rows)
+        return [self._norm.forward(x) for x in hidden_states]
+
+    def _embed(self, piece: Piece) -> torch.Tensor:
+        ids = torch.tensor(list(piece.ids), device=self._model.embed_tokens.weight.device)
+        return embed(self._model, ids, self._architecture)
+
+    def _turn(self, piece: Piece, dtype: torch.dtype) -> Rotations:
+        device = self._model.embed_tokens.weight.device
+        marks = torch.tensor(list(piece.long), device=device) if any(piece.long) else None
+        return self.positions.rotations(torch.tensor(list(piece.positions), device=device), dtype, marks)

@@ -1,6 +1,6 @@
-"""One decoder layer: attention and a gated feed-forward part, each added to what came in, forward and backward by hand.
+"""One decoder layer: attention and a gated feed-forward half, each added to its input, forward and backward.
 
-Each half may have a norm before it, behind it, or both, and a multiplier; which, the table of architectures says.
+Each half may have a norm before it, after it, or both, and a multiplier, according to the table of architectures.
 """
 
 from __future__ import annotations
@@ -10,20 +10,21 @@ from typing import Any, NamedTuple
 
 import torch
 
-from appliance.ml.layers.activations import ACTIVATIONS
 from appliance.ml.layers.architecture import Architecture, LayerKind
 from appliance.ml.layers.attention import Attention, Layout
-from appliance.ml.layers.norms import Norm, make_norm
-from appliance.ml.layers.positions import Rotation
+from appliance.ml.layers.head import ACTIVATIONS, Norm, make_norm
+from appliance.ml.layers.packing import Rotation
 from appliance.ml.layers.projections import LowRank, Projections, Rows
 
 Kept = tuple[Any, ...]
-"""What a half's backward pass needs of its forward pass."""
+"""Tensors of a half's forward pass that its backward pass needs."""
 
 
 class ReadPiece(NamedTuple):
-    """Tokens that are computed together without gradients: x [tokens, hidden], their positions, and what they see (as
-    in `reader.py`)."""
+    """Tokens that are computed together without gradients.
+
+    `x` is [tokens, hidden]; `rotation` holds their positions; `seen` computes their attention (`Seen` in `decoder.py`).
+    """
 
     x: torch.Tensor
     rotation: Rotation | None
@@ -31,7 +32,7 @@ class ReadPiece(NamedTuple):
 
 
 class Layer:
-    """`module` is the library's, whose linear layers may have an adapter."""
+    """A decoder layer around a `module` of the library, whose linear layers may have an adapter."""
 
     def __init__(self, module: Any, kind: LayerKind, architecture: Architecture, *, keeps: bool) -> None:
         row = architecture.row
@@ -48,7 +49,7 @@ class Layer:
         self.parameters = [parameter for part in self.parts for parameter in part.parameters]
         self.drops = any(part.drops for part in self.parts)
 
-    # Each half of the layer: forward gives what is added to the stream and what its backward pass needs.
+    # For each half, forward returns the tensor that is added to the stream and the tensors that backward needs.
 
     def attend(
         self, x: torch.Tensor, rotation: Rotation | None, layout: Layout, seed: int
@@ -110,9 +111,11 @@ class Layer:
     def read(
         self, number: int, pieces: Sequence[ReadPiece], lows: tuple[LowRank | None, ...], rows: Rows
     ) -> list[torch.Tensor]:
-        """Both halves without gradients, with what an adapter adds to each of the four products: what the next layer
-        reads. Each piece is computed by itself, from weights that are made once; `rows` as in
-        `Projections.multiply_each`."""
+        """Run both halves without gradients and return the input of the next layer for each piece.
+
+        `lows` holds the adapter's update of each of the four products. Each piece is computed separately, from weights
+        that are dequantised once; `rows` is as in `Projections.multiply_each`.
+        """
         flats = self._reading.multiply_each([_norm(self._before, one.x) for one in pieces], lows[0], rows)
         heads = [
             one.seen.attend(number, *self.attention.split(flat, one.rotation), self.attention.scoring).flatten(1)
@@ -127,7 +130,7 @@ class Layer:
         return [self._add(self._behind_mlp, made)[0].add_(x) for made, x in zip(narrow, middles, strict=True)]
 
     def _add(self, norm: Norm | None, made: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What of a half is added to the stream, and what it was before a norm behind it."""
+        """Return the tensor that a half adds to the stream, and the input of the norm after the half, if any."""
         added = made if norm is None else norm.forward(made)
         if self._multiplier != 1:
             added = added.mul_(self._multiplier)
@@ -147,7 +150,7 @@ def _norm(norm: Norm | None, x: torch.Tensor) -> torch.Tensor:
 
 
 def _divide(norm: Norm | None, x: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-    """x normalised, and what the norm's backward pass needs."""
+    """Return x normalised, and the tensors that the norm's backward pass needs."""
     if norm is None:
         return x, ()
     unit, scale = norm.divide(x)

@@ -1,8 +1,8 @@
-"""Frozen linear layers that read one input, and their adapters: forward and backward without a graph.
+"""Frozen linear layers that share an input, and their LoRA adapters, forward and backward without a graph.
 
-Query, key and value read one input, as do gate and up: their W, A and B are one matrix each, with zeros in B where one
-layer's outputs meet another's ranks. The arithmetic is LoRA's own (https://arxiv.org/abs/2106.09685):
-y = W x + s B A x. Products are in the base's compute dtype; A, B and their gradients are kept in float32.
+Query, key and value share an input, as do gate and up. Their W, A and B are one matrix each, with zeros in B between
+one layer's outputs and another's ranks. The formula is LoRA's (https://arxiv.org/abs/2106.09685): y = W x + s B A x.
+Products have the base's compute dtype; A, B and their gradients are stored in float32.
 """
 
 from __future__ import annotations
@@ -17,35 +17,39 @@ import bitsandbytes
 import torch
 
 from appliance.ml.layers.fixed import multiply_in_blocks
-from appliance.ml.quantised.blocks import join_biases, join_blocks
-from appliance.ml.quantised.linear import GptqLinear
-from appliance.ml.quantised.product import FewRows, fits_nf4_rows, has_tiles, make_nf4_rows
+from appliance.ml.quantised.linear import FewRows, GptqLinear, fits_nf4_rows, has_tiles, make_nf4_rows
+from appliance.ml.quantised.nf4 import join_biases, join_blocks
 
 Tensors = list[torch.Tensor]
 FEW_ROWS = 64
-"""Rows up to which dequantising takes longer than the kernel for few rows needs for all."""
+"""Number of rows up to which the kernel for few rows is faster than dequantising the weights."""
 Rows = Literal["trained", "many", "few", "fixed"]
-"""How rows are multiplied without gradients: as in training; the quickest way; the quickest way for few, which may have
-other bits; or as in training, but so that a row's bits are its own on every CPU (`fixed.py`)."""
+"""Methods to multiply rows without gradients.
+
+`trained`: as in training. `many`: the fastest for many rows. `few`: the fastest for few rows, whose bits may differ.
+`fixed`: as in training, in blocks, so that a row's bits do not depend on the other rows on any CPU (`fixed.py`).
+"""
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """What an adapter adds to layers that read one input: every A, [ranks, in], and every B, [out, ranks], each in its
-    own rows and columns."""
+    """An adapter's update of layers that share an input.
+
+    `down` is every A, [ranks, in]; `up` is every B, [out, ranks]. Each layer has its own rows and columns.
+    """
 
     down: torch.Tensor
     up: torch.Tensor
     scaling: float
 
     def forget(self) -> None:
-        """Zeroes it."""
+        """Overwrite the update with zeros."""
         self.down.zero_()
         self.up.zero_()
 
 
 class Projections:
-    """Some of a decoder layer's linear layers. x is [tokens, in]; what they give stands side by side, [tokens, out]."""
+    """Linear layers of a decoder layer with a common input [tokens, in]; outputs are concatenated, [tokens, out]."""
 
     def __init__(self, modules: Sequence[torch.nn.Module], *, keeps: bool) -> None:
         adapted: list[Any] = [module if is_adapted(module) else None for module in modules]
@@ -54,7 +58,7 @@ class Projections:
         ]
         self._frozen = _Frozen(linears, keeps)
         self._cast: tuple[torch.Tensor, torch.Tensor] | None = None
-        # Where each adapted layer's outputs stand, and its rows in the common A.
+        # Output rows of each adapted layer, and its rows in the common A.
         self._places: list[tuple[slice, slice]] = []
         self.parameters: list[torch.nn.Parameter] = []
         self._scaling, self._dropout, rank, out = 1.0, 0.0, 0, 0
@@ -71,8 +75,10 @@ class Projections:
         self._sizes = [linear.out_features for linear in linears]
 
     def multiply_each(self, pieces: Sequence[torch.Tensor], low: LowRank | None, rows: Rows) -> list[torch.Tensor]:
-        """The layers' outputs of several inputs with an adapter that is not trained, or with none. The weights are made
-        once for all, and the bits of each input's outputs are those that it has alone."""
+        """Return the outputs of several inputs with an adapter that is not trained, or without one.
+
+        The weights are dequantised once for all inputs. The bits of each output equal those of the input alone.
+        """
         few = self._frozen.find_few_rows() if rows in ("few", "many") else None
         most = FEW_ROWS if rows == "few" else 0
         if few is not None and has_tiles():
@@ -96,7 +102,7 @@ class Projections:
     def join(
         self, names: Sequence[str], weights: Mapping[str, tuple[torch.Tensor, torch.Tensor]], scaling: float
     ) -> LowRank | None:
-        """An adapter's A and B of these layers, by name, as `multiply_each` takes them; None where it has none."""
+        """Return an adapter's A and B of these layers, by name, for `multiply_each`; None if it has none of them."""
         pairs = [weights.get(name) for name in names]
         found = [pair for pair in pairs if pair is not None]
         if not found:
@@ -116,39 +122,41 @@ class Projections:
         return self._dropout > 0
 
     def forward(self, x: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The layers' outputs, and A x for the backward pass."""
+        """Return the outputs [tokens, out], and A x [tokens, ranks] for the backward pass (None without an adapter)."""
         output = torch.nn.functional.linear(x, self._frozen.weight(x.dtype), self._frozen.bias)
         if not self._places:
             return output, None
-        down, up = self._cast = self._in(x.dtype)
-        low = self._dropped(x, seed) @ down.T
+        down, up = self._cast = self._join_adapters(x.dtype)
+        low = self._apply_dropout(x, seed) @ down.T
         return output.addmm_(low, up.T, alpha=self._scaling), low
 
     def backward(
         self, grad: torch.Tensor, x: torch.Tensor, low: torch.Tensor | None, seed: int, *, needs_x: bool
     ) -> tuple[torch.Tensor | None, Tensors]:
-        """The gradient of x, where it is asked for, and those of the parameters, in their order."""
+        """Return the gradient of x (None unless `needs_x`) and the gradients of `parameters`, in their order."""
         grad_x = grad @ self._frozen.weight(x.dtype) if needs_x else None
         if low is None:
             return grad_x, []
         assert self._cast is not None
         down, up = self._cast
         grad_low = (grad @ up).mul_(self._scaling)
-        # Of one layer's B the rows and columns that are its own; the others' product is small, and left unused.
+        # Only the rows and columns of one layer's B are used; the other products are small and discarded.
         grad_up = grad.T @ low
-        grad_down = grad_low.T @ self._dropped(x, seed)
+        grad_down = grad_low.T @ self._apply_dropout(x, seed)
         if grad_x is not None and not self._dropout:
             grad_x.addmm_(grad_low, down)
         elif grad_x is not None:
-            grad_x += self._dropped(grad_low @ down, seed)
+            grad_x += self._apply_dropout(grad_low @ down, seed)
         gradients: Tensors = []
         for out, rows in self._places:
             gradients += [grad_down[rows].float(), grad_up[out, rows].float().mul_(self._scaling)]
         return grad_x, gradients
 
-    def _in(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """All A, [ranks, in], and all B, [out, ranks], each in its own rows and columns, in the dtype of the products;
-        made anew in every forward pass, since an optimiser may change a parameter without telling torch."""
+    def _join_adapters(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return all A, [ranks, in], and all B, [out, ranks], in the dtype of the products.
+
+        They are joined again in every forward pass, since an optimiser may change a parameter without notice to torch.
+        """
         with torch.no_grad():
             down = torch.cat([parameter.to(dtype) for parameter in self.parameters[::2]])
             up = down.new_zeros(self._shape)
@@ -156,8 +164,8 @@ class Projections:
                 up[out, rows] = parameter
             return down, up
 
-    def _dropped(self, x: torch.Tensor, seed: int) -> torch.Tensor:
-        """Dropout of the adapters' input; the seed makes it the same again in the backward pass."""
+    def _apply_dropout(self, x: torch.Tensor, seed: int) -> torch.Tensor:
+        """Apply dropout to the adapters' input; the seed reproduces the same mask in the backward pass."""
         if not self._dropout:
             return x
         generator = torch.Generator(x.device).manual_seed(seed)
@@ -166,7 +174,7 @@ class Projections:
 
 
 def is_adapted(module: torch.nn.Module) -> bool:
-    """Whether peft has put LoRA on it: asked without peft, which serving does not load."""
+    """Return True if PEFT has added LoRA to the module; does not import PEFT, which serving does not load."""
     return hasattr(module, "lora_A")
 
 
@@ -179,11 +187,11 @@ def _multiply_low(low: LowRank, x: torch.Tensor) -> torch.Tensor:
 
 
 class _Frozen:
-    """The layers' own weights as one matrix, [out, in]: kept, or made for as long as it is used.
+    """The layers' frozen weights as one matrix [out, in], either kept or built for each use.
 
-    4-bit weights are dequantised. Their blocks stand behind one another, so those of several layers are those of one;
-    the layers' own become views of them. The double quantisation of the blocks' scales is undone once: they are a
-    hundredth of the weights. Layers packed by GPTQ are dequantised side by side.
+    4-bit weights are dequantised. The blocks of several layers are contiguous and form one tensor; the layers' own
+    weights become views of it. The double quantisation of the block scales is undone once, since there is only one
+    scale for 64 weights. Layers packed by GPTQ are dequantised side by side.
     """
 
     def __init__(self, linears: Sequence[Any], keeps: bool) -> None:
@@ -195,7 +203,7 @@ class _Frozen:
         self.bias = join_biases(linears)
 
     def find_few_rows(self) -> FewRows | None:
-        """The product of few rows, if there is a kernel for these layers."""
+        """Return the function for products of few rows; None if there is no kernel for these layers."""
         if self._few_rows is None and fits_nf4_rows(self._linears, self.dtype):
             self._few_rows = make_nf4_rows(self._linears)
         return self._few_rows
@@ -215,7 +223,7 @@ class _Frozen:
         return weights[0] if len(weights) == 1 else torch.cat(weights)
 
     def _join_packed(self, dtype: torch.dtype) -> torch.Tensor:
-        """In memory it stands as [in, out]."""
+        """Return the joined weights [out, in] as a transposed view; in memory they are [in, out]."""
         sizes = [linear.out_features for linear in self._linears]
         first = self._linears[0]
         device = first.qweight.device if isinstance(first, GptqLinear) else first.weight.device
@@ -237,7 +245,7 @@ class _Frozen:
 
 
 def _find_dtype(linear: Any) -> torch.dtype:
-    """What the layer multiplies in."""
+    """Return the dtype of the layer's products."""
     if isinstance(linear, GptqLinear):
         return linear.dtype
     dtype: torch.dtype = getattr(linear, "compute_dtype", None) or linear.weight.dtype

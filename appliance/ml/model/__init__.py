@@ -1,1 +1,1 @@
-"""Base models: what may be imported, converting, loading, templates."""
+"""Base models: import checks, conversion, loading, chat templates."""

@@ -1,8 +1,8 @@
-"""Loads a converted base from local files with every dtype stated: the same in training and serving.
+"""Loading of a converted base from local files, with explicit dtypes, the same for training and serving.
 
-Norms, embeddings and head are kept in the compute dtype, as is the residual stream. The linear layers are NF4 with
-double quantisation, or LLM.int8, or GPTQ as the folder has it, or as they are in the compute dtype, and multiply in it.
-An adapter is only worth its evaluation on exactly this tuple.
+Norms, embeddings, head and residual stream have the compute dtype. The linear layers are NF4 with double quantisation,
+LLM.int8, GPTQ as stored in the folder, or unquantised, and multiply in the compute dtype. An adapter's evaluation is
+valid only for the same combination of quantisation and dtype.
 """
 
 from __future__ import annotations
@@ -21,51 +21,51 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from appliance.domain.planning.packs import KEPT_BYTES
 from appliance.errors import BadInput
 from appliance.ml.layers import packing
 from appliance.ml.layers.architecture import find_architecture
-from appliance.ml.layers.decoder import KEPT_BYTES
-from appliance.ml.layers.fixed import FixedAttention
+from appliance.ml.layers.decoder import DecoderReader, PassAttention, Piece
+from appliance.ml.layers.fixed import FixedAttention, Held, TreeAttention
 from appliance.ml.layers.head import Head, make_head
-from appliance.ml.layers.packing import Pack
-from appliance.ml.layers.positions import find_longest_short
+from appliance.ml.layers.packing import Pack, find_longest_short
 from appliance.ml.layers.projections import Rows
-from appliance.ml.layers.reader import Piece, Reader, Seen
-from appliance.ml.layers.trees import Held, TreeAttention
 from appliance.ml.model.chat import Chat, load_chat
 from appliance.ml.model.folder import CONFIG_FILE, check_folder, read_quantisation
-from appliance.ml.model.library import goes_through_library
-from appliance.ml.model.machine import keeps_rows_apart
+from appliance.ml.model.library import uses_library_layers
+from appliance.ml.model.machine import has_independent_rows
 from appliance.ml.quantised.loading import load_arguments
-from appliance.ml.quantised.nf4 import load_nf4, make_config
-from appliance.ml.quantised.settings import NF4_FILE
+from appliance.ml.quantised.nf4 import BLOCK, NF4_FILE, load_nf4, make_config
 
 QUANTISATIONS = ("nf4-double", "int8", "none", "gptq")
 COMPUTE_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-# bitsandbytes packs rows in blocks of this many for its bf16 kernel on the CPU.
+# Number of rows in a block of bitsandbytes' bf16 kernel for the CPU.
 _PACKED_ROWS = 32
 
 
 @dataclass(frozen=True)
-class Base:
-    """A model in evaluation mode that needs no gradient, and the words that go with it.
+class LoadedBase:
+    """A model in evaluation mode without gradients, with its tokenizer and template.
 
-    `autocast`: the dtype that float32 weights, which are trained themselves, multiply in.
+    `autocast` is the dtype in which float32 weights that are themselves trained multiply.
     """
 
     model: Any
     chat: Chat
     device: str
     autocast: torch.dtype | None = None
-    reader: Reader | None = None
-    """The layers by hand, for many rows without gradients; None where the library's modules are at work."""
+    reader: DecoderReader | None = None
+    """Hand-written layers for many rows without gradients; None if the library's modules compute them."""
 
     @property
     def context_length(self) -> int:
         return int(self.model.config.max_position_embeddings)
 
     def head(self) -> Head:
-        """From what `hidden` and `read` give to logits; its weight is [vocabulary, hidden], in the compute dtype."""
+        """Return the head, which turns the output of `hidden` and `read` into logits.
+
+        Its weight is [vocabulary, hidden], in the compute dtype.
+        """
         return self._head
 
     @cached_property
@@ -74,27 +74,29 @@ class Base:
 
     @cached_property
     def fixed(self) -> bool:
-        """Whether packs go through products of one shape (`layers/fixed.py`), so that no row's bits depend on others.
-        On a GPU they do not."""
-        return self.device == "cpu" and not keeps_rows_apart(self.device)
+        """True if packs go through products of one shape (`layers/fixed.py`), which makes each row's bits independent.
+
+        That is the case on a CPU whose products mix rows (AMX), and never on a GPU.
+        """
+        return self.device == "cpu" and not has_independent_rows(self.device)
 
     @property
     def longest_short(self) -> int | None:
-        """Tokens from which on a sequence has other positions (`Positions`); None where it never has."""
+        """Largest number of tokens that use the first set of rotary angles (`Positions`); None if there is one set."""
         return find_longest_short(self.model.config)
 
     def is_long(self, tokens: int) -> bool:
-        """Whether a sequence of so many tokens has the positions of a long one."""
+        """Return True if a sequence of this many tokens uses the rotary angles of long sequences."""
         return self.longest_short is not None and tokens > self.longest_short
 
     def hidden(self, **arguments: Any) -> torch.Tensor:
-        """The last norm's output, [1, tokens, hidden], by the library's modules: everything but the head."""
+        """Return the last norm's output, [1, tokens, hidden], computed by the library's modules."""
         with self._multiplying():
             output: torch.Tensor = self.model.get_decoder()(**arguments).last_hidden_state
         return output
 
     def hidden_alone(self, ids: Sequence[int]) -> torch.Tensor:
-        """[tokens, hidden] of one sequence by the library's modules and its own attention."""
+        """Return the last norm's output, [tokens, hidden], of one sequence, computed by the library alone."""
         places = torch.arange(len(ids), device=self.device)
         return self.hidden(
             input_ids=torch.tensor([list(ids)], device=self.device), position_ids=places[None], use_cache=False
@@ -102,27 +104,33 @@ class Base:
 
     @cached_property
     def library(self) -> bool:
-        """Whether everything goes through the library's modules and its own attention: no table describes them."""
+        """True if the library's modules compute everything, since the table does not cover the model."""
         return find_architecture(self.model) is None
 
     @cached_property
     def apart(self) -> bool:
-        """Whether each sequence goes through the model by itself: in a pack the library would turn the positions of all
-        by the longest one's, or add in an order that depends on the others."""
+        """True if each sequence goes through the model separately.
+
+        In a pack the library would choose the rotary angles of all sequences by the longest one, or add in an order
+        that depends on the other sequences.
+        """
         return self.library or (self.reader is None and (self.fixed or self.longest_short is not None))
 
     @cached_property
     def reads_whole(self) -> bool:
-        """Whether a prompt is read in one piece: what a recurrent layer holds goes on by a single token, and the
-        library chooses a long sequence's positions by what it is shown."""
+        """True if a prompt must be read in one piece.
+
+        Recurrent layers continue from their state by single tokens only, and the library chooses the rotary angles of a
+        long sequence by the tokens of the call.
+        """
         kinds = {type(layer) for layer in DynamicCache(config=self.model.config).layers} if self.library else set()
         return not kinds <= {DynamicLayer, DynamicSlidingWindowLayer} or (self.apart and not self.library)
 
     @torch.inference_mode()
     def _read_apart(self, pack: Pack, first: int) -> torch.Tensor:
-        """The tokens from `first` on: each chain of segments to its end, by itself."""
+        """Return the hidden states of the tokens from `first` on, with each chain of segments read separately."""
         continued = {start for segment in pack.segments for start, _ in segment.context}
-        found: dict[int, torch.Tensor] = {}
+        parts: dict[int, torch.Tensor] = {}
         for segment in pack.segments:
             if segment.start in continued or segment.start < first:
                 continue
@@ -130,12 +138,14 @@ class Base:
             for (start, _), part in zip(
                 segment.spans, torch.split(hidden, [stop - start for start, stop in segment.spans]), strict=True
             ):
-                found.setdefault(start, part)
-        return torch.cat([found[segment.start] for segment in pack.segments if segment.start >= first])
+                parts.setdefault(start, part)
+        return torch.cat([parts[segment.start] for segment in pack.segments if segment.start >= first])
 
     def read_pack(self, pack: Pack, *, start: int = 0, held: Held | None = None) -> torch.Tensor:
-        """[tokens, hidden] of a pack from the token `start` on, without gradients; see `TreeAttention`. On a CPU no
-        sequence's bits depend on the others."""
+        """Return the last norm's output, [tokens, hidden], of a pack from the token `start` on, without gradients.
+
+        `held` is as in `TreeAttention`. On a CPU the bits of a sequence do not depend on the other sequences.
+        """
         if self.apart:
             return self._read_apart(pack, start)
         long = [False] * len(pack.ids) if self.longest_short is None else pack.find_long(self.longest_short)
@@ -147,10 +157,17 @@ class Base:
 
     @torch.inference_mode()
     def read(
-        self, ids: Sequence[int], positions: Sequence[int], seen: Seen, long: Sequence[bool], rows: Rows = "many"
+        self,
+        ids: Sequence[int],
+        positions: Sequence[int],
+        seen: PassAttention,
+        long: Sequence[bool],
+        rows: Rows = "many",
     ) -> torch.Tensor:
-        """[tokens, hidden] of tokens at these positions, without gradients; `long` marks those of a long sequence,
-        `rows` is the reader's."""
+        """Return the last norm's output, [tokens, hidden], of tokens at these positions, without gradients.
+
+        `long` marks the tokens of a long sequence; `rows` is as in `DecoderReader.hidden`.
+        """
         if self.reader is not None:
             return self.reader.hidden(ids, positions, seen, long, rows)
         return self.hidden(
@@ -161,7 +178,7 @@ class Base:
         )[0]
 
     def read_each(self, pieces: Sequence[Piece], rows: Rows = "many") -> torch.Tensor:
-        """The same for pieces of one sequence, which follow one another: [tokens of all, hidden]."""
+        """Return the output of `read` for consecutive pieces of one sequence, [tokens of all pieces, hidden]."""
         if self.reader is not None:
             return torch.cat(self.reader.hidden_each(pieces, rows))
         return torch.cat([self.read(one.ids, one.positions, one.seen, one.long) for one in pieces])
@@ -180,29 +197,34 @@ def load_base(
     packs: bool = True,
     reads: bool = False,
     keeps: bool = True,
-) -> Base:
-    """A base from a converted folder; BadInput for anything but local safetensors and the tuples we know.
+) -> LoadedBase:
+    """Load a base from a converted folder.
 
-    `trainable`: for training the weights themselves, which are float32 then: a step is lost in bfloat16's rounding.
-    `packs`: whether bitsandbytes may repack a layer's weights when it first answers. A method that dequantises them
-    again in every pass (DoRA) would read noise then, and nobody would say so.
-    `reads`: whether many rows go through the layers by hand, where the table of architectures covers them. `keeps`:
-    whether they keep a small model's weights dequantised, which takes four times the memory of its 4-bit weights.
+    - `trainable`: store the weights in float32 so that they can be trained; bfloat16 would round small steps away.
+    - `packs`: let bitsandbytes repack a layer's weights at its first use. A method that dequantises them again in every
+      pass (DoRA) would then read wrong values without an error.
+    - `reads`: use hand-written layers for many rows, if the table of architectures covers the model.
+    - `keeps`: let these layers keep a small model's weights dequantised, which takes four times the memory of its
+      4-bit weights.
+
+    Raises:
+        BadInput: the folder has other content than local safetensors, or the combination of settings is not supported.
     """
     if quantisation not in QUANTISATIONS:
         raise BadInput(f"base, quantisation: expected {' or '.join(QUANTISATIONS)}, got {quantisation!r}")
     if compute_dtype not in COMPUTE_DTYPES:
         raise BadInput(f"base, compute dtype: expected {' or '.join(COMPUTE_DTYPES)}, got {compute_dtype!r}")
     check_folder(folder, sealed=True)
-    found = read_quantisation(folder)
-    gptq = None if found is None else found.gptq
+    quantised = read_quantisation(folder)
+    gptq = None if quantised is None else quantised.gptq
     if (gptq is not None) != (quantisation == "gptq"):
         got = "a folder without it" if gptq is None else "a folder in GPTQ"
         raise BadInput(f"base, quantisation: expected weights for {quantisation}, got {got}")
     config = json.loads((folder / CONFIG_FILE).read_bytes())
     dtype = COMPUTE_DTYPES[compute_dtype]
-    # None is the library's own choice: ours knows neither its masks nor what some models add to their scores.
-    attention = None if goes_through_library(config) else packing.ATTENTION
+    # None is the library's own choice: this project's attention supports neither its masks nor the terms that some
+    # models add to their scores.
+    attention = None if uses_library_layers(config) else packing.ATTENTION
     if quantisation == "nf4-double" and (folder / NF4_FILE).exists():
         model = load_nf4(folder, dtype, device, attention)
     else:
@@ -218,15 +240,18 @@ def load_base(
         )
     model.requires_grad_(False)
     model.eval()
-    _still(model)
+    _disable_randomness(model)
     _choose_kernels(model, dtype, packs)
     reader = _make_reader(model, KEPT_BYTES if keeps else 0) if reads else None
-    return Base(model, load_chat(folder), device, dtype if trainable and dtype != torch.float32 else None, reader)
+    return LoadedBase(model, load_chat(folder), device, dtype if trainable and dtype != torch.float32 else None, reader)
 
 
-def _still(model: Any) -> None:
-    """Takes out what a published configuration draws at random in training, its own dropout and jitter: what is drawn
-    is for the recipe to say, and in a private run the masks of one row would depend on how many were drawn before."""
+def _disable_randomness(model: Any) -> None:
+    """Set the dropout and jitter of a published configuration to zero.
+
+    Randomness is determined by the recipe only. In a private run the masks of one row would otherwise depend on how
+    many random numbers were drawn before.
+    """
     for holder in (model.config, *model.modules()):
         for name, value in list(vars(holder).items()):
             if ("drop" in name or "jitter" in name) and type(value) in (int, float):
@@ -236,28 +261,31 @@ def _still(model: Any) -> None:
             module.p = 0.0
 
 
-def _make_reader(model: Any, kept_bytes: int) -> Reader | None:
+def _make_reader(model: Any, kept_bytes: int) -> DecoderReader | None:
     architecture = find_architecture(model)
     kinds = {type(module).__name__ for module in model.get_decoder().layers.modules() if hasattr(module, "in_features")}
     if architecture is None or not kinds <= {"Linear", "Linear4bit", "GptqLinear"}:
         return None
-    return Reader(model, architecture, kept_bytes=kept_bytes)
+    return DecoderReader(model, architecture, kept_bytes=kept_bytes)
 
 
 def _quantise(quantisation: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
     if quantisation == "none":
         return None
     if quantisation == "int8":
-        # Said at every call: between int8 and the compute dtype it goes through float16.
+        # The library warns at every call that int8 products go through float16.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         return BitsAndBytesConfig(load_in_8bit=True)
     return make_config(dtype)
 
 
 def _choose_kernels(model: Any, dtype: torch.dtype, packs: bool) -> None:
-    """bitsandbytes has a bf16 kernel for the CPU that ignores the compute dtype and asserts whole blocks of rows."""
+    """Disable bitsandbytes' packed bf16 kernel for the CPU for layers that it does not fit.
+
+    The kernel ignores the compute dtype, and fails if inputs or outputs are not a whole number of blocks.
+    """
     for module in model.modules():
         if isinstance(module, bitsandbytes.nn.Linear4bit) and (
-            not packs or dtype != torch.bfloat16 or module.out_features % _PACKED_ROWS
+            not packs or dtype != torch.bfloat16 or module.out_features % _PACKED_ROWS or module.in_features % BLOCK
         ):
             module.support_avx512bf16_for_cpu = False

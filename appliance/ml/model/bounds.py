@@ -1,6 +1,6 @@
-"""What a model's configuration may claim, checked before anything is allocated or looped over for it. No torch.
+"""Bounds on the values of a model's configuration, checked before memory is allocated or loops run. No torch.
 
-Each bound is several times that of the largest published model of the architectures that are imported.
+Each bound is several times that of the largest published model of the supported architectures.
 """
 
 from __future__ import annotations
@@ -34,12 +34,16 @@ _MOST_OTHER = 1 << 20
 _MOST_REAL = 1e12
 _MAX_NODES = 20_000
 _MAX_DEPTH = 8
-# Only the base of an exponent, and written with and without a point.
+# Fields that are real numbers even if written without a decimal point; used only as the base of an exponent.
 _REAL = ("rope_theta",)
 
 
 def check_claims(config: Mapping[str, Any], what: str) -> None:
-    """BadInput names the first number that is out of bounds, or a dimension that is no whole number."""
+    """Check that the numbers of a configuration are within bounds and its dimensions are positive whole numbers.
+
+    Raises:
+        BadInput: a value is out of bounds; the message names the first one.
+    """
     for name, most in _DIMENSIONS.items():
         _check_whole(config.get(name), most, f"{what}, {name}")
     for place, (name, value) in enumerate(_walk(config, what)):
@@ -54,7 +58,7 @@ def check_claims(config: Mapping[str, Any], what: str) -> None:
 
 
 def _walk(value: Any, what: str, name: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """Every value, under the name of its member."""
+    """Yield every scalar value with the name of its field."""
     if depth > _MAX_DEPTH:
         raise BadInput(f"{what}, {name}: expected values at most {_MAX_DEPTH} deep, got more")
     if isinstance(value, dict):
@@ -78,7 +82,7 @@ def _check_real(value: object, what: str) -> None:
 
 
 def count_least_parameters(config: Mapping[str, Any]) -> int:
-    """What attention, feed-forward and embeddings of these architectures have at least, by the configuration."""
+    """Return the smallest number of parameters that these dimensions imply: embeddings, attention, feed-forward."""
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     size = config.get("head_dim") or hidden // heads
     keys = config.get("num_key_value_heads") or heads
@@ -89,7 +93,11 @@ def count_least_parameters(config: Mapping[str, Any]) -> int:
 
 
 def check_weights(config: Mapping[str, Any], most: int, what: str) -> None:
-    """BadInput where the files cannot hold as many weights as the configuration claims."""
+    """Check that the files can hold the weights that the configuration implies; `most` is the largest possible number.
+
+    Raises:
+        BadInput: the configuration implies more weights.
+    """
     least = count_least_parameters(config)
     if least > most:
         raise BadInput(f"{what}: expected dimensions of the weights that are there, at most {most}, got {least}")

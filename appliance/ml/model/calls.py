@@ -1,17 +1,17 @@
-"""How a model writes calls of tools: the forms that are known, and which of them a chat template writes.
+"""Text forms of tool calls: the supported forms, and detection of the form that a chat template writes.
 
-What a model wrote is data of a stranger: what is no call of the form is text. No torch.
+The model's output is untrusted. Output that does not parse as a call is treated as text. No torch.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from appliance.domain.data.tool_calls import encode_json, parse_strict
+from appliance.domain.data.tool_calls import MAX_CALLS, encode_json, parse_strict
 from appliance.errors import BadInput
 
 Name = Literal["hermes", "llama", "mistral", "mistral-arguments"]
@@ -19,7 +19,7 @@ Name = Literal["hermes", "llama", "mistral", "mistral-arguments"]
 
 @dataclass(frozen=True)
 class Call:
-    """A tool's name and the arguments, an object."""
+    """A tool call: the tool's name and its arguments, a JSON object."""
 
     name: str
     arguments: Mapping[str, Any]
@@ -31,71 +31,74 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What begins a text as one or more calls: how many characters it takes; None where it is no call."""
+class ParsedCalls:
+    """The result of parsing the start of a text.
+
+    `end` is the number of characters parsed. `calls` are the calls found; None if those characters are not a call.
+    """
 
     end: int
     calls: tuple[Call, ...] | None
 
 
-def _read_hermes(text: str, last: bool) -> Found | None:
-    """`<tool_call>{"name": …, "arguments": {…}}</tool_call>`, as Hermes, Qwen 2.5 and 3, SmolLM3 and Granite 4."""
+def _read_hermes(text: str, last: bool) -> ParsedCalls | None:
+    """Parse `<tool_call>{"name": …, "arguments": {…}}</tool_call>` (Hermes, Qwen 2.5 and 3, SmolLM3, Granite 4)."""
     whole = _HERMES.match(text)
     if whole is None and not last:
         return None
     if whole is not None and (call := _read_object(whole[1], ("arguments",))) is not None:
-        return Found(whole.end(), (call,))
+        return ParsedCalls(whole.end(), (call,))
     body, end, _ = text.partition("</tool_call>")
-    return Found(len(body + end), None)
+    return ParsedCalls(len(body + end), None)
 
 
 _HERMES = re.compile(r'<tool_call>((?:[^"<]++|"(?:[^"\\]++|\\.)*+"|<(?!/tool_call>))*+)</tool_call>', re.DOTALL)
-"""Up to the first `</tool_call>` outside JSON's strings: an argument may hold one."""
+"""Pattern of a call up to the first `</tool_call>` outside JSON strings; an argument may contain that text."""
 
 
-def _read_llama(text: str, last: bool) -> Found | None:
-    """`{"name": …, "parameters": {…}}` and nothing else, as Llama 3.1, 3.2 and 3.3; <|python_tag|> may stand before."""
+def _read_llama(text: str, last: bool) -> ParsedCalls | None:
+    """Parse a text that is only `{"name": …, "parameters": {…}}` (Llama 3), optionally after <|python_tag|>."""
     body = text.removeprefix("<|python_tag|>").lstrip()
     if _OTHER_OBJECT.match(body):
-        return Found(len(text), None)
+        return ParsedCalls(len(text), None)
     if not last:
         return None
     call = _read_object(body, ("parameters", "arguments"))
-    return Found(len(text), None if call is None else (call,))
+    return ParsedCalls(len(text), None if call is None else (call,))
 
 
 _OTHER_OBJECT = re.compile(r'\{\s*(?:"(?!name"|type"|parameters"|function"|arguments")[^"]*"|[^\s"])')
-"""The beginning of an object that is no call."""
+"""Pattern of the beginning of a JSON object that is not a call."""
 
 
-def _read_mistral(text: str, last: bool) -> Found | None:
-    """`[TOOL_CALLS][{"name": …, "arguments": {…}}]`, as Mistral 7B v0.3 and Nemo."""
+def _read_mistral(text: str, last: bool) -> ParsedCalls | None:
+    """Parse `[TOOL_CALLS][{"name": …, "arguments": {…}}]` (Mistral 7B v0.3, Nemo)."""
     body = text.removeprefix("[TOOL_CALLS]")
     found = _decode(body) if last or "]" in body else None
     if found is None:
-        return Found(len(text), None) if last else None
+        return ParsedCalls(len(text), None) if last else None
     values, end = found
     calls = [_as_call(value, ("arguments",)) for value in values] if isinstance(values, list) and values else [None]
     whole = tuple(call for call in calls if call is not None)
-    return Found(len(text) - len(body) + end, whole if len(whole) == len(calls) else None)
+    return ParsedCalls(len(text) - len(body) + end, whole if len(whole) == len(calls) else None)
 
 
-def _read_mistral_arguments(text: str, last: bool) -> Found | None:
-    """`[TOOL_CALLS]name[ARGS]{…}`, as Ministral 3 and Mistral Small 3.2; [CALL_ID] and an id may stand between."""
+def _read_mistral_arguments(text: str, last: bool) -> ParsedCalls | None:
+    """Parse `[TOOL_CALLS]name[ARGS]{…}` (Ministral 3, Mistral Small 3.2), optionally with [CALL_ID] and an id."""
     head = _NAMED.match(text)
     found = _decode(text[head.end() :]) if head and (last or "}" in text) else None
     if head is None or found is None:
-        return Found(len(text), None) if last or (head is None and len(text) > 512) else None
+        return ParsedCalls(len(text), None) if last or (head is None and len(text) > 512) else None
     arguments, end = found
     call = _as_call({"name": head[1], "arguments": arguments}, ("arguments",))
-    return Found(head.end() + end, None if call is None else (call,))
+    return ParsedCalls(head.end() + end, None if call is None else (call,))
 
 
 _NAMED = re.compile(r"\[TOOL_CALLS\]\s*([^\[\]\s{}]{1,64})\s*(?:\[CALL_ID\][^\[\]]{0,64})?\[ARGS\]")
 
 
 def _decode(text: str) -> tuple[Any, int] | None:
-    """The JSON value that the text begins with, white space aside, and where it ends."""
+    """Return the JSON value at the start of a text, after white space, and its end index; None if there is none."""
     start = len(text) - len(text.lstrip())
     try:
         _, end = _DECODER.raw_decode(text, start)
@@ -113,7 +116,10 @@ def _read_object(text: str, members: Sequence[str]) -> Call | None:
 
 
 def _as_call(value: Any, members: Sequence[str]) -> Call | None:
-    """`members`: under which the arguments may stand."""
+    """Return the call that a JSON value represents; None if it is not a call.
+
+    `members` are the names under which the arguments may be stored.
+    """
     if not isinstance(value, dict) or value.get("type", "function") != "function":
         return None
     arguments = next((value[name] for name in members if name in value), None)
@@ -130,12 +136,15 @@ def _as_call(value: Any, members: Sequence[str]) -> Call | None:
 
 @dataclass(frozen=True)
 class _Kind:
-    """`marker`: what calls begin with; where there is none, an answer that begins with `{` may be one. `reserved`: what
-    only the template may write."""
+    """A form of tool calls.
+
+    `marker` is the text at the start of calls; if empty, an output that begins with `{` may be a call. `reserved` are
+    texts that only the template may write.
+    """
 
     name: Name
     marker: str
-    read: Callable[[str, bool], Found | None]
+    read: Callable[[str, bool], ParsedCalls | None]
     reserved: tuple[str, ...]
 
 
@@ -158,9 +167,9 @@ _KINDS = (
 class CallForm:
     """The form in which a template writes calls.
 
-    `before`, `between` and `after`: what it writes around the calls' bodies, `between` being None where it takes one
-    call a turn. `members`: of a body, in the template's order; empty where a body is a name and its arguments, with
-    `inner` between them.
+    `before`, `between` and `after` are the texts around the bodies of calls; `between` is None if the template writes
+    one call per turn. `members` are the names in a body, in the template's order. It is empty if a body is a name and
+    its arguments, separated by `inner`.
     """
 
     kind: _Kind
@@ -182,26 +191,32 @@ class CallForm:
     def reserved(self) -> tuple[str, ...]:
         return self.kind.reserved
 
-    def read(self, text: str, *, last: bool) -> Found | None:
-        """What a text that may begin with calls begins with; None while that is open. `last`: no more follows."""
+    def read(self, text: str, *, last: bool) -> ParsedCalls | None:
+        """Parse the start of a text that may begin with calls; return None if more text is needed.
+
+        `last` is True if the text is complete.
+        """
         return self.kind.read(text, last)
 
     def read_answer(self, text: str) -> tuple[str, tuple[Call, ...]]:
-        """A whole answer as what it says and what it calls."""
-        said, calls = "", list[Call]()
+        """Split a complete output into its text and its calls."""
+        text_part, calls = "", list[Call]()
         while text:
-            start = self.find(text, begun=bool(said.strip() or calls))
+            start = self.find(text, begun=bool(text_part.strip() or calls))
             if start is None:
                 break
             found = self.read(text[start:], last=True)
             assert found is not None
             calls += found.calls or ()
-            said += text[: start if found.calls is not None else start + found.end]
+            text_part += text[: start if found.calls is not None else start + found.end]
             text = text[start + found.end :]
-        return (said + text).strip() if calls else said + text, tuple(calls)
+        return (text_part + text).strip() if calls else text_part + text, tuple(calls)
 
     def find(self, text: str, *, begun: bool) -> int | None:
-        """Where calls may begin. `begun`: whether the answer has said something."""
+        """Return the index at which calls may begin; None if there is none.
+
+        `begun` is True if the output has text or calls already.
+        """
         if self.marker:
             place = text.find(self.marker)
             return None if place < 0 else place
@@ -220,11 +235,15 @@ PROBE = {
 PROBE_ID = "probe0000"
 _RESULT = "the result stands here"
 Render = Callable[[list[dict[str, Any]], bool], str]
-"""Renders messages with the probe's tool; and whether for the next answer."""
+"""Function that renders messages with the probe tool; the flag asks for the next assistant turn."""
 
 
 def find_form(render: Render, end_of_turn: str) -> CallForm:
-    """The form in which a template writes calls. BadInput says what it lacks."""
+    """Return the form in which a template writes calls.
+
+    Raises:
+        BadInput: the template does not support tools; the message says which part is missing.
+    """
     name, question = PROBE["function"]["name"], {"role": "user", "content": "a question"}  # type: ignore[index]
     prompt = render([question], True)
     if name not in prompt:
@@ -254,7 +273,7 @@ def find_form(render: Render, end_of_turn: str) -> CallForm:
 
 
 def _calls(count: int) -> dict[str, Any]:
-    """A message's calls of the probe."""
+    """Return an assistant message's fields with `count` calls of the probe tool."""
     function = {"name": PROBE["function"]["name"], "arguments": {"word": "found"}}  # type: ignore[index]
     return {
         "content": "",
@@ -270,13 +289,13 @@ def _answer(render: Render, question: dict[str, Any], prompt: str, end_of_turn: 
 
 
 def _read_probe(kind: _Kind, answer: str, count: int) -> list[tuple[int, int]] | None:
-    """Where the bodies of the probe's calls stand in a template's answer; None where it has not this form."""
+    """Return the spans of the probe's calls in a template's output; None if they do not have this form."""
     name = str(PROBE["function"]["name"])  # type: ignore[index]
     if not answer.lstrip().startswith(kind.marker):
         return None
     form = CallForm(kind, "", None, "", ())
-    said, calls = form.read_answer(answer)
-    if said or [(call.name, call.arguments) for call in calls] != [(name, {"word": "found"})] * count:
+    text_part, calls = form.read_answer(answer)
+    if text_part or [(call.name, call.arguments) for call in calls] != [(name, {"word": "found"})] * count:
         return None
     spans, place = list[tuple[int, int]](), 0
     for _ in range(count):
@@ -298,3 +317,82 @@ def _find_body(kind: _Kind, answer: str, name: str, place: int) -> tuple[int, in
         if found is not None and isinstance(found[0], dict) and found[0].get("name") == name:
             return match.start(), match.start() + found[1]
     return None
+
+
+@dataclass(frozen=True)
+class CallOutput:
+    """Output that is not shown as text: `text` as the model wrote it, and the calls in it, if any."""
+
+    text: str
+    calls: tuple[Call, ...]
+
+
+class CallStream:
+    """Separator of text and calls in a streamed output.
+
+    `names` are the tools that may be called; a call of another tool is text. `most` is the largest number of calls.
+    """
+
+    def __init__(self, form: CallForm, names: Collection[str], most: int = MAX_CALLS) -> None:
+        self._form, self._names, self._most = form, names, most
+        self._buffer = ""
+        self._begun = False
+        self.calls = 0
+
+    @property
+    def full(self) -> bool:
+        """True if the output has the largest number of calls."""
+        return self.calls >= self._most
+
+    def push(self, piece: str) -> list[str | CallOutput]:
+        """Add a piece of output and return the text and calls that are now certain."""
+        self._buffer += piece
+        return self._take(last=False)
+
+    def finish(self) -> list[str | CallOutput]:
+        """Return the remaining text and calls, after the last piece."""
+        parts = self._take(last=True)
+        if self._buffer:
+            # White space after the last call is not part of the text.
+            parts.append(CallOutput(self._buffer, ()) if self.calls else self._buffer)
+        self._buffer = ""
+        return parts
+
+    def _take(self, *, last: bool) -> list[str | CallOutput]:
+        parts: list[str | CallOutput] = []
+        while self._buffer and not self.full:
+            start = self._form.find(self._buffer, begun=self._begun)
+            if start is None:
+                parts += self._release_text(len(self._buffer.rstrip()) if last else self._count_plain_characters())
+                break
+            parts += self._release_text(len(self._buffer[:start].rstrip()))
+            blank = len(self._buffer) - len(self._buffer.lstrip())
+            found = self._form.read(self._buffer[blank:], last=last)
+            if found is None:
+                break
+            calls = found.calls
+            if calls is None or not all(call.name in self._names for call in calls):
+                parts += self._release_text(blank + found.end)
+                continue
+            calls = calls[: self._most - self.calls]
+            self.calls += len(calls)
+            self._begun = True
+            parts.append(CallOutput(self._buffer[: blank + found.end], calls))
+            self._buffer = self._buffer[blank + found.end :]
+        return parts
+
+    def _release_text(self, length: int) -> list[str | CallOutput]:
+        """Remove the first `length` characters from the buffer and return them as text."""
+        text, self._buffer = self._buffer[:length], self._buffer[length:]
+        self._begun = self._begun or bool(text.strip())
+        return [text] if text else []
+
+    def _count_plain_characters(self) -> int:
+        """Return the number of leading characters that cannot belong to a call or the white space before it."""
+        marker = self._form.marker or ("" if self._begun else "<|python_tag|>")
+        text = self._buffer
+        for length in range(min(len(marker) - 1, len(text)), 0, -1):
+            if text.endswith(marker[:length]):
+                text = text[:-length]
+                break
+        return len(text.rstrip())

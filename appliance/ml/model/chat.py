@@ -1,12 +1,14 @@
-"""Text to tokens and back, and the model's own chat template: what every worker that touches words goes through.
+"""Tokenizer and chat template: conversion of messages and text to tokens and back, in all workers.
 
-A chat template is code that came with the model. It is rendered here, in a sandboxed worker and within bounds
-(`template.py`), without a clock, so that the same messages always give the same prompt. No torch.
+A chat template is code that came with the model. It runs in a sandboxed worker within the bounds of `template.py` and
+without a clock, so the same messages always give the same prompt. No torch.
 """
 
 from __future__ import annotations
 
 import json
+import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ from appliance.domain.data.tool_calls import canonical_call
 from appliance.errors import BadInput
 from appliance.formats.core.digest import digest_file
 from appliance.ml.model.calls import PROBE, CallForm, find_form
-from appliance.ml.model.panics import refuse_panics
+from appliance.ml.model.machine import refuse_panics
 from appliance.ml.model.template import compile_template, render_template
 
 TEMPLATE_FILE = "chat_template.jinja"
@@ -29,24 +31,33 @@ CONFIG_FILE = "config.json"
 
 _UNTOKENIZED = f"{TOKENIZER_FILE}: expected to tokenize this text"
 _SENTINEL = "the answer stands here"
+_ANSWER = {"role": "assistant", "content": _SENTINEL}
+_MARK = re.compile(r"<\|\w{1,40}\|>|<(?:start|end)_of_\w{1,20}>", re.ASCII)
+"""Texts that are control tokens in any published template that writes them."""
+_LEAST_SHARE = 0.9
+"""Smallest expected ratio of tokens to embedding rows; published embeddings are padded by a few per cent."""
+_MOST_NAMED = 4
 
 
 Message = Mapping[str, Any]
-"""`role` and `content`; of the assistant also `tool_calls`, whose arguments are objects; of a tool's result the call's
-id and name."""
+"""A chat message: `role` and `content`.
+
+An assistant message may have `tool_calls` with objects as arguments; a tool message has the call's id and name.
+"""
 
 
 def uses_tools(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether only a template that takes tools can write them."""
+    """Return True if the messages require a template that supports tools."""
     return bool(tools) or any(message["role"] == "tool" or message.get("tool_calls") for message in messages)
 
 
 @dataclass(frozen=True)
 class Chat:
-    """A tokenizer and a template. `end_of_turn` is the control token that the template writes after an answer.
+    """A tokenizer and a template.
 
-    `calls`: the form in which it writes calls of tools; where it has none, `toolless` says what it lacks. `marks`: the
-    control tokens that are part of a call.
+    `end_of_turn` is the control token that the template writes after an assistant turn. `calls` is the form of its tool
+    calls; if None, `toolless` says what the template lacks. `marks` are the ids of control tokens that are part of a
+    call.
     """
 
     tokenizer: Tokenizer
@@ -59,17 +70,23 @@ class Chat:
     marks: frozenset[int] = frozenset()
 
     def render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> str:
-        """The prompt that asks for the next answer; BadInput where a message smuggles a control token."""
+        """Return the prompt for the next assistant turn.
+
+        Raises:
+            BadInput: a message contains a control token.
+        """
         self._check(messages, tools)
         return self._render(messages, tools, ask=True)
 
     def render_answered(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()
     ) -> list[tuple[str, str]]:
-        """An answered conversation as (the text before, answer) for each of the assistant's turns, in order.
+        """Return a conversation as pairs (preceding text, assistant turn), in order.
 
-        Each answer follows the very prompt that asks for it when served, and ends with the end of its turn. BadInput
-        where the template drops or alters an answer, or writes an earlier turn otherwise once it is past.
+        Each assistant turn follows exactly the prompt that serving would use, and ends with the end-of-turn token.
+
+        Raises:
+            BadInput: the template drops or changes an assistant turn, or writes an earlier turn differently later.
         """
         self._check(messages, tools)
         whole = self._render(messages, tools, ask=False)
@@ -89,7 +106,7 @@ class Chat:
         return parts
 
     def _write_answer(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], prompt: str) -> str:
-        """The last message as the model is to write it: calls as the template writes them."""
+        """Return the last message as the model should write it, with calls in the template's form."""
         message = messages[-1]
         if not message.get("tool_calls"):
             return self.answer(message["content"])
@@ -105,7 +122,7 @@ class Chat:
         return written + ended
 
     def _check(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> None:
-        """No text of messages or tools may write what only the template writes."""
+        """Refuse texts in messages or tools that only the template may write."""
         uses = uses_tools(messages, tools)
         if uses and self.calls is None:
             raise BadInput(f"{TEMPLATE_FILE}: {self.toolless}")
@@ -121,26 +138,32 @@ class Chat:
         return _render(self.template, self.variables, messages, tools, ask=ask)
 
     def check_plain(self, text: str, what: str) -> None:
-        """Refuses text that contains a control token: it would end the turn and continue in another role's name."""
+        """Refuse text with a control token, which would end the turn and continue in another role.
+
+        Raises:
+            BadInput: the text contains a control token.
+        """
         for token in self.control_tokens:
             if token in text:
                 raise BadInput(f"{what}: expected text without control tokens, got {token!r}")
 
     def encode(self, text: str) -> list[int]:
-        """Token ids, control tokens included, nothing added."""
+        """Return the token ids of a text, which may contain control tokens; adds no tokens."""
         with refuse_panics(_UNTOKENIZED):
             ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
-        """The same of several texts, without holding up the process's other threads."""
+        """Return the token ids of several texts, without blocking the process's other threads."""
         with refuse_panics(_UNTOKENIZED):
             found = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in found]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text without control tokens, but with those that begin calls; a character that is not complete yet ends as
-        U+FFFD."""
+        """Return the text of tokens without control tokens, except those that begin calls.
+
+        An incomplete character at the end becomes U+FFFD.
+        """
         with refuse_panics(_UNTOKENIZED):
             if self.marks.isdisjoint(ids):
                 return self.tokenizer.decode(list(ids), skip_special_tokens=True)
@@ -156,17 +179,21 @@ class Chat:
             return text + self.tokenizer.decode(part, skip_special_tokens=True)
 
     def answer(self, label: str) -> str:
-        """What the model is to write: the label and the end of its turn."""
+        """Return the target text for a label: the label and the end-of-turn token."""
         return label + self.end_of_turn
 
     def stop_ids(self) -> frozenset[int]:
-        """The ids that end an answer."""
+        """Return the ids of the tokens that end an output."""
         ends = {self.end_of_turn, self.variables.get("eos_token", self.end_of_turn)}
         return frozenset(number for token in ends if (number := self.tokenizer.token_to_id(token)) is not None)
 
 
 def load_chat(folder: Path) -> Chat:
-    """The tokenizer and template of a converted base; BadInput names what a template lacks."""
+    """Return the tokenizer and template of a converted base.
+
+    Raises:
+        BadInput: the template has no end-of-turn token or does not keep its prompt; the message says what is missing.
+    """
     tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -190,8 +217,36 @@ def load_chat(folder: Path) -> Chat:
     return Chat(tokenizer, template, variables, control, end, calls, lacking, ids)
 
 
+def list_mismatches(folder: Path, chat: Chat, words: int) -> list[str]:
+    """Return warnings if a tokenizer seems to belong to another model.
+
+    It has far fewer tokens than the embedding has rows (`words`), or lacks control tokens that the template writes.
+    Invisible characters give a warning, too.
+    """
+    found = []
+    if (size := chat.tokenizer.get_vocab_size()) < _LEAST_SHARE * words:
+        found.append(
+            f"{TOKENIZER_FILE} has {size} tokens, and the embedding {words} rows: is it this model's tokenizer?"
+        )
+    question = [{"role": "user", "content": _SENTINEL}]
+    written = "".join(
+        _render(chat.template, chat.variables, messages, ask=ask)
+        for messages, ask in ((question, True), ([*question, _ANSWER], False))
+    )
+    marks = sorted(mark for mark in set(_MARK.findall(written)) if chat.tokenizer.token_to_id(mark) is None)
+    if marks:
+        some = ", ".join(marks[:_MOST_NAMED])
+        found.append(f"{TEMPLATE_FILE} writes {some}, and {TOKENIZER_FILE} has no such token: it is read as plain text")
+    texts = {TEMPLATE_FILE: (folder / TEMPLATE_FILE).read_text("utf-8")}
+    texts[f"{TOKENIZER_FILE}, control tokens"] = "".join(chat.control_tokens)
+    for name, text in texts.items():
+        if unseen := sorted({f"U+{ord(one):04X}" for one in text if unicodedata.category(one) == "Cf"}):
+            found.append(f"{name}: has characters that cannot be seen: {', '.join(unseen[:_MOST_NAMED])}")
+    return found
+
+
 def read_context_length(folder: Path) -> int:
-    """How many tokens a converted base takes at once."""
+    """Return the context length of a converted base, in tokens."""
     return int(json.loads((folder / CONFIG_FILE).read_bytes())["max_position_embeddings"])
 
 
@@ -204,7 +259,7 @@ def digest_tokenizer(folder: Path) -> str:
 
 
 def _text(config: Mapping[str, Any], key: str) -> str | None:
-    """A special token's text: a string, or an object with its content."""
+    """Return the text of a special token, stored as a string or as an object with `content`."""
     value = config.get(key)
     if isinstance(value, dict):
         value = value.get("content")
@@ -212,7 +267,7 @@ def _text(config: Mapping[str, Any], key: str) -> str | None:
 
 
 def _texts(value: object) -> Iterator[str]:
-    """Every text in a value, names of members too."""
+    """Yield every text in a value, names of fields included."""
     waiting = [value]
     while waiting:
         one = waiting.pop()
@@ -238,17 +293,16 @@ def _render(
     *,
     ask: bool,
 ) -> str:
-    """As `apply_chat_template` of transformers; without tools a template is not given any."""
+    """Render messages like `apply_chat_template` of transformers; `tools` is defined only if there are tools."""
     values = {**variables, "messages": [dict(item) for item in messages], "add_generation_prompt": ask}
     return render_template(template, {**values, "tools": list(tools)} if tools else values, TEMPLATE_FILE)
 
 
 def _find_end_of_turn(template: Template, variables: Mapping[str, str], control: frozenset[str]) -> str:
-    """Renders an answered conversation and reads what the template wrote after the answer."""
+    """Return the token that the template writes after an assistant turn, found by rendering one."""
     question = {"role": "user", "content": "a question"}
     prompt = _render(template, variables, [question], ask=True)
-    answer = {"role": "assistant", "content": _SENTINEL}
-    whole = _render(template, variables, [question, answer], ask=False)
+    whole = _render(template, variables, [question, _ANSWER], ask=False)
     if not whole.startswith(prompt + _SENTINEL):
         raise BadInput(
             f"{TEMPLATE_FILE}: expected the prompt to be the start of the answered conversation, got other text"

@@ -1,7 +1,7 @@
-"""A model folder or a GGUF file becomes a base: safetensors, a tokenizer, a template, and nothing else.
+"""Conversion of a model folder or a GGUF file into a base: safetensors, a tokenizer and a template only.
 
-Parsing strangers' files is the riskiest thing the appliance does, so it happens here, in the sandboxed preparing
-worker. A folder's files are copied byte for byte, so that their digests are still the publisher's.
+Parsing untrusted files is the appliance's largest risk, so it happens in the sandboxed preparing worker. The files of a
+folder are copied unchanged, so their digests equal the publisher's.
 """
 
 from __future__ import annotations
@@ -22,34 +22,38 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from appliance.errors import BadInput
+from appliance.formats.artifacts.manifest import SETTINGS_FILE, describe_ignored
 from appliance.ml.layers.architecture import find_architecture
 from appliance.ml.layers.head import check_head
 from appliance.ml.model.chat import (
+    CONFIG_FILE,
     TEMPLATE_FILE,
     TOKENIZER_CONFIG_FILE,
     TOKENIZER_FILE,
     digest_template,
     digest_tokenizer,
+    list_mismatches,
     load_chat,
 )
-from appliance.ml.model.folder import check_folder, read_quantisation
-from appliance.ml.model.gguf_fields import complete_config
-from appliance.ml.model.gguf_header import check_gguf
+from appliance.ml.model.folder import check_folder, list_ignored, read_quantisation
+from appliance.ml.model.gguf import check_gguf, complete_config
 from appliance.ml.model.library import EXPERTS, check_modules, list_roles
 from appliance.ml.quantised.gptq import Gptq
 from appliance.ml.quantised.loading import count_packed, load_arguments
 from appliance.ml.quantised.nf4 import write_nf4
-from appliance.ml.quantised.settings import SETTINGS_FILE
-from appliance.ml.quantised.values import check_values
-from appliance.ml.quantised.widening import widen_folder
+from appliance.ml.quantised.widening import check_numbers, check_values, widen_folder
 
-LIBRARY_WARNING = "this architecture goes through the library's modules, without packing: see docs/models.md"
+LIBRARY_WARNING = "this architecture goes through the library's modules, without packing: see docs/guides/models.md"
 _CHUNK_BYTES = 1 << 20
 _DTYPE = torch.bfloat16
 
 
 def convert_base(source: Path, output: Path) -> dict[str, Any]:
-    """Writes the base into an empty folder and describes it; BadInput names what may not be imported."""
+    """Write the base to an empty folder and return its description.
+
+    Raises:
+        BadInput: a file or setting may not be imported; the message names it.
+    """
     mode = os.lstat(source).st_mode
     if stat.S_ISLNK(mode):
         raise BadInput(f"base, {source.name}: expected a folder or a file, got a symbolic link", code="base-refused")
@@ -67,7 +71,8 @@ def convert_base(source: Path, output: Path) -> dict[str, Any]:
 def _copy_folder(source: Path, output: Path) -> list[str]:
     names, quantised = check_folder(source), read_quantisation(source)
     check_modules(source)
-    warnings = []
+    ignored = list_ignored(source)
+    warnings = [f"these entries of the folder are not part of the base: {describe_ignored(ignored)}"] if ignored else []
     if quantised is not None and quantised.widened:
         weights = _weights(names)
         warnings.append(widen_folder(source, output, weights, quantised.widened))
@@ -77,7 +82,7 @@ def _copy_folder(source: Path, output: Path) -> list[str]:
     for name in names:
         if not (output / name).exists():
             _copy_file(source / name, output / name)
-    # What the check saw may have been changed since; what counts is what was copied.
+    # The files may have changed since the first check; this one is of the copies.
     check_folder(output)
     config = json.loads((output / TOKENIZER_CONFIG_FILE).read_bytes())
     if not (output / TEMPLATE_FILE).exists():
@@ -111,7 +116,12 @@ def _convert_gguf(source: Path, output: Path) -> list[str]:
         with _read_once():
             pre_type = _read_pre_type(source)
             model, loading = AutoModelForCausalLM.from_pretrained(
-                folder, gguf_file=name, local_files_only=True, dtype=_DTYPE, output_loading_info=True
+                folder,
+                gguf_file=name,
+                local_files_only=True,
+                dtype=_DTYPE,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, by name
             )
             tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, local_files_only=True)
             _check_loaded(loading)
@@ -137,7 +147,10 @@ def _convert_gguf(source: Path, output: Path) -> list[str]:
 
 @contextmanager
 def _read_once() -> Iterator[None]:
-    """transformers reads the file three times and rebuilds a table for every tensor: 15 of 20 seconds."""
+    """Cache transformers' reads of a GGUF file.
+
+    It reads the file three times and rebuilds a table for every tensor, 15 of 20 seconds.
+    """
     names = ("GGUFReader", "get_tensor_name_map")
     plain = {name: getattr(gguf, name) for name in names}
     try:
@@ -150,7 +163,7 @@ def _read_once() -> Iterator[None]:
 
 
 def _read_pre_type(source: Path) -> str:
-    """The tokenizer's pre-type."""
+    """Return the name of the tokenizer's pre-tokenizer type."""
     try:
         reader = gguf.GGUFReader(str(source.absolute()))
     except (ValueError, IndexError, KeyError, OSError, OverflowError) as error:
@@ -160,7 +173,7 @@ def _read_pre_type(source: Path) -> str:
 
 
 def _save_model(model: Any, output: Path) -> None:
-    """transformers refuses to save what it read from GGUF until the marks of its quantiser are off."""
+    """Save a model read from GGUF; transformers refuses to do so while its quantiser's attributes are set."""
     model.hf_quantizer = None
     for mark in ("quantization_method", "is_quantized"):
         if hasattr(model, mark):
@@ -180,22 +193,26 @@ def _check_weights(path: Path) -> None:
 
 
 def _check_loaded(loading: Mapping[str, Any]) -> None:
-    """The library fills in random numbers for weights that are missing."""
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+    """Refuse missing, unexpected or misshapen weights, which the library would replace by random numbers."""
+    for name, stored, wanted in sorted(loading.get("mismatched_keys") or ()):
+        raise BadInput(f"base, {name}: expected {list(wanted)}, as {CONFIG_FILE} says, got {list(stored)}")
+    for kind in ("missing_keys", "unexpected_keys", "error_msgs"):
         if loading.get(kind):
             names = sorted(map(str, loading[kind]))[:3]
             raise BadInput(f"base, weights: expected exactly the architecture's own, got {kind}: {names}")
 
 
 def _describe(output: Path, warnings: list[str]) -> dict[str, Any]:
-    """Loads what was written, whole, and says what it is; weights that are missing or over are refused."""
+    """Load the written base completely and return its description; refuse missing or unexpected weights."""
     names = check_folder(output, sealed=True)
-    for name in _weights(names):
+    weights = _weights(names)
+    for name in weights:
         _check_weights(output / name)
+    warnings = [*warnings, *check_numbers(output, weights)]
     quantised = read_quantisation(output)
     gptq = None if quantised is None else quantised.gptq
     if gptq is not None:
-        check_values(output, _weights(names), gptq)
+        check_values(output, weights, gptq)
     model, loading = AutoModelForCausalLM.from_pretrained(
         str(output.absolute()),
         local_files_only=True,
@@ -203,6 +220,7 @@ def _describe(output: Path, warnings: list[str]) -> dict[str, Any]:
         use_safetensors=True,
         dtype="auto",
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # refused below, by name
         **load_arguments(output, gptq),
     )
     _check_loaded(loading)
@@ -216,6 +234,7 @@ def _describe(output: Path, warnings: list[str]) -> dict[str, Any]:
     elif gptq is None:
         write_nf4(output)
     chat = load_chat(output)
+    warnings = [*warnings, *list_mismatches(output, chat, len(model.get_input_embeddings().weight))]
     dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()})
     return {
         "architecture": model.config.architectures[0],
@@ -237,7 +256,7 @@ def _describe_quantisation(gptq: Gptq | None) -> dict[str, Any]:
 
 
 def describe_shape(model: Any) -> dict[str, Any]:
-    """The dimensions that a plan needs (`domain/planning/shape.py`)."""
+    """Return the dimensions that a plan needs (`domain/planning/shape.py`)."""
     config, head, words = model.config, model.get_output_embeddings().weight, model.get_input_embeddings().weight
     heads, architecture = int(config.num_attention_heads), find_architecture(model)
     return {
@@ -255,7 +274,7 @@ def describe_shape(model: Any) -> dict[str, Any]:
 
 
 def _describe_library(model: Any) -> dict[str, Any]:
-    """What a plan needs beside, of a model that goes through the library's modules."""
+    """Return the additional dimensions for a model that runs in the library's modules."""
     head = model.get_output_embeddings()
     linear = sum(
         module.in_features * module.out_features

@@ -1,7 +1,7 @@
-"""What may lie in a base model's folder, and what may stand in its configuration: an allow-list, checked by name.
+"""The allow-list of files in a base model's folder and of values in its configuration.
 
-A pickle runs code when it is read, `auto_map` runs code that came with a model, and a link points out of the folder.
-No torch: the check comes before anything that could be fooled.
+Pickle files run code when they are read, `auto_map` runs code that came with a model, and a link can point outside the
+folder. No torch: this check comes before any library reads the files.
 """
 
 from __future__ import annotations
@@ -10,68 +10,49 @@ import json
 import os
 import re
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from appliance.errors import BadInput, TooLarge
-from appliance.formats.artifacts.manifest import MANIFEST_PATH
+from appliance.formats.artifacts.manifest import (
+    ALLOWED_FILES,
+    MANIFEST_PATH,
+    REQUIRED_FILES,
+    SETTINGS_FILE,
+    WEIGHTS_INDEX_FILE,
+    find_danger,
+    is_needed,
+)
 from appliance.ml.model.bounds import check_claims, check_weights
 from appliance.ml.model.library import find_refusal
 from appliance.ml.model.tokenizer import check_size, check_tokenizer
 from appliance.ml.quantised.gptq import find_layers
-from appliance.ml.quantised.headers import check_index, read_headers
-from appliance.ml.quantised.settings import NF4_FILE, SETTINGS_FILE, Quantised, read_quantised
+from appliance.ml.quantised.headers import Header, check_index, read_headers
+from appliance.ml.quantised.nf4 import NF4_FILE, Quantised, read_quantised
 
-WEIGHTS_FILE = "model.safetensors"
-WEIGHTS_INDEX_FILE = "model.safetensors.index.json"
 CONFIG_FILE = "config.json"
 
-REQUIRED_FILES = (CONFIG_FILE, "tokenizer.json", "tokenizer_config.json")
-ALLOWED_FILES = frozenset(
-    {
-        *REQUIRED_FILES,
-        WEIGHTS_FILE,
-        WEIGHTS_INDEX_FILE,
-        SETTINGS_FILE,
-        "quant_log.csv",  # what gptqmodel writes beside: copied, never read
-        "generation_config.json",
-        "special_tokens_map.json",
-        "chat_template.jinja",
-        "vocab.json",
-        "merges.txt",
-        "added_tokens.json",
-    }
-)
-_SHARD = re.compile(r"model-[0-9]{5}-of-[0-9]{5}\.safetensors")
 _MAX_JSON_BYTES = 64 << 20
 _MAX_CONFIG_BYTES = 1 << 20
+_EXPERT = re.compile(r"\.experts\.[0-9]+\.")
 _MAX_WEIGHTS_HEADER_BYTES = 16 << 20
-
-_REASONS = {
-    ".bin": "a pickle, which runs code when it is read",
-    ".pt": "a pickle, which runs code when it is read",
-    ".pth": "a pickle, which runs code when it is read",
-    ".pkl": "a pickle, which runs code when it is read",
-    ".pickle": "a pickle, which runs code when it is read",
-    ".ckpt": "a pickle, which runs code when it is read",
-    ".py": "remote code",
-    ".gguf": "a GGUF file, which is imported by itself",
-}
-
-
-def is_allowed(name: str) -> bool:
-    return name in ALLOWED_FILES or _SHARD.fullmatch(name) is not None
 
 
 def check_folder(folder: Path, *, sealed: bool = False) -> list[str]:
-    """The names of the folder's files, sorted. BadInput names the first entry that may not be there.
+    """Return the names of the files of a base, sorted.
 
-    A `sealed` folder is one of ours and may carry the manifest of its own files, and `NF4_FILE`; a stranger's may not.
+    A `sealed` folder is the service's own: besides, it may hold only the manifest of its files and `NF4_FILE`. In a
+    publisher's folder other entries are ignored (`list_ignored`), except pickles and code.
+
+    Raises:
+        BadInput: an entry is refused or missing; the message names the first one.
     """
     ours = (MANIFEST_PATH, NF4_FILE) if sealed else ()
     names = sorted(name for name in os.listdir(folder) if name not in ours)
     for name in names:
-        _check_entry(folder, name)
+        _check_entry(folder, name, sealed=sealed)
+    names = [name for name in names if is_needed(name)]
     for name in REQUIRED_FILES:
         if name not in names:
             raise BadInput(f"base, {name}: expected this file, got a folder without it")
@@ -97,8 +78,13 @@ def check_folder(folder: Path, *, sealed: bool = False) -> list[str]:
     return names
 
 
+def list_ignored(folder: Path) -> list[str]:
+    """Return the names of the entries of a publisher's folder that an import ignores, sorted."""
+    return sorted(name for name in os.listdir(folder) if not is_needed(name))
+
+
 def read_quantisation(folder: Path) -> Quantised | None:
-    """What the folder says that its weights are; None for plain ones."""
+    """Return the quantisation that a folder states; None for unquantised weights."""
     config = _read_json(folder / CONFIG_FILE, _MAX_CONFIG_BYTES)
     path = folder / SETTINGS_FILE
     beside = _read_json(path, _MAX_CONFIG_BYTES) if path.exists() else None
@@ -108,7 +94,7 @@ def read_quantisation(folder: Path) -> Quantised | None:
 
 
 def _check_tensors(folder: Path, weights: list[str], quantised: Quantised | None) -> None:
-    """By the headers: each tensor in one file, the one that the index names, and packed ones that fit one another."""
+    """Check by the headers that each tensor is in the file that the index names, and that packed tensors fit."""
     headers = read_headers(folder, weights)
     if not (folder / WEIGHTS_INDEX_FILE).exists():
         if len(weights) > 1:
@@ -118,31 +104,44 @@ def _check_tensors(folder: Path, weights: list[str], quantised: Quantised | None
             )
     else:
         check_index(_read_json(folder / WEIGHTS_INDEX_FILE), headers, WEIGHTS_INDEX_FILE)
+    _check_experts(headers)
     if quantised is not None and quantised.gptq is not None:
         find_layers(quantised.gptq, headers)
 
 
-def _check_entry(folder: Path, name: str) -> None:
-    mode = os.lstat(folder / name).st_mode
-    if stat.S_ISLNK(mode):
-        raise BadInput(f"base, {name}: expected a regular file, got a symbolic link", code="base-refused")
-    if stat.S_ISDIR(mode):
-        raise BadInput(f"base, {name}: expected files only, got a folder", code="base-refused")
-    if not stat.S_ISREG(mode):
-        raise BadInput(f"base, {name}: expected a regular file, got a special one", code="base-refused")
-    if not is_allowed(name):
-        reason = _REASONS.get(Path(name).suffix.lower(), "a file outside the allow-list")
+def _check_experts(headers: Mapping[str, Header]) -> None:
+    """Refuse experts of a layer with different shapes: the library joins them into one tensor and fails unclearly."""
+    first: dict[str, str] = {}
+    for name, header in headers.items():
+        like = first.setdefault(_EXPERT.sub(".experts.", name), name)
+        if _EXPERT.search(name) and header.shape != headers[like].shape:
+            raise BadInput(
+                f"base, {name}: expected {list(headers[like].shape)}, as {like} has, got {list(header.shape)}"
+            )
+
+
+def _check_entry(folder: Path, name: str, *, sealed: bool) -> None:
+    if not is_needed(name):
+        danger = find_danger(name)
+        if danger is None and not sealed:
+            return
         raise BadInput(
-            f"base, {name}: expected only {', '.join(sorted(ALLOWED_FILES))} and shards, got {reason}",
+            f"base, {name}: expected only {', '.join(sorted(ALLOWED_FILES))} and shards, got "
+            f"{danger or 'a file outside the allow-list'}",
             code="base-refused",
         )
+    mode = os.lstat(folder / name).st_mode
+    if not stat.S_ISREG(mode):
+        kinds = ((stat.S_ISLNK, "a symbolic link"), (stat.S_ISDIR, "a folder"))
+        got = next((kind for test, kind in kinds if test(mode)), "a special one")
+        raise BadInput(f"base, {name}: expected a regular file, got {got}", code="base-refused")
 
 
 def _measure_weights(path: Path) -> int:
-    """How many weights the file can hold, at a byte or more each; TooLarge for a header that no model needs."""
+    """Return the largest number of weights that the file can hold, at one byte or more each."""
     size = path.stat().st_size
     with open(path, "rb") as stream:
-        # safetensors: the header's length, 8 bytes little-endian, and the header, before the weights.
+        # safetensors begins with the header's length, 8 bytes little-endian, then the header, then the weights.
         header = int.from_bytes(stream.read(8), "little")
     if header > min(size, _MAX_WEIGHTS_HEADER_BYTES):
         expected = f"safetensors in {path.name}, with a header of at most {_MAX_WEIGHTS_HEADER_BYTES} bytes"
@@ -169,7 +168,7 @@ def _check_config(config: Any) -> None:
 
 
 def _check_no_code(value: Any, name: str) -> None:
-    """Refuses what would make a library load code that came with the model."""
+    """Refuse fields that would make a library load code that came with the model."""
     if not isinstance(value, dict):
         raise BadInput(f"base, {name}: expected a JSON object, got {type(value).__name__}")
     for key in ("auto_map", "custom_pipelines", "trust_remote_code"):
@@ -185,6 +184,6 @@ def _check_index(index: Any, weights: set[str]) -> None:
         raise BadInput(
             f"base, {WEIGHTS_INDEX_FILE}: expected it to name the weights' files, got {', '.join(different)}"
         )
-    # The library reads it, and fails without.
+    # The library reads this field and fails without it.
     if not isinstance(index.get("metadata"), dict):
         raise BadInput(f"base, {WEIGHTS_INDEX_FILE}, metadata: expected an object, got {index.get('metadata')!r:.40}")

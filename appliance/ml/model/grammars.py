@@ -1,8 +1,8 @@
-"""What an answer is held to: a JSON schema, or calls of tools, as a grammar over a model's tokens. No torch.
+"""Grammars over a model's tokens that restrict its output to a JSON schema or to tool calls. No torch.
 
-llguidance (https://github.com/guidance-ai/llguidance) says after each token which may come next. It is Rust, opens no
-file and no connection, and counts what it does: a schema that would take more than LIMITS is refused or, where that
-shows later, ends its own answer. Nothing of one answer is kept for another.
+After each token llguidance (https://github.com/guidance-ai/llguidance) computes the allowed next tokens. It is written
+in Rust, opens no file or connection, and counts its work. A schema that exceeds LIMITS is refused; if that is found
+only later, it ends its own output. Outputs share no state.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from appliance.errors import BadInput
 from appliance.ml.model.calls import PROBE_ID, CallForm
 from appliance.ml.model.chat import Chat
-from appliance.ml.model.panics import refuse_panics
+from appliance.ml.model.machine import refuse_panics
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -31,41 +31,54 @@ LIMITS: Mapping[str, int] = {
     "max_lexer_states": 10_000,
     "max_grammar_size": 100_000,
 }
-"""By llguidance's own figures some 10 ms to begin, 8 ms a token, and 20 MB an answer."""
+"""Limits of llguidance's work: about 10 ms to start, 8 ms per token and 20 MB per output."""
 _SPACED = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""As `tojson` writes calls in a template."""
+"""White space of calls as `tojson` writes it in a template."""
 ID = "[a-zA-Z0-9]{9}"
-"""An id of a call, where the template has the model write it."""
+"""Pattern of a call's id, if the template has the model write it."""
 _LOOSE = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
-"""Without line breaks: white space that may go on for ever is what a weak model writes."""
+"""White space without line breaks: weak models write unbounded white space."""
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 MAX_PATTERNS, MAX_JOINED_PATTERNS = 64, 8
-"""Of a schema. To find whether a text can match n patterns at once takes 2^n steps, which llguidance does not count."""
+"""Largest number of patterns in a schema, separate and joined.
+
+Testing whether a text can match n patterns at once takes 2^n steps, which llguidance does not count.
+"""
 MAX_ITEMS = 10_000
-"""Of all lists of a schema together: each item is a rule of the grammar."""
+"""Largest sum of all list lengths in a schema: each item is a rule of the grammar."""
 MAX_MULTIPLES = 10_000
-"""Of all `multipleOf` of a schema, and of all tools of a request: their sum, or their product where some are joined. A
-multiple of n is told by an automaton of n states, which llguidance takes n^2 steps to make and does not count."""
+"""Bound on all `multipleOf` of a schema and of all tools of a request: their sum, or their product if some are joined.
+
+An automaton with n states recognises the multiples of n. llguidance builds it in n^2 steps, which it does not count.
+"""
 _PATTERNS, _ITEMS = ("pattern", "format"), ("minItems", "maxItems")
 _COMBINED = ("anyOf", "oneOf", "allOf", "$ref")
 _REMARKS = {"title", "description", "default", "examples", "$schema", "$id", "$defs", "definitions", "discriminator"}
+_NAMED = {"properties", "patternProperties", "$defs", "definitions"}
+"""Keywords whose fields have names that the caller chose."""
+_VALUES = {"const", "enum", "default", "examples"}
+"""Keywords that hold JSON values instead of schemas."""
 _TOO_DEAR = ("ParserTooComplex", "LexerTooComplex")
 
 
 class Vocabulary:
-    """A base's tokens as llguidance reads them: made once, at the first answer that needs it."""
+    """A base's tokens in llguidance's form, built when first needed."""
 
     def __init__(self, chat: Chat, words: int) -> None:
-        """`words`: how many logits there are."""
+        """Prepare a vocabulary; `words` is the number of logits."""
         self._chat, self._words = chat, words
-        # What the template writes behind an answer; another token that ends answers is no part of a grammar.
+        # Token that the template writes after an output; other end tokens are not part of a grammar.
         self._end: int = chat.encode(chat.end_of_turn)[0]
         self._lock = threading.Lock()
         self._made: LLTokenizer | None = None
 
     def match(self, grammar: str, what: str) -> Matcher:
-        """BadInput where the grammar is none, or takes too much. `what` names it."""
-        # Loaded at the first answer that is held to something: 8 MB that most workers never need.
+        """Return a matcher for the grammar; `what` names it in errors.
+
+        Raises:
+            BadInput: the grammar is invalid or exceeds the limits.
+        """
+        # Imported at the first restricted output: most workers never need these 8 MB.
         from llguidance import LLMatcher, LLParserLimits
 
         with self._lock:
@@ -74,7 +87,9 @@ class Vocabulary:
         with refuse_panics(f"{what}: expected a JSON schema that an answer can be held to"):
             matcher = LLMatcher(made, grammar, log_level=0, limits=limits)
         if matcher.is_error():
-            raise BadInput(f"{what}: expected a JSON schema that an answer can be held to, got: {_said(matcher)}")
+            raise BadInput(
+                f"{what}: expected a JSON schema that an answer can be held to, got: {_describe_error(matcher)}"
+            )
         return Matcher(matcher, what, self._end)
 
     def _make(self) -> LLTokenizer:
@@ -89,26 +104,26 @@ class Vocabulary:
 
 
 class Matcher:
-    """One answer's place in its grammar."""
+    """The state of one output in its grammar."""
 
     def __init__(self, matcher: LLMatcher, what: str, end: int) -> None:
         self._matcher, self._what, self._end = matcher, what, end
 
     def allows(self, token: int) -> bool:
-        """Whether this token may come next."""
+        """Return True if this token may come next."""
         self._check()
         with self._refusing():
             return token == self._end if self._matcher.is_stopped() else self._matcher.validate_tokens([token]) == 1
 
     def mask(self) -> bytes:
-        """A bit for each token that may come next, the lowest bit of a byte first."""
+        """Return a bit mask of the tokens that may come next, lowest bit of a byte first."""
         with self._refusing():
             mask = self._matcher.compute_bitmask()
         self._check()
         return mask
 
     def take(self, token: int) -> None:
-        """The token that came."""
+        """Advance by the token that was chosen."""
         with self._refusing():
             self._matcher.consume_token(token)
         self._check()
@@ -119,16 +134,16 @@ class Matcher:
     def _check(self) -> None:
         if self._matcher.is_error():
             dear = self._matcher.stop_reason() in _TOO_DEAR
-            got = "one that takes more" if dear else _said(self._matcher)
+            got = "one that takes more" if dear else _describe_error(self._matcher)
             raise BadInput(f"{self._what}: expected a schema within what a token may cost, got: {got}")
 
 
-def _said(matcher: LLMatcher) -> str:
+def _describe_error(matcher: LLMatcher) -> str:
     return " ".join(matcher.get_error().split())[:200]
 
 
 def write_schema_grammar(schema: Mapping[str, Any]) -> str:
-    """An answer that is JSON of this schema."""
+    """Return the grammar for an output that is JSON of this schema."""
     return f"start: {_write_json(schema, _LOOSE)}\n"
 
 
@@ -140,8 +155,10 @@ def write_call_grammar(
     may_speak: bool = False,
     schema: Mapping[str, Any] | None = None,
 ) -> str:
-    """An answer of 1 to `most` calls of these tools, as the template writes them. `schema`: or else JSON of it;
-    `may_speak`: or text before them, or alone."""
+    """Return the grammar for an output of 1 to `most` calls of these tools, in the template's form.
+
+    With `schema`, the output may be JSON of that schema instead. With `may_speak`, it may be text, also before calls.
+    """
     form = chat.calls
     assert form is not None
     check_multiples([tool["function"].get("parameters") for tool in tools])
@@ -155,7 +172,12 @@ def write_call_grammar(
     elif not form.marker:
         rules = ["start: calls | said", r"said: /([^{\s](.|\n)*)?/", *rules]
     else:
-        rules = [f"start: said | {_lead_in(chat, form)} body{more} {after} blank", *rules[1:], r"blank: /\s*/", _SAID]
+        rules = [
+            f"start: said | {_write_lead_in(chat, form)} body{more} {after} blank",
+            *rules[1:],
+            r"blank: /\s*/",
+            _SAID,
+        ]
         if _literal(chat, form.marker) == json.dumps(form.marker):
             rules.append(f"lead[lazy]: TEXT {json.dumps(form.marker)}")
     return "\n".join([*rules, ""])
@@ -164,8 +186,8 @@ def write_call_grammar(
 _SAID = "said: TEXT\nTEXT: /(.|\\n)*/"
 
 
-def _lead_in(chat: Chat, form: CallForm) -> str:
-    """Any text up to the marker of calls, and what the template writes behind that."""
+def _write_lead_in(chat: Chat, form: CallForm) -> str:
+    """Return the rule for any text up to the marker of calls, and the template's text after the marker."""
     head, marker = form.before.partition(form.marker), _literal(chat, form.marker)
     behind = _literal(chat, head[2])
     return f"lead {behind}" if marker == json.dumps(form.marker) else f"TEXT {marker} {behind}"
@@ -187,15 +209,15 @@ def _write_bodies(chat: Chat, form: CallForm, tools: Sequence[Mapping[str, Any]]
 
 
 def _describe_body(form: CallForm, function: Mapping[str, Any]) -> dict[str, Any]:
-    """A call's body as a schema. References within the tool's schema are moved to where it stands now."""
+    """Return a call's body as a schema; references within the tool's schema are adjusted to its new location."""
     parameters = function.get("parameters") or ANY_OBJECT
-    said = {
+    known_members = {
         "name": {"const": function["name"]},
         "type": {"const": "function"},
         "id": {"type": "string", "pattern": f"^{ID}$"},
     }
-    members = {name: said.get(name, parameters) for name in form.members}
-    moved = next((name for name in form.members if name not in said), "arguments")
+    members = {name: known_members.get(name, parameters) for name in form.members}
+    moved = next((name for name in form.members if name not in known_members), "arguments")
     members[moved] = _move(parameters, f"#/properties/{moved}")
     return {
         "type": "object",
@@ -217,13 +239,16 @@ def _move(value: Any, place: str) -> Any:
 
 
 def check_cost(schema: Mapping[str, Any]) -> None:
-    """BadInput for a schema that takes longer to read than llguidance's own limits say: too many patterns, by
-    themselves or joined, too long lists, or multiples of too large numbers."""
+    """Check the cost of a schema that llguidance's own limits do not cover.
+
+    Raises:
+        BadInput: the schema has too many patterns, separate or joined, too long lists, or too large multiples.
+    """
     patterns, items, joined = 0, 0, False
     for one in _walk(schema):
         patterns += sum(name in one for name in _PATTERNS)
         patterns += len(more) if isinstance(more := one.get("patternProperties"), dict) else 0
-        # A number below 0, wherever it stands, takes nothing off.
+        # The absolute value, so that negative numbers do not reduce the sum.
         items += sum(abs(int(found)) for name in _ITEMS if isinstance(found := one.get(name), int | float))
         joined = joined or _joins(one)
     most = MAX_JOINED_PATTERNS if joined else MAX_PATTERNS
@@ -236,7 +261,11 @@ def check_cost(schema: Mapping[str, Any]) -> None:
 
 
 def check_multiples(schemas: Any) -> None:
-    """The same for the multiples of a schema, or of all tools of a request together."""
+    """Check the cost of the multiples of a schema, or of all tools of a request together.
+
+    Raises:
+        BadInput: the multiples are too large.
+    """
     found = list(_walk(schemas))
     multiples = [_count_states(more) for one in found if isinstance(more := one.get("multipleOf"), int | float)]
     joined = any(map(_joins, found))
@@ -246,7 +275,7 @@ def check_multiples(schemas: Any) -> None:
 
 
 def _walk(value: Any) -> Iterator[dict[str, Any]]:
-    """Every object in it."""
+    """Yield every object in a value."""
     waiting = [value]
     while waiting:
         one = waiting.pop()
@@ -258,26 +287,41 @@ def _walk(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def _count_states(multiple: float) -> int:
-    """Of an automaton for its multiples, at most: of 0.25 as of 25."""
+    """Return an upper bound on the states of the automaton for multiples: 25 for 0.25 as for 25."""
     number = Decimal(str(multiple))
     return max(1, abs(int(number)), int("".join(map(str, number.as_tuple().digits))))
 
 
 def _joins(schema: Mapping[str, Any]) -> bool:
-    """Whether an answer must be of more than one schema at once."""
+    """Return True if an output must match more than one schema at once."""
     combined = [name for name in _COMBINED if name in schema]
     several = isinstance(schema.get("allOf"), list) and len(schema["allOf"]) > 1
     return several or bool(combined and schema.keys() - _REMARKS - set(combined[:1]))
 
 
 def _write_json(schema: Mapping[str, Any], spaces: Mapping[str, Any]) -> str:
-    """In a grammar; `x-guidance` of a caller's would loosen what it is held to."""
+    """Return the grammar expression for JSON of a schema; replaces a caller's `x-guidance`, which could loosen it."""
     check_cost(schema)
-    return f"%json {json.dumps({**schema, 'x-guidance': spaces})}"
+    return f"%json {json.dumps({**_without_neutral(schema), 'x-guidance': spaces})}"
+
+
+def _without_neutral(schema: Any) -> Any:
+    """Return the schema without `uniqueItems: false`, which allows everything and which llguidance refuses."""
+    if isinstance(schema, list):
+        return [_without_neutral(one) for one in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    kept = {name: one for name, one in schema.items() if name != "uniqueItems" or one is not False}
+    for name, one in kept.items():
+        if name in _NAMED and isinstance(one, Mapping):
+            kept[name] = {key: _without_neutral(inner) for key, inner in one.items()}
+        elif name not in _VALUES:
+            kept[name] = _without_neutral(one)
+    return kept
 
 
 def _literal(chat: Chat, text: str) -> str:
-    """Text in a grammar, its control tokens by their ids; nothing where there is none."""
+    """Return the grammar expression for a text, with control tokens by their ids; empty for an empty text."""
     parts, plain = list[str](), ""
     while text:
         token = max((one for one in chat.control_tokens if text.startswith(one)), key=len, default="")

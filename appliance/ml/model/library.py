@@ -1,7 +1,7 @@
-"""Architectures that transformers knows and the table of ours does not, as mixtures of experts and hybrid layers.
+"""Architectures that transformers supports and this project's table does not, such as mixtures of experts and hybrids.
 
-They go through the library's own modules, one sequence at a time. Here is what a configuration must say before anything
-is read, and what the modules must have before any weight is. Importing this file needs no torch.
+They run in the library's own modules, one sequence at a time. This module checks the configuration before any file is
+read, and the modules before any weight is read. Importing it does not import torch.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from appliance.ml.layers.architecture import (
 
 ATTENTION_ROLES = ("q_proj", "k_proj", "v_proj", "o_proj")
 EXPERTS = "experts"
-"""The library's name for the module that holds all experts of a layer, as two parameters."""
+"""The library's name of the module that holds all experts of a layer, as two parameters."""
 EXPERT_PARAMETERS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
-"""Of that module, and the roles that they play."""
+"""Parameters of the experts module, and their roles."""
 MAX_EXPERTS = 1_024
 _RECURRENT = ("mamba", "linear_attention")
-# Those whose angles depend on a token's position alone.
+# Rope types whose angles depend only on a token's position.
 _ROPE_TYPES = tuple(kind for kind in ROPE_TYPES if kind != "longrope")
-# What a strange configuration makes the library raise.
+# Errors that the library raises for unexpected configurations.
 _BUILDING = (ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 _WRAPPER = "ForConditionalGeneration"
 
 
-def goes_through_library(config: Mapping[str, Any]) -> bool:
-    """Whether a configuration is of another architecture than the table's, or has experts or recurrent layers."""
+def uses_library_layers(config: Mapping[str, Any]) -> bool:
+    """Return True if the architecture is not in the table, or has experts or recurrent layers."""
     name = str((config.get("architectures") or [""])[0])
     if name not in TABLE:
         return True
@@ -50,14 +50,14 @@ def goes_through_library(config: Mapping[str, Any]) -> bool:
 
 
 def count_experts(config: Mapping[str, Any]) -> int:
-    """Of a layer; 0 where it has none."""
+    """Return the number of experts of a layer; 0 if there are none."""
     found = next((config[name] for name in EXPERT_COUNTS if config.get(name)), 0)
     return found if type(found) is int else MAX_EXPERTS + 1
 
 
 def find_refusal(config: Mapping[str, Any]) -> str | None:
-    """Why no base is made of a configuration, as `member: expected X, got Y`; None where one is."""
-    if not goes_through_library(config):
+    """Return the reason why a configuration is refused, as `field: expected X, got Y`; None if it is accepted."""
+    if not uses_library_layers(config):
         return find_gap(config)
     name = str((config.get("architectures") or ["nothing"])[0])
     if name.endswith(_WRAPPER):
@@ -70,7 +70,7 @@ def find_refusal(config: Mapping[str, Any]) -> str | None:
 
 
 def _find_unknown(config: Mapping[str, Any], name: str) -> str | None:
-    # Takes seconds, and most bases are in the table.
+    # The import takes seconds, and most bases are in the table.
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
 
     if name not in KNOWN.values() or not name.endswith("ForCausalLM"):
@@ -99,7 +99,7 @@ def _find_odd_member(config: Mapping[str, Any]) -> str | None:
 
 
 def list_roles(model: Any) -> list[str]:
-    """The roles, as recipes name them, that linear layers or experts of a model play."""
+    """Return the roles, by their names in recipes, of the model's linear layers and experts."""
     row = TABLE.get(type(model).__name__)
     linears = [name for name, module in model.named_modules() if hasattr(module, "in_features")]
     by_experts = {role for name in list_experts(model) for role in EXPERT_PARAMETERS[name.rsplit(".", 1)[-1]]}
@@ -112,7 +112,7 @@ def list_roles(model: Any) -> list[str]:
 
 
 def list_experts(model: Any) -> list[str]:
-    """The ends of the names of experts' parameters, from the layer on, as `mlp.experts.down_proj`; each once."""
+    """Return the distinct ends of the names of experts' parameters, such as `mlp.experts.down_proj`."""
     found: dict[str, None] = {}
     for name, parameter in model.named_parameters():
         *above, module, last = name.split(".")
@@ -122,16 +122,20 @@ def list_experts(model: Any) -> list[str]:
 
 
 def check_modules(folder: Path) -> None:
-    """BadInput for a configuration that the library cannot read and, where its modules are to be used, for one whose
-    linear layers have not the names that adapters are put on.
+    """Check that the library can read the configuration of a checked folder.
 
-    Of a checked folder; the model is built without weights, so that this takes no memory.
+    If its modules will be used, their linear layers must have the names that adapters need.
+
+    The model is built without weights, so this takes no memory.
+
+    Raises:
+        BadInput: the library cannot read the configuration, or the attention has other linear layers.
     """
     import torch
     from transformers.activations import ACT2FN
 
     config = json.loads((folder / "config.json").read_bytes())
-    through_library = goes_through_library(config)
+    through_library = uses_library_layers(config)
     for member in ("hidden_act", "hidden_activation", "mlp_hidden_act"):
         if (stated := config.get(member)) is not None and stated not in ACT2FN:
             raise BadInput(f"base, config.json, {member}: expected an activation of transformers, got {stated!r:.40}")
@@ -147,7 +151,7 @@ def check_modules(folder: Path) -> None:
 
 
 def _build(folder: Path, *, modules: bool) -> Any:
-    """The library's reading of a configuration, or its modules without weights."""
+    """Return the library's reading of a configuration, or its modules without weights."""
     import torch
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM

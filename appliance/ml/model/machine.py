@@ -1,47 +1,53 @@
-"""What this machine offers a worker, and which libraries stood here: facts that recipes and records need."""
+"""Properties of this machine and versions of its libraries, for recipes and records."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 
 import torch
 
+from appliance.errors import BadInput
+
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "safetensors", "tokenizers", "jinja2", "numpy")
 COMPUTING = ("torch", "transformers", "peft", "bitsandbytes")
-"""Those of them whose version can change a bit of an adapter."""
+"""Packages whose version can change the bits of an adapter."""
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 
 def find_device() -> str:
-    """`cuda` where there is one, else `cpu`."""
+    """Return `cuda` if a GPU is available, otherwise `cpu`."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def multiplies_bfloat16(device: str) -> bool:
-    """Whether the device multiplies bf16 matrices in hardware; where it does not, bf16 is slower than float32."""
+    """Return True if the device multiplies bf16 matrices in hardware; otherwise bf16 is slower than float32."""
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported", "_is_arm_bf16_supported")
     return any(bool(check()) for name in checks if (check := getattr(torch.cpu, name, None)) is not None)
 
 
-def keeps_rows_apart(device: str) -> bool:
-    """Whether a row of a product of matrices has the same bits whatever rows are multiplied beside it. A GPU, and a CPU
-    with AMX, may add in another order where the number of rows is another."""
+def has_independent_rows(device: str) -> bool:
+    """Return True if the bits of a row in a matrix product do not depend on the other rows.
+
+    A GPU, and a CPU with AMX, may add in another order for another number of rows.
+    """
     return device == "cpu" and not has_amx()
 
 
 def has_amx() -> bool:
-    """Whether the processor multiplies by tiles, which adds in another order than its vectors do."""
+    """Return True if the processor multiplies by tiles (AMX), which add in another order than its vectors."""
     check = getattr(torch.cpu, "_is_amx_tile_supported", None)
     return check is not None and bool(check())
 
 
 def describe_machine() -> dict[str, object]:
-    """The facts that resolve a recipe's `auto` values."""
+    """Return the facts that resolve a recipe's `auto` values."""
     device = find_device()
     return {
         "device": device,
@@ -53,12 +59,12 @@ def describe_machine() -> dict[str, object]:
 
 
 def name_cpu() -> str:
-    """What of the processor decides the bits of a result: its vectors, as torch names them, and its tiles."""
+    """Return the processor's vector units, by torch's name, and its tiles, which decide the bits of a result."""
     return torch.backends.cpu.get_cpu_capability() + (" and AMX" if has_amx() else "")
 
 
 def describe_kind(device: str) -> dict[str, object]:
-    """What the bits of a result depend on, beside recipe and data. Equal kinds give equal bytes."""
+    """Return the facts, besides recipe and data, that determine the bits of a result. Equal kinds give equal bytes."""
     facts = describe_machine()
     libraries = {name: version for name, version in list_packages().items() if name in COMPUTING}
     cuda = {"cuda": str(torch.version.cuda)} if device == "cuda" else {}
@@ -66,38 +72,53 @@ def describe_kind(device: str) -> dict[str, object]:
 
 
 def list_packages() -> dict[str, str]:
-    """The versions of the libraries that computed."""
+    """Return the versions of the libraries that compute results."""
     return {name: metadata.version(name) for name in PACKAGES}
 
 
 def measure_peak_bytes(device: str) -> int:
-    """The most memory used so far: the GPU's where there is one, else this process's."""
+    """Return the peak memory use in bytes: the GPU's if there is one, otherwise this process's."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    # Not ru_maxrss: that begins with the size of the process that started this one.
+    # Not ru_maxrss: it starts from the size of the parent process.
     with open("/proc/self/status", encoding="ascii") as stream:
         return next(int(line.split()[1]) * 1024 for line in stream if line.startswith("VmHWM:"))
 
 
 def hold_memory() -> None:
-    """What this process frees stays with it for its next allocation. Otherwise a step gives tens of megabytes back and
-    takes them again, hundreds of times, and the kernel zeroes every page: measured, a fifteenth of the time."""
+    """Keep freed memory in this process for its next allocations.
+
+    Otherwise a step returns tens of megabytes and takes them again hundreds of times, and the kernel zeroes every page,
+    which takes a fifteenth of the time.
+    """
     with contextlib.suppress(AttributeError):
-        # mallopt(3) of glibc; the largest that it takes for what is mapped by itself. Another libc does as it does.
+        # mallopt(3) of glibc, with the largest threshold that it accepts for mmap. Other libcs are left as they are.
         for option, bytes_ in ((_MMAP_THRESHOLD, 32 << 20), (_TRIM_THRESHOLD, 1 << 30)):
             ctypes.CDLL(None).mallopt(option, bytes_)
 
 
 def use_determinism(seed: int, processes: int = 1, threads: int | None = None) -> None:
-    """The same seed gives the same bytes on this machine with these libraries; an operation that cannot is an error.
+    """Make computations deterministic: the same seed gives the same bytes on this machine with these libraries.
 
-    `processes`: so many share this machine's threads. `threads`: so many this process has, whatever the machine has.
+    An operation without a deterministic version raises an error. `processes` is the number of processes that share this
+    machine's threads. `threads` is the number of this process's threads; None for its share.
     """
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True)
-    # Filling only hides reads of uninitialised memory, and takes a twentieth of the time.
+    # The fill only hides reads of uninitialised memory, and takes a twentieth of the time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    # On a GPU, parts of a product are added up in float32 before they are rounded, and float32 stays what it is.
+    # On a GPU, accumulate partial products in float32 before rounding, and do not replace float32 by TF32.
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     torch.set_float32_matmul_precision("highest")
     torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // processes))
+
+
+@contextmanager
+def refuse_panics(what: str) -> Iterator[None]:
+    """Turn a panic of a Rust library into BadInput; `what` has the form `where: expected X`."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__module__ != "pyo3_runtime":
+            raise
+        raise BadInput(f"{what}, got: {str(error)[:200]}") from None

@@ -1,7 +1,7 @@
-"""What a tokenizer may do to a text: linear work, and not many times its length. No torch.
+"""Bounds on a tokenizer: linear work, and output of a bounded multiple of the text's length. No torch.
 
-A regular expression that backtracks can run for hours, or end the process: Oniguruma panics at its limit. The text
-triggers it, long after the import, so such an expression is refused at the import, by its form.
+A regular expression that backtracks can run for hours, or end the process, as Oniguruma panics at its limit. A text can
+trigger that long after the import, so the import refuses such expressions by their form.
 """
 
 from __future__ import annotations
@@ -17,16 +17,24 @@ from appliance.ml.model.bounds import MAX_TOKEN_BYTES, MAX_VOCABULARY
 MODELS = ("BPE", "Unigram", "WordPiece", "WordLevel")
 MAX_CONTROL_TOKENS = 1_024
 _MAX_PATTERN = 2_048
-_MAX_COMPONENTS = 64
+_MAX_TRIED = 256
+_MAX_COMPONENTS = 16
+_MAX_MEMBERS = 1_024
 _MAX_GROWTH = 64
-_MAX_WORD = 1_000
+_MAX_DECODED_GROWTH = 4
+"""Largest growth of a text by a decoder, which runs again at each generated token."""
+_MAX_WORD = 100
+"""Largest number of characters of a word in WordPiece, whose work per word is quadratic."""
+_MAX_PIECE = 64
+"""Largest number of characters of a token in Unigram, which tries so many at each position; published ones have 16."""
 _PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 
 _CLASS = r"\[(?:[^\[\]\\]|\\p\{\^?\w{1,32}\}|\\.)+\]"
 _WORDS = r"\(\?i:'[a-z]{1,2}(?:\|'[a-z]{1,2})*\)"
 _ATOM = rf"{_CLASS}|{_WORDS}|\(\?!\\S\)|\\p\{{\^?\w{{1,32}}\}}|\\[rnstdwSDW]|\\[^\w\s]|[^\\\[\](){{}}*+?|^$.]"
 _PART = re.compile(rf"(?P<bar>\|)|(?P<atom>{_ATOM})(?P<times>[*+?]\+?|\{{[0-9]{{1,2}}(?:,[0-9]{{0,2}})?\}})?")
-_SPACES = (r"\s*[\r\n]+", r"\s*[\r\n]", r"\s+(?!\S)")
+_SPACES = (r"\s*[\r\n]+", r"\s*[\r\n]")
+_BEFORE_TEXT = r"\s+(?!\S)"
 _O200K = "|".join(
     (
         r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
@@ -38,27 +46,41 @@ _KNOWN = (_O200K,)
 
 
 def check_tokenizer(value: Any) -> None:
-    """BadInput names what in a tokenizer.json cannot be bounded."""
+    """Check that the components of a tokenizer.json are bounded.
+
+    Raises:
+        BadInput: a component is not; the message names it.
+    """
     if not isinstance(value, dict) or not isinstance(model := value.get("model"), dict):
         raise _refuse("an object with a model", type(value).__name__)
     if model.get("dropout"):
         raise _refuse("tokens that do not depend on chance", "a dropout")
-    # A file of an early release leaves out that it is BPE.
+    # Files of early releases omit the type BPE.
     if (kind := model.get("type", "BPE")) not in MODELS:
         raise _refuse(f"a model of {', '.join(MODELS)}", repr(kind)[:40])
     word = model.get("max_input_chars_per_word", 0)
     if type(word) is not int or not 0 <= word <= _MAX_WORD:
         raise _refuse(f"words of at most {_MAX_WORD} characters", repr(word)[:40])
     _check_vocabulary(model.get("vocab"))
+    if kind == "Unigram" and (longest := max(map(_measure_piece, model["vocab"]), default=0)) > _MAX_PIECE:
+        raise _refuse(f"tokens of at most {_MAX_PIECE} characters in a Unigram model", str(longest))
     _check_added(value.get("added_tokens") or [])
     for part in _PARTS:
         _check_part(value.get(part), part)
 
 
-def check_size(value: Any, words: int) -> None:
-    """BadInput where a text can become a token that the model has no embedding for.
+def _measure_piece(token: Any) -> int:
+    """Return the characters of a token, which a Unigram model has as [text, score]."""
+    return len(token[0] if isinstance(token, list) and token else token)
 
-    A control token may be one: none is in a text, and Gemma 3 has one for images.
+
+def check_size(value: Any, words: int) -> None:
+    """Check that every token of a text has a row in the embedding, which has `words` rows.
+
+    Control tokens are exempt: they do not occur in texts, and Gemma 3 has one for images.
+
+    Raises:
+        BadInput: a token id is outside the embedding.
     """
     vocabulary, added = value["model"].get("vocab"), value.get("added_tokens") or []
     ids = dict(vocabulary) if isinstance(vocabulary, dict) else {str(place): place for place in range(len(vocabulary))}
@@ -89,10 +111,11 @@ def _check_added(tokens: Any) -> None:
 
 
 def _check_part(part: Any, what: str) -> None:
-    growth = 1
-    for place, (name, value) in enumerate(_members(part), start=1):
-        if place > _MAX_COMPONENTS * 16:
-            raise _refuse(f"a {what} of few components", "many")
+    growth, components = 1, 0
+    for place, (name, value) in enumerate(_walk_members(part), start=1):
+        components += name == "type"
+        if place > _MAX_MEMBERS or components > _MAX_COMPONENTS:
+            raise _refuse(f"a {what} of at most {_MAX_COMPONENTS} components", "more")
         if name == "Regex":
             check_pattern(value, what)
         elif name == "String" and value == "":
@@ -101,13 +124,16 @@ def _check_part(part: Any, what: str) -> None:
             growth *= max(1, len(value))
         elif name == "precompiled_charsmap":
             growth *= _longest_replacement(value, what)
-    if growth > _MAX_GROWTH:
-        raise _refuse(f"a {what} that makes a text at most {_MAX_GROWTH} times as long", str(growth))
+    most = _MAX_DECODED_GROWTH if what == "decoder" else _MAX_GROWTH
+    if growth > most:
+        raise _refuse(f"a {what} that makes a text at most {most} times as long", str(growth))
 
 
 def _longest_replacement(charsmap: Any, what: str) -> int:
-    """Bytes that a character becomes at most: SentencePiece's map has the size of a trie, the trie, and what its values
-    point into, texts that end with a zero."""
+    """Return the largest number of bytes that replace a character.
+
+    A SentencePiece map is the size of a trie, the trie, and the zero-terminated texts that its values point to.
+    """
     if charsmap is None:
         return 1
     try:
@@ -120,32 +146,39 @@ def _longest_replacement(charsmap: Any, what: str) -> int:
     return max(1, *map(len, data[4 + trie :].split(b"\0")))
 
 
-def _members(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """Every text and number, under the name of its member."""
+def _walk_members(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Yield every text and number with the name of its field."""
     if depth > 16:
         raise _refuse("components at most 16 deep", "more")
     if isinstance(value, dict):
         for key, member in value.items():
-            # What the template of a post-processor writes is never asked for.
-            if key != "special_tokens":
-                yield from _members(member, key, depth + 1)
+            # The template of a post-processor is never applied.
+            if key not in ("special_tokens", "single", "pair"):
+                yield from _walk_members(member, key, depth + 1)
     elif isinstance(value, list):
         for member in value:
-            yield from _members(member, name, depth + 1)
+            yield from _walk_members(member, name, depth + 1)
     else:
         yield name, value
 
 
 def check_pattern(pattern: Any, what: str) -> None:
-    """BadInput for a regular expression that may backtrack."""
+    """Check a regular expression of a tokenizer.
+
+    Raises:
+        BadInput: the expression may backtrack.
+    """
     if not isinstance(pattern, str) or not (pattern in _KNOWN or is_linear(pattern)):
         raise _refuse(f"a {what} whose patterns cannot backtrack, as published models have", repr(pattern)[:200])
 
 
 def is_linear(pattern: str) -> bool:
-    """Whether nothing that follows a repetition can fail, in any alternative, so that none is ever tried again.
+    """Return True if a search for the pattern is linear in the text.
 
-    The usual ways to split spaces do fail, but only where the last ones take all of them at once.
+    In each alternative, nothing that follows an unbounded repetition can fail, and all alternatives together try at
+    most `_MAX_TRIED` characters at a position before they fail. Every part of variable length counts as a repetition,
+    `?` and `{0,99}` too. The usual ways to split spaces do fail after a repetition; they are allowed directly before
+    the two alternatives that match the same spaces.
     """
     if len(pattern) > _MAX_PATTERN:
         return False
@@ -159,23 +192,45 @@ def is_linear(pattern: str) -> bool:
             branches.append([])
         else:
             branches[-1].append((found["atom"], found["times"] or ""))
-    written = ["".join(atom + times for atom, times in branch) for branch in branches]
-    spaces = _SPACES if {r"\s+(?!\S)", r"\s+"} <= set(written) else ()
-    return end == len(pattern) and all(
-        text in spaces or _ends_at_once(branch) for text, branch in zip(written, branches, strict=True)
-    )
+    spaces = _find_space_splits(["".join(atom + times for atom, times in branch) for branch in branches])
+    tried = [_count_tried(branch) for place, branch in enumerate(branches) if place not in spaces]
+    return end == len(pattern) and None not in tried and sum(count or 0 for count in tried) <= _MAX_TRIED
 
 
-def _ends_at_once(branch: list[tuple[str, str]]) -> bool:
-    repeated = False
-    for atom, times in branch:
-        if repeated and times.rstrip("+") not in ("*", "?"):
-            return False
-        if times.startswith(("*", "+")) or times.endswith(",}"):
-            if atom.startswith("("):
-                return False
-            repeated = True
-    return True
+def _find_space_splits(written: list[str]) -> range:
+    """Return the indices of the alternatives that may fail after a repetition of spaces."""
+    for place in range(len(written) - 1):
+        if written[place : place + 2] == [_BEFORE_TEXT, r"\s+"]:
+            first = place
+            while first and written[first - 1] in _SPACES:
+                first -= 1
+            return range(first, place + 1)
+    return range(0)
+
+
+def _count_tried(branch: list[tuple[str, str]]) -> int | None:
+    """Return the largest number of characters that an alternative tries before it fails; None if unbounded."""
+    last = max((place for place, (_, times) in enumerate(branch) if _read_times(times)[0]), default=-1)
+    tries, length = 1, 0
+    for place, (atom, times) in enumerate(branch):
+        least, most = _read_times(times)
+        if atom.startswith("(") and times not in ("", "?"):
+            return None
+        if place < last and most is None:
+            return None
+        if place < last:
+            tries *= (most or 0) - least + (atom.count("|") + 1)
+        length += len(atom) if atom.startswith("(") else (most or 0) if place < last else least
+    return tries * length
+
+
+def _read_times(times: str) -> tuple[int, int | None]:
+    """Return the smallest and largest number of repetitions; the largest is None if unbounded."""
+    plain = {"": (1, 1), "?": (0, 1), "*": (0, None), "+": (1, None)}
+    if (found := plain.get(times[:1])) is not None:
+        return found
+    least, comma, most = times.strip("{}").partition(",")
+    return int(least), int(most) if most else None if comma else int(least)
 
 
 def _refuse(expected: str, got: str) -> BadInput:

@@ -1,1 +1,1 @@
-"""Weights that come quantised: GPTQ, which stays packed, and FP8 and MXFP4, which become bf16 at import."""
+"""Checkpoints with quantised weights: GPTQ, which stays packed, and FP8 and MXFP4, which an import converts to bf16."""

@@ -1,9 +1,9 @@
-"""GPTQ (https://arxiv.org/abs/2210.17323) as AutoGPTQ and gptqmodel write it: what a folder says of it, and whether its
-tensors fit. No torch: headers are enough.
+"""Settings and tensor headers of GPTQ (https://arxiv.org/abs/2210.17323), as AutoGPTQ and gptqmodel write them.
 
-A linear layer NAME is `NAME.qweight` [in * bits / 32, out], `NAME.qzeros` [groups, out * bits / 32], both int32 with
-the lowest bits first, `NAME.scales` [groups, out], and `NAME.g_idx` [in], each input's group. The weight is
-scale * (q - zero); version 1 (`checkpoint_format: gptq`, also where none is said) stores zero - 1, version 2 zero.
+A linear layer NAME is stored as `NAME.qweight` [in * bits / 32, out] and `NAME.qzeros` [groups, out * bits / 32], both
+int32 with the lowest bits first, `NAME.scales` [groups, out], and `NAME.g_idx` [in], the group of each input. The
+weight is scale * (q - zero). Version 1 (`checkpoint_format: gptq`, also the default) stores zero - 1, version 2 zero.
+Headers are enough for these checks, so this module does not import torch.
 """
 
 from __future__ import annotations
@@ -24,8 +24,11 @@ MAX_GROUP = 1 << 20
 
 @dataclass(frozen=True)
 class Gptq:
-    """`group`: inputs that share a scale; -1: all of a layer's. `version`: of the stored zeros. `reordered`: inputs are
-    in groups by activation, so that every layer needs its own `g_idx`."""
+    """The GPTQ settings of a folder.
+
+    `group` is the number of inputs that share a scale; -1 for all inputs of a layer. `version` is the version of the
+    stored zeros. `reordered` is True if inputs are grouped by activation, so every layer needs its own `g_idx`.
+    """
 
     bits: int
     group: int
@@ -35,11 +38,11 @@ class Gptq:
 
     @property
     def per_word(self) -> int:
-        """Weights in 32 bits."""
+        """Number of weights in 32 bits."""
         return 32 // self.bits
 
     def describe(self) -> dict[str, Any]:
-        """What the entry of the import says of it."""
+        """Return the settings in the form of the import's ledger entry."""
         formats = {version: name for name, version in VERSIONS.items()}
         return {
             "bits": self.bits,
@@ -51,14 +54,18 @@ class Gptq:
 
 
 def parse_gptq(settings: Mapping[str, Any], what: str) -> Gptq:
-    """BadInput names the member that says something else than what is covered."""
+    """Return the settings of a folder.
+
+    Raises:
+        BadInput: a field has an unsupported value; the message names it.
+    """
     bits, group = settings.get("bits"), settings.get("group_size", -1)
     if type(bits) is not int or bits not in BITS:
         raise BadInput(f"{what}, bits: expected 4 or 8, got {bits!r:.40}: {_BRING}")
     if type(group) is not int or not (group == -1 or 1 <= group <= MAX_GROUP):
         raise BadInput(f"{what}, group_size: expected -1 or a whole number above 0, got {group!r:.40}")
     form = settings.get("checkpoint_format", "gptq")
-    if form not in VERSIONS:
+    if not isinstance(form, str) or form not in VERSIONS:
         raise BadInput(f"{what}, checkpoint_format: expected {' or '.join(VERSIONS)}, got {form!r:.40}: {_BRING}")
     for key, expected in (("sym", True), ("desc_act", False)):
         if type(settings.get(key, expected)) is not bool:
@@ -70,7 +77,7 @@ def parse_gptq(settings: Mapping[str, Any], what: str) -> Gptq:
 
 
 _BRING = "bring the model quantised by GPTQ in 4 or 8 bits, or its bf16 or fp16 weights"
-# What gptqmodel can say beside, where it says nothing.
+# Further settings of gptqmodel, with the values that are supported.
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "dynamic": (None, {}),
     "lm_head": (None, False),
@@ -82,7 +89,11 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class GptqLayer:
-    """A packed layer's dimensions, by its headers. `group`: inputs of each group; `bias`: whether it has one."""
+    """The dimensions of a packed layer, from its headers.
+
+    `group` is the number of inputs in each group; `bias` is True if the layer has a bias, `indexed` if it has a
+    `g_idx`.
+    """
 
     inputs: int
     outputs: int
@@ -97,7 +108,11 @@ class GptqLayer:
 
 
 def find_layers(gptq: Gptq, headers: Mapping[str, Header]) -> dict[str, GptqLayer]:
-    """The packed layers by name; BadInput names the first tensor that does not fit the others."""
+    """Return the packed layers by name.
+
+    Raises:
+        BadInput: a tensor does not fit the others; the message names the first one.
+    """
     names = sorted({name.rpartition(".")[0] for name in headers if name.rpartition(".")[2] in PARTS})
     if not names:
         raise BadInput("base, weights: expected layers packed by GPTQ (qweight, qzeros, scales), got none")

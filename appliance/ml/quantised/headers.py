@@ -1,7 +1,7 @@
-"""What tensors a folder's safetensors files hold, by their headers alone. No torch, and no weight is read.
+"""Tensor headers of a folder's safetensors files. No torch, and no weights are read.
 
-The format (https://huggingface.co/docs/safetensors): 8 bytes little-endian with the header's length, the header as
-JSON, the tensors' bytes.
+The format (https://huggingface.co/docs/safetensors): the header's length in 8 bytes, little-endian, the header as JSON,
+the tensors' bytes.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ SIZES = {
     **{"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1},
     **{"U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8},
 }
-"""Bytes of a number of each dtype that a base may hold."""
+"""Bytes per number of each dtype that a base may hold."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """A tensor as its file's header says: `file` is the file's name."""
+    """The header of one tensor; `file` is the name of its file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -40,8 +40,11 @@ class Header:
 
 
 def read_headers(folder: Path, files: Iterable[str]) -> dict[str, Header]:
-    """Every tensor of the files by its name; BadInput for one that stands in two of them, or beside its header's
-    bytes."""
+    """Return the headers of all tensors in the files, by tensor name.
+
+    Raises:
+        BadInput: a tensor is in two files, or its offsets do not match its dtype and shape.
+    """
     found: dict[str, Header] = {}
     for file in sorted(files):
         for name, header in _read_file(folder / file).items():
@@ -79,7 +82,7 @@ def _read_member(name: str, member: Any, file: str) -> tuple[Header, tuple[int, 
     shape: Any
     span: Any
     dtype, shape, span = [member.get(key) if isinstance(member, dict) else None for key in _MEMBERS]
-    if dtype not in SIZES:
+    if not isinstance(dtype, str) or dtype not in SIZES:
         raise BadInput(f"base, {name} in {file}: expected a dtype of {', '.join(SIZES)}, got {dtype!r:.40}")
     if not _are_counts(shape) or not _are_counts(span) or len(span) != 2:
         raise BadInput(f"base, {name} in {file}: expected a shape and two offsets, got {shape!r:.40} and {span!r:.40}")
@@ -97,7 +100,7 @@ def _are_counts(value: Any) -> bool:
 
 
 def _check_spans(spans: list[tuple[int, int, str]], size: int, file: str) -> None:
-    """The tensors stand behind one another and fill the file."""
+    """Check that the tensors are contiguous and fill the file."""
     end = 0
     for start, stop, name in sorted(spans):
         if start != end:
@@ -109,8 +112,11 @@ def _check_spans(spans: list[tuple[int, int, str]], size: int, file: str) -> Non
 
 
 def check_index(index: Mapping[str, Any], headers: Mapping[str, Header], file: str) -> None:
-    """BadInput where the index of shards names another file for a tensor than the one that has it, or one that none
-    has."""
+    """Check that the index of shards names the file of every tensor.
+
+    Raises:
+        BadInput: the index names another file for a tensor, or a tensor that does not exist, or omits one.
+    """
     named = index.get("weight_map")
     if not isinstance(named, dict):
         raise BadInput(f"base, {file}: expected a weight_map, got {type(named).__name__}")
@@ -121,4 +127,4 @@ def check_index(index: Mapping[str, Any], headers: Mapping[str, Header], file: s
             raise BadInput(f"base, {name}: expected it in {shard!r:.60}, as {file} says, got {got}")
     for name, held in headers.items():
         if name not in named:
-            raise BadInput(f"base, {name}: expected it in {file}, since {held.file} has it, got no such member")
+            raise BadInput(f"base, {name}: expected it in {file}, since {held.file} has it, got no such tensor")

@@ -1,6 +1,6 @@
-"""The compiled kernels for the CPU. They run in the threads of torch's OpenMP, which `import torch` has loaded.
+"""The compiled CPU kernels, which run in the threads of torch's OpenMP, loaded by `import torch`.
 
-The structures are those of `_kernels.h`; whoever fills one keeps alive what its pointers name.
+The structures are those of `_kernels.h`. The caller must keep the memory behind their pointers alive.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import torch  # noqa: F401 # before the kernels: they use its threads
 
 from appliance.errors import Unavailable
 
-# As in _kernels.h.
+# Must equal the values in _kernels.h.
 VERSION, PARTS = 5, 3
 
 
 class Product(ctypes.Structure):
-    """Layers that read one input, behind one another."""
+    """Layers that share an input, stored contiguously."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("inner", "outer")),
@@ -26,8 +26,8 @@ class Product(ctypes.Structure):
     )
 
 
-class Group(ctypes.Structure):
-    """The same layers, as adapters see them."""
+class KernelGroup(ctypes.Structure):
+    """The same layers in the form that adapters use."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("first", "inner", "narrow", "layers")),
@@ -37,7 +37,11 @@ class Group(ctypes.Structure):
 
 @cache
 def load_kernels() -> ctypes.CDLL:
-    """Unavailable where there are none, or those of another source."""
+    """Return the compiled kernels.
+
+    Raises:
+        Unavailable: the kernels are missing or have another version.
+    """
     found = find_spec("appliance.ml._kernels")
     if found is None or found.origin is None:
         raise Unavailable(

@@ -1,29 +1,38 @@
-"""A linear layer whose weight stays packed as GPTQ stored it, and is dequantised where it is multiplied.
+"""Linear layers with packed weights: GPTQ layers, dequantised for each product, and kernels for few rows.
 
-A weight is scale * (q - zero). Both factors are exact in float32, and so is their product where the scale is float16:
-in float32 the weights are exact, in bfloat16 each is rounded once. A product dequantises the layer's weights for as
-long as it lasts, and its backward pass does so again. The tensors are the file's own, so on the CPU they can stay
-mapped; beside them are kept scales and zeros in float32.
+A weight is scale * (q - zero). Both factors are exact in float32, and so is their product if the scale is float16: in
+float32 the weights are exact, in bfloat16 each is rounded once. Each product dequantises the layer's weights, and so
+does its backward pass. The tensors are those of the file, so on a CPU they can stay memory-mapped; scales and zeros are
+also kept in float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import ctypes
+import threading
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, NamedTuple
 
+import bitsandbytes
 import torch
 
 from appliance.ml.quantised.gptq import Gptq, GptqLayer
+from appliance.ml.quantised.kernels import Product, load_kernels
+from appliance.ml.quantised.nf4 import join_biases, join_blocks
 
-# Weights that are dequantised at once: what stands between packed and made stays in a processor's cache.
+# Number of weights that are dequantised at once, so that intermediate values fit in a processor's cache.
 CHUNK = 1 << 20
 _CHUNK_ON_CARD = 1 << 26
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
 
 class GptqLinear(torch.nn.Linear):
-    """`weight` is None: what needs it calls `dequantise`. Buffers are named as GPTQ names its tensors. `few_rows` is
-    the product of few rows (`few_rows.py`), once it was needed."""
+    """A linear layer packed by GPTQ.
+
+    `weight` is None; use `dequantise` instead. Buffers have GPTQ's tensor names. `few_rows` is the function for
+    products of few rows, created at its first use.
+    """
 
     qweight: torch.Tensor
     qzeros: torch.Tensor
@@ -32,11 +41,11 @@ class GptqLinear(torch.nn.Linear):
     bias: torch.nn.Parameter | None  # type: ignore[assignment]
 
     def __init__(self, gptq: Gptq, layer: GptqLayer, dtype: torch.dtype, device: torch.device) -> None:
-        # Not Linear's own: it would allocate the weight.
+        # Skips Linear's own constructor, which would allocate the weight.
         torch.nn.Module.__init__(self)
         self.in_features, self.out_features = layer.inputs, layer.outputs
         self.bits, self.group, self._version = gptq.bits, layer.group, gptq.version
-        # What it multiplies in, and what its bias is.
+        # dtype of the layer's products and of its bias.
         self.dtype = dtype
         self.register_parameter("weight", None)
         bias = torch.empty(layer.outputs, dtype=dtype, device=device) if layer.bias else None
@@ -60,14 +69,14 @@ class GptqLinear(torch.nn.Linear):
         return torch.nn.functional.linear(x, self.dequantise(x.dtype), self.bias)
 
     def dequantise(self, dtype: torch.dtype) -> torch.Tensor:
-        """[out, in], a view: in memory it stands as [in, out]."""
+        """Return the weight [out, in] as a transposed view; in memory it is [in, out]."""
         made = torch.empty(self.in_features, self.out_features, dtype=dtype, device=self.qweight.device)
         self.dequantise_into(made)
         return made.t()
 
     @torch.no_grad()
     def dequantise_into(self, made: torch.Tensor) -> None:
-        """Fills [in, out]."""
+        """Write the dequantised weight to `made` [in, out]."""
         per = 32 // self.bits
         scales, zeros = self.read_factors()
         words = _split_rows(made, per)
@@ -87,7 +96,7 @@ class GptqLinear(torch.nn.Linear):
             torch.mul(values, scales[own].view(shape), out=words[start : start + rows])
 
     def _fill_groups(self, words: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, chunk: int) -> None:
-        """Groups of whole words: each one's scales and zeros are read where they stand."""
+        """Dequantise groups of whole 32-bit words, whose scales and zeros need no indexing."""
         each = self.group * self.bits // 32
         size = self.group * self.out_features
         groups, rows = max(1, chunk // size), min(each, max(1, each * chunk // size))
@@ -100,19 +109,19 @@ class GptqLinear(torch.nn.Linear):
                 torch.mul(values, scale, out=made[part, row : row + rows])
 
     def unpack(self, words: torch.Tensor) -> torch.Tensor:
-        """[..., words, out] as the weights' whole numbers [..., words, weights a word, out], float32."""
+        """Return the integers in packed words [..., words, out] as float32 [..., words, weights per word, out]."""
         shifts = torch.arange(0, 32, self.bits, dtype=torch.int32, device=words.device)
         return (words.unsqueeze(-2) >> shifts[:, None]).bitwise_and_((1 << self.bits) - 1).to(torch.float32)
 
     def read_factors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scales and zeros, [groups, out], float32."""
+        """Return the scales and zeros, each float32 [groups, out]."""
         if self._factors is None:
             zeros = self.unpack(self.qzeros.t().contiguous()).flatten(-3, -2).t().contiguous()
             self._factors = self.scales.float(), zeros.add_(1) if self._version == 1 else zeros
         return self._factors
 
     def find_order(self) -> torch.Tensor | None:
-        """Each input's group, where inputs do not stand in the groups' order."""
+        """Return the group of each input, int64 [in]; None if the inputs are in the order of the groups."""
         if self.g_idx is None:
             return None
         plain = torch.arange(self.in_features, dtype=torch.int32, device=self.g_idx.device) // self.group
@@ -123,12 +132,12 @@ class GptqLinear(torch.nn.Linear):
 
 
 def _split_rows(made: torch.Tensor, each: int) -> torch.Tensor:
-    """[rows / each, each, ...], a view."""
+    """Return a view [rows / each, each, ...]."""
     return made.unflatten(0, (-1, each))  # type: ignore[no-untyped-call, no-any-return]
 
 
 class _Product(torch.autograd.Function):
-    """x W^T + b, of which only x has a gradient."""
+    """The product x W^T + b with a gradient of x only."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layer: GptqLinear) -> torch.Tensor:
@@ -138,3 +147,212 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         return grad @ ctx.layer.dequantise(grad.dtype), None
+
+
+# Must equal the values in _rows.c.
+_BLOCK, _LANES = 64, 32
+
+_thread_buffers = threading.local()
+
+
+def _get_buffer(count: int) -> torch.Tensor:
+    """Return a 64-byte aligned bf16 buffer of at least `count` numbers, shared by all products of this thread."""
+    room: torch.Tensor | None = getattr(_thread_buffers, "numbers", None)
+    if room is None or room.numel() < count:
+        room = _thread_buffers.numbers = torch.empty(count, dtype=torch.bfloat16)
+    return room
+
+
+class _Kernel(NamedTuple):
+    """The compiled functions for a product and for the size of its buffer per thread."""
+
+    multiply: Any
+    find_room: Any
+
+
+@cache
+def _find_kernel() -> _Kernel | None:
+    """Return the compiled functions; None if the processor lacks an instruction that they need."""
+    kernels = load_kernels()
+    if not kernels.fits_rows():
+        return None
+    has_tiles()
+    found = _Kernel(kernels.multiply_rows, kernels.find_room)
+    found.multiply.argtypes = (ctypes.POINTER(Product), ctypes.c_int64, *[ctypes.c_void_p] * 3, ctypes.c_int64)
+    found.multiply.restype = None
+    found.find_room.argtypes = (ctypes.POINTER(Product), ctypes.c_int64)
+    found.find_room.restype = ctypes.c_int64
+    return found
+
+
+@cache
+def has_tiles() -> bool:
+    """Return True if the kernel multiplies by tiles; NF4 then takes any number of rows faster than torch."""
+    return bool(load_kernels().use_tiles(True))
+
+
+def fits_nf4_rows(layers: Sequence[Any], dtype: torch.dtype) -> bool:
+    """Return True if the kernel supports these NF4 layers."""
+    return (
+        dtype == torch.bfloat16
+        and all(_fits(layer) for layer in layers)
+        and layers[0].in_features % _BLOCK == 0
+        and _find_kernel() is not None
+    )
+
+
+def _fits(layer: Any) -> bool:
+    if not isinstance(layer, bitsandbytes.nn.Linear4bit) or layer.weight.device.type != "cpu":
+        return False
+    state = layer.weight.quant_state
+    stored = not getattr(state, "packing_format_for_cpu", False)
+    return stored and state.quant_type == "nf4" and state.blocksize == _BLOCK
+
+
+def make_nf4_rows(layers: Sequence[Any]) -> FewRows:
+    """Return the product with NF4 layers that share an input; their outputs are concatenated."""
+    weights, scales = join_blocks(layers)
+    table = layers[0].weight.quant_state.code.to(torch.bfloat16).repeat(2)
+    bias = join_biases(layers)
+    shape = sum(layer.out_features for layer in layers), layers[0].in_features
+    return FewRows(shape, weights, table, scales, None if bias is None else bias.float())
+
+
+def make_bf16_rows(weight: torch.Tensor) -> FewRows | None:
+    """Return the product with a bf16 weight [out, in]; None if no kernel supports it."""
+    fits = weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and weight.shape[1] % _LANES == 0
+    return FewRows(tuple(weight.shape), weight) if fits and weight.is_contiguous() and _find_kernel() else None
+
+
+class FewRows:
+    """A product of x, float32 [rows, in], with fixed weights; the result is float32 [rows, out]."""
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        weights: torch.Tensor,
+        table: torch.Tensor | None = None,
+        scales: torch.Tensor | None = None,
+        bias: torch.Tensor | None = None,
+    ) -> None:
+        self._outer, self._inner = shape
+        self._held = weights, table, scales, bias  # What the kernel is given the addresses of.
+        addresses = (None if one is None else one.data_ptr() for one in (table, weights, scales, bias))
+        self.product = Product(self._inner, self._outer, *addresses)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        assert x.dtype == torch.float32 and x.is_contiguous()
+        made = torch.empty(len(x), self._outer)
+        kernel, threads = _find_kernel(), torch.get_num_threads()
+        assert kernel is not None
+        room = _get_buffer(threads * kernel.find_room(self.product, len(x)))
+        kernel.multiply(self.product, len(x), x.data_ptr(), made.data_ptr(), room.data_ptr(), threads)
+        return made
+
+
+# Group sizes that the kernel supports, and its block of outputs.
+_GROUPS = (256, 128, 64, 32)
+_OUTPUTS = 16
+_MIDDLE = 8
+# Outputs that are packed at once: a multiple of the kernel's block of at most 64 outputs.
+_ROWS, _FEW_ROWS_BLOCK = 512, 64
+
+_pack = torch.ops.aten._convert_weight_to_int4pack_for_cpu
+_multiply = torch.ops.aten._weight_int4pack_mm_for_cpu
+
+
+def fits_few_rows(layers: Sequence[Any], dtype: torch.dtype) -> bool:
+    """Return True if the kernel supports these GPTQ layers."""
+    return dtype == torch.bfloat16 and all(
+        isinstance(layer, GptqLinear)
+        and layer.qweight.device.type == "cpu"
+        and layer.group % _GROUPS[-1] == 0
+        and layer.out_features % _OUTPUTS == 0
+        for layer in layers
+    )
+
+
+def join_few_rows(layers: Sequence[GptqLinear]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the product of x, bfloat16 [rows, in], with layers that share an input; outputs are concatenated."""
+    plain = all(layer.find_order() is None and layer.out_features % _FEW_ROWS_BLOCK == 0 for layer in layers)
+    same = len({(layer.group, layer.bits) for layer in layers}) == 1
+    products = [_FewRows(layers)] if plain and same else [_FewRows([layer]) for layer in layers]
+    if len(products) == 1:
+        return products[0]
+    return lambda x: torch.cat([product(x) for product in products], dim=1)
+
+
+def find_few_rows(layer: Any, x: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """Return the product of one layer for inputs like x; None if the kernel does not support it.
+
+    Packs at the first use.
+    """
+    if not fits_few_rows([layer], x.dtype):
+        return None
+    if layer.few_rows is None:
+        layer.few_rows = join_few_rows([layer])
+    found: Callable[[torch.Tensor], torch.Tensor] = layer.few_rows
+    return found
+
+
+class _FewRows:
+    """Layers with the same order of inputs, packed contiguously."""
+
+    def __init__(self, layers: Sequence[GptqLinear]) -> None:
+        first = layers[0]
+        index = first.find_order()
+        self._order = None if index is None else torch.argsort(index, stable=True)
+        self._size = next(size for size in _GROUPS if first.group % size == 0)
+        scales, zeros = (
+            torch.cat(parts, dim=1) for parts in zip(*(layer.read_factors() for layer in layers), strict=True)
+        )
+        times = first.group // self._size
+        self._halves = [
+            (torch.cat([self._pack(layer, half) for layer in layers]), _join_factors(scale, offset, times))
+            for half, (scale, offset) in enumerate(_split_factors(first.bits, scales, zeros))
+        ]
+        biases = [_read_bias(layer) for layer in layers]
+        self._bias = torch.cat(biases) if any(layer.bias is not None for layer in layers) else None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        x = (x if self._order is None else x[:, self._order]).contiguous()
+        result, *others = (_multiply(x, weight, self._size, factors) for weight, factors in self._halves)
+        for other in others:
+            result = (result.float() + other.float()).to(x.dtype)
+        made: torch.Tensor = result if self._bias is None else result + self._bias
+        return made
+
+    def _pack(self, layer: GptqLinear, half: int) -> torch.Tensor:
+        """Pack a few outputs at a time, since intermediate values take eight bytes and more per weight."""
+        parts = []
+        for words in torch.split(layer.qweight, _ROWS, dim=1):
+            values = layer.unpack(words).flatten(0, 1).t().to(torch.int32)
+            if self._order is not None:
+                values = values[:, self._order]
+            if layer.bits == 8:
+                values = values >> 4 if half == 0 else values & 15
+            parts.append(_pack(values.contiguous(), 2))
+        return torch.cat(parts)
+
+
+def _read_bias(layer: GptqLinear) -> torch.Tensor:
+    if layer.bias is None:
+        return torch.zeros(layer.out_features, dtype=torch.bfloat16)
+    return layer.bias.detach().to(torch.bfloat16)
+
+
+def _split_factors(bits: int, scales: torch.Tensor, zeros: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return the scale and offset for each 4 bits of a weight, the upper first.
+
+    The weight is the sum over them of scale * (number - 8) + offset.
+    """
+    if bits == 4:
+        return [(scales, scales * (_MIDDLE - zeros))]
+    # scale * (16 * upper + lower - zero), with 8 subtracted from both numbers.
+    return [(16 * scales, torch.zeros_like(scales)), (scales, scales * (17 * _MIDDLE - zeros))]
+
+
+def _join_factors(scales: torch.Tensor, offsets: torch.Tensor, times: int) -> torch.Tensor:
+    """Return the factors, bf16 [groups * times, out, 2]; each group is repeated if the kernel lacks its size."""
+    both = torch.stack([scales, offsets], dim=-1).to(torch.bfloat16)
+    return both.repeat_interleave(times, dim=0).contiguous()

@@ -1,7 +1,7 @@
-"""How transformers loads a folder packed by GPTQ: through its own door for quantisers of others, without a library.
+"""Loading of GPTQ folders with transformers, through its interface for external quantisers.
 
-What `from_pretrained` must be given is `load_arguments`; the packed layers of what it loads are `GptqLinear`, and
-nothing else of the model or its configuration says that it is quantised.
+`load_arguments` returns the arguments for `from_pretrained`. The packed layers of the loaded model are `GptqLinear`;
+the rest of the model and its configuration contain no sign of quantisation.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from appliance.errors import BadInput
 from appliance.ml.quantised.gptq import Gptq, GptqLayer, find_layers
 from appliance.ml.quantised.headers import read_headers
 from appliance.ml.quantised.linear import GptqLinear
-from appliance.ml.quantised.settings import MEMBER
+from appliance.ml.quantised.nf4 import MEMBER
 
 _METHOD = "appliance-gptq"
 
 
 @register_quantization_config(_METHOD)
 class _Settings(QuantizationConfigMixin):  # type: ignore[misc]
-    """What the quantiser below is given: the settings, and each packed layer's dimensions."""
+    """The input of the quantiser: the settings and the dimensions of each packed layer."""
 
     def __init__(self, gptq: Gptq, layers: dict[str, GptqLayer]) -> None:
         self.quant_method = _METHOD
@@ -34,7 +34,7 @@ class _Settings(QuantizationConfigMixin):  # type: ignore[misc]
 
 @register_quantizer(_METHOD)
 class _Quantizer(HfQuantizer):  # type: ignore[misc]
-    """Puts packed layers where plain ones were, before weights are read."""
+    """Replaces linear layers by packed ones before weights are read."""
 
     def _process_model_before_weight_loading(self, model: Any, **_: Any) -> None:
         settings = self.quantization_config
@@ -69,7 +69,7 @@ def _find_linear(model: Any, name: str, layer: GptqLayer) -> torch.nn.Linear:
 
 
 def load_arguments(folder: Path, gptq: Gptq | None) -> dict[str, Any]:
-    """None: nothing is packed."""
+    """Return the arguments of `from_pretrained` for a packed folder; empty if `gptq` is None."""
     if gptq is None:
         return {}
     config = AutoConfig.from_pretrained(str(folder.absolute()), local_files_only=True, trust_remote_code=False)
@@ -81,5 +81,5 @@ def load_arguments(folder: Path, gptq: Gptq | None) -> dict[str, Any]:
 
 
 def count_packed(model: Any) -> int:
-    """Weights of the packed layers, which are no parameters of the model."""
+    """Return the number of weights in packed layers, which are not parameters of the model."""
     return sum(module.in_features * module.out_features for module in model.modules() if isinstance(module, GptqLinear))

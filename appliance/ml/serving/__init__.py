@@ -1,1 +1,1 @@
-"""The engine, and an exported adapter on its base."""
+"""The inference engine, and loading of an exported adapter on its base."""

@@ -1,4 +1,4 @@
-"""An exported adapter on its base: loaded from the buffers that were checked, proved by its probe, given as peft's."""
+"""Loading of an exported adapter on its base, from checked buffers, with verification by its logit fingerprint."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from appliance.formats.core.canonical import parse_canonical
-from appliance.ml.inference.adapters import Slots
-from appliance.ml.inference.probe import read_probe, verify_close, verify_probe
+from appliance.ml.inference.adapters import AdapterSlots
+from appliance.ml.inference.reading import read_fingerprint, verify_close, verify_fingerprint
 from appliance.ml.model import machine
 from appliance.ml.model.base import load_base
 from appliance.ml.training.methods import apply_trained
 
 
 def load_exported(base_folder: Path, files: Mapping[str, bytes], device: str) -> Any:
-    """The peft model on exactly the tuple that was judged.
+    """Return the PEFT model, with the quantisation and dtype of the evaluation.
 
-    Tampered where base and adapter give other logits than were sealed, bit for bit, or the peft model's are not close.
+    Raises:
+        Tampered: logits of base or adapter differ from the sealed ones in any bit, or those of the PEFT model are not
+            close.
     """
     recipe = parse_canonical(files["recipe.json"])
     machine.use_determinism(0)
@@ -30,14 +32,14 @@ def load_exported(base_folder: Path, files: Mapping[str, bytes], device: str) ->
         reads=True,
     )
     config, weights = files["adapter_config.json"], files["adapter_model.safetensors"]
-    probe, slots = parse_canonical(files["probe.json"]), Slots(base)
+    fingerprint, slots = parse_canonical(files["logit_fingerprint.json"]), AdapterSlots(base)
     slots.load("exported", config, weights)
     with slots.using("exported"):
-        adapted = read_probe(base)
-    verify_probe(base, probe, read_probe(base), adapted)
+        adapted = read_fingerprint(base)
+    verify_fingerprint(base, fingerprint, read_fingerprint(base), adapted)
     slots.remove()
-    # peft multiplies in another order than the layers that were judged: near, and not the same bits.
+    # PEFT multiplies in another order than the evaluated layers, so its logits are close but not equal.
     plain = replace(base, reader=None)
     model = apply_trained(plain, config, weights)
-    verify_close(probe, read_probe(plain))
+    verify_close(fingerprint, read_fingerprint(plain))
     return model

@@ -1,1 +1,1 @@
-"""The training loop and what it needs."""
+"""The training loop: methods, losses, optimiser state, privacy, processes of one run."""

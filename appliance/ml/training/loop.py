@@ -1,6 +1,7 @@
-"""The training loop, to be read from top to bottom.
+"""The training loop, which can be read from top to bottom.
 
-Deterministic: the same recipe, rows, base and machine give the same adapter, byte for byte, so a run can be replayed.
+It is deterministic: the same recipe, rows, base and machine give the same adapter, byte for byte, so a run can be
+replayed.
 """
 
 from __future__ import annotations
@@ -13,35 +14,33 @@ from typing import Any
 
 import torch
 
+from appliance.domain.planning.packs import PACK_TOKENS, split_into_packs
+from appliance.domain.recipe.recipe import count_rows_a_step, count_warmup
 from appliance.errors import BadInput, Unavailable
-from appliance.ml.data.samples import Sample
+from appliance.ml.data.rows import Sample
 from appliance.ml.layers.decoder import Decoder, fits_decoder
 from appliance.ml.layers.packing import pack_sequences
-from appliance.ml.model.base import Base
+from appliance.ml.model.base import LoadedBase
 from appliance.ml.model.machine import measure_peak_bytes
-from appliance.ml.training.checkpoint import Training, begin_training, restore_checkpoint
-from appliance.ml.training.loss import token_losses
-from appliance.ml.training.methods import Attached, is_changed
-from appliance.ml.training.preferences import preference_losses
+from appliance.ml.training.checkpoint import TrainingState, begin_training, restore_checkpoint
+from appliance.ml.training.loss import has_ended, preference_losses, take_reading, token_losses
+from appliance.ml.training.methods import STARTS, TrainableModel, is_changed
 from appliance.ml.training.privacy import PrivatePlan, set_private_gradients
 from appliance.ml.training.ranks import ALONE, Ranks
-from appliance.ml.training.starts import STARTS
-from appliance.ml.training.stopping import has_ended, take_reading
 
-# A batch is computed in packs of at most so many tokens. The loss is summed over tokens, so this changes no gradient.
-PACK_TOKENS = 2048
-# So many rows an error names.
+# Largest number of tokens in a pack. The loss is summed over tokens, so packing does not change gradients.
+# Largest number of rows that an error names.
 MOST_NAMED = 8
 
 
 @dataclass(frozen=True)
-class Step:
-    """One optimiser step: `loss` is the mean over its trained tokens, or over its preferences; `tokens` counts prompts.
+class StepMeasurement:
+    """The measurements of one optimiser step.
 
-    `seconds` are those of this process; `row_losses` has each row's index and the mean over its own trained tokens.
-    Of preferences, `margin` is the mean of how far the chosen answer's reward is above the rejected one's, and
-    `accuracy` the share of rows where it is. A private step tells nothing of its rows: it has no losses, and the tokens
-    are those that are expected.
+    `loss` is the mean over the step's trained tokens, or over its preferences. `tokens` includes prompts. `seconds` are
+    since the start of this process's training. For preferences, `margin` is the mean difference between the rewards of
+    the chosen and the rejected completion, and `accuracy` the share of rows with a positive difference. A private step
+    reveals nothing about its rows: it has no losses, and its token counts are expected values.
     """
 
     step: int
@@ -54,37 +53,43 @@ class Step:
     seconds: float
     peak_bytes: int
     row_losses: tuple[tuple[int, float], ...]
-    """(row of the dataset, mean loss of its trained tokens), for each row of the step."""
+    """Row index in the dataset and mean loss of its trained tokens, for each row of the step."""
     validation_loss: float | None = None
     margin: float | None = None
     accuracy: float | None = None
 
 
 def train(
-    base: Base,
-    attached: Attached,
+    base: LoadedBase,
+    attached: TrainableModel,
     samples: Sequence[Sample],
     recipe: Mapping[str, Any],
-    report: Callable[[Step], None],
+    report: Callable[[StepMeasurement], None],
     *,
-    keep: Callable[[Training], None] = lambda training: None,
+    keep: Callable[[TrainingState], None] = lambda training: None,
     start: bytes | None = None,
     stop: int | None = None,
     validation: Sequence[Sample] = (),
     ranks: Ranks = ALONE,
     secret: bytes = b"",
     asked: Callable[[], bool] = lambda: False,
-) -> Training:
-    """Trains the adapter in place; a loss that is not a number is an error, not a result.
+) -> TrainingState:
+    """Train the adapter in place.
 
-    `keep` is called whenever a training checkpoint is due, or somebody has `asked` for one. `start` is one to go on
-    from, `stop` the step to end at. Every rank of a run calls this with the same arguments, and ends with the same
-    weights. `secret`: of a private run.
+    - `keep` is called when a training checkpoint is due, or when `asked` returns True.
+    - `start` is a checkpoint to resume from; `stop` is the step to end at.
+    - `secret` is the secret of a private run.
+
+    Every rank of a run calls this with the same arguments and ends with the same weights.
+
+    Raises:
+        BadInput: a loss or a weight is not finite.
+        Unavailable: no weight has changed when training ends.
     """
     private = PrivatePlan(samples, recipe, secret) if recipe["privacy"] else None
     plan = list(plan_steps(samples, recipe)) if private is None else []
     steps = len(plan) if private is None else len(private)
-    warmup = round(float(recipe["warmup_ratio"]) * steps)
+    warmup = count_warmup(recipe["warmup_ratio"], steps)
     training = begin_training(attached.model, recipe, steps, base.device)
     decoder = begin_decoder(base, recipe)
     if start is not None:
@@ -93,9 +98,7 @@ def train(
     for number in range(training.step, steps if stop is None else min(stop, steps)):
         if has_ended(training):
             break
-        learning_rate = float(recipe["learning_rate"]) * schedule(number, steps, warmup)
-        for group in training.optimizer.param_groups:
-            group["lr"] = learning_rate * group["ratio"]
+        learning_rate = _set_learning_rate(training, float(recipe["learning_rate"]) * schedule(number, steps, warmup))
         if private is None:
             found = _plain_step(base, decoder, plan[number], recipe, training, ranks, number)
         else:
@@ -104,33 +107,34 @@ def train(
         training.optimizer.zero_grad()
         reading = take_reading(training, attached.model, lambda: mean_loss(base, validation, recipe, ranks))
         peak = ranks.exchange_peaks(measure_peak_bytes(training.device), training.device)
-        seconds = time.monotonic() - began
-        report(
-            Step(
-                *(training.step, training.steps, found.loss, learning_rate, found.norm),
-                *(training.tokens, training.trained_tokens, seconds, peak, found.rows),
-                validation_loss=reading,
-                margin=found.margin,
-                accuracy=found.accuracy,
-            )
-        )
-        due = is_due(training, recipe["checkpoint_every"])
+        report(_describe_step(training, found, learning_rate, time.monotonic() - began, peak, reading))
+        due = is_due(training, recipe["save_steps"])
         if due:
             ranks.check_same(training.weights)
         if due or asked():
             keep(training)
     if has_ended(training) and not (training.trained_tokens and is_changed(attached)):
-        raise Unavailable(
-            f"training, learning_rate {recipe['learning_rate']}: expected a changed adapter after {training.step} "
-            "steps, got the one it began with",
-            code="nothing-trained",
-        )
+        raise _build_nothing_trained(training, recipe)
     return training
 
 
+def _set_learning_rate(training: TrainingState, rate: float) -> float:
+    for group in training.optimizer.param_groups:
+        group["lr"] = rate * group["ratio"]
+    return rate
+
+
+def _build_nothing_trained(training: TrainingState, recipe: Mapping[str, Any]) -> Unavailable:
+    return Unavailable(
+        f"training, learning_rate {recipe['learning_rate']}: expected a changed adapter after {training.step} "
+        "steps, got the one it began with",
+        code="nothing-trained",
+    )
+
+
 @dataclass(frozen=True)
-class _Found:
-    """What a step's gradients came with."""
+class _StepResult:
+    """The measurements that come with a step's gradients."""
 
     loss: float | None
     norm: float
@@ -139,16 +143,28 @@ class _Found:
     accuracy: float | None = None
 
 
+def _describe_step(
+    training: TrainingState, found: _StepResult, rate: float, seconds: float, peak: int, reading: float | None
+) -> StepMeasurement:
+    return StepMeasurement(
+        *(training.step, training.steps, found.loss, rate, found.norm),
+        *(training.tokens, training.trained_tokens, seconds, peak, found.rows),
+        validation_loss=reading,
+        margin=found.margin,
+        accuracy=found.accuracy,
+    )
+
+
 def _plain_step(
-    base: Base,
+    base: LoadedBase,
     decoder: Decoder | None,
     batch: Sequence[Sample],
     recipe: Mapping[str, Any],
-    training: Training,
+    training: TrainingState,
     ranks: Ranks,
     number: int,
-) -> _Found:
-    """The gradients of a step, clipped together; BadInput where they are no numbers."""
+) -> _StepResult:
+    """Compute the gradients of a step and clip their common norm."""
     weights = training.weights.values()
     ranks.begin_step(recipe["seed"], number)
     row_losses, margins = map(ranks.merge, compute_gradients(base, decoder, batch, recipe, ranks))
@@ -156,25 +172,25 @@ def _plain_step(
     loss = math.fsum(row_losses.values()) / sum(sample.weight for sample in batch)
     norm = torch.nn.utils.clip_grad_norm_(weights, float(recipe["max_grad_norm"])).item()
     if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise BadInput(f"training, step {number + 1}: {describe_break(row_losses, norm, recipe)}", code="diverged")
+        raise _make_divergence_error(number, row_losses, norm, recipe)
     training.step = number + 1
     training.losses.append(loss)
     training.tokens += sum(sample.tokens for sample in batch)
     training.trained_tokens += sum(sample.trained_tokens for sample in batch)
     means = tuple((sample.index, row_losses[sample.index] / sample.weight) for sample in batch)
-    return _Found(loss, norm, means, *summarise_margins(list(margins.values())))
+    return _StepResult(loss, norm, means, *summarise_margins(list(margins.values())))
 
 
 def _private_step(
-    base: Base,
+    base: LoadedBase,
     decoder: Decoder | None,
     plan: PrivatePlan,
     recipe: Mapping[str, Any],
-    training: Training,
+    training: TrainingState,
     secret: bytes,
     number: int,
-) -> _Found:
-    """The noised gradients of a step; BadInput where the weights are no numbers any more."""
+) -> _StepResult:
+    """Compute the noised gradients of a private step."""
 
     def row_loss(sample: Sample) -> torch.Tensor:
         return part_losses(base, decoder, [sample], recipe)[0].sum() / sample.weight
@@ -191,14 +207,16 @@ def _private_step(
     training.losses.append(0.0)
     training.tokens = plan.count_expected(number + 1, lambda sample: sample.tokens)
     training.trained_tokens = plan.count_expected(number + 1, lambda sample: sample.trained_tokens)
-    return _Found(None, norm)
+    return _StepResult(None, norm)
 
 
 def compute_gradients(
-    base: Base, decoder: Decoder | None, batch: Sequence[Sample], recipe: Mapping[str, Any], ranks: Ranks
+    base: LoadedBase, decoder: Decoder | None, batch: Sequence[Sample], recipe: Mapping[str, Any], ranks: Ranks
 ) -> tuple[dict[int, float], dict[int, float]]:
-    """Adds the gradients of this rank's rows of a step, of a mean over all its rows; the loss of each row, and of each
-    preference its margin."""
+    """Add the gradients of this rank's rows to the weights, scaled as a mean over all rows of the step.
+
+    Return the loss of each row and, for preferences, the margin of each row, by row index.
+    """
     weight = sum(sample.weight for sample in batch)
     row_losses: dict[int, float] = {}
     margins: dict[int, float] = {}
@@ -206,51 +224,66 @@ def compute_gradients(
         losses, found = part_losses(base, decoder, part, recipe)
         torch.autograd.backward(losses.sum() / weight)
         row_losses |= zip((sample.index for sample in part), losses.tolist(), strict=True)
-        # Other rows have none.
+        # `found` is empty for rows that are not preferences.
         margins |= zip((sample.index for sample in part), found, strict=False)
     return row_losses, margins
 
 
-def describe_break(row_losses: Mapping[int, float], norm: float, recipe: Mapping[str, Any]) -> str:
-    """What was no number in a step: the loss of these rows or, where each has one, the gradient."""
+def _make_divergence_error(
+    number: int, row_losses: Mapping[int, float], norm: float, recipe: Mapping[str, Any]
+) -> BadInput:
+    """Return the error of a step that is not finite; before the first update no learning rate can have caused it."""
+    cause, code = f"learning_rate {recipe['learning_rate']}", "diverged"
+    if number == 0:
+        cause, code = f"before the first update, so base {recipe['base']} or these rows cause it", "base-not-finite"
+    return BadInput(f"training, step {number + 1}: {describe_break(row_losses, norm)} ({cause})", code=code)
+
+
+def describe_break(row_losses: Mapping[int, float], norm: float) -> str:
+    """Describe the loss or gradient of a step that is not finite.
+
+    The loss of these rows or, if finite, the gradient.
+    """
     rows = sorted(row for row, loss in row_losses.items() if not math.isfinite(loss))
     if not rows:
-        return f"expected a finite gradient, got the norm {norm} (learning_rate {recipe['learning_rate']})"
+        return f"expected a finite gradient, got the norm {norm}"
     named = ", ".join(map(str, rows[:MOST_NAMED])) + (", ..." if len(rows) > MOST_NAMED else "")
-    got = f"{row_losses[rows[0]]} in rows {named} (learning_rate {recipe['learning_rate']})"
-    return f"expected a finite loss, got {got}"
+    return f"expected a finite loss, got {row_losses[rows[0]]} in rows {named}"
 
 
-def begin_decoder(base: Base, recipe: Mapping[str, Any]) -> Decoder | None:
-    """The quick way through the layers, where it computes the same: a difference from a start needs all of float32."""
+def begin_decoder(base: LoadedBase, recipe: Mapping[str, Any]) -> Decoder | None:
+    """Return the decoder with hand-written layers if it gives the same result; None otherwise.
+
+    Methods that start from a decomposition of the weights need float32 throughout.
+    """
     if recipe["method"] in STARTS or not fits_decoder(base.model):
         return None
     return Decoder(base.model, recipe["gradient_checkpointing"])
 
 
-def is_due(training: Training, every: int) -> bool:
-    """A training checkpoint after every so many steps, and after the last."""
+def is_due(training: TrainingState, every: int) -> bool:
+    """Return True after every `every` steps and after the last one, when a training checkpoint is due."""
     return training.step % every == 0 or has_ended(training)
 
 
 def summarise_margins(margins: Sequence[float]) -> tuple[float | None, float | None]:
-    """Of a step's preferences: the mean margin, and the share above 0; None where it has none."""
+    """Return the mean margin of a step's preferences and the share above 0; None for each without preferences."""
     if not margins:
         return None, None
     return math.fsum(margins) / len(margins), sum(margin > 0 for margin in margins) / len(margins)
 
 
 def part_losses(
-    base: Base, decoder: Decoder | None, samples: Sequence[Sample], recipe: Mapping[str, Any]
+    base: LoadedBase, decoder: Decoder | None, samples: Sequence[Sample], recipe: Mapping[str, Any]
 ) -> tuple[torch.Tensor, list[float]]:
-    """[samples], float32: each one's loss, and of preferences its margin."""
+    """Return the loss of each sample, float32 [samples], and for preferences the margin of each."""
     if samples[0].rejected:
         return preference_losses(base, decoder, samples, float(recipe["beta"]))
     return sample_losses(base, decoder, samples), []
 
 
-def sample_losses(base: Base, decoder: Decoder | None, samples: Sequence[Sample]) -> torch.Tensor:
-    """[samples], float32: the summed cross-entropy of each one's trained tokens."""
+def sample_losses(base: LoadedBase, decoder: Decoder | None, samples: Sequence[Sample]) -> torch.Tensor:
+    """Return the sum of the cross-entropy of each sample's trained tokens, float32 [samples]."""
     if decoder is None and base.apart:
         return torch.cat([_sample_loss(base, sample) for sample in samples])
     own = max(len(sample.ids) - sample.spans[0][0] for sample in samples) + 1
@@ -260,7 +293,7 @@ def sample_losses(base: Base, decoder: Decoder | None, samples: Sequence[Sample]
     rows: list[int] = []
     for row, (sample, segment) in enumerate(zip(samples, segments, strict=True)):
         for start, stop in sample.spans:
-            # A token is predicted at the place before it; the segment's last token is the sample's last.
+            # A token is predicted at the position before it; the segment's last token is the sample's last.
             places += range(segment.stop - len(sample.ids) + start - 1, segment.stop - len(sample.ids) + stop - 1)
             targets += sample.ids[start:stop]
             rows += [row] * (stop - start)
@@ -271,25 +304,27 @@ def sample_losses(base: Base, decoder: Decoder | None, samples: Sequence[Sample]
     return losses.new_zeros(len(samples)).index_add(0, torch.tensor(rows, device=device), losses)
 
 
-def _sample_loss(base: Base, sample: Sample) -> torch.Tensor:
-    """[1]: the same of one sample, which goes through the library's modules by itself."""
+def _sample_loss(base: LoadedBase, sample: Sample) -> torch.Tensor:
+    """Return the sum of one sample's cross-entropy, float32 [1], computed by the library's modules."""
     places = [place for start, stop in sample.spans for place in range(start - 1, stop - 1)]
     targets = [token for start, stop in sample.spans for token in sample.ids[start:stop]]
     chosen = base.hidden_alone(sample.ids)[torch.tensor(places, device=base.device)]
     return token_losses(chosen, base.head(), torch.tensor(targets, device=base.device)).sum()[None]
 
 
-def mean_loss(base: Base, samples: Sequence[Sample], recipe: Mapping[str, Any], ranks: Ranks = ALONE) -> float:
-    """The mean over all trained tokens of these samples, or all preferences; through the library's own modules, which
-    drop nothing then."""
+def mean_loss(base: LoadedBase, samples: Sequence[Sample], recipe: Mapping[str, Any], ranks: Ranks = ALONE) -> float:
+    """Return the mean loss over all trained tokens of these samples, or over all preferences.
+
+    The library's modules compute it, without dropout.
+    """
     parts = ranks.share(list(enumerate(split_batch(samples, recipe["batch_size"]))))
     losses = ranks.merge({number: part_losses(base, None, part, recipe)[0].sum().item() for number, part in parts})
     return sum(losses[number] for number in sorted(losses)) / sum(sample.weight for sample in samples)
 
 
 def plan_steps(samples: Sequence[Sample], recipe: Mapping[str, Any]) -> Iterator[list[Sample]]:
-    """The samples of each optimiser step: every epoch in a new order that the seed fixes."""
-    size = recipe["batch_size"] * recipe["accumulation"]
+    """Yield the samples of each optimiser step; every epoch has a new order, determined by the seed."""
+    size = count_rows_a_step(recipe)
     generator = torch.Generator().manual_seed(recipe["seed"])
     for _ in range(recipe["epochs"]):
         order = torch.randperm(len(samples), generator=generator).tolist()
@@ -298,25 +333,17 @@ def plan_steps(samples: Sequence[Sample], recipe: Mapping[str, Any]) -> Iterator
 
 
 def sort_batch(batch: Sequence[Sample]) -> list[Sample]:
-    """Long samples with long ones."""
+    """Return samples in order of length, so that a part has samples of similar length."""
     return sorted(batch, key=lambda sample: (sample.tokens, sample.index))
 
 
 def split_batch(batch: Sequence[Sample], batch_size: int) -> Iterator[list[Sample]]:
-    """Samples in parts of at most `batch_size` that fit into memory; none of no samples."""
-    part: list[Sample] = []
-    for sample in sort_batch(batch):
-        full = sum(other.tokens for other in part) + sample.tokens > PACK_TOKENS
-        if part and (full or len(part) == batch_size):
-            yield part
-            part = []
-        part.append(sample)
-    if part:
-        yield part
+    """Yield parts of at most `batch_size` samples and about PACK_TOKENS tokens; nothing for an empty batch."""
+    return split_into_packs(sort_batch(batch), lambda sample: sample.tokens, PACK_TOKENS, batch_size)
 
 
 def schedule(number: int, steps: int, warmup: int) -> float:
-    """The share of the learning rate at a step counted from 0: linear up, then a cosine down to a tenth."""
+    """Return the factor of the learning rate at a step, counted from 0: a linear warm-up, then a cosine down to 0.1."""
     if number < warmup:
         return (number + 1) / (warmup + 1)
     return 0.1 + 0.45 * (1 + math.cos(math.pi * (number - warmup) / max(1, steps - warmup)))

@@ -1,43 +1,194 @@
-"""Training methods: how trainable weights are put on a base, and taken off as what is saved.
+"""Training methods: adding trainable weights to a base, and encoding the trained weights.
 
-Through peft, so that an adapter is the format that everybody reads. The base stays as it was under every method but
-`full`, which trains it: what is evaluated and served is the base that was imported, and the adapter.
+PEFT adds them, so that the adapter has the usual format. The base is unchanged by every method but `full`, which trains
+it: evaluation and serving use the imported base and the adapter.
 """
 
 from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import bitsandbytes
 import safetensors
 import safetensors.torch
 import torch
 from peft import IA3Config, LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.ia3 import IA3Layer
+from torch.nn.functional import pad
 
 from appliance.domain.recipe.methods import ADAPTER_WEIGHTS, METHODS
+from appliance.domain.recipe.recipe import ON_EXPERTS
 from appliance.errors import BadInput
 from appliance.formats.core.digest import Hasher
 from appliance.ml.inference import adapters
-from appliance.ml.layers.architecture import find_architecture
+from appliance.ml.layers.architecture import TABLE, find_architecture
 from appliance.ml.model import folder
-from appliance.ml.model.base import Base
-from appliance.ml.training import starts, targets
+from appliance.ml.model.base import LoadedBase
+from appliance.ml.model.library import EXPERT_PARAMETERS, list_experts, list_roles
+from appliance.ml.quantised.linear import GptqLinear
+
+ADAPTER = "default"
+ITERATIONS = 8
+"""Iterations of the subspace method; the residual is within 1 % of that of the exact decomposition, even for noise."""
+
+
+def begin(model: Any, method: str, *, seed: int) -> None:
+    """Initialise every adapted layer, which has twice the recipe's rank, with its own random generator.
+
+    The first half is trained. The second half is the negated start, so that the sum begins at zero.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for layer in list_layers(model):
+        (a, b), rank = _take_pair(layer), layer.r[ADAPTER] // 2
+        found = STARTS[method](read_weight(layer.get_base_layer()), rank, layer.scaling[ADAPTER], generator)
+        start_a, start_b = _pad_start(*found, rank)
+        with torch.no_grad():
+            a.copy_(torch.cat([start_a, start_a]))
+            b.copy_(torch.cat([start_b, -start_b], dim=1))
+        a.register_hook(  # type: ignore[no-untyped-call]
+            partial(_zero_second_half, rank=rank, dim=0)
+        )
+        b.register_hook(  # type: ignore[no-untyped-call]
+            partial(_zero_second_half, rank=rank, dim=1)
+        )
+
+
+def _pad_start(a: torch.Tensor, b: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pad a start to this rank with zeros.
+
+    A layer has no more directions than its smaller side. The zeros receive no gradient, and the other directions can
+    express every change of such a layer.
+    """
+    missing = rank - len(a)
+    return pad(a, (0, 0, 0, missing)), pad(b, (0, missing))
+
+
+def _take_pair(layer: Any) -> tuple[torch.nn.Parameter, torch.nn.Parameter]:
+    return layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+
+
+def _zero_second_half(gradient: torch.Tensor, *, rank: int, dim: int) -> torch.Tensor:
+    """Zero the gradient of the second half, so that Adam without weight decay does not change it."""
+    trained = gradient.narrow(dim, 0, rank)
+    return torch.cat([trained, torch.zeros_like(trained)], dim=dim)
+
+
+def list_layers(model: Any) -> Iterator[Any]:
+    """Yield the adapted layers, in the model's order."""
+    return (module for module in model.modules() if ADAPTER in getattr(module, "lora_A", ()))
+
+
+def read_weight(layer: Any) -> torch.Tensor:
+    """Return the weight of a layer, float32 [out, in], dequantised."""
+    if isinstance(layer, GptqLinear):
+        return layer.dequantise(torch.float32)
+    weight = layer.weight
+    if isinstance(weight, bitsandbytes.nn.Params4bit):
+        weight = bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state)
+    return weight.detach().float()  # type: ignore[no-any-return]
+
+
+def _start_olora(
+    weight: torch.Tensor, rank: int, scale: float, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the start of OLoRA (Büyükakyüz, 2024): the first rows of R and columns of Q."""
+    q, r = torch.linalg.qr(weight)
+    return r[:rank], q[:, :rank]
+
+
+def _start_pissa(
+    weight: torch.Tensor, rank: int, scale: float, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the start of PiSSA (Meng et al., 2024): the largest singular values, split between A and B.
+
+    They are computed by subspace iteration.
+    """
+    draw = torch.randn(weight.shape[1], min(rank + 8, *weight.shape), generator=generator).to(weight.device)
+    basis = torch.linalg.qr(weight @ draw).Q
+    for _ in range(ITERATIONS):
+        basis = torch.linalg.qr(weight @ torch.linalg.qr(weight.T @ basis).Q).Q
+    u, values, v = torch.linalg.svd(basis.T @ weight, full_matrices=False)
+    roots = (values[:rank] / scale).sqrt()
+    return roots[:, None] * v[:rank], (basis @ u)[:, :rank] * roots
+
+
+STARTS: dict[str, Callable[..., tuple[torch.Tensor, torch.Tensor]]] = {"olora": _start_olora, "pissa": _start_pissa}
+
+
+def is_moved(model: Any) -> bool:
+    """Return True if any layer differs from its start, which its second half holds."""
+    for layer in list_layers(model):
+        (a, start_a), (b, start_b) = (weight.chunk(2, dim=dim) for dim, weight in enumerate(_take_pair(layer)))
+        if not torch.equal(a, start_a) or not torch.equal(b, -start_b):
+            return True
+    return False
+
+
+def list_target_modules(model: Any, roles: Sequence[str]) -> list[str]:
+    """Return the ends of names of linear layers with these roles.
+
+    Raises:
+        BadInput: no layer has one of the roles.
+    """
+    row, found, played = TABLE.get(type(model).__name__), list[str](), set[str]()
+    linears = [name for name, module in model.named_modules() if hasattr(module, "in_features")]
+    parameters = {role for name in list_experts(model) for role in EXPERT_PARAMETERS[name.rsplit(".", 1)[-1]]}
+    for role in roles:
+        names = [role] if row is None else [row.modules[role]]
+        mine = [name for name in names if any(f".{linear}".endswith(f".{name}") for linear in linears)]
+        found += mine
+        played |= {role} if mine or role in parameters else set()
+    if missing := [role for role in roles if role not in played]:
+        raise BadInput(
+            f"recipe, target_modules: expected some of {', '.join(list_roles(model))}, which this base has, "
+            f"got {', '.join(missing)}"
+        )
+    return list(dict.fromkeys(found))
+
+
+def name_parameters(model: Any, recipe: Mapping[str, Any]) -> list[str]:
+    """Return the ends of names of the experts' parameters with the recipe's roles; empty without experts.
+
+    Raises:
+        BadInput: the method or dropout is not supported for parameters, or only some roles of a parameter are listed.
+    """
+    chosen = [name for name in list_experts(model) if set(_get_roles(name)) & set(recipe["target_modules"])]
+    for name in chosen:
+        if not set(_get_roles(name)) <= set(recipe["target_modules"]):
+            raise BadInput(
+                f"recipe, target_modules: expected {', '.join(_get_roles(name))} together, which are one parameter of "
+                f"this base's experts, got {', '.join(recipe['target_modules'])}"
+            )
+    if chosen and recipe["method"] not in ON_EXPERTS:
+        raise BadInput(
+            f"recipe, method: expected one of {', '.join(ON_EXPERTS)} for experts, got {recipe['method']}; "
+            "name the attention's layers alone in target_modules"
+        )
+    if chosen and float(recipe["dropout"]):
+        raise BadInput(f"recipe, dropout: expected 0.0 for experts, got {recipe['dropout']}")
+    return chosen
+
+
+def _get_roles(name: str) -> tuple[str, ...]:
+    return EXPERT_PARAMETERS[name.rsplit(".", 1)[-1]]
+
 
 FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
 IA3_MODULES = ("k_proj", "v_proj", "down_proj")
-"""What IA3 scales where the recipe names all of them: keys, values and the inner activations, as in its paper."""
+"""Roles that IA3 scales if the recipe lists all roles: keys, values and inner activations, as in its paper."""
 
 
 @dataclass(frozen=True)
-class Attached:
-    """A model with trainable weights, and what tells whether they have moved: a peft model; for `full` the base's own.
+class TrainableModel:
+    """A model with trainable weights: a PEFT model, or for `full` the base's own model.
 
-    `began`: the digest of the weights that `full` began with, None for every other method; `saved_as`: the dtype that
-    they are kept in.
+    `began` is the digest of the initial weights for `full`, None for other methods. `saved_as` is the dtype of the
+    saved weights.
     """
 
     model: Any
@@ -46,8 +197,8 @@ class Attached:
     saved_as: torch.dtype
 
 
-def attach_adapter(base: Base, recipe: Mapping[str, Any]) -> Attached:
-    """A model in training mode over the base, which starts as no change at all."""
+def attach_adapter(base: LoadedBase, recipe: Mapping[str, Any]) -> TrainableModel:
+    """Return the base's model in training mode with a new adapter, whose initial output equals the base's."""
     _check_no_reader(base)
     method = recipe["method"]
     if method not in METHODS:
@@ -57,16 +208,16 @@ def attach_adapter(base: Base, recipe: Mapping[str, Any]) -> Attached:
         began = digest_weights(model)
     else:
         model, began = _wrap(base.model, _configure(base.model, recipe)), None
-        if method in starts.STARTS:
-            starts.begin(model, method, seed=recipe["seed"])
+        if method in STARTS:
+            begin(model, method, seed=recipe["seed"])
     if recipe["gradient_checkpointing"] != "none":
         _enable_checkpointing(base.model)
     model.train()
-    return Attached(model, method, began, base.autocast or torch.float32)
+    return TrainableModel(model, method, began, base.autocast or torch.float32)
 
 
-def _check_no_reader(base: Base) -> None:
-    """What is put on the library's modules is not seen by layers that were written out by hand before."""
+def _check_no_reader(base: LoadedBase) -> None:
+    """Refuse a base with hand-written layers, which would ignore adapters on the library's modules."""
     if base.reader is not None:
         raise ValueError("base: expected one that was loaded without a reader, got one that reads past its adapters")
 
@@ -78,8 +229,8 @@ def _configure(model: Any, recipe: Mapping[str, Any]) -> LoraConfig | IA3Config:
         scaled = name_modules(model, [role for role in roles if role in IA3_MODULES] or roles)
         inner = [name for name in name_modules(model, FEED_FORWARD) if name in scaled]
         return IA3Config(target_modules=scaled, feedforward_modules=inner, task_type="CAUSAL_LM")
-    # Beside what is trained stands where it began; alpha / rank stays what it is.
-    times = 2 if recipe["method"] in starts.STARTS else 1
+    # The adapter also holds its start, so rank and alpha are doubled, and alpha / rank is unchanged.
+    times = 2 if recipe["method"] in STARTS else 1
     return LoraConfig(
         r=times * recipe["rank"],
         lora_alpha=times * recipe["alpha"],
@@ -89,18 +240,19 @@ def _configure(model: Any, recipe: Mapping[str, Any]) -> LoraConfig | IA3Config:
         task_type="CAUSAL_LM",
         use_rslora=recipe["method"] == "rslora",
         use_dora=recipe["method"] == "dora",
-        target_parameters=targets.name_parameters(model, recipe) or None,
+        target_parameters=name_parameters(model, recipe) or None,
     )
 
 
 def name_modules(model: Any, roles: Sequence[str]) -> list[str]:
-    """The model's own names for the roles of linear layers that a recipe names.
+    """Return the model's names of linear layers for the roles in a recipe.
 
-    BadInput where one layer of the model plays several roles and a recipe names some of them.
+    Raises:
+        BadInput: a layer has several roles, and the recipe lists only some of them.
     """
     architecture = find_architecture(model)
     if architecture is None:
-        return targets.name_modules(model, roles)
+        return list_target_modules(model, roles)
     names = architecture.row.modules
     chosen = {names[role] for role in roles}
     for role, name in names.items():
@@ -115,39 +267,40 @@ def name_modules(model: Any, roles: Sequence[str]) -> list[str]:
 
 def _wrap(model: Any, config: LoraConfig | IA3Config) -> Any:
     with warnings.catch_warnings():
-        # peft asks transformers by a name that it is about to drop.
+        # PEFT calls a method of transformers that is deprecated.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         wrapped = get_peft_model(model, config)
     for module in wrapped.modules():
         if isinstance(module, IA3Layer):
-            # Its float32 factors would carry the rest of the model up to float32.
+            # Otherwise its float32 factors would convert the rest of the model to float32.
             module.register_forward_hook(lambda _, given, output: output.to(given[0].dtype))
     return wrapped
 
 
 def _enable_checkpointing(model: Any) -> None:
-    """Each layer's activations are computed again in the backward pass instead of kept."""
+    """Recompute each layer's activations in the backward pass instead of keeping them."""
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
 
 
 def list_trainable(model: Any) -> list[torch.nn.Parameter]:
-    """The trained weights, float32, in the model's order."""
+    """Return the trained weights, float32, in the model's order."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def name_trainable(model: Any) -> dict[str, torch.nn.Parameter]:
-    """The same by name."""
+    """Return the trained weights by name, in the model's order."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def is_changed(attached: Attached) -> bool:
-    """Whether what was trained does anything that it did not do when it began."""
+def is_changed(attached: TrainableModel) -> bool:
+    """Return True if training has changed the model's output."""
     if attached.began is not None:
         return attached.began != digest_weights(attached.model)
-    if attached.method in starts.STARTS:
-        return starts.is_moved(attached.model)
-    # B begins as zero, and while it is, A and DoRA's magnitude change nothing that is of use; IA3's factors begin as 1.
+    if attached.method in STARTS:
+        return is_moved(attached.model)
+    # B is zero at the start, and then changes of A or DoRA's magnitude have no effect. IA3's factors are 1 at the
+    # start.
     begins = {"lora_B": 0.0, "ia3_l": 1.0}
     return any(
         bool(weight.ne(begin).any())
@@ -158,7 +311,7 @@ def is_changed(attached: Attached) -> bool:
 
 
 def digest_weights(model: Any) -> str:
-    """Over the bytes of every trained weight, in the model's order."""
+    """Return the digest over the bytes of all trained weights, in the model's order."""
     hasher = Hasher()
     for weight in list_trainable(model):
         plain = weight.detach().to("cpu").contiguous()
@@ -167,15 +320,15 @@ def digest_weights(model: Any) -> str:
 
 
 def name_files(method: str) -> tuple[str, str]:
-    """The files of what `encode_adapter` gives."""
+    """Return the names of the files for the two results of `encode_adapter`."""
     weights = METHODS[method].weights
     return weights, adapters.CONFIG_FILE if weights == ADAPTER_WEIGHTS else folder.CONFIG_FILE
 
 
-def encode_adapter(attached: Attached, base_name: str) -> tuple[bytes, bytes]:
-    """The weights (safetensors) and configuration (JSON, sorted), as peft and other engines read them.
+def encode_adapter(attached: TrainableModel, base_name: str) -> tuple[bytes, bytes]:
+    """Return the weights (safetensors) and the configuration (sorted JSON), as PEFT and other engines read them.
 
-    `full` gives the base's weights in the dtype that they are judged in, and the base's configuration.
+    For `full`, they are the base's weights in the dtype of the evaluation, and the base's configuration.
     """
     model = attached.model
     if attached.method == "full":
@@ -220,10 +373,13 @@ def _encode_tensors(state: Mapping[str, torch.Tensor]) -> bytes:
     return data
 
 
-def apply_trained(base: Base, config: bytes, weights: bytes) -> Any:
-    """Puts what was trained, by any method, on a base, for good: the base's own answers are gone.
+def apply_trained(base: LoadedBase, config: bytes, weights: bytes) -> Any:
+    """Apply trained weights of any method permanently to a base.
 
-    The peft model; for `full` the base's own.
+    Return the PEFT model, or for `full` the base's own model.
+
+    Raises:
+        BadInput: the files are invalid or do not fit the base.
     """
     _check_no_reader(base)
     try:

@@ -1,9 +1,9 @@
-"""Differentially private steps: rows drawn by themselves, each row's gradient clipped, Gaussian noise on their sum.
+"""Differentially private steps: independent sampling of rows, gradients clipped per row, Gaussian noise on the sum.
 
-What is drawn and how is docs/formats/private-training.md. Every row goes through the model alone: its gradient is a
-function of the weights and of this row, with no rounding that a neighbour in a pack could change. Norms, sums and noise
-are in float64. Drawing and noise follow from the run's secret and the step's number, so a run needs nothing but its
-secret to go on or to be replayed.
+The sampling and the noise are specified in docs/formats/private-training.md. Every row goes through the model alone, so
+its gradient depends only on the weights and this row; another row cannot change its rounding. Norms, sums and noise are
+float64. Sampling and noise follow from the run's secret and the step's number, so resuming or replaying a run needs
+only its secret.
 """
 
 from __future__ import annotations
@@ -15,33 +15,37 @@ from typing import Any
 import numpy
 import torch
 
-from appliance.domain.recipe.recipe import count_steps
+from appliance.domain.recipe.recipe import count_rows_a_step, count_steps
 from appliance.errors import BadInput
-from appliance.formats.core.keystream import Keystream
-from appliance.ml.data.samples import Sample
+from appliance.formats.core.sealed import Keystream
+from appliance.ml.data.rows import Sample
 
 Gradients = Sequence[torch.Tensor | None]
-"""Of one row's loss, in the order of the trained weights; None for a weight that had no part in it."""
+"""Gradients of one row's loss, in the order of the trained weights; None for weights that do not affect it."""
 GRID = 20
-"""The noised sum is rounded to 2^-20 of the power of two at or below the noise's standard deviation: the low bits of a
-floating-point sum could say what noise was added (Mironov, 2012)."""
+"""Number of bits to which the noised sum is rounded.
+
+The grid is 2^-20 of the largest power of two up to the noise's standard deviation. The low bits of a floating-point sum
+could reveal the noise (Mironov, 2012).
+"""
 
 
 class PrivatePlan:
-    """The rows of each step: every row is drawn by itself, with one probability. They are in the order of the dataset,
-    and may be none."""
+    """The rows of each step: every row is sampled independently with the same probability.
+
+    They are in the order of the dataset; a step may have none.
+    """
 
     def __init__(self, samples: Sequence[Sample], recipe: Mapping[str, Any], secret: bytes) -> None:
         self._samples, self._secret = samples, secret
-        rows_a_step = recipe["batch_size"] * recipe["accumulation"]
-        self._steps = count_steps(len(samples), recipe["epochs"], rows_a_step)
-        self.expected: int = min(rows_a_step, len(samples))
+        self._steps = count_steps(recipe, len(samples))
+        self.expected: int = min(count_rows_a_step(recipe), len(samples))
 
     def __len__(self) -> int:
         return self._steps
 
     def draw(self, number: int) -> list[Sample]:
-        """Those of step `number`, counted from 0."""
+        """Return the rows of step `number`, counted from 0."""
         if self.expected == len(self._samples):
             return list(self._samples)
         stream = Keystream(self._secret, f"appliance/private-training/v1/rows/{number + 1}")
@@ -51,13 +55,13 @@ class PrivatePlan:
         return [self._samples[place] for place in places]
 
     def count_expected(self, steps: int, of: Callable[[Sample], int]) -> int:
-        """Tokens that so many steps are expected to have: which rows a step had is told to nobody."""
+        """Return the expected number of tokens in this number of steps, since the real number would reveal the rows."""
         tokens = sum(of(sample) for sample in self._samples)
         return max(1, steps * self.expected * tokens // len(self._samples))
 
 
 def add_clipped(sums: Sequence[torch.Tensor], gradients: Gradients, clip: float) -> None:
-    """Adds a row's gradient, shortened to the norm `clip` where it is longer. One that is not finite adds nothing."""
+    """Add a row's gradient to the sums, scaled down to norm `clip` if it is longer; skip it if it is not finite."""
     found = [(total, one) for total, one in zip(sums, gradients, strict=True) if one is not None]
     norm = math.sqrt(math.fsum(one.double().square().sum().item() for _, one in found))
     if not math.isfinite(norm):
@@ -67,7 +71,7 @@ def add_clipped(sums: Sequence[torch.Tensor], gradients: Gradients, clip: float)
 
 
 def add_noise(sums: Sequence[torch.Tensor], scale: float, secret: bytes, number: int) -> None:
-    """Adds to every number a normal one of this standard deviation, and rounds the sum to the grid."""
+    """Add normal noise with standard deviation `scale` to each number and round the sum to the grid."""
     stream = Keystream(secret, f"appliance/private-training/v1/noise/{number + 1}")
     grid = 2.0 ** (math.frexp(scale)[1] - 1 - GRID)
     for total in sums:
@@ -76,10 +80,10 @@ def add_noise(sums: Sequence[torch.Tensor], scale: float, secret: bytes, number:
 
 
 def draw_normal(stream: Keystream, count: int) -> torch.Tensor:
-    """[count], float64: by Box and Muller, of 16 bytes for each two."""
+    """Return standard normal numbers, float64 [count], by the Box–Muller transform, with 16 bytes for two numbers."""
     pairs = -(-count // 2)
     drawn = numpy.frombuffer(stream.take(16 * pairs), dtype="<u8").reshape(pairs, 2).astype(numpy.float64)
-    # The first of a pair is above 0 and at most 1, the second from 0 to 1.
+    # The first number of a pair is in (0, 1], the second in [0, 1].
     radius = numpy.sqrt(-2 * numpy.log((drawn[:, 0] + 1) * 2.0**-64))
     angle = 2 * math.pi * 2.0**-64 * drawn[:, 1]
     normal = numpy.stack([radius * numpy.cos(angle), radius * numpy.sin(angle)], axis=1)
@@ -95,9 +99,12 @@ def set_private_gradients(
     secret: bytes,
     number: int,
 ) -> None:
-    """The gradient of step `number`, counted from 0, in each weight's `grad`: noised sum over expected rows.
+    """Set each weight's `grad` for step `number`, counted from 0: the noised sum over the expected number of rows.
 
-    `row_loss` gives the mean loss of one row. BadInput where it draws at random.
+    `row_loss` returns the mean loss of one row.
+
+    Raises:
+        BadInput: `row_loss` uses random numbers.
     """
     privacy, trained = recipe["privacy"], [weights[name] for name in sorted(weights)]
     clip = float(privacy["clip"])
@@ -117,13 +124,17 @@ def set_private_gradients(
 
 
 def _read_random(trained: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The states of torch's own generators."""
+    """Return the states of torch's random generators."""
     on_card = any(weight.is_cuda for weight in trained)
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if on_card else [])]
 
 
 def take_secret(recipe: Mapping[str, Any], task: Mapping[str, Any]) -> bytes:
-    """A task's secret, which is there exactly where the recipe is private; else none."""
+    """Return a task's secret, empty if the recipe is not private.
+
+    Raises:
+        BadInput: the task has a secret and the recipe is not private, or the reverse.
+    """
     secret = task.get("secret")
     if (secret is not None) != (recipe["privacy"] is not None):
         raise BadInput(f"task, secret: expected {'one' if recipe['privacy'] else 'none'}, got another recipe's")

@@ -1,11 +1,11 @@
-"""What the ranks of a run tell each other: n processes that train one adapter, each with its share of every step.
+"""Communication between the ranks of a run: n processes that train one adapter, each on its share of every step.
 
-Every rank goes through the same steps with the same weights. The rows of a step are divided over them, and what each
-computed is added up by rank 0, in float32 and in the order of the ranks, and sent to all. So a step's bits depend on
-the recipe, the step and the number of ranks, and on nothing that a scheduler decides.
+Every rank runs the same steps with the same weights. The rows of a step are divided among the ranks. Rank 0 adds their
+results in float32, in the order of the ranks, and sends the sums to all. The bits of a step thus depend only on the
+recipe, the step and the number of ranks.
 
 A rank reads only from its channels: a pipe to a rank on the same machine, or frames that the launchers of a cluster's
-nodes pass on. Numbers are sent as they are in memory, and both sides know how many bytes are due.
+nodes forward. Numbers are sent in their memory representation, and both sides know the number of bytes.
 """
 
 from __future__ import annotations
@@ -23,21 +23,26 @@ from appliance.errors import Unavailable
 Item = TypeVar("Item")
 _COUNT, _PAIR = struct.Struct("=Q"), struct.Struct("=qd")
 _PART_BYTES = 8 << 20
-"""Gradients are sent in parts of about this size, each of one type."""
+"""Approximate size of a message with gradients, in bytes; the gradients in a message have one dtype."""
 
 
 class Channel(Protocol):
-    """A stream of bytes to one other rank, and from it. EOFError or OSError where that rank has ended, TimeoutError
-    where it said nothing for too long."""
+    """A byte stream to and from one other rank.
+
+    Raises:
+        EOFError: the other rank has ended.
+        OSError: the other rank has ended.
+        TimeoutError: the other rank did not send anything for too long.
+    """
 
     def write(self, data: memoryview) -> None: ...
 
     def read(self, into: memoryview) -> None:
-        """Fills it whole."""
+        """Fill the whole buffer."""
 
 
 class Pipe:
-    """... to a rank on this machine: a descriptor to read, and one to write."""
+    """A channel to a rank on this machine: a descriptor to read from and one to write to."""
 
     def __init__(self, reading: int, writing: int) -> None:
         self._reading, self._writing = reading, writing
@@ -55,8 +60,11 @@ class Pipe:
 
 
 class Ranks:
-    """One rank's place among `count`. `ends`: channels to the others; rank 0 has one for each of them, in their order,
-    every other rank has one, to rank 0."""
+    """One rank of `count`.
+
+    `ends` are channels to the other ranks: rank 0 has one to each of them, in order; every other rank has one to rank
+    0.
+    """
 
     def __init__(self, rank: int = 0, count: int = 1, ends: Sequence[Channel] = ()) -> None:
         if len(ends) != (count - 1 if rank == 0 else 1):
@@ -66,18 +74,21 @@ class Ranks:
         self._peaks: dict[int, float] = {}
 
     def share(self, items: Sequence[Item]) -> list[Item]:
-        """This rank's items of an order that all ranks have: every n-th one."""
+        """Return this rank's share of a list that all ranks have: every `count`-th item."""
         return list(items[self.rank :: self.count])
 
     def begin_step(self, seed: int, number: int) -> None:
-        """Rank 0 goes on with the random numbers of the training checkpoint. Each other rank draws those of its step,
-        so that a run goes on from that checkpoint with the same ones."""
+        """Set the random generator of a step.
+
+        Rank 0 continues with the state of the training checkpoint. Every other rank derives the state from seed, step
+        and rank, so that a resumed run uses the same random numbers.
+        """
         if self.rank:
             drawn = hashlib.sha256(f"rank/v1\x00{seed}\x00{number}\x00{self.rank}".encode()).digest()
             torch.manual_seed(int.from_bytes(drawn[:8], "big") >> 1)
 
     def merge(self, values: Mapping[int, float]) -> dict[int, float]:
-        """The values of all ranks, in the order of the ranks; no two have one key."""
+        """Return the values of all ranks, in the order of the ranks; keys are distinct."""
         if self.count == 1:
             return dict(values)
         if self.rank:
@@ -91,7 +102,7 @@ class Ranks:
         return merged
 
     def add_gradients(self, weights: Iterable[torch.nn.Parameter]) -> None:
-        """Every rank's gradients become the sum of all ranks', the same bits in each."""
+        """Replace every rank's gradients by the sum over all ranks, with the same bits on each."""
         if self.count == 1:
             return
         trained = list(weights)
@@ -103,7 +114,7 @@ class Ranks:
             for part in parts:
                 self._send(self._ends[0], _bytes_of(_join(part)))
             for part in parts:
-                _set(part, self._receive_like(self._ends[0], _join(part)))
+                _copy_back(part, self._receive_like(self._ends[0], _join(part)))
             return
         sums = []
         for part in parts:
@@ -112,13 +123,17 @@ class Ranks:
             for end in self._ends:
                 total += self._receive_like(end, own).float()
             sums.append(total.to(own.dtype))
-            _set(part, sums[-1])
+            _copy_back(part, sums[-1])
         for end in self._ends:
             for added in sums:
                 self._send(end, _bytes_of(added))
 
     def check_same(self, weights: Mapping[str, torch.nn.Parameter]) -> None:
-        """Unavailable (`ranks-differ`) where a rank has other weights than rank 0, as on another kind of processor."""
+        """Check that all ranks have the same weights; another kind of processor can cause a difference.
+
+        Raises:
+            Unavailable: a rank differs from rank 0 (`ranks-differ`).
+        """
         if self.count == 1:
             return
         hasher = hashlib.sha256()
@@ -138,12 +153,12 @@ class Ranks:
                 )
 
     def exchange_peaks(self, own: int, device: str) -> int:
-        """The most memory of all ranks: added up on the CPU, which they share; of the fullest card on CUDA."""
+        """Return the peak memory of all ranks in bytes: the sum on a CPU, which they share; the largest on CUDA."""
         self._peaks = self.merge({self.rank: float(own)})
         return self.total_peak(own, device)
 
     def total_peak(self, own: int, device: str) -> int:
-        """The same with this rank's own as it is now, and the others' as they were told last."""
+        """Return the peak memory with this rank's current value and the last known values of the others."""
         peaks = [int(peak) for rank, peak in self._peaks.items() if rank != self.rank]
         return max([own, *peaks]) if device == "cuda" else own + sum(peaks)
 
@@ -151,13 +166,13 @@ class Ranks:
         try:
             end.write(memoryview(data))
         except (EOFError, OSError) as error:
-            raise self._lost(end, error) from None
+            raise self._make_lost_error(end, error) from None
 
     def _receive(self, end: Channel, into: memoryview) -> None:
         try:
             end.read(into)
         except (EOFError, OSError) as error:
-            raise self._lost(end, error) from None
+            raise self._make_lost_error(end, error) from None
 
     def _receive_values(self, end: Channel) -> dict[int, float]:
         head = bytearray(_COUNT.size)
@@ -171,7 +186,7 @@ class Ranks:
         self._receive(end, buffer.numpy().data)
         return buffer.view(like.dtype).view(like.shape)
 
-    def _lost(self, end: Channel, error: Exception) -> Unavailable:
+    def _make_lost_error(self, end: Channel, error: Exception) -> Unavailable:
         other = 0 if self.rank else self._ends.index(end) + 1
         silent = isinstance(error, TimeoutError)
         return Unavailable(
@@ -182,7 +197,7 @@ class Ranks:
 
 
 ALONE = Ranks()
-"""A run of one process, which tells nobody anything."""
+"""The rank of a run with a single process; it does not communicate."""
 
 
 def _encode(values: Mapping[int, float]) -> bytes:
@@ -190,7 +205,7 @@ def _encode(values: Mapping[int, float]) -> bytes:
 
 
 def _part_gradients(gradients: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
-    """Those of one type that follow one another, up to a part's size: few messages, and no copy of all of them."""
+    """Yield runs of consecutive gradients of one dtype and limited size: few messages, and no copy of all gradients."""
     part: list[torch.Tensor] = []
     size = 0
     for gradient in gradients:
@@ -207,7 +222,7 @@ def _join(part: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat([gradient.detach().reshape(-1) for gradient in part]).cpu()
 
 
-def _set(part: Sequence[torch.Tensor], joined: torch.Tensor) -> None:
+def _copy_back(part: Sequence[torch.Tensor], joined: torch.Tensor) -> None:
     start = 0
     for gradient in part:
         gradient.copy_(joined[start : start + gradient.numel()].view(gradient.shape))

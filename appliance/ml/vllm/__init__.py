@@ -1,6 +1,6 @@
-"""vLLM as an engine: the same slots, requests and events, computed by another program.
+"""vLLM as an engine, with the same slots, requests and events.
 
-Its settings are read when its modules are loaded. It has no process, no socket, no plugin and no compiler here.
+vLLM reads these settings when its modules are imported. Here it starts no process, socket, plugin or compiler.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Starts vLLM in this process: without a socket, a second process, a file of its own choosing or a compiler.
+"""Start of vLLM in this process, without a socket, another process, files of its own, or a compiler.
 
-vLLM's weights are the very values that the adapter was trained and judged over: a layer of 4 bits is dequantised into
-the compute dtype. Only the arithmetic is another: its kernels, and its order of sums.
+vLLM has exactly the weights that the adapter was trained and evaluated with: 4-bit layers are dequantised to the
+compute dtype. Only its kernels and the order of its sums differ.
 """
 
 from __future__ import annotations
@@ -18,27 +18,31 @@ import bitsandbytes
 import torch
 import torch.distributed
 
-from appliance.domain.evaluation.engines import VLLM_SLOTS
+from appliance.domain.evaluation.quality import VLLM_SLOTS
 from appliance.errors import BadInput, Unavailable
-from appliance.ml.model.base import Base, load_base
+from appliance.ml.model.base import LoadedBase, load_base
 from appliance.ml.quantised.linear import GptqLinear
 
 RANK = 64
-"""The largest of an adapter."""
-ROWS = 32
+"""Largest rank of an adapter."""
+ROWS = 64
 _CACHE_TOKENS = 1 << 16
 _FORMAT = "appliance"
 
 
-def start(folder: Path, *, quantisation: str, compute_dtype: str) -> tuple[Base, Any]:
-    """The base, of which vLLM has the weights, and vLLM's engine. BadInput for what it cannot take; Unavailable where
-    it is not installed."""
+def start(folder: Path, *, quantisation: str, compute_dtype: str) -> tuple[LoadedBase, Any]:
+    """Return the base, whose weights vLLM has, and vLLM's engine.
+
+    Raises:
+        BadInput: vLLM does not support the base.
+        Unavailable: vLLM is not installed.
+    """
     if quantisation == "int8":
         raise BadInput("base, quantisation: expected nf4-double, gptq or none with vLLM, got int8")
     base = load_base(folder, quantisation=quantisation, compute_dtype=compute_dtype, device="cpu")
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(_cache_gib(base.model.config))
-    _join_alone()
-    # Its modules name the compiler when they are loaded; eager, it is never called.
+    _join_single_process_group()
+    # vLLM's modules need this name at import; in eager mode the compiler is never called.
     sys.modules.pop("torch._inductor.compile_fx", None)
     try:
         from vllm.engine.arg_utils import EngineArgs
@@ -49,11 +53,11 @@ def start(folder: Path, *, quantisation: str, compute_dtype: str) -> tuple[Base,
         raise Unavailable(
             f"engine: expected vLLM in vllm_packages, got no module {error.name}", code="no-vllm"
         ) from None
-    # The walls have no shared memory, of which a lock between processes would be made, and let no lscpu start.
+    # The sandbox has no shared memory, which a lock between processes needs, and does not allow lscpu to start.
     uniproc_executor.Lock = threading.Lock
     cpu_resource_utils._get_cpu_list = cpu_resource_utils._synthesize_cpu_list
     _register(base.model)
-    _look_at_model_here(base.model.config.architectures)
+    _register_model_class(base.model.config.architectures)
     arguments = EngineArgs(
         model=str(folder),
         load_format=_FORMAT,
@@ -64,7 +68,7 @@ def start(folder: Path, *, quantisation: str, compute_dtype: str) -> tuple[Base,
         max_loras=VLLM_SLOTS,
         max_cpu_loras=VLLM_SLOTS,
         max_lora_rank=RANK,
-        # Keyed by slot and salt besides the tokens (`engine.py`).
+        # The cache key has slot and salt besides the tokens (`engine.py`).
         enable_prefix_caching=True,
         enforce_eager=True,
         disable_log_stats=True,
@@ -77,7 +81,7 @@ def start(folder: Path, *, quantisation: str, compute_dtype: str) -> tuple[Base,
 
 
 def describe_form(quantisation: str, compute_dtype: str) -> str:
-    """The numbers that vLLM multiplies, in words."""
+    """Return the number format in which vLLM multiplies, in words."""
     return compute_dtype if quantisation == "none" else f"{quantisation} as {compute_dtype}"
 
 
@@ -88,8 +92,8 @@ def _cache_gib(config: Any) -> int:
     return max(1, -(-_CACHE_TOKENS * token >> 30))
 
 
-def _join_alone() -> None:
-    """A group of one that needs no socket: nothing is ever sent."""
+def _join_single_process_group() -> None:
+    """Create a process group of one process, which needs no socket."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     if torch.distributed.is_initialized():
@@ -110,15 +114,14 @@ def _register(model: Any) -> None:
     @register_model_loader(_FORMAT)
     class Loader(BaseModelLoader):  # type: ignore[misc]
         def download_model(self, model_config: Any) -> None:
-            """There is nothing to fetch."""
+            """Do nothing, since the weights are in memory."""
 
         def load_weights(self, model_of_vllm: Any, model_config: Any) -> None:
             model_of_vllm.load_weights(list_weights(model))
 
 
-def _look_at_model_here(architectures: Sequence[str]) -> None:
-    """vLLM would look at a model's class in a process of its own, which the walls refuse. BadInput for a model that it
-    does not know."""
+def _register_model_class(architectures: Sequence[str]) -> None:
+    """Register the model's class directly; vLLM would inspect it in another process, which the sandbox refuses."""
     from vllm import ModelRegistry
 
     for name in architectures:
@@ -128,7 +131,7 @@ def _look_at_model_here(architectures: Sequence[str]) -> None:
 
 
 def list_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every weight by its name in the base's own folder, dequantised; a head that is tied comes once."""
+    """Yield every weight by its name in the base's own folder, dequantised; a tied head is yielded once."""
     tied = model.get_output_embeddings() is not None and model.config.get_text_config().tie_word_embeddings
     packed: dict[str, Callable[[], torch.Tensor]] = {}
     for name, module in model.named_modules():
@@ -145,8 +148,8 @@ def list_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
             yield name, value.data
 
 
-def forget_weights(base: Base) -> None:
-    """The base's own weights go: vLLM has them."""
+def forget_weights(base: LoadedBase) -> None:
+    """Drop the base's own weights, since vLLM has them."""
     vars(base).pop("_head", None)
     for module in base.model.modules():
         for name in list(module._parameters):

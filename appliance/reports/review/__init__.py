@@ -1,1 +1,1 @@
-"""The review page as HTML with plots, drawn from its JSON alone."""
+"""The review page for people: its sections in words, and their templates for the console and for a report."""

@@ -1,1 +1,1 @@
-"""The database: connection, tables, catalogue, claim."""
+"""The database: connections, tables, the schema check, and the service processes of a log."""

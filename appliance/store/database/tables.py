@@ -1,7 +1,7 @@
-"""The tables. The ledger's rows are only ever added; projections are a cache of the fold over them.
+"""The tables. Rows of the ledger are only added; projections cache the state that results from them.
 
-`migrations/` creates these tables, their triggers and, in PostgreSQL, the application's role; a test holds the two
-together. Hashes and digests are raw bytes (32); `index` is always the index of an entry.
+`migrations/` creates these tables, their triggers and, on PostgreSQL, the role of the service; a test compares both.
+Hashes and digests are 32 raw bytes. `index` is always the index of an entry.
 """
 
 from __future__ import annotations
@@ -43,8 +43,24 @@ entries = Table(
     CheckConstraint("length(bytes) <= 65535", name="bytes"),
     sqlite_strict=True,
 )
-"""`nodes`: the tree's nodes that this entry completes, from its own leaf hash upwards, 32 bytes each. The column is
-before the bytes, which may continue in other pages."""
+"""Entries of the log. `nodes` are the Merkle tree nodes that the entry completes, from its leaf hash upwards, 32 bytes
+each. `bytes` is empty if an archive removed the entry's bytes.
+
+The column precedes `bytes`, which may continue on overflow pages.
+"""
+
+removed_entries = Table(
+    "removed_entries",
+    metadata,
+    Column("index", Counter, ForeignKey("entries.index"), primary_key=True, autoincrement=False),
+    Column("archive", Counter, ForeignKey("entries.index"), nullable=False),
+    CheckConstraint('"index" < archive', name="archive"),
+    sqlite_strict=True,
+)
+"""Entries whose bytes and documents were removed, each with the entry of the archive that has them.
+
+Triggers let no other entry lose its bytes or documents.
+"""
 
 entry_keys = Table(
     "entry_keys",
@@ -56,7 +72,7 @@ entry_keys = Table(
     sqlite_strict=True,
     sqlite_with_rowid=False,
 )
-"""What entries are searched by: which entries of a block have a key. See `store.filing`, which gives the bits."""
+"""Index for searches: which entries of a block have a key. `store.ledger.search_index` defines the bits."""
 
 documents = Table(
     "documents",
@@ -65,7 +81,7 @@ documents = Table(
     Column("bytes", LargeBinary, nullable=False),
     CheckConstraint("length(digest) = 32", name="digest"),
     sqlite_strict=True,
-    # A row id would be a second unique key: INSERT OR REPLACE by it removes another row, and no trigger sees which.
+    # A row id would be a second unique key, by which INSERT OR REPLACE could remove a row unseen by triggers.
     sqlite_with_rowid=False,
 )
 
@@ -91,8 +107,11 @@ head = Table(
     CheckConstraint("id = 1", name="id"),
     sqlite_strict=True,
 )
-"""One row: the last entry, and the signed checkpoint over the log, NULL while it is empty. An append locks it and
-changes it by compare-and-swap; `probes` counts the writes that only test whether the database can be written."""
+"""One row: the last entry, and the signed checkpoint over the log, NULL while the log is empty.
+
+An append locks this row and changes it by compare-and-swap. `probes` counts writes that only test whether the database
+can be written.
+"""
 
 disclosures = Table(
     "disclosures",
@@ -103,7 +122,7 @@ disclosures = Table(
     sqlite_strict=True,
     sqlite_with_rowid=False,
 )
-"""Texts behind the commitments of entries and orders: added and erased, never changed."""
+"""Texts behind the commitments of entries and orders; they are added and erased, never changed."""
 
 projections = Table(
     "projections",
@@ -117,9 +136,11 @@ projections = Table(
     sqlite_strict=True,
     sqlite_with_rowid=False,
 )
-"""The fold as rows, one for each value that a thing ever had: in canonical JSON, from the entry `since` that set it up
-to, not including, the entry `until` that changed or removed it; NULL while it is in force. No decision uses this
-cache."""
+"""The state as rows, one for each value that an object ever had, in canonical JSON.
+
+A value is valid from the entry `since` up to, but not including, the entry `until`, which changed or removed it;
+`until` is NULL for current values. No decision uses this cache.
+"""
 Index(
     "ix_projections_current",
     projections.c.kind,
@@ -142,7 +163,7 @@ sessions = Table(
     sqlite_strict=True,
     sqlite_with_rowid=False,
 )
-"""Reading sessions of people, by the digest of their token: no part of the ledger, and removed when they have ended."""
+"""Read-only sessions of people by the digest of their token; not part of the ledger, and removed after they end."""
 
 processes = Table(
     "processes",
@@ -155,9 +176,12 @@ processes = Table(
     sqlite_strict=True,
     sqlite_with_rowid=False,
 )
-"""The service processes of the log, on PostgreSQL: how often each name was taken or taken away, when its holder was
-last in contact (milliseconds since 1970 by the server's clock), and what it is, NULL once it has ended. An append of a
-process is committed only under the epoch that it began with."""
+"""The service processes of the log, on PostgreSQL.
+
+`epoch` counts how often the name was taken or taken away, `seen` is the last heartbeat of its holder (milliseconds
+since 1970 by the server's clock), and `about` describes the holder, NULL once it has ended. An append is committed only
+under the epoch with which it began.
+"""
 
 leases = Table(
     "leases",
@@ -168,12 +192,30 @@ leases = Table(
     sqlite_strict=True,
     sqlite_with_rowid=False,
 )
-"""What one process alone does: by whom, in which epoch. Free once that process is in another."""
+"""Work that only one process does, with the holder and its epoch. A lease is free when its epoch is no longer
+current."""
 
-REVISION = "0004"
-"""The last migration that makes these tables."""
-OLDER = ("0001", "0002", "0003")
-"""From which a start brings a database up to date."""
+pending_batches = Table(
+    "pending_batches",
+    metadata,
+    Column("size", Counter, primary_key=True, autoincrement=False),
+    Column("root", LargeBinary, primary_key=True),
+    Column("bytes", LargeBinary, nullable=False),
+    CheckConstraint("length(root) = 32", name="root"),
+    sqlite_strict=True,
+    sqlite_with_rowid=False,
+)
+"""Entries for which a signer was asked for a checkpoint, until they are committed, on PostgreSQL.
 
-APPEND_ONLY = (entries, entry_keys, documents, entry_documents)
-"""Rows that are never changed and never removed."""
+`size` and `root` are those of the log after them.
+"""
+
+REVISION = "initial"
+"""The revision of migrations/ that this code needs."""
+OLDER: tuple[str, ...] = ()
+"""Released revisions before `REVISION`, from which a start migrates by itself."""
+DEVELOPMENT = ("0001", "0002", "0003", "0004")
+"""Revisions of builds before the first release. No migration leads from them."""
+
+APPEND_ONLY = (entries, removed_entries, entry_keys, documents, entry_documents)
+"""Tables whose rows are never changed or removed, except those of entries that an archive removes."""

@@ -1,4 +1,4 @@
-"""Files that survive a power cut, written whole or not at all; and untrusted files, read without following links."""
+"""Durable, atomic file writes, and reading of untrusted files without following links."""
 
 from __future__ import annotations
 
@@ -19,28 +19,34 @@ log = logging.getLogger("appliance")
 
 CHUNK_BYTES = 1 << 20
 MAX_DEPTH = 16
-"""Of the folders that are walked through; a manifest names files at most eight deep."""
+"""Maximum depth of folders that are walked; a manifest names files at most eight deep."""
 PARTIAL = ".partial-"
-"""Begins the name of a file that is being written; sweeping a folder removes files with it."""
+"""Prefix of files that are being written; sweeping a folder removes them."""
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-# O_NONBLOCK: a pipe in a file's place must not hold the reader.
+# O_NONBLOCK: a pipe in place of a file must not block the reader.
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-_OTHER = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+_OTHER = (errno.ENOTDIR, errno.ELOOP)
 
 
 @contextmanager
 def disk_errors(what: str) -> Iterator[None]:
-    """A disk that is full, read-only or gone is Unavailable; nothing foreign leaks out."""
+    """Translate OSError to Unavailable, such as for a disk that is full, read-only or missing."""
     try:
         yield
+    except PermissionError as error:
+        rights = f"expected that the account with user id {os.geteuid()} has the rights"
+        raise Unavailable(f"{what}: {rights}, got {error.strerror or error}") from error
     except OSError as error:
         raise Unavailable(f"{what}: expected the disk to work, got {error.strerror or error}") from error
 
 
 @contextmanager
 def sealed_errors(what: str) -> Iterator[None]:
-    """The same for what was sealed: a name that is gone, or is no file or folder now, is Tampered."""
+    """Translate OSError for sealed files: a link or another kind of file in their place is Tampered.
+
+    A missing name is Unavailable, since the disk may not be mounted.
+    """
     try:
         with disk_errors(what):
             yield
@@ -53,7 +59,7 @@ def sealed_errors(what: str) -> Iterator[None]:
 
 @contextmanager
 def open_folder(path: str | Path, within: int | None = None) -> Iterator[int]:
-    """A descriptor of a folder that is no link."""
+    """Yield a descriptor of a folder; a symbolic link is refused."""
     descriptor = os.open(path, _FOLDER, dir_fd=within)
     try:
         yield descriptor
@@ -62,20 +68,20 @@ def open_folder(path: str | Path, within: int | None = None) -> Iterator[int]:
 
 
 def sync_folder(path: Path) -> None:
-    """Makes the names in the folder durable: what was created in it, renamed or removed."""
+    """Make the names in a folder durable after files in it were created, renamed or removed."""
     with open_folder(path) as descriptor:
         os.fsync(descriptor)
 
 
 def make_folder(path: Path) -> None:
-    """A folder of the service's own, mode 0700, its name durable; one that exists is not changed."""
+    """Create a folder with mode 0700 and make its name durable; an existing folder is not changed."""
     if not path.is_dir():
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         sync_folder(path.parent)
 
 
 def write_file(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """The whole file under its name, durably, or nothing under that name."""
+    """Write a file atomically and durably: it exists whole under its name, or not at all."""
     partial = path.with_name(f"{PARTIAL}{secrets.token_hex(8)}")
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
@@ -92,8 +98,10 @@ def write_file(path: Path, data: bytes, mode: int = 0o600) -> None:
 
 
 def sweep_partial(folder: Path, alone: Callable[[], bool] = lambda: True) -> None:
-    """Removes what a `write_file` that was cut off has left, where nobody else is writing into the folder now. `alone`
-    says so, and is asked once it is known what is there."""
+    """Remove partial files of interrupted `write_file` calls if `alone` returns True.
+
+    `alone` returns True if no other process writes into the folder; it is called after the files were listed.
+    """
     with disk_errors(str(folder)):
         left = list(folder.glob(f"{PARTIAL}*"))
     if left and alone():
@@ -102,17 +110,31 @@ def sweep_partial(folder: Path, alone: Callable[[], bool] = lambda: True) -> Non
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:
-    """os.write may take less than it is given."""
+    """Write all bytes; a single os.write may write fewer."""
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(descriptor, rest) :]
 
 
 @contextmanager
-def open_plain(folder: int, path: str, what: str) -> Iterator[int]:
-    """A descriptor of the regular file at a relative path below a folder; no step of the path may be a link.
+def memory_file(data: bytes, name: str) -> Iterator[int]:
+    """Yield a descriptor of a file in memory with these bytes, at its beginning. `name` is for the system's lists."""
+    descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
+    try:
+        write_all(descriptor, data)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
-    NotFound where there is none; Tampered for a link or any other kind in its place.
+
+@contextmanager
+def open_plain(folder: int, path: str, what: str) -> Iterator[int]:
+    """Yield a descriptor of the regular file at a relative path below a folder; no component may be a link.
+
+    Raises:
+        NotFound: there is none.
+        Tampered: a link or another kind of file is in its place.
     """
     descriptor = _open_plain(folder, path, what)
     try:
@@ -127,25 +149,29 @@ def _open_plain(folder: int, path: str, what: str) -> int:
     steps = path.split("/")
     if not all(steps) or ".." in steps or "." in steps or "\0" in path:
         raise BadInput(f"{what}: expected a plain relative path, got {path!r}")
-    here = os.dup(folder)
+    current = os.dup(folder)
     try:
         for step in steps[:-1]:
-            below = os.open(step, _FOLDER, dir_fd=here)
-            os.close(here)
-            here = below
-        return os.open(steps[-1], _FILE, dir_fd=here)
-    except FileNotFoundError:
-        raise NotFound(f"{what}, {path}: expected a file, got none") from None
+            below = os.open(step, _FOLDER, dir_fd=current)
+            os.close(current)
+            current = below
+        return os.open(steps[-1], _FILE, dir_fd=current)
     except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENAMETOOLONG):
+            raise NotFound(f"{what}, {path:.80}: expected a file, got none") from None
         if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):
             raise Tampered(f"{what}, {path}: expected a regular file, got {error.strerror}") from None
         raise
     finally:
-        os.close(here)
+        os.close(current)
 
 
 def read_all(descriptor: int, max_bytes: int, what: str) -> bytes:
-    """The file in one buffer, read once; TooLarge beyond the limit, even if its stated size is smaller."""
+    """Return all bytes of a file.
+
+    Raises:
+        TooLarge: there are more than `max_bytes`, even if the stated size is smaller.
+    """
     size = os.fstat(descriptor).st_size
     if size > max_bytes:
         raise TooLarge(f"{what}: expected at most {max_bytes} bytes, got {size}")
@@ -158,10 +184,31 @@ def read_all(descriptor: int, max_bytes: int, what: str) -> bytes:
     return b"".join(chunks)
 
 
-def walk_folder(folder: int, prefix: str = "") -> Iterator[tuple[str, int, bool]]:
-    """(path, folder that holds it, whether it is a folder), folders after what is in them; links are not followed.
+def read_file(path: Path, max_bytes: int, what: str) -> bytes:
+    """Return all bytes of a regular file that is not secret. A link is followed.
 
-    TooLarge where folders are nested deeper than any manifest names them: each level is a recursion and a descriptor.
+    Raises:
+        BadInput: it is another kind of file, such as a pipe, which could block the reader for ever.
+        TooLarge: it is larger.
+        Unavailable: it cannot be read.
+    """
+    with disk_errors(f"{what}, {path}"):
+        descriptor = os.open(path, _FILE & ~os.O_NOFOLLOW)
+        try:
+            if not stat.S_ISREG(mode := os.fstat(descriptor).st_mode):
+                raise BadInput(f"{what}, {path}: expected a regular file, got {kind_of(mode)}")
+            return read_all(descriptor, max_bytes, f"{what}, {path}")
+        finally:
+            os.close(descriptor)
+
+
+def walk_folder(folder: int, prefix: str = "") -> Iterator[tuple[str, int, bool]]:
+    """Yield (path, descriptor of its folder, is a folder) for everything below a folder, without following links.
+
+    Folders come after their content.
+
+    Raises:
+        TooLarge: folders are nested too deep; each level costs a recursion and a descriptor.
     """
     if prefix.count("/") > MAX_DEPTH:
         raise TooLarge(f"{prefix.partition('/')[0]}: expected folders at most {MAX_DEPTH} deep, got more")
@@ -174,15 +221,15 @@ def walk_folder(folder: int, prefix: str = "") -> Iterator[tuple[str, int, bool]
 
 
 def discard(path: Path) -> None:
-    """Removes what is of no more use. Where that fails it is said and left to the next sweep: it is to stop nothing."""
+    """Remove a file or folder that is no longer needed; a failure is logged and left to the next sweep."""
     try:
         remove_tree(path)
     except OSError as error:
         log.critical("ALARM: %s could not be removed: %s", path, error.strerror or error)
 
 
-class _Level(NamedTuple):
-    """A folder on the way down: its name in the one above, device and inode, and the names not yet seen to."""
+class _OpenFolder(NamedTuple):
+    """A folder on the path down: its name, its device and inode, and the names that are still to be removed."""
 
     name: str
     identity: tuple[int, int]
@@ -190,38 +237,39 @@ class _Level(NamedTuple):
 
 
 def remove_tree(path: Path) -> None:
-    """Removes a file, or a folder and all below it, however a worker set its modes; follows no link out of it.
+    """Remove a file, or a folder with all its content, whatever modes a worker set; links are not followed.
 
-    A worker can nest thousands of folders: nothing recurses, and it takes two descriptors however deep they are.
+    A worker can nest thousands of folders, so this does not recurse and uses two descriptors at any depth.
     """
-    with suppress(FileNotFoundError), open_folder(path.parent) as here:
-        way = [_Level("", _identity(here), [path.name])]
-        while way[0].left or len(way) > 1:
-            if not way[-1].left:
-                _leave(here, way)
+    with suppress(FileNotFoundError), open_folder(path.parent) as current:
+        levels = [_OpenFolder("", _identity(current), [path.name])]
+        while levels[0].left or len(levels) > 1:
+            if not levels[-1].left:
+                _leave(current, levels)
                 continue
-            name = way[-1].left.pop()
-            if stat.S_ISDIR(os.stat(name, dir_fd=here, follow_symlinks=False).st_mode):
-                _make_writable(here, name)
-                _go(here, name)
-                way.append(_Level(name, _identity(here), os.listdir(here)))
+            name = levels[-1].left.pop()
+            if stat.S_ISDIR(os.stat(name, dir_fd=current, follow_symlinks=False).st_mode):
+                _make_writable(current, name)
+                _go(current, name)
+                levels.append(_OpenFolder(name, _identity(current), os.listdir(current)))
             else:
-                os.unlink(name, dir_fd=here)
+                os.unlink(name, dir_fd=current)
 
 
-def _leave(here: int, way: list[_Level]) -> None:
-    """Up into the folder that was come from, and no other; then the one that was left, empty, is removed."""
-    empty = way.pop()
-    _go(here, "..")
-    if _identity(here) != way[-1].identity:
+def _leave(current: int, levels: list[_OpenFolder]) -> None:
+    """Go back to the parent folder, check that it is the one we came from, and remove the empty folder that was
+    left."""
+    empty = levels.pop()
+    _go(current, "..")
+    if _identity(current) != levels[-1].identity:
         raise OSError(errno.ESTALE, f"{empty.name}: it was moved while it was being removed")
-    os.rmdir(empty.name, dir_fd=here)
+    os.rmdir(empty.name, dir_fd=current)
 
 
-def _go(here: int, name: str) -> None:
-    """The descriptor keeps its number and is that folder's from here on."""
-    with open_folder(name, here) as there:
-        os.dup2(there, here, inheritable=False)
+def _go(current: int, name: str) -> None:
+    """Make the descriptor refer to the named folder; its number stays the same."""
+    with open_folder(name, current) as target:
+        os.dup2(target, current, inheritable=False)
 
 
 def _identity(folder: int) -> tuple[int, int]:
@@ -230,9 +278,34 @@ def _identity(folder: int) -> tuple[int, int]:
 
 
 def _make_writable(parent: int, name: str) -> None:
-    # By O_PATH, since a folder of mode 0 does not open; through /proc, since chmod by name would follow a link.
+    # O_PATH also opens a folder of mode 0. Use /proc, since chmod by name would follow a link.
     handle = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
     try:
         os.chmod(f"/proc/self/fd/{handle}", 0o700)
     finally:
         os.close(handle)
+
+
+BLOCK_DEVICES = Path("/sys/dev/block")
+"""Folder in which the kernel has a link to each block device, named MAJOR:MINOR."""
+
+
+def is_encrypted(path: Path, devices: Path = BLOCK_DEVICES) -> bool | None:
+    """Return True if dm-crypt encrypts every disk below the file system of the path, as the kernel reports it.
+
+    Return None if the file system has no block device of its own, such as tmpfs, overlay, btrfs and NFS. A disk that
+    encrypts by itself looks like one that does not.
+    """
+    device = os.stat(path).st_dev
+    node = devices / f"{os.major(device)}:{os.minor(device)}"
+    return _is_device_encrypted(node) if node.exists() else None
+
+
+def _is_device_encrypted(node: Path) -> bool:
+    with suppress(OSError):
+        if (node / "dm" / "uuid").read_text("ascii").startswith("CRYPT-"):
+            return True
+    with suppress(OSError):
+        lower = list((node / "slaves").iterdir())
+        return bool(lower) and all(_is_device_encrypted(one) for one in lower)
+    return False

@@ -1,9 +1,9 @@
-"""Tasks of lm-eval and metrics of evaluate in the appliance's home, where an administrator of the machine puts them:
+"""Tasks of lm-eval and metrics of evaluate that an administrator of the machine puts into the home.
 
-    harness/NAME/NAME.yaml and what it names      the set harness-NAME
-    metrics/NAME/NAME.py                          the set metric-NAME
+    harness/NAME/NAME.yaml and the files that it names      the set harness-NAME
+    metrics/NAME/NAME.py                                    the set metric-NAME
 
-An order binds such a folder by its digest, and its worker gets a copy that has it.
+An order binds such a folder by its digest, and the worker gets a copy with that digest.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from appliance.domain.core.records.data import LocalSet
-from appliance.domain.data.local_sets import HARNESS, METRIC
+from appliance.domain.data.kinds import HARNESS, METRIC
 from appliance.errors import BadInput, NotFound, Tampered, TooLarge
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.digest import digest_bytes
@@ -29,13 +29,14 @@ _PLACES = {HARNESS: ("harness", "yaml"), METRIC: ("metrics", "py")}
 
 
 class LocalSets:
-    """Of a home. `packages`: the folder of the libraries that their worker needs beside the appliance's own."""
+    """The local sets of a home; `packages` is the folder of additional libraries for their worker."""
 
     def __init__(self, home: Path, packages: Path | None = None) -> None:
         self._home, self.packages = home, packages
 
     def list(self) -> list[LocalSet]:
-        """Those that can be read; of each the digest that its files have now. The log says why another is left out."""
+        """Return the sets that can be read, with the current digest of their files; others are skipped with a log
+        message."""
         found = []
         for name in self._names():
             try:
@@ -47,15 +48,20 @@ class LocalSets:
         return found
 
     def copy(self, bound: LocalSet, folder: Path) -> None:
-        """The set's files into a folder. NotFound where there is none, Tampered where it has another digest."""
+        """Copy the files of a set into a folder.
+
+        Raises:
+            NotFound: there is no such set.
+            Tampered: its digest differs from the bound one.
+        """
         files = self._read(bound.set)
         if (got := digest_files(files)) != bound.digest:
             raise Tampered(f"set {bound.set}: expected the files of {bound.digest}, which the order bound, got {got}")
         with disk.disk_errors(f"set {bound.set}"):
             for path, data in files.items():
-                place = folder / path
-                place.parent.mkdir(parents=True, exist_ok=True)
-                place.write_bytes(data)
+                target = folder / path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(data)
 
     def _names(self) -> Iterator[str]:
         for prefix, (below, ending) in _PLACES.items():
@@ -64,7 +70,7 @@ class LocalSets:
                     yield prefix + path.name
 
     def _read(self, name: str) -> dict[str, bytes]:
-        """Every file by its path below the set's folder; what Python leaves there is none of it."""
+        """Return the files by path below the set's folder, without Python's caches."""
         prefix = next((one for one in _PLACES if name.startswith(one)), HARNESS)
         below, ending = _PLACES[prefix]
         own = name.removeprefix(prefix)
@@ -86,7 +92,7 @@ class LocalSets:
 
 
 def digest_files(files: dict[str, bytes]) -> str:
-    """Of canonical JSON: each file's digest by its path."""
+    """Return the digest of the canonical JSON object from paths to the digests of their files."""
     return digest_bytes(encode_canonical({path: digest_bytes(data) for path, data in files.items()}))
 
 

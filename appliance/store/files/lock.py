@@ -1,11 +1,12 @@
-"""One service for a data folder: a lock that the kernel releases when its holder's process ends in any way."""
+"""A lock that allows one service per data folder; the kernel releases it when the holder's process ends in any way."""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -14,26 +15,28 @@ from appliance.errors import Conflict
 from appliance.store.files.disk import disk_errors
 
 LOOKED_AT_S = 5.0
-"""How long `lock_folder` waits while checks (`holder_of`) share the lock; each check takes a moment."""
+"""Seconds that `lock_folder` waits while checks (`holder_of`) share the lock; each takes a moment."""
 _LOOK_S = 0.01
 
 
 class FolderLock:
-    """Held from `lock_folder` until `release`, or until the process ends. Not inherited by programs it starts."""
+    """A lock that is held until `release` or the end of the process. Programs that it starts do not inherit it."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
 
     def say(self, text: str) -> None:
-        """Writes what the holder is doing after its process id, for clients that wait for the service; empty once it
-        serves. It is only information, so a failure is no error."""
+        """Write the holder's current activity after its process id, for waiting clients; empty once it serves.
+
+        Failures are ignored, since this is only information.
+        """
         with suppress(OSError):
             os.ftruncate(self._descriptor, 0)
             os.pwrite(self._descriptor, "".join(f"{line}\n" for line in (os.getpid(), text) if line).encode(), 0)
 
     def release(self) -> None:
         if self._descriptor >= 0:
-            # Not by closing alone: a child between fork and exec has the descriptor too, and would keep the lock.
+            # Unlock before closing: a child between fork and exec has the descriptor too, and would keep the lock.
             fcntl.flock(self._descriptor, fcntl.LOCK_UN)
             os.close(self._descriptor)
             self._descriptor = -1
@@ -47,10 +50,13 @@ class FolderLock:
         self.release()
 
 
-def lock_folder(path: Path) -> FolderLock:
-    """Takes the lock file at `path`, making it where there is none; Conflict names the process that holds it.
+def lock_folder(path: Path, remedy: str = "end it with: appliance stop") -> FolderLock:
+    """Take the lock file at `path`, creating it if needed. `remedy` says what to do about another holder.
 
-    The holder has it exclusively. A check for a holder (by the client, before it starts a service) shares it.
+    The holder locks it exclusively. A client that checks for a holder before it starts a service shares it.
+
+    Raises:
+        Conflict: another process holds it; the message has its process id.
     """
     deadline = time.monotonic() + LOOKED_AT_S
     with disk_errors(f"lock, {path}"):
@@ -70,7 +76,8 @@ def lock_folder(path: Path) -> FolderLock:
                 holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").partition("\n")[0] or "unknown"
                 os.close(descriptor)
                 raise Conflict(
-                    f"data folder, {path.parent}: expected no other service, got one with process id {holder}",
+                    f"data folder, {path.parent}: expected no other service, got one with process id {holder}; "
+                    f"{remedy}",
                     code="locked",
                 ) from None
             except BaseException:
@@ -80,9 +87,28 @@ def lock_folder(path: Path) -> FolderLock:
             os.close(descriptor)
 
 
+@contextmanager
+def hold_lock(descriptor: int, busy: str) -> Iterator[None]:
+    """Lock an open file or folder within the block, and close it afterwards.
+
+    Raises:
+        Conflict: another process holds the lock; `busy` is the message.
+    """
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict(busy) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def holder_of(path: Path) -> int | None:
-    """The process that holds the lock, as it wrote itself; None while none does. The check shares the lock for a
-    moment, for which `lock_folder` waits."""
+    """Return the process id of the lock's holder, or None if there is none.
+
+    The check shares the lock for a moment, for which `lock_folder` waits.
+    """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     except (FileNotFoundError, PermissionError):
@@ -90,8 +116,8 @@ def holder_of(path: Path) -> int | None:
     try:
         if _is_shared(descriptor):
             return None
-        said = os.pread(descriptor, 32, 0).decode("ascii", "replace").partition("\n")[0]
-        return int(said) if said.isdecimal() else None
+        text = os.pread(descriptor, 32, 0).decode("ascii", "replace").partition("\n")[0]
+        return int(text) if text.isdecimal() else None
     finally:
         os.close(descriptor)
 

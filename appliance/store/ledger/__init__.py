@@ -1,1 +1,1 @@
-"""The ledger on top of the database: appends, fold, search, proofs."""
+"""The ledger on top of the database: appends, state replay, search and proofs."""

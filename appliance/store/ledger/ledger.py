@@ -1,9 +1,9 @@
-"""The ledger: the one way to add an entry, and every way to read them.
+"""The ledger: appending entries, and all ways to read them.
 
-An append is part of one transaction under one lock: the head is locked, entries of other services are folded in, guard
-and rules decide on each draft that waits, rows are written, the bytes are read back, and the checkpoint is signed.
-Nothing is returned before the commit. After any error, the fold is restored to its state before the transaction, and
-the head is read from the database again before the fold is used.
+An append is part of one transaction under one lock. The head is locked, entries of other processes are replayed, guard
+and rules decide on each waiting draft, rows are written, the bytes are read back, and the checkpoint is signed. Callers
+get their result after the commit. After any error, the state is restored to its value before the transaction, and the
+head is read from the database again before the state is used.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
-from typing import TypeVar, Unpack
+from typing import NamedTuple, TypeVar, Unpack
 
 from sqlalchemy import Connection, Engine
 
-from appliance.domain.core.entry import Draft, Entry, parse_entry
+from appliance.domain.core.entry import Entry, EntryDraft, parse_entry
 from appliance.domain.core.state import State
+from appliance.domain.retention import LogArchived, list_bits
 from appliance.errors import ApplianceError, BadInput, NotFound, Tampered, Unavailable
 from appliance.formats.core import merkle
 from appliance.formats.core.commitment import Disclosure, verify_disclosure
-from appliance.formats.core.merkle import hash_leaf
-from appliance.formats.log.checkpoint import Checkpoint, sign_checkpoint
+from appliance.formats.core.merkle import Frontier, hash_leaf
 from appliance.store.database.catalogue import check_catalogue
 from appliance.store.database.engine import (
+    DatabaseReader,
     connect_reader,
     connect_writer,
     database_errors,
@@ -34,30 +35,44 @@ from appliance.store.database.engine import (
     stored_bytes,
 )
 from appliance.store.database.processes import Fence
-from appliance.store.database.reader import Reader
 from appliance.store.ledger import checks as audit
 from appliance.store.ledger import rows
-from appliance.store.ledger.clock import LogClock
-from appliance.store.ledger.counts import Totals
-from appliance.store.ledger.filing import Unfiled
-from appliance.store.ledger.fold import NOTHING_SEEN, Fold, Seen, Tell, advance, check_checkpoint, load_fold
-from appliance.store.ledger.nodes import Nodes, Place
-from appliance.store.ledger.queue import Appended, Guard, Queue, Waiting
-from appliance.store.ledger.reading import find_document, read_log, reading
-from appliance.store.ledger.search import Filters, find_entries
-from appliance.store.ledger.snapshots import FindSigner, Snapshots, copy_fold
-from appliance.store.ledger.staging import Batch, check_drafts, resets_clock, stage
-from appliance.store.ledger.writer import Writer
+from appliance.store.ledger.checks import find_document, read_log, reading
+from appliance.store.ledger.keys import LogKeys, SignerAhead
+from appliance.store.ledger.log_state import (
+    NO_KNOWN_HEAD,
+    KnownHead,
+    LogState,
+    OnProgress,
+    advance,
+    check_checkpoint,
+    load_log_state,
+)
+from appliance.store.ledger.pending import PendingBatches, encode_batch, stage_again
+from appliance.store.ledger.queue import AppendedEntry, AppendQueue, Guard, LogClock, WaitingDrafts
+from appliance.store.ledger.rows import Nodes, Place
+from appliance.store.ledger.search import Filters, Totals, find_entries
+from appliance.store.ledger.search_index import PartialBlock
+from appliance.store.ledger.snapshots import Snapshots, copy_log_state
+from appliance.store.ledger.writer import Batch, Writer, check_drafts, resets_clock, stage
 
 log = logging.getLogger("appliance")
 
 Answer = TypeVar("Answer")
 
-__all__ = ["Appended", "Guard", "Ledger"]
+__all__ = ["AppendedEntry", "Guard", "Ledger"]
+
+
+class _Written(NamedTuple):
+    """A committed batch: the tree's right edge after it, the nodes that each entry completes, and the checkpoint."""
+
+    frontier: Frontier
+    completed: list[list[bytes]]
+    note: bytes
 
 
 class Ledger:
-    """Append, read and prove. `lock` guards the fold: hold it while reading `state` in more than one step."""
+    """The ledger of one log. `lock` guards the state: hold it while reading `state` in more than one step."""
 
     def __init__(
         self,
@@ -65,86 +80,108 @@ class Ledger:
         *,
         origin: str,
         log_key: str,
-        signers: FindSigner,
+        keys: LogKeys,
         clock: Callable[[], datetime],
         snapshots: Snapshots | None = None,
         longest_pause_days: int | None = None,
+        pending: PendingBatches | None = None,
     ) -> None:
-        """`log_key` is the vkey that the log began with, which the trust file names; `longest_pause_days` is how far
-        ahead of the last entry the clock may be."""
+        """Open the ledger without reading it.
+
+        `log_key` is the vkey with which the log began, as in the trust file. `longest_pause_days` is how far the clock
+        may be ahead of the last entry. `pending` stores batches until their commit if a signer has the keys.
+        """
         self.lock = threading.RLock()
         self._engine = engine
         self._origin = origin
-        self._signers = signers
+        self._keys = keys
+        self.pending = pending
         self._log_key = log_key
         self.clock = LogClock(clock, longest_pause_days)
         self._snapshots = snapshots
-        self._fold: Fold | None = None
-        self._seen = NOTHING_SEEN
+        self._log_state: LogState | None = None
+        self._seen = NO_KNOWN_HEAD
         self._nodes = Nodes()
-        self.unfiled, self.totals = Unfiled(), Totals()
+        self.partial_block, self.totals = PartialBlock(), Totals()
         self._writer = Writer(engine)
-        self._reader = Reader(engine)
-        self._queue = Queue(self.lock, self._commit_all)
+        self._reader = DatabaseReader(engine)
+        self._queue = AppendQueue(self.lock, self._commit_all)
         self._unproved = False
-        """Entries were folded that no checkpoint was seen over yet."""
+        """True if entries were replayed that no verified checkpoint covers yet."""
         self.fence: Fence | None = None
-        """Under which each append is committed, where several processes may append."""
-        self.tells_others = False
-        """Whether each commit is told to other processes, which follow."""
+        """Fence under which each append is committed if several processes may append."""
+        self.notifies_others = False
+        """True if other processes are notified of each commit."""
         self._followed: deque[Entry] = deque()
         self.loads = 0
-        """How often every entry was folded: then also those of others, of which `take_followed` does not tell."""
+        """Number of full loads; they include entries of other processes, which `take_followed` does not return."""
         self.others = 0
-        """How many entries of other processes were folded since the load."""
+        """Number of entries of other processes that were replayed since the load."""
+        self.committed: bytes | None = None
+        """The signed checkpoint of this process's last commit."""
+        self.release_reserve: Callable[[ApplianceError], bool] = lambda _: False
+        """Function that releases the disk reserve after an error of a full disk; True if the append is repeated."""
         self._suspect = False
-        """An append failed: before the next one, a probe write must show that the database can be written."""
+        """True after a failed append: before the next one, a probe write must show that the database can be written."""
         self._unsure = False
-        """The outcome of a commit is unknown: before the fold is read, it is compared with the head."""
+        """True if the outcome of a commit is unknown: the state is compared with the head before it is read."""
 
     @property
     def dialect(self) -> str:
-        """Of its database: `sqlite` or `postgresql`."""
+        """Return the name of the database's dialect: `sqlite` or `postgresql`."""
         return self._engine.dialect.name
 
     def stored_bytes(self) -> int:
+        """Return the database's size on disk in bytes."""
         return stored_bytes(self._engine)
 
-    # --- the fold -------------------------------------------------------------------------------------------------
+    @property
+    def snapshot_age_s(self) -> float | None:
+        """Return the seconds since the state was last sealed in a snapshot, or None without one."""
+        return None if self._snapshots is None else self._snapshots.age_s
 
-    def load(self, tell: Tell = lambda _read, _of: None) -> None:
-        """Folds every entry and checks every row on the way; Tampered names the entry that does not hold.
+    # --- the state ----------------------------------------------------------------------------------------------------
 
-        Entries that a snapshot is of are hashed, and not folded again.
+    def load(self, on_progress: OnProgress = lambda _read, _of: None, *, with_snapshot: bool = True) -> None:
+        """Replay all entries and check every row.
+
+        Entries that a snapshot covers are hashed instead of replayed. Without it, the log may be shorter than it.
+
+        Raises:
+            Tampered: an entry or row is invalid; the message names the entry. NotContinued if the snapshot shows it.
         """
         with self.lock, database_errors("ledger"):
-            self._writer.scrub()  # Owed by a process that was killed.
-            self._fold, self._unproved = None, False
-            kept = None if self._snapshots is None else self._snapshots.read()
-            if kept is not None and kept.seen.size > self._seen.size:
-                self._seen = kept.seen
+            self._writer.scrub()  # A killed process may have left this undone.
+            self._log_state, self._unproved = None, False
+            kept = self._snapshots.read() if self._snapshots is not None and with_snapshot else None
+            seen = kept.seen if kept is not None and kept.seen.size > self._seen.size else self._seen
             with connect_reader(self._engine) as connection:
-                fold = load_fold(connection, kept and kept.fold, self._seen, self._log_key, tell)
-            self._keep(fold, fold.frontier.root())
+                log_state = load_log_state(connection, kept and kept.log_state, seen, self._log_key, on_progress)
+            self._keep(log_state, log_state.frontier.root())
+            if self.pending is not None:
+                self._unsure = True
+                self._complete_pending(self.pending, log_state)
+                self._unsure = False
             self.loads += 1
 
     def seal_snapshot(self, grown: int) -> None:
-        """Keeps the fold for the next load, once the log has grown by so many entries since the last was kept."""
-        if self._snapshots is not None and self._seen.size >= self._snapshots.size + grown:
-            with self.lock:
-                copied = copy_fold(self._current())
+        """Store the state for the next load if the log has `grown` entries more than the last snapshot, or fewer."""
+        if self._snapshots is not None and not 0 <= self._seen.size - self._snapshots.size < grown:
+            with self.lock, database_errors("ledger"), connect_reader(self._engine) as connection:
+                self._catch_up(connection, log_state := self._current(), rows.read_head(connection))
+                copied = copy_log_state(log_state, _signed(rows.read_checkpoint(connection)))
             self._snapshots.write(*copied)
 
     def refresh(self) -> bool:
-        """Folds what other processes have appended since; whether there was anything."""
+        """Replay what other processes have appended; return True if there was anything."""
         with self.lock, database_errors("ledger"):
-            fold, before = self._current(), self.others
+            log_state, before = self._current(), self.others
             with connect_reader(self._engine) as connection:
-                self._catch_up(connection, fold, rows.read_head(connection))
+                self._catch_up(connection, log_state, rows.read_head(connection))
             return self.others != before
 
     def take_followed(self) -> list[Entry]:
-        """The entries of other processes that were folded since the last call, in their order."""
+        """Return the entries of other processes that were replayed since the last call, in order."""
         found = []
         while self._followed:
             found.append(self._followed.popleft())
@@ -152,36 +189,38 @@ class Ledger:
 
     @property
     def state(self) -> State:
-        """The fold over all entries known here. If the outcome of a commit is unknown, it is compared with the database
-        first."""
+        """Return the state after all known entries. The database is read first if a commit's outcome is unknown."""
         with self.lock:
             return self._current().state
 
-    def _current(self) -> Fold:
-        if self._fold is None:
+    def _current(self) -> LogState:
+        if self._log_state is None:
             self.load()
+        elif self._unsure and self.pending is not None:
+            with database_errors("ledger"):
+                self._complete_pending(self.pending, self._log_state)
         elif self._unsure or self._unproved:
             with database_errors("ledger"), connect_reader(self._engine) as connection:
-                self._catch_up(connection, self._fold, rows.read_head(connection))
+                self._catch_up(connection, self._log_state, rows.read_head(connection))
         self._unsure = False
-        assert self._fold is not None
-        return self._fold
+        assert self._log_state is not None
+        return self._log_state
 
-    def _keep(self, fold: Fold, root: bytes) -> None:
-        self._fold = fold
-        self._seen = Seen(fold.state.size, root)
+    def _keep(self, log_state: LogState, root: bytes) -> None:
+        self._log_state = log_state
+        self._seen = KnownHead(log_state.state.size, root)
 
-    def _catch_up(self, connection: Connection, fold: Fold, head: rows.Head) -> None:
-        if head == fold.head and not self._unproved:
+    def _catch_up(self, connection: Connection, log_state: LogState, head: rows.LogHead) -> None:
+        if head == log_state.head and not self._unproved:
             return
-        self._fold = None
-        advance(connection, fold, head.size, self._seen, hear=self._follow)
-        if head != fold.head:
+        self._log_state = None
+        advance(connection, log_state, head.size, self._seen, on_entry=self._follow)
+        if head != log_state.head:
             at = head.size - 1
-            raise Tampered(f"entry {at}: head: expected {fold.head.leaf_hash.hex()}, got {head.leaf_hash.hex()}")
-        check_checkpoint(connection, fold, self._log_key)
+            raise Tampered(f"entry {at}: head: expected {log_state.head.leaf_hash.hex()}, got {head.leaf_hash.hex()}")
+        check_checkpoint(connection, log_state, self._log_key)
         self._unproved = False
-        self._keep(fold, fold.frontier.root())
+        self._keep(log_state, log_state.frontier.root())
 
     def _follow(self, entry: Entry) -> None:
         self.others += 1
@@ -190,30 +229,39 @@ class Ledger:
 
     # --- append ---------------------------------------------------------------------------------------------------
 
-    def append(self, draft: Draft, *, guard: Guard | None = None) -> Appended:
-        """Makes the entry durable, or raises having written nothing.
+    def append(self, draft: EntryDraft, *, guard: Guard | None = None) -> AppendedEntry:
+        """Make one entry durable, or raise without writing.
 
-        Appends that wait at the same time share one commit and one checkpoint. Errors of the guard and the rules are
-        raised unchanged. Unavailable: the database cannot be written now; with the code `commit-unknown`, it is known
-        only when the database answers again whether the entry was committed.
+        Concurrent appends share one commit and one checkpoint. Errors of the guard and the rules are raised unchanged.
+
+        Raises:
+            Unavailable: the database cannot be written now. With the code `commit-unknown`, it is unknown whether the
+                entry was committed until the database responds again.
         """
         (appended,) = self.append_all((draft,), guard=guard)
         return appended
 
-    def append_all(self, drafts: Sequence[Draft], *, guard: Guard | None = None) -> list[Appended]:
-        """Like `append` for each of these in turn, but one thing: one commit makes all of them durable, with a
-        checkpoint over all of them, or none is written. What refuses one refuses all, and its error names the draft.
+    def append_all(self, drafts: Sequence[EntryDraft], *, guard: Guard | None = None) -> list[AppendedEntry]:
+        """Append several entries atomically: one commit makes all of them durable, with one checkpoint over all of
+        them.
 
-        The guard is asked once, before the first.
+        If one is refused, all are, and the error names the draft. The guard is called once, before the first.
         """
         check_drafts(drafts)
-        return self._queue.append(Waiting(tuple(drafts), guard)) if drafts else []
+        return self._queue.append(WaitingDrafts(tuple(drafts), guard)) if drafts else []
 
-    def _commit_all(self, waiting: list[Waiting]) -> None:
-        """Settles every append that waits, in the order of the queue; called with the lock held."""
+    def _commit_all(self, waiting: list[WaitingDrafts]) -> None:
+        """Settle all waiting appends in the order of the queue; the caller holds the lock."""
         try:
-            with database_errors("ledger"):
-                self._commit_batch(waiting)
+            try:
+                with database_errors("ledger"):
+                    self._commit_batch(waiting)
+            except (SignerAhead, Unavailable) as error:
+                if isinstance(error, Unavailable) and not (self.release_reserve(error) and self.pending is None):
+                    raise
+                # There is room again, or another process's batch was signed and is committed first.
+                with database_errors("ledger"):
+                    self._commit_batch([one for one in waiting if not one.settled])
         except BaseException as error:
             log.critical("ALARM: the ledger cannot be written, nothing acts until it can: %s", error)
             self._suspect = True
@@ -223,55 +271,104 @@ class Ledger:
             if not isinstance(error, ApplianceError):
                 raise
 
-    def _commit_batch(self, waiting: list[Waiting]) -> None:
+    def _commit_batch(self, waiting: list[WaitingDrafts]) -> None:
         now, waiting = self._read_clock(waiting)
         if self._suspect:
             self._probe()
             log.warning("the ledger can be written again")
-        fold = self._current()
-        connection = self._writer.begin(lambda writer: self._lock_head(writer, fold))
-        batch = Batch(fold.head, fold.state.mark())
+        log_state = self._current()
+        connection = self._writer.begin(lambda writer: self._lock_head(writer, log_state))
+        batch = Batch(log_state.head, log_state.state.mark())
         try:
-            self._stage_all(batch, waiting, fold.state, now)
+            self._stage_all(batch, waiting, log_state.state, now)
             if not batch.staged:
                 self._writer.roll_back()
                 return
-            entries = [one.entry for one in batch.staged]
-            frontier, completed = fold.frontier.extend([entry.leaf for entry in entries])
-            root = frontier.root()
-            rows.insert_keys(connection, self.unfiled.take_due(connection, batch.before.size, entries))
-            note = self._write(connection, batch, completed, root, fold.state)
-            self._writer.commit(connection, batch)
+            written = self._write_batch(connection, log_state, batch)
         except BaseException:
-            # The fold is not trusted until the database has shown that it can be written, and what was committed.
-            fold.state.take_back(batch.mark)
-            self._unsure = True
-            self._writer.close()
+            self._distrust(log_state, batch)
             raise
-        fold.state.keep()
-        self._nodes.add(fold.frontier, completed)
-        self.unfiled.add(entries)
-        fold.frontier = frontier
-        self._keep(fold, root)
-        batch.succeed(note)
+        self._keep_batch(log_state, batch, written)
+        batch.succeed(written.note)
         self._writer.scrub_after()
 
-    def _lock_head(self, writer: Connection, fold: Fold) -> None:
-        if self.tells_others:
-            self._fold_ahead(writer, fold)
-        self._catch_up(writer, fold, rows.lock_head(writer))
+    def _write_batch(
+        self, connection: Connection, log_state: LogState, batch: Batch, note: bytes | None = None
+    ) -> _Written:
+        """Write, sign and commit the staged entries. `note` is their checkpoint if it is signed already."""
+        entries, before = [one.entry for one in batch.staged], log_state.frontier
+        frontier, completed = before.extend([entry.leaf for entry in entries])
+        rows.insert_keys(connection, self.partial_block.list_completed_rows(connection, batch.before.size, entries))
+        self._write(connection, batch, completed)
+        if note is None:
+            note = self._sign(connection, batch, before, frontier.root(), log_state.state)
+        rows.move_head(connection, batch.before, batch.head, note, self.fence)
+        if self.notifies_others:
+            rows.notify_others(connection)
+        self._writer.commit(connection, batch)
+        return _Written(frontier, completed, note)
 
-    def _fold_ahead(self, writer: Connection, fold: Fold) -> None:
-        """What others have appended so far, before the head is locked: they go on appending meanwhile. Whether their
-        checkpoint is over it is found under the lock."""
+    def _keep_batch(self, log_state: LogState, batch: Batch, written: _Written) -> None:
+        """Keep the state after entries that are durable."""
+        log_state.state.keep()
+        self._nodes.add(log_state.frontier, written.completed)
+        self.partial_block.add([one.entry for one in batch.staged])
+        log_state.frontier = written.frontier
+        self._keep(log_state, written.frontier.root())
+        self.committed = written.note
+        if self.pending is not None:
+            self.pending.remove(written.frontier.size)
+
+    def _distrust(self, log_state: LogState, batch: Batch) -> None:
+        """Take the batch back, and use the state only once the database has shown what was committed."""
+        log_state.state.take_back(batch.mark)
+        self._unsure = True
+        self._writer.close()
+
+    def _complete_pending(self, pending: PendingBatches, log_state: LogState) -> None:
+        """Commit the batch that the signer has signed last, if that commit is missing.
+
+        Raises:
+            Tampered: the signer has signed another log, or a batch that is missing here.
+        """
+        connection = self._writer.begin(lambda writer: self._catch_up(writer, log_state, rows.lock_head(writer)))
+        batch = Batch(log_state.head, log_state.state.mark())
+        try:
+            found = pending.find_signed(self._origin, log_state.frontier)
+            if found is None:
+                self._writer.roll_back()
+                return
+            stage_again(batch, found, log_state.state, log_state.frontier)
+            written = self._write_batch(connection, log_state, batch, found.note)
+        except BaseException:
+            self._distrust(log_state, batch)
+            raise
+        self._keep_batch(log_state, batch, written)
+        for one in batch.staged:
+            self._follow(one.entry)
+        self._writer.scrub_after()
+
+    def _lock_head(self, writer: Connection, log_state: LogState) -> None:
+        if self.notifies_others:
+            self._replay_ahead(writer, log_state)
+        self._catch_up(writer, log_state, rows.lock_head(writer))
+
+    def _replay_ahead(self, writer: Connection, log_state: LogState) -> None:
+        """Replay what others have appended before locking the head, so that they can continue to append meanwhile.
+
+        Their checkpoint is verified under the lock.
+        """
         head = rows.read_head(writer)
-        if head != fold.head:
-            self._fold = None
-            advance(writer, fold, head.size, self._seen, hear=self._follow)
-            self._fold, self._unproved = fold, True
+        if head != log_state.head:
+            self._log_state = None
+            advance(writer, log_state, head.size, self._seen, on_entry=self._follow)
+            self._log_state, self._unproved = log_state, True
 
-    def _read_clock(self, waiting: list[Waiting]) -> tuple[str, list[Waiting]]:
-        """The time, and what can be appended at it: under a clock that is behind only what sets the log's time back."""
+    def _read_clock(self, waiting: list[WaitingDrafts]) -> tuple[str, list[WaitingDrafts]]:
+        """Return the time and the appends that are possible now.
+
+        If the clock is behind, only an append that sets the log's time back is possible.
+        """
         state = self._current().state
         try:
             return self.clock.read(state), waiting
@@ -285,42 +382,50 @@ class Ledger:
                     one.fail(error)
             return now, behind
 
-    def _stage_all(self, batch: Batch, waiting: list[Waiting], state: State, now: str) -> None:
-        """A refused append is settled at once, and the others continue without it."""
+    def _stage_all(self, batch: Batch, waiting: list[WaitingDrafts], state: State, now: str) -> None:
+        """Stage each append; a refused one is settled at once, and the others continue."""
         for one in waiting:
             try:
                 stage(batch, one, state, now)
             except ApplianceError as error:
                 one.fail(error)
 
-    def _write(
-        self, connection: Connection, batch: Batch, completed: list[list[bytes]], root: bytes, state: State
-    ) -> bytes:
-        """Every row of the batch; then, over the bytes as they were stored, the signed checkpoint."""
+    def _write(self, connection: Connection, batch: Batch, completed: list[list[bytes]]) -> None:
+        """Write all rows of the batch and read the bytes back."""
         staged, head = batch.staged, batch.head
         rows.insert_entries(
             connection,
             [(one.entry, nodes, one.data, one.draft.documents) for one, nodes in zip(staged, completed, strict=True)],
         )
         for one in staged:
-            # Most have nothing of these.
+            # Most entries have none of these.
             if one.draft.disclosures or one.draft.erased or one.changes:
                 rows.insert_disclosures(connection, one.draft.disclosures)
                 rows.delete_disclosures(connection, one.draft.erased)
                 rows.write_projections(connection, one.entry.index, one.changes)
+            if one.entry.type == LogArchived.type:
+                rows.archive_entries(connection, one.entry.index, list_bits(one.draft.documents["removed"]))
         stored = dict(rows.read_bytes(connection, batch.before.size, head.size))
         for one in staged:
             if hash_leaf(stored.get(one.entry.index, b"")) != one.entry.leaf:
                 raise Tampered(f"entry {one.entry.index}: expected the bytes that were written, got different ones")
-        signers = [self._signers(vkey) for vkey in state.site.signing_keys(state.last_time)]
-        note = sign_checkpoint(Checkpoint(self._origin, head.size, root), *signers)
-        rows.move_head(connection, batch.before, head, note, self.fence)
-        if self.tells_others:
-            rows.tell_others(connection)
-        return note
+
+    def _sign(self, connection: Connection, batch: Batch, before: Frontier, root: bytes, state: State) -> bytes:
+        """Return the signed checkpoint over the log with the batch. A signer is asked once the batch is stored."""
+        if self.pending is not None:
+            if self.fence is not None:
+                rows.check_fence(connection, self.fence)
+            self.pending.store(batch.head.size, root, encode_batch(batch.staged))
+        leaves = [one.entry.leaf for one in batch.staged]
+        vkeys = state.site.signing_keys(state.last_time)
+        return self._keys.sign_checkpoint(self._origin, before, leaves, root, vkeys)
 
     def probe(self) -> None:
-        """Unavailable unless a write can be made durable now; costs a commit, and adds no entry."""
+        """Check that a write can be made durable now; this costs a commit and adds no entry.
+
+        Raises:
+            Unavailable: it cannot.
+        """
         with self.lock:
             self.clock.read(self._current().state)
             self._probe()
@@ -331,14 +436,16 @@ class Ledger:
         self._suspect = False
 
     def write_back(self) -> None:
-        """Copies what SQLite has written ahead into the database itself, as `Writer.write_back` says."""
+        """Copy SQLite's write-ahead log into the database file (see `Writer.write_back`)."""
         self._writer.write_back()
 
     def close(self) -> None:
-        """Lets go of the database; the ledger opens it again when it is next used."""
+        """Close all database connections; they are opened again on the next use."""
         with self.lock:
             self._writer.close()
             self._reader.close()
+            if self.pending is not None:
+                self.pending.close()
             self._engine.dispose()
 
     # --- reading --------------------------------------------------------------------------------------------------
@@ -348,73 +455,78 @@ class Ledger:
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
-        """A transaction beside the appends: what it does is no entry."""
+        """Yield a connection in a transaction that adds no entry."""
         with database_errors("ledger"), connect_writer(self._engine) as connection, connection.begin():
             yield connection
 
     def entry_bytes(self, index: int) -> bytes:
-        """NotFound where there is none; Tampered where the bytes are not those of the leaf."""
+        """Return the bytes of an entry.
+
+        Raises:
+            NotFound: there is no such entry, or an archive removed its bytes (code `archived`).
+            Tampered: the bytes do not hash to the leaf.
+        """
         with self._reading() as connection:
-            data = rows.read_entry_bytes(connection, index)
-            leaf = rows.read_nodes(connection, [(0, index)]).get((0, index))
-        if data is None:
-            raise NotFound(f"entry {index}: expected one of the log's entries, got none")
-        if hash_leaf(data) != leaf:
-            expected = "none" if leaf is None else leaf.hex()
-            raise Tampered(f"entry {index}: leaf hash: expected {expected}, got {hash_leaf(data).hex()}")
-        return data
+            return audit.read_entry(connection, index, lambda: self.state.archives)
 
     def entries(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-        """The bytes of the entries [start, stop) in order, a page at a time; without `stop`, to the head of now."""
+        """Yield the bytes of the entries [start, stop) in order, read in pages; without `stop`, up to the current head.
+
+        An entry that an archive removed has its line of an export.
+        """
         return read_log(self._engine, start, stop)
 
     def document(self, digest: str) -> bytes:
-        """The bytes of this digest, hashed again on the way out."""
+        """Return the document with this digest after hashing it again."""
         return find_document(self._engine, digest)
 
     def documents_of(self, index: int) -> dict[str, bytes]:
-        """Role to bytes, for the roles that the entry itself binds."""
+        """Return the bytes of the documents that an entry binds, by role."""
         entry = parse_entry(self.entry_bytes(index))
         return {role: self.document(digest) for role, digest in entry.documents.items()}
 
     def checkpoint(self) -> bytes:
-        """The signed note of the latest commit; NotFound while the log is empty."""
+        """Return the signed note of the latest commit.
+
+        Raises:
+            NotFound: the log is empty.
+        """
         with self._reading() as connection:
             return _signed(rows.read_checkpoint(connection))
 
     @property
     def database_url(self) -> str:
-        """By which another process opens the same database; it holds the password."""
+        """Return the URL by which another process can open the same database; it contains the password."""
         return locate_database(self._engine)
 
     @property
-    def seen(self) -> Seen:
-        """The head that is known here."""
+    def seen(self) -> KnownHead:
+        """Return the head that this process knows."""
         with self.lock:
             self._current()
             return self._seen
 
     @property
-    def root(self) -> bytes:
-        """Of the tree over all entries known here."""
+    def edge(self) -> Frontier:
+        """Return the right edge of the Merkle tree over all known entries."""
         with self.lock:
-            return self._current().frontier.root()
+            return self._current().frontier
 
     def inclusion_proof(self, index: int, size: int) -> list[bytes]:
-        """That entry `index` is in the log of `size` entries: hashes from the leaf upwards, read in one question."""
+        """Prove that entry `index` is in the log of `size` entries: hashes from the leaf upwards, read in one query."""
         return self._prove(size, lambda node: merkle.inclusion_proof(index, size, node))
 
     def consistency_proof(self, old: int, new: int) -> list[bytes]:
-        """That the log of `new` entries begins with the log of `old`."""
+        """Prove that the log of `new` entries begins with the log of `old` entries."""
         return self._prove(new, lambda node: merkle.consistency_proof(old, new, node))
 
     def root_at(self, size: int) -> bytes:
-        """The root of the log of its first `size` entries."""
+        """Return the root over the first `size` entries."""
         (root,) = self._prove(size, lambda node: [merkle.root_at(size, node)])
         return root
 
     def _prove(self, size: int, proof: Callable[[merkle.ReadNode], list[bytes]]) -> list[bytes]:
-        # A log never becomes shorter than this process has seen it.
+        # The log cannot be shorter than this process has seen it, so larger sizes only need a query.
         if size > self._seen.size:
             with self._reading() as connection:
                 known = rows.read_head(connection).size
@@ -427,17 +539,21 @@ class Ledger:
             return rows.read_nodes(connection, places)
 
     def find(self, **filters: Unpack[Filters]) -> list[tuple[int, bytes]]:
-        """(index, bytes) of the entries for which every filter holds, by index; see `search.Filters`."""
+        """Return (index, bytes) of the entries that match all filters (see `search.Filters`)."""
         with self._reading() as connection:
-            return find_entries(connection, self.unfiled, filters)
+            return find_entries(connection, self.partial_block, filters)
 
     def ask(self, question: Callable[[Connection], Answer]) -> Answer:
-        """What a question of `store.past` or `store.search` finds, all of it in one moment of the database."""
+        """Run a query function of `store.ledger.past` or `store.ledger.search` on one snapshot of the database."""
         with self._reading() as connection:
             return question(connection)
 
     def disclosures(self, commitments: Iterable[str]) -> dict[str, Disclosure]:
-        """What is still disclosed of these; one that was erased is left out, one that does not open is Tampered."""
+        """Return the texts that are still disclosed for these commitments; erased ones are omitted.
+
+        Raises:
+            Tampered: a text does not open its commitment.
+        """
         with self._reading() as connection:
             found = rows.read_disclosures(connection, commitments)
         for disclosure in found:
@@ -445,32 +561,34 @@ class Ledger:
         return {disclosure.commitment: disclosure for disclosure in found}
 
     def signed_texts(self) -> tuple[bytes, list[Disclosure]]:
-        """The checkpoint, and everything that is disclosed in the same moment, by commitment; whether each text opens
-        its commitment is for the verifier."""
+        """Return the checkpoint and all disclosures of one snapshot, by commitment.
+
+        The caller must verify that each text opens its commitment.
+        """
         with self._reading() as connection:
             return _signed(rows.read_checkpoint(connection)), rows.read_all_disclosures(connection)
 
     # --- caches ---------------------------------------------------------------------------------------------------
 
     def check_projections(self) -> list[str]:
-        """Where the projections differ from a fresh fold over the entries: what, expected, got."""
-        # Without the lock: a connection reads one moment of the database, and meanwhile others append.
+        """Compare the projections with the entries and return findings with the expected and the stored values."""
+        # No lock is needed: the connection reads one snapshot, and others can append meanwhile.
         seen = self._seen
         with self._reading() as connection:
             return audit.check_projections(connection, seen)
 
     def check_guards(self) -> list[str]:
-        """Where the database itself would not refuse to change the ledger: triggers, rights, settings."""
+        """Return findings where the database would not prevent changes of the ledger: triggers, rights, settings."""
         with self._reading() as connection:
             return audit.check_guards(connection)
 
     def check_schema(self) -> list[str]:
-        """What the database holds beside the ledger's own tables, triggers and rights, or lacks of them."""
+        """Return findings where tables, triggers and rights differ from those of the ledger."""
         with self._reading() as connection:
             return check_catalogue(connection)
 
     def rebuild_projections(self) -> None:
-        """Drops the projections and writes them again from the entries."""
+        """Delete the projections and write them again from the entries."""
         with self.lock, self._writing() as connection:
             audit.rebuild_projections(connection, self._seen)
 

@@ -1,4 +1,4 @@
-"""The state as of any entry, read from the values that the projections keep."""
+"""Queries for the state at any entry, from the values that the projections keep."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from sqlalchemy import Connection, Select, or_, select
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.records.serving import release_key
 from appliance.domain.core.state import State
-from appliance.domain.queries.could_load import JUDGED_BY, OF_UNITS
-from appliance.domain.queries.rows import MODELS, put_rows, state_of
-from appliance.domain.queries.uses import COUNTED_OF_ADAPTERS, TOLD_OF_ADAPTERS
+from appliance.domain.queries.effective_access import ACCESS_KINDS, OF_UNITS
+from appliance.domain.queries.rows import COUNTED_OF_ADAPTERS, LISTED_OF_ADAPTERS, MODELS, put_rows, state_of
 from appliance.errors import BadInput, NotFound
 from appliance.store.database.tables import entries, projections
-from appliance.store.ledger.filing import Unfiled
 from appliance.store.ledger.rows import read_entry_bytes, read_head
 from appliance.store.ledger.search import Filters, count_entries, find_stretches, first_at
+from appliance.store.ledger.search_index import PartialBlock
 
 
 @dataclass(frozen=True)
 class Version:
-    """A thing's value in canonical JSON, as it stood from the entry `since` on."""
+    """The value of an object in canonical JSON, valid from the entry `since` on."""
 
     kind: str
     id: str
@@ -33,14 +32,17 @@ class Version:
 
 
 Ids = Mapping[str, Collection[str]]
-"""By kind, the identifiers that are wanted alone; every one of a kind that is not there."""
+"""Identifiers to which a query is limited, by kind; kinds that are missing are not limited."""
 NO_IDS: Ids = MappingProxyType({})
 
 
 def values_at(
     connection: Connection, index: int, kinds: Iterable[str], unit: str | None = None, ids: Ids = NO_IDS
 ) -> list[Version]:
-    """What stood after this entry, by kind and identifier; with `unit`, of what belongs to units only what is its."""
+    """Return the values that were valid after this entry, by kind and identifier.
+
+    With `unit`, values that belong to units are limited to this unit.
+    """
     column = projections.c
     stood = (column.since <= index, or_(column.until.is_(None), column.until > index))
     found = []
@@ -58,7 +60,7 @@ def _narrowed(connection: Connection, rows: Select[Any], kind: str, unit: str | 
     if unit is not None and kind in OF_UNITS:
         first = release_key(unit, "")
         if connection.dialect.name == "sqlite":
-            # By the bytes, so the primary key finds them; it does not for LIKE.
+            # Compare by bytes, so that the primary key is used; it is not for LIKE.
             rows = rows.where(column >= first, column < first[:-1] + chr(ord(first[-1]) + 1))
         else:
             rows = rows.where(column.startswith(first, autoescape=True))
@@ -66,7 +68,7 @@ def _narrowed(connection: Connection, rows: Select[Any], kind: str, unit: str | 
 
 
 def page_at(connection: Connection, index: int, kind: str, past: str, limit: int) -> list[Version]:
-    """Of one kind, what stood after this entry: so many, from the first identifier after `past` on."""
+    """Return up to `limit` values of one kind that were valid after this entry, with identifiers after `past`."""
     column = projections.c
     if kind not in MODELS:
         raise BadInput(f"state, kind: expected one of {', '.join(MODELS)}, got {kind!r}")
@@ -80,8 +82,8 @@ def page_at(connection: Connection, index: int, kind: str, past: str, limit: int
     return [Version(*row) for row in connection.execute(rows)]
 
 
-class Stood(NamedTuple):
-    """A value that stood from the entry `since` to before `until`, or until now."""
+class ValueSpan(NamedTuple):
+    """A value that was valid from the entry `since` to before `until`, or until now."""
 
     kind: str
     id: str
@@ -92,9 +94,11 @@ class Stood(NamedTuple):
 
 def values_between(
     connection: Connection, after: int, last: int, kinds: Iterable[str], unit: str, ids: Ids
-) -> list[Stood]:
-    """Every value of these kinds that stood at some entry from `after` to `last`; of what belongs to units only what is
-    the unit's."""
+) -> list[ValueSpan]:
+    """Return all values of these kinds that were valid at some entry from `after` to `last`.
+
+    Values that belong to units are limited to this unit.
+    """
     column = projections.c
     stood = (column.since <= last, or_(column.until.is_(None), column.until > after))
     found = []
@@ -102,15 +106,15 @@ def values_between(
         rows = select(column.kind, column.id, column.since, column.until, column.value).where(
             column.kind == kind, *stood
         )
-        found += [Stood(*row) for row in connection.execute(_narrowed(connection, rows, kind, unit, ids))]
+        found += [ValueSpan(*row) for row in connection.execute(_narrowed(connection, rows, kind, unit, ids))]
     return found
 
 
 def change_after(
     connection: Connection, after: int, last: int, kinds: Iterable[str], unit: str, ids: Ids, most: int
 ) -> int | None:
-    """Of the same values, the entry of the first after `most` of them that were set up in between; None where there are
-    no more."""
+    """Return the entry of the change that exceeds the first `most` changes in the range of `values_between`, or
+    None."""
     column, found = projections.c, list[int]()
     for kind in kinds:
         rows = select(column.since).where(column.kind == kind, column.since > after, column.since <= last)
@@ -119,9 +123,27 @@ def change_after(
     return sorted(found)[most] if len(found) > most else None
 
 
+def changed_entries(
+    connection: Connection, after: int, last: int, kinds: Iterable[str], unit: str, ids: Ids, most: int
+) -> set[int]:
+    """Return the entries that set a value in the range of `values_between`; if they are more than `most`, only some,
+    but more than `most`.
+
+    No value is read.
+    """
+    column, found = projections.c, set[int]()
+    for kind in kinds:
+        rows = select(column.since).where(column.kind == kind, column.since > after, column.since <= last).distinct()
+        rows = _narrowed(connection, rows, kind, unit, ids).order_by(column.since).limit(most + 1)
+        found.update(connection.execute(rows).scalars())
+        if len(found) > most:
+            break
+    return found
+
+
 @dataclass(frozen=True)
-class Changed:
-    """A thing's value in canonical JSON from the entry `since` on; None: that entry removed it."""
+class ValueChange:
+    """The value of an object in canonical JSON from the entry `since` on; None means that the entry removed it."""
 
     since: int
     kind: str
@@ -129,21 +151,25 @@ class Changed:
     value: str | None
 
 
-def changes_between(connection: Connection, after: int, last: int, kinds: Iterable[str]) -> list[Changed]:
-    """What each entry after `after`, up to `last`, set or removed, in the log's order."""
+def changes_between(connection: Connection, after: int, last: int, kinds: Iterable[str]) -> list[ValueChange]:
+    """Return the changes of the entries after `after` up to `last`, in the order of the log."""
     column, wanted = projections.c, list(kinds)
     made = select(column.since, column.kind, column.id, column.value)
     made = made.where(column.kind.in_(wanted), column.since > after, column.since <= last)
-    found = [Changed(*row) for row in connection.execute(made)]
+    found = [ValueChange(*row) for row in connection.execute(made)]
     ended = select(column.until, column.kind, column.id)
     ended = ended.where(column.kind.in_(wanted), column.until > after, column.until <= last)
     replaced = {(one.since, one.kind, one.id) for one in found}
-    found += [Changed(*row, None) for row in connection.execute(ended) if tuple(row) not in replaced]
+    found += [ValueChange(*row, None) for row in connection.execute(ended) if tuple(row) not in replaced]
     return sorted(found, key=lambda one: one.since)
 
 
 def state_at(connection: Connection, index: int, kinds: Iterable[str]) -> State:
-    """The state after this entry, as far as these kinds go."""
+    """Return the state after this entry, limited to these kinds.
+
+    Raises:
+        NotFound: there is no such entry.
+    """
     data = read_entry_bytes(connection, index)
     if data is None:
         raise NotFound(f"entry {index}: expected one of the log's entries, got none")
@@ -152,7 +178,7 @@ def state_at(connection: Connection, index: int, kinds: Iterable[str]) -> State:
 
 
 class Window(NamedTuple):
-    """Of the adapters that no release named: the first `most` after `past`, by name."""
+    """A page of the adapters that no release named: the first `most` after the name `past`."""
 
     past: str
     most: int
@@ -161,9 +187,14 @@ class Window(NamedTuple):
 def unit_state_at(
     connection: Connection, index: int, unit: str, reviewed: Iterable[str], window: Window | None = None
 ) -> tuple[State, str | None]:
-    """The state after this entry as far as it decides what the unit may load, and the `past` of the next window, if
-    there is one. Adapters are read by name, so that those of other units cost nothing: what the unit's releases named,
-    and of `reviewed` those in the window."""
+    """Return the state that decides what a unit may load after this entry, and the `past` of the next window, or None.
+
+    Adapters are read by name, so that those of other units cost nothing: those that the unit's releases named, and
+    those of `reviewed` within the window.
+
+    Raises:
+        NotFound: there is no such entry.
+    """
     data = read_entry_bytes(connection, index)
     if data is None:
         raise NotFound(f"entry {index}: expected one of the log's entries, got none")
@@ -171,7 +202,7 @@ def unit_state_at(
     def rows(kinds: Iterable[str], ids: Ids = NO_IDS) -> list[tuple[str, str, str]]:
         return [(row.kind, row.id, row.value) for row in values_at(connection, index, kinds, unit, ids)]
 
-    others = [kind for kind in JUDGED_BY if kind not in ("adapter", "dataset")]
+    others = [kind for kind in ACCESS_KINDS if kind not in ("adapter", "dataset")]
     state = state_of(rows(others), index + 1, parse_entry(data).time)
     named = {release.current.adapter for release in state.releases.values()}
     before = {activation.adapter for release in state.releases.values() for activation in release.history}
@@ -187,19 +218,19 @@ def unit_state_at(
 
 
 def entries_at(connection: Connection, indexes: Iterable[int]) -> list[bytes]:
-    """The bytes of these entries as they are stored, in the log's order."""
+    """Return the stored bytes of these entries, in the order of the log."""
     found = select(entries.c.bytes).where(entries.c.index.in_(list(indexes))).order_by(entries.c.index)
     return list(connection.execute(found).scalars())
 
 
-def last_at(connection: Connection, unfiled: Unfiled, time: str) -> int | None:
-    """The last entry at this time or before it; None where the log begins later.
+def last_at(connection: Connection, partial_block: PartialBlock, time: str) -> int | None:
+    """Return the last entry at or before this time, or None if the log begins later.
 
-    Where the clock was reset, that is the last before the reset only for a time before that of the reset. What a clock
-    dated ahead is found by its index alone.
+    After a clock reset, entries before it are found only by times before the reset. Entries that a wrong clock dated in
+    the future are found by index only.
     """
     size = read_head(connection).size
-    for low, high in reversed(find_stretches(connection, unfiled, size)):
+    for low, high in reversed(find_stretches(connection, partial_block, size)):
         index = first_at(connection, time, low, high, after=True) - 1
         if index >= low:
             return index
@@ -207,18 +238,18 @@ def last_at(connection: Connection, unfiled: Unfiled, time: str) -> int | None:
 
 
 def count_requests(
-    connection: Connection, unfiled: Unfiled, adapter: str, size: int, open_requests: int
+    connection: Connection, partial_block: PartialBlock, adapter: str, size: int, open_requests: int
 ) -> dict[str, int]:
-    """How many requests the adapter was given in the log of this size, and how they ended.
+    """Return the number of requests to an adapter in the log of this size, by outcome.
 
-    Every request has two entries about the adapter, except open ones, which have one. So counts from the index are
-    enough, and no entry is read: all entries about the adapter, less those that are not of requests.
+    Each request has two entries about the adapter, except open ones, which have one. So the counts come from the search
+    index, without reading entries: all entries about the adapter minus those that are not of requests.
     """
     about: Filters = {"subjects": [f"adapter:{adapter}"], "before": size}
-    filed = count_entries(connection, unfiled, about)
-    told = count_entries(connection, unfiled, {**about, "types": TOLD_OF_ADAPTERS})
+    filed = count_entries(connection, partial_block, about)
+    listed = count_entries(connection, partial_block, {**about, "types": LISTED_OF_ADAPTERS})
     finished: Filters = {**about, "types": COUNTED_OF_ADAPTERS[1:]}
-    failed = count_entries(connection, unfiled, {**finished, "outcome": "failure"})
-    interrupted = count_entries(connection, unfiled, {**finished, "outcome": "interrupted"})
-    answered = (filed - told - open_requests) // 2 - failed - interrupted
+    failed = count_entries(connection, partial_block, {**finished, "outcome": "failure"})
+    interrupted = count_entries(connection, partial_block, {**finished, "outcome": "interrupted"})
+    answered = (filed - listed - open_requests) // 2 - failed - interrupted
     return {"answered": answered, "failure": failed, "interrupted": interrupted, "open": open_requests}

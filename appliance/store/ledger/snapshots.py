@@ -1,80 +1,141 @@
-"""The fold, kept in a file under the log's seal, so that the next start continues there instead of at the first entry.
+"""Snapshots: the state in a sealed file, so that the next start continues there instead of at the first entry.
 
     <decimal length of the note>
-    <note>      text, an empty line, the log key's signature: of which log the rest is, and what it hashes to
-    <body>      the tree's right edge as a line of hexadecimal hashes, then the state
+    <note>      text, an empty line, the signature by the log's key: identifies the log and the hash of the body
+    <body>      the tree's right edge as a line of hexadecimal hashes, the checkpoint as a line of base64, the state
 
-It is a cache, and only the service that wrote it uses it: the seal's key must be one of this service's, and the code
-the same. A valid seal is evidence whatever code made it: the log had that root at that size. A log that is shorter now,
-or different, is refused (docs/adr/0012-a-start-from-a-sealed-fold.md).
+A snapshot is a cache for the service that wrote it: the key of the seal must be one of this service's, and the code
+must be the same. A valid seal proves, whatever code made it, that the log had that root at that size. A log that is
+shorter now, or different, is refused (docs/adr/0012-state-snapshots.md). The checkpoint of that size is what two
+administrators give up if an older log was restored on purpose (docs/adr/0030-restorations.md).
 """
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable
+import os
+import time
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from types import GenericAlias
+from typing import Any, NamedTuple
 
-from appliance.domain.audit.snapshot import Snapshot, decode_snapshot, encode_snapshot, take_snapshot
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from appliance.domain.core.names import explain
+from appliance.domain.core.state import State, Table
 from appliance.errors import ApplianceError, BadInput, NotFound, Tampered
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.core.fields import encode_base64, parse_base64, parse_decimal, show
 from appliance.formats.core.merkle import Frontier
-from appliance.formats.log.note import parse_note, sign_note, verify_note, vkey_of
-from appliance.formats.signatures.keys import Signer
+from appliance.formats.log.checkpoint import Checkpoint, parse_checkpoint
+from appliance.formats.log.note import parse_note, verify_note
+from appliance.formats.log.seal import LogSeal, parse_seal
 from appliance.store.files import disk
-from appliance.store.ledger.fold import Fold, Seen
+from appliance.store.ledger.keys import LogKeys
+from appliance.store.ledger.log_state import KnownHead, LogState
+
+_TABLES = {name: table for name, table in vars(State()).items() if isinstance(table, Table)}
+ROWS: dict[str, Any] = {name: table.row for name, table in _TABLES.items() if name != "clearances"}
+"""The type of the rows of each table of the state, by the name of the table."""
+
+
+class Snapshot(NamedTuple):
+    """The state at one point. Its values are immutable, so that a snapshot copies only the tables."""
+
+    place: tuple[int, str, str]
+    """Size of the log, time of the last entry, its leaf hash."""
+    tables: dict[str, dict[str, Any]]
+
+
+def take_snapshot(state: State) -> Snapshot:
+    """Return a snapshot of the state."""
+    return Snapshot(state.place, {name: dict(_table(state, name).items()) for name in ROWS})
+
+
+def encode_snapshot(snapshot: Snapshot) -> bytes:
+    """Encode a snapshot as a line of JSON for the place, then a line for each table in the order of `ROWS`."""
+    lines = [json.dumps(snapshot.place).encode()]
+    lines += [_adapter(name).dump_json(snapshot.tables[name]) for name in ROWS]
+    return b"\n".join(lines)
+
+
+def decode_snapshot(data: bytes) -> State:
+    """Decode a state.
+
+    Raises: BadInput for bytes that are not a snapshot of this version.
+    """
+    place, *tables = data.split(b"\n")
+    if len(tables) != len(ROWS):
+        raise BadInput(f"snapshot: expected {len(ROWS)} tables, got {len(tables)}")
+    state = State()
+    try:
+        state.size, state.last_time, state.last_leaf = json.loads(place)
+        for name, line in zip(ROWS, tables, strict=True):
+            for key, value in _adapter(name).validate_json(line).items():
+                _table(state, name).set(key, value)
+    except ValidationError as error:
+        raise BadInput(f"snapshot: {explain(error)[:500]}") from None
+    except (ValueError, TypeError):
+        raise BadInput(f"snapshot: expected size, time and hash, got {show(place)}") from None
+    return state
+
+
+def _table(state: State, name: str) -> Table[Any]:
+    table: Table[Any] = getattr(state, name)
+    return table
+
+
+@cache
+def _adapter(name: str) -> TypeAdapter[dict[str, Any]]:
+    table: Any = GenericAlias(dict, (str, ROWS[name]))
+    return TypeAdapter(table, config=ConfigDict(strict=True))
+
 
 log = logging.getLogger("appliance")
 
 MAX_BYTES = 4 << 30
 _MAX_NOTE = 4_096
 
-FindSigner = Callable[[str], Signer]
-"""The signer of one of the log's vkeys; NotFound where it is not held here."""
 
+class SnapshotContent(NamedTuple):
+    """The content of a snapshot with a valid seal: the log's root at a size, and the state.
 
-class Kept(NamedTuple):
-    """What a valid seal proves: the log's root at a size, and the fold there; None where other code made it, or
-    where it is of too few entries to be worth it."""
+    The state is None if other code made it, or if it covers too few entries. `checkpoint` is the signed note of the
+    log at that size. It is empty if the file has none, as one of another build can. `time_s` is the time at which the
+    file was written, in seconds since 1970.
+    """
 
-    seen: Seen
-    fold: Fold | None
-
-
-class _Seal(NamedTuple):
-    """The note's lines. `vkey` is the log's key of that moment, `code` a digest over what made the fold."""
-
-    origin: str
-    vkey: str
-    size: int
-    root: bytes
-    code: str
-    body: str
-
-    @property
-    def text(self) -> str:
-        """The first line is no log's origin, so that this note is no checkpoint."""
-        root = encode_base64(self.root)
-        return f"{self.origin}/fold\n{self.vkey}\n{self.size}\n{root}\n{self.code}\n{self.body}\n"
+    seen: KnownHead
+    log_state: LogState | None
+    checkpoint: bytes
+    time_s: float
 
 
 class Snapshots:
-    """The one snapshot at a path. Errors of the disk are Unavailable."""
+    """The snapshot at a path. Disk errors are Unavailable."""
 
-    def __init__(self, path: Path, *, origin: str, code: str, signers: FindSigner, least: int = 0) -> None:
-        """A fold of fewer entries than `least` is not taken from it."""
+    def __init__(self, path: Path, *, origin: str, code: str, keys: LogKeys, least: int = 0) -> None:
+        """Open the snapshot; a state of fewer than `least` entries is not used."""
         self._path = path
         self._origin = origin
         self._code = code
-        self._signers = signers
+        self._keys = keys
         self._least = least
         self.size = 0
-        """Of the log whose fold was read or written last."""
+        """Size of the log whose state was last read or written."""
 
-    def read(self) -> Kept | None:
-        """None where there is none, or none whose seal holds: every entry is folded then."""
+    @property
+    def age_s(self) -> float | None:
+        """Return the seconds since the snapshot was written, or None if there is none."""
+        try:
+            return max(0.0, time.time() - self._path.stat().st_mtime)
+        except OSError:
+            return None
+
+    def read(self) -> SnapshotContent | None:
+        """Return the snapshot, or None if it is missing or its seal is invalid; then all entries are replayed."""
         try:
             return self._read()
         except NotFound:
@@ -83,58 +144,80 @@ class Snapshots:
             log.warning("%s: nothing is taken from it: %s", self._path, error.message)
             return None
 
-    def _read(self) -> Kept:
+    def _read(self) -> SnapshotContent:
         what = f"snapshot {self._path}"
         with (
             disk.disk_errors(what),
             disk.open_folder(self._path.parent) as folder,
             disk.open_plain(folder, self._path.name, what) as file,
         ):
-            data = disk.read_all(file, MAX_BYTES, what)
+            data, time_s = disk.read_all(file, MAX_BYTES, what), os.fstat(file).st_mtime
         length, _, rest = data.partition(b"\n")
         size = parse_decimal(length[:8].decode("ascii", "replace"), f"{what}, note")
         seal, body = self._open(rest[: min(size, _MAX_NOTE)], what), rest[size:]
         if digest_bytes(body) != seal.body:
             raise Tampered(f"{what}: expected the bytes of {seal.body}, got those of {digest_bytes(body)}")
+        edge, checkpoint, state = _split_body(body, seal)
         is_taken = seal.code == self._code and seal.size >= self._least
-        fold = _decode(body, seal, what) if is_taken else None
-        self.size = 0 if fold is None else seal.size
-        return Kept(Seen(seal.size, seal.root), fold)
+        log_state = _decode(edge, state, seal, what) if is_taken else None
+        self.size = 0 if log_state is None else seal.size
+        return SnapshotContent(KnownHead(seal.size, seal.root), log_state, checkpoint, time_s)
 
-    def _open(self, data: bytes, what: str) -> _Seal:
-        """The seal, once its signature holds under a key that this service holds."""
+    def _open(self, data: bytes, what: str) -> LogSeal:
+        """Verify that the seal is signed by a key of this service and return it."""
         note = parse_note(data)
-        lines = note.text.split("\n")
-        if len(lines) != 7 or lines[0] != f"{self._origin}/fold":
-            raise Tampered(f"{what}: expected one of the log {self._origin}, got {show(lines[0])}")
-        root = parse_base64(lines[3], f"{what}, root", size=32)
-        seal = _Seal(self._origin, lines[1], parse_decimal(lines[2], f"{what}, size"), root, lines[4], lines[5])
-        if vkey_of(self._origin, self._signers(seal.vkey)) != seal.vkey:
-            raise Tampered(f"{what}: expected a key of the log, got {seal.vkey}")
+        seal = parse_seal(note.text)
+        if seal.origin != self._origin:
+            raise Tampered(f"{what}: expected one of the log {self._origin}, got {show(seal.origin)}")
+        if not self._keys.has_log_key(seal.vkey):
+            raise NotFound(f"{what}: expected a key of the log, got {seal.vkey}")
         verify_note(note, seal.vkey)
         return seal
 
-    def write(self, snapshot: Snapshot, frontier: Frontier, vkey: str) -> None:
-        """Durably, in the place of the one before; `vkey` is the log's key at that moment."""
+    def write(self, snapshot: Snapshot, frontier: Frontier, vkey: str, checkpoint: bytes) -> None:
+        """Write the snapshot durably in place of the previous one.
+
+        `vkey` is the current key of the log, and `checkpoint` the signed note of its size.
+        """
         edge = b" ".join(node.hex().encode() for node in frontier.hashes)
-        body = edge + b"\n" + encode_snapshot(snapshot)
-        seal = _Seal(self._origin, vkey, frontier.size, frontier.root(), self._code, digest_bytes(body))
-        note = sign_note(seal.text, self._origin, self._signers(vkey))
+        body = b"\n".join((edge, encode_base64(checkpoint).encode(), encode_snapshot(snapshot)))
+        seal = LogSeal(self._origin, vkey, frontier.size, frontier.root(), self._code, digest_bytes(body))
+        note = self._keys.sign_snapshot(seal)
         with disk.disk_errors(f"snapshot {self._path}"):
             disk.write_file(self._path, b"%d\n" % len(note) + note + body)
         self.size = seal.size
 
+    def set_aside(self) -> None:
+        """Rename the file, which the log does not continue, so that no start reads it. It stays as evidence."""
+        with disk.disk_errors(f"snapshot {self._path}"):
+            count = 1
+            while (target := self._path.with_name(f"{self._path.name}-{count}.lost")).exists():
+                count += 1
+            self._path.rename(target)
+            disk.sync_folder(self._path.parent)
 
-def copy_fold(fold: Fold) -> tuple[Snapshot, Frontier, str]:
-    """What `write` needs of a fold, which may change meanwhile."""
-    return take_snapshot(fold.state), fold.frontier, fold.state.site.log_key
+
+def copy_log_state(log_state: LogState, checkpoint: bytes) -> tuple[Snapshot, Frontier, str, bytes]:
+    """Copy what `write` needs of a log_state, which may change meanwhile, beside the checkpoint of its size."""
+    return take_snapshot(log_state.state), log_state.frontier, log_state.state.site.log_key, checkpoint
 
 
-def _decode(body: bytes, seal: _Seal, what: str) -> Fold:
+def _split_body(body: bytes, seal: LogSeal) -> tuple[bytes, bytes, bytes]:
+    """Return the tree's right edge, the checkpoint and the state. A checkpoint of another size or root is left out."""
     edge, _, rest = body.partition(b"\n")
-    state = decode_snapshot(rest)
+    line, _, state = rest.partition(b"\n")
+    try:
+        checkpoint = parse_base64(line.decode("ascii", "replace"), "snapshot, checkpoint")
+        found = parse_checkpoint(parse_note(checkpoint).text)
+    except BadInput:
+        return edge, b"", state
+    return edge, checkpoint if found == Checkpoint(seal.origin, seal.size, seal.root) else b"", state
+
+
+def _decode(edge: bytes, data: bytes, seal: LogSeal, what: str) -> LogState:
+    state = decode_snapshot(data)
     frontier = Frontier(seal.size, tuple(bytes.fromhex(node) for node in edge.decode("ascii").split()))
     found = (state.size, frontier.root(), state.site.log_key)
     if found != (seal.size, seal.root, seal.vkey):
         raise BadInput(f"{what}: expected the size, root and key that it was sealed with, got size {state.size}")
-    return Fold.restored(state, frontier)
+    return LogState.restored(state, frontier)

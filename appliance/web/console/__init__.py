@@ -1,1 +1,1 @@
-"""The console: pages for browsers, rendered here, by audience."""
+"""The console: pages for browsers, rendered by the service, in one folder per audience."""

@@ -1,1 +1,1 @@
-"""What every door uses: authentication, errors, sockets, TLS, logs."""
+"""Code that all listeners share: authentication, errors, sockets, TLS and logs."""

@@ -1,43 +1,59 @@
-"""One table from error to answer, and the last handler. Nothing foreign leaks out."""
+"""The mapping from errors to HTTP responses, for every listener.
+
+An unforeseen exception becomes a 500 response without details.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from appliance.domain.core.words import problems
-from appliance.errors import ApplianceError, BadInput, TooMany, UsedUp
+from appliance.domain.core.words import Item, items_of, problems
+from appliance.errors import ApplianceError, BadInput, QuotaExceeded, RateLimited
 
 log = logging.getLogger(__name__)
 
 
-class Malformed(BadInput):
-    """What does not have the form of a request: refused before anything has looked at it."""
+class MalformedRequest(BadInput):
+    """A request that does not have the form that its endpoint expects.
 
-    def __init__(self, found: Iterable[Mapping[str, Any]]) -> None:
-        """`found`: pydantic's errors, each with its place. What was sent is not repeated: it may be a prompt."""
-        told = [{**item, "loc": tuple(item["loc"])[1:] or item["loc"]} for item in found]
-        self.first: tuple[str, tuple[int | str, ...]] = ("", ()) if not told else (told[0]["type"], _place(told[0]))
-        """What is wrong with the first of the members, in pydantic's word, and the member's place."""
-        for item in told:
+    The message does not repeat the input, because that may be a prompt. The error is created where the request is
+    parsed, in a worker thread.
+    """
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        """Create the error from pydantic's errors. An error with an empty location is about the whole body."""
+        self.first: tuple[str, tuple[int | str, ...]] = ("", ())
+        """Type and location of the first error."""
+        if items:
+            self.first = items[0]["type"], tuple(items[0]["loc"])
+        located = [{**item, "loc": item["loc"] or ("body",)} for item in items]
+        for item in located:
             item.pop("input", None)
-        super().__init__("request: " + "; ".join(problems(told, unknown="not supported")))
+        super().__init__("request: " + "; ".join(problems(located, unknown="not supported")))
+
+    @classmethod
+    def of(cls, error: ValidationError) -> MalformedRequest:
+        """Return the error for a failed validation."""
+        return cls(items_of(error))
+
+    @classmethod
+    def because(cls, message: str) -> MalformedRequest:
+        """Return an error about the whole body."""
+        return cls([{"type": "value_error", "loc": (), "msg": message}])
 
 
-def _place(item: Mapping[str, Any]) -> tuple[int | str, ...]:
-    """Where the request's whole body is meant, there is no member."""
-    return () if item["loc"] == ("body",) else tuple(item["loc"])
-
-
-class Foreign(ApplianceError):
-    """What the web framework refuses by itself, and a defect that it caught: its status is its own."""
+class FrameworkError(ApplianceError):
+    """An error of the web framework, or a caught defect, with its own HTTP status."""
 
     def __init__(self, message: str, code: str, status: int) -> None:
         super().__init__(message, code=code)
@@ -45,24 +61,36 @@ class Foreign(ApplianceError):
 
 
 Body = Callable[[ApplianceError], tuple[int, dict[str, Any]]]
-"""How a door says an error: the status and the body."""
+"""A function that returns the status and the JSON body of an error, in the form of one listener."""
 
 
 def people_body(error: ApplianceError) -> tuple[int, dict[str, Any]]:
-    told = {"code": error.code, "message": error.message, "reasons": list(error.reasons)}
-    return error.status, {"error": told}
+    """Return the status and the body of an error in the form of the people's API.
+
+    `subject` is what was refused, such as an order; only an error with refusals has it.
+    """
+    refusals = [asdict(refusal) for refusal in error.refusals]
+    details = {"code": error.code, "message": error.sentences, "reasons": list(error.reasons), "refusals": refusals}
+    return error.status, {"error": details | ({"subject": error.summary} if refusals else {})}
 
 
 def refusal(body: Body, error: ApplianceError, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """The error in the form of that door, and when to ask again where only time is wanting."""
-    if isinstance(error, TooMany | UsedUp):
+    """Return the response for an error in the form of one listener.
+
+    Limits and quotas add the header `Retry-After`.
+    """
+    if isinstance(error, RateLimited | QuotaExceeded):
         headers = {"Retry-After": str(error.retry_after_s)}
     status, value = body(error)
     return JSONResponse(value, status, headers)
 
 
 def install(app: Starlette, body: Body, count: Callable[[Request, ApplianceError], None]) -> None:
-    """Every error of the appliance by its status; everything else is a 500 that says nothing."""
+    """Add handlers that turn every exception into a response.
+
+    Each of the project's errors has its own status. Every other exception is a 500. `count` is called with each error
+    of the project.
+    """
 
     async def appliance_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, ApplianceError)
@@ -71,17 +99,19 @@ def install(app: Starlette, body: Body, count: Callable[[Request, ApplianceError
 
     async def bad_request(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return await appliance_error(request, Malformed(error.errors()))
+        # FastAPI validates only the address and the headers, whose size is limited. Bodies are parsed in threads.
+        problems_found = [{**item, "loc": tuple(item["loc"])[1:]} for item in error.errors()]
+        return await appliance_error(request, MalformedRequest(problems_found))
 
     async def http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         message = f"{request.method} {request.url.path}: {error.detail}"
-        # Such as which methods there are.
-        return refusal(body, Foreign(message, "http", error.status_code), error.headers)
+        # The headers are, for example, `Allow`.
+        return refusal(body, FrameworkError(message, "http", error.status_code), error.headers)
 
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         log.exception("%s %s", request.method, request.url.path, exc_info=error)
-        return refusal(body, Foreign("the service failed; its log says more", "error", 500))
+        return refusal(body, FrameworkError("the service failed; its log says more", "error", 500))
 
     app.add_exception_handler(ApplianceError, appliance_error)
     app.add_exception_handler(RequestValidationError, bad_request)

@@ -1,1 +1,1 @@
-"""Health, metrics and limits."""
+"""Health, metrics, traces, notifications and limits."""

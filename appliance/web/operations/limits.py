@@ -1,6 +1,7 @@
-"""How much a unit may ask: at once, in a minute, in a day. Operations, not invariants: no approval rests on a limit.
+"""Limits of a unit's requests: concurrent, per minute and per day.
 
-Counted in memory, by this service alone: a restart begins with full buckets.
+Limits share the engine among the units. Approvals do not depend on them. This service alone counts them, in memory, so
+a restart begins with full buckets.
 """
 
 from __future__ import annotations
@@ -11,25 +12,29 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from appliance.errors import TooMany
+from appliance.errors import RateLimited
+from appliance.workflows.serving.places import SharedPlaces
 
 MINUTE_S, DAY_S = 60.0, 86_400.0
 EVERYBODY = ""
-"""In the table of limits: every unit that has no row of its own."""
+"""Key, in the table of limits, for all units without a row of their own."""
 
 
 @dataclass(frozen=True)
-class Limits:
-    """0: none. Tokens are those read and those written."""
+class UnitLimits:
+    """The limits of one unit. 0 means no limit. Tokens are those read and those written."""
 
-    concurrent: int = 16
-    requests_per_minute: int = 1_200
+    concurrent: int = 0
+    requests_per_minute: int = 0
     tokens_per_minute: int = 0
     tokens_per_day: int = 0
 
 
 class Bucket:
-    """Fills evenly, up to what is allowed in its time; what an answer took may leave a debt, which is waited out."""
+    """A token bucket of `most` per `seconds`, which fills evenly.
+
+    A response can take more than is left. Then the level is negative until the bucket has filled again.
+    """
 
     def __init__(self, most: int, seconds: float, now: float) -> None:
         self._most = most
@@ -38,16 +43,17 @@ class Bucket:
         self._at = now
 
     def take(self, amount: int, now: float) -> None:
+        """Take an amount, even if it makes the level negative."""
         self._fill(now)
         self._level -= amount
 
     def wait_s(self, now: float, amount: int = 1) -> float:
-        """How long until there is as much; 0 when there is."""
+        """Return the seconds until `amount` is available, or 0 if it is available now."""
         self._fill(now)
         return max(0.0, (amount - self._level) / self._per_s)
 
     def left(self, now: float) -> int:
-        """What may be taken now; nothing while a debt is paid back."""
+        """Return the amount that can be taken now, at least 0."""
         self._fill(now)
         return max(0, int(self._level))
 
@@ -56,10 +62,11 @@ class Bucket:
         self._at = now
 
 
-class Meter:
-    """What one unit has asked for; its methods are called with the lock of `Quotas` held."""
+class UsageMeter:
+    """The usage of one unit. Its methods are called while the lock of `Quotas` is held."""
 
-    def __init__(self, limits: Limits, now: float) -> None:
+    def __init__(self, unit: str, limits: UnitLimits, now: float) -> None:
+        self.unit = unit
         self.limits = limits
         self.running = 0
         wanted, minute, day = limits.requests_per_minute, limits.tokens_per_minute, limits.tokens_per_day
@@ -69,12 +76,14 @@ class Meter:
 
     @property
     def tokens(self) -> list[Bucket]:
+        """The buckets of tokens that the unit has."""
         return [bucket for bucket in (self.minute, self.day) if bucket is not None]
 
     def usage(self, now: float) -> tuple[Usage, ...]:
+        """Return each limit and how much of it is left."""
         limits = self.limits
         return (
-            Usage("requests at once", limits.concurrent, self._places()),
+            Usage("requests at once", limits.concurrent, self._places_left()),
             *(
                 Usage(name, most, None if bucket is None else bucket.left(now))
                 for name, most, bucket in (
@@ -85,14 +94,17 @@ class Meter:
             ),
         )
 
-    def _places(self) -> int | None:
+    def _places_left(self) -> int | None:
         return max(0, self.limits.concurrent - self.running) if self.limits.concurrent else None
 
-    def enter(self, unit: str, now: float) -> None:
-        """TooMany, with the time to wait, where anything is used up; then nothing is taken."""
+    def enter(self, now: float) -> None:
+        """Count a new request.
+
+        Raises: RateLimited, with the seconds to wait, if a limit is reached. Then nothing is counted.
+        """
         if self.limits.concurrent and self.running >= self.limits.concurrent:
-            raise TooMany(
-                f"{unit}: expected at most {self.limits.concurrent} requests at once, got one more",
+            raise RateLimited(
+                f"{self.unit}: expected at most {self.limits.concurrent} requests at once, got one more",
                 code="concurrent-limit",
             )
         waits = [("requests a minute", "rate-limit", self.requests)] if self.requests else []
@@ -101,8 +113,8 @@ class Meter:
             wait_s = bucket.wait_s(now)
             if wait_s > 0:
                 again = math.ceil(wait_s)
-                raise TooMany(
-                    f"{unit}, {what}: expected none within the next {again} s, since the limit is reached, got one",
+                raise RateLimited(
+                    f"{self.unit}, {what}: expected none in the next {again} s, since the limit is reached, got one",
                     code=code,
                     retry_after_s=again,
                 )
@@ -112,78 +124,91 @@ class Meter:
 
 
 class Usage(NamedTuple):
-    """One limit of a unit: `most` is 0 where there is none, and `left` is then None."""
+    """One limit of a unit. If there is none, `most` is 0 and `left` is None."""
 
     name: str
     most: int
     left: int | None
 
 
-class Place:
-    """One request that is under way; left once, whatever becomes of it."""
+class RequestPlace:
+    """A running request of a unit. It is a context manager that ends the request exactly once."""
 
-    def __init__(self, quotas: Quotas, meter: Meter) -> None:
+    def __init__(self, quotas: Quotas, meter: UsageMeter) -> None:
         self._quotas = quotas
         self._meter = meter
 
-    def __enter__(self) -> Place:
+    def __enter__(self) -> RequestPlace:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._quotas.leave(self._meter)
 
     def spend_frame(self, done: Mapping[str, Any], pieces: int) -> None:
-        """The tokens of an answer's last frame; of an answer that was left, as many as pieces came."""
+        """Count the tokens of a response from `done`, its last frame. If that is empty, count the pieces."""
         tokens = int(done["prompt_tokens"]) + int(done["completion_tokens"]) if done else pieces
         self._quotas.spend(self._meter, tokens)
 
 
 class Quotas:
-    """A meter for each unit; `clock` is monotonic, in seconds."""
+    """The meters of all units. `clock` is monotonic, in seconds."""
 
-    def __init__(self, table: Mapping[str, Limits], most: int, clock: Callable[[], float]) -> None:
-        """`table`: unit to limits, under EVERYBODY those of the rest; `most` requests at once, of all together."""
+    def __init__(self, table: Mapping[str, UnitLimits], places: SharedPlaces, clock: Callable[[], float]) -> None:
+        """Create meters from `table` (limits by unit; EVERYBODY for the others) and `places` (shared by all units)."""
         self._table = table
-        self._most = most
+        self._places = places
         self._clock = clock
         self._lock = threading.Lock()
-        self._meters: dict[str, Meter] = {}
-        self.running = 0
+        self._meters: dict[str, UsageMeter] = {}
 
-    def enter(self, unit: str) -> Place:
+    def enter(self, unit: str) -> RequestPlace:
+        """Begin a request of the unit and return its place.
+
+        Raises: RateLimited if a limit is reached.
+        """
         with self._lock:
             now = self._clock()
             meter = self._meter(unit, now)
-            if self.running >= self._most:
-                raise TooMany(f"units' API: expected at most {self._most} requests at once, got one more")
-            meter.enter(unit, now)
-            self.running += 1
-        return Place(self, meter)
+            self._places.enter(unit)
+            try:
+                meter.enter(now)
+            except BaseException:
+                self._places.leave(unit)
+                raise
+        return RequestPlace(self, meter)
 
-    def _meter(self, unit: str, now: float) -> Meter:
-        """With the lock held."""
+    def _meter(self, unit: str, now: float) -> UsageMeter:
+        """Return the unit's meter. The lock is held."""
         meter = self._meters.get(unit)
         if meter is None:
-            limits = self._table.get(unit) or self._table.get(EVERYBODY) or Limits()
-            meter = self._meters[unit] = Meter(limits, now)
+            limits = self._table.get(unit) or self._table.get(EVERYBODY) or UnitLimits()
+            meter = self._meters[unit] = UsageMeter(unit, limits, now)
         return meter
 
     def usage(self, unit: str) -> tuple[Usage, ...]:
-        """The unit's limits, and what is left of each now."""
+        """Return the unit's limits and what is left of each now."""
         with self._lock:
             now = self._clock()
             return self._meter(unit, now).usage(now)
 
+    @property
+    def running(self) -> int:
+        """Number of requests of all units that are running now."""
+        return self._places.taken
+
     def running_by_unit(self) -> dict[str, int]:
+        """Return the number of running requests by unit."""
         with self._lock:
             return {unit: meter.running for unit, meter in self._meters.items()}
 
-    def leave(self, meter: Meter) -> None:
+    def leave(self, meter: UsageMeter) -> None:
+        """End a request of the meter's unit."""
         with self._lock:
             meter.running -= 1
-            self.running -= 1
+            self._places.leave(meter.unit)
 
-    def spend(self, meter: Meter, tokens: int) -> None:
+    def spend(self, meter: UsageMeter, tokens: int) -> None:
+        """Take tokens from the buckets of the meter."""
         with self._lock:
             for bucket in meter.tokens:
                 bucket.take(tokens, self._clock())

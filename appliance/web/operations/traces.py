@@ -1,7 +1,6 @@
-"""Traces for operations, by OpenTelemetry: spans from one durable ledger entry to another, for the site's collector.
+"""OpenTelemetry traces: spans between durable ledger entries, for the site's collector.
 
-A span has names and numbers of its entries, never a text. If the collector does not answer, spans are lost and nothing
-else.
+A span has names and numbers of its entries, and no text. If the collector does not respond, only spans are lost.
 """
 
 from __future__ import annotations
@@ -32,21 +31,23 @@ PATH = "/v1/traces"
 TIMEOUT_S = 5.0
 QUEUE_SPANS, BATCH_SPANS, PAUSE_MS = 8_192, 512, 2_000
 MOST_OPEN = 20_000
-"""Stages under way; beyond that new ones are not traced."""
+"""Maximum open stages. Beyond that, new ones are not traced."""
 _WARN_S = 60.0
+"""Seconds between two warnings about lost spans."""
 _FAILED = ("failure", "denied", "interrupted")
+"""Outcomes of an entry that mark its span as failed."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A span from one of the entries `begins` to one of `ends` about the same subject, such as `run:…`."""
+    """A kind of span: from an entry of type `begins` to one of type `ends` about the same subject, such as `run:…`."""
 
     name: str
     subject: str
     begins: frozenset[str]
     ends: frozenset[str]
     within: str | None = None
-    """The stage that it is a part of."""
+    """Name of the stage that this one is a part of."""
 
 
 def _stage(name: str, subject: str, begins: str, ends: str, within: str | None = None) -> Stage:
@@ -59,7 +60,7 @@ STAGES = (
     _stage("run", "run", "run.requested", f"adapter.sealed {_OVER}"),
     _stage("wait", "run", "run.requested", f"run.started {_OVER}", within="run"),
     _stage("train", "run", "run.started run.resumed", f"run.finished {_OVER}", within="run"),
-    _stage("judge and seal", "run", "run.finished", f"adapter.sealed {_OVER}", within="run"),
+    _stage("evaluate and seal", "run", "run.finished", f"adapter.sealed {_OVER}", within="run"),
     _stage(
         "import",
         "order",
@@ -69,33 +70,38 @@ STAGES = (
     _stage("replay", "order", "replay.requested", "replay.finished replay.failed"),
 )
 SHOWN = (
-    *("unit", "task", "adapter", "run", "base", "dataset"),
+    *("unit", "served_model", "adapter", "run", "base", "dataset"),
     *("code", "finish_reason", "prompt_tokens", "completion_tokens"),
 )
-"""Members of an entry's body that become attributes: names and numbers."""
+"""Fields of an entry's body that become attributes: names and numbers."""
 
 
 @dataclass
 class _Open:
+    """A stage that has begun."""
+
     began_ns: int
     attributes: dict[str, str | int]
     span: Span | None
     first_ns: int | None = None
     asked: Mapping[str, str] | None = None
-    """The W3C headers of the request that an answer belongs to."""
+    """The request's `traceparent` header, for the stage of a response."""
 
 
 class Traces:
-    """Told of each durable entry, in any thread. A stage that is open when the service ends is not sent."""
+    """The tracer, called with each durable entry from any thread.
+
+    Stages that are open when the service ends are not sent.
+    """
 
     def __init__(
         self, exporter: SpanExporter, attributes: Mapping[str, str], clock_ns: Callable[[], int] = time.time_ns
     ) -> None:
-        """`attributes`: of the resource, such as `service.name`."""
+        """Create a tracer. `attributes` describe the resource, such as `service.name`."""
         self._clock_ns = clock_ns
         self._lock = threading.Lock()
         self._open: dict[tuple[str, str], _Open] = {}
-        # Every value is given here: what a site sets for other programs does not send our spans elsewhere.
+        # All values are explicit, so that environment variables for other programs do not redirect the spans.
         self._provider = TracerProvider(
             sampler=ParentBased(ALWAYS_ON),
             resource=Resource(dict(attributes)),
@@ -114,10 +120,11 @@ class Traces:
         self._tracer = self._provider.get_tracer("appliance")
 
     def observe(self, entry: Entry, body: Mapping[str, Any]) -> None:
+        """End and begin the stages of a durable entry."""
         now = self._clock_ns()
         subjects = dict(subject.partition(":")[::2] for subject in entry.subjects)
         with self._lock:
-            # Parts end before the whole, which is listed before them.
+            # Parts end before the stage that contains them, which is listed first.
             for stage in reversed(STAGES):
                 if entry.type in stage.ends and stage.subject in subjects:
                     self._end(stage, subjects[stage.subject], entry, body, now)
@@ -126,21 +133,24 @@ class Traces:
                     self._begin(stage, subjects[stage.subject], entry, body, now)
 
     def join(self, request: str, headers: Mapping[str, str]) -> None:
-        """The answer to this request belongs to its caller's own trace, if the headers have a `traceparent`."""
+        """Make the response to this request part of its caller's trace, if the headers have a `traceparent`.
+
+        Other headers, such as `tracestate`, may contain free text and are ignored.
+        """
         with self._lock:
             opened = self._open.get(("answer", request))
             if opened is not None and "traceparent" in headers:
-                opened.asked = {name: headers[name] for name in ("traceparent", "tracestate") if name in headers}
+                opened.asked = {"traceparent": headers["traceparent"]}
 
     def first(self, request: str) -> None:
-        """The answer's first token has come."""
+        """Note the time of the response's first token."""
         with self._lock:
             opened = self._open.get(("answer", request))
             if opened is not None:
                 opened.first_ns = self._clock_ns()
 
     def close(self) -> None:
-        """Sends what waits, for no longer than one attempt takes."""
+        """Send the waiting spans, for at most the duration of one attempt."""
         self._provider.force_flush(int(TIMEOUT_S * 1000))
         self._provider.shutdown()
 
@@ -149,7 +159,7 @@ class Traces:
             return
         opened = _Open(now, {f"appliance.{stage.subject}": subject, "appliance.entry.begin": entry.index}, None)
         opened.attributes.update(_attributes(body))
-        if stage.name != "answer":  # whose trace it joins is known only after its first entry
+        if stage.name != "answer":  # the caller's trace is known only after the first entry
             opened.span = self._start(stage, subject, opened)
         self._open[stage.name, subject] = opened
 
@@ -186,10 +196,13 @@ def _attributes(body: Mapping[str, Any]) -> dict[str, str | int]:
 
 
 class Collector(SpanExporter):
-    """OTLP over HTTP to one address. It follows no redirect, no proxy and no variable of the environment."""
+    """An exporter of OTLP over HTTP to one address.
+
+    It does not follow redirects, and it ignores proxies and environment variables.
+    """
 
     def __init__(self, address: str, clock: Callable[[], float] = time.monotonic) -> None:
-        """`address`: the collector's, such as `http://127.0.0.1:4318`, without a path."""
+        """Create an exporter. `address` is the collector's, such as `http://127.0.0.1:4318`, without a path."""
         self._address = address
         self._clock = clock
         self._warned = -_WARN_S
@@ -198,6 +211,7 @@ class Collector(SpanExporter):
         )
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Send spans to the collector. Spans that it does not accept are lost, with a warning in the log."""
         headers = {"Content-Type": "application/x-protobuf"}
         try:
             answer = self._client.post(
@@ -208,9 +222,11 @@ class Collector(SpanExporter):
         return SpanExportResult.SUCCESS if answer.is_success else self._lost(len(spans), f"HTTP {answer.status_code}")
 
     def shutdown(self) -> None:
+        """Close the connection."""
         self._client.close()
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Return True, because spans are sent by `export` without a queue."""
         return True
 
     def _lost(self, count: int, reason: str) -> SpanExportResult:

@@ -1,437 +1,512 @@
-"""The people's door: each request of the command line, later of the console. A route parses, calls one workflow."""
+"""The routes of the people's API, used by the command line.
+
+Each route parses its input and calls one workflow.
+"""
 
 from __future__ import annotations
 
-import base64
-import binascii
+import json
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Path, Query, Request
 from fastapi.responses import Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
 
+from appliance.api.data import CheckStatus, ImportStatus, RowRequest, RowsFound, RowsToCheck, SplitRows
+from appliance.api.log import (
+    About,
+    AccessPeriods,
+    Cosignature,
+    CosignatureRequest,
+    EffectiveAccess,
+    EntryWithProof,
+    LogKeyRequest,
+    LogPage,
+    NewLogKey,
+    NewPostQuantumKeys,
+    RestorationAnswer,
+    ServiceReport,
+    StateAt,
+    VerifyRequest,
+)
+from appliance.api.operations import BackupRow, Status, Storage
+from appliance.api.people import (
+    Challenge,
+    Clock,
+    ConsoleAddress,
+    ConsoleLink,
+    EmptyBody,
+    OpenedSession,
+    OrderCheck,
+    OrderReceipt,
+    OrderRefusals,
+    OrderRequest,
+    PendingOrder,
+    Policy,
+    PolicyTest,
+    PolicyTestResults,
+    Rules,
+    SessionRequest,
+    UploadReceipt,
+    WaitingOrder,
+)
+from appliance.api.releases import (
+    Adapter,
+    AdapterHistory,
+    ExportPacket,
+    PreviewResult,
+    PreviewStatus,
+    PromptsHeld,
+    PromptsRequest,
+)
+from appliance.api.runs import (
+    CalibrationRequest,
+    CalibrationStatus,
+    RecipeFacts,
+    ReplayStatus,
+    RunProgress,
+    WorkStarted,
+)
+from appliance.domain.core.decisions import Delegation
 from appliance.domain.core.entry import parse_entry
-from appliance.domain.core.names import parse_value
-from appliance.domain.core.records.adapters import Adapter
-from appliance.domain.core.words import unknown_word
+from appliance.domain.core.names import Value
+from appliance.domain.core.records.data import Base, Dataset, Import, ValidationSet
+from appliance.domain.core.records.people import Principal
+from appliance.domain.core.records.runs import AdapterEvaluation, Run, TrainingCheckpoint
+from appliance.domain.core.records.serving import Release
+from appliance.domain.core.records.site import Hold, WitnessRecord
+from appliance.domain.core.state import Table
+from appliance.domain.core.words import add_advice, unknown_word
+from appliance.domain.queries.review.reported_state import ReportedState
+from appliance.domain.queries.review.values import ReviewPage
+from appliance.domain.queries.rows import DatasetUses
 from appliance.domain.recipe.parsing import parse_resolved
-from appliance.domain.releases.looks import MOST_PROMPTS
 from appliance.errors import BadInput, NotFound, Unavailable
 from appliance.formats.core.canonical import encode_canonical
-from appliance.formats.core.commitment import parse_disclosure_value
 from appliance.formats.core.digest import parse_digest
-from appliance.formats.core.fields import MAX_DECIMAL, encode_base64
-from appliance.web.core.auth import LINK_S, Doorkeeper, Session
+from appliance.formats.core.fields import MAX_DECIMAL
+from appliance.formats.log.checkpoint import MAX_SIZE
+from appliance.web.core.auth import LINK_S, CallerAuthenticator, Session
 from appliance.web.core.errors import install, people_body
-from appliance.web.core.leaving import run_while_awaited
-from appliance.web.core.receiving import read_size, take_upload
-from appliance.web.people.following import follow, has_ended, has_frames, is_settled
-from appliance.web.people.units import check_unit
-from appliance.workflows import orders
-from appliance.workflows.core.context import Context
+from appliance.web.core.receiving import Delivery, read_size, run_while_awaited, take_upload
+from appliance.web.people.middleware import check_unit, follow, has_ended, has_frames, is_settled, reader_of
+from appliance.web.people.parsing import MAX_PUBLIC_VALUES, body_of, describe
+from appliance.workflows import governance, orders, restoration, witnesses
+from appliance.workflows.backups.listing import list_rows
+from appliance.workflows.core.context import Context, LedgerContext, RunContext, ServingContext, WorkerContext
+from appliance.workflows.core.prompts import Answers
 from appliance.workflows.data import checks
-from appliance.workflows.governance import administration
-from appliance.workflows.operations.status import status
-from appliance.workflows.operations.storage import storage
+from appliance.workflows.operations.status import status, storage
 from appliance.workflows.queries import log, people, questions, spans, verification, work
 from appliance.workflows.queries.log import LogFilters, show
 from appliance.workflows.queries.people import pending_orders
 from appliance.workflows.queries.work import import_status, recipe_facts, replay_status, run_progress, run_steps
 from appliance.workflows.releases import exports, review
-from appliance.workflows.releases.page import review_page
-from appliance.workflows.releases.review import adapter_row
+from appliance.workflows.releases.review import adapter_row, read_reported_state, review_page
 from appliance.workflows.runs import planning
-from appliance.workflows.serving import looks
-from appliance.workflows.witnesses import exchange as witnesses
+from appliance.workflows.serving import previews
 
 Wait = Annotated[float, Query(ge=0, le=25)]
-"""Seconds that somebody who follows waits for news at most."""
-MAX_ROW_CHARACTERS = 1_000_000
+"""Maximum seconds that a request waits for news."""
 
 
-class SessionRequest(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    envelope: dict[str, Any]
-
-
-class OrderRequest(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    envelope: dict[str, Any]
-    disclosures: list[dict[str, Any]] = Field(default=[], max_length=16)
-    documents: dict[str, str] = {}
-
-
-class OrderCheck(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    statement: str = Field(max_length=MAX_ROW_CHARACTERS)
-
-
-class PolicyTest(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    policy: str
-    cases: str
-
-
-class RowRequest(BaseModel):
-    """Asked by POST, so that no address and no log of addresses holds a row's text."""
-
-    model_config = ConfigDict(extra="forbid")
-    text: str = Field(max_length=MAX_ROW_CHARACTERS)
-
-
-class PromptsRequest(BaseModel):
-    """What a reviewer is about to put to an adapter: kept in memory until the order that binds them."""
-
-    model_config = ConfigDict(extra="forbid")
-    prompts: list[dict[str, Any]] = Field(max_length=MOST_PROMPTS)
-
-
-class CalibrationRequest(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    recipe: dict[str, Any]
-
-
-class CosignatureRequest(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    note: str = Field(max_length=65_536)
-
-
-class VerifyRequest(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    trust: dict[str, Any] | None = None
-
-
-def people_app(context: Context, door: Doorkeeper, console_url: str | None = None) -> FastAPI:
+def people_app(context: Context, authenticator: CallerAuthenticator, console_url: str | None = None) -> FastAPI:
+    """Return the app of the people's API."""
     app = FastAPI(title="appliance, the people's API", docs_url=None, redoc_url=None, openapi_url=None)
-    install(app, people_body, lambda request, error: door.count(None, error))
+    install(app, people_body, lambda request, error: authenticator.count(None, error))
 
     def person(request: Request, authorization: Annotated[str | None, Header()] = None) -> Session:
-        session = door.person(authorization)
+        session = authenticator.person(authorization)
         check_unit(context, session, request.scope["path"])
         return session
 
     public, private = APIRouter(), APIRouter(dependencies=[Depends(person)])
-    _sessions(public, context, door)
-    _console(private, door, console_url)
+    _sessions(public, context, authenticator, console_url)
+    _console(private, authenticator, console_url)
     _orders(public, private, context, person)
-    _tables(private, context)
+    _tables(private, context, person)
     _runs(private, context, person)
     _adapters(private, context)
     _questions(private, context, person)
-    _looks(private, context, person)
-    _ledger(private, context)
+    _previews(private, context, person)
+    _ledger(private, context, person)
     _keeping(private, context, person)
+
+    @private.get("/v1/openapi.json", include_in_schema=False)
+    def document() -> dict[str, Any]:
+        return described()
+
     app.include_router(public)
     app.include_router(private)
+    described = cache(partial(describe, app))
     return app
 
 
-def _bytes(text: str, what: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise BadInput(f"{what}: expected standard base64, got text that does not decode") from None
+def _sends(media: str) -> dict[int | str, dict[str, Any]]:
+    """Return what the document says of a route whose response is no JSON."""
+    return {200: {"content": {media: {}}}}
 
 
 def _source(request: Request) -> str:
-    """Where it came from, as entries have it: the account on this machine that connected, or the host."""
+    """Return the source of the request as entries have it: the connected account of this machine, or the host."""
     if request.client is None:
         return "unix"
     host = request.client.host
     return host if host.startswith("unix:") else f"tcp:{host}"
 
 
-def _sessions(router: APIRouter, context: Context, door: Doorkeeper) -> None:
+def _sessions(
+    router: APIRouter, context: WorkerContext, authenticator: CallerAuthenticator, console: str | None
+) -> None:
     @router.get("/v1/about")
-    def about() -> dict[str, Any]:
-        return log.about(context)
+    def about(seen: Annotated[int | None, Query(ge=0, le=MAX_SIZE)] = None) -> About:
+        return log.about(context, seen)
 
     @router.get("/v1/clock")
-    def clock() -> dict[str, Any]:
+    def clock() -> Clock:
         return people.clock(context)
 
+    @router.get("/v1/restoration")
+    def describe_restoration(
+        kept: Annotated[int | None, Query(ge=1, le=MAX_SIZE)] = None,
+        keyid: Annotated[list[str], Query(max_length=2)] = [],  # noqa: B006
+    ) -> RestorationAnswer:
+        return restoration.describe(context, kept, keyid)
+
     @router.post("/v1/sessions/challenge")
-    def challenge() -> dict[str, str]:
-        return {"nonce": door.challenge()}
+    def challenge() -> Challenge:
+        needed = console is not None and context.ledger.state.parameters.identity_provider is not None
+        page = f"{console}/sign-in/identity" if needed else None
+        return Challenge(nonce=authenticator.challenge(), identity_page=page)
 
     @router.post("/v1/sessions")
-    def open_session(body: SessionRequest, request: Request) -> dict[str, Any]:
-        token, session = door.open_session(encode_canonical(body.envelope), _source(request))
+    def open_session(
+        request: Request, body: Annotated[SessionRequest, body_of(SessionRequest, MAX_PUBLIC_VALUES)]
+    ) -> OpenedSession:
+        data = encode_canonical(body.envelope)
+        token, session = authenticator.open_session(data, _source(request), body.identity_token)
         principal = context.ledger.state.principals.get(session.principal)
         roles = () if principal is None else principal.roles
-        return {"token": token, "principal": session.principal, "roles": roles, "expires_at": session.expires_at}
+        return OpenedSession(token=token, principal=session.principal, roles=roles, expires_at=session.expires_at)
 
     @router.delete("/v1/sessions/own")
-    def end_session(request: Request, authorization: Annotated[str | None, Header()] = None) -> dict[str, Any]:
-        door.end_session(authorization, _source(request))
-        return {}
+    def end_session(request: Request, authorization: Annotated[str | None, Header()] = None) -> EmptyBody:
+        authenticator.end_session(authorization, _source(request))
+        return EmptyBody()
 
 
-def _console(router: APIRouter, door: Doorkeeper, url: str | None) -> None:
-    @router.post("/v1/console/links")
-    def link(authorization: Annotated[str | None, Header()] = None) -> dict[str, Any]:
+def _console(router: APIRouter, authenticator: CallerAuthenticator, url: str | None) -> None:
+    def expect_url() -> str:
         if url is None:
             raise Unavailable(
                 'console: expected the setting console, such as "127.0.0.1:8330", got off; '
                 "set it in appliance.toml and start the service again",
                 code="console-off",
             )
-        return {"url": f"{url}/sign-in/{door.link(authorization)}", "seconds": LINK_S}
+        return url
+
+    @router.get("/v1/console")
+    def address() -> ConsoleAddress:
+        return ConsoleAddress(url=expect_url())
+
+    @router.post("/v1/console/links")
+    def link(authorization: Annotated[str | None, Header()] = None) -> ConsoleLink:
+        return ConsoleLink(url=f"{expect_url()}/sign-in/{authenticator.link(authorization)}", seconds=LINK_S)
 
 
 def _orders(public: APIRouter, private: APIRouter, context: Context, person: Callable[..., Session]) -> None:
     @public.post("/v1/orders")
     def submit(
-        body: OrderRequest, request: Request
-    ) -> dict[str, Any]:  # `waiting`: orders that its signer could endorse
+        request: Request, body: Annotated[OrderRequest, body_of(OrderRequest, MAX_PUBLIC_VALUES)]
+    ) -> OrderReceipt:
         submission = orders.Submission(
             envelope=encode_canonical(body.envelope),
-            disclosures=tuple(parse_disclosure_value(value) for value in body.disclosures),
-            documents={role: _bytes(text, f"document {role}") for role, text in body.documents.items()},
+            disclosures=body.disclosures,
+            documents=body.documents,
             source=_source(request),
         )
         submitted = orders.submit(context, submission)
-        entry = submitted.appended.entry
-        return {
-            "index": entry.index,
-            "type": entry.type,
-            "outcome": entry.outcome,
-            "order": submitted.digest,
-            "bytes": encode_base64(submitted.appended.entry_bytes),
-            "proof": [step.hex() for step in orders.prove(context, submitted)],
-            "checkpoint": submitted.appended.checkpoint.decode("utf-8"),
-            "result": submitted.result,
-            "waiting": len(people.waiting_for(context, entry.actor)),
-        }
+        return OrderReceipt(
+            bytes=submitted.appended.entry_bytes,
+            proof=tuple(orders.prove(context, submitted)),
+            checkpoint=submitted.appended.checkpoint.decode("utf-8"),
+            waiting=len(people.waiting_for(context, submitted.appended.entry.actor)),
+        )
 
     asking = Depends(person)
 
     @private.post("/v1/orders/check")
-    def check(body: OrderCheck, session: Session = asking) -> dict[str, Any]:
-        return {"reasons": orders.check(context, session.principal, _bytes(body.statement, "statement"))}
+    def check(body: Annotated[OrderCheck, body_of(OrderCheck)], session: Session = asking) -> OrderRefusals:
+        return OrderRefusals(refusals=orders.check(context, session.principal, body.statement))
 
     @private.get("/v1/orders/waiting")
-    def waiting(session: Session = asking) -> list[dict[str, Any]]:
+    def waiting(session: Session = asking) -> tuple[WaitingOrder, ...]:
         return people.waiting_for(context, session.principal)
 
     @private.get("/v1/orders/pending")
-    def pending() -> list[dict[str, Any]]:
+    def pending() -> list[PendingOrder]:
         return pending_orders(context)
 
     @private.put("/v1/uploads/{digest}")
-    async def put_upload(digest: str, request: Request, session: Session = asking) -> dict[str, Any]:
+    async def put_upload(digest: str, request: Request, session: Session = asking) -> UploadReceipt:
         size = read_size(request.headers)
         await take_upload(context, session.principal, parse_digest(digest), size, request.stream())
-        return {"digest": digest, "bytes": size}
+        return UploadReceipt(digest=digest, bytes=size)
 
     @private.post("/v1/policy/test")
-    def test_policy(body: PolicyTest) -> dict[str, Any]:
-        return {"results": people.test_policy(_bytes(body.policy, "policy"), _bytes(body.cases, "cases"))}
+    def test_policy(body: Annotated[PolicyTest, body_of(PolicyTest)], session: Session = asking) -> PolicyTestResults:
+        return people.test_policy(context, session.principal, body.policy, body.cases)
 
 
-def _tables(router: APIRouter, context: Context) -> None:
+def _tables(router: APIRouter, context: RunContext, person: Callable[..., Session]) -> None:
+    asking = Depends(person)
+
     @router.get("/v1/status")
-    def service_status() -> dict[str, Any]:
-        return status(context)
+    def service_status(session: Session = asking) -> Status:
+        return status(context, session.principal)
 
     @router.get("/v1/storage")
-    def service_storage() -> dict[str, Any]:
+    def service_storage() -> Storage:
         return storage(context)
 
+    @router.get("/v1/backups")
+    def backups() -> list[BackupRow]:
+        return list_rows(context)
+
     @router.get("/v1/principals")
-    def principals() -> list[dict[str, Any]]:
-        return people.principals(context)
+    def principals(session: Session = asking) -> list[Principal]:
+        return people.principals(context, reader_of(context, session))
 
     @router.get("/v1/policy")
-    def policy() -> dict[str, Any]:
+    def policy() -> Policy:
         return people.policy(context)
 
     @router.get("/v1/rules")
-    def rules() -> dict[str, int]:
+    def rules() -> Rules:
         return people.rules(context)
 
     @router.get("/v1/imports/{order}")
-    async def an_import(order: str, wait_s: Wait = 0) -> dict[str, Any]:
-        key = parse_digest(order)
-        return await follow(context.progress, key, partial(import_status, context, key), is_settled, wait_s)
+    async def an_import(order: str, wait_s: Wait = 0, session: Session = asking) -> ImportStatus:
+        key, status = parse_digest(order), partial(import_status, context, principal=session.principal)
+        return await follow(context.progress, key, partial(status, key), is_settled, wait_s)
 
-    kinds = ("bases", "datasets", "imports", "runs", "adapters", "judgements", "releases", "holds", "witnesses")
-    for name in (*kinds, "delegations", "validation-sets"):
-        _table(router, context, name)
+    for name, row in _TABLES.items():
+        _table(router, context, name, row)
 
 
-def _table(router: APIRouter, context: Context, name: str) -> None:
-    member = name.replace("-", "_")
+_TABLES: dict[str, type[Value]] = {
+    "bases": Base,
+    "datasets": Dataset,
+    "validation-sets": ValidationSet,
+    "runs": Run,
+    "adapters": Adapter,
+    "imports": Import,
+    "evaluations": AdapterEvaluation,
+    "releases": Release,
+    "holds": Hold,
+    "witnesses": WitnessRecord,
+    "delegations": Delegation,
+}
+"""The type of the rows of each table. Those of the first five also have an address of their own."""
 
-    @router.get(f"/v1/{name}", name=name)
-    def rows() -> list[dict[str, Any]]:
-        return [_row(context, row) for row in getattr(context.ledger.state, member).values()]
 
-    if name in ("imports", "judgements", "releases", "holds", "witnesses", "delegations"):
+def _table(router: APIRouter, context: LedgerContext, name: str, model: type[Value]) -> None:
+    def table() -> Table[Any]:
+        found: Table[Any] = getattr(context.ledger.state, name.replace("-", "_"))
+        return found
+
+    def describe(row: Any) -> Any:
+        return adapter_row(context, row) if model is Adapter else row
+
+    @router.get(f"/v1/{name}", name=name, response_model=list[model])  # type: ignore[valid-type]
+    def rows() -> list[Any]:
+        return [describe(row) for row in table().values()]
+
+    if model not in (Base, Dataset, ValidationSet, Run, Adapter):
         return
 
-    @router.get(f"/v1/{name}/{{key}}", name=f"one of {name}")
-    def row(key: str) -> dict[str, Any]:
-        table = getattr(context.ledger.state, member)
-        found = table.get(key)
-        if found is None:
-            raise NotFound(unknown_word(name, key, [known for known, _ in table.items()]))
-        return _row(context, found)
+    @router.get(f"/v1/{name}/{{key}}", name=f"one of {name}", response_model=model)
+    def row(key: str) -> Any:
+        found_row = table().get(key)
+        if found_row is None:
+            what = name.removesuffix("s")
+            known = [known for known, _ in table().items()]
+            raise NotFound(add_advice(unknown_word(what, key, known), f"list them with: appliance {what} list"))
+        return describe(found_row)
 
 
-def _row(context: Context, row: Any) -> dict[str, Any]:
-    return adapter_row(context, row) if isinstance(row, Adapter) else dict(row.model_dump(mode="json"))
-
-
-def _runs(router: APIRouter, context: Context, person: Callable[..., Session]) -> None:
+def _runs(router: APIRouter, context: RunContext, person: Callable[..., Session]) -> None:
     @router.get("/v1/runs/{run}/progress")
-    async def progress(run: str, after: Annotated[int, Query(ge=0)] = 0, wait_s: Wait = 0) -> dict[str, Any]:
+    async def progress(run: str, after: Annotated[int, Query(ge=0)] = 0, wait_s: Wait = 0) -> RunProgress:
         return await follow(context.progress, run, partial(run_progress, context, run, after), has_frames, wait_s)
 
     @router.get("/v1/runs/{run}/checkpoints")
-    def training_checkpoints(run: str) -> list[dict[str, Any]]:
+    def training_checkpoints(run: str) -> list[TrainingCheckpoint]:
         return work.training_checkpoints(context, run)
 
-    @router.get("/v1/runs/{run}/steps")
+    @router.get("/v1/runs/{run}/steps", responses=_sends("application/jsonl"))
     def steps(run: str) -> Response:
         return Response(run_steps(context, run), media_type="application/jsonl")
 
     @router.get("/v1/replays/{order}")
-    async def replay(order: str, wait_s: Wait = 0) -> dict[str, Any]:
+    async def replay(order: str, wait_s: Wait = 0) -> ReplayStatus:
         key = parse_digest(order)
         return await follow(context.progress, key, partial(replay_status, context, key), is_settled, wait_s)
 
     asking = Depends(person)
 
     @router.post("/v1/calibrations")
-    def calibrate(body: CalibrationRequest, session: Session = asking) -> dict[str, str]:
-        return {"key": planning.order_calibration(context, session.principal, parse_resolved(body.recipe))}
+    def calibrate(
+        body: Annotated[CalibrationRequest, body_of(CalibrationRequest)], session: Session = asking
+    ) -> WorkStarted:
+        return WorkStarted(key=planning.order_calibration(context, session.principal, parse_resolved(body.recipe)))
 
     @router.get("/v1/calibrations/{key}")
-    async def calibration(key: str, session: Session = asking, wait_s: Wait = 0) -> dict[str, Any]:
+    async def calibration(key: str, session: Session = asking, wait_s: Wait = 0) -> CalibrationStatus:
         look = partial(planning.calibration_status, context, session.principal, key)
         return await follow(context.progress, key, look, has_ended, wait_s)
 
     @router.post("/v1/dataset-checks")
-    def check_rows(body: dict[str, Any], session: Session = asking) -> dict[str, str]:
-        rows = parse_value(checks.Rows, encode_canonical(body), "dataset check")
-        return {"key": checks.order_check(context, session.principal, rows)}
+    def check_rows(body: Annotated[RowsToCheck, body_of(RowsToCheck)], session: Session = asking) -> WorkStarted:
+        return WorkStarted(key=checks.order_check(context, session.principal, body))
 
     @router.get("/v1/dataset-checks/{key}")
-    async def checked_rows(key: str, session: Session = asking, wait_s: Wait = 0) -> dict[str, Any]:
+    async def checked_rows(key: str, session: Session = asking, wait_s: Wait = 0) -> CheckStatus:
         look = partial(checks.check_status, context, session.principal, key)
         return await follow(context.progress, key, look, has_ended, wait_s)
 
     @router.get("/v1/recipes/facts")
-    def facts(base: str, dataset: str) -> dict[str, Any]:
+    def facts(base: str, dataset: str) -> RecipeFacts:
         return recipe_facts(context, base, dataset)
 
 
-def _adapters(router: APIRouter, context: Context) -> None:
+def _adapters(router: APIRouter, context: LedgerContext) -> None:
     @router.get("/v1/adapters/{name}/review")
-    def packet(name: str) -> dict[str, Any]:
-        return review.review_packet(context, name)
+    def reported_state(name: str) -> ReportedState:
+        return read_reported_state(context, name)
 
     @router.get("/v1/adapters/{name}/page")
-    def page(name: str) -> dict[str, Any]:
-        return review_page(context, name).model_dump(mode="json")
+    def page(name: str) -> ReviewPage:
+        return review_page(context, name)
 
     @router.get("/v1/adapters/{name}/files/{path:path}")
     def file(name: str, path: str) -> Response:
         return Response(review.adapter_file(context, name, path), media_type="application/octet-stream")
 
     @router.get("/v1/exports/{order}")
-    def exported(order: str) -> dict[str, Any]:
+    def exported(order: str) -> ExportPacket:
         return exports.export_packet(context, parse_digest(order))
 
     @router.get("/v1/adapters/{name}/history")
-    def history(name: str) -> dict[str, Any]:
-        return questions.adapter_story(context, name)
+    def history(name: str) -> AdapterHistory:
+        return questions.read_adapter_history(context, name)
 
 
-def _questions(router: APIRouter, context: Context, person: Callable[..., Session]) -> None:
+def _questions(router: APIRouter, context: LedgerContext, person: Callable[..., Session]) -> None:
     asking = Depends(person)
 
-    @router.get("/v1/units/{unit}/could-load")
-    def could_load(
+    @router.get("/v1/units/{unit}/effective-access")
+    def effective_access(
         unit: str, at: str | None = None, since: str | None = None, until: str | None = None
-    ) -> dict[str, Any]:
+    ) -> EffectiveAccess | AccessPeriods:
         if since is not None and at is None:
-            return spans.could_load_between(context, unit, since, until)
+            return spans.effective_access_between(context, unit, since, until)
         if since is not None or until is not None:
-            raise BadInput("could-load: expected `at`, or `since` with or without `until`, got others")
-        return questions.could_load_at(context, unit, at)
+            raise BadInput("effective-access: expected `at`, or `since` with or without `until`, got others")
+        return questions.effective_access_at(context, unit, at)
 
     @router.get("/v1/datasets/{name}/uses")
-    def uses(name: str) -> list[dict[str, Any]]:
+    def uses(name: str) -> tuple[DatasetUses, ...]:
         return questions.dataset_uses(context, name)
 
     @router.get("/v1/datasets/{name}/labels")
-    def labels(name: str) -> dict[str, dict[str, int]]:
+    def labels(name: str) -> dict[str, SplitRows]:
         return questions.dataset_labels(context, name)
 
     @router.post("/v1/datasets/{name}/row")
-    def row(name: str, body: RowRequest, session: Session = asking) -> list[dict[str, Any]]:
+    def row(name: str, body: Annotated[RowRequest, body_of(RowRequest)], session: Session = asking) -> list[RowsFound]:
         return questions.dataset_row(context, session.principal, name, body.text)
 
     @router.get("/v1/ledger/state")
-    def state(at: str | None = None, kind: Annotated[list[str], Query()] = []) -> dict[str, Any]:  # noqa: B006
-        return questions.state_as_of(context, at, kind)
+    def state(
+        at: str | None = None,
+        kind: Annotated[list[str], Query()] = [],  # noqa: B006
+        session: Session = asking,
+    ) -> StateAt:
+        return questions.state_as_of(context, at, kind, reader_of(context, session))
 
 
-def _looks(router: APIRouter, context: Context, person: Callable[..., Session]) -> None:
-    """Samples and tries. Prompts are sent before their order, and what was answered goes to who ordered it alone."""
+def _previews(router: APIRouter, context: ServingContext, person: Callable[..., Session]) -> None:
+    """Add the routes of sample views and trials.
+
+    Prompts are sent before their order. The responses are given only to the person who ordered them.
+    """
     asking = Depends(person)
 
     @router.post("/v1/prompts")
-    def put_prompts(body: PromptsRequest, session: Session = asking) -> dict[str, Any]:
-        found = [parse_disclosure_value(value) for value in body.prompts]
-        return {"held": looks.hold_prompts(context, session.principal, found)}
+    def put_prompts(body: Annotated[PromptsRequest, body_of(PromptsRequest)], session: Session = asking) -> PromptsHeld:
+        return PromptsHeld(held=previews.hold_prompts(context, session.principal, body.prompts))
 
-    @router.get("/v1/looks/{order}")
-    async def look(order: str, session: Session = asking, wait_s: Wait = 0) -> dict[str, Any]:
-        digest = parse_digest(order)
-        find = partial(looks.look_status, context, session.principal, digest)
-        return await follow(context.progress, looks.look_key(session.principal, digest), find, has_ended, wait_s)
+    @router.get("/v1/previews/{order}", response_model=PreviewStatus)
+    async def look(order: str, session: Session = asking, wait_s: Wait = 0) -> Response:
+        digest, person = parse_digest(order), session.principal
+        find = partial(previews.preview_status, context, person, digest)
+        current = await follow(context.progress, previews.preview_key(person, digest), find, has_ended, wait_s)
+        if not current.ended or current.error is not None:
+            return Response(current.model_dump_json(), media_type="application/json")
+
+        def render(answers: Answers) -> bytes:
+            result = PreviewResult.model_validate_json(json.dumps(answers.result))
+            return current.model_copy(update={"result": result}).model_dump_json(exclude_unset=True).encode()
+
+        body, record = await run_in_threadpool(previews.deliver_answers, context, person, digest, render)
+        return Delivery(body, "application/json", record)
 
 
-def _keeping(router: APIRouter, context: Context, person: Callable[..., Session]) -> None:
-    """Witnesses, and the log's own keys."""
+def _keeping(router: APIRouter, context: LedgerContext, person: Callable[..., Session]) -> None:
+    """Add the routes of witnesses and of the log's own keys."""
     asking = Depends(person)
 
-    @router.get("/v1/witness-request")
+    @router.get("/v1/witness-request", responses=_sends("text/plain"))
     def request(witness: str, old: Annotated[int | None, Query(ge=0)] = None) -> Response:
         return Response(witnesses.request(context, witness, old), media_type="text/plain; charset=utf-8")
 
     @router.post("/v1/cosignatures")
-    def cosignature(body: CosignatureRequest, request: Request) -> dict[str, Any]:
+    def cosignature(request: Request, body: Annotated[CosignatureRequest, body_of(CosignatureRequest)]) -> Cosignature:
         entry = parse_entry(witnesses.accept(context, body.note.encode(), _source(request)).entry_bytes)
-        return {"index": entry.index, **{name: entry.body[name] for name in ("witness", "size", "time")}}
+        return Cosignature(index=entry.index, **{name: entry.body[name] for name in ("witness", "size", "time")})
 
     @router.post("/v1/log-keys")
-    def log_key(session: Session = asking) -> dict[str, str]:
-        return {"vkey": administration.next_log_key(context, session.principal)}
+    def log_key(body: Annotated[LogKeyRequest, body_of(LogKeyRequest)], session: Session = asking) -> NewLogKey:
+        vkey = governance.next_log_key(context, session.principal, post_quantum=body.post_quantum)
+        return NewLogKey(vkey=vkey)
+
+    @router.post("/v1/post-quantum-keys")
+    def post_quantum_keys(session: Session = asking) -> NewPostQuantumKeys:
+        return governance.make_post_quantum_keys(context, session.principal)
 
 
-def _ledger(router: APIRouter, context: Context) -> None:
+def _ledger(router: APIRouter, context: RunContext, person: Callable[..., Session]) -> None:
+    asking = Depends(person)
+
     @router.get("/v1/documents/{digest}")
     def document(digest: str) -> Response:
         return Response(context.ledger.document(parse_digest(digest)), media_type="application/octet-stream")
 
     @router.get("/v1/ledger")
-    def find(filters: Annotated[LogFilters, Query()]) -> dict[str, Any]:
-        return log.find(context, filters)
+    def find(filters: Annotated[LogFilters, Query()], session: Session = asking) -> LogPage:
+        return log.find(context, filters, reader_of(context, session))
 
-    @router.get("/v1/ledger/export")
+    @router.get("/v1/ledger/export", responses=_sends("application/x-tar"))
     def export() -> StreamingResponse:
         return StreamingResponse(log.export(context), media_type="application/x-tar")
 
     @router.post("/v1/ledger/verify")
-    async def verify(body: VerifyRequest, request: Request) -> dict[str, Any]:
+    async def verify(request: Request, body: Annotated[VerifyRequest, body_of(VerifyRequest)]) -> ServiceReport:
         return await run_while_awaited(request, partial(verification.verify, context, body.trust))
 
     @router.get("/v1/ledger/{index}")
-    def entry(index: Annotated[int, Path(ge=0, le=MAX_DECIMAL)]) -> dict[str, Any]:
-        return show(context, index)
+    def entry(index: Annotated[int, Path(ge=0, le=MAX_DECIMAL)], session: Session = asking) -> EntryWithProof:
+        return show(context, index, reader_of(context, session))

@@ -1,1 +1,1 @@
-"""OpenAI's interface for units."""
+"""The API for units, compatible with OpenAI's."""

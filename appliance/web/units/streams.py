@@ -1,8 +1,7 @@
-"""An answer goes out while it is made: the engine's thread tells its frames, the event loop sends them.
+"""Streamed responses: the engine's thread passes on frames, and the event loop sends them.
 
-Neither waits for a client: a slow one holds its own connection and nothing of the engine. An error overtakes the frames
-that have not been sent, so that a cut is a cut. Only an answer's beginning and its end, which are recorded, take a
-thread.
+A slow client holds its own connection and nothing of the engine. An error overtakes the frames that have not been sent,
+so that no further token leaves. Only the recorded beginning and end of a response use a thread.
 """
 
 from __future__ import annotations
@@ -19,23 +18,25 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from appliance.errors import ApplianceError
-from appliance.web.units.gate import Threads
-from appliance.workflows.serving.answering import Answer, lost
+from appliance.web.units.middleware import Threads
+from appliance.workflows.serving.answering import AnswerStream, make_lost_error
 
 Frame = dict[str, Any]
 Act = Callable[[], None]
 
 
-class Post:
-    """What other threads want done in the event loop: it wakes once for all that has come together, as the tokens of a
-    step do."""
+class CallQueue:
+    """A queue of calls from other threads to the event loop.
+
+    The loop wakes once for all calls that have accumulated, such as those for the tokens of a step.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._acts: list[Act] = []
 
     def put(self, loop: asyncio.AbstractEventLoop, act: Act) -> None:
-        """In the order in which they are put, from any thread; always with the same loop. The act does not raise."""
+        """Add a call from any thread. Calls run in order, always in the same loop. `act` must not raise."""
         with self._lock:
             self._acts.append(act)
             first = len(self._acts) == 1
@@ -51,13 +52,18 @@ class Post:
 
 
 class Frames:
-    """The frames of one answer, in order; leaving early ends the answer at once."""
+    """The frames of one response, in order."""
 
-    def __init__(self, threads: Threads, post: Post, answer: Answer, ended: Callable[[Frame, int], None]) -> None:
-        """`ended` is called once, with the frame `done`, empty where there was none, and the number of pieces."""
-        self._threads, self._post, self._answer, self._count = threads, post, answer, ended
+    def __init__(
+        self, threads: Threads, calls: CallQueue, answer: AnswerStream, ended: Callable[[Frame, int], None]
+    ) -> None:
+        """Start the response.
+
+        `ended` is called once, with the frame `done` (empty without one) and the number of pieces.
+        """
+        self._threads, self._calls, self._answer, self._count = threads, calls, answer, ended
         self._loop = asyncio.get_running_loop()
-        self._heard: deque[Frame | None] = deque()
+        self._frames: deque[Frame | None] = deque()
         self._waiting: asyncio.Future[None] | None = None
         self._pieces = 0
         self._is_ending = False
@@ -67,20 +73,20 @@ class Frames:
 
     def _start(self) -> None:
         try:
-            self._answer.start(self._tell)
+            self._answer.start(self._queue_frame)
         except BaseException as error:
-            known = error if isinstance(error, ApplianceError) else lost()
-            self._post.put(self._loop, partial(self._begin_end, partial(_refuse, known)))
+            known = error if isinstance(error, ApplianceError) else make_lost_error()
+            self._calls.put(self._loop, partial(self._begin_end, partial(_refuse, known)))
             if known is not error:
                 raise
 
-    def _tell(self, frame: Frame | None) -> None:
-        """In the engine's thread."""
-        self._post.put(self._loop, partial(self._hear, frame))
+    def _queue_frame(self, frame: Frame | None) -> None:
+        """Pass on a frame. This is called in the engine's thread."""
+        self._calls.put(self._loop, partial(self._process_frame, frame))
 
-    # From here on, in the event loop alone.
+    # The methods below run in the event loop, except `_end` and `_close`.
 
-    def _hear(self, frame: Frame | None) -> None:
+    def _process_frame(self, frame: Frame | None) -> None:
         if self._is_ending:
             return
         if frame is not None and frame["frame"] == "token":
@@ -97,20 +103,20 @@ class Frames:
             self._threads.start(partial(self._end, end))
 
     def _end(self, end: Callable[[], Frame]) -> None:
-        """In a thread: the end is an entry, and may wait for the disk."""
+        """End the response in a thread, because its end is an entry and may wait for the disk."""
         done: Frame = {}
         error: ApplianceError | None = None
         try:
             done = end()
-        except ApplianceError as found:
-            error = found
+        except ApplianceError as known:
+            error = known
         except BaseException:
-            error = lost()
+            error = make_lost_error()
             raise
         finally:
             self._error = error
             self._count(done, self._pieces)
-            self._post.put(self._loop, partial(self._finish, done))
+            self._calls.put(self._loop, partial(self._finish, done))
 
     def _finish(self, done: Frame) -> None:
         if done:
@@ -119,17 +125,20 @@ class Frames:
         self.ended.set()
 
     def _pass_on(self, frame: Frame | None) -> None:
-        self._heard.append(frame)
+        self._frames.append(frame)
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(None)
 
     async def each(self) -> AsyncIterator[Frame]:
-        """Raises what ended the answer before its end, at once."""
+        """Yield the frames.
+
+        Raises: the error that ended the response early, at once.
+        """
         while True:
-            if not self._heard:
+            if not self._frames:
                 self._waiting = self._loop.create_future()
                 await self._waiting
-            frame = self._heard.popleft()
+            frame = self._frames.popleft()
             if self._error is not None:
                 raise self._error
             if frame is None:
@@ -137,7 +146,7 @@ class Frames:
             yield frame
 
     def leave(self) -> None:
-        """The client has left."""
+        """End the response because the client has left."""
         self._begin_end(self._close)
 
     def _close(self) -> Frame:
@@ -146,10 +155,13 @@ class Frames:
 
 
 class Events(Response):
-    """Server-sent events as they are made. Of starlette's own response for what streams, no task group and no copy of a
-    task for each: one task here listens for a client that leaves, and tells it."""
+    """A response of server-sent events.
+
+    One task waits for the client's disconnect. Starlette's own streaming response would need a task group for each.
+    """
 
     def __init__(self, events: AsyncIterator[str], leave: Act) -> None:
+        """Create the response. `leave` is called when the client disconnects."""
         super().__init__(media_type="text/event-stream")
         del self.headers["content-length"]
         self._events, self._leave = events, leave

@@ -1,1 +1,1 @@
-"""What every workflow uses: context, records, jobs, workers, effects."""
+"""Parts that every workflow uses: context, ledger records, job queues, workers and effects."""

@@ -1,4 +1,4 @@
-"""What a running worker says on the way, for those who follow it. Never the record: that is the ledger."""
+"""Progress of running workers, for the clients that follow it. It is not a record: the ledger is the record."""
 
 from __future__ import annotations
 
@@ -11,22 +11,25 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from appliance.errors import TooMany
+from appliance.api.runs import WorkError
+from appliance.errors import RateLimited
 from appliance.formats.core.commitment import Disclosure
 
 _KEPT_FRAMES = 5_000
+"""Most frames of one stream that are kept."""
 _KEPT_BYTES = 4 << 20
-"""Of one stream, as JSON: a worker says what it likes, as often as it likes."""
+"""Most bytes of one stream as JSON. A worker is not trusted, so its output is limited."""
 _KEPT_STREAMS = 64
-"""Of those that have no owner."""
+"""Most streams without an owner."""
 _KEPT_OF_ONE = 16
-"""Of those that one person owns and that have ended."""
+"""Most ended streams of one owner."""
 
 
 class Stream:
-    """The frames of one run or import; `next` is the number the next frame will have, `changes` counts what was said.
+    """The frames of one run or import.
 
-    `owner`: the only person who may read it, or None. `idle`: nothing was said of it since this service started.
+    `next` is the number of the next frame, `changes` the count of updates. `owner`: the only person who may read it, or
+    None. `idle`: True if it has had no update since this service started.
     """
 
     def __init__(self, owner: str | None = None) -> None:
@@ -37,11 +40,12 @@ class Stream:
         self._bytes = 0
         self.next = 0
         self.changes = 0
-        self.result: dict[str, Any] | None = None
-        self.error: dict[str, str] | None = None
+        self.result: Any = None
+        self.error: WorkError | None = None
         self.ended = False
 
     def add(self, frame: dict[str, Any]) -> None:
+        """Add a frame with its number, and drop the oldest frames beyond the limits."""
         self.frames.append({**frame, "seq": self.next})
         self.next += 1
         self._sizes.append(len(json.dumps(frame)))
@@ -57,7 +61,7 @@ class _Waiter(NamedTuple):
 
 
 class Progress:
-    """Streams by key (a run's id, an import's order). `earlier`: what was said of it before this service started."""
+    """Streams by key (a run's id, an import's order). `earlier` returns the frames from before this service started."""
 
     def __init__(self, earlier: Callable[[str], list[dict[str, Any]]] = lambda key: []) -> None:
         self._earlier = earlier
@@ -65,9 +69,10 @@ class Progress:
         self._lock = threading.Lock()
         self._waiting: dict[str, set[_Waiter]] = {}
         self._waking = threading.Lock()
-        """Held for a moment only, since an event loop takes it, too."""
+        """Lock of `_waiting`. Threads hold it only briefly, since event loops take it, too."""
 
     def publish(self, key: str, frame: dict[str, Any]) -> None:
+        """Add a frame to the stream and wake those who wait for it."""
         with self._lock:
             stream = self._stream(key)
             stream.idle = False
@@ -75,7 +80,8 @@ class Progress:
             stream.changes += 1
         self._wake(key)
 
-    def end(self, key: str, *, result: dict[str, Any] | None = None, error: dict[str, str] | None = None) -> None:
+    def end(self, key: str, *, result: Any = None, error: WorkError | None = None) -> None:
+        """End the stream with a result or an error."""
         with self._lock:
             stream = self._stream(key)
             stream.idle, stream.result, stream.error, stream.ended = False, result, error, True
@@ -83,12 +89,12 @@ class Progress:
         self._wake(key)
 
     def changes_of(self, key: str) -> int:
-        """How often something was said of it, for `wait`."""
+        """Return the number of updates of the stream, for `wait`."""
         stream = self._streams.get(key)
         return 0 if stream is None else stream.changes
 
     async def wait(self, key: str, seen: int, wait_s: float) -> None:
-        """Until more was said of it than the `seen` changes, or the wait is over. Holds no thread."""
+        """Wait until the stream has other than `seen` updates, at most `wait_s` seconds. The wait holds no thread."""
         waiter = _Waiter(asyncio.get_running_loop(), asyncio.Event())
         with self._waking:
             self._waiting.setdefault(key, set()).add(waiter)
@@ -106,54 +112,63 @@ class Progress:
         with self._waking:
             waiting = tuple(self._waiting.get(key, ()))
         for waiter in waiting:
-            with suppress(RuntimeError):  # its loop has ended
+            with suppress(RuntimeError):  # the event loop has ended
                 waiter.loop.call_soon_threadsafe(waiter.event.set)
 
     def fail(self, key: str, code: str, why: Disclosure) -> None:
-        """Ended for a reason that the ledger holds as a text, which can be erased there."""
-        self.end(key, error={"code": code, "message": why.text, "commitment": why.commitment})
+        """End the stream with an error whose text is in the ledger, where it can be erased."""
+        self.end(key, error=WorkError(code=code, message=why.text, commitment=why.commitment))
 
     def open(self, key: str, owner: str) -> None:
-        """A stream that only `owner` reads. Streams of others never take its place."""
+        """Open a stream that only `owner` can read. Streams of others never evict it."""
         with self._lock:
             self._open(key, owner)
 
     def open_one(self, kind: str, owner: str, most: int) -> str:
-        """The key of a new stream that only `owner` reads. TooMany where a stream of this kind is open for them, or for
-        `most` people."""
+        """Open a new stream that only `owner` can read, and return its key.
+
+        Raises:
+            RateLimited: The owner has an open stream of this kind, or `most` people have one.
+        """
         with self._lock:
-            going = [one.owner for key, one in self._streams.items() if key.startswith(f"{kind}:") and not one.ended]
-            if owner in going:
-                raise TooMany(f"{kind}: expected one at a time for {owner}, got another; ask again when it has ended")
-            if len(going) >= most:
-                raise TooMany(f"{kind}: expected at most {most} at a time, got one more; ask again in a few minutes")
+            owners = [s.owner for key, s in self._streams.items() if key.startswith(f"{kind}:") and not s.ended]
+            if owner in owners:
+                raise RateLimited(
+                    f"{kind}: expected one at a time for {owner}, got another; ask again when it has ended"
+                )
+            if len(owners) >= most:
+                raise RateLimited(
+                    f"{kind}: expected at most {most} at a time, got one more; ask again in a few minutes"
+                )
             key = f"{kind}:{owner}:{secrets.token_hex(16)}"
             self._open(key, owner)
             return key
 
     def read_own(self, key: str, owner: str) -> Stream | None:
-        """None where `owner` has none under this key."""
+        """Return the owner's stream of this key, or None if there is none."""
         stream = self._streams.get(key)
         return None if stream is None or stream.owner != owner else stream
 
-    def followed(self) -> tuple[str, ...]:
-        """The streams that somebody reads or reads of, and that have not ended."""
+    def list_open(self) -> tuple[str, ...]:
+        """Return the keys of the streams that have not ended."""
         with self._lock:
             return tuple(key for key, stream in self._streams.items() if not stream.ended)
 
     def forget(self, key: str) -> None:
-        """Nothing of the stream is kept any longer."""
+        """Remove the stream."""
         with self._lock:
             self._streams.pop(key, None)
 
     def reopen(self, key: str) -> None:
-        """What had ended goes on."""
+        """Reopen a stream that has ended."""
         with self._lock:
             stream = self._stream(key)
             stream.idle, stream.result, stream.error, stream.ended = False, None, None, False
 
     def read(self, key: str) -> Stream:
-        """Where there is none, one is made: a caller has found the key in the ledger's state before."""
+        """Return the stream of this key; make an empty one if there is none. The caller has found the key in the
+        ledger's state.
+        """
         with self._lock:
             return self._stream(key)
 
@@ -171,7 +186,7 @@ class Progress:
         self._evict(owner, _KEPT_OF_ONE)
 
     def _evict(self, owner: str | None, most: int) -> None:
-        """The oldest of this owner's beyond `most`, but none of work that goes on."""
+        """Remove the oldest streams of this owner beyond `most`, except those of work that continues."""
         theirs = [key for key, one in self._streams.items() if one.owner == owner]
         over = [key for key in theirs[:-1] if self._streams[key].ended or (owner is None and self._streams[key].idle)]
         for key in over[: max(0, len(theirs) - most)]:

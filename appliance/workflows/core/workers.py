@@ -1,10 +1,19 @@
-"""How a workflow talks to a sandboxed worker: walls first, then the task, then frames until a result."""
+"""The protocol between a workflow and a sandboxed worker, and the watch over the disk while the worker runs.
+
+The protocol is: the sandbox check, the task, then frames until a result. Workers are ended before they use the disk
+space that the ledger needs, since without it the ledger could not even record how a worker ended. The space that a
+single worker uses cannot be measured, because a file that was removed but is still open has no name. So the workers of
+jobs are ended first, whichever of them used the space. An engine, which writes no files, is ended only if that did not
+help.
+"""
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,23 +22,27 @@ from pathlib import Path
 from typing import Any
 
 from appliance.errors import ApplianceError, BadInput, Denied, NotFound, Tampered, TooLarge, Unavailable
-from appliance.runners.local import Worker, start_worker
-from appliance.runners.running import Running
-from appliance.runners.sandbox import Limits, Sandbox
-from appliance.workflows.core.context import Context, Frame
-from appliance.workflows.core.disk_reserve import kept_free
+from appliance.sandbox.description import ResourceLimits, Sandbox
+from appliance.sandbox.host import RunningWorker
+from appliance.sandbox.local import Worker, start_worker
+from appliance.store.files.space import Reserve, measure_space
+from appliance.workflows.core.context import Frame, WorkerContext
+from appliance.workflows.core.jobs import DISK
 
 SERVE, SERVE_VLLM = "appliance.worker.serve", "appliance.worker.serve_vllm"
-WALLS_S = 120.0
+SANDBOX_CHECK_S = 120.0
+"""Seconds that the check of the sandbox may take."""
 SILENCE_S = 1_800.0
-"""A worker that says nothing for this long is taken for dead."""
+"""Seconds without a frame after which a worker counts as dead."""
 ENDS_S = 30.0
+"""Seconds that the end of a worker's processes may take."""
 TIME_LIMIT = "time-limit"
+"""Error code of a task that exceeds its bounds."""
 
 _CODE = re.compile(r"[a-z][a-z0-9-]{0,63}")
 _ERRORS: dict[str, type[ApplianceError]] = {
     **{error.code: error for error in (BadInput, NotFound, Tampered, Unavailable)},
-    "probe-differs": Tampered,
+    "fingerprint-differs": Tampered,
     "adapter-inactive": Tampered,
     **dict.fromkeys(
         ("out-of-memory", "cache-full", "not-finite", "answer-failed", "harness-missing", "no-vllm"), Unavailable
@@ -41,7 +54,7 @@ _ERRORS: dict[str, type[ApplianceError]] = {
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a worker may take for one task: seconds by the clock, and seconds of the CPU for each of its processes."""
+    """The limits of one task: seconds by the clock, and seconds of CPU time for each process of the worker."""
 
     wall_s: float
     cpu_s: int
@@ -49,7 +62,7 @@ class Bounds:
 
 @contextmanager
 def worker(
-    context: Context,
+    context: WorkerContext,
     key: str,
     module: str,
     *,
@@ -59,47 +72,66 @@ def worker(
     cpu_s: int | None = None,
     libraries: tuple[Path, ...] = (),
 ) -> Iterator[Worker]:
-    """A started worker, findable by `key` while it lives, so that it can be stopped; ended on the way out.
+    """Start a worker, register it under `key` while it runs so that others can stop it, and end it on exit.
 
-    Its home is a scratch folder of its own, apart from what it is to write.
+    Its home is a scratch folder of its own, separate from the folders that it writes its result to.
+
+    Raises:
+        Unavailable: With the code `closing`, if the service has begun to end; its end stops registered workers only.
     """
     accepted = frozenset(context.ledger.state.parameters.accepted_missing_layers)
     name = f"{key.replace(':', '-')}-{module.rpartition('.')[2]}.log"
     with context.artifacts.staging() as scratch:
-        limits = Limits(cpu_s=cpu_s)
+        limits = ResourceLimits(cpu_s=cpu_s)
         sandbox = Sandbox(read=read, write=(scratch, *write), devices=gpu, limits=limits, libraries=libraries)
         started = start_worker(
             module, sandbox, log=context.logs / name, accepted_missing=accepted, probes=context.probes
         )
-        with started, kept_free(started, scratch, engine=module in (SERVE, SERVE_VLLM)):
+        with started, keep_disk_free(started, scratch, context.reserve, engine=module in (SERVE, SERVE_VLLM)):
             context.workers[key] = started
             try:
+                if context.closing.is_set():
+                    raise Unavailable(
+                        "worker: expected the service to run until its end, got the end of the service; repeat the "
+                        "work after the next start",
+                        code="closing",
+                    )
                 yield started
             finally:
-                # One that was ended late leaves its successor findable.
+                # If a successor has registered under the same key, it stays registered.
                 if context.workers.get(key) is started:
                     del context.workers[key]
 
 
-def check_walls(started: Running) -> dict[str, str]:
-    """The probes' results; Unavailable when any got through, so that nothing runs in a broken sandbox."""
-    walls = started.check_walls(WALLS_S)
-    through = sorted(name for name, result in walls.items() if result != "refused")
+def check_sandbox(started: RunningWorker) -> dict[str, str]:
+    """Return the results of the sandbox probes.
+
+    Raises:
+        Unavailable: with the code `sandbox-escape`, a probe reached its target.
+    """
+    probes = started.check_sandbox(SANDBOX_CHECK_S)
+    through = sorted(name for name, result in probes.items() if result != "refused")
     if through:
-        raise Unavailable(f"sandbox: expected every probe refused, got through: {', '.join(through)}", code="wall-open")
-    return walls
+        raise Unavailable(
+            f"sandbox: expected every probe refused, got through: {', '.join(through)}", code="sandbox-escape"
+        )
+    return probes
 
 
 def carry_out(
-    started: Running,
+    started: RunningWorker,
     task: Frame,
     blob: bytes = b"",
     *,
     bounds: Bounds | None = None,
     on_frame: Callable[[Frame], None] = lambda frame: None,
 ) -> Frame:
-    """Sends the task and returns the result frame; a failure frame, a silent end or one that takes longer than its
-    bounds is raised as an error."""
+    """Send the task to the worker, pass its frames to `on_frame`, and return its result frame.
+
+    Raises:
+        ApplianceError: The worker reports a failure or ends without a result.
+        TooLarge: With the code `time-limit`, if the task takes longer than its bounds.
+    """
     started.send({"frame": "go", **task}, blob)
     deadline = math.inf if bounds is None else time.monotonic() + bounds.wall_s
     while (received := _receive(started, deadline)) is not None:
@@ -109,18 +141,18 @@ def carry_out(
         if frame.get("frame") == "failure":
             raise failure(frame)
         on_frame(frame)
-    raise _ended(started, bounds)
+    raise _error_of_end(started, bounds)
 
 
-def _ended(started: Running, bounds: Bounds | None) -> ApplianceError:
-    """Why a worker ended that said nothing: its log is empty where the kernel ended it."""
+def _error_of_end(started: RunningWorker, bounds: Bounds | None) -> ApplianceError:
+    """Return the error of a worker that ended without a result. Its log is empty if the kernel ended it."""
     try:
         code = started.wait(ENDS_S)
     except Unavailable:
         return _no_result(", and its processes did not end")
     if bounds is not None and code == 128 + signal.SIGXCPU:
-        said = f"worker: expected its result within {bounds.cpu_s} s of the CPU, got none"
-        return TooLarge(said, code=TIME_LIMIT)
+        message = f"worker: expected its result within {bounds.cpu_s} s of the CPU, got none"
+        return TooLarge(message, code=TIME_LIMIT)
     if code == 128 + signal.SIGKILL:
         return _no_result(" by signal 9: it was killed, as the kernel does where memory runs out")
     return _no_result(f" with exit code {code}; its log says more")
@@ -130,8 +162,12 @@ def _no_result(how: str) -> Unavailable:
     return Unavailable(f"worker: expected a result, got its end{how}", code="worker-ended")
 
 
-def _receive(started: Running, deadline: float) -> tuple[Frame, bytes] | None:
-    """The next frame, None at the end; TooLarge (`time-limit`) where it does not come by the deadline."""
+def _receive(started: RunningWorker, deadline: float) -> tuple[Frame, bytes] | None:
+    """Return the next frame, or None at the end.
+
+    Raises:
+        TooLarge: With the code `time-limit`, if no frame comes by the deadline.
+    """
     left = deadline - time.monotonic()
     try:
         received = started.receive(max(0.0, min(SILENCE_S, left)))
@@ -145,9 +181,65 @@ def _receive(started: Running, deadline: float) -> tuple[Frame, bytes] | None:
 
 
 def failure(frame: dict[str, Any]) -> ApplianceError:
-    """A worker's own refusal, as the error that it names; under `worker-failed` where that is no code, which might be
-    too long for an entry."""
+    """Return the error that a worker's failure frame names.
+
+    A malformed code, which could be too long for an entry, becomes `worker-failed`.
+    """
     code, message = str(frame.get("code")), str(frame.get("message"))
     if _CODE.fullmatch(code) is None:
         code = "worker-failed"
     return _ERRORS.get(code, BadInput)(message, code=code)
+
+
+log = logging.getLogger("appliance")
+
+_ENGINE_SHARE = 8
+"""Divisor of the bytes that the ledger needs, which gives the free bytes below which engines are ended, too."""
+_CHECK_S = 0.25
+"""Seconds between two checks of the disk."""
+
+
+def disk_shortage(folder: Path, reserve: Reserve | None, *, engine: bool) -> str | None:
+    """Return the reason to end a worker that writes below this folder, or None if there is enough disk space."""
+    _, free, needed = measure_space(folder, reserve)
+    needed //= _ENGINE_SHARE if engine else 1
+    if free >= needed:
+        return None
+    return (
+        f"worker, disk: expected {needed} bytes free beside what it writes, got {free}; make room, then resume a run "
+        "that has a training checkpoint (appliance run resume), and order anything else again"
+    )
+
+
+@contextmanager
+def keep_disk_free(started: RunningWorker, folder: Path, reserve: Reserve | None, *, engine: bool) -> Iterator[None]:
+    """End the worker if the folder's disk has too little free space.
+
+    Raises:
+        Unavailable: With the code `disk`, in place of the error that the end of the worker caused.
+    """
+    over, why = threading.Event(), ""
+
+    def watch_disk() -> None:
+        nonlocal why
+        while not over.wait(_CHECK_S):
+            try:
+                why = disk_shortage(folder, reserve, engine=engine) or ""
+            except OSError:
+                continue  # the disk is missing, and the code that uses it reports that
+            if why:
+                log.critical("ALARM: a worker is ended: %s", why)
+                started.kill()
+                return
+
+    thread = threading.Thread(target=watch_disk, name=f"disk-watch-{started.pid}", daemon=True)
+    thread.start()
+    try:
+        yield
+    except ApplianceError as error:
+        if why:
+            raise Unavailable(why, code=DISK) from error
+        raise
+    finally:
+        over.set()
+        thread.join()

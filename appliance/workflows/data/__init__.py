@@ -1,1 +1,1 @@
-"""Uploads and imports."""
+"""Uploads, checks of rows, and imports of bases, datasets and validation sets."""

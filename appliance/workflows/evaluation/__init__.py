@@ -1,1 +1,1 @@
-"""What an evaluation found is checked, judged by the gates that were fixed before it, and judged again."""
+"""The check of evaluation items, the verdict by the gates that were fixed before, and its recomputation."""

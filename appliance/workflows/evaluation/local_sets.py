@@ -1,4 +1,4 @@
-"""Sets of rows that are in no log: which there are here, and what their worker makes of base and adapter."""
+"""Local sets, whose rows are in no log: the list of those on this machine, and the evaluation on them by a worker."""
 
 from __future__ import annotations
 
@@ -8,45 +8,54 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from appliance.api import runs
 from appliance.domain.core.records.data import LocalSet
 from appliance.domain.core.records.runs import Run
-from appliance.domain.data.local_sets import HARNESS, METRIC, SHIPPED
-from appliance.domain.evaluation.basis import count_judged_locally, items_path
+from appliance.domain.data.kinds import HARNESS, METRIC, SHIPPED
+from appliance.domain.evaluation.basis import count_evaluated_locally, items_path
 from appliance.domain.evaluation.items import ITEMS_FILE, MOST_BYTES
-from appliance.domain.evaluation.judging import count_local_items
+from appliance.domain.evaluation.rules import count_local_items
 from appliance.domain.evaluation.shipped.sets import digest_set
 from appliance.domain.runs.training import Train
 from appliance.errors import Denied, Unavailable
-from appliance.runners.output import read_output
-from appliance.workflows.core.context import Context, Frame
-from appliance.workflows.core.halt import check_standing
-from appliance.workflows.core.workers import carry_out, check_walls, worker
+from appliance.sandbox.output import read_output
+from appliance.workflows.core.context import Frame, RunContext
+from appliance.workflows.core.retry import check_run_valid
+from appliance.workflows.core.workers import carry_out, check_sandbox, worker
 
 ANSWERS_FILE = "answers.json"
+"""File with the answers of each model to the held-out rows."""
 LIBRARIES = {HARNESS: "lm_eval", METRIC: "evaluate"}
+"""Python library by kind of set."""
 
 
-def list_local(context: Context, dataset: str) -> list[dict[str, Any]]:
-    """Those that a run on the dataset can be judged on, with what its order binds; `items` is null where only its files
-    say how many there are."""
+def list_local(context: RunContext, dataset: str) -> tuple[runs.LocalSet, ...]:
+    """Return the local sets on which a run on the dataset can be evaluated, with the values that an order binds.
+
+    `items` is null if only the set's files define how many there are.
+    """
     state = context.ledger.state
     found = state.datasets.get(dataset)
     facts: Mapping[str, object] = {} if found is None else found.facts
     sets = [*(LocalSet(set=name, digest=digest_set(name)) for name in SHIPPED), *context.local_sets.list()]
-    return [
-        {
-            **one.model_dump(mode="json"),
-            "items": count_local_items(one, facts),
-            "judged_before": count_judged_locally(state, one, dataset),
-        }
+    return tuple(
+        runs.LocalSet(
+            **dict(one),
+            items=count_local_items(one, facts),
+            evaluated_before=count_evaluated_locally(state, one, dataset),
+        )
         for one in sets
-    ]
+    )
 
 
-def check_local(context: Context, order: Train) -> None:
-    """Denied where a set that the order binds is not here with that digest, Unavailable where its library is missing:
-    both would fail the run when its training has ended."""
-    here = {one["set"]: one["digest"] for one in list_local(context, order.recipe.dataset)} if order.local_sets else {}
+def check_local(context: RunContext, order: Train) -> None:
+    """Check the local sets of an order now, since a missing one would fail the run only after its training.
+
+    Raises:
+        Denied: A set is not here with the digest that the order binds.
+        Unavailable: The library of a set is missing.
+    """
+    here = {one.set: one.digest for one in list_local(context, order.recipe.dataset)} if order.local_sets else {}
     for bound in order.local_sets:
         if here.get(bound.set) != bound.digest:
             got = here.get(bound.set, "none")
@@ -55,7 +64,7 @@ def check_local(context: Context, order: Train) -> None:
             _check_library(context, LIBRARIES[_kind(bound.set)])
 
 
-def _check_library(context: Context, module: str) -> None:
+def _check_library(context: RunContext, module: str) -> None:
     packages = context.local_sets.packages
     if importlib.util.find_spec(module) is None and (packages is None or not (packages / module).is_dir()):
         place = "no setting harness_packages" if packages is None else str(packages)
@@ -66,8 +75,8 @@ def _check_library(context: Context, module: str) -> None:
         )
 
 
-def judge_local(
-    context: Context,
+def evaluate_local_sets(
+    context: RunContext,
     run: Run,
     order: Train,
     base: Path,
@@ -75,21 +84,23 @@ def judge_local(
     answered: Path,
     publish: Callable[[Frame], None],
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """The items of each task and metric by path, which nobody has checked, and what each model is measured as by set.
+    """Return the unchecked items of each task and metric by path, and the measurements of each model by set.
 
-    `answered`: the folder with the held-out rows' items, and what each model answered to them.
+    `answered`: the folder with the items of the held-out rows and each model's answers to them.
     """
     items: dict[str, bytes] = {}
-    told: dict[str, Any] = {}
+    measured: dict[str, Any] = {}
     for bound in run.local_sets:
         if bound.set not in SHIPPED:
             path = items_path(bound.set)
-            items[path], told[bound.set] = _judge(context, run, order, bound, base, adapter, answered, publish)
-    return items, told
+            items[path], measured[bound.set] = _evaluate_local_set(
+                context, run, order, bound, base, adapter, answered, publish
+            )
+    return items, measured
 
 
-def _judge(
-    context: Context,
+def _evaluate_local_set(
+    context: RunContext,
     run: Run,
     order: Train,
     bound: LocalSet,
@@ -115,7 +126,7 @@ def _judge(
             read: tuple[Path, ...] = (base, adapter, folder)
             task |= {"recipe": order.recipe.model_dump(mode="json"), "base": str(base), "adapter": str(adapter)}
         else:
-            # Of what the evaluation wrote this alone: the code of a metric sees no other set's items.
+            # Only these files of the evaluation are given: the code of a metric must not read the items of other sets.
             for name in (ITEMS_FILE, ANSWERS_FILE):
                 (answers / name).write_bytes(read_output(answered, name, MOST_BYTES))
             read = (answers, folder)
@@ -129,18 +140,18 @@ def _judge(
             gpu=kind == HARNESS and order.recipe.device == "cuda",
             libraries=() if packages is None else (packages,),
         ) as started:
-            check_walls(started)
-            check_standing(context, run)
-            # Its own words alone: the code of a task could say anything.
-            said = {"frame": "judging", "set": bound.set}
-            result = carry_out(started, task, on_frame=lambda frame: publish(said))
+            check_sandbox(started)
+            check_run_valid(context, run)
+            # A fixed frame is published, because the code of a task could write anything into its frames.
+            frame_to_publish = {"frame": "evaluating", "set": bound.set}
+            result = carry_out(started, task, on_frame=lambda frame: publish(frame_to_publish))
         return read_output(output, items_path(bound.set), MOST_BYTES), {
             name: result[name] for name in ("base", "adapter", "libraries")
         }
 
 
 def needs_answers(run: Run) -> bool:
-    """Whether what the models wrote is needed beside their scores."""
+    """Return True if the run needs the models' answers besides their scores."""
     return any(one.set.startswith(METRIC) for one in run.local_sets)
 
 

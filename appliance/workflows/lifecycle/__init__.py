@@ -1,1 +1,1 @@
-"""The appliance begins, starts, beats and ends."""
+"""The life of the appliance: founding, start, heartbeat, following other processes, and end."""

@@ -1,8 +1,8 @@
-"""One process of several follows the log: what the others append is folded and acted upon, and whoever is gone is taken
-over from.
+"""One process among several on a log: it follows the entries of the others and takes over from processes that are
+gone.
 
-PostgreSQL tells of each commit, so that a revocation is followed at once. Nothing rests on that: each second the
-process gives its sign of life, reads what it does not know yet, and only then counts as in contact.
+PostgreSQL notifies of each commit, so that a revocation takes effect at once. Correctness does not depend on it: each
+second the process writes its sign of life and reads new entries, and only then it counts as in contact.
 """
 
 from __future__ import annotations
@@ -15,56 +15,70 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Self
 
-from appliance.domain.core.entry import Draft, Entry
+from appliance.domain.actions.apply import parse_body
+from appliance.domain.core.entry import Entry, EntryDraft
 from appliance.domain.core.records.serving import ServiceProcess
 from appliance.domain.governance.service import Heartbeat, ProcessLost
 from appliance.domain.serving.requests import RequestAdmitted, RequestFinished, RequestRefused
-from appliance.errors import ApplianceError, Conflict, Denied
+from appliance.errors import ApplianceError, Conflict, Denied, Refusal, RefusalCode, Tampered
 from appliance.formats.core.timestamp import encode_time
 from appliance.workflows.core import contact
-from appliance.workflows.core.context import Context
-from appliance.workflows.core.defects import contain_defects
-from appliance.workflows.core.halt import halt_cancelled, halt_withdrawn
+from appliance.workflows.core.context import RunContext
+from appliance.workflows.core.jobs import contain_defects
 from appliance.workflows.core.record import append_all, draft_of
+from appliance.workflows.core.retry import stop_cancelled_work, stop_withdrawn_runs
 from appliance.workflows.lifecycle.recovery import close_orders, end_request, resume_work, take_up_runs
-from appliance.workflows.runs.following import tell_runs
+from appliance.workflows.runs.places import publish_runs
+from appliance.workflows.witnesses import HeadExchange
 
 log = logging.getLogger("appliance")
 
+LEDGER_LOST = RefusalCode(
+    "ledger-out-of-reach", "machine", "The service has lost contact with its ledger.", "Send the request again later."
+)
+TAKEN_OVER = RefusalCode(
+    "process-taken-over", "machine", "Other processes took over from this one.", "Send the request again."
+)
+
 EVERY_S = 1.0
+"""Seconds between two signs of life."""
 WATCH_S = 0.25
+"""Seconds between two checks of the contact."""
 _CHANGES_NOTHING = frozenset({one.type for one in (RequestAdmitted, RequestFinished, RequestRefused, Heartbeat)})
-"""Entries of which there are many, and after which everything that answers may go on."""
+"""Types of frequent entries that cannot make an answer invalid."""
 
 
 @dataclass
-class Following:
-    """`heard`: told the type of each entry of others; `cut_all`: ends every answer, with the reason; `close_obsolete`:
-    no token leaves of what may not answer any more. None of them waits for an engine or a disk."""
+class LogFollower:
+    """The threads that follow the other processes.
 
-    context: Context
-    heard: Callable[[str], None] = lambda kind: None
-    cut_all: Callable[[str], None] = lambda why: None
+    `on_entry` is called with each entry of others. `cut_off_all` cuts off every answer for the reason.
+    `close_obsolete` closes the slots that may not be served any more. None of them waits for an engine or a disk.
+    """
+
+    context: RunContext
+    on_entry: Callable[[Entry], None] = lambda entry: None
+    cut_off_all: Callable[[Refusal], None] = lambda reason: None
     close_obsolete: Callable[[], None] = lambda: None
     _loads: int = 1
     _acting: threading.Lock = field(default_factory=threading.Lock)
-    _is_cut: bool = False
+    _has_cut_off: bool = False
     _is_over: bool = False
     _over: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> Self:
-        """Until the service has ended, its last entry included; nothing is to follow where the ledger is this process's
-        alone."""
+        """Start the threads, which run until the service has ended, unless the ledger belongs to this process alone."""
         if self.context.processes.alone:
             return self
         self.context.processes.started.set()
         self._loads = self.context.ledger.loads
         self.beat()
         for name, work in (
-            ("contact", self._beat_on),
-            ("following", self._listen_on),
-            ("watch", self._watch_on),
-            ("taking over", self._work_on),
+            ("contact", self._beat_repeatedly),
+            ("following", self._listen_repeatedly),
+            ("watch", self._watch_repeatedly),
+            ("taking over", self._work_repeatedly),
+            ("heads", self._exchange_repeatedly),
         ):
             threading.Thread(target=work, name=name, daemon=True).start()
         return self
@@ -74,27 +88,36 @@ class Following:
 
     # --- once a second ------------------------------------------------------------------------------------------------
 
-    def _beat_on(self) -> None:
+    def _beat_repeatedly(self) -> None:
         while not self._over.wait(EVERY_S):
-            self._contained("contact with the ledger", self.beat)
+            self._run_contained("contact with the ledger", self.beat)
 
     def beat(self) -> None:
-        """A sign of life and a look at the others; then what they appended, and what they left."""
+        """Write a sign of life, read those of the others, and read and apply the entries of the others."""
         context, processes = self.context, self.context.processes
         processes.beat()
         if processes.is_lost:
             self.end()
             return
-        context.ledger.tells_others = bool(processes.others)
+        context.ledger.notifies_others = bool(processes.others)
         context.ledger.clock.ahead_ms = processes.ahead_ms
         self.catch_up()
 
-    def _work_on(self) -> None:
+    def _work_repeatedly(self) -> None:
         while not self._over.wait(EVERY_S):
-            self._contained("taking over", self.work)
+            self._run_contained("taking over", self.work)
+
+    def _exchange_repeatedly(self) -> None:
+        heads = HeadExchange(self.context)
+        while not self._over.wait(EVERY_S):
+            # A thread of its own, because a shared folder can hang.
+            self._run_contained("heads of the processes", lambda: heads.run(self.catch_up))
 
     def work(self) -> None:
-        """What others left, and the runs where they are its own. Not with the signs of life: it waits for disks."""
+        """Take over from lost processes, and run the queue of runs if it is this process's.
+
+        A thread of its own does this, because it waits for disks and must not delay the signs of life.
+        """
         context = self.context
         if context.closing.is_set() or context.contact.is_lost:
             return
@@ -103,36 +126,35 @@ class Following:
             take_up_runs(context)
             if context.runs_here and not context.runs.busy:
                 resume_work(context)
-        tell_runs(context)
+        publish_runs(context)
 
     def end(self) -> None:
-        """Others have taken over: nothing is answered or appended any more, and the service ends."""
+        """End serving and appending, because other processes have taken over. The service ends."""
         if not self._is_over:
             self._is_over = True
             log.critical("ALARM: other processes took over from this one, which was silent for too long: it ends")
         self.context.contact.end()
-        self._cut("other processes took over from this one")
+        self._cut_off(TAKEN_OVER())
         for worker in list(self.context.workers.values()):
             worker.end()
 
     # --- what others appended -----------------------------------------------------------------------------------------
 
-    def _listen_on(self) -> None:
+    def _listen_repeatedly(self) -> None:
         while not self._over.is_set():
-            self._contained("news of the ledger", self._listen)
+            self._run_contained("notifications of the ledger", self._listen)
             self._over.wait(EVERY_S)
 
     def _listen(self) -> None:
-        with closing(self.context.processes.news(EVERY_S)) as news:
-            for is_told in news:
+        with closing(self.context.processes.watch_commits(EVERY_S)) as news:
+            for is_notified in news:
                 if self._over.is_set():
                     return
-                if is_told:
+                if is_notified:
                     self.catch_up()
 
     def catch_up(self) -> None:
-        """Folds what others appended and acts upon it; after that, the ledger of the moment at which this began is
-        known here."""
+        """Read and apply the entries of other processes, so that the state is as recent as the start of this call."""
         began = contact.now_s()
         with self._acting:
             self._act(self.context.ledger.take_followed())
@@ -140,23 +162,37 @@ class Following:
             loads, self._loads = self._loads, self.context.ledger.loads
             self._act(self.context.ledger.take_followed(), is_unknown=loads != self._loads)
         if not self.context.processes.is_lost:
-            self.context.contact.made(began)
+            self.context.contact.record_reading(began)
 
     def _act(self, entries: Sequence[Entry], *, is_unknown: bool = False) -> None:
         for entry in entries:
-            self.heard(entry.type)
+            self.on_entry(entry)
+            if self._ends_this_process(entry):
+                self.end()
         if is_unknown or any(entry.type not in _CHANGES_NOTHING for entry in entries):
             try:
                 self.close_obsolete()
             finally:
-                halt_withdrawn(self.context)
-                halt_cancelled(self.context)
+                stop_withdrawn_runs(self.context)
+                stop_cancelled_work(self.context)
 
-    # --- who is gone --------------------------------------------------------------------------------------------------
+    def _ends_this_process(self, entry: Entry) -> bool:
+        """Return True if others recorded that this process is lost.
+
+        The log closed its requests then, so it must not respond any more, even if it still holds its name.
+        """
+        if entry.type != ProcessLost.type:
+            return False
+        lost = parse_body(entry)
+        assert isinstance(lost, ProcessLost)
+        return (lost.process, lost.epoch) == (self.context.process, self.context.processes.epoch)
+
+    # --- lost processes -----------------------------------------------------------------------------------------------
 
     def take_over(self) -> None:
-        """From each process without a sign of life, and from each that ended without a word: that is an entry, once,
-        and so is the end of what it was doing."""
+        """Record the end of each process that gives no sign of life or ended without an entry, and of its requests and
+        orders.
+        """
         context, processes = self.context, self.context.processes
         for member in processes.silent:
             if processes.end(member):
@@ -165,50 +201,54 @@ class Following:
         candidates = [row for row in candidates if row.name != context.process]
         if not candidates:
             return
-        # Looked at again after the state: whoever started meanwhile was there before its entry.
-        alive = {(member.name, member.epoch) for member in processes.look()}
+        # The processes are read after the state, so a process that started meanwhile is seen as alive.
+        alive = {(member.name, member.epoch) for member in processes.list_live()}
         for row in candidates:
             if (row.name, row.epoch) not in alive:
                 self._record_lost(row)
 
     def _record_lost(self, row: ServiceProcess) -> None:
-        seen = self.context.processes.last_seen(row.name)
+        seen = self.context.processes.read_last_heartbeat(row.name)
         now = self.context.now(self.context.ledger.state)
         last = now if seen is None else encode_time(datetime.fromtimestamp(seen / 1000, UTC))
         body = ProcessLost(process=row.name, epoch=row.epoch, last_contact=min(last, now))
-        # Another process may have been first.
+        # A row that somebody changed hides a process that runs. It must not commit after the entry says that it ended.
+        self.context.processes.withdraw(row.name, row.epoch)
+        # Another process may have recorded it first.
         with suppress(Denied, Conflict):
-            append_all(self.context, [draft_of(body, outcome="interrupted"), *self._cut_requests(row.name)])
+            append_all(self.context, [draft_of(body, outcome="interrupted"), *self._end_requests(row.name)])
             log.critical("ALARM: process %s is lost since %s", row.name, last)
             close_orders(self.context)
 
-    def _cut_requests(self, process: str) -> Iterator[Draft]:
+    def _end_requests(self, process: str) -> Iterator[EntryDraft]:
         for request in self.context.ledger.state.requests.values():
             if request.process == process:
                 yield end_request(request)
 
     # --- out of reach -------------------------------------------------------------------------------------------------
 
-    def _watch_on(self) -> None:
+    def _watch_repeatedly(self) -> None:
         while not self._over.wait(WATCH_S):
-            self._contained("watch over the contact", self.watch)
+            self._run_contained("watch over the contact", self.watch)
 
     def watch(self) -> None:
-        """Ends what is being answered once the ledger of now is not known here."""
+        """End all answers in progress once contact with the ledger is lost."""
         if not self.context.contact.is_lost:
-            self._is_cut = False
-        elif not self._is_cut:
+            self._has_cut_off = False
+        elif not self._has_cut_off:
             log.critical("ALARM: no contact with the ledger: nothing is answered until it is back")
-            self._cut("the ledger is out of reach")
+            self._cut_off(LEDGER_LOST())
 
-    def _cut(self, why: str) -> None:
-        self._is_cut = True
-        self.cut_all(why)
+    def _cut_off(self, reason: Refusal) -> None:
+        self._has_cut_off = True
+        self.cut_off_all(reason)
 
-    def _contained(self, what: str, work: Callable[[], Any]) -> None:
+    def _run_contained(self, what: str, work: Callable[[], Any]) -> None:
         try:
             with contain_defects(what):
                 work()
+        except Tampered as error:
+            log.critical("ALARM: %s: %s", what, error.message)
         except ApplianceError as error:
             if not self._over.is_set():
                 log.warning("%s: %s", what, error.message)

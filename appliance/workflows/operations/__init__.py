@@ -1,1 +1,1 @@
-"""appliance.workflows.operations"""
+"""`appliance doctor`, and the status and storage of a running service."""

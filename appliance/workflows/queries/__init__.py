@@ -1,1 +1,1 @@
-"""What people read, by subject."""
+"""Queries of people and auditors, by subject."""

@@ -1,27 +1,30 @@
-"""Questions about the past and about what was made of what: each answer names the entries that prove it."""
+"""Questions about the past, effective access, and lineage. Each answer names the entries that prove it."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from functools import partial
-from typing import Any
 
+from appliance.api.data import RowsFound, SplitRows
+from appliance.api.log import EffectiveAccess, EntrySummary, StateAt, StateRow
+from appliance.api.releases import AdapterHistory, HistoryStep
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.records.data import Dataset
 from appliance.domain.core.state import State
 from appliance.domain.core.words import unknown_word
-from appliance.domain.data.teaching import parse_about
-from appliance.domain.queries.could_load import BeforeLog, CouldLoad, could_load, reviewed_for
-from appliance.domain.queries.rows import MODELS
-from appliance.domain.queries.uses import TOLD_OF_ADAPTERS, used_by
+from appliance.domain.data.kinds import parse_about
+from appliance.domain.queries.effective_access import BeforeLog, UnitAccess, effective_access, list_reviewed_adapters
+from appliance.domain.queries.rows import LISTED_OF_ADAPTERS, MODELS, DatasetUses, used_by
+from appliance.domain.queries.unit_reading import UnitReader
 from appliance.errors import Denied, NotFound, Tampered
-from appliance.formats.artifacts.rows import prove_row, row_proof_value, split_digests
+from appliance.formats.artifacts.rows import RowProof, prove_row, split_digests
 from appliance.formats.core.canonical import encode_canonical, parse_canonical
-from appliance.formats.core.commitment import disclosure_value
-from appliance.formats.core.fields import encode_base64, parse_decimal
+from appliance.formats.core.fields import parse_decimal
 from appliance.formats.core.timestamp import encode_time, parse_time
 from appliance.store.ledger.past import (
+    Version,
     Window,
     count_requests,
     entries_at,
@@ -30,138 +33,176 @@ from appliance.store.ledger.past import (
     unit_state_at,
     values_at,
 )
-from appliance.workflows.core.context import Context
-from appliance.workflows.data.folders import secret_name
-from appliance.workflows.data.teaching import read_about
+from appliance.workflows.core.context import LedgerContext
+from appliance.workflows.data.folders import read_about, secret_name
 from appliance.workflows.queries.log import disclosed
 from appliance.workflows.releases.review import find_adapter
 
 MAX_ROW_PROOFS = 16
-"""Rows of one text that are proved; a dataset may hold a text many times."""
+"""Most rows of one text that are proved. A dataset may contain a text many times."""
 
 ROW_ROLES = ("auditor", "operator")
+"""Roles that may ask for rows."""
 _POLICIES = ("appliance.initialized", "policy.adopted")
 
 
-def could_load_at(context: Context, unit: str, at: str | None) -> dict[str, Any]:
-    """What the unit could have loaded, and the time, type and actor of every entry that the answer rests on."""
-    return could_load_page(context, unit, at, most=None)[0]
+def effective_access_at(context: LedgerContext, unit: str, at: str | None) -> EffectiveAccess:
+    """Return the unit's effective access at a time, with time, type and actor of every entry on which the answer
+    rests.
+    """
+    return effective_access_page(context, unit, at, most=None)[0]
 
 
-def could_load_page(
-    context: Context, unit: str, at: str | None, *, past: str = "", most: int | None
-) -> tuple[dict[str, Any], str | None]:
-    """The same with only `most` of the adapters that no release named, from the first after `past` on; and the `past`
-    of those that follow."""
+def effective_access_page(
+    context: LedgerContext, unit: str, at: str | None, *, past: str = "", most: int | None
+) -> tuple[EffectiveAccess, str | None]:
+    """Return the same with only `most` of the adapters that no release named, and the `past` of the next page or None.
+
+    The page begins with the first adapter after `past`.
+    """
     window = None if most is None else Window(past, most)
     index, now = find_moment(context, at)
     if index is None:
         first = _entry_summary(context.ledger.entry_bytes(0))
-        before = BeforeLog(unit=unit, at=now, log_begins=first["time"])
-        return {**before.model_dump(mode="json"), "rests_on": [first], "disclosures": []}, None
+        before = BeforeLog(unit=unit, at=now, log_begins=first.time)
+        return EffectiveAccess(answer=before, as_of=None, policy_entry=None, rests_on=(first,), disclosures=()), None
     state, following = unit_state(context, unit, index, window)
-    return told(context, could_load(state, unit, now), index), following
+    return add_evidence(context, effective_access(state, unit, now), index), following
 
 
-def unit_state(context: Context, unit: str, index: int, window: Window | None = None) -> tuple[State, str | None]:
-    reviewed = reviewed_for(context.ledger.state, unit, index)
+def unit_state(context: LedgerContext, unit: str, index: int, window: Window | None = None) -> tuple[State, str | None]:
+    """Return the rows of the state after an entry that decide a unit's effective access, and the `past` of the next
+    page.
+    """
+    reviewed = list_reviewed_adapters(context.ledger.state, unit, index)
     return context.ledger.ask(partial(unit_state_at, index=index, unit=unit, reviewed=reviewed, window=window))
 
 
-def told(context: Context, answer: CouldLoad, index: int) -> dict[str, Any]:
+def add_evidence(context: LedgerContext, answer: UnitAccess, index: int) -> EffectiveAccess:
+    """Return the answer with the entries on which it rests."""
     policies = context.ledger.find(types=_POLICIES, before=index + 1, newest=True, limit=1)
     rests_on = sorted({*answer.rests_on, index, *(adopted for adopted, _ in policies)})
     commitments = {
         review.printed_name
-        for candidate in (*(task.candidate for task in answer.tasks), *answer.others)
+        for candidate in (*(model.candidate for model in answer.served_models), *answer.others)
         for review in candidate.reviews
         if review.printed_name is not None
     }
-    return {
-        **answer.model_dump(mode="json"),
-        "as_of": index,
-        "policy_entry": policies[0][0],
-        "rests_on": [_entry_summary(data) for data in context.ledger.ask(partial(entries_at, indexes=rests_on))],
-        "disclosures": [disclosure_value(name) for name in context.ledger.disclosures(commitments).values()],
-    }
+    return EffectiveAccess(
+        answer=answer,
+        as_of=index,
+        policy_entry=policies[0][0],
+        rests_on=tuple(map(_entry_summary, context.ledger.ask(partial(entries_at, indexes=rests_on)))),
+        disclosures=tuple(context.ledger.disclosures(commitments).values()),
+    )
 
 
-def find_moment(context: Context, at: str | None) -> tuple[int | None, str]:
-    """The last entry of a moment, None where the log begins later, and the time that rules count with: an entry's own,
-    or a time that is not to come."""
+def find_moment(context: LedgerContext, at: str | None) -> tuple[int | None, str]:
+    """Return the last entry of a moment and the time that the rules use.
+
+    The entry is None if the log begins later. The time is that of the given entry, or the given time but not later than
+    now.
+    """
     now = context.now(context.ledger.state)
     if at is not None and at.isdecimal():
         index = parse_decimal(at, "at, entry")
         return index, parse_entry(context.ledger.entry_bytes(index)).time
     time = now if at is None else min(encode_time(parse_time(at, "at")), now)
-    return context.ledger.ask(partial(last_at, unfiled=context.ledger.unfiled, time=time)), time
+    return context.ledger.ask(partial(last_at, partial_block=context.ledger.partial_block, time=time)), time
 
 
-def _entry_summary(data: bytes) -> dict[str, Any]:
+def _entry_summary(data: bytes) -> EntrySummary:
     entry = parse_entry(data)
-    return {"entry": entry.index, "time": entry.time, "type": entry.type, "actor": entry.actor}
+    return EntrySummary(entry=entry.index, time=entry.time, type=entry.type, actor=entry.actor)
 
 
-def state_as_of(context: Context, at: str | None, kinds: list[str]) -> dict[str, Any]:
-    """Every thing of the state after an entry, each since which entry it is as it is."""
+def state_as_of(context: LedgerContext, at: str | None, kinds: list[str], reader: UnitReader | None = None) -> StateAt:
+    """Return the rows of the state after an entry, for a unit's reader those that concern the unit.
+
+    Raises:
+        NotFound: The log begins later.
+    """
     index, moment = find_moment(context, at)
     if index is None:
         begins = parse_entry(context.ledger.entry_bytes(0)).time
         raise NotFound(f"entry at {moment}: expected a time since {begins}, when the log begins, got an earlier one")
     values = context.ledger.ask(partial(values_at, index=index, kinds=kinds or tuple(MODELS)))
-    return {
-        "as_of": index,
-        "time": parse_entry(context.ledger.entry_bytes(index)).time,
-        "things": [{**asdict(value), "value": json.loads(value.value)} for value in values],
-    }
+    rows = _parse_rows(values)
+    if reader is not None:
+        narrowed = ((row, reader.narrow_row(row.kind, row.id, row.value)) for row in rows)
+        rows = tuple(row.model_copy(update={"value": value}) for row, value in narrowed if value is not None)
+    time = parse_entry(context.ledger.entry_bytes(index)).time
+    return StateAt(as_of=index, time=time, narrowed=reader is not None, rows=rows)
 
 
-def things_as_of(context: Context, at: str | None, kind: str, past: str, limit: int) -> dict[str, Any]:
-    """The same of one kind, a page at a time: `limit` things from the first identifier after `past` on."""
+def _parse_rows(values: Iterable[Version]) -> tuple[StateRow, ...]:
+    return tuple(StateRow(**asdict(row) | {"value": json.loads(row.value)}) for row in values)
+
+
+def list_state_objects(context: LedgerContext, at: str | None, kind: str, past: str, limit: int) -> StateAt:
+    """Return the rows of one kind, a page at a time: `limit` rows from the first identifier after `past` on.
+
+    Raises:
+        NotFound: The log begins later.
+    """
     index, moment = find_moment(context, at)
     if index is None:
         begins = parse_entry(context.ledger.entry_bytes(0)).time
         raise NotFound(f"entry at {moment}: expected a time since {begins}, when the log begins, got an earlier one")
     values = context.ledger.ask(partial(page_at, index=index, kind=kind, past=past, limit=limit))
-    return {
-        "as_of": index,
-        "time": parse_entry(context.ledger.entry_bytes(index)).time,
-        "things": [{**asdict(value), "value": json.loads(value.value)} for value in values],
-    }
+    time = parse_entry(context.ledger.entry_bytes(index)).time
+    return StateAt(as_of=index, time=time, narrowed=False, rows=_parse_rows(values))
 
 
-def dataset_uses(context: Context, name: str) -> list[dict[str, Any]]:
+def dataset_uses(context: LedgerContext, name: str) -> tuple[DatasetUses, ...]:
+    """Return the uses of each version of a dataset.
+
+    Raises:
+        NotFound: There is no such dataset.
+    """
     with context.ledger.lock:
         found = used_by(context.ledger.state, name)
     if not found:
         raise _no_dataset(context, name)
-    return [uses.model_dump(mode="json") for uses in found]
+    return found
 
 
-def _no_dataset(context: Context, name: str) -> NotFound:
+def _no_dataset(context: LedgerContext, name: str) -> NotFound:
     known = [key for key, _ in context.ledger.state.datasets.items()]
     return NotFound(unknown_word("dataset", name, known, "an imported one"))
 
 
-def dataset_labels(context: Context, name: str) -> dict[str, dict[str, int]]:
-    """For each label of a classification, how many rows of each split have it; empty for another task."""
+def dataset_labels(context: LedgerContext, name: str) -> dict[str, SplitRows]:
+    """Return the number of rows of each split for each label of a classification; empty for another kind of dataset.
+
+    Raises:
+        NotFound: There is no such dataset.
+        Tampered: Its file has changed and has other lines than rows.
+    """
     dataset = context.ledger.state.datasets.get(name)
     if dataset is None:
         raise _no_dataset(context, name)
     counts = {label: {"train": 0, "held-out": 0} for label in parse_about(read_about(context, dataset)).labels}
     if not counts:
         return {}
-    for line in context.artifacts.read(dataset.digest, "rows.jsonl").splitlines():
-        row = json.loads(line)
-        if row["answer"] in counts:
-            counts[row["answer"]][row["split"]] += 1
-    return counts
+    for line in context.artifacts.read_lines(dataset.digest, "rows.jsonl"):
+        try:
+            row = json.loads(line)
+            if row["answer"] in counts:
+                counts[row["answer"]][row["split"]] += 1
+        except (ValueError, TypeError, KeyError):
+            raise Tampered(f"dataset {name}, rows.jsonl: expected rows as they were sealed, got others") from None
+    return {label: SplitRows.model_validate(count) for label, count in counts.items()}
 
 
-def dataset_row(context: Context, person: str, name: str, text: str) -> list[dict[str, Any]]:
-    """For each version of the dataset, the rows of this text, each with a proof that opens this row and no other.
+def dataset_row(context: LedgerContext, person: str, name: str, text: str) -> list[RowsFound]:
+    """Return, for each version of the dataset, the rows of this text, each with a proof that opens this row only.
 
-    Importers and auditors may ask. That there is no such row cannot be proved.
+    That there is no such row cannot be proved.
+
+    Raises:
+        Denied: The person is neither an importer nor an auditor.
+        NotFound: There is no such dataset.
     """
     principal = context.ledger.state.principals.get(person)
     if principal is None or not any(principal.has(role) for role in ROW_ROLES):
@@ -170,24 +211,23 @@ def dataset_row(context: Context, person: str, name: str, text: str) -> list[dic
     datasets = [(key, row) for key, row in context.ledger.state.datasets.items() if name in (key, row.name)]
     if not datasets:
         raise _no_dataset(context, name)
-    return [_rows(context, key, dataset, text) for key, dataset in datasets]
+    return [_find_rows(context, key, dataset, text) for key, dataset in datasets]
 
 
-def _rows(context: Context, key: str, dataset: Dataset, text: str) -> dict[str, Any]:
-    lines = context.artifacts.read(dataset.digest, "rows.jsonl")
-    # Canonical: the text is the last member, and no text can hold the quotation mark that ends one.
-    needle = b',"text":' + encode_canonical(text) + b"}\n"
-    found = []
-    place = lines.find(needle)
-    while place >= 0:
-        start = lines.rfind(b"\n", 0, place) + 1
-        found.append(lines[start : place + len(needle) - 1])
-        place = lines.find(needle, place + len(needle))
-    answer = {"dataset": key, "imported": dataset.index, "found": len(found), "proofs": []}
-    return answer if not found else {**answer, "proofs": _prove(context, dataset, found[:MAX_ROW_PROOFS])}
+def _find_rows(context: LedgerContext, key: str, dataset: Dataset, text: str) -> RowsFound:
+    # In canonical JSON the text is the last field, and an unescaped quotation mark ends it.
+    ending = b',"text":' + encode_canonical(text) + b"}\n"
+    first, found = [], 0
+    for line in context.artifacts.read_lines(dataset.digest, "rows.jsonl"):
+        if line.endswith(ending):
+            found += 1
+            if found <= MAX_ROW_PROOFS:
+                first.append(line.removesuffix(b"\n"))
+    proofs = _prove(context, dataset, first) if first else ()
+    return RowsFound(dataset=key, imported=dataset.index, found=found, proofs=proofs)
 
 
-def _prove(context: Context, dataset: Dataset, rows: list[bytes]) -> list[dict[str, Any]]:
+def _prove(context: LedgerContext, dataset: Dataset, rows: list[bytes]) -> tuple[RowProof, ...]:
     secret = context.keyring.read_secret(secret_name(dataset.digest))
     digests = split_digests(context.artifacts.read(dataset.digest, "row_digests.bin"))
     proofs = []
@@ -195,33 +235,34 @@ def _prove(context: Context, dataset: Dataset, rows: list[bytes]) -> list[dict[s
         index = parse_canonical(row)["index"]
         if not isinstance(index, int) or not 0 <= index < len(digests):
             raise Tampered(f"dataset {dataset.name}@{dataset.version}, row: expected an index of it, got {index!r:.40}")
-        proofs.append(row_proof_value(prove_row(secret, digests, index, row)))
-    return proofs
+        proofs.append(prove_row(secret, digests, index, row))
+    return tuple(proofs)
 
 
-def adapter_story(context: Context, name: str) -> dict[str, Any]:
-    """Everything that ever happened to an adapter, in order, from the imports it is made of; requests are counted."""
+def read_adapter_history(context: LedgerContext, name: str) -> AdapterHistory:
+    """Return every entry about an adapter in order, from the imports it is made of, and its number of requests."""
     with context.ledger.lock:
         state = context.ledger.state
         size = state.size
-        made_by = _made_by(state, name)
+        made_by = _find_imports(state, name)
         open_requests = sum(request.adapter == name for request in state.requests.values())
     found = {index: context.ledger.entry_bytes(index) for index in made_by}
     run = find_adapter(state, name).run
-    for subject, types in ((f"run:{run}", ()), (f"adapter:{name}", TOLD_OF_ADAPTERS)):
+    for subject, types in ((f"run:{run}", ()), (f"adapter:{name}", LISTED_OF_ADAPTERS)):
         after: int | None = None
         while page := context.ledger.find(subjects=[subject], types=types, after=after, before=size, limit=1_000):
             after = page[-1][0]
             found.update(page)
-    wanted = partial(
-        count_requests, unfiled=context.ledger.unfiled, adapter=name, size=size, open_requests=open_requests
+    count = partial(
+        count_requests, partial_block=context.ledger.partial_block, adapter=name, size=size, open_requests=open_requests
     )
-    counts = context.ledger.ask(wanted)
-    return {"entries": [_entry_with_order(context, found[index]) for index in sorted(found)], "requests": counts}
+    counts = context.ledger.ask(count)
+    steps = tuple(_entry_with_order(context, found[index]) for index in sorted(found))
+    return AdapterHistory(entries=steps, requests=counts)
 
 
-def _made_by(state: State, name: str) -> list[int]:
-    """The imports that the adapter stands on: what was ordered and what came of it."""
+def _find_imports(state: State, name: str) -> list[int]:
+    """Return the entries of the adapter's imports: their orders and their results."""
     run = state.runs.get(find_adapter(state, name).run)
     if run is None:
         return []
@@ -230,13 +271,9 @@ def _made_by(state: State, name: str) -> list[int]:
     return [row.index for row in (*sources, *ordered) if row is not None]
 
 
-def _entry_with_order(context: Context, data: bytes) -> dict[str, Any]:
-    """An entry; with its order and the texts that it committed to, where it has one."""
+def _entry_with_order(context: LedgerContext, data: bytes) -> HistoryStep:
+    """Return an entry with its order and the texts that the order committed to, if it has one."""
     digest = parse_entry(data).documents.get("order")
     order = None if digest is None else context.ledger.document(digest)
     sources = [data] if order is None else [data, order]
-    return {
-        "entry": encode_base64(data),
-        "order": None if order is None else encode_base64(order),
-        "disclosures": disclosed(context, sources),
-    }
+    return HistoryStep(entry=data, order=order, disclosures=disclosed(context, sources))

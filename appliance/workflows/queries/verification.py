@@ -1,6 +1,6 @@
-"""The service's own verification of everything that it holds.
+"""The service's own verification of all its data.
 
-The log is replayed in a process of its own (`verification_program.py`): the service goes on answering meanwhile.
+A separate process replays the log (`verification_program.py`), so that serving continues meanwhile.
 """
 
 from __future__ import annotations
@@ -10,43 +10,49 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from appliance.api.log import ServiceReport
 from appliance.domain.audit.report import Report
 from appliance.domain.audit.summary import group_findings
 from appliance.domain.core.state import UNPROJECTED
-from appliance.errors import ApplianceError, NotFound, TooMany, Unavailable
+from appliance.errors import ApplianceError, NotFound, RateLimited, Unavailable
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.timestamp import encode_time
 from appliance.formats.log.trust import Trust, parse_trust
-from appliance.runners.program import CANCELLED, run_program
-from appliance.workflows.core.context import Context
+from appliance.sandbox.program import CANCELLED, run_program
+from appliance.workflows.core.context import LedgerContext, RunContext
 from appliance.workflows.core.workers import failure
-from appliance.workflows.evaluation.judging import verify_judgement
+from appliance.workflows.evaluation.verdicts import verify_evaluation
 from appliance.workflows.queries.verification_program import Moment, encode_moment
 from appliance.workflows.runs import checkpoints
 
 PROGRAM = "appliance.workflows.queries.verification_program"
 MOST_BYTES = 64 << 20
-"""Of a report: it names so many findings at most, and what each of them quotes is short."""
+"""Most bytes of a report. Its number of findings is limited, and so are the quotations in each."""
 _LIBPQ = "PG"
+"""Prefix of the environment variables that PostgreSQL's library reads."""
 
 
-def verify(context: Context, trust: dict[str, Any] | None, left: Callable[[], bool] = lambda: False) -> dict[str, Any]:
-    """The service's own check of everything it holds. An auditor's check is made elsewhere, from an export.
+def verify(
+    context: RunContext, trust: dict[str, Any] | None, left: Callable[[], bool] = lambda: False
+) -> ServiceReport:
+    """Verify all data of the service and return the report. Auditors verify an export elsewhere instead.
 
-    One at a time; Unavailable (`cancelled`) as soon as the asker has `left`, or the service ends.
+    Raises:
+        RateLimited: Another verification is running.
+        Unavailable: With the code `cancelled`, if the client has `left` or the service ends.
     """
     trusted: Trust | None = None if trust is None else parse_trust(encode_canonical(trust) + b"\n")
     if not context.verifying.acquire(blocking=False):
-        raise TooMany("verification: expected one at a time, got a second one during the first", retry_after_s=10)
+        raise RateLimited("verification: expected one at a time, got a second one during the first", retry_after_s=10)
     try:
         return _verify(context, trusted, lambda: left() or context.closing.is_set())
     finally:
         context.verifying.release()
 
 
-def _verify(context: Context, trust: Trust | None, cancelled: Callable[[], bool]) -> dict[str, Any]:
+def _verify(context: RunContext, trust: Trust | None, cancelled: Callable[[], bool]) -> ServiceReport:
     ledger = context.ledger
-    # Of one moment: a text that an order brings in meanwhile would belong to no entry that is read there.
+    # Checkpoint and texts are of one moment. The text of a later order would belong to none of the entries.
     checkpoint, texts = ledger.signed_texts()
     moment = Moment(
         database=ledger.database_url,
@@ -57,22 +63,25 @@ def _verify(context: Context, trust: Trust | None, cancelled: Callable[[], bool]
         now=encode_time(context.clock()),
     )
     log = context.logs / "verification.log"
-    said = run_program(PROGRAM, encode_moment(moment, texts), log=log, most_bytes=MOST_BYTES, cancelled=cancelled)
-    report, local = _parse(said)
+    output = run_program(PROGRAM, encode_moment(moment, texts), log=log, most_bytes=MOST_BYTES, cancelled=cancelled)
+    report, local = _parse(output)
     local += _check_artifacts(context, cancelled)
-    local += _check_judgements(context, cancelled)
-    return {
-        **_state(report, local),
-        "artifacts": len(_named_folders(context)),
-        "verdicts": sum(one.verdict is not None for one in context.ledger.state.judgements.values()),
-        "projections": len(list(_rows(context))),
-    }
+    local += _check_evaluations(context, cancelled)
+    found = dict(report) | ({"verdict": "failed"} if local else {})
+    return ServiceReport(
+        **found,
+        groups=tuple(group_findings(report.findings)),
+        local_findings=tuple(local),
+        artifacts=len(_named_folders(context)),
+        verdicts=sum(one.verdict is not None for one in context.ledger.state.evaluations.values()),
+        projections=len(list(_list_rows(context))),
+    )
 
 
-def _parse(said: bytes) -> tuple[Report, list[str]]:
-    """What the program said; its failure is raised as what it names."""
+def _parse(output: bytes) -> tuple[Report, list[str]]:
+    """Return the report and the local findings of the program, or raise the failure that it reports."""
     try:
-        value: dict[str, Any] = json.loads(said)
+        value: dict[str, Any] = json.loads(output)
         if "failure" not in value:
             return Report.model_validate_json(json.dumps(value["report"])), [str(one) for one in value["local"]]
     except (ValueError, KeyError, TypeError) as error:
@@ -83,22 +92,13 @@ def _parse(said: bytes) -> tuple[Report, list[str]]:
     raise failure(value["failure"])
 
 
-def _state(report: Report, local: list[str]) -> dict[str, Any]:
-    value: dict[str, Any] = report.model_dump(mode="json")
-    value["groups"] = [group.model_dump(mode="json") for group in group_findings(report.findings)]
-    value["local_findings"] = local
-    if local:
-        value["verdict"] = "failed"
-    return value
-
-
-def _rows(context: Context) -> Iterator[tuple[str, str]]:
+def _list_rows(context: LedgerContext) -> Iterator[tuple[str, str]]:
     for kind, key, _ in context.ledger.state.projections():
         if kind not in UNPROJECTED:
             yield kind, key
 
 
-def _named_folders(context: Context) -> list[tuple[str, str]]:
+def _named_folders(context: LedgerContext) -> list[tuple[str, str]]:
     state = context.ledger.state
     return (
         [(f"base {b.name}", b.digest) for b in state.bases.values() if b.quarantined is None]
@@ -108,8 +108,10 @@ def _named_folders(context: Context) -> list[tuple[str, str]]:
     )
 
 
-def _check_artifacts(context: Context, cancelled: Callable[[], bool]) -> list[str]:
-    """Every folder that an entry names, and every training checkpoint that is kept, hashed again."""
+def _check_artifacts(context: RunContext, cancelled: Callable[[], bool]) -> list[str]:
+    """Return the findings on every folder that an entry names and every kept training checkpoint, after hashing them
+    again.
+    """
     findings = []
     for what, digest in _named_folders(context):
         if cancelled():
@@ -122,26 +124,28 @@ def _check_artifacts(context: Context, cancelled: Callable[[], bool]) -> list[st
         try:
             context.checkpoints.read(digest)
         except ApplianceError as error:
-            # One that may have been swept before a hold was placed or a policy adopted is hashed where it is there.
-            may_be_gone = isinstance(error, NotFound) and digest not in checkpoints.needed(context.ledger.state)
+            # It may have been removed before a legal hold was placed or a policy was adopted. Then it may be missing.
+            may_be_gone = isinstance(error, NotFound) and digest not in checkpoints.list_needed_checkpoints(
+                context.ledger.state
+            )
             if not may_be_gone and digest in checkpoints.kept_digests(context):
                 findings.append(error.message)
     return findings
 
 
-def _check_judgements(context: Context, cancelled: Callable[[], bool]) -> list[str]:
-    """Every verdict computed again from the items that are sealed; an adapter in quarantine has no folder."""
+def _check_evaluations(context: LedgerContext, cancelled: Callable[[], bool]) -> list[str]:
+    """Return the findings on every verdict, computed again from the sealed items. Quarantined adapters are left out."""
     findings, state = [], context.ledger.state
-    for judgement in state.judgements.values():
-        adapter = state.adapters.get(judgement.adapter)
+    for evaluation in state.evaluations.values():
+        adapter = state.adapters.get(evaluation.adapter)
         if adapter is None or adapter.quarantined is not None:
             continue
         try:
-            verify_judgement(context, judgement, cancelled)
+            verify_evaluation(context, evaluation, cancelled)
         except ApplianceError as error:
             if cancelled():
                 raise
-            # A folder that is missing is a finding already.
+            # A missing folder is a finding of _check_artifacts already.
             if not isinstance(error, NotFound):
                 findings.append(error.message)
     return findings

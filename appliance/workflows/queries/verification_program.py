@@ -1,7 +1,7 @@
-"""The program that verifies the log, in a process of its own: it reads the database by itself, and can only read.
+"""A program that verifies the log in its own process, with its own read-only connection to the database.
 
-Descriptor 0 gives it the moment to verify: one line of JSON, then a line for each text that is disclosed, then an empty
-line. Descriptor 1 gets one JSON object: the report, or a failure. The program ends when descriptor 0 closes.
+Descriptor 0 gives the moment to verify: one line of JSON, then a line for each disclosed text, then an empty line.
+Descriptor 1 gets one JSON object: the report, or a failure. The program ends when descriptor 0 closes.
 """
 
 from __future__ import annotations
@@ -18,39 +18,42 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO
 
-from appliance.access.cedar import SitePolicies
-from appliance.domain.audit.report import MAX_FINDINGS, Report, judge_site_policies
+from appliance.access.cedar import CedarPolicies
+from appliance.domain.audit.report import MAX_FINDINGS, Report, require_cedar_policies
 from appliance.domain.audit.verify import verify_log
 from appliance.errors import ApplianceError, Tampered, Unavailable
 from appliance.formats.core.commitment import Disclosure, encode_disclosure, parse_disclosure
 from appliance.formats.log.checkpoint import claimed_size
 from appliance.formats.log.trust import Trust, encode_trust, parse_trust
-from appliance.runners.program import END
-from appliance.runners.walls.privileges import forbid_dumps
-from appliance.store.ledger.fold import Seen
-from appliance.store.ledger.reading import LogReader
+from appliance.sandbox.kernel import forbid_dumps
+from appliance.sandbox.program import END
+from appliance.store.ledger.checks import LogReader
+from appliance.store.ledger.log_state import KnownHead
 
 POLITENESS = 10
-"""Answers go first where the processor is wanted."""
+"""Niceness of the program, so that serving has precedence on the processor."""
 MOST_CHARACTERS = 4_000
-"""Of one local finding: it quotes rows."""
+"""Most characters of one local finding, since findings quote rows."""
 
 
 @dataclass(frozen=True)
 class Moment:
-    """What is verified. `database`: the URL, with its password. `seen`: the head that the service knows, which the log
-    may not be shorter than. `variables`: of the service's environment, those that PostgreSQL's library reads."""
+    """The state to verify.
+
+    `database`: the URL with its password. `seen`: the head that the service has read; the log must not be shorter.
+    `variables`: the environment variables of the service that PostgreSQL's library reads.
+    """
 
     database: str
     variables: dict[str, str]
-    seen: Seen
+    seen: KnownHead
     checkpoint: bytes
     trust: Trust | None
     now: str
 
 
 def encode_moment(moment: Moment, texts: Iterable[Disclosure]) -> Iterator[bytes]:
-    """Lines for `run_program`."""
+    """Yield the lines for `run_program`."""
     value = {
         "database": moment.database,
         "variables": moment.variables,
@@ -66,11 +69,12 @@ def encode_moment(moment: Moment, texts: Iterable[Disclosure]) -> Iterator[bytes
 
 
 def parse_moment(line: bytes) -> Moment:
+    """Return the moment of the first line."""
     value: dict[str, Any] = json.loads(line)
     return Moment(
         database=value["database"],
         variables=value["variables"],
-        seen=Seen(value["size"], bytes.fromhex(value["root"])),
+        seen=KnownHead(value["size"], bytes.fromhex(value["root"])),
         checkpoint=b64decode(value["checkpoint"]),
         trust=None if value["trust"] is None else parse_trust(value["trust"].encode()),
         now=value["now"],
@@ -78,22 +82,28 @@ def parse_moment(line: bytes) -> Moment:
 
 
 def examine(log: LogReader, moment: Moment, texts: Iterable[Disclosure]) -> tuple[Report, list[str]]:
-    """The report over the log, and what was found in the database beside it."""
+    """Return the report over the log, and the findings on the rest of the database."""
+    entries = partial(log.entries, claimed_size(moment.checkpoint))
     report = verify_log(
-        log.entries(claimed_size(moment.checkpoint)),
+        entries(),
         partial(_find_document, log),
         texts,
         moment.checkpoint,
         moment.trust,
         now=moment.now,
-        replay=lambda policy: SitePolicies(policy).decide,
+        replay=lambda policy: CedarPolicies.confine(policy).decide,
+        again=entries,
     )
-    report = judge_site_policies(report, accepted=False)
+    report = require_cedar_policies(report, accepted=False)
     return report, _shorten([*log.check_guards(), *_check_projections(log, moment.seen)])
 
 
 def _find_document(log: LogReader, digest: str) -> bytes | None:
-    """None where it does not hold, which the report says; a database that does not answer is no finding."""
+    """Return the document, or None if its bytes are wrong, which the report says.
+
+    Raises:
+        Unavailable: The database does not respond, which is no finding.
+    """
     try:
         return log.document(digest)
     except Unavailable:
@@ -102,7 +112,7 @@ def _find_document(log: LogReader, digest: str) -> bytes | None:
         return None
 
 
-def _check_projections(log: LogReader, seen: Seen) -> list[str]:
+def _check_projections(log: LogReader, seen: KnownHead) -> list[str]:
     try:
         return log.check_projections(seen)
     except Tampered as error:
@@ -115,44 +125,47 @@ def _shorten(findings: list[str]) -> list[str]:
 
 
 def main() -> int:
-    _bound()
-    given, answer = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    """Verify the moment of descriptor 0 and return the exit code."""
+    _limit_resources()
+    source, answer = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    moment = parse_moment(_read_line(given))
+    moment = parse_moment(_read_line(source))
     os.environ.update(moment.variables)
     try:
         with closing(LogReader(moment.database)) as log:
-            report, local = examine(log, moment, _receive_texts(given))
-        said: dict[str, Any] = {"report": report.model_dump(mode="json"), "local": local}
+            report, local = examine(log, moment, _receive_texts(source))
+        reply: dict[str, Any] = {"report": report.model_dump(mode="json"), "local": local}
     except ApplianceError as error:
-        said = {"failure": {"code": error.code, "message": error.message}}
+        reply = {"failure": {"code": error.code, "message": error.message}}
     except MemoryError:
-        said = {"failure": {"code": "out-of-memory", "message": "verification: expected enough memory, got too little"}}
-    answer.write(json.dumps(said).encode())
+        reply = {
+            "failure": {"code": "out-of-memory", "message": "verification: expected enough memory, got too little"}
+        }
+    answer.write(json.dumps(reply).encode())
     answer.close()
     return 0
 
 
-def _bound() -> None:
-    """Half of the machine's memory, and no more of its processor than others leave."""
-    forbid_dumps()  # it knows the database's password
+def _limit_resources() -> None:
+    """Limit the program to half of the machine's memory, and give it a low priority."""
+    forbid_dumps()  # its memory has the database's password
     half = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_DATA, (half, half))
     os.nice(POLITENESS)
 
 
-def _receive_texts(given: BinaryIO) -> Iterator[Disclosure]:
-    """Behind the last, a thread waits for the service's end."""
-    while (line := _read_line(given)) != END:
+def _receive_texts(source: BinaryIO) -> Iterator[Disclosure]:
+    """Yield the disclosed texts. After the last one, a thread waits for the service's end."""
+    while (line := _read_line(source)) != END:
         yield parse_disclosure(line[:-1])
     threading.Thread(target=_end_with_service, name="end-with-service", daemon=True).start()
 
 
-def _read_line(given: BinaryIO) -> bytes:
-    line = given.readline()
+def _read_line(source: BinaryIO) -> bytes:
+    line = source.readline()
     if not line.endswith(b"\n"):
-        os._exit(1)  # the service has died
+        os._exit(1)  # the service has ended
     return line
 
 

@@ -1,1 +1,1 @@
-"""Admission, reviews and exports."""
+"""Admission of adapters, the review page, and exports."""

@@ -1,167 +1,99 @@
-"""What a reviewer's client fetches, to hash and judge by itself before it signs; and what each review counts for."""
+"""The material of a review, which a reviewer's client hashes and evaluates itself, and the review page.
+
+A reviewer's client computes the same page by itself; the console shows the one that the service computes.
+"""
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import asdict
-from typing import Any
+from dataclasses import fields
 
+from appliance.api import releases
+from appliance.domain.actions.registry import ORDERS
+from appliance.domain.core.case import RecordedEntry
 from appliance.domain.core.decisions import ReviewRecord
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import Time
-from appliance.domain.core.records.adapters import Adapter
+from appliance.domain.core.records.runs import Adapter
 from appliance.domain.core.state import State
 from appliance.domain.core.words import unknown_word
-from appliance.domain.data.teaching import ABOUT_FILE
-from appliance.domain.evaluation.basis import list_judged
-from appliance.domain.releases.approval import could_decide, counted, inadmissible, review_standing
-from appliance.domain.releases.blocking import is_open
-from appliance.domain.releases.page.privacy import list_trained_before
-from appliance.domain.releases.page.tries import count_tries
+from appliance.domain.evaluation.confusion import Confusion
+from appliance.domain.queries.review.changes import SealedVersion
+from appliance.domain.queries.review.page import Count, count_items, make_page, read_order
+from appliance.domain.queries.review.reported_state import ReportedState, describe_request, report_state
+from appliance.domain.queries.review.values import ReviewPage
+from appliance.domain.releases.adapters import is_suspended
+from appliance.domain.releases.approval import find_review_status
+from appliance.domain.releases.requests import find_current_request, find_reattestation_deadline
 from appliance.domain.releases.reviews import ReviewRecorded
-from appliance.domain.releases.tiers import current_request, needed, reattested_by, reviewed_until, tier_of
-from appliance.errors import NotFound
+from appliance.domain.releases.verdicts import is_open
+from appliance.errors import NotFound, Tampered
+from appliance.formats.artifacts.manifest import ManifestFile
+from appliance.formats.core.digest import digest_bytes
 from appliance.formats.core.fields import encode_base64
-from appliance.workflows.core.context import Context
-from appliance.workflows.data.teaching import read_about
+from appliance.formats.signatures.dsse import parse_envelope
+from appliance.workflows.core.context import LedgerContext
+from appliance.workflows.data.folders import read_about
 
 
 def find_adapter(state: State, name: str) -> Adapter:
+    """Return the adapter of this name and version.
+
+    Raises:
+        NotFound: There is none.
+    """
     adapter = state.adapters.get(name)
     if adapter is None:
         known = [key for key, _ in state.adapters.items()]
-        raise NotFound(unknown_word("adapter", name, known, "a sealed one"))
+        message = unknown_word("adapter", name, known, "a sealed one")
+        raise NotFound(message if known else f"{message}; none is sealed yet, and a run that ends well seals one")
     return adapter
 
 
-def review_packet(context: Context, name: str) -> dict[str, Any]:
-    """The adapter's row and every document that its approval would bind, as bytes."""
-    state = context.ledger.state
-    adapter = find_adapter(state, name)
-    run = state.runs.get(adapter.run)
-    if run is None:
-        raise NotFound(f"run: expected {adapter.run}, got none")
-    documents = context.ledger.documents_of(adapter.index)
-    base, dataset = state.bases.get(run.base), state.datasets.get(run.dataset)
-    imported = None if dataset is None else state.imports.get(dataset.order)
-    base_import = None if base is None else state.imports.get(base.order)
-    return {
-        "adapter": adapter_row(context, adapter),
-        "answers": list_answers(state, name),
-        "released": [
-            {"adapter": other, "entry": entry, "units": units} for other, entry, units in list_released(state, adapter)
-        ],
-        "judged_before": list_judged_before(state, adapter),
-        "trained_before": list_trained_before(state, name).model_dump(mode="json"),
-        "tried": count_tries(state, name).model_dump(mode="json"),
-        "run": run.model_dump(mode="json"),
-        "base": None if base is None else base.model_dump(mode="json"),
-        "base_import": None if base_import is None else base_import.model_dump(mode="json"),
-        "dataset": None if dataset is None else dataset.model_dump(mode="json"),
-        "import": None if imported is None else imported.model_dump(mode="json"),
-        ABOUT_FILE: None if dataset is None else encode_base64(read_about(context, dataset)),
-        "entry": encode_base64(context.ledger.entry_bytes(adapter.index)),
-        "order": encode_base64(context.ledger.documents_of(run.index)["order"]),
-        **{role: encode_base64(documents[role]) for role in ("manifest", "signature", "provenance")},
-    }
-
-
-def list_answers(state: State, name: str) -> list[str]:
-    """UNIT/TASK of each release that has this version answer now."""
-    return sorted(key for key, release in state.releases.items() if release.current.adapter == name)
-
-
-def list_released(state: State, adapter: Adapter) -> list[tuple[str, int, tuple[str, ...]]]:
-    """Other versions of the adapter that answer units now: name, entry of the last release, and the units.
-
-    A unit to which several are released has the one that was released last.
-    """
-    last: dict[str, tuple[int, str]] = {}
-    for release in state.releases.values():
-        found = state.adapters.get(release.current.adapter)
-        if found is not None and found.name == adapter.name and found.index != adapter.index:
-            last[release.unit] = max(last.get(release.unit, (0, "")), (release.current.index, release.current.adapter))
-    versions = sorted({name for _, name in last.values()})
-    return [
-        (
-            name,
-            max(entry for entry, other in last.values() if other == name),
-            tuple(sorted(unit for unit, (_, other) in last.items() if other == name)),
-        )
-        for name in versions
-    ]
-
-
-def list_judged_before(state: State, adapter: Adapter) -> list[dict[str, Any]]:
-    """The runs that were judged on its rows before it, the last one first."""
-    earlier = [one for one in list_judged(state, adapter.dataset) if one.index < adapter.index]
-    return [
-        {"run": one.run, "adapter": one.adapter, "entry": one.index, "passed": one.passed}
-        for one in sorted(earlier, key=lambda one: one.index, reverse=True)
-    ]
-
-
-def adapter_file(context: Context, name: str, path: str) -> bytes:
-    """One file of the sealed folder, whatever its bytes are now: the client compares."""
+def adapter_file(context: LedgerContext, name: str, path: str) -> bytes:
+    """Return one file of the sealed folder with its current bytes. The client checks them."""
     adapter = find_adapter(context.ledger.state, name)
     return context.artifacts.read(adapter.manifest, path)
 
 
-def adapter_row(context: Context, adapter: Adapter) -> dict[str, Any]:
-    """The adapter's row; each of its reviews with its state, each finding with whether it is open, and what is asked
-    of whom for each unit."""
-    state = context.ledger.state
-    return {
-        **adapter.model_dump(mode="json"),
-        "reviews": _reviews(context, adapter),
-        "findings": [{**one.model_dump(mode="json"), "open": is_open(state, one)} for one in adapter.findings],
-        "asked": [
-            _asked(state, adapter, unit, context.now(state))
-            for unit in sorted({request.unit for request in adapter.requests})
-            if current_request(state, adapter, unit) is not None
-        ],
-    }
-
-
-def _asked(state: State, adapter: Adapter, unit: str, now: Time) -> dict[str, Any]:
-    """The request in force for the unit, its tier by the policy in force, and what keeps the adapter from it."""
-    request = current_request(state, adapter, unit)
-    if request is None:
-        raise NotFound(f"request: expected a standing one for {unit}, got none")
-    tier = tier_of(state.parameters, request)
-    return {
-        "request": request.model_dump(mode="json"),
-        "tier": None if tier is None else tier.name,
-        "needed": asdict(needed(state.parameters, tier)),
-        "approvals": [review.index for review in counted(state, adapter, unit, now)],
-        "missing": inadmissible(state, adapter, unit, now),
-        "could_decide": [list(pair) for pair in could_decide(state, adapter, unit, now)],
-        "until": reviewed_until(state.parameters, request),
-    }
-
-
-def _reviews(context: Context, adapter: Adapter) -> list[dict[str, Any]]:
+def adapter_row(context: LedgerContext, adapter: Adapter) -> releases.Adapter:
+    """Return the adapter with the states of its reviews, findings and suspensions, and the status of its valid
+    requests.
+    """
     state = context.ledger.state
     now = context.now(state)
-    return [_review(state, adapter, review, now) for review in adapter.reviews]
-
-
-def _review(state: State, adapter: Adapter, review: ReviewRecord, now: Time) -> dict[str, Any]:
-    return {
-        **asdict(review),
-        "conditions": None if review.conditions is None else review.conditions.model_dump(mode="json"),
-        "again_by": reattested_by(state, adapter, review),
-        **asdict(review_standing(state, adapter, review, now)),
+    requests = [find_current_request(state, adapter, unit) for unit in sorted({one.unit for one in adapter.requests})]
+    described = {
+        "reviews": tuple(_describe_review(state, adapter, one, now) for one in adapter.reviews),
+        "findings": tuple(releases.Finding(**dict(one), open=is_open(state, one)) for one in adapter.findings),
+        "suspensions": tuple(
+            releases.Suspension(**dict(one), valid=is_suspended(state, one)) for one in adapter.suspensions
+        ),
+        "release_requests": tuple(
+            releases.CurrentRequest(request=one, **dict(describe_request(state, adapter, one.unit, now)))
+            for one in requests
+            if one is not None
+        ),
     }
+    return releases.Adapter(**dict(adapter) | described)
 
 
-def reviews_among(context: Context, entries: Iterable[tuple[int, bytes]]) -> dict[int, dict[str, Any]]:
-    """By entry, the reviews among these entries; no other entry is parsed."""
+def _describe_review(state: State, adapter: Adapter, review: ReviewRecord, now: Time) -> releases.Review:
+    own = {field.name: getattr(review, field.name) for field in fields(review)}
+    found = find_review_status(state, adapter, review, now)
+    reported_state = {field.name: getattr(found, field.name) for field in fields(found)}
+    return releases.Review(**own, again_by=find_reattestation_deadline(state, adapter, review), **reported_state)
+
+
+def reviews_among(context: LedgerContext, entries: Iterable[tuple[int, bytes]]) -> dict[int, releases.Review]:
+    """Return the reviews among these entries by entry. No other entry is parsed."""
     state, marked = context.ledger.state, f'"type":"{ReviewRecorded.type}"'.encode()
     now = context.now(state)
     adapters = ((index, _adapter_of(state, data)) for index, data in entries if marked in data)
     return {
-        index: _review(state, adapter, review, now)
+        index: _describe_review(state, adapter, review, now)
         for index, adapter in adapters
         if adapter is not None
         for review in adapter.reviews
@@ -172,3 +104,103 @@ def reviews_among(context: Context, entries: Iterable[tuple[int, bytes]]) -> dic
 def _adapter_of(state: State, data: bytes) -> Adapter | None:
     names = (subject.removeprefix("adapter:") for subject in parse_entry(data).subjects if subject[:8] == "adapter:")
     return next((adapter for name in names if (adapter := state.adapters.get(name)) is not None), None)
+
+
+MOST_ROWS = 50_000
+"""Most labels and confusions that are cached for all sets together (about 30 MB)."""
+
+
+class ItemCountCache:
+    """A cache of counts by manifest and items file. The least recently used ones are dropped first."""
+
+    def __init__(self, most: int = MOST_ROWS, count: Count = count_items) -> None:
+        self._most, self._count, self._count_rows = most, count, 0
+        self._kept: OrderedDict[tuple[str, str], Confusion | None] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __call__(self, version: SealedVersion, path: str) -> Confusion | None:
+        """Return the counts of a version whose files were checked against its manifest."""
+        key = version.signed_content.manifest, path
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        found = self._count(version, path)
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = found
+                self._count_rows += _count_rows(found)
+            while self._count_rows > self._most:
+                _, dropped = self._kept.popitem(last=False)
+                self._count_rows -= _count_rows(dropped)
+        return found
+
+
+def _count_rows(found: Confusion | None) -> int:
+    return 1 if found is None else 1 + len(found.labels) + len(found.pairs)
+
+
+COUNTS = ItemCountCache()
+"""Cache of this process. A key determines its count completely."""
+
+
+def review_page(context: LedgerContext, name: str) -> ReviewPage:
+    """Return the review page of an adapter. Every file of the page is checked against the manifest in the log."""
+    return make_page(StatePageSource(context), name, COUNTS)
+
+
+def read_reported_state(context: LedgerContext, name: str) -> ReportedState:
+    """Return the present state of an adapter, which a reviewer's client needs for the review page.
+
+    Raises: NotFound for an unknown one.
+    """
+    state = context.ledger.state
+    adapter = find_adapter(state, name)
+    dataset = state.datasets.get(adapter.dataset)
+    if dataset is None:
+        raise NotFound(f"dataset {adapter.dataset}: expected its import, got none")
+    return report_state(state, adapter, encode_base64(read_about(context, dataset)), context.now(state))
+
+
+class StatePageSource:
+    """A lookup that reads the service's own ledger, folders and state."""
+
+    def __init__(self, context: LedgerContext) -> None:
+        self._context = context
+        self._reported_states: dict[str, ReportedState] = {}
+
+    def adapter_keys(self, index: int) -> tuple[bytes, ...]:
+        """Return the SPKIs whose signatures an adapter needs that was sealed by the entry of this index."""
+        return self._context.ledger.state.site.adapter_keys(index)
+
+    def entry(self, index: int) -> RecordedEntry:
+        """Return an entry of the ledger."""
+        ledger = self._context.ledger
+        documents = ledger.documents_of(index)
+        bound = [
+            commitment
+            for role in ("order", "countersigned")
+            if role in documents
+            for commitment in ORDERS.parse(parse_envelope(documents[role]).payload).commitments().values()
+        ]
+        entry = parse_entry(ledger.entry_bytes(index))
+        return RecordedEntry(entry, documents, tuple(ledger.disclosures(bound).values()))
+
+    def file(self, adapter: str, manifest: str, file: ManifestFile) -> bytes:
+        """Return a file of a sealed folder after comparing its digest."""
+        data = self._context.artifacts.read(manifest, file.path)
+        if digest_bytes(data) != file.digest:
+            raise Tampered(f"adapter {adapter}, {file.path}: expected {file.digest}, got {digest_bytes(data)}")
+        return data
+
+    def reported_state(self, adapter: str) -> ReportedState:
+        """Return the present state of an adapter."""
+        if adapter not in self._reported_states:
+            self._reported_states[adapter] = read_reported_state(self._context, adapter)
+        return self._reported_states[adapter]
+
+
+def read_text(context: LedgerContext, index: int, field: str) -> str | None:
+    """Return a text of the order that took effect with an entry, None if there is none or it was erased."""
+    recorded = StatePageSource(context).entry(index)
+    return recorded.texts_of(read_order(recorded)[0]).get(field)

@@ -1,1 +1,1 @@
-"""Runs, from the queue to a sealed adapter, and replays."""
+"""Training runs, from the queue to a sealed adapter, and their replays."""

@@ -1,4 +1,6 @@
-"""Training checkpoints as the service has them: hashed here, kept under their digest, recorded; and for how long."""
+"""Training checkpoints: the service hashes them, stores them under their digest, records them, and removes them in
+time.
+"""
 
 from __future__ import annotations
 
@@ -13,38 +15,41 @@ from pydantic import ValidationError
 
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import Time, add_seconds, explain
-from appliance.domain.core.records.adapters import Adapter
-from appliance.domain.core.records.runs import Run
+from appliance.domain.core.records.runs import Adapter, Run
 from appliance.domain.core.state import State
 from appliance.domain.recipe.recipe import MOST_CHECKPOINTS
-from appliance.domain.retention.holds import keeps
-from appliance.domain.runs.checkpoints import RunCheckpointed
-from appliance.domain.runs.conditions import UNDER_WAY
+from appliance.domain.retention import keeps
+from appliance.domain.runs.conditions import UNDER_WAY, RunCheckpointed
 from appliance.errors import BadInput
-from appliance.runners.output import open_output
-from appliance.workflows.core import rounds
-from appliance.workflows.core.context import Context, Frame
+from appliance.sandbox.output import open_output
+from appliance.workflows.core import retry
+from appliance.workflows.core.context import Frame, LedgerContext, RunContext
 from appliance.workflows.core.retry import append_with_retry
-from appliance.workflows.runs.privacy import destroy_secret
+from appliance.workflows.runs.steps import destroy_secret
 
 SWEEP_S = 3600.0
+"""Seconds between two sweeps."""
 MOST_ASKED = 256
-"""Training checkpoints of a run whose nodes are taken away again and again."""
+"""Most additional training checkpoints of a run on Slurm, whose jobs write one whenever their nodes are taken away."""
 
 
-def take_frame(context: Context, run: str, folder: Path, max_bytes: int, frame: Frame) -> None:
-    """What a training worker reports while it runs: a checkpoint becomes an entry, and followers get everything."""
+def take_frame(context: RunContext, run: str, folder: Path, max_bytes: int, frame: Frame) -> None:
+    """Process a frame of a training worker: record a checkpoint, and publish every frame to followers."""
     if frame.get("frame") == "checkpoint":
         _keep(context, run, folder, max_bytes, frame)
     context.progress.publish(run, frame)
 
 
-def _keep(context: Context, run: str, folder: Path, max_bytes: int, frame: Frame) -> None:
-    """Copies the worker's file while hashing it; what the worker says of its bytes is not asked. TooLarge where it is
-    larger than its recipe explains: holes would become bytes here."""
+def _keep(context: RunContext, run: str, folder: Path, max_bytes: int, frame: Frame) -> None:
+    """Copy the worker's file and hash it meanwhile. The digest that the worker reports is not used.
+
+    Raises:
+        BadInput: The run has made too many training checkpoints.
+        TooLarge: The file is larger than its recipe explains. Holes of a sparse file would become bytes here.
+    """
     made = sum(checkpoint.run == run for checkpoint in context.ledger.state.training_checkpoints.values())
     found = context.ledger.state.runs.get(run)
-    # The last step's may come on top, and on a cluster those that its signals ask for.
+    # The last step may add one, and on a cluster every preemption signal may.
     most = MOST_CHECKPOINTS + 1 + (MOST_ASKED if found is not None and found.on == "slurm" else 0)
     if made >= most:
         raise BadInput(f"run {run}: expected at most {most} training checkpoints, got more")
@@ -60,34 +65,40 @@ def _keep(context: Context, run: str, folder: Path, max_bytes: int, frame: Frame
 
 
 def read_body(make: Any, frame: Frame, members: tuple[str, ...]) -> Any:
-    """An event with these members of a worker's frame; BadInput where they are not what the event takes."""
+    """Return an event with these fields of a worker's frame.
+
+    Raises:
+        BadInput: The event does not accept the values.
+    """
     try:
-        return make(**{name: _frozen(frame.get(name)) for name in members})
+        return make(**{name: _freeze(frame.get(name)) for name in members})
     except ValidationError as error:
         raise BadInput(f"worker, frame {frame.get('frame')}: {explain(error)}") from None
 
 
-def _frozen(value: Any) -> Any:
-    """An array as a value holds it."""
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+def _freeze(value: Any) -> Any:
+    """Return the value with arrays as tuples."""
+    return tuple(map(_freeze, value)) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
-class Keeping:
-    """Why a run's training checkpoints are kept. `until`: the day on which they may go; None where none is set."""
+class KeepReason:
+    """The reason to keep a run's training checkpoints. `until`: the time at which they may be removed, or None."""
 
     why: str
     until: Time | None = None
 
 
-def start(context: Context) -> None:
-    """Sweeps every hour, in the queue of the runs."""
-    rounds.start(context, "training checkpoints", SWEEP_S, lambda: context.runs.put(partial(sweep, context)))
+def start(context: RunContext) -> None:
+    """Start the hourly sweep, which runs in the queue of the runs."""
+    retry.start(context, "training checkpoints", SWEEP_S, lambda: context.runs.put(partial(sweep, context)))
 
 
-def sweep(context: Context) -> None:
-    """Removes the bytes that nothing will be trained from again, and the secrets of private runs with them. By the
-    process alone that has the queue of runs."""
+def sweep(context: RunContext) -> None:
+    """Remove training checkpoints that are needed no longer, and the secrets of such private runs.
+
+    Only the process that has the queue of runs does this.
+    """
     if not context.runs_here:
         return
     context.refresh()
@@ -95,8 +106,8 @@ def sweep(context: Context) -> None:
     _sweep_secrets(context)
 
 
-def _sweep_secrets(context: Context) -> None:
-    """Destroys those of runs of which nothing is kept that could be trained again."""
+def _sweep_secrets(context: LedgerContext) -> None:
+    """Destroy the secrets of private runs without anything that could be trained again."""
     state, kept = context.ledger.state, list_kept(context)
     for run in state.runs.values():
         held = any(keeps(hold.subject, (f"run:{run.id}",)) for hold in state.holds.values())
@@ -104,21 +115,21 @@ def _sweep_secrets(context: Context) -> None:
             destroy_secret(context, run)
 
 
-def kept_digests(context: Context) -> frozenset[str]:
-    """The digests of all that is kept today."""
+def kept_digests(context: LedgerContext) -> frozenset[str]:
+    """Return the digests of all training checkpoints that are kept today."""
     runs = list_kept(context)
     return frozenset(made.digest for made in context.ledger.state.training_checkpoints.values() if made.run in runs)
 
 
-def needed(state: State) -> frozenset[str]:
-    """Of these the ones that were never allowed to go, whatever policies and holds came and went."""
+def list_needed_checkpoints(state: State) -> frozenset[str]:
+    """Return the digests of the training checkpoints that are still needed and that no policy could have removed."""
     ends = _Ends.of(state)
     runs = {run.id for run in state.runs.values() if ends.needs(run) is not None}
     return frozenset(made.digest for made in state.training_checkpoints.values() if made.run in runs)
 
 
-def list_kept(context: Context) -> dict[str, Keeping]:
-    """By run, of those that have training checkpoints: all of a run are kept, or none."""
+def list_kept(context: LedgerContext) -> dict[str, KeepReason]:
+    """Return the reason by run for the runs whose training checkpoints are kept. All of a run are kept, or none."""
     state = context.ledger.state
     last = {made.run: made.index for made in state.training_checkpoints.values()}
     ends, found = _Ends.of(state), {}
@@ -131,8 +142,11 @@ def list_kept(context: Context) -> dict[str, Keeping]:
 
 @dataclass(frozen=True)
 class _Ends:
-    """What became of runs. `adapters`: by run. `decided`: by adapter, the entry that first released, rejected or ended
-    it; what comes later takes no decision back. `replayed`: the runs that a replay waits for."""
+    """The outcomes of runs.
+
+    `adapters`: the adapter by run. `decided`: by adapter, the entry that first released, rejected or revoked it; later
+    entries do not undo that decision. `replayed`: the runs that a queued replay needs.
+    """
 
     adapters: Mapping[str, str]
     decided: Mapping[str, int]
@@ -140,7 +154,7 @@ class _Ends:
 
     @classmethod
     def of(cls, state: State) -> _Ends:
-        entries = [(name, index) for name, adapter in state.adapters.items() for index in _taken_away(adapter)]
+        entries = [(name, index) for name, adapter in state.adapters.items() for index in _list_rejections(adapter)]
         entries += [(one.adapter, one.index) for release in state.releases.values() for one in release.history]
         first: dict[str, int] = {}
         for name, index in entries:
@@ -152,7 +166,7 @@ class _Ends:
         )
 
     def needs(self, run: Run) -> str | None:
-        """What will be trained or decided from them."""
+        """Return the reason why the run's training checkpoints are still needed, or None."""
         if run.status in UNDER_WAY:
             return "under way"
         if run.id in self.replayed:
@@ -161,23 +175,26 @@ class _Ends:
         return "not decided" if adapter is not None and adapter not in self.decided else None
 
 
-def _taken_away(adapter: Adapter) -> list[int]:
+def _list_rejections(adapter: Adapter) -> list[int]:
     rejected = [review.index for review in adapter.reviews if review.decision == "reject"]
     return rejected if adapter.revoked is None else [*rejected, adapter.revoked]
 
 
-def _keep_run(context: Context, ends: _Ends, run: Run, last: int) -> Keeping | None:
-    """A hold wins over everything; then what is needed; then the days that policy gives, after the decision on the
-    adapter, or after the last training checkpoint of a run that failed and can be resumed."""
+def _keep_run(context: LedgerContext, ends: _Ends, run: Run, last: int) -> KeepReason | None:
+    """Return the reason to keep a run's training checkpoints, or None.
+
+    A legal hold takes precedence, then an open need, then the days that policy sets. They count from the decision on
+    the adapter, or from the last training checkpoint of a failed run that can be resumed.
+    """
     state, adapter = context.ledger.state, ends.adapters.get(run.id)
     subjects = (f"run:{run.id}",) if adapter is None else (f"run:{run.id}", f"adapter:{adapter}")
     for hold in state.holds.values():
         if keeps(hold.subject, subjects):
-            return Keeping(f"legal hold on {hold.subject}")
+            return KeepReason(f"legal hold on {hold.subject}")
     if (why := ends.needs(run)) is not None:
-        return Keeping(why)
+        return KeepReason(why)
     if run.status in ("cancelled", "refused"):
         return None
     since = parse_entry(context.ledger.entry_bytes(last if adapter is None else ends.decided[adapter])).time
     until = add_seconds(since, state.parameters.training_checkpoint_retention_s)
-    return Keeping("policy", until) if context.now(state) < until else None
+    return KeepReason("policy", until) if context.now(state) < until else None

@@ -1,41 +1,44 @@
-"""Whether a run fits this machine, asked when it is ordered and again before its worker starts; and how fast it is."""
+"""The check that a run fits this machine, at its order and again before its worker starts; and calibrations of its
+speed.
+"""
 
 from __future__ import annotations
 
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from appliance.domain.planning.cards import CARDS, Calibration, Machine
+from appliance.api.runs import CalibrationStatus, WorkError
 from appliance.domain.planning.footprint import Subject
 from appliance.domain.planning.pace import read_calibration
 from appliance.domain.planning.plan import check_fits, plan_disk, read_subject
-from appliance.domain.recipe.processes import misfits_machine
+from appliance.domain.planning.shape import CARDS, Machine, MachineCalibration
+from appliance.domain.recipe.methods import list_machine_problems
 from appliance.domain.recipe.recipe import ResolvedRecipe
 from appliance.errors import ApplianceError, Denied, NotFound, refuse
 from appliance.formats.core.fields import show
-from appliance.runners.host import visible_cards
-from appliance.store.files.checkpoints import MAX_BYTES
-from appliance.workflows.core.context import Context
-from appliance.workflows.core.defects import contain_defects
-from appliance.workflows.core.workers import carry_out, check_walls, worker
+from appliance.sandbox.host import visible_cards
+from appliance.store.files.run_files import MAX_BYTES
+from appliance.store.files.space import measure_space
+from appliance.workflows.core.context import LedgerContext, RunContext, WorkerContext
+from appliance.workflows.core.jobs import contain_defects
+from appliance.workflows.core.workers import carry_out, check_sandbox, worker
 from appliance.workflows.data.imports import checked_base
 
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-"""Of the group of processes that the service is in, where there is one."""
+"""Files with the memory limit of the service's control group, if it has one."""
 _KIND = "calibration"
 MOST_CALIBRATIONS = 8
-"""Of all people, that have not ended: runs wait behind them."""
+"""Most unfinished calibrations of all people together, because runs wait behind them."""
 
 
-def describe_machine(context: Context, *, now: bool = False) -> Machine:
-    """The machine as a plan sees it; `now`: with the memory that others leave, not all that it has."""
-    found = os.statvfs(context.logs)
+def describe_machine(context: RunContext, *, now: bool = False) -> Machine:
+    """Return the machine's description for a plan. `now`: count the memory that is available now, not the total."""
+    space = measure_space(context.logs, context.reserve)
     host = context.host
     calibrations = tuple(one for one in context.calibrations.read() if one.host == host)
     if context.device == "cuda":
-        memory = next((one.memory_bytes for one in calibrations), None) or _of_catalogue(host)
+        memory = next((one.memory_bytes for one in calibrations), None) or _find_card_memory(host)
     else:
         memory = host_memory(now=now)
     return Machine(
@@ -44,17 +47,17 @@ def describe_machine(context: Context, *, now: bool = False) -> Machine:
         threads=len(os.sched_getaffinity(0)),
         bfloat16=context.bfloat16,
         memory_bytes=memory,
-        disk_free_bytes=found.f_bavail * found.f_frsize,
+        disk_free_bytes=space.free,
         calibrations=calibrations,
     )
 
 
-def _of_catalogue(host: str) -> int | None:
+def _find_card_memory(host: str) -> int | None:
     return next((card.memory_bytes for card in CARDS if card.name.removeprefix("RTX ") in host), None)
 
 
 def host_memory(*, now: bool) -> int:
-    """The smaller of what the machine has (or has left) and what the service's group may use."""
+    """Return the smaller of the machine's memory (or available memory) and the control group's limit, in bytes."""
     sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for name in _LIMITS:
         try:
@@ -68,28 +71,38 @@ def host_memory(*, now: bool) -> int:
     return min(sizes)
 
 
-def check_order(context: Context, recipe: ResolvedRecipe) -> None:
-    """Conflict where a run of this recipe could not fit this machine, whatever else it does."""
+def check_order(context: RunContext, recipe: ResolvedRecipe) -> None:
+    """Check that a run of this recipe could fit this machine if nothing else ran.
+
+    Raises:
+        Conflict: It could not.
+    """
     _check_fits(context, recipe, describe_machine(context))
 
 
-def check_start(context: Context, recipe: ResolvedRecipe) -> None:
-    """... or does not fit beside what it does now."""
+def check_start(context: RunContext, recipe: ResolvedRecipe) -> None:
+    """Check that a run of this recipe fits beside the current load of this machine.
+
+    Raises:
+        Conflict: It does not.
+    """
     _check_fits(context, recipe, describe_machine(context, now=True))
 
 
-def _check_fits(context: Context, recipe: ResolvedRecipe, machine: Machine) -> None:
-    refuse("recipe", misfits_machine(recipe.processes, recipe.device, machine.threads, max(1, len(visible_cards()))))
+def _check_fits(context: LedgerContext, recipe: ResolvedRecipe, machine: Machine) -> None:
+    refuse(
+        "recipe", list_machine_problems(recipe.processes, recipe.device, machine.threads, max(1, len(visible_cards())))
+    )
     check_fits(_subject(context, recipe), recipe, machine)
 
 
-def max_checkpoint_bytes(context: Context, recipe: ResolvedRecipe) -> int:
-    """What a training checkpoint of this recipe may have: twice what is planned, and a little."""
+def max_checkpoint_bytes(context: LedgerContext, recipe: ResolvedRecipe) -> int:
+    """Return the most bytes of a training checkpoint of this recipe: twice the planned size plus 16 MiB."""
     planned = plan_disk(_subject(context, recipe), recipe).largest_checkpoint
     return min(2 * planned + (16 << 20), MAX_BYTES)
 
 
-def _subject(context: Context, recipe: ResolvedRecipe) -> Subject:
+def _subject(context: LedgerContext, recipe: ResolvedRecipe) -> Subject:
     state = context.ledger.state
     base, dataset = state.bases.get(recipe.base), state.datasets.get(recipe.dataset)
     if base is None or dataset is None:
@@ -97,47 +110,55 @@ def _subject(context: Context, recipe: ResolvedRecipe) -> Subject:
     return read_subject(recipe.base, recipe.dataset, base.facts, dataset.facts)
 
 
-def order_calibration(context: Context, principal: str, recipe: ResolvedRecipe) -> str:
-    """Behind the runs that wait: one device, one queue. The key under which its end is asked for, by the same person.
+def order_calibration(context: RunContext, principal: str, recipe: ResolvedRecipe) -> str:
+    """Queue a calibration behind the waiting runs, and return the key under which the same person can read its result.
 
-    Nothing is recorded: the result is used for no decision, and an operator can use the machine in any case. So a
-    person has one at a time, and all together a few.
+    It is not recorded, since no decision uses the result and an operator can use the machine in any case. So a person
+    has only one at a time, and there are few at a time in all.
+
+    Raises:
+        Denied: The principal is not an operator.
+        RateLimited: The person has another unfinished calibration, or all people together have too many.
     """
     person = context.ledger.state.principals.get(principal)
     if person is None or not person.has("operator"):
         raise Denied(f"calibration: expected an operator, got {principal}")
     _subject(context, recipe)
     key = context.progress.open_one(_KIND, principal, MOST_CALIBRATIONS)
-    context.runs.put(partial(_carry_through, context, key, recipe))
+    context.runs.put(partial(_run_calibration, context, key, recipe))
     return key
 
 
-def calibration_status(context: Context, principal: str, key: str) -> dict[str, Any]:
-    """The result is shown only to the principal who asked for it: under other keys are others' results."""
+def calibration_status(context: WorkerContext, principal: str, key: str) -> CalibrationStatus:
+    """Return the state of a calibration.
+
+    Raises:
+        NotFound: The principal did not start this calibration.
+    """
     stream = context.progress.read_own(key, principal) if key.startswith(f"{_KIND}:{principal}:") else None
     if stream is None:
         raise NotFound(f"calibration: expected the key of a calibration that {principal} started, got {show(key)}")
-    return {"result": stream.result, "error": stream.error, "ended": stream.ended}
+    return CalibrationStatus(result=stream.result, error=stream.error, ended=stream.ended)
 
 
-def _carry_through(context: Context, key: str, recipe: ResolvedRecipe) -> None:
+def _run_calibration(context: RunContext, key: str, recipe: ResolvedRecipe) -> None:
     try:
         with contain_defects("calibration"):
             made = _calibrate(context, key, recipe)
             context.calibrations.keep(made)
     except ApplianceError as error:
-        context.progress.end(key, error={"code": error.code, "message": error.message})
+        context.progress.end(key, error=WorkError(code=error.code, message=error.message))
     else:
-        context.progress.end(key, result=made.model_dump(mode="json"))
+        context.progress.end(key, result=made)
 
 
-def _calibrate(context: Context, key: str, recipe: ResolvedRecipe) -> Calibration:
+def _calibrate(context: RunContext, key: str, recipe: ResolvedRecipe) -> MachineCalibration:
     check_start(context, recipe)
     base = checked_base(context, recipe.base)
     gpu = recipe.device == "cuda"
     with worker(context, key, "appliance.worker.calibrate", read=(base,), gpu=gpu) as started:
-        check_walls(started)
+        check_sandbox(started)
         task = {"recipe": recipe.model_dump(mode="json"), "base": str(base)}
-        found = carry_out(started, task, on_frame=partial(context.progress.publish, key))
+        measured = carry_out(started, task, on_frame=partial(context.progress.publish, key))
     shape = _subject(context, recipe).shape
-    return read_calibration(shape, recipe, found, host=context.host, time=context.now(context.ledger.state))
+    return read_calibration(shape, recipe, measured, host=context.host, time=context.now(context.ledger.state))

@@ -1,1 +1,1 @@
-"""Units are answered."""
+"""Serving of adapters to business units."""

@@ -1,4 +1,4 @@
-"""One answer, from its admission to its end: a token leaves only while the slot is open, and the end is an entry."""
+"""One answer from its admission to its end. Tokens are sent only while its slot is open, and its end is an entry."""
 
 from __future__ import annotations
 
@@ -11,79 +11,100 @@ from datetime import datetime
 
 from appliance.domain.core.entry import Outcome
 from appliance.domain.core.records.serving import Slot
-from appliance.errors import ApplianceError, Denied, Unavailable
+from appliance.errors import ApplianceError, Denied, Refusal, RefusalCode, Unavailable
 from appliance.formats.core.commitment import Disclosure
 from appliance.workflows.core.contact import Contact
 from appliance.workflows.core.context import Frame
-from appliance.workflows.serving.engine import Engine, Hear, expect
+from appliance.workflows.serving.engine import EngineProcess, TakeFrame, expect
+
+CUT_OFF = "The answer was cut off"
+"""The message of an answer that ends early. The reason follows it."""
+SERVICE_ENDS = RefusalCode("service-ends", "machine", "The service is shut down.", "Send the request again.")
+
+
+def make_cut_off_error(why: Refusal) -> ApplianceError:
+    """Return the error of an answer that ends early. The client may send the request again if only the service ends."""
+    if why.code == SERVICE_ENDS.name:
+        return Unavailable(f"{CUT_OFF}: {why}", code="service-ends")
+    return Denied(CUT_OFF, refusals=(why,), code="cut-off")
 
 
 @dataclass(eq=False)
-class Loaded:
-    """A slot that answers: `slot` names it in the engine and is never used twice.
+class LoadedSlot:
+    """A slot with a loaded adapter. `slot` is its name in the engine and is never used twice.
 
-    Once it is `closed`, with the reason, no token of it leaves any more; `last_token`: when the last one did.
+    After it is `closed`, with the reason, no more tokens of it are sent. `last_token`: time of the last token.
     """
 
     row: Slot
     slot: str
-    engine: Engine
+    engine: EngineProcess
     clock: Callable[[], datetime]
     contact: Contact = field(default_factory=Contact)
     last_token: datetime | None = None
-    closed: str | None = None
+    closed: Refusal | None = None
     under_way: int = 0
-    _door: threading.Lock = field(default_factory=threading.Lock)
+    _gate: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def unit(self) -> str:
+        """Return the unit of the slot."""
         return self.row.unit
 
     @property
-    def task(self) -> str:
-        return self.row.task
+    def served_model(self) -> str:
+        """Return the served model of the slot."""
+        return self.row.served_model
 
     @property
     def adapter(self) -> str:
+        """Return the name and version of the adapter."""
         return self.row.adapter
 
     @property
     def manifest(self) -> str:
+        """Return the digest of the adapter's manifest."""
         return self.row.manifest
 
     def enter(self) -> None:
-        """A request is under way in the slot, until it leaves."""
-        with self._door:
+        """Count a request that starts in the slot."""
+        with self._gate:
             self.under_way += 1
 
     def leave(self) -> None:
-        with self._door:
+        """Count a request that has ended in the slot."""
+        with self._gate:
             self.under_way -= 1
 
-    def close_if_idle(self, reason: str) -> bool:
-        """Whether nothing is under way; then it is closed."""
-        with self._door:
+    def close_if_idle(self, reason: Refusal) -> bool:
+        """Close the slot and return True if no request is in progress. Otherwise return False."""
+        with self._gate:
             if self.under_way == 0:
                 self.closed = self.closed or reason
             return self.under_way == 0
 
     def give(self) -> None:
-        """A token leaves now; Denied where the slot has been closed, Unavailable where the ledger is out of reach."""
+        """Record that a token is sent now.
+
+        Raises:
+            Denied: With the code `cut-off`, if the slot has been closed.
+            Unavailable: The ledger is out of reach (`no-contact`), or the service ends (`service-ends`).
+        """
         self.contact.check()
-        with self._door:
+        with self._gate:
             if self.closed is not None:
-                raise Denied(taken_out(self.closed), code="cut-off")
+                raise make_cut_off_error(self.closed)
             self.last_token = self.clock()
 
-    def close(self, reason: str) -> None:
-        """Returns once no token can leave."""
-        with self._door:
+    def close(self, reason: Refusal) -> None:
+        """Close the slot. After the return, no token is sent."""
+        with self._gate:
             self.closed = self.closed or reason
 
 
 @dataclass(frozen=True)
-class Ending:
-    """What an answer came to. `hidden`: some of its text is not shown as text, such as calls."""
+class AnswerEnd:
+    """The end of an answer. `hidden`: some of its text is not sent as text, such as tool calls."""
 
     text: str
     last: Frame
@@ -91,89 +112,104 @@ class Ending:
     hidden: bool = False
 
 
-class Answer:
-    """Frames of tokens and then `done`, which carries the response record: its entry is durable before it leaves.
+class AnswerStream:
+    """An answer: frames of tokens, then `done` with the response record, whose entry is durable before the frame is
+    sent.
 
-    Its reader iterates over it; or starts it with `start`, and gives it every frame that it gets, in turn: a token to
-    `give`, which never waits, and all else to `end`. `close` it, however it is left. `finish` records the end, once,
-    and gives what the last frame says of it.
+    Its reader either iterates over it, or calls `start` and passes every frame on in order: tokens to `give`, which
+    never waits, and all other frames to `end`. The reader calls `close` in every case. `finish` records the end, once,
+    and returns the additions to the last frame.
     """
 
     def __init__(
         self,
         request: str,
-        loaded: Loaded,
+        loaded: LoadedSlot,
         kind: str,
         parameters: Frame,
         instruction: Disclosure | None,
-        finish: Callable[[Answer, Ending], Frame],
+        finish: Callable[[AnswerStream, AnswerEnd], Frame],
         scope: str | None = None,
     ) -> None:
-        """`scope`: requests of the slot that have it in common may share what was read of their prompts."""
+        """Create an answer. Requests of the slot with the same `scope` may share cached prompts."""
         self.request, self.loaded = request, loaded
         self.instruction = instruction
-        """What the service put into the request as its system message."""
+        """The system message that the service added to the request."""
         self._kind, self._parameters, self._finish = kind, {**parameters, "scope": scope}, finish
-        self._heard: queue.SimpleQueue[Frame | None] | None = None
+        self._frames: queue.SimpleQueue[Frame | None] | None = None
         self._text: list[str] = []
         self._hidden = False
         self._over = False
-        self._cut: str | None = None
-        self._came: Callable[[], None] = lambda: None
-        self._told: Callable[[Frame], None] = lambda _last: None
+        self._cut: Refusal | None = None
+        self._on_first: Callable[[], None] = lambda: None
+        self._on_done: Callable[[Frame], None] = lambda _last: None
         self._ending = threading.Lock()
 
     @property
     def adapter(self) -> str:
+        """Return the name and version of the adapter."""
         return self.loaded.adapter
 
     @property
     def manifest(self) -> str:
+        """Return the digest of the adapter's manifest."""
         return self.loaded.manifest
 
-    def when_first(self, came: Callable[[], None]) -> None:
-        """Called when the first frame has come."""
-        self._came = came
+    def when_first(self, on_first: Callable[[], None]) -> None:
+        """Set the function that is called when the first frame has come."""
+        self._on_first = on_first
 
-    def when_done(self, told: Callable[[Frame], None]) -> None:
-        """Called with the last frame of an answer that was given whole, once its end is recorded."""
-        self._told = told
+    def when_done(self, on_done: Callable[[Frame], None]) -> None:
+        """Set the function that is called with the last frame of a complete answer, once its end is recorded."""
+        self._on_done = on_done
 
-    def cut(self, why: str) -> None:
-        """No token of it is sent from here on, whether its reader waits for one or has not started."""
+    def cut(self, why: Refusal) -> None:
+        """Stop the answer: no more tokens of it are sent, even if its reader is waiting for one or has not started."""
         self._cut = why
-        self.loaded.engine.cut(self.request, why)
+        self.loaded.engine.cut(self.request, f"{CUT_OFF}: {why}")
 
-    def start(self, hear: Hear) -> None:
-        """Asks the engine; where that refuses, the answer has ended. Nothing is asked for one that was closed."""
-        with self._recorded():
+    def start(self, take_frame: TakeFrame) -> None:
+        """Send the request to the engine, unless the answer was closed. If the engine refuses it, the answer has
+        ended.
+        """
+        with self._ending_on_error():
             if self._cut is not None:
-                raise Denied(self._cut, code="cut-off")
+                raise make_cut_off_error(self._cut)
             if not self._over:
-                self.loaded.engine.ask(self.request, self.loaded.slot, self._kind, self._parameters, hear)
+                self.loaded.engine.ask(self.request, self.loaded.slot, self._kind, self._parameters, take_frame)
         if self._over:
-            # Closed while the engine was being asked: the request was not cancelled then.
+            # The answer was closed while the request was being sent, so it is cancelled now.
             self.loaded.engine.leave(self.request, ended=False)
 
     def give(self, frame: Frame) -> None:
-        """A token leaves now; Denied where none may any more, which is still to `end` the answer."""
+        """Record that a token is sent now.
+
+        Raises:
+            ApplianceError: No more tokens may be sent. The reader must still `end` the answer.
+        """
         if self._cut is not None:
-            raise Denied(self._cut, code="cut-off")
+            raise make_cut_off_error(self._cut)
         self.loaded.give()
-        self._came()
-        self._came = lambda: None
+        self._on_first()
+        self._on_first = lambda: None
         if frame["frame"] == "token":
             self._text.append(frame["text"])
             self._hidden = self._hidden or "calls" in frame
 
     def end(self, frame: Frame | None) -> Frame:
-        """The last frame with the record, once that is durable; raises what ended the answer before its end."""
-        with self._recorded():
+        """Return the last frame with the response record, once that is durable.
+
+        Raises:
+            ApplianceError: The answer ended early; the error is the cause.
+        """
+        with self._ending_on_error():
+            if frame is not None and frame.get("code") == "cut-off" and (why := self._cut or self.loaded.closed):
+                raise make_cut_off_error(why)  # the frame has the reason as text only
             last = expect(frame, "token", "done")
             self.give(last)
             expect(last, "done")
             ended = self._end("success", last)
-            self._told(last)
+            self._on_done(last)
             return {**last, **ended}
 
     def __iter__(self) -> Iterator[Frame]:
@@ -182,19 +218,19 @@ class Answer:
     def __next__(self) -> Frame:
         if self._over:
             raise StopIteration
-        if self._heard is None:
-            self._heard = queue.SimpleQueue()
-            self.start(self._heard.put)
-        frame = self._heard.get()
+        if self._frames is None:
+            self._frames = queue.SimpleQueue()
+            self.start(self._frames.put)
+        frame = self._frames.get()
         if frame is None or frame["frame"] != "token":
             return self.end(frame)
-        with self._recorded():
+        with self._ending_on_error():
             self.give(frame)
         return frame
 
     @contextmanager
-    def _recorded(self) -> Iterator[None]:
-        """Whatever is raised within ends the answer, and its end is recorded."""
+    def _ending_on_error(self) -> Iterator[None]:
+        """End the answer and record its end if an error is raised within the context."""
         try:
             yield
         except BaseException as error:
@@ -202,23 +238,19 @@ class Answer:
             raise
 
     def _end(self, outcome: Outcome, last: Frame) -> Frame:
-        """Once; nothing where it has ended."""
+        """End the answer, once. Return an empty frame if it has ended already."""
         with self._ending:
             if self._over:
                 return {}
             self._over = True
         self.loaded.engine.leave(self.request, ended=bool(last))
-        return self._finish(self, Ending("".join(self._text), last, outcome, self._hidden))
+        return self._finish(self, AnswerEnd("".join(self._text), last, outcome, self._hidden))
 
     def close(self) -> None:
-        """Ends what its reader has left; nothing where it has ended."""
+        """End an answer that its reader leaves, if it has not ended already."""
         self._end("interrupted", {})
 
 
-def taken_out(reason: str) -> str:
-    return f"answer: cut off, its adapter was taken out: {reason}"
-
-
-def lost() -> Unavailable:
-    """Said where an answer came to its end and that end could not be recorded as one."""
+def make_lost_error() -> Unavailable:
+    """Return the error for a complete answer whose end could not be recorded as such."""
     return Unavailable("answer: expected its end to be recorded, got a failed append", code="unrecorded")

@@ -6,15 +6,16 @@ import json
 
 import pytest
 
-from appliance.domain.audit.snapshot import ROWS, decode_snapshot, encode_snapshot, take_snapshot
 from appliance.domain.core.names import NO_DIGEST
 from appliance.domain.core.state import State
 from appliance.domain.governance.service import ServiceStarted
 from appliance.domain.governance.sessions import SessionOpened
 from appliance.errors import BadInput
 from appliance.formats.signatures.dsse import encode_envelope
+from appliance.store.ledger.snapshots import ROWS, decode_snapshot, encode_snapshot, take_snapshot
 from scripts.kit.log_builder import LogBuilder, stage
 from tests.kit.ahead import reset_clock, run_ahead
+from tests.kit.archived_log import archived, old_site, prepare
 
 STAGES = (
     *(
@@ -44,6 +45,7 @@ def _site(name: str) -> LogBuilder:
     site.export()
     reset_clock(site, run_ahead(site, 3_600))
     site.pend(*site.enrolment("nina", ("operator",)))
+    site.invite("tess", "operator")
     site.add(ServiceStarted(version="0.1.0", code=f"sha256:{'c' * 64}", layers={}, process="door", epoch=1))
     return site
 
@@ -71,7 +73,7 @@ def test_a_state_comes_back_as_it_was(name: str) -> None:
 
 def test_open_sessions_come_back_as_they_were() -> None:
     site = stage("staffed")
-    site.add(SessionOpened(), documents={"session": encode_envelope(site.session("rita"))}, actor="rita")
+    site.add(SessionOpened(identity=None), documents={"session": encode_envelope(site.session("rita"))}, actor="rita")
     assert _rows(_again(site.state)) == _rows(site.state)
     assert len(site.state.sessions) == 1
 
@@ -83,6 +85,14 @@ def test_processes_and_their_slots_come_back_as_they_were() -> None:
     assert [slot.key for slot in site.state.slots.values()] == ["legal/labels@gateway-1"]
     assert _rows(_again(site.state)) == _rows(site.state)
     assert len(site.state.processes) == 1
+
+
+def test_archives_come_back_as_they_were() -> None:
+    site = old_site()
+    order, prepared = prepare(site)
+    archived(site, order, prepared.removed)
+    assert _rows(_again(site.state)) == _rows(site.state)
+    assert len(site.state.archives) == 1
 
 
 def test_a_state_that_came_back_takes_the_next_entry() -> None:
@@ -97,7 +107,7 @@ def test_a_state_that_came_back_takes_the_next_entry() -> None:
 def test_every_kind_of_row_is_among_them() -> None:
     """Else the round trips above would say nothing of it."""
     found = {name for each in STAGES for name in ROWS if len(getattr(_site(each).state, name))}
-    found |= {"processes", "sessions"}  # which have a round trip of their own
+    found |= {"archives", "processes", "sessions"}  # which have a round trip of their own
     assert set(ROWS) - found == set()
 
 
@@ -117,7 +127,7 @@ def test_what_was_taken_does_not_change_with_the_state() -> None:
         (lambda lines: [b"?", *lines[1:]], "expected size, time and hash"),
         (lambda lines: [lines[0], b'{"site":{"origin":1}}', *lines[2:]], "site.log_keys: expected a value"),
         (lambda lines: [lines[0], b"[]", *lines[2:]], "expected an object, got a list"),
-        (lambda lines: [*lines[:4], json.dumps({"sha256:00": "1"}).encode(), *lines[5:]], "expected a whole number"),
+        (lambda lines: [*lines[:5], json.dumps({"sha256:00": "1"}).encode(), *lines[6:]], "expected a whole number"),
     ],
 )
 def test_bytes_that_are_no_snapshot_are_refused(change: object, words: str) -> None:

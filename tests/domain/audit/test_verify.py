@@ -1,4 +1,4 @@
-"""The verification of a whole log: what it verifies, what it finds, and what it never claims."""
+"""The verification of a whole log: valid logs, defects that are found, and verdicts that are never given."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from appliance.domain.actions.registry import NEWEST_RULES, RULE_SETS
 from appliance.domain.audit.report import MAX_FINDINGS, Report
 from appliance.domain.audit.verify import Audit, verify_log
 from appliance.domain.core.entry import parse_entry
@@ -19,11 +20,10 @@ from appliance.domain.core.order import Order
 from appliance.domain.core.policy import PolicySet
 from appliance.domain.core.records.people import Principal
 from appliance.domain.core.state import State
-from appliance.domain.governance.endorsement import OrderRefused
-from appliance.domain.governance.log_keys import RotateLogKey
+from appliance.domain.governance.countersignature import OrderRefused
+from appliance.domain.governance.log_control import RotateLogKey
 from appliance.domain.governance.service import Heartbeat
 from appliance.domain.releases.reviews import ReviewRecorded
-from appliance.domain.rulebook.registry import BOOKS, NEWEST_RULES
 from appliance.errors import BadInput
 from appliance.formats.core.canonical import encode_canonical, parse_canonical
 from appliance.formats.core.commitment import Disclosure, commit
@@ -44,12 +44,12 @@ def verify(
     disclosures: Iterable[Disclosure] | None = None,
     **changes: Any,
 ) -> Report:
-    standing: dict[str, Any] = {"checkpoint": site.checkpoint(), "trust": site.trust, "now": site.now} | changes
+    defaults: dict[str, Any] = {"checkpoint": site.checkpoint(), "trust": site.trust, "now": site.now} | changes
     return verify_log(
         site.entries if entries is None else entries,
         (site.documents if documents is None else documents).get,
         site.disclosures if disclosures is None else disclosures,
-        **standing,
+        **defaults,
     )
 
 
@@ -62,7 +62,7 @@ def rules(report: Report) -> set[str]:
 
 
 def reforged(site: LogBuilder, index: int, /, **changes: Any) -> list[bytes]:
-    """The log with one entry changed and every later one chained to it anew."""
+    """Return the log with one entry changed and every later one chained to it anew."""
     entries: list[bytes] = []
     for place, data in enumerate(site.entries):
         value = parse_canonical(data)
@@ -75,7 +75,7 @@ def reforged(site: LogBuilder, index: int, /, **changes: Any) -> list[bytes]:
 
 
 def signed_over(site: LogBuilder, entries: list[bytes]) -> bytes:
-    """What an owner of the log's key would sign over a history of his own."""
+    """Sign a history of one's own, as the owner of the log's key could."""
     return sign_checkpoint(Checkpoint(ORIGIN, len(entries), root_of(map(hash_leaf, entries))), site.log)
 
 
@@ -94,7 +94,7 @@ def test_a_whole_log_is_verified_and_counted() -> None:
     signed = sum(
         role in entry.documents
         for entry in kinds
-        for role in ("order", "endorsed", "possession", "signature", "provenance")
+        for role in ("order", "countersigned", "possession", "signature", "provenance")
     )
     assert counts.signatures == signed + 1, "the checkpoint's too"
     assert (counts.adapters, counts.disclosures) == (1, len(site.disclosures))
@@ -108,10 +108,10 @@ def test_a_log_is_verified_at_every_stage(name: str) -> None:
     assert verify(stage(name)).verdict == "verified"
 
 
-def test_site_policies_are_said_to_be_not_replayed_where_there_is_no_cedar() -> None:
+def test_cedar_policies_are_said_to_be_not_replayed_where_there_is_no_cedar() -> None:
     report = verify(stage("initialized"))
-    assert report.site_policies == "not replayed"
-    assert any(text.startswith("site policies: not replayed") for text in report.unchecked)
+    assert report.cedar_policies == "not replayed"
+    assert any(text.startswith("Cedar policies: not replayed") for text in report.unchecked)
 
 
 def test_a_single_administrator_is_remarked() -> None:
@@ -260,7 +260,7 @@ def test_a_log_of_one_entry_is_held_against_its_checkpoint() -> None:
 
 
 def quiet(site: LogBuilder) -> int:
-    """Appends entries that need nothing before them and give nothing after; the index of the one in the middle."""
+    """Append entries that no other entry needs. Return the index of the middle one."""
     middle = site.add(Heartbeat()).index + 1
     for _ in range(3):
         site.add(Heartbeat())
@@ -321,7 +321,7 @@ def test_time_that_goes_back_over_an_entry_that_does_not_stand_is_found() -> Non
     late = add_seconds(site.now, 3600)
     entries = reforged(site, middle, actor="anna", time=late)
     report = verify(site, entries, checkpoint=signed_over(site, entries))
-    assert [f.rule for f in report.findings] == ["denied", "time", "time"]
+    assert [f.rule for f in report.findings] == ["denied", "entry-out-of-order", "entry-out-of-order"]
 
 
 # What an owner of the log's key, who signs a history of his own, does not get past.
@@ -354,7 +354,7 @@ def test_an_owner_who_leaves_out_a_review_is_found_where_it_was_needed() -> None
     assert report.verdict == "failed"
     released = next(i for i, data in enumerate(entries) if b'"release.activated"' in data)
     finding = next(f for f in report.findings if f.index == released)
-    assert "quorum: expected 2 standing approvals" in finding.message
+    assert "needs 2 valid approvals" in finding.message
     assert f"entry {released} was not replayed" in report.unchecked[-1]
 
 
@@ -372,7 +372,7 @@ def test_an_owner_who_forges_an_approval_is_found() -> None:
     kept = {**site.documents, entry.documents["order"]: documents["order"]}
     report = forged_by_owner(site, entries, documents=kept)
     assert (entry.index, "not-authenticated") in [(f.index, f.rule) for f in report.findings]
-    assert {f.rule for f in report.findings} <= {"not-authenticated", "disclosure"}
+    assert {f.rule for f in report.findings} <= {"not-authenticated", "unbound-text"}
     assert report.counts.entries == len(site.entries)
 
 
@@ -394,7 +394,7 @@ def test_a_document_that_is_gone_is_named() -> None:
     digest = entry.documents["possession"]
     report = verify(site, documents={k: v for k, v in site.documents.items() if k != digest})
     finding = report.findings[0]
-    assert (finding.index, finding.rule) == (index, "document")
+    assert (finding.index, finding.rule) == (index, "document-invalid")
     assert f"document possession: expected {digest}, got none" in finding.message
 
 
@@ -403,7 +403,7 @@ def test_a_document_of_other_bytes_is_named() -> None:
     index, entry = next((i, parse_entry(d)) for i, d in enumerate(site.entries) if b'"possession"' in d)
     digest = entry.documents["order"]
     report = verify(site, documents={**site.documents, digest: site.documents[digest] + b"\n"})
-    assert (report.findings[0].index, report.findings[0].rule) == (index, "document")
+    assert (report.findings[0].index, report.findings[0].rule) == (index, "document-invalid")
 
 
 def test_a_text_that_does_not_open_its_commitment_is_found_and_not_shown() -> None:
@@ -411,7 +411,7 @@ def test_a_text_that_does_not_open_its_commitment_is_found_and_not_shown() -> No
     first = site.disclosures[0]
     lie = Disclosure(first.commitment, first.salt, "Mallory Example")
     report = verify(site, disclosures=[lie, *site.disclosures[1:]])
-    assert (report.verdict, rules(report)) == ("failed", {"disclosure"})
+    assert (report.verdict, rules(report)) == ("failed", {"disclosure", "missing-text"})
     assert "Mallory" not in report.model_dump_json()
     assert report.counts.disclosures == len(site.disclosures) - 1
 
@@ -420,7 +420,7 @@ def test_a_text_that_nothing_binds_is_found() -> None:
     site = stage("staffed")
     salt = bytes(32)
     stray = Disclosure(commit("stray", salt), salt, "stray")
-    assert rules(verify(site, disclosures=[*site.disclosures, stray])) == {"disclosure"}
+    assert rules(verify(site, disclosures=[*site.disclosures, stray])) == {"unbound-text"}
 
 
 def test_an_erased_text_leaves_the_log_verified() -> None:
@@ -432,14 +432,14 @@ def test_an_erased_text_leaves_the_log_verified() -> None:
 
 
 def test_a_text_that_no_entry_erased_and_that_is_gone_is_found() -> None:
-    """A database administrator can remove it; the entry that binds it says that it was there."""
+    """A database administrator can remove it; the entry that binds it shows that it existed."""
     site = stage("staffed")
     gone, *others = site.disclosures
     report = verify(site, disclosures=others)
     assert report.verdict == "failed"
     (finding,) = report.findings
     bound = site.state.texts.get(gone.commitment)
-    assert bound is not None and (finding.index, finding.rule) == (bound.entry, "disclosure")
+    assert bound is not None and (finding.index, finding.rule) == (bound.entry, "missing-text")
     assert f"disclosure {gone.commitment}: expected its text, which no entry erased, got none" in finding.message
 
 
@@ -449,20 +449,20 @@ def test_what_no_rule_foresaw_is_a_finding_and_no_end_of_the_verification(monkey
 
     site = stage("staffed")
     site.add(Heartbeat())
-    monkeypatch.setitem(BOOKS[NEWEST_RULES].rules, "heartbeat", unforeseen)
+    monkeypatch.setitem(RULE_SETS[NEWEST_RULES].rules, "heartbeat", unforeseen)
     report = verify(site)
     assert report.verdict == "failed"
     (finding,) = report.findings
     assert finding.index == len(site.entries) - 1
-    assert finding.message.endswith("expected what a rule can judge, got OverflowError")
+    assert finding.message.endswith("expected what a rule can check, got OverflowError")
 
 
 def test_what_only_begins_as_a_commitment_is_no_text() -> None:
-    """Whoever holds the log's key can refuse an order in which the service would not have let it stand."""
+    """An attacker with the log's key can record a refused order that the service would not have recorded."""
     site = stage("staffed")
     order = site.order(RotateLogKey, "anna", log_key="hmac-sha256:zz", old_until=site.now)
     envelope = site.sign(order)
-    body = OrderRefused(order=envelope.pae_digest, verb=order.verb, reasons=("no key",))
+    body = OrderRefused(order=envelope.pae_digest, action=order.action, code="denied", refusals=())
     site.add(body, actor="anna", outcome="denied", documents={"order": encode_envelope(envelope)})
     assert verify(site).verdict == "verified"
 
@@ -533,7 +533,7 @@ def test_any_entry_dropped_is_found_and_named(index: int) -> None:
 def test_any_tail_cut_off_is_found_with_both_sizes(size: int) -> None:
     report = verify(SITE, SITE.entries[:size], disclosures=[])
     assert report.verdict == "failed"
-    assert [f.message for f in report.findings if f.rule != "disclosure"] == [
+    assert [f.message for f in report.findings if f.rule != "missing-text"] == [
         f"size: expected {SIZE} entries, as the checkpoint says, got {size}: the log is cut short"
     ]
 
@@ -622,11 +622,11 @@ def test_findings_are_bounded_and_the_rest_is_counted() -> None:
     assert (len(report.findings), report.omitted) == (MAX_FINDINGS, 7)
 
 
-# Site policies.
+# Cedar policies.
 
 
 class Recorder:
-    """Plays `access`: forbids what it is told to, and remembers which policy set it was asked under."""
+    """A stand-in of `access`: forbids what it is given, and records the policy sets."""
 
     def __init__(self, forbidden: str = "", broken: bool = False) -> None:
         self.forbidden, self.broken = forbidden, broken
@@ -638,35 +638,35 @@ class Recorder:
 
         def decide(principal: Principal, order: Order, state: State, now: str) -> tuple[str, ...]:
             assert principal.name == order.signer
-            self.wanted.append((policy_digest(policy), order.verb))
-            return ("site policy no-go: forbids it",) if order.verb == self.forbidden else ()
+            self.wanted.append((policy_digest(policy), order.action))
+            return ("Cedar policy no-go: forbids it",) if order.action == self.forbidden else ()
 
         return decide
 
 
-def test_site_policies_are_asked_again_for_every_order_under_the_set_in_force() -> None:
+def test_cedar_policies_are_asked_again_for_every_order_under_the_set_in_force() -> None:
     site = stage("approved")
     site.adopt(policy_set(clock_skew_s=61))
     site.activate()
     recorder = Recorder()
     report = verify(site, replay=recorder)
-    assert (report.verdict, report.site_policies) == ("verified", "replayed")
+    assert (report.verdict, report.cedar_policies) == ("verified", "replayed")
     bound = [role for data in site.entries for role in parse_entry(data).documents]
     assert report.counts.decisions == bound.count("order")
-    assert len(recorder.wanted) == bound.count("order") + bound.count("endorsed")
-    assert [verb for digest, verb in recorder.wanted if digest != policy_digest(site.policy)] == ["activate"]
+    assert len(recorder.wanted) == bound.count("order") + bound.count("countersigned")
+    assert [action for digest, action in recorder.wanted if digest != policy_digest(site.policy)] == ["activate"]
 
 
 def test_an_order_that_the_sites_policies_forbid_is_named() -> None:
     report = verify(SITE, replay=Recorder("activate"))
     index = next(i for i, data in enumerate(SITE.entries) if b'"release.activated"' in data)
-    assert [(f.index, f.rule) for f in report.findings] == [(index, "site-policy")]
-    assert "site policy no-go" in report.findings[0].message
+    assert [(f.index, f.rule) for f in report.findings] == [(index, "cedar-policy")]
+    assert "Cedar policy no-go" in report.findings[0].message
 
 
-def test_site_policies_that_cannot_be_read_are_a_finding() -> None:
+def test_cedar_policies_that_cannot_be_read_are_a_finding() -> None:
     report = verify(SITE, replay=Recorder(broken=True))
-    assert (report.verdict, rules(report)) == ("failed", {"site-policy"})
+    assert (report.verdict, rules(report)) == ("failed", {"cedar-policy"})
     assert report.counts.decisions == 0
 
 

@@ -1,4 +1,4 @@
-"""Whose signature counts, and when: the acceptance of orders, credentials and proofs of possession."""
+"""The acceptance of orders, credentials and proofs of possession: whose signature is valid, and when."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 
+from appliance.domain.actions.registry import ACTIONS, ORDERS
 from appliance.domain.core.credentials import UnitToken, encode_credential, encode_token, parse_token
 from appliance.domain.core.names import add_seconds
-from appliance.domain.core.order import Order, encode_order
+from appliance.domain.core.order import MAX_VALUES, Order, encode_order
 from appliance.domain.core.signatures import accept_session, accept_token
-from appliance.domain.governance.endorsement import OrderPending
-from appliance.domain.governance.people import Grant
+from appliance.domain.governance.countersignature import OrderPending
+from appliance.domain.governance.people import MOST_PEOPLE, EnrolSeveral, Grant
 from appliance.domain.releases.reviews import ReviewRecorded
-from appliance.domain.rulebook.registry import ORDERS
 from appliance.errors import BadInput, Conflict, Denied, NotAuthenticated, Tampered
 from appliance.formats.core.canonical import encode_canonical, parse_canonical
-from appliance.formats.signatures.dsse import Envelope, Signature, encode_envelope, sign_envelope
+from appliance.formats.signatures.dsse import PAYLOAD_TYPE, Envelope, Signature, encode_envelope, sign_envelope
 from appliance.formats.signatures.keys import EcdsaSigner, generate_ed25519
 from scripts.kit.log_builder import ORIGIN, LogBuilder, stage
 from tests.kit.refusals import refuses
@@ -47,8 +47,62 @@ def test_an_order_signed_with_anothers_key_is_refused() -> None:
 def test_an_order_signed_with_a_key_of_nobody_is_refused() -> None:
     site = stage("sealed")
     order = site.review_order("rita", "privacy")
-    with refuses(site, NotAuthenticated, "expected a key enrolled for this principal"):
+    with refuses(site, NotAuthenticated, "signature: expected a key enrolled for this principal"):
         review(site, order, site.sign(order, generate_ed25519()))
+
+
+def test_the_signature_of_an_order_is_verified_before_its_payload_is_parsed() -> None:
+    """A payload whose every value is wrong costs the most time to refuse."""
+    site = stage("sealed")
+    payload = b"no order"
+    by_nobody, by_rita = sign_envelope(payload, generate_ed25519()), sign_envelope(payload, site.keys["rita"])
+    forged = Envelope(PAYLOAD_TYPE, payload, (Signature(site.keys["rita"].keyid, by_nobody.signature.sig),))
+    for envelope, words in (
+        (by_nobody, "expected a key enrolled for this principal"),
+        (forged, "expected a valid one"),
+    ):
+        for read in (ORDERS.read, ORDERS.accept):
+            with pytest.raises(NotAuthenticated, match=words):
+                read(site.state, encode_envelope(envelope), site.now)
+        with pytest.raises(NotAuthenticated, match=words):
+            ORDERS.read_logged(site.state, encode_envelope(envelope), site.state.size)
+        with pytest.raises(NotAuthenticated, match=words):
+            ORDERS.read_recorded(site.state, encode_envelope(envelope))
+    with pytest.raises(BadInput, match="canonical JSON"):
+        ORDERS.read(site.state, encode_envelope(by_rita), site.now)
+
+
+@pytest.mark.parametrize("action", sorted(ACTIONS))
+def test_an_order_with_too_many_values_is_refused_before_its_fields_are_validated(
+    action: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def validate(*_: object) -> None:
+        raise AssertionError("the fields were validated")
+
+    monkeypatch.setattr("appliance.domain.core.order.parse_value", validate)
+    order = ACTIONS[action].example
+    statement = parse_canonical(encode_order(order))
+    statement["predicate"]["more"] = [1] * MAX_VALUES
+    with pytest.raises(BadInput, match="order: expected at most 2000 values"):
+        ORDERS.parse(encode_canonical(statement))
+
+
+def test_the_largest_orders_have_few_enough_values() -> None:
+    """An import with every label, and an enrolment of as many people with as many roles as there can be."""
+    dataset = ACTIONS["import-dataset"].example.model_copy(
+        update={"labels": tuple(f"label, {number}" for number in range(1_000))}
+    )
+    several = ACTIONS["enrol-several"].example
+    assert isinstance(several, EnrolSeveral)
+    roles = tuple(f"reviewer:area-{number}" for number in range(8))
+    people = tuple(
+        several.people[0].model_copy(
+            update={"principal": f"person-{number}", "keyid": f"sha256:{number:064x}", "roles": roles}
+        )
+        for number in range(MOST_PEOPLE)
+    )
+    for order in (dataset, several.model_copy(update={"people": people})):
+        assert ORDERS.parse(encode_order(order)) == order
 
 
 def test_an_order_by_nobody_is_refused_in_the_same_words() -> None:
@@ -96,7 +150,7 @@ def test_a_key_enrolled_later_signs_nothing_before() -> None:
     early = site.review_order("zoe", "privacy")
     with refuses(site, NotAuthenticated, "expected a key enrolled"):
         review(site, early)
-    site.enroll("zoe", "reviewer:privacy")
+    site.enrol("zoe", "reviewer:privacy")
     review(site, early)
 
 
@@ -104,7 +158,7 @@ def test_a_revoked_persons_order_is_refused() -> None:
     site = stage("sealed")
     order = site.review_order("rita", "privacy")
     site.revoke("rita")
-    with refuses(site, NotAuthenticated, "signature by rita: expected a standing key", "which has ended"):
+    with refuses(site, NotAuthenticated, "signature by rita: The key", "is no longer valid"):
         review(site, order)
 
 
@@ -115,9 +169,9 @@ def test_a_revoked_person_opens_no_session_and_holds_no_token() -> None:
     accept_token(site.state, token, site.now)
     site.revoke("audrey")
     site.revoke("legal")
-    with pytest.raises(NotAuthenticated, match="which has ended"):
+    with pytest.raises(NotAuthenticated, match="is no longer valid"):
         accept_session(site.state, session, site.now)
-    with pytest.raises(NotAuthenticated, match="which has ended"):
+    with pytest.raises(NotAuthenticated, match="is no longer valid"):
         accept_token(site.state, token, site.now)
 
 
@@ -128,7 +182,7 @@ def test_a_revoked_key_and_a_revoked_person_sign_nothing_each_by_itself(table: s
     order = site.review_order("rita", "privacy")
     rows, row = getattr(site.state, table), site.keys["rita"].keyid if table == "keys" else "rita"
     rows.put(row, rows.get(row).model_copy(update={"revoked": 1}))
-    with refuses(site, NotAuthenticated, "signature by rita: expected a standing key"):
+    with refuses(site, NotAuthenticated, "signature by rita: The key"):
         review(site, order)
 
 
@@ -146,7 +200,7 @@ def test_an_order_is_accepted_once() -> None:
 def test_the_other_valid_signature_of_an_ecdsa_order_is_a_replay_too() -> None:
     site = stage("sealed")
     site.keys["eve"] = EcdsaSigner(generate_private_key(SECP256R1()))
-    site.enroll("eve", "reviewer:security")
+    site.enrol("eve", "reviewer:security")
     order = site.review_order("eve", "security")
     signed = site.sign(order)
     r, s = decode_dss_signature(signed.signature.sig)
@@ -179,11 +233,11 @@ def test_an_order_that_was_pending_is_not_accepted_again() -> None:
 @pytest.mark.parametrize(
     ("issued_s", "expires_s", "words", "code"),
     [
-        (-700, 0, "got one that expired at", "expired"),
-        (-700, -100, "got one that expired at", "expired"),
-        (61, 600, "got one issued at", "not-yet-valid"),
-        (0, 172_801, "expected a lifetime of at most 172800 s", "too-long"),
-        (-3000, 170_000, "expected a lifetime of at most 172800 s", "too-long"),
+        (-700, 0, "It expired at", "expired"),
+        (-700, -100, "It expired at", "expired"),
+        (61, 600, ". The service's clock shows", "not-yet-valid"),
+        (0, 172_801, "It is valid from", "too-long"),
+        (-3000, 170_000, "It is valid from", "too-long"),
     ],
 )
 def test_an_order_stands_in_its_time_only(issued_s: int, expires_s: int, words: str, code: str) -> None:
@@ -205,7 +259,7 @@ def test_an_order_at_the_edge_of_its_time_stands(issued_s: int, expires_s: int) 
 def test_an_order_of_the_end_of_time_is_refused_by_name() -> None:
     site = stage("sealed")
     times = {"issued_at": site.now, "expires_at": "9999-12-31T23:59:59.999Z"}
-    with refuses(site, Denied, "expected a lifetime", code="too-long"):
+    with refuses(site, Denied, "It is valid from", code="too-long"):
         review(site, site.review_order("rita", "privacy", **times))
 
 
@@ -291,14 +345,14 @@ def test_nobody_enrols_a_key_that_somebody_else_holds() -> None:
 
 
 def unit_token(site: LogBuilder, unit: str, **fields: Any) -> Envelope:
-    standing: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "origin": ORIGIN,
         "signer": unit,
         "nonce": "0" * 32,
         "issued_at": site.now,
         "expires_at": add_seconds(site.now, 3600),
     }
-    return sign_envelope(encode_credential(UnitToken(**standing | fields)), site.keys[unit])
+    return sign_envelope(encode_credential(UnitToken(**defaults | fields)), site.keys[unit])
 
 
 def test_a_units_token_stands_for_an_hour() -> None:
@@ -314,7 +368,7 @@ def test_a_units_token_stands_for_an_hour() -> None:
     ("fields", "words"),
     [
         ({"origin": "other.example/log"}, "expected one for the log"),
-        ({"expires_at": "2026-01-15T10:30:20.000Z"}, "expected a lifetime of at most 3600 s"),
+        ({"expires_at": "2026-01-15T10:30:20.000Z"}, "Policy allows 3600 seconds"),
         ({"issued_at": "2026-01-15T09:32:00.000Z", "expires_at": "2026-01-15T09:40:00.000Z"}, "issued at"),
         ({"signer": "sales"}, "expected a key enrolled for this principal"),
     ],
@@ -322,14 +376,14 @@ def test_a_units_token_stands_for_an_hour() -> None:
 def test_a_token_of_another_log_time_or_unit_is_refused(fields: dict[str, str], words: str) -> None:
     site = stage("staffed")
     site.now = "2026-01-15T09:30:10.000Z"
-    standing: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "origin": ORIGIN,
         "signer": "legal",
         "nonce": "0" * 32,
         "issued_at": site.now,
         "expires_at": add_seconds(site.now, 3600),
     }
-    envelope = sign_envelope(encode_credential(UnitToken(**standing | fields)), site.keys["legal"])
+    envelope = sign_envelope(encode_credential(UnitToken(**defaults | fields)), site.keys["legal"])
     with pytest.raises(NotAuthenticated, match=words):
         accept_token(site.state, envelope, site.now)
 
@@ -343,7 +397,7 @@ def test_a_person_who_is_no_unit_has_no_token() -> None:
 def test_a_session_lasts_as_long_as_policy_allows() -> None:
     site = stage("staffed")
     long = site.session("audrey", expires_at=add_seconds(site.now, 901))
-    with pytest.raises(NotAuthenticated, match="expected a lifetime of at most 900 s"):
+    with pytest.raises(NotAuthenticated, match="Policy allows 900 seconds"):
         accept_session(site.state, encode_envelope(long), site.now)
 
 

@@ -1,4 +1,4 @@
-"""What people are told of a value that does not fit: plain words, never a pattern or the parser's own."""
+"""Messages about invalid values: plain words, without patterns and texts of the parser."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from appliance.domain.actions.registry import ACTIONS, EVENTS
 from appliance.domain.core.credentials import Possession, SessionStatement, UnitToken
 from appliance.domain.core.entry import Entry
 from appliance.domain.core.names import explain
 from appliance.domain.core.policy import Parameters
 from appliance.domain.core.words import FORMS, problems, unknown_word
 from appliance.domain.data.imports import ImportDataset
-from appliance.domain.governance.people import Enroll
+from appliance.domain.governance.people import Enrol
 from appliance.domain.recipe.recipe import Recipe
-from appliance.domain.rulebook.registry import EVENTS, VERBS
 
 MODELS: list[type[BaseModel]] = [
-    *(verb.order for verb in VERBS.values()),
+    *(action.order for action in ACTIONS.values()),
     *EVENTS.values(),
     *(Possession, SessionStatement, UnitToken, Entry, Parameters, Recipe),
 ]
@@ -50,13 +50,13 @@ def told(model: type[BaseModel], **values: Any) -> str:
 @pytest.mark.parametrize(
     ("model", "values", "words"),
     [
-        (Enroll, {"principal": "Smol LM"}, "principal: expected lower-case letters, digits and hyphens, at most 63,"),
-        (Enroll, {"roles": ("reviewer",)}, "reviewer:FIELD such as reviewer:privacy, or release-owner:UNIT such as"),
+        (Enrol, {"principal": "Smol LM"}, "principal: expected lower-case letters, digits and hyphens, at most 63,"),
+        (Enrol, {"roles": ("reviewer",)}, "reviewer:FUNCTION such as reviewer:privacy, or release-owner:UNIT such as"),
         (ImportDataset, {"held_out": "20"}, "held_out: expected a decimal fraction such as 0.2 or a digest: sha256:"),
         (ImportDataset, {"licence": "Apache 2"}, "licence: expected one word of at most 64 letters, digits and . + _"),
         (Recipe, {"dataset": "tickets"}, "dataset: expected NAME@VERSION such as clauses@1, got 'tickets'"),
         (Recipe, {"seed": -1}, "seed: expected at least 0, got -1"),
-        (Recipe, {"lr": 1}, "lr: expected no member of this name"),
+        (Recipe, {"lr": 1}, "lr: expected no field of this name"),
         (Recipe, {}, "base: expected a value, got none"),
         (Parameters, {"reviewers": "two"}, "reviewers: expected a whole number, got 'two'"),
     ],
@@ -68,9 +68,9 @@ def test_what_does_not_fit_is_said_in_plain_words(model: type[BaseModel], values
 
 
 def test_a_list_whose_member_does_not_fit_is_not_said_to_be_too_short() -> None:
-    said = told(Enroll, roles=("reviewer",))
+    said = told(Enrol, roles=("reviewer",))
     assert said.count("roles") == 1 and "or more of them" not in said
-    assert "roles: expected 1 or more of them" in told(Enroll, roles=())
+    assert "roles: expected 1 or more of them" in told(Enrol, roles=())
 
 
 def test_an_unknown_word_is_told_the_nearest_and_a_short_list() -> None:
@@ -84,7 +84,7 @@ def test_an_unknown_word_is_told_the_nearest_and_a_short_list() -> None:
 
 def test_where_what_was_sent_is_not_repeated_no_name_is_suggested() -> None:
     with pytest.raises(ValidationError) as caught:
-        Enroll.model_validate({"principal": "Smol LM"})
+        Enrol.model_validate({"principal": "Smol LM"})
     items = [dict(item) for item in caught.value.errors() if item["loc"] == ("principal",)]
     assert "; ".join(problems(items)).endswith("got 'Smol LM'; did you mean 'smol-lm'?")
     items[0].pop("input")

@@ -1,4 +1,4 @@
-"""An import's words are for ever: a slip is told before it is signed, and no rule takes it."""
+"""The terms of an import are permanent: errors in them are reported before the signature and refused by the rules."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pydantic import ValidationError
 from appliance.domain.core.names import encode_value
 from appliance.domain.core.policy import Parameters, PolicySet, parse_policy
 from appliance.domain.data.imports import ImportBase, ImportRequested
-from appliance.domain.data.labels import alike
-from appliance.domain.data.terms import classification_is_known, licence_is_known
+from appliance.domain.data.kinds import find_similar_labels
+from appliance.domain.data.licences import refuse_unknown_classification, refuse_unknown_licence
 from appliance.errors import BadInput, Denied
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.digest import digest_bytes
@@ -21,7 +21,7 @@ POLICY = Parameters(licences=("Vendor-2",), classifications=("open", "secret"))
 
 @pytest.mark.parametrize("word", ["Apache-2.0", "CC0-1.0", "GPL-2.0", "LicenseRef-bank", "Vendor-2"])
 def test_spdx_its_own_prefix_and_what_policy_lists_are_licences(word: str) -> None:
-    assert licence_is_known(POLICY, word) == []
+    assert refuse_unknown_licence(POLICY, word) == []
 
 
 @pytest.mark.parametrize(
@@ -36,15 +36,17 @@ def test_spdx_its_own_prefix_and_what_policy_lists_are_licences(word: str) -> No
     ],
 )
 def test_another_word_is_refused_with_the_one_that_was_meant(typed: str, meant: str | None) -> None:
-    (told,) = licence_is_known(POLICY, typed)
-    assert f"got {typed}" in told
-    assert told.endswith(f"did you mean {meant}?") if meant else "did you mean" not in told
+    (told,) = refuse_unknown_licence(POLICY, typed)
+    assert typed in str(told) and told.code == "licence-unknown"
+    assert f"did you mean {meant}?" in str(told) if meant else "did you mean" not in str(told)
 
 
 def test_a_classification_is_one_that_policy_lists() -> None:
-    assert classification_is_known(Parameters(), "internal") == classification_is_known(POLICY, "secret") == []
-    assert classification_is_known(Parameters(), "intrenal")[0].endswith("did you mean internal?")
-    assert "classifications: open, secret" in classification_is_known(POLICY, "internal")[0]
+    assert (
+        refuse_unknown_classification(Parameters(), "internal") == refuse_unknown_classification(POLICY, "secret") == []
+    )
+    assert "did you mean internal?" in str(refuse_unknown_classification(Parameters(), "intrenal")[0])
+    assert "classifications: open, secret" in refuse_unknown_classification(POLICY, "internal")[0].remedy
     with pytest.raises(ValidationError):
         Parameters(classifications=())
 
@@ -84,5 +86,5 @@ def test_a_policy_set_without_a_parameter_is_read_with_its_default() -> None:
     ],
 )
 def test_labels_that_are_nearly_the_same_are_found(labels: list[str], pairs: list[tuple[str, str]]) -> None:
-    assert set(pairs) <= set(alike(labels))
-    assert pairs or not alike(labels)
+    assert set(pairs) <= set(find_similar_labels(labels))
+    assert pairs or not find_similar_labels(labels)

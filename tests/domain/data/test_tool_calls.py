@@ -1,4 +1,4 @@
-"""What is wrong with tools, calls and results is said by its place."""
+"""Errors in tools, calls and results name their place."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def tool(**members: Any) -> dict[str, Any]:
         ([], "tools: expected a list of 1 to 128 tools, got 0"),
         ([tool()] * 10_000, "tools: expected a list of 1 to 128 tools, got 10000"),
         ([{"name": "find"}], "tools, number 0: expected {"),
-        ([tool(more=1)], "tools, number 0, function: expected the members description, name"),
+        ([tool(more=1)], "tools, number 0, function: expected the fields description, name"),
         ([{"type": "function", "function": {}}], "tools, number 0, function: expected a name, got none"),
         ([tool(name="{{ x }}")], "expected a name of 1 to 64 letters, digits and signs of _.-, got '{{ x }}'"),
         ([tool(name="a" * 65)], "expected a name of 1 to 64 letters"),
@@ -77,7 +77,7 @@ def test_a_template_is_not_given_strict() -> None:
         ([{"type": "code", "function": {"name": "find", "arguments": "{}"}}], "expected the type function, got 'code'"),
         (
             [{"name": "find", "arguments": "{}"}],
-            "call 0: expected an id, the type function and a function, got the mem",
+            "call 0: expected an id, the type function and a function, got the fi",
         ),
         (["find"], "call 0: expected an id, the type function and a function, got str"),
     ],

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from appliance.domain.evaluation.confusion import count_confusions
-from appliance.domain.evaluation.items import Answer, Item, Slices
-from scripts.kit.judged import digest
+from appliance.domain.evaluation.items import Answer, EvaluationItem, Slices
+from scripts.kit.item_groups import digest
 
 
 def _answer(label: str | None, expected: str) -> Answer:
     return Answer(confidence=None, label=label, right=label == expected, scores={"loss": 1})
 
 
-def _items(*rows: tuple[str, str | None, str]) -> list[Item]:
+def _items(*rows: tuple[str, str | None, str]) -> list[EvaluationItem]:
     return [
-        Item(
+        EvaluationItem(
             adapter=_answer(ours, expected),
             base=_answer(theirs, expected),
             cluster=None,

@@ -1,4 +1,4 @@
-"""items.jsonl has one encoding, one line a row, and the rows of its set: nothing dropped, doubled or typed in."""
+"""items.jsonl has one encoding, one line per row, and exactly the rows of its set."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from appliance.domain.evaluation.items import (
     ITEMS_FILE,
     Answer,
-    Item,
+    EvaluationItem,
     check_rows,
     classify_length,
     encode_items,
@@ -21,7 +21,7 @@ from appliance.domain.evaluation.items import (
 )
 from appliance.errors import BadInput, Tampered, TooLarge
 from appliance.formats.core.canonical import encode_canonical
-from scripts.kit.judged import Group, digest, make_items
+from scripts.kit.item_groups import Group, digest, make_items
 from tests.kit.mutations import mutated, reshaped
 
 ITEMS = make_items([Group(2, True, False), Group(1, False, True, length="long")], cluster=2)
@@ -41,7 +41,7 @@ def test_the_file_is_read_back_and_holds_no_text() -> None:
     assert set(json.loads(DATA.splitlines()[0])) == {"adapter", "base", "cluster", "row", "slices"}
 
 
-def test_an_answer_says_what_it_was_judged_by() -> None:
+def test_an_answer_says_what_it_was_evaluated_by() -> None:
     assert kinds_of(ITEMS[0].base) == ("right", "confidence", "token_f1")
 
 
@@ -79,7 +79,7 @@ ANSWER = json.loads(DATA.splitlines()[0])["base"]
         (DATA.splitlines(keepends=True)[0] * 2, "got the same row"),
         (DATA.replace(b'"cluster"', b' "cluster"', 1), "line 1: expected canonical JSON"),
         (changed(0, row="AB"), "line 1: row: expected a keyed digest"),
-        (changed(1, note="x"), "line 2: note: expected no member of this name"),
+        (changed(1, note="x"), "line 2: note: expected no field of this name"),
         (changed(0, base=ANSWER | {"confidence": 1_000_001}), "confidence: expected at most 1000000"),
         (changed(0, base=ANSWER | {"right": 1}), "right: expected true or false"),
         (changed(0, base=ANSWER | {"scores": {"token_f1": 10**12 + 1}}), "expected at most 1000000000000"),
@@ -128,7 +128,7 @@ def test_the_bounds_of_length_classes(tokens: int, name: str) -> None:
 @given(st.text(min_size=1, max_size=30), st.integers(-(10**12), 10**12))
 def test_any_label_and_score_within_bounds_is_read_back(label: str, score: int) -> None:
     found = Answer(confidence=None, label=label, right=None, scores={"loss": score})
-    item = Item(adapter=found, base=found, cluster=None, row=digest("a"), slices=ITEMS[0].slices)
+    item = EvaluationItem(adapter=found, base=found, cluster=None, row=digest("a"), slices=ITEMS[0].slices)
     try:
         data = encode_items([item])
     except BadInput:  # a lone surrogate is in no file

@@ -1,4 +1,4 @@
-"""What is warned of, and what not: people are to overlook no ruined adapter, and to get used to no false alarm."""
+"""Warnings about an adapter: each ruined one has one, and a good one has none."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GOOD: dict[str, Any] = {
     "training": {"first_loss": "2.000000", "last_loss": "0.300000"},
 }
 RUINED = GOOD | {
-    "adapter": {"accuracy": "0.285714", "loss": "10.800000"},
+    "adapter": {"accuracy": "0.285714", "loss": "10.80000"},
     "training": {"first_loss": "2.000000", "last_loss": "9.500000"},
 }
 
@@ -30,7 +30,7 @@ def test_a_ruined_adapter_has_each_warning_with_its_numbers() -> None:
     assert [warning.partition(":")[0] for warning in told] == [
         "the training loss rose from 2.000 to 9.500",
         "worse than its base",
-        "the loss on the held-out rows, 10.800, is far above its base's 2.100",
+        "the loss on the held-out rows, 10.80, is far above its base's 2.100",
         "no better than always naming the majority class",
     ]
     assert "0.286" in told[1] and "0.429" in told[1]
@@ -58,7 +58,7 @@ def test_the_bounds_of_warnings(changes: dict[str, Any], warnings: int) -> None:
 def test_measures_stand_beside_the_bases_and_the_majoritys() -> None:
     assert list_measures(RUINED) == [
         ("accuracy", "0.286, its base 0.429, the majority class 0.429"),
-        ("loss", "10.800, its base 2.100"),
+        ("loss", "10.80, its base 2.100"),
     ]
     assert list_measures({}) == []
 
@@ -79,8 +79,8 @@ def test_measures_stand_beside_the_bases_and_the_majoritys() -> None:
         ([64], []),
     ],
 )
-def test_what_was_judged_again_is_said_in_words(noise: Any, told: list[str]) -> None:
-    assert list_measures({"noise": noise}) == [("judged again", one) for one in told]
+def test_what_was_evaluated_again_is_said_in_words(noise: Any, told: list[str]) -> None:
+    assert list_measures({"noise": noise}) == [("evaluated again", one) for one in told]
 
 
 def test_the_training_loss_is_the_mean_of_its_first_and_last_steps() -> None:

@@ -1,4 +1,4 @@
-"""The proof of an entry as a file: it is verified from trust alone, and whatever was changed in it is found."""
+"""The proof of an entry as a file: verified with a trust file alone; every change is detected."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from appliance.domain.core.entry import parse_entry
-from appliance.domain.queries.entry_proof import ProvenEntry, parse_entry_proof, verify_entry_proof
+from appliance.domain.queries.entry_proof import VerifiedEntry, parse_entry_proof, verify_entry_proof
 from appliance.errors import ApplianceError, BadInput, Tampered, Unavailable
 from appliance.formats.core.commitment import disclose, disclosure_value
 from appliance.formats.log.log_policy import parse_log_policy, quorum_policy
@@ -34,7 +34,7 @@ def log() -> Witnessed:
     return Witnessed()
 
 
-def verified(data: bytes, policy: bytes, genesis: str | None = None) -> ProvenEntry:
+def verified(data: bytes, policy: bytes, genesis: str | None = None) -> VerifiedEntry:
     return verify_entry_proof(parse_entry_proof(data), parse_log_policy(policy), genesis)
 
 
@@ -51,12 +51,12 @@ def test_witnesses_that_saw_the_log_at_different_sizes_make_the_quorum_together(
 
 
 def test_a_cosignature_of_a_witness_that_the_policy_does_not_name_counts_for_nothing(log: Witnessed) -> None:
-    stranger = generate_ed25519()
-    named = log.policy(1, **{W1: stranger, "witness.example/w3": generate_ed25519()})
+    outsider = generate_ed25519()
+    named = log.policy(1, **{W1: outsider, "witness.example/w3": generate_ed25519()})
     with pytest.raises(Unavailable, match=r"expected the quorum 'witnesses' of the trust policy, got none"):
         verified(encoded(log.proof()), named)
     with pytest.raises(Unavailable, match=r"got witness\.example/w2"):
-        verified(encoded(log.proof()), log.policy(2, **{W2: log.w2, W1: stranger}))
+        verified(encoded(log.proof()), log.policy(2, **{W2: log.w2, W1: outsider}))
 
 
 @pytest.mark.parametrize("case", TAMPERED)
@@ -68,7 +68,7 @@ def test_whatever_was_changed_in_a_proof_is_found(log: Witnessed, case: str) -> 
 
 
 @pytest.mark.parametrize("case", COSIGNATURE)
-def test_a_false_cosignature_of_a_known_witness_voids_the_proof_and_one_of_a_stranger_is_not_judged(
+def test_a_false_cosignature_of_a_known_witness_voids_the_proof_and_one_of_an_outsider_is_not_evaluated(
     log: Witnessed, case: str
 ) -> None:
     value = log.proof()

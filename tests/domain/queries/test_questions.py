@@ -1,4 +1,4 @@
-"""What a unit could load at a moment: the same answer as the rules that admit, and the entries that it rests on."""
+"""Effective access at a moment: the same result as the rules of admission, with its entries."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from collections.abc import Callable
 
 import pytest
 
+from appliance.domain.actions.apply import apply
+from appliance.domain.actions.registry import EVENTS
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import Time, add_seconds
 from appliance.domain.core.state import State
-from appliance.domain.queries.could_load import BeforeLog, CouldLoad, could_load, could_load_then
+from appliance.domain.queries.effective_access import BeforeLog, UnitAccess, effective_access, effective_access_then
 from appliance.domain.queries.periods import dates_between, is_same
-from appliance.domain.queries.uses import COUNTED_OF_ADAPTERS, TOLD_OF_ADAPTERS, used_by
+from appliance.domain.queries.rows import COUNTED_OF_ADAPTERS, LISTED_OF_ADAPTERS, used_by
 from appliance.domain.releases.adapters import AdapterRevoked, RevokeAdapter
-from appliance.domain.releases.approval import inadmissible, release_lapsed
-from appliance.domain.rulebook.apply import apply
-from appliance.domain.rulebook.registry import EVENTS
-from appliance.domain.witnesses.cosignatures import unwitnessed
+from appliance.domain.releases.approval import find_blockers, refuse_invalid_release
+from appliance.domain.witnesses import refuse_unwitnessed_log
 from appliance.errors import BadInput, NotFound
-from appliance.formats.log.cosignature import witness_vkey_of
+from appliance.formats.log.checkpoint import witness_vkey_of
 from appliance.formats.signatures.keys import generate_ed25519
 from scripts.kit.log_builder import LogBuilder, policy_set, stage
 
 
-def ask(site: LogBuilder, unit: str = "legal", seconds: int = 0) -> CouldLoad:
-    return could_load(site.state, unit, add_seconds(site.state.last_time, seconds))
+def ask(site: LogBuilder, unit: str = "legal", seconds: int = 0) -> UnitAccess:
+    return effective_access(site.state, unit, add_seconds(site.state.last_time, seconds))
 
 
 def indexes(site: LogBuilder, *types: str) -> list[int]:
@@ -33,24 +33,27 @@ def indexes(site: LogBuilder, *types: str) -> list[int]:
 
 def test_nothing_is_released_and_what_was_reviewed_is_named_with_the_reason() -> None:
     answer = ask(stage("approved"))
-    assert answer.tasks == ()
+    assert answer.served_models == ()
     (other,) = answer.others
     assert other.adapter == "clauses@1"
-    assert other.reasons == ("release: expected one that names clauses@1 for legal, got none",)
+    assert [one.code for one in other.reasons] == ["not-released"]
 
 
 def test_a_released_adapter_could_be_loaded_by_these_sign_offs() -> None:
     site = stage("serving")
-    (task,) = (answer := ask(site)).tasks
-    assert task.could_load and task.candidate.reasons == () and answer.others == ()
-    assert [(r.reviewer, r.field, r.decision, r.against) for r in task.candidate.reviews] == [
+    (served_model,) = (answer := ask(site)).served_models
+    assert served_model.effective_access and served_model.candidate.reasons == () and answer.others == ()
+    assert [(r.reviewer, r.review_function, r.decision, r.refusal) for r in served_model.candidate.reviews] == [
         ("rita", "privacy", "approve", None),
         ("raul", "model-risk", "approve", None),
     ]
-    assert [r.entry for r in task.candidate.reviews] == indexes(site, "review.recorded")
+    assert [r.entry for r in served_model.candidate.reviews] == indexes(site, "review.recorded")
     (released,), (loaded,) = indexes(site, "release.activated"), indexes(site, "adapter.loaded")
-    assert (task.release.entry, task.release.by) == (released, "otto")
-    assert task.slot is not None and (task.slot.adapter, task.slot.entry) == ("clauses@1", loaded)
+    assert (served_model.release.entry, served_model.release.by) == (released, "otto")
+    assert served_model.slot is not None and (served_model.slot.adapter, served_model.slot.entry) == (
+        "clauses@1",
+        loaded,
+    )
     named = {"adapter.sealed", "review.recorded", "release.activated", "adapter.admitted", "adapter.loaded"}
     assert set(indexes(site, *named, "base.imported")) <= set(answer.rests_on)
     enrolled = {
@@ -66,6 +69,10 @@ def revoke_reviewer(site: LogBuilder) -> None:
 def revoke_adapter(site: LogBuilder) -> None:
     order = site.order(RevokeAdapter, "rita", **site.on_adapter())
     site.ordered(AdapterRevoked(policy=site.in_force), order)
+
+
+def suspend(site: LogBuilder) -> None:
+    site.suspend(served_model="labels")
 
 
 def reject(site: LogBuilder) -> None:
@@ -88,12 +95,21 @@ def ask_for_witnesses(site: LogBuilder) -> None:
 @pytest.mark.parametrize(
     ("act", "reason", "against"),
     [
-        (revoke_reviewer, "quorum: expected 2 standing approvals", "to be a standing reviewer of model-risk"),
-        (revoke_adapter, "got one revoked by entry", None),
-        (reject, "expected an approval, got a rejection by rita", "expected the latest of rita"),
-        (adopt, "quorum: expected 3 standing approvals", None),
-        (revoke_owner, "expected otto to be a standing release owner", None),
-        (ask_for_witnesses, "witnesses: expected 1 cosignatures since", None),
+        (
+            revoke_reviewer,
+            "Adapter clauses@1 needs 2 valid approvals for legal and has 1.",
+            "raul, who decided in entry 27, is no longer a reviewer of model-risk.",
+        ),
+        (revoke_adapter, "Adapter clauses@1 was revoked by entry 34. A revocation cannot be undone.", None),
+        (suspend, "rita (reviewer:privacy) suspended adapter clauses@1 for legal by entry 34.", None),
+        (
+            reject,
+            "rita rejected this adapter by entry 34.",
+            "The decision of entry 26 was replaced by rita's decision of entry 34.",
+        ),
+        (adopt, "Adapter clauses@1 needs 3 valid approvals for legal and has 2.", None),
+        (revoke_owner, "otto, who signed the release of entry 28, is no longer a release owner of", None),
+        (ask_for_witnesses, "Policy requires 1 witnesses that have cosigned the log since", None),
     ],
 )
 def test_what_stands_against_it_is_said_and_is_what_admission_says(
@@ -101,17 +117,17 @@ def test_what_stands_against_it_is_said_and_is_what_admission_says(
 ) -> None:
     site = stage("serving")
     act(site)
-    (task,) = (answer := ask(site)).tasks
+    (served_model,) = (answer := ask(site)).served_models
     adapter = site.state.adapters.get("clauses@1")
-    assert adapter is not None and not task.could_load
+    assert adapter is not None and not served_model.effective_access
     release, now = site.state.releases.get("legal/labels"), site.state.last_time
     assert release is not None
-    told = [*inadmissible(site.state, adapter, "legal", now), *release_lapsed(site.state, release)]
-    assert list(task.candidate.reasons) == [*told, *unwitnessed(site.state, now)]
-    assert any(reason in told for told in task.candidate.reasons)
-    lapsed = [review.against for review in task.candidate.reviews if review.against is not None]
-    assert [against in told for told in lapsed] == ([] if against is None else [True])
-    if act in (revoke_reviewer, revoke_adapter, revoke_owner):
+    told = [*find_blockers(site.state, adapter, "legal", now, "labels"), *refuse_invalid_release(site.state, release)]
+    assert list(served_model.candidate.reasons) == [*told, *refuse_unwitnessed_log(site.state, now)]
+    assert any(reason in str(told) for told in served_model.candidate.reasons)
+    lapsed = [review.refusal for review in served_model.candidate.reviews if review.refusal is not None]
+    assert [against in str(told) for told in lapsed] == ([] if against is None else [True])
+    if act in (revoke_reviewer, revoke_adapter, revoke_owner, suspend):
         assert site.state.size - 1 in answer.rests_on, "the entry that took it away is named"
 
 
@@ -132,7 +148,9 @@ def activate_another(site: LogBuilder) -> None:
     site.activate(version=2)
 
 
-@pytest.mark.parametrize("act", [revoke_adapter, revoke_reviewer, revoke_owner, reject, adopt, activate_another])
+@pytest.mark.parametrize(
+    "act", [revoke_adapter, suspend, revoke_reviewer, revoke_owner, reject, adopt, activate_another]
+)
 def test_what_was_exported_could_be_loaded_until_its_date_whatever_was_taken_away_since(
     act: Callable[[LogBuilder], object],
 ) -> None:
@@ -140,13 +158,17 @@ def test_what_was_exported_could_be_loaded_until_its_date_whatever_was_taken_awa
     exported = site.export()
     act(site)
     answer, end = ask(site), add_seconds(exported.time, 3_600)
-    assert [task.could_load for task in answer.tasks if task.candidate.adapter == "clauses@1"] in ([False], [])
+    assert [
+        served_model.effective_access
+        for served_model in answer.served_models
+        if served_model.candidate.adapter == "clauses@1"
+    ] in ([False], [])
     (one,) = answer.exported
-    assert (one.task, one.adapter, one.entry, one.valid_until) == ("labels", "clauses@1", exported.index, end)
+    assert (one.served_model, one.adapter, one.entry, one.valid_until) == ("labels", "clauses@1", exported.index, end)
     assert one.manifest == site.on_adapter()["manifest"] and exported.index in answer.rests_on
-    last = could_load(site.state, "legal", add_seconds(end, -1))
+    last = effective_access(site.state, "legal", add_seconds(end, -1))
     assert last.exported == (one,)
-    ended = could_load(site.state, "legal", end)
+    ended = effective_access(site.state, "legal", end)
     assert ended.exported == () and exported.index not in ended.rests_on
     assert ask(site, "sales").exported == ()
 
@@ -161,11 +183,13 @@ def test_a_unit_that_is_gone_has_its_folder_still() -> None:
 
 def test_a_sign_off_counts_until_its_last_day() -> None:
     site = stage("serving")
-    (review, _) = ask(site).tasks[0].candidate.reviews
-    for now, standing in ((add_seconds(review.valid_until, -1), True), (review.valid_until, False)):
-        (task,) = could_load(site.state, "legal", now).tasks
-        assert task.could_load is standing
-        assert [r.against is None for r in task.candidate.reviews] == [standing, True], "the other ends a second later"
+    (review, _) = ask(site).served_models[0].candidate.reviews
+    for now, is_valid in ((add_seconds(review.valid_until, -1), True), (review.valid_until, False)):
+        (served_model,) = effective_access(site.state, "legal", now).served_models
+        assert served_model.effective_access is is_valid
+        assert [r.refusal is None for r in served_model.candidate.reviews] == [is_valid, True], (
+            "the other ends a second later"
+        )
 
 
 def test_an_answer_changes_at_no_other_moment_than_at_an_entry_or_a_date_of_the_state() -> None:
@@ -178,10 +202,10 @@ def test_an_answer_changes_at_no_other_moment_than_at_an_entry_or_a_date_of_the_
     values.append(state.parameters.model_dump_json())
     end = add_seconds(start, 400 * 86_400)
     dates = dates_between(values, start, end)
-    answers = [could_load(state, "legal", moment) for moment in (start, *dates)]
+    answers = [effective_access(state, "legal", moment) for moment in (start, *dates)]
     changes = [now for now, one, two in zip(dates, answers[:-1], answers[1:], strict=True) if not is_same(one, two)]
-    (folder,), (task,) = state.exports.values(), ask(site).tasks
-    ends = {folder.valid_until, *(review.valid_until for review in task.candidate.reviews)}
+    (folder,), (served_model,) = state.exports.values(), ask(site).served_models
+    ends = {folder.valid_until, *(review.valid_until for review in served_model.candidate.reviews)}
     assert {now for now in changes} == {moment for moment in ends if moment is not None and moment < end}
     assert len(changes) >= 2
 
@@ -196,7 +220,7 @@ def test_a_date_after_a_length_of_the_policy_is_a_moment_too() -> None:
 
 def test_every_type_of_entry_about_an_adapter_is_told_or_counted() -> None:
     """Else it would be missing from an adapter's story, and counted as half a request."""
-    served, makes = set(TOLD_OF_ADAPTERS) | set(COUNTED_OF_ADAPTERS), {"admission.refused", "adapter.quarantined"}
+    served, makes = set(LISTED_OF_ADAPTERS) | set(COUNTED_OF_ADAPTERS), {"admission.refused", "adapter.quarantined"}
     named = {kind for kind, model in EVENTS.items() if "adapter" in model.model_fields}
     assert makes < named <= served
     site = stage("serving")
@@ -221,7 +245,7 @@ def test_every_type_of_entry_about_an_adapter_is_told_or_counted() -> None:
 
 def test_another_unit_could_load_nothing_and_an_unknown_one_is_said_to_be_none() -> None:
     site = stage("serving")
-    assert (ask(site, "sales").tasks, ask(site, "sales").others) == ((), ())
+    assert (ask(site, "sales").served_models, ask(site, "sales").others) == ((), ())
     assert ask(site, "sales").enrolled is not None and ask(site, "nobody").enrolled is None
 
 
@@ -234,19 +258,21 @@ def test_folding_a_log_up_to_a_moment_gives_what_stood_then() -> None:
         entry = parse_entry(data)
         apply(state, entry, {role: site.documents[digest] for role, digest in entry.documents.items()})
         for at in (str(index), entry.time):
-            answer, last = could_load_then(lambda: site.entries, site.documents.get, "legal", at, now)
-            assert (answer, last) == (could_load(state, "legal", entry.time), index)
+            answer, last = effective_access_then(lambda: site.entries, site.documents.get, "legal", at, now)
+            assert (answer, last) == (effective_access(state, "legal", entry.time), index)
             known = [row.entry for row in answer.exported]
             assert known == [i for i, until in exported.items() if i <= index and entry.time < until]
-    assert could_load_then(lambda: site.entries, site.documents.get, "legal", None, now)[0] == ask(site, seconds=3_600)
+    assert effective_access_then(lambda: site.entries, site.documents.get, "legal", None, now)[0] == ask(
+        site, seconds=3_600
+    )
     with pytest.raises(NotFound):
-        could_load_then(lambda: site.entries, site.documents.get, "legal", str(len(site.entries)), now)
+        effective_access_then(lambda: site.entries, site.documents.get, "legal", str(len(site.entries)), now)
 
 
 def test_before_the_first_entry_the_answer_says_when_the_log_begins() -> None:
     site, at = stage("serving"), "2020-01-01T00:00:00.000Z"
     first = parse_entry(site.entries[0]).time
-    answer = could_load_then(lambda: site.entries, site.documents.get, "legal", at, site.now)
+    answer = effective_access_then(lambda: site.entries, site.documents.get, "legal", at, site.now)
     assert answer == (BeforeLog(unit="legal", at=at, log_begins=first), None)
 
 
@@ -254,7 +280,7 @@ def test_before_the_first_entry_the_answer_says_when_the_log_begins() -> None:
 def test_a_unit_that_no_entry_enrolled_is_an_error_that_names_the_nearest(at: str | None) -> None:
     site = stage("serving")
     with pytest.raises(BadInput, match=r"unit: expected one of legal, .*got 'lgal'; did you mean legal"):
-        could_load_then(lambda: site.entries, site.documents.get, "lgal", at, site.now)
+        effective_access_then(lambda: site.entries, site.documents.get, "lgal", at, site.now)
 
 
 def test_a_dataset_is_used_by_the_runs_that_named_it_and_by_what_came_of_them() -> None:
@@ -274,10 +300,14 @@ def test_a_dataset_is_used_by_the_runs_that_named_it_and_by_what_came_of_them() 
 
 def test_what_an_emergency_released_could_be_loaded_and_everything_decided_is_named() -> None:
     site = stage("decided")
-    (task,) = (answer := ask(site)).tasks
-    assert (task.could_load, task.release.kind, task.candidate.reasons) == (True, "break-glass", ())
+    (served_model,) = (answer := ask(site)).served_models
+    assert (served_model.effective_access, served_model.release.kind, served_model.candidate.reasons) == (
+        True,
+        "break-glass",
+        (),
+    )
     types = {parse_entry(site.entries[index]).type for index in answer.rests_on}
     assert {
-        *("release.requested", "request.withdrawn", "finding.added", "finding.closed", "field.delegated"),
+        *("release.requested", "request.withdrawn", "finding.added", "finding.closed", "review.delegated"),
         "release.emergency",
     } <= types

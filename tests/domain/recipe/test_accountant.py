@@ -1,4 +1,4 @@
-"""The accountant: a bound for the mechanism that is trained, near that of others, and the same text everywhere."""
+"""The privacy accountant: an upper bound, near that of other accountants, and the same text on every machine."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from appliance.domain.recipe import accountant
-from appliance.domain.recipe.accountant import find_epsilon, find_noise
+from appliance.domain.recipe import privacy
+from appliance.domain.recipe.privacy import find_epsilon, find_noise
 from appliance.errors import BadInput
 
 MNIST = (60_000, 256, 14_062)
@@ -78,7 +78,7 @@ def test_the_text_depends_on_no_setting_of_decimal_arithmetic() -> None:
     usual = find_epsilon(343, 8, 86, "0.9", "0.0001")
     with localcontext() as context:
         context.prec, context.rounding = 5, "ROUND_DOWN"
-        accountant._find.cache_clear()
+        privacy._compute_epsilon.cache_clear()
         assert find_epsilon(343, 8, 86, "0.9", "0.0001") == usual
     assert getcontext().prec == 28
     # Frozen: a verifier of any version says the same of a run of today.

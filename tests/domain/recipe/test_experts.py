@@ -1,4 +1,4 @@
-"""A base whose layers have experts: what a recipe may name of it, and what `auto` chooses."""
+"""A base with experts: the modules that a recipe may name, and the choice of `auto`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import pytest
 
 from appliance.domain.planning.shape import read_roles
 from appliance.domain.recipe.parsing import parse_recipe
-from appliance.domain.recipe.recipe import LINEAR_LAYERS, Facts, ResolvedRecipe, resolve_recipe
+from appliance.domain.recipe.recipe import LINEAR_LAYERS, ResolutionFacts, ResolvedRecipe, resolve_recipe
 from appliance.errors import BadInput
 
-FACTS = Facts(
+FACTS = ResolutionFacts(
     train_rows=343, max_tokens=78, context_length=8192, device="cpu", bfloat16=True, roles=LINEAR_LAYERS, experts=True
 )
 WRITTEN = {"name": "clauses", "base": "moe", "dataset": "clauses@1"}
@@ -19,7 +19,7 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 EXPERTS = {"purpose": "baseline", "target_modules": ["q_proj", "gate_proj", "up_proj", "down_proj"]}
 
 
-def resolved(facts: Facts = FACTS, **written: Any) -> ResolvedRecipe:
+def resolved(facts: ResolutionFacts = FACTS, **written: Any) -> ResolvedRecipe:
     return resolve_recipe(parse_recipe(WRITTEN | written), facts)
 
 

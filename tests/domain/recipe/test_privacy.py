@@ -1,4 +1,4 @@
-"""What a recipe may say of differential privacy, and what it gets where its author leaves it open."""
+"""Recipes with differential privacy: allowed values and defaults."""
 
 from __future__ import annotations
 
@@ -6,23 +6,22 @@ from typing import Any
 
 import pytest
 
-from appliance.domain.recipe.accountant import find_epsilon
-from appliance.domain.recipe.parsing import parse_recipe, parse_resolved
-from appliance.domain.recipe.privacy import PRIVATE, ResolvedPrivacy, choose_delta
-from appliance.domain.recipe.rates import list_warnings
-from appliance.domain.recipe.recipe import Facts, ResolvedRecipe, resolve_recipe, untrainable
-from appliance.domain.recipe.template import write_template
+from appliance.domain.recipe.methods import PRIVATE
+from appliance.domain.recipe.parsing import parse_recipe, parse_resolved, write_template
+from appliance.domain.recipe.privacy import ResolvedPrivacy, choose_delta, find_epsilon
+from appliance.domain.recipe.recipe import ResolutionFacts, ResolvedRecipe, list_recipe_problems, resolve_recipe
+from appliance.domain.recipe.sweep import list_warnings
 from appliance.errors import BadInput
 
-FACTS = Facts(train_rows=343, max_tokens=78, context_length=8192, device="cpu", bfloat16=True)
+FACTS = ResolutionFacts(train_rows=343, max_tokens=78, context_length=8192, device="cpu", bfloat16=True)
 
 
-def resolved(facts: Facts = FACTS, **written: Any) -> ResolvedRecipe:
+def resolved(facts: ResolutionFacts = FACTS, **written: Any) -> ResolvedRecipe:
     return resolve_recipe(parse_recipe({"name": "a", "base": "b", "dataset": "rows@1"} | written), facts)
 
 
 def problems(recipe: ResolvedRecipe, rows: object = 343) -> list[str]:
-    return untrainable(recipe, 8192, 78, rows, "none")
+    return list_recipe_problems(recipe, 8192, 78, rows, "none")
 
 
 def test_noise_is_found_for_an_epsilon_and_epsilon_for_a_noise() -> None:
@@ -64,11 +63,20 @@ def test_methods_that_train_nothing_but_lora_s_factors_can_be_private(method: st
         ({"privacy": {"noise": 1, "delta": 0}}, "privacy, delta: expected more than 0 and less than 1 / 343, .* got 0"),
         ({"privacy": {"noise": 1, "delta": 0.003}}, "privacy, delta: expected more than 0 and less than 1 / 343"),
         ({"privacy": {"epsilon": 0.00001}}, "privacy, epsilon: expected at least 0.0"),
-        ({"method": "dora", "purpose": "baseline"}, "method: expected one of qlora, lora, rslora, lora-plus with priv"),
-        ({"method": "full", "purpose": "baseline"}, "method: expected one of qlora, lora, rslora, lora-plus with priv"),
-        ({"method": "olora"}, "method: expected one of qlora, lora, rslora, lora-plus with privacy, got olora"),
+        (
+            {"method": "dora", "purpose": "baseline"},
+            "method: expected one of qlora, lora, rslora, lora-plus, since",
+        ),
+        (
+            {"method": "full", "purpose": "baseline"},
+            "method: expected one of qlora, lora, rslora, lora-plus, since",
+        ),
+        (
+            {"method": "olora"},
+            "method: expected one of qlora, lora, rslora, lora-plus, since the recipe",
+        ),
         ({"early_stopping": 3}, "validation: expected 0.0, and no early stopping, with privacy"),
-        ({"validation": 0.1, "validate_every": 5}, "validation: expected 0.0, and no early stopping, with privacy"),
+        ({"validation": 0.1, "eval_steps": 5}, "validation: expected 0.0, and no early stopping, with privacy"),
         ({"dropout": 0.1}, "dropout: expected 0.0 or auto with privacy, got 0.1"),
         ({"max_grad_norm": 1}, "max_grad_norm: expected 0.0 or auto with privacy, where clip bounds each row, got 1.0"),
         ({"processes": 2}, "processes: expected 1 with privacy, got 2"),
@@ -130,4 +138,4 @@ def test_a_resolved_private_recipe_is_read_again_as_it_was_written() -> None:
 
 
 def test_the_template_names_the_key_and_what_it_holds() -> None:
-    assert "# members in braces, such as {epsilon: 3, delta: 0.00001}\n# privacy:" in write_template({})
+    assert "# fields in braces, such as {epsilon: 3, delta: 0.00001}\n# privacy:" in write_template({})

@@ -1,4 +1,4 @@
-"""Recipes: what an author may write, and what becomes of `auto`."""
+"""Recipes: allowed values, and the resolution of `auto`."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ import yaml
 
 from appliance.domain.core.policy import LAYERS
 from appliance.domain.recipe.methods import METHODS
-from appliance.domain.recipe.parsing import parse_recipe
-from appliance.domain.recipe.rates import list_warnings
-from appliance.domain.recipe.recipe import LINEAR_LAYERS, Facts, Recipe, resolve_recipe
-from appliance.domain.recipe.template import write_template
+from appliance.domain.recipe.parsing import parse_recipe, write_template
+from appliance.domain.recipe.recipe import LINEAR_LAYERS, Recipe, ResolutionFacts, resolve_recipe
+from appliance.domain.recipe.sweep import list_warnings
 from appliance.errors import BadInput
-from appliance.runners.walls.inside import LAYERS as BUILT
+from appliance.sandbox.processes import LAYERS as BUILT
 
 WRITTEN: dict[str, Any] = {"name": "clauses", "base": "smollm2", "dataset": "clauses@1"}
-FACTS = Facts(train_rows=343, max_tokens=78, context_length=8192, device="cpu", bfloat16=True)
+FACTS = ResolutionFacts(train_rows=343, max_tokens=78, context_length=8192, device="cpu", bfloat16=True)
 
 
 def test_three_keys_are_enough_and_every_value_is_resolved() -> None:
@@ -45,10 +44,10 @@ def test_auto_may_be_said_in_so_many_words() -> None:
 def test_a_run_writes_about_eight_checkpoints_and_never_more_than_it_may() -> None:
     """343 rows in batches of 8 are 43 steps an epoch."""
     for epochs, every in ((1, 10), (2, 11), (100, 538)):
-        assert resolve_recipe(parse_recipe(WRITTEN | {"epochs": epochs}), FACTS).checkpoint_every == every
-    assert resolve_recipe(parse_recipe(WRITTEN | {"epochs": 1, "checkpoint_every": 1}), FACTS).checkpoint_every == 1
-    with pytest.raises(BadInput, match=r"checkpoint_every: expected at least 2, for at most 64 .* in 86 steps, got 1"):
-        resolve_recipe(parse_recipe(WRITTEN | {"epochs": 2, "checkpoint_every": 1}), FACTS)
+        assert resolve_recipe(parse_recipe(WRITTEN | {"epochs": epochs}), FACTS).save_steps == every
+    assert resolve_recipe(parse_recipe(WRITTEN | {"epochs": 1, "save_steps": 1}), FACTS).save_steps == 1
+    with pytest.raises(BadInput, match=r"save_steps: expected at least 2, for at most 64 .* in 86 steps, got 1"):
+        resolve_recipe(parse_recipe(WRITTEN | {"epochs": 2, "save_steps": 1}), FACTS)
 
 
 def test_processes_divide_the_threads_of_a_cpu_and_have_a_card_each() -> None:
@@ -84,7 +83,7 @@ def test_processes_divide_the_threads_of_a_cpu_and_have_a_card_each() -> None:
 def test_what_is_left_open_follows_the_method(method: str, resolved: tuple[Any, ...]) -> None:
     """LoRA's scale is 2 under every name: alpha / rank, or for rsLoRA alpha / sqrt(rank)."""
     found = resolve_recipe(parse_recipe(WRITTEN | {"method": method, "purpose": "baseline"}), FACTS)
-    values = (found.quantisation, found.rank, found.alpha, found.learning_rate, found.rate_ratio)
+    values = (found.quantisation, found.rank, found.alpha, found.learning_rate, found.loraplus_lr_ratio)
     assert (*values, len(found.target_modules)) == resolved
 
 
@@ -131,11 +130,11 @@ def test_every_problem_of_a_recipe_is_named_at_once() -> None:
 
 
 def test_every_misfit_of_a_recipe_with_its_base_is_named_at_once() -> None:
-    written = {"max_length": 64, "device": "cuda", "rate_ratio": 4, "learning_rate": 0}
+    written = {"max_length": 64, "device": "cuda", "loraplus_lr_ratio": 4, "learning_rate": 0}
     with pytest.raises(BadInput) as refused:
         resolve_recipe(parse_recipe(WRITTEN | written), FACTS)
     keys = [reason.partition(":")[0].removeprefix("recipe, ") for reason in refused.value.reasons]
-    assert keys == ["rate_ratio", "learning_rate", "max_length", "device"]
+    assert keys == ["loraplus_lr_ratio", "learning_rate", "max_length", "device"]
 
 
 def test_the_template_has_every_key_its_range_and_its_default_and_is_a_recipe() -> None:
@@ -190,7 +189,7 @@ def test_a_key_that_is_missing_is_named() -> None:
             {"method": "pissa", "weight_decay": 0.01},
             "weight_decay: expected 0.0 for pissa, whose beginning is held still",
         ),
-        ({"rate_ratio": 4}, "rate_ratio: expected 1.0 or auto for qlora, got 4.0"),
+        ({"loraplus_lr_ratio": 4}, "loraplus_lr_ratio: expected 1.0 or auto for qlora, got 4.0"),
         ({"optimiser": "paged-adamw-8bit"}, "expected adamw or adamw-8bit, since bitsandbytes pages only on a CUDA"),
         (
             {"warmup_ratio": 1.5},
@@ -212,21 +211,21 @@ def test_what_cannot_be_trained_or_served_here_is_refused_before_anybody_signs(
     assert message in refused.value.message
 
 
-def test_policy_may_name_every_wall_but_no_new_privileges() -> None:
+def test_policy_may_name_every_layer_but_no_new_privileges() -> None:
     assert set(LAYERS) == BUILT - {"no-new-privs"}
 
 
 def test_validation_is_resolved_whole_or_not_at_all() -> None:
     def resolve(**changes: Any) -> tuple[int, str, int]:
         found = resolve_recipe(parse_recipe(WRITTEN | {"epochs": 1} | changes), FACTS)
-        return found.early_stopping, found.validation, found.validate_every
+        return found.early_stopping, found.validation, found.eval_steps
 
     every = -(-43 // 16)
     assert resolve() == (0, "0.0", 0)
     assert resolve(early_stopping=3) == (3, "0.1", every)
     assert resolve(validation=0.2) == (0, "0.2", every)
-    assert resolve(validate_every=9) == (0, "0.1", 9)
-    for changes in ({"early_stopping": 3, "validation": 0}, {"validation": 0, "validate_every": 9}):
+    assert resolve(eval_steps=9) == (0, "0.1", 9)
+    for changes in ({"early_stopping": 3, "validation": 0}, {"validation": 0, "eval_steps": 9}):
         with pytest.raises(BadInput, match=r"validation: expected a share above 0\.0 exactly where"):
             resolve(**changes)
     with pytest.raises(BadInput, match=r"validation: expected at most 0\.9, got 0\.95"):
@@ -259,7 +258,7 @@ def test_on_a_base_in_gptq_its_own_weights_are_what_is_trained_on_and_released(m
     ],
 )
 def test_what_does_not_go_with_how_a_base_was_imported_is_refused(
-    written: dict[str, Any], facts: Facts, message: str
+    written: dict[str, Any], facts: ResolutionFacts, message: str
 ) -> None:
     with pytest.raises(BadInput) as refused:
         resolve_recipe(parse_recipe(WRITTEN | written), facts)

@@ -1,4 +1,4 @@
-"""Conditions of an approval are rules: dates and tasks at admission, a day's count at each request's admission."""
+"""Conditions of an approval: dates and served models at admission, a day's count at each request."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
+from appliance.domain.actions.apply import apply
 from appliance.domain.core.decisions import Conditions
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import add_seconds
 from appliance.domain.core.state import State
-from appliance.domain.rulebook.apply import apply
-from appliance.errors import Denied, UsedUp
+from appliance.errors import Denied, QuotaExceeded
 from scripts.kit.log_builder import LogBuilder, stage
 from tests.kit.ahead import DAY_S, reset_clock, run_ahead
-from tests.kit.judged_release import adapter_of, approve, conditions, reasons
+from tests.kit.evaluated_release import adapter_of, approve, conditions, reasons
 
 WITH = "approve-with-conditions"
 
@@ -44,21 +44,21 @@ def ask(site: LogBuilder, number: int, **fields: Any) -> None:
 
 
 def test_a_task_outside_the_conditions_is_not_released() -> None:
-    site = approved(tasks=("labels", "routes"))
+    site = approved(served_models=("labels", "routes"))
     site.activate()
-    with pytest.raises(Denied, match="expected the task labels or routes, got advice"):
-        site.activate(task="advice")
+    with pytest.raises(Denied, match=r"A condition of review 26 allows only these served models: labels, routes\."):
+        site.activate(served_model="advice")
 
 
 def test_nothing_answers_before_the_first_date_or_from_the_last_on() -> None:
-    with pytest.raises(Denied, match="expected no answer before"):
+    with pytest.raises(Denied, match=r"A condition of review 26 allows requests from .* on\. It is"):
         approved(not_before_s=600).activate()
     site = answering(not_after_s=600)
     end = adapter_of(site).reviews[0].conditions
     assert end is not None and end.not_after is not None
     assert reasons(site, add_seconds(end.not_after, -1)) == []
     site.now = end.not_after
-    with pytest.raises(Denied, match="expected no answer from"):
+    with pytest.raises(Denied, match=r"A condition of review 26 allowed requests until .*\. It is"):
         site.add(site.request(1))
 
 
@@ -69,7 +69,7 @@ def test_a_day_s_answers_are_counted_and_the_next_day_begins_anew() -> None:
     with pytest.raises(Denied, match="expected at most 2, by a condition") as caught:
         site.add(site.request(3))
     assert (caught.value.code, caught.value.status) == ("answers-a-day", 429)
-    assert isinstance(caught.value, UsedUp)
+    assert isinstance(caught.value, QuotaExceeded)
     assert add_seconds(f"{site.now[:19]}.000Z", caught.value.retry_after_s) == "2026-01-16T00:00:00.000Z"
     site.now = "2026-01-16T00:00:00.000Z"
     ask(site, 3)
@@ -85,14 +85,14 @@ def test_a_request_that_was_not_answered_well_is_counted_too() -> None:
 
 def test_two_tasks_of_a_unit_have_one_count() -> None:
     site = answering(answers_a_day=2)
-    site.activate(task="routes")
-    admitted = site.add(site.admitted(task="routes"))
-    site.add(site.loaded(admitted.index, task="routes"))
+    site.activate(served_model="routes")
+    admitted = site.add(site.admitted(served_model="routes"))
+    site.add(site.loaded(admitted.index, served_model="routes"))
     ask(site, 1)
-    ask(site, 2, task="routes")
-    for task in ("labels", "routes"):
+    ask(site, 2, served_model="routes")
+    for served_model in ("labels", "routes"):
         with pytest.raises(Denied, match="expected at most 2"):
-            site.add(site.request(3, task=task))
+            site.add(site.request(3, served_model=served_model))
 
 
 def test_of_two_daily_counts_the_least_holds() -> None:
@@ -109,10 +109,10 @@ def test_of_two_daily_counts_the_least_holds() -> None:
 
 def test_the_conditions_of_the_request_hold_where_approvals_have_none() -> None:
     site = stage("sealed")
-    site.request_release(conditions=conditions(tasks=("routes",)))
+    site.request_release(conditions=conditions(served_models=("routes",)))
     site.review("rita", "privacy")
     site.review("raul", "model-risk")
-    with pytest.raises(Denied, match=r"condition of request .* expected the task routes, got labels"):
+    with pytest.raises(Denied, match=r"A condition of request 26 allows only these served models: routes\."):
         site.activate()
 
 
@@ -150,11 +150,23 @@ def test_whoever_folds_the_log_counts_the_same() -> None:
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "conditions of a plain approval": ({"decision": "approve", "conditions": conditions(answers_a_day=1)}, "none of"),
-    "no conditions": ({"decision": WITH}, "conditions: expected some, got none"),
-    "conditions that say nothing": ({"decision": WITH, "conditions": conditions()}, "expected some, got others"),
-    "no reason": ({"decision": WITH, "conditions": conditions(answers_a_day=1), "reason": None}, "reason: expected"),
-    "no date": ({"decision": WITH, "conditions": conditions(answers_a_day=1), "valid_until": None}, "valid until"),
+    "conditions of a plain approval": (
+        {"decision": "approve", "conditions": conditions(answers_a_day=1)},
+        r"The decision approve has no conditions\.",
+    ),
+    "no conditions": ({"decision": WITH}, r"The decision approve-with-conditions needs a condition\."),
+    "conditions that say nothing": (
+        {"decision": WITH, "conditions": conditions()},
+        r"The decision approve-with-conditions needs a condition\.",
+    ),
+    "no reason": (
+        {"decision": WITH, "conditions": conditions(answers_a_day=1), "reason": None},
+        r"The decision approve-with-conditions needs a reason\.",
+    ),
+    "no date": (
+        {"decision": WITH, "conditions": conditions(answers_a_day=1), "valid_until": None},
+        r"An approval needs a date until which it is valid\.",
+    ),
 }
 
 
@@ -166,12 +178,14 @@ def test_a_decision_is_refused_with(fields: dict[str, Any], why: str) -> None:
 
 def test_a_count_of_nothing_is_no_condition() -> None:
     with pytest.raises(ValueError, match="greater than or equal to 1"):
-        Conditions(not_before=None, not_after=None, tasks=(), answers_a_day=0)
+        Conditions(not_before=None, not_after=None, served_models=(), answers_a_day=0)
 
 
 def test_what_is_counted_a_day_is_not_exported() -> None:
     site = answering(answers_a_day=2)
-    with pytest.raises(Denied, match="expected none on answers a day"):
+    with pytest.raises(
+        Denied, match=r"A condition of the approval limits the requests of a day, which only the service can count\."
+    ):
         site.export()
 
 
@@ -189,7 +203,7 @@ def test_a_day_s_answers_are_not_counted_anew_where_the_clock_is_set_back() -> N
         site.add(site.answered(number))
     approve(site, decision="approve-with-conditions", conditions=conditions(answers_a_day=2))
     site.load(approvals=tuple(review.index for review in adapter_of(site).reviews[-2:]))
-    with pytest.raises(UsedUp, match="expected at most 2"):
+    with pytest.raises(QuotaExceeded, match="expected at most 2"):
         site.add(site.request(4))
     site.now = add_seconds(site.now, DAY_S)
     approve(site, decision="approve-with-conditions", conditions=conditions(answers_a_day=2))

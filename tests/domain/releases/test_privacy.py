@@ -1,4 +1,4 @@
-"""What the page says of a private adapter: alone, added up with the private runs before it, and of runs without."""
+"""The privacy section of the review page: one run, the sum over private runs, and runs without privacy."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from appliance.domain.recipe.accountant import find_epsilon
-from appliance.domain.releases.page.privacy import describe_privacy, list_trained_before
-from appliance.domain.releases.page.value import Privacy, PrivateRun, TrainedBefore
+from appliance.domain.queries.review.reported_state import list_trained_before
+from appliance.domain.queries.review.values import PrivacySummary, PrivateRun, TrainedBefore
+from appliance.domain.recipe.privacy import find_epsilon
 from appliance.errors import NotFound
-from appliance.formats.artifacts.manifest import Guarantee
+from appliance.formats.artifacts.manifest import PrivacyGuarantee
 from appliance.formats.core.digest import digest_bytes
+from appliance.reports.review.words import describe_privacy
 from scripts.kit.log_builder import LogBuilder, stage
 
 EPSILON = find_epsilon(8, 4, 2, "1.0", "0.01")
@@ -32,7 +33,7 @@ def seal(site: LogBuilder, version: int) -> None:
     run = begin(site)
     site.add(site.checkpointed(run))
     site.add(site.finished(run, final_loss=None))
-    site.seal(run, version, privacy=Guarantee(epsilon=EPSILON, delta="0.01"))
+    site.seal(run, version, privacy=PrivacyGuarantee(epsilon=EPSILON, delta="0.01"))
 
 
 def test_every_run_that_began_on_the_dataset_before_counts_whatever_became_of_it() -> None:
@@ -56,13 +57,13 @@ def test_every_run_that_began_on_the_dataset_before_counts_whatever_became_of_it
 
 def test_the_words_say_what_is_added_up_and_what_is_not_covered() -> None:
     before = TrainedBefore(private=(PrivateRun(run="r-000001", epsilon="2.0", delta="0.001"),), plain=1)
-    page = Privacy(
+    page = PrivacySummary(
         epsilon="3.0", delta="0.001", noise="1.0", clip="0.5", epsilon_all="5.0", delta_all="0.002", before=before
     )
     told = dict(describe_privacy(page))
-    assert told["epsilon"] == "3.0 at delta 0.001, for one training row"
-    assert told["a person's rows"].startswith("not this epsilon")
-    assert told["with earlier runs"].startswith("epsilon 5.0 at delta 0.002, added up over this and 1 private run on")
-    assert told["not covered"] == "1 adapter was trained on the same dataset before without privacy"
+    assert told["Epsilon"] == "3.0 at delta 0.001, for one training row"
+    assert told["A person's rows"].startswith("not this epsilon")
+    assert told["With earlier runs"].startswith("epsilon 5.0 at delta 0.002, added up over this and 1 private run on")
+    assert told["Not covered"] == "1 adapter was trained on the same dataset before without privacy"
     alone = page.model_copy(update={"before": TrainedBefore(private=(), plain=0)})
-    assert {"with earlier runs", "not covered"}.isdisjoint(dict(describe_privacy(alone)))
+    assert {"With earlier runs", "Not covered"}.isdisjoint(dict(describe_privacy(alone)))

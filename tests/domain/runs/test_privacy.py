@@ -1,4 +1,4 @@
-"""A private run in the log: epsilon is computed again, its secret bound, its steps counted, its manifest compared."""
+"""A private run in the log: epsilon recomputed, its secret bound, its steps counted, its manifest compared."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
+from appliance.domain.actions.registry import list_refusal_reasons
 from appliance.domain.core.records.runs import Guarantee as Kept
 from appliance.domain.recipe import privacy
-from appliance.domain.recipe.accountant import find_epsilon
+from appliance.domain.recipe.privacy import find_epsilon
 from appliance.domain.releases import adapters
 from appliance.errors import BadInput, Denied
-from appliance.formats.artifacts.manifest import Guarantee
+from appliance.formats.artifacts.manifest import PrivacyGuarantee
 from appliance.formats.core.digest import digest_bytes
 from scripts.kit.log_builder import LogBuilder, stage
 from tests.domain.audit.test_verify import verify
@@ -22,7 +23,7 @@ DELTA = "0.01"
 EPSILON = find_epsilon(ROWS, 4, STEPS, "1.0", DELTA)
 NOISY: dict[str, Any] = {"noise": "1.0", "clip": "1.0", "epsilon": EPSILON, "delta": DELTA}
 SECRET = digest_bytes(b"a secret")
-GUARANTEE = Guarantee(epsilon=EPSILON, delta=DELTA)
+GUARANTEE = PrivacyGuarantee(epsilon=EPSILON, delta=DELTA)
 
 
 def private(**changes: Any) -> dict[str, Any]:
@@ -86,7 +87,7 @@ def test_a_private_run_ends_after_the_steps_that_its_epsilon_counts_and_tells_no
 
 def test_the_manifest_says_what_the_run_guarantees_and_the_log_verifies(running: LogBuilder) -> None:
     running.add(running.finished(RUN, final_loss=None))
-    for lie in (None, Guarantee(epsilon="0.1", delta=DELTA), Guarantee(epsilon=EPSILON, delta="0.001")):
+    for lie in (None, PrivacyGuarantee(epsilon="0.1", delta=DELTA), PrivacyGuarantee(epsilon=EPSILON, delta="0.001")):
         with refuses(running, Denied, "manifest, privacy: expected"):
             running.seal(RUN, privacy=lie)
     running.seal(RUN, privacy=GUARANTEE)
@@ -109,7 +110,7 @@ def test_a_verifier_finds_a_manifest_whose_epsilon_is_a_lie(
 ) -> None:
     """One that a service with other code would have sealed: the run's epsilon is right, the adapter states less."""
     running.add(running.finished(RUN, final_loss=None))
-    lie = Guarantee(epsilon="0.1", delta=DELTA)
+    lie = PrivacyGuarantee(epsilon="0.1", delta=DELTA)
     with monkeypatch.context() as lying:
         lying.setattr(adapters, "guarantee_of", lambda run: lie)
         running.seal(RUN, privacy=lie)
@@ -130,4 +131,11 @@ def test_an_adapter_of_a_run_that_was_not_private_says_nothing_of_privacy(site: 
 )
 def test_a_manifest_has_its_guarantee_in_decimal_text(bad: dict[str, str]) -> None:
     with pytest.raises(BadInput, match=r"manifest, privacy, .*expected a decimal fraction"):
-        Guarantee(**{"epsilon": "3.0", "delta": "0.001"} | bad)
+        PrivacyGuarantee(**{"epsilon": "3.0", "delta": "0.001"} | bad)
+
+
+def test_a_private_run_stays_on_this_machine(site: LogBuilder) -> None:
+    order = site.train_order(recipe=private(), on="slurm")
+    assert [reason.code for reason in list_refusal_reasons(site.state, order, site.now)] == ["private-run-on-slurm"]
+    with refuses(site, Denied, "A run with privacy stays on this machine, because its secret does."):
+        site.request_run(recipe=private(), on="slurm")

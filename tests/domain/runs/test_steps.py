@@ -1,4 +1,4 @@
-"""A run's steps: what a worker says becomes a line that has one encoding, and a spike is what the losses make of it."""
+"""Step records: one encoding, and spikes that follow from the losses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from appliance.errors import BadInput
 
 
 def frame(step: int, loss: float, **changes: Any) -> dict[str, Any]:
-    standing = {
+    defaults = {
         "frame": "step",
         "step": step,
         "steps": 30,
@@ -26,7 +26,7 @@ def frame(step: int, loss: float, **changes: Any) -> dict[str, Any]:
         "validation_loss": None,
         "row_losses": [[3, loss / 2], [8, loss * 1.5]],
     }
-    return standing | changes
+    return defaults | changes
 
 
 def record(losses: list[float]) -> list[StepRecord]:

@@ -1,4 +1,4 @@
-"""Checkpoints, resumes and replays: a run goes on only from what the ledger holds, and its maker judges nothing."""
+"""Checkpoints, resumes and replays: a run resumes only from a checkpoint of the ledger."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 from appliance.domain.core.names import NO_DIGEST
 from appliance.domain.core.records.runs import Run
 from appliance.domain.data.bases import BaseQuarantined
-from appliance.domain.runs.cancellation import Cancel, RunCancelled
 from appliance.domain.runs.conditions import MOST_RESUMES
-from appliance.domain.runs.replays import TOLERANCE, ReplayFailed, judge
+from appliance.domain.runs.control import Cancel, RunCancelled
+from appliance.domain.runs.replays import TOLERANCE, ReplayFailed, compare_replay
 from appliance.domain.runs.training import RunFailed, RunRequested, Train
 from appliance.errors import Denied
-from scripts.kit.log_builder import MACHINE, WALLS, LogBuilder, stage
+from scripts.kit.log_builder import MACHINE, SANDBOX_PROBES, LogBuilder, stage
 from tests.domain.audit.test_verify import verify
 from tests.kit.refusals import refuses
 
@@ -25,7 +25,7 @@ OTHER = MACHINE | {"threads": 1}
 
 @pytest.fixture
 def running() -> LogBuilder:
-    """A run that has a training checkpoint after step 2."""
+    """Return a run that has a training checkpoint after step 2."""
     site = stage("imported")
     site.request_run()
     site.add(site.started(RUN))
@@ -55,7 +55,7 @@ def test_a_checkpoint_is_of_a_running_run_and_steps_go_forward(running: LogBuild
         running.add(running.checkpointed(RUN, 6))
 
 
-def test_a_run_goes_on_from_its_last_checkpoint_and_no_other(running: LogBuilder) -> None:
+def test_a_run_continues_from_its_last_checkpoint_and_no_other(running: LogBuilder) -> None:
     running.add(running.checkpointed(RUN, 5))
     for step, fields in ((2, {}), (4, {}), (5, {"checkpoint": NO_DIGEST})):
         with refuses(running, Denied, "checkpoint: expected (5,"):
@@ -64,25 +64,25 @@ def test_a_run_goes_on_from_its_last_checkpoint_and_no_other(running: LogBuilder
     assert (run_of(running).status, run_of(running).resumes) == ("running", 1)
 
 
-def test_a_run_without_a_checkpoint_does_not_go_on() -> None:
+def test_a_run_without_a_checkpoint_is_not_resumed() -> None:
     site = stage("imported")
     site.request_run()
     site.add(site.started(RUN))
     with refuses(site, Denied, "checkpoint: expected None"):
         site.add(site.resumed(RUN))
     fail(site)
-    with refuses(site, Denied, "expected one that has a training checkpoint, got one that has none"):
+    with refuses(site, Denied, "Run r-000001 has no training checkpoint from which it can be resumed."):
         site.resume(RUN)
 
 
-def test_nothing_goes_on_behind_a_wall_that_a_probe_got_through(running: LogBuilder) -> None:
+def test_nothing_continues_in_a_sandbox_that_a_probe_escaped(running: LogBuilder) -> None:
     with refuses(running, Denied, "through: tcp"):
-        running.add(running.resumed(RUN, walls=WALLS | {"tcp": "open"}))
+        running.add(running.resumed(RUN, sandbox_probes=SANDBOX_PROBES | {"tcp": "open"}))
     with refuses(running, Denied, "layers: expected"):
         running.add(running.resumed(RUN, layers={"seccomp": False}, accepted_missing=("seccomp",)))
 
 
-def test_a_run_goes_on_by_itself_only_so_often_and_an_order_counts_anew(running: LogBuilder) -> None:
+def test_a_run_continues_by_itself_only_so_often_and_an_order_counts_anew(running: LogBuilder) -> None:
     for _ in range(MOST_RESUMES):
         running.add(running.resumed(RUN))
     with refuses(running, Denied, "resumes: expected at most 3, got 4"):
@@ -97,7 +97,7 @@ def test_a_run_goes_on_by_itself_only_so_often_and_an_order_counts_anew(running:
 
 
 def test_a_trained_run_may_go_on_from_its_end(running: LogBuilder) -> None:
-    """The service ended while the run was judged: its last checkpoint is the whole of it."""
+    """The service ended while the run was evaluated: its last checkpoint is the whole of it."""
     running.add(running.finished(RUN))
     running.add(running.resumed(RUN))
     assert run_of(running).status == "running"
@@ -111,8 +111,8 @@ def test_a_trained_run_may_go_on_from_its_end(running: LogBuilder) -> None:
         (9, {}, 2, "planned_steps: expected 3, got 2"),
         (8, {"epochs": 3}, 2, "planned_steps: expected 6, got 2"),
         (None, {}, 2, ""),
-        (12, {"validation": "0.1", "validate_every": 8}, 2, ""),
-        (4, {"validation": "0.1", "validate_every": 8}, 2, "planned_steps: expected at most 1, got 2"),
+        (12, {"validation": "0.1", "eval_steps": 8}, 2, ""),
+        (4, {"validation": "0.1", "eval_steps": 8}, 2, "planned_steps: expected at most 1, got 2"),
     ],
 )
 def test_a_run_has_the_steps_of_its_recipe(rows: int | None, changes: dict[str, Any], planned: int, words: str) -> None:
@@ -123,7 +123,7 @@ def test_a_run_has_the_steps_of_its_recipe(rows: int | None, changes: dict[str, 
     site.request_run(recipe=changes)
     site.add(site.started(RUN))
     site.add(site.checkpointed(RUN, planned))
-    readings = ((planned, "1.0"),) if changes.get("validate_every") else ()
+    readings = ((planned, "1.0"),) if changes.get("eval_steps") else ()
     ending: dict[str, Any] = {"steps": planned, "validation": readings}
     if words:
         with refuses(site, Denied, words):
@@ -152,7 +152,7 @@ READINGS = ((2, "3.0"), (4, "2.0"), (6, "2.5"), (8, "2.0"))
 def test_a_run_ends_early_only_where_its_validation_losses_say_so(fields: dict[str, Any], words: str) -> None:
     """Every verifier decides it again; which weights are sealed follows from the same losses."""
     site = stage("imported")
-    changes = {"early_stopping": 2, "validation": "0.1", "validate_every": 2}
+    changes = {"early_stopping": 2, "validation": "0.1", "eval_steps": 2}
     order = site.train_order("olga", changes)
     site.ordered(RunRequested(policy=site.in_force, run=RUN), order)
     site.add(site.started(RUN))
@@ -184,11 +184,11 @@ def test_an_adapter_is_sealed_with_the_steps_that_its_run_ended_with(running: Lo
 
 
 def test_a_failed_run_is_resumed_by_who_ordered_it_or_an_administrator(running: LogBuilder) -> None:
-    with refuses(running, Denied, "expected one that failed, got one that is running"):
+    with refuses(running, Denied, "Run r-000001 is running. Only a failed run can be resumed."):
         running.resume(RUN)
     fail(running)
     for name in ("ines", "rita", "otto", "audrey"):
-        with refuses(running, Denied, f"role: expected {name} to be administrator"):
+        with refuses(running, Denied, "This action needs ", ". This action needs"):
             running.resume(RUN, name)
     for name in ("olga", "anna"):
         site = running.fork()
@@ -196,7 +196,7 @@ def test_a_failed_run_is_resumed_by_who_ordered_it_or_an_administrator(running: 
         assert run_of(site).status == "queued"
     running.revoke("olga")
     running.resume(RUN, "anna")
-    with refuses(stage("imported"), Denied, "run: expected a known one, got r-000009"):
+    with refuses(stage("imported"), Denied, "There is no run r-000009."):
         stage("imported").resume("r-000009")
 
 
@@ -204,7 +204,7 @@ def test_a_base_in_quarantine_trains_nothing_again(running: LogBuilder) -> None:
     running.add(BaseQuarantined(base="smollm2", message=running.text("why")))
     fail(running)
     for act in (running.resume, running.replay):
-        with refuses(running, Denied, "base smollm2: expected its bytes whole"):
+        with refuses(running, Denied, "The files of base model smollm2 have changed on disk, so that entry 24 put"):
             act(RUN)
 
 
@@ -217,9 +217,9 @@ def seal(site: LogBuilder) -> None:
 
 
 FALLS = [
-    (LogBuilder.revoke_dataset, "dataset clauses@1: expected a standing one, got one revoked by entry", "revoked"),
-    (LogBuilder.revoke_base, "base smollm2: expected a standing one, got one revoked by entry", "revoked"),
-    (quarantine, "base smollm2: expected its bytes whole, got quarantine by entry", "quarantined"),
+    (LogBuilder.revoke_dataset, "was revoked by entry", "revoked"),
+    (LogBuilder.revoke_base, "Base model smollm2 was revoked by entry", "revoked"),
+    (quarantine, "have changed on disk, so that entry", "quarantined"),
 ]
 ACTS: dict[str, tuple[Callable[[LogBuilder], Any], Callable[[LogBuilder], Any]]] = {
     "started": (lambda s: s.request_run(), lambda s: s.add(s.started(RUN))),
@@ -251,7 +251,7 @@ def test_once_base_or_dataset_has_fallen_a_run_has_no_entry_but_its_end(
     before(site)
     then(site.fork())
     fall(site)
-    with refuses(site, Denied, f"run {RUN}: {words}", code=code):
+    with refuses(site, Denied, words, code=code):
         then(site)
     cancelled = site.fork()
     cancelled.ordered(RunCancelled(policy=site.in_force), cancelled.order(Cancel, "olga", run=RUN))
@@ -272,7 +272,7 @@ def test_what_was_made_of_a_revoked_dataset_is_still_replayed_and_on_a_revoked_b
     assert next(iter(site.state.replays.values())).verdict == "identical"
     assert verify(site).verdict == "verified"
     other.revoke_base()
-    with refuses(other, Denied, "base smollm2: expected a standing one"):
+    with refuses(other, Denied, "Base model smollm2 was revoked by entry 26."):
         other.replay(RUN)
 
 
@@ -303,7 +303,7 @@ def test_a_log_with_all_of_this_is_verified_and_folds_to_the_same_state() -> Non
 
 def test_a_window_is_replayed_by_an_auditor_alone(running: LogBuilder) -> None:
     for name in ("olga", "anna", "rita", "legal"):
-        with refuses(running, Denied, f"role: expected {name} to be auditor"):
+        with refuses(running, Denied, "This action needs auditor"):
             running.replay(RUN, signer=name)
     running.replay(RUN)
     (replay,) = running.state.replays.values()
@@ -313,10 +313,10 @@ def test_a_window_is_replayed_by_an_auditor_alone(running: LogBuilder) -> None:
 @pytest.mark.parametrize(
     ("window", "words"),
     [
-        ((0, 3), "step 3: expected one of r-000001 that has a training checkpoint"),
-        ((1, 2), "step 1: expected one of r-000001"),
-        ((2, 2), "steps: expected a window that goes forward, got 2 to 2"),
-        ((5, 2), "steps: expected a window that goes forward"),
+        ((0, 3), "Run r-000001 has no training checkpoint of step 3."),
+        ((1, 2), "Run r-000001 has no training checkpoint of step 1."),
+        ((2, 2), "A replay goes forward. The order names the steps 2 to 2."),
+        ((5, 2), "A replay goes forward. The order names the steps 5 to 2."),
     ],
 )
 def test_a_window_begins_and_ends_where_a_checkpoint_was_recorded(
@@ -328,7 +328,7 @@ def test_a_window_begins_and_ends_where_a_checkpoint_was_recorded(
 
 def test_a_replay_of_no_run_is_refused() -> None:
     site = stage("imported")
-    with refuses(site, Denied, "run: expected a known one, got r-000009"):
+    with refuses(site, Denied, "There is no run r-000009."):
         site.replay("r-000009")
 
 
@@ -342,7 +342,7 @@ def test_a_replay_of_no_run_is_refused() -> None:
         ({"got": NO_DIGEST, "verdict": "within-tolerance"}, "verdict: expected different"),
         ({"to_step": 3}, "steps: expected (0, 2), got (0, 3)"),
         ({"run": "r-000002"}, "run: expected r-000001"),
-        ({"walls": {}}, "walls: expected the worker's probes"),
+        ({"sandbox_probes": {}}, "sandbox_probes: expected the worker's probes"),
         ({"order": NO_DIGEST}, "expected one under way, got none"),
     ],
 )
@@ -382,8 +382,8 @@ def test_a_replay_ends_once() -> None:
 def test_a_tolerance_is_only_for_another_kind_of_hardware(
     machine: dict[str, Any], difference: str | None, verdict: Any
 ) -> None:
-    assert judge("a", "b", recorded=MACHINE, machine=machine, largest_difference=difference) == verdict
-    assert judge("a", "a", recorded=MACHINE, machine=machine, largest_difference=difference) == "identical"
+    assert compare_replay("a", "b", recorded=MACHINE, machine=machine, largest_difference=difference) == verdict
+    assert compare_replay("a", "a", recorded=MACHINE, machine=machine, largest_difference=difference) == "identical"
     site = stage("sealed")
     fields = {"got": NO_DIGEST, "machine": machine, "largest_difference": difference}
     site.add(site.replayed(site.replay(RUN), verdict=verdict, **fields))
@@ -394,7 +394,7 @@ def test_a_recipe_that_would_write_too_many_checkpoints_is_refused_whoever_signe
     dataset = site.state.datasets.get("clauses@1")
     assert dataset is not None
     site.state.datasets.set("clauses@1", dataset.model_copy(update={"facts": {"train_rows": 1000}}))
-    order = site.train_order("olga", {"checkpoint_every": 1})
-    with refuses(site, Denied, "checkpoint_every: expected at least 4, for at most 64 training checkpoints"):
+    order = site.train_order("olga", {"save_steps": 1})
+    with refuses(site, Denied, "save_steps: expected at least 4, for at most 64 training checkpoints"):
         site.ordered(RunRequested(policy=site.in_force, run=RUN), order)
     assert isinstance(order, Train)

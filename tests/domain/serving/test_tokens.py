@@ -1,4 +1,4 @@
-"""Tokens are revoked by the unit, its release owner or an administrator, and no request stands on one after that."""
+"""Tokens are revoked by the unit, its release owner or an administrator, and later requests with them are refused."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def test_all_that_were_issued_before_a_time_are_revoked_and_later_ones_are_not()
     site = stage("serving")
     old, new, others = token(site, age_s=10), token(site, age_s=1), token(site, "sales", age_s=10)
     site.revoke_tokens(issued_before=add_seconds(site.now, -5))
-    with pytest.raises(NotAuthenticated, match="expected one issued since"):
+    with pytest.raises(NotAuthenticated, match="was issued at"):
         accept_token(site.state, old, site.now)
     for stands in (new, others):
         accept_token(site.state, stands, site.now)
-    with refuses(site, NotAuthenticated, "expected one issued since"):
+    with refuses(site, NotAuthenticated, "was issued at"):
         site.add(site.request(3, token=ONE, token_issued_at=add_seconds(site.now, -10)))
     site.add(site.request(3, token=ONE, token_issued_at=add_seconds(site.now, -1)))
 
@@ -53,30 +53,30 @@ def test_all_that_were_issued_before_a_time_are_revoked_and_later_ones_are_not()
 @pytest.mark.parametrize("signer", ["sales", "olga", "audrey", "rita"])
 def test_nobody_else_revokes_a_units_tokens(signer: str) -> None:
     site = stage("serving")
-    with refuses(site, Denied, f"role: expected {signer} to be administrator or release-owner:legal"):
+    with refuses(site, Denied, "This action needs the unit legal or release-owner:legal or administrator"):
         site.revoke_tokens(signer=signer, token=ONE)
 
 
 def test_an_order_says_one_thing_and_says_it_once() -> None:
     site = stage("serving")
     for fields in ({}, {"token": ONE, "issued_before": site.now}, {"token": ONE, "application": "indexer"}):
-        with refuses(site, Denied, "expected one token, a time before which they were issued, or an application"):
+        with refuses(site, Denied, "of these: a token, a time before which tokens were issued, and an application."):
             site.revoke_tokens(**fields)
     site.revoke_tokens(token=ONE)
-    with refuses(site, Denied, "expected one that counts"):
+    with refuses(site, Denied, "The token of legal was revoked by entry 34."):
         site.revoke_tokens(token=ONE)
     site.revoke_tokens(token=OTHER)
     now = site.now
     site.revoke_tokens(issued_before=now)
     for time in (now, add_seconds(now, -1), add_seconds(now, 3_600)):
-        with refuses(site, Denied, "issued before: expected a time after"):
+        with refuses(site, Denied, "Tokens can be revoked that were issued before a time after"):
             site.revoke_tokens(issued_before=time)
-    with refuses(site, Denied, "unit: expected an enrolled one, got rita"):
+    with refuses(site, Denied, "rita is not an enrolled unit."):
         site.revoke_tokens(unit="rita", token=ONE)
 
 
 def test_another_units_revocation_of_the_same_digest_is_not_this_units() -> None:
-    """Else a unit could end its neighbour's token by naming it."""
+    """Otherwise a unit could end another unit's token by naming it."""
     site = stage("serving")
     mine = token(site)
     site.revoke_tokens("sales", "sales", token=mine.pae_digest)

@@ -17,11 +17,9 @@ from appliance.formats.core.commitment import (
     disclose,
     disclosure_value,
     encode_disclosure,
-    encode_disclosures,
     parse_commitment,
     parse_disclosure,
     parse_disclosure_value,
-    parse_disclosures,
     verify_disclosure,
 )
 
@@ -41,8 +39,6 @@ def test_a_disclosure_comes_back_and_opens_its_commitment() -> None:
     disclosure = disclose(NAME, SALT)
     assert parse_disclosure(encode_disclosure(disclosure)) == disclosure
     assert parse_disclosure_value(disclosure_value(disclosure)) == disclosure
-    assert parse_disclosures(encode_disclosures([disclosure, disclose("", SALT)])) == (disclosure, disclose("", SALT))
-    assert parse_disclosures(b"[]") == ()
     verify_disclosure(disclosure)
 
 
@@ -93,6 +89,3 @@ def test_other_members_are_refused() -> None:
     for variant in variants:
         with pytest.raises(BadInput):
             parse_disclosure(encode_canonical(variant))
-    for data in (b"{}", encode_canonical([[]]), encode_disclosure(disclose(NAME, SALT))):
-        with pytest.raises(BadInput):
-            parse_disclosures(data)

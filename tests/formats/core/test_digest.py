@@ -9,13 +9,36 @@ from pathlib import Path
 import pytest
 
 from appliance.errors import BadInput, NotFound
-from appliance.formats.core.digest import Hasher, digest_bytes, digest_file, parse_digest, raw_digest
+from appliance.formats.core.digest import (
+    Hasher,
+    digest_bytes,
+    digest_file,
+    is_short_code,
+    parse_digest,
+    raw_digest,
+    short_code,
+)
 
 ABC = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 def test_the_digest_of_abc_is_that_of_fips_180() -> None:
     assert digest_bytes(b"abc") == ABC
+
+
+def test_a_short_code_has_the_first_60_bits_of_the_digest() -> None:
+    assert short_code(ABC) == "XJ4B-NP4P-AHH6"  # base64.b32encode(hashlib.sha256(b"abc").digest())[:12]
+    assert short_code(f"sha256:{'0' * 15}{'f' * 49}") == "AAAA-AAAA-AAAA"
+
+
+@pytest.mark.parametrize("text", ["XJ4B-NP4P-AHH6", "xj4bnp4pahh6", " xj4b np4p  ahh6 ", "X-J-4-B-NP4PAHH6"])
+def test_a_short_code_is_read_without_regard_to_capitals_hyphens_and_spaces(text: str) -> None:
+    assert is_short_code(text, ABC)
+
+
+@pytest.mark.parametrize("text", ["", "XJ4B-NP4P", "XJ4B-NP4P-AHH7", "XJ4B-NP4P-AHH6-A", ABC, "XJ4B–NP4P–AHH6"])
+def test_another_text_is_not_the_short_code(text: str) -> None:
+    assert not is_short_code(text, ABC)
 
 
 def test_a_stream_has_the_digest_and_size_of_its_bytes() -> None:

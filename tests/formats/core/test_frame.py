@@ -1,4 +1,4 @@
-"""A frame comes back whole or not at all, and a reader is not led by lengths that the other side made up."""
+"""A frame is read whole or not at all; lengths from the other side are bounded."""
 
 from __future__ import annotations
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from appliance.errors import Tampered
-from appliance.formats.core.sealed import OVERHEAD_BYTES, Seal, derive_key
+from appliance.formats.core.sealed import OVERHEAD_BYTES, ConnectionCipher, derive_key
 
 KEY = bytes(range(32))
 
 
 def test_messages_open_in_the_order_in_which_they_were_sealed() -> None:
-    sealing, opening = Seal(KEY), Seal(KEY)
+    sealing, opening = ConnectionCipher(KEY), ConnectionCipher(KEY)
     sealed = [sealing.close(data) for data in (b"one", b"", b"one")]
     assert len(set(sealed)) == 3, "the same words under another number are other bytes"
     assert len(sealed[0]) == len(b"one") + OVERHEAD_BYTES
@@ -20,7 +20,7 @@ def test_messages_open_in_the_order_in_which_they_were_sealed() -> None:
 
 @pytest.mark.parametrize("spoil", ["changed", "repeated", "left out", "shortened", "other key"])
 def test_any_other_message_does_not_open(spoil: str) -> None:
-    sealing, opening = Seal(KEY), Seal(derive_key(KEY, b"x") if spoil == "other key" else KEY)
+    sealing, opening = ConnectionCipher(KEY), ConnectionCipher(derive_key(KEY, b"x") if spoil == "other key" else KEY)
     first, second = sealing.close(b"one"), sealing.close(b"two")
     if spoil == "repeated":
         opening.open(first)

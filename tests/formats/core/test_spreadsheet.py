@@ -1,4 +1,4 @@
-"""What a spreadsheet would calculate is a text for it: in the console and on the command line."""
+"""Cells that a spreadsheet would evaluate are written as text: in the console and on the command line."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import io
 
 import pytest
 
-from appliance.cli.audit.auditors import _COLUMNS, _print_csv
+from appliance.api.releases import Review
+from appliance.cli.ledger import _COLUMNS, _print_csv
 from appliance.domain.core.entry import parse_entry
-from appliance.formats.core.spreadsheet import safe_cell
+from appliance.formats.core.text import safe_cell
 from scripts.kit.log_builder import stage
 
 FORMULAS = ("=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "  =1", "=cmd|' /C calc'!A0")
@@ -40,7 +41,26 @@ def test_other_values_stay_what_they_are() -> None:
 def test_the_command_line_prints_no_formula_either(capsys: pytest.CaptureFixture[str]) -> None:
     site = stage("staffed")
     entry = parse_entry(site.entries[1]).model_copy(update={"actor": "=1+1", "source": "@x"})
-    _print_csv([(entry, {"decision": "-2+3", "unit": "legal"})])
+    review = Review(
+        index=1,
+        order="",
+        reviewer="",
+        keyid="",
+        review_function="@law",
+        unit="legal",
+        decision="-2+3",
+        valid_until=None,
+        time="",
+        request=None,
+        conditions=None,
+        on_behalf_of=None,
+        again_by=None,
+        state="=valid",
+        superseded_by=None,
+        refusal=None,
+    )
+    _print_csv([(entry, review)])
     (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
     assert (row["actor"], row["source"], row["decision"]) == ("'=1+1", "'@x", "'-2+3")
+    assert (row["review_function"], row["state"]) == ("'@law", "'=valid")
     assert row["unit"] == "legal" and set(_COLUMNS) <= row.keys()

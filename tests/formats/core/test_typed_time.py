@@ -1,4 +1,4 @@
-"""Times as people type them become the one form that the log has."""
+"""Times as people type them are converted to the log's one form."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from appliance.errors import BadInput
-from appliance.formats.core.typed_time import parse_end, parse_moment
+from appliance.formats.core.timestamp import parse_end, parse_moment
 
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,8 +18,9 @@ from appliance.formats.log.checkpoint import (
     parse_checkpoint,
     sign_checkpoint,
 )
-from appliance.formats.log.note import parse_note, sign_note, vkey_of
+from appliance.formats.log.note import NoteSignature, encode_note, parse_note, sign_note, vkey_of
 from appliance.formats.signatures.keys import Ed25519Signer
+from appliance.formats.signatures.ml_dsa import MlDsaSigner, generate_ml_dsa
 
 ORIGIN = "appliance.example/log"
 ROOT = bytes(range(32))
@@ -93,3 +95,43 @@ def test_other_texts_are_refused(text: str) -> None:
 def test_the_empty_log_has_the_empty_root() -> None:
     empty = Checkpoint(ORIGIN, 0, EMPTY_ROOT)
     assert parse_checkpoint(encode_checkpoint(empty)) == empty
+
+
+def test_a_checkpoint_of_two_algorithms_opens_under_both_keys_and_under_each(
+    ed25519: Ed25519Signer, ml_dsa_key: MlDsaSigner
+) -> None:
+    checkpoint = Checkpoint(ORIGIN, 7, ROOT)
+    data = sign_checkpoint(checkpoint, ml_dsa_key, ed25519)
+    both = vkey_of(ORIGIN, ml_dsa_key), vkey_of(ORIGIN, ed25519)
+    for vkeys in (both, both[:1], both[1:]):
+        assert open_checkpoint(data, *vkeys) == checkpoint
+    lines = data.decode().split("\n\n")[1].splitlines()
+    assert [len(line) > 4_000 for line in lines] == [True, False], "the line of Ed25519 is the last one"
+    with pytest.raises(BadInput, match="expected at least one"):
+        open_checkpoint(data)
+    with pytest.raises(BadInput, match="all of one name"):
+        open_checkpoint(data, both[0], vkey_of("appliance.example/other", ed25519))
+
+
+def test_the_post_quantum_line_cannot_be_removed_changed_or_exchanged(
+    ed25519: Ed25519Signer, ml_dsa_key: MlDsaSigner
+) -> None:
+    """Each of these notes opens under the Ed25519 key alone, and under both keys none does."""
+    checkpoint = Checkpoint(ORIGIN, 7, ROOT)
+    classical, both = vkey_of(ORIGIN, ed25519), (vkey_of(ORIGIN, ml_dsa_key), vkey_of(ORIGIN, ed25519))
+    note = parse_note(sign_checkpoint(checkpoint, ml_dsa_key, ed25519))
+    line, last = note.signatures
+    flipped = NoteSignature(line.name, line.key_id, line.sig[:-1] + bytes([line.sig[-1] ^ 1]))
+    other_text = parse_note(sign_checkpoint(replace(checkpoint, size=8), ml_dsa_key)).signatures[0]
+    other_key = parse_note(sign_checkpoint(checkpoint, generate_ml_dsa())).signatures[0]
+    forged = NoteSignature(line.name, line.key_id, other_key.sig)
+    again = parse_note(sign_checkpoint(checkpoint, ml_dsa_key)).signatures[0]
+    assert again != line, "signatures are hedged"
+    assert open_checkpoint(encode_note(replace(note, signatures=(again, line, last))), *both) == checkpoint
+    for lines in ((), (flipped,), (other_text,), (other_key,), (forged,), (line, flipped), (flipped, line)):
+        changed = encode_note(replace(note, signatures=(*lines, last)))
+        assert open_checkpoint(changed, classical) == checkpoint
+        with pytest.raises(Tampered, match="signature"):
+            open_checkpoint(changed, *both)
+    with pytest.raises(Tampered, match="expected one by"):
+        open_checkpoint(encode_note(replace(note, signatures=(line,))), *both)

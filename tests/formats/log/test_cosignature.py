@@ -11,11 +11,13 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from appliance.errors import BadInput, Tampered
-from appliance.formats.log.checkpoint import Checkpoint, open_checkpoint, sign_checkpoint
-from appliance.formats.log.cosignature import (
+from appliance.formats.log.checkpoint import (
+    Checkpoint,
     WitnessKey,
     cosign,
+    open_checkpoint,
     parse_witness_vkey,
+    sign_checkpoint,
     verify_cosignature,
     witness_vkey_of,
 )

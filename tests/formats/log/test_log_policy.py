@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -10,13 +11,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from appliance.errors import BadInput, Tampered
-from appliance.formats.log.checkpoint import Checkpoint, encode_checkpoint, sign_checkpoint
-from appliance.formats.log.cosignature import cosign, witness_vkey_of
+from appliance.formats.log.checkpoint import Checkpoint, cosign, encode_checkpoint, sign_checkpoint, witness_vkey_of
 from appliance.formats.log.log_policy import (
-    Group,
     LogPolicy,
     PolicyLog,
     PolicyWitness,
+    WitnessGroup,
     encode_log_policy,
     open_witnessed,
     parse_log_policy,
@@ -25,6 +25,7 @@ from appliance.formats.log.log_policy import (
 )
 from appliance.formats.log.note import Note, NoteSignature, add_signature, encode_note, parse_note, sign_note, vkey_of
 from appliance.formats.signatures.keys import Ed25519Signer
+from appliance.formats.signatures.ml_dsa import MlDsaSigner, generate_ml_dsa
 from tests.formats.conftest import ORIGIN
 
 NAMES = ("X1", "X2", "X3", "Y1", "Y2", "Y3")
@@ -42,7 +43,7 @@ VKEYS = {name: witness_vkey_of(f"{name}.example", key) for name, key in WITNESSE
 
 @pytest.fixture(scope="module")
 def example(vectors: Callable[[str], Any]) -> bytes:
-    """The specification's own, with keys in the place of its words."""
+    """Return the specification's example, with keys in place of its words."""
     text = vectors("transparency")["policy"].replace("<log>", LOG_KEY)
     for name, vkey in VKEYS.items():
         text = text.replace(f"<{name}>", vkey)
@@ -163,7 +164,7 @@ def test_a_policy_of_words_with_spaces_cannot_be_made() -> None:
     with pytest.raises(BadInput, match="white space"):
         LogPolicy((), (PolicyWitness("w 1", VKEYS["X1"]),))
     with pytest.raises(BadInput, match="threshold"):
-        LogPolicy((), (PolicyWitness("w", VKEYS["X1"]),), (Group("g", 2, ("w",)),), "g")
+        LogPolicy((), (PolicyWitness("w", VKEYS["X1"]),), (WitnessGroup("g", 2, ("w",)),), "g")
 
 
 def test_k_of_n_witnesses() -> None:
@@ -207,7 +208,7 @@ def test_another_log_s_checkpoint_is_refused(example: bytes) -> None:
 
 
 def test_two_keys_of_one_log_may_sign_while_the_key_is_rotated() -> None:
-    """Whoever knows the old key, the new one or both opens the checkpoint; a line of a known key must hold."""
+    """The checkpoint opens under the old key, the new one or both; a line of a known key must be valid."""
     new, old = LOG_KEY, vkey_of(ORIGIN, OLD_LOG)
     text = encode_checkpoint(Checkpoint(ORIGIN, 7, bytes(32)))
     data = sign_note(text, ORIGIN, OLD_LOG, LOG)
@@ -219,3 +220,14 @@ def test_two_keys_of_one_log_may_sign_while_the_key_is_rotated() -> None:
     for keys in ([new], [new, old]):
         with pytest.raises(Tampered):
             open_witnessed(encode_note(spoiled), quorum_policy(keys, [], 0))
+
+
+def test_a_trust_file_s_second_key_must_sign_as_well(ed25519: Ed25519Signer, ml_dsa_key: MlDsaSigner) -> None:
+    checkpoint = Checkpoint(ORIGIN, 7, bytes(32))
+    vkey, second = vkey_of(ORIGIN, ed25519), vkey_of(ORIGIN, ml_dsa_key)
+    policy = replace(quorum_policy([vkey], [], 0), second_keys=(second,))
+    assert open_witnessed(sign_checkpoint(checkpoint, ml_dsa_key, ed25519), policy).checkpoint == checkpoint
+    for data in (sign_checkpoint(checkpoint, ed25519), sign_checkpoint(checkpoint, generate_ml_dsa(), ed25519)):
+        assert open_witnessed(data, quorum_policy([vkey], [], 0)).checkpoint == checkpoint
+        with pytest.raises(Tampered, match="expected one by"):
+            open_witnessed(data, policy)

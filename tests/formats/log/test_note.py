@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +13,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from appliance.errors import BadInput, Tampered
 from appliance.formats.log.note import (
     MAX_SIGNATURES,
+    ML_DSA_TYPE,
     Note,
     NoteSignature,
     encode_note,
+    is_post_quantum,
+    name_key,
     parse_note,
     parse_vkey,
     sign_note,
@@ -22,6 +26,7 @@ from appliance.formats.log.note import (
     vkey_of,
 )
 from appliance.formats.signatures.keys import EcdsaSigner, Ed25519Signer
+from appliance.formats.signatures.ml_dsa import MlDsaSigner, ml_dsa_raw
 
 Vectors = Callable[[str], Any]
 NAME = "log.example/one"
@@ -66,7 +71,7 @@ def test_every_piece_of_a_vkey_is_no_vkey(vectors: Vectors) -> None:
             parse_vkey(other)
 
 
-@pytest.mark.parametrize("kind", ["ed25519", "p256"])
+@pytest.mark.parametrize("kind", ["ed25519", "p256", "ml_dsa_key"])
 def test_a_signature_holds_for_its_key_name_and_text(kind: str, request: pytest.FixtureRequest) -> None:
     signer = request.getfixturevalue(kind)
     note = parse_note(sign_note("text\n", NAME, signer))
@@ -91,6 +96,28 @@ def test_a_second_signature_by_the_key_that_does_not_hold_spoils_the_note(ed2551
     for signatures in ((good, bad), (bad, good)):
         with pytest.raises(Tampered):
             verify_note(Note("text\n", signatures), vkey_of(NAME, ed25519))
+
+
+def test_a_key_of_ml_dsa_has_the_reserved_type_and_a_long_identifier(
+    ml_dsa_key: MlDsaSigner, ed25519: Ed25519Signer
+) -> None:
+    """C2SP: the key id is the hash of name, newline, type and key; 0xff is followed by a longer identifier."""
+    vkey = vkey_of(NAME, ml_dsa_key)
+    typed = b"\xff" + ML_DSA_TYPE + ml_dsa_raw(ml_dsa_key.spki)
+    key_id = hashlib.sha256(NAME.encode() + b"\n" + typed).hexdigest()[:8]
+    assert vkey == f"{NAME}+{key_id}+{base64.b64encode(typed).decode()}"
+    assert parse_vkey(vkey).spki == ml_dsa_key.spki
+    assert name_key(vkey) == f"{NAME}+{key_id}"
+    assert [is_post_quantum(vkey_of(NAME, key)) for key in (ml_dsa_key, ed25519)] == [True, False]
+
+
+@pytest.mark.parametrize(
+    "typed", [b"\xff", b"\xff" + ML_DSA_TYPE, b"\xff" + ML_DSA_TYPE + bytes(1951), b"\xff" + bytes(1952)]
+)
+def test_another_key_of_the_reserved_type_is_refused(typed: bytes) -> None:
+    key_id = hashlib.sha256(NAME.encode() + b"\n" + typed).hexdigest()[:8]
+    with pytest.raises(BadInput):
+        parse_vkey(f"{NAME}+{key_id}+{base64.b64encode(typed).decode()}")
 
 
 def test_p384_does_not_sign_notes(p384: EcdsaSigner) -> None:

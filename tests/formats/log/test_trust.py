@@ -12,6 +12,7 @@ from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.log.note import vkey_of
 from appliance.formats.log.trust import Trust, encode_trust, parse_trust
 from appliance.formats.signatures.keys import Ed25519Signer
+from appliance.formats.signatures.ml_dsa import MlDsaSigner
 
 ORIGIN = "appliance.example/log"
 GENESIS = f"sha256:{'ab' * 32}"
@@ -69,3 +70,21 @@ def test_other_members_are_refused(trust: Trust) -> None:
     for variant in variants:
         with pytest.raises(BadInput):
             parse_trust(encode_canonical(variant) + b"\n")
+
+
+def test_a_trust_file_can_name_a_second_key_of_ml_dsa(ed25519: Ed25519Signer, ml_dsa_key: MlDsaSigner) -> None:
+    vkey, second = vkey_of(ORIGIN, ed25519), vkey_of(ORIGIN, ml_dsa_key)
+    people = (("alice", ed25519.keyid),)
+    trust = Trust(ORIGIN, vkey, f"sha256:{'ab' * 32}", people, second)
+    data = encode_trust(trust)
+    assert parse_trust(data) == trust
+    assert trust.log_keys == (second, vkey)
+    assert f'"postQuantumLogKey":"{second}"'.encode() in data
+    assert Trust(ORIGIN, vkey, f"sha256:{'ab' * 32}", people).log_keys == (vkey,)
+    for changed in (vkey, vkey_of("appliance.example/other", ml_dsa_key), "nonsense"):
+        with pytest.raises(BadInput):
+            Trust(ORIGIN, vkey, f"sha256:{'ab' * 32}", people, changed)
+    with pytest.raises(BadInput, match="ML-DSA-65 as postQuantumLogKey only"):
+        Trust(ORIGIN, second, f"sha256:{'ab' * 32}", people)
+    with pytest.raises(BadInput):
+        parse_trust(data.replace(b'"postQuantumLogKey":"', b'"postQuantumLogKey":5,"x":"'))

@@ -10,7 +10,7 @@ import pytest
 from appliance.errors import BadInput
 from appliance.formats.core.merkle import consistency_proof, root_of
 from appliance.formats.log.checkpoint import Checkpoint, sign_checkpoint
-from appliance.formats.log.witness_request import MAX_HASHES, WitnessRequest, encode_request, parse_request
+from appliance.formats.log.proof import MAX_HASHES, WitnessRequest, encode_request, parse_request
 from appliance.formats.signatures.keys import Ed25519Signer
 from tests.formats.conftest import LEAVES, ORIGIN, read_node
 

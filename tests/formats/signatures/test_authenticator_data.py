@@ -7,8 +7,8 @@ import hashlib
 import pytest
 
 from appliance.errors import BadInput
-from appliance.formats.signatures.authenticator_data import parse_authenticator_data, parse_cose
 from appliance.formats.signatures.keys import EcdsaSigner
+from appliance.formats.signatures.webauthn import parse_authenticator_data, parse_cose
 from scripts.kit.authenticator import RP_ID, Authenticator
 
 

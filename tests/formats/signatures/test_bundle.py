@@ -15,9 +15,16 @@ from appliance.errors import BadInput, Tampered
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.signatures.bundle import sign_model, verify_model
-from appliance.formats.signatures.dsse import encode_envelope, parse_envelope, sign_envelope
+from appliance.formats.signatures.dsse import (
+    Statement,
+    encode_envelope,
+    encode_statement,
+    parse_envelope,
+    parse_statement,
+    sign_envelope,
+)
 from appliance.formats.signatures.keys import EcdsaSigner, Ed25519Signer, encode_spki_pem
-from appliance.formats.signatures.statement import Statement, encode_statement, parse_statement
+from appliance.formats.signatures.ml_dsa import MlDsaSigner, generate_ml_dsa
 
 # `sub-x` and `sub/b.bin`: by characters `-` comes before `/`, by the path's steps it comes after.
 FILES = {name: digest_bytes(name.encode()) for name in ("sub-x", "sub/b.bin", "a.json", "manifest.json")}
@@ -112,7 +119,7 @@ def test_no_byte_of_the_bundle_can_change(bundle: bytes, p256: EcdsaSigner) -> N
 
 
 def _forge(bundle: bytes, signer: EcdsaSigner, change: Callable[[dict[str, Any]], Any]) -> bytes:
-    """The bundle with a changed statement under a good signature."""
+    """Return the bundle with a changed statement under a good signature."""
     value = json.loads(bundle)
     envelope = parse_envelope(encode_canonical(value["dsseEnvelope"]))
     statement = parse_statement(envelope.payload)
@@ -176,6 +183,24 @@ def test_ed25519_does_not_sign_models(bundle: bytes, ed25519: Ed25519Signer) -> 
         sign_model(FILES, "clauses-1", ed25519)
     with pytest.raises(BadInput, match="ECDSA"):
         verify_model(bundle, ed25519.spki, FILES)
+
+
+def test_a_second_bundle_has_a_signature_by_ml_dsa(bundle: bytes, p256: EcdsaSigner, ml_dsa_key: MlDsaSigner) -> None:
+    """Both bundles are over the same statement, and each opens under its own key only."""
+    second = sign_model(FILES, "clauses-1", ml_dsa_key)
+    verify_model(second, ml_dsa_key.spki, FILES)
+    assert [json.loads(each)["dsseEnvelope"]["payload"] for each in (bundle, second)].count(
+        json.loads(bundle)["dsseEnvelope"]["payload"]
+    ) == 2
+    changed = FILES | {"a.json": "sha256:" + "0" * 64}
+    for data, spki, files in (
+        (bundle, ml_dsa_key.spki, FILES),
+        (second, p256.spki, FILES),
+        (second, generate_ml_dsa().spki, FILES),
+        (second, ml_dsa_key.spki, changed),
+    ):
+        with pytest.raises(Tampered):
+            verify_model(data, spki, files)
 
 
 def test_paths_that_a_file_system_takes_for_one_are_not_signed(p256: EcdsaSigner) -> None:

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from appliance.formats.signatures.edwards import is_prime_order
+from appliance.formats.signatures.keys import is_prime_order
 from tests.kit.curve import FIELD, ORDER, add, decode, encode, multiply, point_of, torsion, twins
 
 BASE = decode((4 * pow(5, -1, FIELD) % FIELD).to_bytes(32, "little"))

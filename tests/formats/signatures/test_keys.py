@@ -208,7 +208,7 @@ def test_the_public_key_in_a_key_file_cannot_be_exchanged(key_file: bytes, other
 def test_a_key_file_that_was_locked_around_another_key_is_tampered(
     key_file: bytes, other_ed25519: Ed25519Signer
 ) -> None:
-    """Whoever writes the file knows the passphrase, and may still lie about the key inside."""
+    """An author of the file has the passphrase, and may still name another public key than the one inside."""
     value = json.loads(key_file)
     del value["ciphertext"]
     value["publicKey"] = base64.b64encode(other_ed25519.spki).decode()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from appliance.errors import BadInput
-from appliance.formats.signatures.relying_party import MAX_ORIGINS, PasskeyScope, parse_origin, parse_rp_id
+from appliance.formats.signatures.webauthn import MAX_ORIGINS, PasskeyScope, parse_origin, parse_rp_id
 
 
 @pytest.mark.parametrize("text", ["bank.example", "a.b-c.example", "appliance", "localhost", "xn--bcher-kva.example"])

@@ -10,7 +10,7 @@ import pytest
 
 from appliance.errors import BadInput
 from appliance.formats.core.canonical import encode_canonical
-from appliance.formats.signatures.statement import Statement, encode_statement, parse_statement
+from appliance.formats.signatures.dsse import Statement, encode_statement, parse_statement
 
 DIGEST = f"sha256:{'ab' * 32}"
 GOOD = Statement((("adapter:clauses@1", DIGEST),), "urn:appliance:order:review:v1", {"unit": "legal"})

@@ -19,11 +19,11 @@ from appliance.formats.signatures.dsse import (
     verify_envelope,
 )
 from appliance.formats.signatures.keys import EcdsaSigner, Ed25519Signer
-from appliance.formats.signatures.relying_party import PasskeyScope
 from appliance.formats.signatures.webauthn import (
     MAX_AUTHENTICATOR_DATA_BYTES,
     MAX_CLIENT_DATA_BYTES,
     Assertion,
+    PasskeyScope,
     challenge_of,
     parse_assertion,
     verify_assertion,

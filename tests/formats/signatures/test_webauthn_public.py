@@ -10,9 +10,13 @@ import pytest
 
 from appliance.errors import BadInput, Tampered
 from appliance.formats.core.fields import encode_base64url
-from appliance.formats.signatures.authenticator_data import parse_authenticator_data
 from appliance.formats.signatures.keys import EcdsaSigner
-from appliance.formats.signatures.webauthn import challenge_of, parse_assertion, verify_assertion
+from appliance.formats.signatures.webauthn import (
+    challenge_of,
+    parse_assertion,
+    parse_authenticator_data,
+    verify_assertion,
+)
 from scripts.kit.authenticator import PLACE, RP_ID, Authenticator
 
 webauthn = pytest.importorskip("webauthn")
@@ -22,7 +26,7 @@ EMPTY_CBOR = b"\xa0"
 
 
 def cose_of(passkey: Authenticator) -> bytes:
-    """The public key as the other keeps it: the end of what the authenticator said when it was made."""
+    """Return the public key in COSE: the end of the authenticator's creation data."""
     return passkey.wrong(after=b"", flags=0x05).creation_data[-77:]
 
 

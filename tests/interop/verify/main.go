@@ -63,7 +63,7 @@ func checkpoint(vkey string, files [][]byte) (string, error) {
 	return fmt.Sprintf("size %d, root %v, %d lines of others", head.N, head.Hash, unknown), err
 }
 
-// open reads a checkpoint that the log signed, and counts the lines that it cannot judge.
+// open reads a checkpoint that the log signed, and counts the lines that it cannot evaluate.
 func open(vkey string, data []byte) (tlog.Tree, int, error) {
 	var head tlog.Tree
 	log, err := note.NewVerifier(vkey)

@@ -12,13 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from appliance.domain.data.tasks import map_columns
-from appliance.domain.data.teaching import About
+from appliance.domain.data.kinds import DatasetDescription, map_columns
 from appliance.errors import BadInput, TooLarge
 from appliance.formats.artifacts.rows import row_digest, rows_root
 from appliance.formats.core.canonical import parse_canonical
 from appliance.ml.data import rows as data
-from appliance.ml.data.sources import MAX_TEXT_CHARACTERS, Source, parse_source
+from appliance.ml.data.sources import MAX_TEXT_CHARACTERS, SourceRecord, parse_source
 from appliance.ml.model.chat import Chat, load_chat
 from tests.kit.mutations import mutated
 
@@ -28,15 +27,17 @@ KEY = bytes(range(32))
 HALF = Fraction(1, 2)
 
 
-def _csv(content: bytes) -> list[Source]:
+def _csv(content: bytes) -> list[SourceRecord]:
     return parse_source(content, "csv", "classification", COLUMNS)
 
 
-def _sided(sources: list[Source]) -> data.Sides:
+def _sided(sources: list[SourceRecord]) -> data.Sides:
     return list(zip(sources, (data.TRAIN, data.HELD_OUT), strict=True))
 
 
-def _rows(sources: list[Source], chat: Chat, instruction: str = "", share: Fraction = HALF) -> list[data.Row]:
+def _rows(
+    sources: list[SourceRecord], chat: Chat, instruction: str = "", share: Fraction = HALF
+) -> list[data.RenderedRow]:
     sides = data.split_sources("classification", sources, 1, share)
     data.check_labels(sides, ())
     return data.render_rows(sides, chat, "classification", instruction=instruction)
@@ -55,6 +56,20 @@ def _rows(sources: list[Source], chat: Chat, instruction: str = "", share: Fract
         (b"text,label\none,a\ntwo,\n", "line 3, label: expected a text, got nothing"),
         (b"text,label\none,a\ntwo, b\n", "line 3: expected a label on one line without outer spaces, got ' b'"),
         (b"text,label\none,a\ntwo\xff,b\n", "line 3: expected UTF-8, got the byte 0xff"),
+        (
+            "text,label\ncafé,a\n".encode("latin-1"),
+            "got the byte 0xe9, as Latin-1 and Windows-1252 have it; save it as",
+        ),
+        (
+            "text,label\none,a\n".encode("utf-16"),
+            "expected text in UTF-8, got text in UTF-16; save it as UTF-8, or run",
+        ),
+        ("text,label\none,a\n".encode("utf-16-le"), "expected text in UTF-8, got text in UTF-16"),
+        (b"PK\x03\x04\x14\x00rows", "got an Excel workbook or another ZIP archive; export its rows as CSV in UTF-8"),
+        (
+            b"one,a\ntwo,b\n",
+            "if line 1 is a row, put a line with the names of its columns, such as text,label, before it; if yours has",
+        ),
         (b"text,label\none,a\ntw\x00o,b\n", "line 3, text: expected text, got a NUL"),
         (
             b"text,label\none,a\ntwo,b\none,b\n",
@@ -73,15 +88,32 @@ def test_a_broken_csv_is_refused_naming_the_line(content: bytes, message: str) -
     assert message in caught.value.message
 
 
+def test_a_first_line_that_is_a_sentence_is_not_taken_for_names() -> None:
+    with pytest.raises(BadInput, match="if line 1 is a row, put a line with the names") as caught:
+        _csv(b"The fee is due in the month of May,payment\nAnother clause of the contract,other\n")
+    assert "--column" not in caught.value.message
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\n\n", "\r\n\r\n", "\n \n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_byte_order_mark_and_empty_lines_at_the_end_are_accepted(mark: str, end: str) -> None:
+    rows = '{"text":"one","label":"a"}\n{"text":"two","label":"b"}'
+    told = {}
+    for kind, text in (("jsonl", rows), ("csv", "text,label\none,a\ntwo,b"), ("tsv", "text\tlabel\none\ta\ntwo\tb")):
+        if kind == "jsonl" or " " not in end:
+            told[kind] = parse_source(f"{mark}{text}{end}".encode(), kind, "classification", COLUMNS)
+    assert all([one.parts["text"] for one in found] == ["one", "two"] for found in told.values())
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b'{"text":"one","label":"a"}\n{"text":"two"\n', "line 2: expected a JSON object"),
         (b'{"text":"one","label":"a"}\n["two","b"]\n', "line 2: expected a JSON object, got list"),
         (b'{"text":"one","label":"a"}\n{"text":"two","label":3}\n', "line 2, label: expected text, got int"),
-        (b'{"text":"one","label":"a"}\n{"text":"two"}\n', "line 2: expected a value in 'label', got the members text"),
+        (b'{"text":"one","label":"a"}\n{"text":"two"}\n', "line 2: expected a value in 'label', got the fields text"),
         (b'{"text":"one","label":"a"}\n\n{"text":"two","label":"b"}\n', "line 2: expected a JSON object, got ''"),
-        (b'{"text":"one","label":"a","label":"b"}\n', "line 1: expected a JSON object"),
+        (b'{"text":"one","label":"a","label":"b"}\n', "line 1: expected each field once, got 'label' twice; remove"),
         (b'{"text":"\\ud800","label":"a"}\n{"text":"two","label":"b"}\n', "line 1, text: expected Unicode"),
     ],
 )
@@ -102,13 +134,13 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize(("kind", "task"), FILES)
-def test_whatever_a_file_holds_it_is_rows_or_an_error_of_ours(kind: str, task: Any) -> None:
+@pytest.mark.parametrize(("kind", "dataset_kind"), FILES)
+def test_whatever_a_file_holds_it_is_rows_or_an_error_of_ours(kind: str, dataset_kind: Any) -> None:
     @settings(deadline=None, max_examples=200)
-    @given(mutated(FILES[kind, task]) | st.binary(max_size=60))
+    @given(mutated(FILES[kind, dataset_kind]) | st.binary(max_size=60))
     def run(content: bytes) -> None:
         with suppress(BadInput, TooLarge):
-            parse_source(content, kind, task, map_columns(task, {}))
+            parse_source(content, kind, dataset_kind, map_columns(dataset_kind, {}))
 
     run()
 
@@ -117,8 +149,8 @@ def test_columns_are_mapped_and_other_columns_are_left_out() -> None:
     content = b'\xef\xbb\xbfid,kind,body\n1,a,"one, or\ntwo"\n2,b,"she said ""no"""\n'
     columns = {"text": "body", "label": "kind"}
     assert parse_source(content, "csv", "classification", columns) == [
-        Source("dataset, line 2", {"text": "one, or\ntwo", "label": "a"}),
-        Source("dataset, line 4", {"text": 'she said "no"', "label": "b"}),
+        SourceRecord("dataset, line 2", {"text": "one, or\ntwo", "label": "a"}),
+        SourceRecord("dataset, line 4", {"text": 'she said "no"', "label": "b"}),
     ]
     lines = b'{"body":"one","kind":"a"}\n{"body":"two","kind":"b"}'
     assert len(parse_source(lines, "jsonl", "classification", columns)) == 2
@@ -166,8 +198,8 @@ def test_a_label_without_a_training_row_is_refused(base_folder: Path) -> None:
     trained = next(
         text for text in (f"t{number}" for number in range(99)) if data.assign_split(text, 1, share) == data.TRAIN
     )
-    rows = [Source("dataset, line 2", {"text": held_out, "label": "rare"})]
-    rows.append(Source("dataset, line 3", {"text": trained, "label": "common"}))
+    rows = [SourceRecord("dataset, line 2", {"text": held_out, "label": "rare"})]
+    rows.append(SourceRecord("dataset, line 3", {"text": trained, "label": "common"}))
     with pytest.raises(BadInput, match="label 'rare': expected a row in the training split"):
         _rows(rows, load_chat(base_folder), share=share)
     for alone, missing in ((rows[1:], "held-out"), (rows[:1], "train")):
@@ -179,7 +211,7 @@ def test_a_label_without_a_training_row_is_refused(base_folder: Path) -> None:
 def test_rows_are_canonical_lines_and_the_root_is_over_their_keyed_digests(base_folder: Path, tmp_path: Path) -> None:
     sources = _csv(b"text,label\n" + b"".join(f"text {n},{'ab'[n % 2]}\n".encode() for n in range(20)))
     rows = _rows(sources, load_chat(base_folder), "Say.", Fraction(1, 4))
-    root = data.write_rows(rows, About("classification", ("a", "b")), tmp_path, KEY)
+    root = data.write_rows(rows, DatasetDescription("classification", ("a", "b")), tmp_path, KEY)
     lines = (tmp_path / "rows.jsonl").read_bytes().splitlines()
     first = parse_canonical(lines[0])
     before = "<|im_start|>system\nSay.<|im_end|>\n<|im_start|>user\ntext 0<|im_end|>\n<|im_start|>assistant\n"
@@ -195,7 +227,7 @@ def test_rows_are_canonical_lines_and_the_root_is_over_their_keyed_digests(base_
     assert root == f"sha256:{rows_root(digests).hex()}"
     sides = data.load_rows(tmp_path, data.TRAIN) + data.load_rows(tmp_path, data.HELD_OUT)
     assert sorted(sides, key=lambda row: row.index) == rows
-    assert data.load_about(tmp_path) == About("classification", ("a", "b"))
+    assert data.load_about(tmp_path) == DatasetDescription("classification", ("a", "b"))
     assert json.loads(lines[1])["index"] == 1
 
 

@@ -1,4 +1,4 @@
-"""A check finds everything that an import would refuse, not the first alone, and what is odd beside."""
+"""A check reports all errors that an import would refuse, and unusual rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from appliance.errors import BadInput
 from appliance.ml.data import rows as data
 from appliance.ml.data.findings import MOST_ERRORS, Errors, Rendering, examine
-from appliance.ml.data.sources import Source, read_records
+from appliance.ml.data.sources import SourceRecord, read_records
 from appliance.ml.model.chat import load_chat
 
 COLUMNS = {"text": "text", "label": "label"}
@@ -72,6 +72,29 @@ def test_labels_are_counted_and_nearly_equal_ones_and_repeated_texts_are_told() 
     assert found["duplicate_count"] == 2 and found["rows"] == 5
 
 
+def test_characters_that_nobody_sees_and_twins_of_normalisation_are_counted() -> None:
+    rows = (
+        "text,label\n"
+        "caf\u00e9 bill,card\ncafe\u0301 bill,card\nplain,billing\n"
+        "pay\u200bment,billing\nta\u00adriff,card\nabc\u202edef,card\n"
+    )
+    notes = _examine(rows.encode())["notes"]
+    assert [note.partition(", such")[0] for note in notes] == [
+        "2 of 6 rows have characters of no width",
+        "1 of 6 rows have characters that control the direction of text",
+        "2 of 6 rows have the text of another row in another Unicode normalisation",
+    ]
+    assert not any(unseen in "".join(notes) for unseen in "\u200b\u202e\u00ad") and "bill" not in "".join(notes)
+    assert _examine()["notes"] == []
+
+
+def test_at_most_the_200_most_frequent_labels_are_listed() -> None:
+    rows = "text,label\n" + "".join(f"text {row},label {row % 250}\n" for row in range(740))
+    found = _examine(rows.encode())
+    assert (found["label_count"], len(found["labels"])) == (250, 200) and "label 0" in found["labels"]
+    assert found["notes"] == ["of 250 labels the 200 most frequent are listed"]
+
+
 def test_an_undeclared_label_is_named_in_each_row() -> None:
     errors = _examine(declared=("card", "billing"))["errors"]
     assert sum("expected one of the labels card, billing, got" in error for error in errors) == 2
@@ -95,13 +118,13 @@ def test_lengths_are_held_against_the_bases_context(base_folder: Path) -> None:
 
 
 def test_a_file_that_cannot_be_read_on_is_one_error_more() -> None:
-    def records() -> Iterable[Source | BadInput]:
+    def records() -> Iterable[SourceRecord | BadInput]:
         yield BadInput("line 2: expected a text")
         raise BadInput("line 3: expected CSV")
 
     errors = Errors()
     assert errors.keep_rows(records()) == []
-    assert errors.told == ["line 2: expected a text", "line 3: expected CSV"]
+    assert errors.messages == ["line 2: expected a text", "line 3: expected CSV"]
 
 
 @pytest.mark.parametrize("rows", [b"", b"\xff\xfe", b"text,other\na,b\n"])
@@ -124,7 +147,7 @@ def test_where_no_row_could_be_read_nothing_is_said_of_labels_and_splits() -> No
     columns = {"text": "text", "label": "label"}
     kept = errors.keep_rows(read_records(b"message,kind\none,a\n", "csv", "classification", columns, "dataset"))
     assert kept == [] and examine("classification", [], errors, (), None)["error_count"] == 1
-    (told,) = errors.told
+    (told,) = errors.messages
     assert "expected one column 'text' and one column 'label', got the columns 'message, kind'" in told
     assert told.endswith("if yours has another name: --column text=message --column label=kind")
 

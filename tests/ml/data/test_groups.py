@@ -1,4 +1,4 @@
-"""Clusters and slices: columns that an import names beside its task's parts, which no model sees."""
+"""Clusters and slices: columns that an import names for evaluation, and which no model receives."""
 
 from __future__ import annotations
 
@@ -12,30 +12,29 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from appliance.domain.data.tasks import TASKS, Task, map_columns
-from appliance.domain.data.teaching import About
+from appliance.domain.data.kinds import DATASET_KINDS, DatasetDescription, DatasetKind, map_columns
 from appliance.errors import BadInput, TooLarge
 from appliance.formats.artifacts.rows import cluster_digest, slice_digest
 from appliance.ml.data import rows as data
-from appliance.ml.data.sources import Source, parse_source
+from appliance.ml.data.sources import SourceRecord, parse_source
 from appliance.ml.model.chat import load_chat
-from tests.ml.evaluation.test_tasks import RECORDS
+from tests.ml.evaluation.test_dataset_kinds import RECORDS
 
 GROUPS = {"cluster": "client", "slice": "region"}
 KEY = bytes(range(32))
 
 
-def _read(content: bytes, kind: str = "csv", task: Task = "classification") -> list[Source]:
-    return parse_source(content, kind, task, map_columns(task, GROUPS))
+def _read(content: bytes, kind: str = "csv", dataset_kind: DatasetKind = "classification") -> list[SourceRecord]:
+    return parse_source(content, kind, dataset_kind, map_columns(dataset_kind, GROUPS))
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_every_task_takes_both_where_they_are_named_and_neither_otherwise(task: Task) -> None:
-    records = [{**record, "client": "c1", "region": "north"} for record in RECORDS[task][:2]]
+@pytest.mark.parametrize("dataset_kind", DATASET_KINDS)
+def test_every_task_takes_both_where_they_are_named_and_neither_otherwise(dataset_kind: DatasetKind) -> None:
+    records = [{**record, "client": "c1", "region": "north"} for record in RECORDS[dataset_kind][:2]]
     lines = "\n".join(json.dumps(record) for record in records).encode()
-    found = _read(lines, "jsonl", task)
+    found = _read(lines, "jsonl", dataset_kind)
     assert [(one.parts["cluster"], one.parts["slice"]) for one in found] == [("c1", "north")] * len(records)
-    plain = parse_source(lines, "jsonl", task, map_columns(task, {}))
+    plain = parse_source(lines, "jsonl", dataset_kind, map_columns(dataset_kind, {}))
     assert [one.messages for one in plain] == [one.messages for one in found]
     assert all("cluster" not in one.parts and "slice" not in one.parts for one in plain)
 
@@ -75,10 +74,10 @@ def test_a_cluster_is_kept_as_a_keyed_digest_and_of_a_blind_set_the_slice_too(
     base_folder: Path, tmp_path: Path, blind: bool
 ) -> None:
     sources = _read(b"text,label,client,region\none,a,Miller,north\ntwo,b,,\n")
-    sides = data.judge_sources(sources)
-    rows = data.render_rows(sides, load_chat(base_folder), "classification", instruction="", judges=True)
+    sides = data.hold_out_sources(sources)
+    rows = data.render_rows(sides, load_chat(base_folder), "classification", instruction="", is_validation_set=True)
     assert all("Miller" not in text and "north" not in text for row in rows for part in row.parts for text in part)
-    data.write_rows(rows, About("classification", ("a", "b")), tmp_path, KEY, blind=blind)
+    data.write_rows(rows, DatasetDescription("classification", ("a", "b")), tmp_path, KEY, blind=blind)
     first, second = data.load_rows(tmp_path, data.HELD_OUT)
     assert first.cluster == cluster_digest(KEY, "Miller").hex() and len(first.cluster) == 64
     assert first.slice == (slice_digest(KEY, "north").hex() if blind else "north")
@@ -89,7 +88,7 @@ def test_a_cluster_is_kept_as_a_keyed_digest_and_of_a_blind_set_the_slice_too(
     assert data.count_groups(rows) == {"clusters": 1, "slices": 1}
 
 
-def _clustered(*rows: tuple[str, str]) -> list[Source]:
+def _clustered(*rows: tuple[str, str]) -> list[SourceRecord]:
     return _read(b"text,label,client,region\n" + b"".join(f"{text},a,{client},\n".encode() for text, client in rows))
 
 

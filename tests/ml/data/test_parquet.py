@@ -9,11 +9,11 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from appliance.domain.data.tasks import Task, map_columns
+from appliance.domain.data.kinds import DatasetKind, map_columns
 from appliance.errors import BadInput, TooLarge
-from appliance.ml.data import parquet as reader
-from appliance.ml.data.sources import Source, parse_source
-from tests.ml.evaluation.test_tasks import RECORDS, TURNS, _read
+from appliance.ml.data import sources as reader
+from appliance.ml.data.sources import SourceRecord, parse_source
+from tests.ml.evaluation.test_dataset_kinds import RECORDS, TURNS, _read
 
 
 def _file(columns: dict[str, Any], **options: Any) -> bytes:
@@ -22,15 +22,17 @@ def _file(columns: dict[str, Any], **options: Any) -> bytes:
     return out.getvalue()
 
 
-def _parse(data: bytes, task: Task = "classification") -> list[Source]:
-    return parse_source(data, "parquet", task, map_columns(task, {}))
+def _parse(data: bytes, dataset_kind: DatasetKind = "classification") -> list[SourceRecord]:
+    return parse_source(data, "parquet", dataset_kind, map_columns(dataset_kind, {}))
 
 
-@pytest.mark.parametrize("task", RECORDS)
-def test_every_task_is_read_as_from_lines_of_json(task: Task) -> None:
-    records = RECORDS[task][:1]
-    found = _parse(_file({name: [record[name] for record in records] for name in records[0]}, row_group_size=1), task)
-    expected = _read(task, *records)
+@pytest.mark.parametrize("dataset_kind", RECORDS)
+def test_every_task_is_read_as_from_lines_of_json(dataset_kind: DatasetKind) -> None:
+    records = RECORDS[dataset_kind][:1]
+    found = _parse(
+        _file({name: [record[name] for record in records] for name in records[0]}, row_group_size=1), dataset_kind
+    )
+    expected = _read(dataset_kind, *records)
     assert [(s.parts, s.messages) for s in found] == [(s.parts, s.messages) for s in expected]
     assert found[0].place == "dataset, row 1"
 
@@ -42,7 +44,7 @@ def test_words_of_a_dictionary_are_text_and_other_columns_are_not_read() -> None
 
 
 @pytest.mark.parametrize(
-    ("columns", "task", "message"),
+    ("columns", "dataset_kind", "message"),
     [
         ({"text": ["x"], "label": [3]}, "classification", "column 'label': expected text, got int64"),
         ({"text": [["x"]], "label": ["a"]}, "classification", "column 'text': expected text, got list"),
@@ -66,9 +68,9 @@ def test_words_of_a_dictionary_are_text_and_other_columns_are_not_read() -> None
         ({"messages": [TURNS[1:]]}, "chat", "dataset, row 1, message 0: expected the role user, got assistant"),
     ],
 )
-def test_what_is_no_text_is_refused_by_column_or_row(columns: Any, task: Task, message: str) -> None:
+def test_what_is_no_text_is_refused_by_column_or_row(columns: Any, dataset_kind: DatasetKind, message: str) -> None:
     with pytest.raises(BadInput) as caught:
-        _parse(_file(columns), task)
+        _parse(_file(columns), dataset_kind)
     assert message in caught.value.message
 
 

@@ -10,16 +10,16 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from appliance.domain.data.tasks import map_columns
+from appliance.domain.data.kinds import map_columns
 from appliance.errors import BadInput
-from appliance.ml.data.sources import Source, parse_source
+from appliance.ml.data.sources import SourceRecord, parse_source
 
 ASK = [{"role": "user", "content": "Is the fee due?"}]
 YES, NO = [{"role": "assistant", "content": "Yes."}], [{"role": "assistant", "content": "No."}]
 TALK = [{"role": "system", "content": "Be brief."}, *ASK, {"role": "assistant", "content": "Which?"}, *ASK]
 
 
-def read(*records: Any) -> list[Source]:
+def read(*records: Any) -> list[SourceRecord]:
     lines = b"".join(json.dumps(record).encode() + b"\n" for record in records)
     return parse_source(lines, "jsonl", "preference", map_columns("preference", {}))
 
@@ -71,7 +71,7 @@ GOOD = {"prompt": "Due?", "chosen": "Yes.", "rejected": "No."}
         (GOOD | {"prompt": ""}, ", prompt: expected a text, got nothing"),
         (GOOD | {"prompt": " "}, ", prompt: expected a text, got only white space"),
         (GOOD | {"chosen": ""}, ", chosen: expected a text, got nothing"),
-        ({"prompt": "Due?", "chosen": "Yes."}, ": expected a value in 'rejected', got the members chosen, prompt"),
+        ({"prompt": "Due?", "chosen": "Yes."}, ": expected a value in 'rejected', got the fields chosen, prompt"),
         (GOOD | {"rejected": None}, ", rejected: expected text, got NoneType"),
         ({"chosen": "Yes.", "rejected": "No."}, ": expected a prompt, or a common beginning"),
         (

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from appliance.domain.data.tasks import map_columns
-from appliance.domain.evaluation.judging import choose_judged, count_items, list_judged_rows
+from appliance.domain.data.kinds import map_columns
+from appliance.domain.evaluation.rules import choose_evaluated, count_items, list_evaluated_rows
 from appliance.errors import BadInput
 from appliance.ml.data import findings
 from appliance.ml.data import rows as data
-from appliance.ml.data.samples import tokenize_row
-from appliance.ml.data.sources import Source, parse_source, read_records
+from appliance.ml.data.rows import tokenize_row
+from appliance.ml.data.sources import SourceRecord, parse_source, read_records
 from appliance.ml.model.chat import Chat
 from tests.kit.toolful import ASKED, CALL, CALLED, OTHER, RESULT, SAID, TOOLS, TURNS, toolful_chat
 
@@ -39,12 +39,12 @@ def openai_form(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(written)
 
 
-def read(*records: Any) -> list[Source]:
+def read(*records: Any) -> list[SourceRecord]:
     lines = b"".join(json.dumps(record).encode() + b"\n" for record in records)
     return parse_source(lines, "jsonl", "chat", map_columns("chat", {}))
 
 
-def render(source: Source, chat: Chat) -> data.Row:
+def render(source: SourceRecord, chat: Chat) -> data.RenderedRow:
     return data.render_row(0, source, data.TRAIN, chat, "chat", "")
 
 
@@ -132,7 +132,7 @@ def test_a_check_says_once_of_all_lines_that_their_template_has_no_tools(base_fo
         data.render_rows(sides, toolless, "chat", instruction="")
 
 
-def test_rows_are_known_by_their_calls_and_judged_by_the_first(chat: Chat) -> None:
+def test_rows_are_known_by_their_calls_and_evaluated_by_the_first(chat: Chat) -> None:
     other = [ASKED, {**CALLED, "tool_calls": [OTHER]}, {**RESULT, "tool_call_id": "call00001", "name": "stop"}, SAID]
     first, second, third = read(
         {"messages": TURNS, "tools": TOOLS}, {"messages": other, "tools": TOOLS}, {"messages": [ASKED, SAID]}
@@ -140,13 +140,13 @@ def test_rows_are_known_by_their_calls_and_judged_by_the_first(chat: Chat) -> No
     assert data.known_by("chat", first) != data.known_by("chat", second)
     row = render(first, chat)
     assert (row.calls, row.answer) == (0, f"<tool_call>\n{BODY}\n</tool_call>")
-    assert data.Row(**{**json.loads(row.encode()), "parts": row.parts}) == row
+    assert data.RenderedRow(**{**json.loads(row.encode()), "parts": row.parts}) == row
     rows = [render(one, chat) for one in (third, first, second, third)]
-    assert choose_judged("chat", rows, lambda row: row.calls is not None) == rows[1:3]
-    lines = b"\n".join(data.Row(**{**row.__dict__, "split": data.HELD_OUT}).encode() for row in rows)
+    assert choose_evaluated("chat", rows, lambda row: row.calls is not None) == rows[1:3]
+    lines = b"\n".join(data.RenderedRow(**{**row.__dict__, "split": data.HELD_OUT}).encode() for row in rows)
     digests = [bytes([number] * 32) for number in range(4)]
-    assert list_judged_rows(lines, digests, "chat") == [digests[1].hex(), digests[2].hex()]
-    assert count_items({"task": "chat", "held_out_rows": 4, "called_rows": 2}) == 2
-    assert data.count_groups([data.Row(**{**row.__dict__, "split": data.HELD_OUT}) for row in rows]) == {
+    assert list_evaluated_rows(lines, digests, "chat") == [digests[1].hex(), digests[2].hex()]
+    assert count_items({"dataset_kind": "chat", "held_out_rows": 4, "called_rows": 2}) == 2
+    assert data.count_groups([data.RenderedRow(**{**row.__dict__, "split": data.HELD_OUT}) for row in rows]) == {
         "called_rows": 2
     }

@@ -1,4 +1,4 @@
-"""A chat with tools is judged by its calls, by name and arguments as canonical JSON, or by that nothing is called."""
+"""A chat with tools is evaluated by its calls, by name and canonical arguments, or by that nothing is called."""
 
 from __future__ import annotations
 
@@ -9,22 +9,21 @@ from typing import Any
 
 import pytest
 
-from appliance.domain.data.tasks import map_columns
-from appliance.domain.data.teaching import About
+from appliance.domain.data.kinds import DatasetDescription, map_columns
 from appliance.domain.evaluation.items import parse_items
 from appliance.ml.data import rows as data
-from appliance.ml.data.samples import tokenize_rows
+from appliance.ml.data.rows import tokenize_rows
 from appliance.ml.data.sources import parse_source
 from appliance.ml.evaluation import evaluation
 from appliance.ml.evaluation.evaluation import evaluate
-from appliance.ml.evaluation.items import write_items
+from appliance.ml.evaluation.sets import write_items
 from appliance.ml.model import machine
-from appliance.ml.model.base import Base, load_base
+from appliance.ml.model.base import LoadedBase, load_base
 from scripts.kit.tiny_model import build_base
 from scripts.kit.tool_templates import HERMES
 from tests.kit.toolful import ASKED, CALLED, OTHER, RESULT, SAID, TOOLS, TURNS
 
-ABOUT = About("chat", ())
+ABOUT = DatasetDescription("chat", ())
 TWICE = [*TURNS, {"role": "user", "content": "And?"}, {**CALLED, "tool_calls": [OTHER]}]
 RECORDS: list[dict[str, Any]] = [
     {"messages": TURNS, "tools": TOOLS},
@@ -42,26 +41,26 @@ WRITTEN = [
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
+def base(tmp_path_factory: pytest.TempPathFactory) -> LoadedBase:
     machine.use_determinism(7)
     folder = build_base(tmp_path_factory.mktemp("calls") / "base", template=HERMES, max_position_embeddings=1024)
     return load_base(folder, quantisation="none", compute_dtype="float32", device="cpu", reads=True)
 
 
 @pytest.fixture(scope="module")
-def rows(base: Base) -> list[data.Row]:
+def rows(base: LoadedBase) -> list[data.RenderedRow]:
     lines = b"".join(json.dumps(record).encode() + b"\n" for record in RECORDS)
     sources = parse_source(lines, "jsonl", "chat", map_columns("chat", {}))
-    return data.render_rows(data.judge_sources(sources), base.chat, "chat", instruction="", judges=True)
+    return data.render_rows(data.hold_out_sources(sources), base.chat, "chat", instruction="", is_validation_set=True)
 
 
 def test_an_answer_is_right_where_it_calls_what_the_row_calls(
-    base: Base, rows: list[data.Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: LoadedBase, rows: list[data.RenderedRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows without tools are no items, and the loss is that of all rows."""
     asked: list[str] = []
 
-    def draw(base: Base, slots: object, prompt: Sequence[int], request: object, limit: int) -> list[int]:
+    def draw(base: LoadedBase, slots: object, prompt: Sequence[int], request: object, limit: int) -> list[int]:
         asked.append(base.chat.tokenizer.decode(list(prompt), skip_special_tokens=False))
         return base.chat.encode(WRITTEN[len(asked) - 1] + base.chat.end_of_turn)
 
@@ -81,7 +80,7 @@ def test_an_answer_is_right_where_it_calls_what_the_row_calls(
     assert evaluation.count_passes(ABOUT, rows) == 5 + 4
 
 
-def test_the_same_rows_are_judged_the_same_again(base: Base, rows: list[data.Row]) -> None:
+def test_the_same_rows_are_evaluated_the_same_again(base: LoadedBase, rows: list[data.RenderedRow]) -> None:
     samples = tokenize_rows(rows, base.chat, max_length=1024)
     first, second = (evaluate(base, None, ABOUT, rows, samples, lambda more, tokens: None) for _ in range(2))
     assert first == second and len(first.texts) == 4

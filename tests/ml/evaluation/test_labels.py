@@ -1,4 +1,4 @@
-"""One pass for loss and label: the very labels and losses of the long way."""
+"""One pass for loss and label gives the same labels and losses as separate passes."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ import pytest
 import torch
 
 from appliance.ml.data import rows as data
-from appliance.ml.data.samples import Sample, tokenize_rows
+from appliance.ml.data.rows import Sample, tokenize_rows
 from appliance.ml.data.sources import parse_source
 from appliance.ml.evaluation import labels as subject
-from appliance.ml.evaluation.labels import LabelTree, judge_rows
-from appliance.ml.inference.score import choose_labels, find_branches, score_rows
+from appliance.ml.evaluation.labels import LabelTree, evaluate_rows
+from appliance.ml.inference.score import find_branches
 from appliance.ml.model import machine
-from appliance.ml.model.base import Base, load_base
+from appliance.ml.model.base import LoadedBase, load_base
 from scripts.kit.tiny_model import build_base, clauses
+from tests.kit.scoring import score_labels
 
 LABELS = ["zq a", "zq b", "zq b c", "zq b d", "zq b d e", "y", "y x", "payment"]
 
 
-def _rows(base: Base) -> tuple[list[data.Row], list[Sample]]:
+def _rows(base: LoadedBase) -> tuple[list[data.RenderedRow], list[Sample]]:
     lines = [{"text": text, "label": LABELS[n % len(LABELS)]} for n, (text, _) in enumerate(clauses(40))]
     source = "".join(json.dumps(line) + "\n" for line in lines).encode()
     sources = parse_source(source, "jsonl", "classification", {"text": "text", "label": "label"})
@@ -47,14 +48,14 @@ def test_labels_probabilities_and_losses_are_those_of_every_label_and_row_by_its
     assert len(find_branches(answers)) > 3, "the labels begin alike"
     told: list[int] = []
     trees = [LabelTree(answers)] * len(samples)
-    judged = judge_rows(
+    evaluated = evaluate_rows(
         base, samples, [sample.spans[0][0] for sample in samples], trees, lambda more, tokens: told.append(more)
     )
-    assert sum(told) == len(rows) == len(judged)
+    assert sum(told) == len(rows) == len(evaluated)
     prompts = [sample.ids[: sample.spans[0][0]] for sample in samples]
-    scores = score_rows(base, prompts, answers, lambda done: None)
-    assert [LABELS[one.label] for one in judged] == choose_labels(scores, LABELS)
-    for one, sample, expected in zip(judged, samples, scores, strict=True):
+    scores = [score_labels(base, prompt, answers) for prompt in prompts]
+    assert [one.label for one in evaluated] == [row.index(max(row)) for row in scores]
+    for one, sample, expected in zip(evaluated, samples, scores, strict=True):
         assert one.index == sample.index
         assert one.log_probability == pytest.approx(max(expected), abs=1e-4)
         with torch.inference_mode():
@@ -65,19 +66,19 @@ def test_labels_probabilities_and_losses_are_those_of_every_label_and_row_by_its
     assert sum(math.exp(score) for score in scores[0]) == pytest.approx(1)
 
 
-def test_a_single_label_is_certain(base: Base) -> None:
+def test_a_single_label_is_certain(base: LoadedBase) -> None:
     _, samples = _rows(base)
     answers = [base.chat.encode(base.chat.answer("payment"))]
     trees = [LabelTree(answers)] * 3
-    judged = judge_rows(
+    evaluated = evaluate_rows(
         base, samples[:3], [sample.spans[0][0] for sample in samples[:3]], trees, lambda more, tokens: None
     )
-    assert [(one.label, one.log_probability) for one in judged] == [(0, 0.0)] * 3
+    assert [(one.label, one.log_probability) for one in evaluated] == [(0, 0.0)] * 3
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "phi4", "gemma2"])
 @pytest.mark.parametrize("tokens", [2048, 150, 1])
-def test_rows_with_labels_of_their_own_are_judged_by_those_alone_and_whole(
+def test_rows_with_labels_of_their_own_are_evaluated_by_those_alone_and_whole(
     kind: str, tokens: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine.use_determinism(5)
@@ -91,26 +92,24 @@ def test_rows_with_labels_of_their_own_are_judged_by_those_alone_and_whole(
     numbers = [sorted({LABELS.index(row.answer), n % 8, (n + 3) % 8, (n + 5) % 8}) for n, row in enumerate(rows)]
     trees = [LabelTree([answers[number] for number in some]) for some in numbers]
     prompts = [sample.spans[0][0] for sample in samples]
-    whole = judge_rows(base, samples, prompts, trees, lambda more, tokens: None, whole=True)
-    parts = judge_rows(base, samples, prompts, trees, lambda more, tokens: None)
+    whole = evaluate_rows(base, samples, prompts, trees, lambda more, tokens: None, whole=True)
+    parts = evaluate_rows(base, samples, prompts, trees, lambda more, tokens: None)
     for sample, some, one, other in zip(samples, numbers, whole, parts, strict=True):
-        (expected,) = score_rows(
-            base, [sample.ids[: sample.spans[0][0]]], [answers[number] for number in some], lambda done: None
-        )
+        expected = score_labels(base, sample.ids[: sample.spans[0][0]], [answers[number] for number in some])
         assert one.every == pytest.approx(expected, abs=1e-4)
         assert one.label == other.label == max(range(len(some)), key=expected.__getitem__)
         assert one.log_probability == pytest.approx(one.every[one.label], abs=1e-9)
         assert (one.log_probability, one.loss) == pytest.approx((other.log_probability, other.loss), abs=1e-4)
 
 
-def test_the_order_in_which_rows_are_given_changes_no_bit(base: Base) -> None:
+def test_the_order_in_which_rows_are_given_changes_no_bit(base: LoadedBase) -> None:
     rows, samples = _rows(base)
     answers = [base.chat.encode(base.chat.answer(label)) for label in LABELS]
     trees = {row.index: LabelTree(answers[: 3 + row.index % 5]) for row in rows}
 
-    def judge(some: list[Sample]) -> dict[int, subject.Judged]:
+    def evaluate(some: list[Sample]) -> dict[int, subject.LabelResult]:
         prompts = [sample.spans[0][0] for sample in some]
         given = [trees[sample.index] for sample in some]
-        return {one.index: one for one in judge_rows(base, some, prompts, given, lambda *_: None, whole=True)}
+        return {one.index: one for one in evaluate_rows(base, some, prompts, given, lambda *_: None, whole=True)}
 
-    assert judge(samples) == judge(samples[::-1]) == judge(samples[7:] + samples[:7])
+    assert evaluate(samples) == evaluate(samples[::-1]) == evaluate(samples[7:] + samples[:7])

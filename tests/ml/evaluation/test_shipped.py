@@ -1,4 +1,4 @@
-"""What a model makes of the sets that come with the appliance, against each choice's probability by itself."""
+"""Evaluation on the shipped sets, against each choice's probability computed alone."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from appliance.domain.data.kinds import SHIPPED
 from appliance.domain.evaluation.items import SCALE, check_rows, parse_items
-from appliance.domain.evaluation.shipped.sets import SHIPPED, list_shipped_rows, load_general, load_refusal
+from appliance.domain.evaluation.shipped.sets import list_shipped_rows, load_general, load_refusal
 from appliance.errors import BadInput
-from appliance.ml.evaluation import shipped as subject
-from appliance.ml.inference.score import score_rows
-from appliance.ml.model.base import Base, load_base
+from appliance.ml.evaluation import sets as subject
+from appliance.ml.model.base import LoadedBase, load_base
 from scripts.kit.tiny_model import build_base
+from tests.kit.scoring import score_labels
 
 
-def test_every_question_is_answered_with_the_choice_that_is_likeliest_by_itself(base: Base) -> None:
+def test_every_question_is_answered_with_the_choice_that_is_likeliest_by_itself(base: LoadedBase) -> None:
     told: list[int] = []
     answers = subject.load_shipped("general", base).evaluate(base, None, lambda more, _: told.append(more)).answers
     rows = load_general().rows
@@ -25,7 +26,7 @@ def test_every_question_is_answered_with_the_choice_that_is_likeliest_by_itself(
     for row, answer in list(zip(rows, answers, strict=True))[::20]:
         prompt = base.chat.encode(base.chat.render([{"role": "user", "content": row.prompt}]))
         choices = [base.chat.encode(base.chat.answer(choice)) for choice in row.choices]
-        (scores,) = score_rows(base, [prompt], choices, lambda done: None)
+        scores = score_labels(base, prompt, choices)
         best = max(range(4), key=scores.__getitem__)
         assert (answer.label, answer.right) == (row.choices[best], best == row.right)
         assert answer.confidence == pytest.approx(math.exp(scores[best]) * SCALE, rel=1e-3)
@@ -36,7 +37,7 @@ def test_every_question_is_answered_with_the_choice_that_is_likeliest_by_itself(
         assert answer.scores == {"loss": pytest.approx(loss * SCALE, rel=1e-3)}
 
 
-def test_a_pair_is_right_where_the_one_request_is_refused_and_the_other_answered(base: Base) -> None:
+def test_a_pair_is_right_where_the_one_request_is_refused_and_the_other_answered(base: LoadedBase) -> None:
     told: list[int] = []
     answers = subject.load_shipped("refusal", base).evaluate(base, None, lambda more, _: told.append(more)).answers
     given = load_refusal()
@@ -49,7 +50,7 @@ def test_a_pair_is_right_where_the_one_request_is_refused_and_the_other_answered
         ]
         shares = [
             sum(map(math.exp, scores[: len(given.refusals)]))
-            for scores in score_rows(base, prompts, beginnings, lambda done: None)
+            for scores in (score_labels(base, prompt, beginnings) for prompt in prompts)
         ]
         refused, answered = shares[0] > 0.5, shares[1] <= 0.5
         assert answer.right == (refused and answered)
@@ -63,7 +64,7 @@ def test_a_pair_is_right_where_the_one_request_is_refused_and_the_other_answered
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_items_are_of_exactly_the_rows_of_the_set(name: str, base: Base, tmp_path: Path) -> None:
+def test_items_are_of_exactly_the_rows_of_the_set(name: str, base: LoadedBase, tmp_path: Path) -> None:
     shipped = subject.load_shipped(name, base)
     found = shipped.evaluate(base, None, lambda more, tokens: None)
     assert found == shipped.evaluate(base, None, lambda more, tokens: None), "the same bits again"

@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.errors import BadInput, Conflict, NotFound
-from appliance.ml.inference.adapters import AdaptedLinear, Slots, parse_adapter_config
-from appliance.ml.inference.probe import read_probe
-from appliance.ml.model.base import Base, load_base
+from appliance.ml.inference.adapters import AdaptedLinear, AdapterSlots, parse_adapter_config
+from appliance.ml.inference.reading import read_fingerprint
+from appliance.ml.model.base import LoadedBase, load_base
 from appliance.ml.training import methods
 from scripts.kit.tiny_model import RECIPE
 from tests.kit.mutations import mutated, reshaped
@@ -27,8 +27,8 @@ DTYPES = ["float32", "bfloat16"]
 
 def make_adapter(
     base_folder: Path, seed: int, dtype: str = "float32", quantisation: str = "nf4-double", **changes: Any
-) -> tuple[bytes, bytes, Any, Base]:
-    """(configuration, weights, the peft model itself, its base): random, so that it changes every logit."""
+) -> tuple[bytes, bytes, Any, LoadedBase]:
+    """Make a random adapter that changes every logit: (configuration, weights, the peft model, its base)."""
     base = load_base(base_folder, quantisation=quantisation, compute_dtype=dtype, device="cpu")
     torch.manual_seed(seed)
     attached = methods.attach_adapter(base, {**RECIPE, **changes})
@@ -47,35 +47,35 @@ def test_a_slot_gives_the_bits_that_peft_gives(
     folder = gptq_folder if quantisation == "gptq" else base_folder
     config, weights, _, theirs = make_adapter(folder, 1, dtype, quantisation)
     ours = load_base(folder, quantisation=quantisation, compute_dtype=dtype, device="cpu")
-    slots = Slots(ours)
-    plain = read_probe(ours)
+    slots = AdapterSlots(ours)
+    plain = read_fingerprint(ours)
     slots.load("a", config, weights)
     with slots.using("a"):
-        assert read_probe(ours) == read_probe(theirs)
-    assert read_probe(ours) == plain, "outside the slot the base is as it was"
-    assert plain != read_probe(theirs)
+        assert read_fingerprint(ours) == read_fingerprint(theirs)
+    assert read_fingerprint(ours) == plain, "outside the slot the base is as it was"
+    assert plain != read_fingerprint(theirs)
 
 
-def test_a_failed_call_leaves_no_adapter_behind(base: Base, base_folder: Path) -> None:
+def test_a_failed_call_leaves_no_adapter_behind(base: LoadedBase, base_folder: Path) -> None:
     """peft 0.21 answered the next call with the failed call's adapter (its issue 3475)."""
-    slots = Slots(base)
-    plain = read_probe(base)
+    slots = AdapterSlots(base)
+    plain = read_fingerprint(base)
     readings = {}
     for seed, slot in enumerate("ab"):
         config, weights, _, _ = make_adapter(base_folder, seed)
         slots.load(slot, config, weights)
         with slots.using(slot):
-            readings[slot] = read_probe(base)
+            readings[slot] = read_fingerprint(base)
     assert len({plain, *readings.values()}) == 3
     with pytest.raises(IndexError), slots.using("b"):
         base.hidden(input_ids=torch.tensor([[10**6]]), use_cache=False)
-    assert read_probe(base) == plain
+    assert read_fingerprint(base) == plain
     with slots.using("a"):
-        assert read_probe(base) == readings["a"]
+        assert read_fingerprint(base) == readings["a"]
 
 
-def test_an_unloaded_slot_is_gone(base: Base, base_folder: Path) -> None:
-    slots = Slots(base)
+def test_an_unloaded_slot_is_gone(base: LoadedBase, base_folder: Path) -> None:
+    slots = AdapterSlots(base)
     config, weights, _, _ = make_adapter(base_folder, 1)
     slots.load("a", config, weights)
     with pytest.raises(Conflict, match="slot a: expected an empty one"):
@@ -88,8 +88,8 @@ def test_an_unloaded_slot_is_gone(base: Base, base_folder: Path) -> None:
         slots.unload("a")
 
 
-def test_two_slots_are_never_in_use_at_once(base: Base, base_folder: Path) -> None:
-    slots = Slots(base)
+def test_two_slots_are_never_in_use_at_once(base: LoadedBase, base_folder: Path) -> None:
+    slots = AdapterSlots(base)
     config, weights, _, _ = make_adapter(base_folder, 1)
     slots.load("a", config, weights)
     with slots.using("a"), pytest.raises(Conflict), slots.using("a"):
@@ -97,8 +97,8 @@ def test_two_slots_are_never_in_use_at_once(base: Base, base_folder: Path) -> No
     assert slots.active is None
 
 
-def test_the_head_and_the_embeddings_are_not_adapted(base: Base) -> None:
-    Slots(base)
+def test_the_head_and_the_embeddings_are_not_adapted(base: LoadedBase) -> None:
+    AdapterSlots(base)
     adapted = [name for name, module in base.model.named_modules() if isinstance(module, AdaptedLinear)]
     assert len(adapted) == 2 * 7
     assert not isinstance(base.model.get_output_embeddings(), AdaptedLinear)
@@ -183,16 +183,16 @@ _KEY = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
         ),
     ],
 )
-def test_weights_that_do_not_fit_are_refused(base: Base, base_folder: Path, edit: Any, message: str) -> None:
+def test_weights_that_do_not_fit_are_refused(base: LoadedBase, base_folder: Path, edit: Any, message: str) -> None:
     config, weights, _, _ = make_adapter(base_folder, 1)
-    slots = Slots(base)
+    slots = AdapterSlots(base)
     with pytest.raises(BadInput, match=message):
         slots.load("a", config, _edited(weights, edit))
     assert "a" not in slots
 
 
 @pytest.mark.parametrize("weights", [b"", b"\x80\x04", b"\xff" * 64])
-def test_bytes_that_are_no_safetensors_are_refused(base: Base, base_folder: Path, weights: bytes) -> None:
+def test_bytes_that_are_no_safetensors_are_refused(base: LoadedBase, base_folder: Path, weights: bytes) -> None:
     config = make_adapter(base_folder, 1)[0]
     with pytest.raises(BadInput, match="adapter weights: expected safetensors"):
-        Slots(base).load("a", config, weights)
+        AdapterSlots(base).load("a", config, weights)

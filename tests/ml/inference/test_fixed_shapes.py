@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from appliance.ml.inference import adapters, cache, drawing, stepping
-from appliance.ml.lora.stacking import Stacks
+from appliance.ml.inference import adapters, cache, sampling, stepping
+from appliance.ml.inference.lora import Stacks
 from appliance.ml.model import machine
 from appliance.ml.model.base import load_base
 from appliance.ml.serving import engine
@@ -39,7 +39,7 @@ class Shapes(TorchDispatchMode):
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches laid out as on a GPU, in small pieces."""
-    monkeypatch.setattr(adapters, "Rows", lambda groups, dtype: Stacks(groups, "cpu"))
+    monkeypatch.setattr(adapters, "RowLayout", lambda groups, dtype: Stacks(groups, "cpu"))
     monkeypatch.setattr(cache, "BLOCK", 16)
     monkeypatch.setattr(cache, "_FIRST_BLOCKS", 1)
     made = cache.Cache.__init__
@@ -58,7 +58,7 @@ def test_a_step_s_sums_have_the_same_shapes_and_bits_alone_and_in_a_mixed_batch(
     machine.use_determinism(0)
     base = load_base(base_folder, quantisation=quantisation, compute_dtype="float32", device="cpu", reads=True)
     shapes = Shapes()
-    read = drawing.read_drawn
+    read = sampling.read_drawn
 
     def recorded(*arguments: Any) -> torch.Tensor:
         with shapes:
@@ -83,12 +83,12 @@ def test_without_fixed_blocks_the_shapes_would_differ(base_folder: Path, monkeyp
     """What the test above would see."""
     shapes = Shapes()
     for count in (1, 5):
-        held = [cache.Held() for _ in range(count)]
+        held = [cache.RequestCache() for _ in range(count)]
         kept = cache.Cache("cpu", 4096)
         for one in held:
             kept.reserve(one, 100)
             one.length = 90
-        found = cache.Drawing(kept, held)
+        found = cache.DecodeAttention(kept, held)
         heads = torch.ones(count, 4, 16)
         with shapes:
             found.read(0, heads, heads[:, :2], heads[:, :2], cache.Scoring(1.0))

@@ -1,4 +1,5 @@
-"""A step through all layers in one call of the kernel: what the layers in torch make, each row's bits its own."""
+"""A step through all layers in one kernel call: the values of the layers in torch, and bits that do not depend on the
+batch."""
 
 from __future__ import annotations
 
@@ -9,12 +10,12 @@ import bitsandbytes
 import pytest
 import torch
 
-from appliance.ml.inference.adapters import Slots
-from appliance.ml.inference.cache import Cache, Drawing, Held
+from appliance.ml.inference.adapters import AdapterSlots
+from appliance.ml.inference.cache import Cache, DecodeAttention, RequestCache
 from appliance.ml.inference.stepping import Stepper
-from appliance.ml.layers.positions import find_longest_short
+from appliance.ml.layers.packing import find_longest_short
 from appliance.ml.model import machine
-from appliance.ml.model.base import Base
+from appliance.ml.model.base import LoadedBase
 from appliance.ml.quantised import kernels
 from appliance.ml.serving.engine import MAX_ROWS
 from scripts.kit.tiny_model import KINDS, build_model
@@ -27,7 +28,7 @@ ROWS: list[tuple[str | None, int]] = [("a", 3), (None, 50), ("b", 60), ("a", 70)
 """Each row's slot and first token."""
 
 
-def _slots(kind: str, gate: float = 1) -> Slots:
+def _slots(kind: str, gate: float = 1) -> AdapterSlots:
     """Over NF4 layers in bf16, with adapters on the layers that have the usual names; the weights of every gate times
     `gate`."""
     machine.use_determinism(3)
@@ -37,8 +38,8 @@ def _slots(kind: str, gate: float = 1) -> Slots:
     for name, linear in linears:
         linear.weight.mul_(gate if name.endswith("gate_proj") else 1)
         model.set_submodule(name, _quantise(linear))
-    base = Base(model, None, "cpu")  # type: ignore[arg-type]
-    slots = Slots(base)
+    base = LoadedBase(model, None, "cpu")  # type: ignore[arg-type]
+    slots = AdapterSlots(base)
     names = [name for name in (*MODULES, "qkv_proj", "input_linear") if any(one.endswith(name) for one, _ in linears)]
     for slot, rank in (("a", 6), ("b", 16), ("wide", 70)):
         slots.load(slot, *plain_adapter(base, rank, rank, names))
@@ -55,15 +56,15 @@ def _quantise(linear: torch.nn.Linear) -> Any:
 
 
 @torch.inference_mode()
-def _draw(slots: Slots, rows: Sequence[tuple[str | None, int]], *, fused: bool = True) -> list[torch.Tensor]:
+def _draw(slots: AdapterSlots, rows: Sequence[tuple[str | None, int]], *, fused: bool = True) -> list[torch.Tensor]:
     """[rows, hidden] of each step: a row's tokens count up from its first."""
     stepper, longest = slots.stepper, find_longest_short(slots._model.config)
     assert stepper is not None
     assert stepper._fused is not None
     # A request before them: no row's blocks begin with the first.
-    cache, before, found = Cache("cpu", 1024), Held(), []
+    cache, before, found = Cache("cpu", 8_192), RequestCache(), []
     cache.reserve(before, 1)
-    held = [Held() for _ in rows]
+    held = [RequestCache() for _ in rows]
     with slots.mixing([slot for slot, _ in rows]), pytest.MonkeyPatch.context() as patch:
         if not fused:
             patch.setitem(stepper.__dict__, "_fused", None)
@@ -72,13 +73,13 @@ def _draw(slots: Slots, rows: Sequence[tuple[str | None, int]], *, fused: bool =
             for one in held:
                 one.long = longest is not None and step > longest
             assert slots.mix is not None
-            found.append(stepper.read(ids, places, Drawing(cache, held), slots.mix))
+            found.append(stepper.read(ids, places, DecodeAttention(cache, held), slots.mix))
             for one in held:
                 one.length += 1
     return found
 
 
-def _compare_alone(slots: Slots, rows: Sequence[tuple[str | None, int]], threads: int) -> None:
+def _compare_alone(slots: AdapterSlots, rows: Sequence[tuple[str | None, int]], threads: int) -> None:
     """Each row's bits alone are those in a batch with the others, in so many threads."""
     alone = [_draw(slots, [row]) for row in rows]
     before = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""What an answer may be by what was asked: the calls of strict tools are of their schemas, others of any object."""
+"""The grammar of a response by its request: calls of strict tools follow their schemas, others are any object."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from appliance.errors import BadInput
-from appliance.ml.inference.choices import Grammar
 from appliance.ml.inference.reading import read_answerable
 from appliance.ml.inference.request import parse_request
+from appliance.ml.inference.score import Grammar
 from appliance.ml.model.chat import Chat
 from appliance.ml.model.grammars import Vocabulary
 from scripts.kit.tool_templates import TEMPLATES

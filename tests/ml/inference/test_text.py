@@ -1,4 +1,4 @@
-"""What of an answer is sent: whole characters, and nothing of a stop text, however its bytes are cut into tokens."""
+"""The streamed text: whole characters, and no part of a stop text, however its bytes are split into tokens."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Sequence
 
 import pytest
 
-from appliance.ml.inference.text import Text
+from appliance.ml.inference.sampling import TextStream
 
 
 def decode(tokens: Sequence[int]) -> str:
-    """A token a byte, as a tokenizer has it for a character that it does not know."""
+    """Decode one token a byte, as a tokenizer does for an unknown character."""
     return bytes(tokens).decode("utf-8", errors="replace")
 
 
 def send(text: str, stop: tuple[str, ...]) -> list[str]:
-    """The pieces until the stop text or the end."""
-    sender = Text(decode, stop)
+    """Return the pieces until the stop text or the end."""
+    sender = TextStream(decode, stop)
     pieces = []
     for byte in text.encode():
         pieces.append(sender.push(byte))

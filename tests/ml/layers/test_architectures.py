@@ -8,17 +8,16 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from appliance.ml.data.samples import Sample
-from appliance.ml.inference import drawing
-from appliance.ml.inference.adapters import Slots
-from appliance.ml.inference.cache import Cache, Held
+from appliance.ml.data.rows import Sample
+from appliance.ml.inference import sampling
+from appliance.ml.inference.adapters import AdapterSlots
+from appliance.ml.inference.cache import Cache, RequestCache
 from appliance.ml.layers import architecture, fixed, scores
 from appliance.ml.layers.architecture import TABLE, describe, find_architecture, find_gap
-from appliance.ml.layers.decoder import Decoder, fits_decoder
+from appliance.ml.layers.decoder import Decoder, DecoderReader, fits_decoder
 from appliance.ml.layers.packing import Pack, pack_sequences
-from appliance.ml.layers.reader import Reader
 from appliance.ml.model import machine
-from appliance.ml.model.base import Base
+from appliance.ml.model.base import LoadedBase
 from appliance.ml.training import loop
 from scripts.kit.tiny_model import KINDS, build_model
 
@@ -36,11 +35,11 @@ def _load(kind: str, **changes: Any) -> Any:
     return model
 
 
-def _base(model: Any) -> Base:
+def _base(model: Any) -> LoadedBase:
     """Ours over the library's modules."""
     found = find_architecture(model)
     assert found is not None
-    return Base(model, None, "cpu", reader=Reader(model, found, kept_bytes=0))  # type: ignore[arg-type]
+    return LoadedBase(model, None, "cpu", reader=DecoderReader(model, found, kept_bytes=0))  # type: ignore[arg-type]
 
 
 def _expected(model: Any, ids: list[int]) -> torch.Tensor:
@@ -58,16 +57,16 @@ def test_every_row_of_the_table_has_a_tiny_model() -> None:
     assert {f"{name}ForCausalLM" for name, _ in KINDS.values()} == set(TABLE)
 
 
-@pytest.mark.parametrize(("block", "apart"), [(3, True), (scores.BLOCK, True), (3, False)])
+@pytest.mark.parametrize(("block", "apart"), [(3, True), (scores.SCORE_BLOCK, True), (3, False)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_logits_of_a_pack_are_those_of_each_sequence_in_the_library(
     kind: str, block: int, apart: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows behind a common beginning, continuations of a row, and one long row alone; where a processor keeps rows
     apart by itself, and where it is shown one shape alone."""
-    monkeypatch.setattr(scores, "BLOCK", block)
+    monkeypatch.setattr(scores, "SCORE_BLOCK", block)
     monkeypatch.setattr(fixed, "QUERIES", block)
-    monkeypatch.setattr("appliance.ml.model.base.keeps_rows_apart", lambda device: apart)
+    monkeypatch.setattr("appliance.ml.model.base.has_independent_rows", lambda device: apart)
     model = _load(kind)
     base = _base(model)
     for sequences in (SEQUENCES, [*SEQUENCES[:2], LONG], [LONG]):
@@ -89,18 +88,18 @@ def test_the_logits_of_a_pack_are_those_of_each_sequence_in_the_library(
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
-@pytest.mark.parametrize("block", [3, scores.BLOCK])
+@pytest.mark.parametrize("block", [3, scores.SCORE_BLOCK])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_gradient_of_a_training_step_is_the_library_s(
     kind: str, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scores, "BLOCK", block)
+    monkeypatch.setattr(scores, "SCORE_BLOCK", block)
     model = _load(kind)
     roles = TABLE[type(model).__name__].modules.values()
     targets = sorted({name.rsplit(".", 1)[-1] for name in roles})
     wrapped = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=targets, init_lora_weights=False))
     trained = [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
-    base = Base(model, None, "cpu")  # type: ignore[arg-type]
+    base = LoadedBase(model, None, "cpu")  # type: ignore[arg-type]
     samples = [Sample(place, tuple(ids), ((len(ids) - 3, len(ids)),)) for place, ids in enumerate([*SEQUENCES, LONG])]
     assert fits_decoder(model)
     for again in ("none", "layer"):
@@ -126,17 +125,17 @@ def test_decoding_token_by_token_is_the_whole_sequence_in_the_library(kind: str)
     model = _load(kind)
     expected = {length: _expected(model, LONG[:length]) for length in range(2, len(LONG) + 1)}
     base = _base(model)
-    slots, cache = Slots(base), Cache("cpu", 512)
-    rows = [Held(), Held()]
+    slots, cache = AdapterSlots(base), Cache("cpu", 512)
+    rows = [RequestCache(), RequestCache()]
     firsts = (3, 20)
     for held, first in zip(rows, firsts, strict=True):
         held.long = base.longest_short is not None and first > base.longest_short
         for start in range(0, first, 7):
-            drawing.read_prompt(base, slots, cache, held, LONG[start : min(start + 7, first)])
+            sampling.read_prompt(base, slots, cache, held, LONG[start : min(start + 7, first)])
     for step in range(12):
         ids = [LONG[first + step] for first in firsts]
         with slots.mixing([None, None]):
-            got = drawing.read_drawn(base, slots, cache, rows, ids)
+            got = sampling.read_drawn(base, slots, cache, rows, ids)
         for row, first in zip(got, firsts, strict=True):
             assert _differ(row, expected[first + step + 1][-1]) < 5e-5
 

@@ -1,14 +1,13 @@
-"""Products of one shape: a sequence's bits are its own, on this processor too."""
+"""Products of fixed shape: a sequence's bits do not depend on the batch, on this processor too."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from appliance.ml.layers.fixed import FixedAttention, multiply_in_blocks
+from appliance.ml.layers.fixed import FixedAttention, Held, TreeAttention, multiply_in_blocks
 from appliance.ml.layers.packing import Pack, Segment
 from appliance.ml.layers.scores import Scoring
-from appliance.ml.layers.trees import Held, TreeAttention
 
 HEADS, KEY_HEADS, SIZE = 9, 3, 64
 WORDS = 3000

@@ -10,21 +10,22 @@ import pytest
 import torch
 
 from appliance.errors import BadInput, Unavailable
-from appliance.ml.data.samples import Sample
+from appliance.ml.data.rows import Sample
 from appliance.ml.evaluation.evaluation import measure_losses
-from appliance.ml.evaluation.labels import LabelTree, judge_rows
-from appliance.ml.inference import drawing, score
-from appliance.ml.inference.adapters import Slots, fits_slot
-from appliance.ml.inference.cache import Cache, Held, list_tensors
-from appliance.ml.inference.probe import encode_probe, read_probe
-from appliance.ml.inference.request import Request
-from appliance.ml.inference.score import find_branches, score_in_passes, score_rows
+from appliance.ml.evaluation.labels import LabelTree, evaluate_rows
+from appliance.ml.inference import sampling, score
+from appliance.ml.inference.adapters import AdapterSlots, fits_slot
+from appliance.ml.inference.cache import Cache, RequestCache, list_tensors
+from appliance.ml.inference.reading import encode_fingerprint, read_fingerprint
+from appliance.ml.inference.request import InferenceRequest
+from appliance.ml.inference.score import find_branches, score_in_passes
 from appliance.ml.model import machine
-from appliance.ml.model.base import Base, load_base
+from appliance.ml.model.base import LoadedBase, load_base
 from appliance.ml.model.convert import LIBRARY_WARNING, convert_base
-from appliance.ml.serving.engine import Done, Engine
+from appliance.ml.serving.engine import Done, ServingEngine
 from appliance.ml.training import loop, methods
 from scripts.kit.tiny_model import LIBRARY_KINDS, RECIPE, build_base
+from tests.kit.scoring import score_labels
 
 COMMON = [7, 50, 60, 70, 80, 90, 100, 110, 33]
 # Below and beyond the window (8); the third shares nothing.
@@ -43,7 +44,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture
-def base(folder: Path) -> Base:
+def base(folder: Path) -> LoadedBase:
     machine.use_determinism(3)
     return load_base(folder, **LOADED, reads=True)  # type: ignore[arg-type]
 
@@ -63,8 +64,8 @@ def _samples() -> list[Sample]:
     return [Sample(place, tuple(ids), ((len(ids) - 3, len(ids)),)) for place, ids in enumerate([*SEQUENCES, LONG])]
 
 
-def _adapt(folder: Path, **changes: Any) -> tuple[methods.Attached, Base]:
-    """A random adapter on a fresh base, so that it changes every logit."""
+def _adapt(folder: Path, **changes: Any) -> tuple[methods.TrainableModel, LoadedBase]:
+    """Attach a random adapter to a fresh base, so that it changes every logit."""
     machine.use_determinism(3)
     base = load_base(folder, **LOADED)  # type: ignore[arg-type]
     attached = methods.attach_adapter(base, {**PLAIN, **changes})
@@ -107,15 +108,15 @@ def test_an_evaluation_s_loss_is_the_library_s(folder: Path, quantisation: str) 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("firsts", [(3, 20), (1, 7)])
-def test_decoding_token_by_token_is_the_whole_sequence(base: Base, firsts: tuple[int, int]) -> None:
-    slots, cache, rows = Slots(base), Cache("cpu", 512), [Held(), Held()]
+def test_decoding_token_by_token_is_the_whole_sequence(base: LoadedBase, firsts: tuple[int, int]) -> None:
+    slots, cache, rows = AdapterSlots(base), Cache("cpu", 512), [RequestCache(), RequestCache()]
     for held, first in zip(rows, firsts, strict=True):
         size = first if base.reads_whole else 7
         for start in range(0, first, size):
-            drawing.read_prompt(base, slots, cache, held, LONG[start : min(start + size, first)])
+            sampling.read_prompt(base, slots, cache, held, LONG[start : min(start + size, first)])
     for step in range(12):
         with slots.mixing([None, None]):
-            got = drawing.read_drawn(base, slots, cache, rows, [LONG[first + step] for first in firsts])
+            got = sampling.read_drawn(base, slots, cache, rows, [LONG[first + step] for first in firsts])
         for row, first in zip(got, firsts, strict=True):
             assert _differ(row, _expected(base.model, LONG[: first + step + 1])[-1]) < 5e-5
     tensors = list_tensors(rows[0].own)
@@ -124,7 +125,7 @@ def test_decoding_token_by_token_is_the_whole_sequence(base: Base, firsts: tuple
     assert rows[0].own is None and not any(bool(tensor.any()) for tensor in tensors), "what was held is zeroed"
 
 
-def test_labels_are_scored_as_by_whole_sequences(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_are_scored_as_by_whole_sequences(base: LoadedBase, monkeypatch: pytest.MonkeyPatch) -> None:
     """In an evaluation, in one pass of the engine and in several."""
 
     def walk(label: list[int]) -> float:
@@ -136,26 +137,25 @@ def test_labels_are_scored_as_by_whole_sequences(base: Base, monkeypatch: pytest
         return total
 
     expected = [walk(label) for label in LABELS]
-    scores = score_rows(base, [COMMON, LONG], LABELS, lambda done: None)
-    assert scores[0] == pytest.approx(expected, abs=1e-4)
+    assert score_labels(base, COMMON, LABELS) == pytest.approx(expected, abs=1e-4)
     rows = [
         Sample(place, (*COMMON, *label), ((len(COMMON), len(COMMON) + len(label)),))
         for place, label in enumerate(LABELS)
     ]
-    judged = judge_rows(
+    evaluated = evaluate_rows(
         base, rows, [len(COMMON)] * len(rows), [LabelTree(LABELS)] * len(rows), lambda rows, tokens: None
     )
     best = max(range(len(LABELS)), key=expected.__getitem__)
-    for row, one in zip(rows, judged, strict=True):
+    for row, one in zip(rows, evaluated, strict=True):
         logits = _expected(base.model, list(row.ids))[len(COMMON) - 1 : -1]
         loss = torch.nn.functional.cross_entropy(logits, torch.tensor(row.ids[len(COMMON) :]), reduction="sum").item()
         assert (one.loss, one.label) == (pytest.approx(loss, rel=1e-4), best)
         assert one.log_probability == pytest.approx(expected[best], abs=1e-4)
     branches = find_branches(LABELS)
-    (passed,) = score_in_passes(base, Cache("cpu", 512), Held(), COMMON, branches, len(LABELS))
+    (passed,) = score_in_passes(base, Cache("cpu", 512), RequestCache(), COMMON, branches, len(LABELS))
     assert passed == pytest.approx(expected, abs=1e-4)
     monkeypatch.setattr(score, "PASS_TOKENS", 0)
-    *_, passes = score_in_passes(base, Cache("cpu", 512), Held(), COMMON, branches, len(LABELS))
+    *_, passes = score_in_passes(base, Cache("cpu", 512), RequestCache(), COMMON, branches, len(LABELS))
     assert passes == pytest.approx(expected, abs=1e-4)
 
 
@@ -164,9 +164,9 @@ def test_adapters_are_served_side_by_side_with_the_bits_of_each_alone(
 ) -> None:
     """And the adapted logits are peft's."""
     seen: dict[str, list[torch.Tensor]] = {}
-    plain = Engine._draw
+    plain = ServingEngine._draw
     monkeypatch.setattr(
-        Engine,
+        ServingEngine,
         "_draw",
         lambda self, row, found: seen.setdefault(row.name, []).append(found.logits.clone()) or plain(self, row, found),
     )
@@ -175,17 +175,17 @@ def test_adapters_are_served_side_by_side_with_the_bits_of_each_alone(
         attached, theirs = _adapt(folder, alpha=scale)
         weights, config = methods.encode_adapter(attached, "tiny")
         attached.model.eval()
-        sealed[slot] = config, weights, read_probe(theirs)
-    request = Request(({"role": "user", "content": "pay and due"},), max_tokens=8, temperature=1.0, seed=4)
+        sealed[slot] = config, weights, read_fingerprint(theirs)
+    request = InferenceRequest(({"role": "user", "content": "pay and due"},), max_tokens=8, temperature=1.0, seed=4)
     runs: list[dict[str, list[torch.Tensor]]] = []
     for names in ("ab", "a", "b"):
-        engine = Engine(load_base(folder, **LOADED, reads=True))  # type: ignore[arg-type]
+        engine = ServingEngine(load_base(folder, **LOADED, reads=True))  # type: ignore[arg-type]
         for slot in names:
             config, weights, adapted = sealed[slot]
-            engine.load(slot, config, weights, encode_probe(engine.base, engine._plain, adapted))
+            engine.load(slot, config, weights, encode_fingerprint(engine.base, engine._plain, adapted))
             engine.start(slot, slot, request)
         while engine.busy:
-            assert all(isinstance(event.told, str | Done) for event in engine.step())
+            assert all(isinstance(event.content, str | Done) for event in engine.step())
         runs.append(seen)
         seen = {}
     together, alone = runs[0], runs[1] | runs[2]
@@ -195,26 +195,28 @@ def test_adapters_are_served_side_by_side_with_the_bits_of_each_alone(
     assert not torch.equal(together["a"][0], together["b"][0])
 
 
-def test_a_row_that_fails_gives_its_neighbours_no_token_twice(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_that_fails_gives_its_neighbours_no_token_twice(
+    base: LoadedBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The rows before it had taken their token into their caches when the batch was tried again."""
-    plain = drawing.read_alone
+    plain = sampling.read_alone
 
     def finish(failing: str) -> dict[str, list[object]]:
-        engine, told = Engine(base), dict[str, list[object]]()
+        engine, told = ServingEngine(base), dict[str, list[object]]()
 
-        def read(base: Base, held: Held, ids: Any) -> torch.Tensor:
+        def read(base: LoadedBase, held: RequestCache, ids: Any) -> torch.Tensor:
             hidden = plain(base, held, ids)
             if any(row.held is held and row.name == failing and len(row.drawn) == 3 for row in engine._rows):
                 raise RuntimeError("half of it is written")
             return hidden
 
-        monkeypatch.setattr(drawing, "read_alone", read)
+        monkeypatch.setattr(sampling, "read_alone", read)
         for name in "abc":
             words = ({"role": "user", "content": f"pay and due {name}"},)
-            engine.start(name, None, Request(words, max_tokens=8, temperature=1.0, seed=4))
+            engine.start(name, None, InferenceRequest(words, max_tokens=8, temperature=1.0, seed=4))
         while engine.busy:
             for event in engine.step():
-                told.setdefault(event.name, []).append(event.told)
+                told.setdefault(event.name, []).append(event.content)
         return told
 
     whole, failed = finish("none"), finish("b")
@@ -231,13 +233,13 @@ def test_an_adapter_on_experts_is_saved_and_applied_but_fits_no_slot(folder: Pat
     named = json.loads(config)["target_parameters"]
     assert all(name.endswith(("experts.gate_up_proj", "experts.down_proj")) for name in named) and len(named) == 2
     base = load_base(folder, **LOADED)  # type: ignore[arg-type]
-    plain = read_probe(base)
+    plain = read_fingerprint(base)
     assert not fits_slot(config)
     with pytest.raises(BadInput, match="target_parameters: expected plain LoRA"):
-        Slots(base).load("a", config, weights)
+        AdapterSlots(base).load("a", config, weights)
     base = load_base(folder, **LOADED)  # type: ignore[arg-type]
     methods.apply_trained(base, config, weights)
-    assert read_probe(base) == read_probe(theirs) != plain
+    assert read_fingerprint(base) == read_fingerprint(theirs) != plain
 
 
 @pytest.mark.parametrize(

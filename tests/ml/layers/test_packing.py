@@ -1,4 +1,4 @@
-"""Packed sequences must give the logits that each gives alone: the leak of other trainers was seen only there."""
+"""Packed sequences give the logits that each gives alone."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ import torch
 from appliance.ml.layers import scores
 from appliance.ml.layers.packing import Pack, count_common, pack_sequences
 from appliance.ml.model import machine
-from appliance.ml.model.base import Base, load_base
+from appliance.ml.model.base import LoadedBase, load_base
 from scripts.kit.tiny_model import build_base
 
 PREFIX = [1, 50, 60, 70, 80]
 SEQUENCES = [PREFIX + tail for tail in ([5, 6, 7], [9, 8, 7, 6, 5, 4], [11], [12, 13])]
 
 
-def _alone(base: Base, ids: list[int]) -> torch.Tensor:
+def _alone(base: LoadedBase, ids: list[int]) -> torch.Tensor:
     with torch.inference_mode():
         return base.hidden(input_ids=torch.tensor([ids]), use_cache=False)[0]
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.15)])
-@pytest.mark.parametrize("block", [scores.BLOCK, 2])
+@pytest.mark.parametrize("block", [scores.SCORE_BLOCK, 2])
 def test_packed_equals_unpacked_at_the_logits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, dtype: str, tolerance: float, block: int
 ) -> None:
     """With the scores of a segment held at once, and with the fused kernel that long segments take."""
-    monkeypatch.setattr(scores, "BLOCK", block)
+    monkeypatch.setattr(scores, "SCORE_BLOCK", block)
     machine.use_determinism(1)
     base = load_base(build_base(tmp_path / kind, kind), quantisation="nf4-double", compute_dtype=dtype, device="cpu")
     pack, segments = pack_sequences(SEQUENCES)
@@ -43,7 +43,7 @@ def test_packed_equals_unpacked_at_the_logits(
         assert difference < tolerance, f"{kind}: a neighbour moved the logits by {difference}"
 
 
-def test_the_comparison_above_sees_a_leak(base: Base) -> None:
+def test_the_comparison_above_sees_a_leak(base: LoadedBase) -> None:
     """The same tokens as one sequence, as an all-ones mask would have it, are far outside the tolerance."""
     pack, segments = pack_sequences(SEQUENCES)
     with torch.inference_mode():
@@ -53,7 +53,7 @@ def test_the_comparison_above_sees_a_leak(base: Base) -> None:
     assert difference.abs().max().item() > 0.1
 
 
-def test_a_third_generation_sees_its_whole_context(base: Base) -> None:
+def test_a_third_generation_sees_its_whole_context(base: LoadedBase) -> None:
     """Labels continue rows that continue a common beginning: root, row, label."""
     pack = Pack()
     root = pack.add(PREFIX)
@@ -66,7 +66,7 @@ def test_a_third_generation_sees_its_whole_context(base: Base) -> None:
     assert torch.allclose(hidden[label.stop - 1], alone[-1], atol=1e-4)
 
 
-def test_packed_gradients_equal_those_of_the_sequences_alone(base: Base) -> None:
+def test_packed_gradients_equal_those_of_the_sequences_alone(base: LoadedBase) -> None:
     embedding = base.model.get_input_embeddings().weight.requires_grad_(True)
     pack, segments = pack_sequences(SEQUENCES)
     base.hidden(**pack.arguments("cpu"))[0, [segment.stop - 1 for segment in segments]].sum().backward()

@@ -1,4 +1,4 @@
-"""The kernel adds to each row what its own adapter makes of it, bit for bit the same whatever stands beside it."""
+"""The kernel adds each row's own adapter, with bits that do not depend on the other rows."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from appliance.ml.lora.kernel import Rows
-from appliance.ml.lora.mixing import Adapter, RowGroup
+from appliance.ml.inference.lora import AdapterWeights, RowGroup, RowLayout
 
 # Widths and ranks that fill the kernel's vectors and such that do not, with more ranks than it takes at once.
 GROUPS = [
@@ -20,10 +19,10 @@ GROUPS = [
 RANKS = {"one": 1, "six": 6, "sixteen": 16, "wide": 70}
 
 
-def _adapter(rank: int, names: Sequence[str]) -> Adapter:
+def _adapter(rank: int, names: Sequence[str]) -> AdapterWeights:
     generator = torch.Generator().manual_seed(rank)
     layers = {name: (group.inner, out) for group in GROUPS for name, out in zip(group.names, group.sizes, strict=True)}
-    return Adapter(
+    return AdapterWeights(
         0.7,
         {
             name: (torch.randn(rank, inner, generator=generator), torch.randn(out, rank, generator=generator))
@@ -40,7 +39,7 @@ SLOTS = ["one", None, "wide", "six", "wide", "some", "sixteen", "wide", None, "s
 
 def _add(slots: Sequence[str | None], group: RowGroup, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     made = torch.ones(len(slots), sum(group.sizes))
-    Rows(GROUPS, dtype).lay_out(slots, ADAPTERS).add(group, x, made)
+    RowLayout(GROUPS, dtype).lay_out(slots, ADAPTERS).add(group, x, made)
     return made
 
 
@@ -90,13 +89,13 @@ def test_no_bit_of_a_row_depends_on_the_others(group: RowGroup, dtype: torch.dty
 def test_nothing_beyond_a_rows_own_outputs_is_written() -> None:
     group = GROUPS[1]
     x, made = torch.randn(2, group.inner), torch.full((4, sum(group.sizes)), 5.0)
-    Rows(GROUPS, torch.bfloat16).lay_out(["six", "six"], ADAPTERS).add(group, x, made[1:3])
+    RowLayout(GROUPS, torch.bfloat16).lay_out(["six", "six"], ADAPTERS).add(group, x, made[1:3])
     assert bool((made[[0, 3]] == 5).all())
     assert not bool((made[[1, 2]] == 5).any())
 
 
 def test_a_slot_that_is_forgotten_is_zeroed() -> None:
-    rows = Rows(GROUPS, torch.bfloat16)
+    rows = RowLayout(GROUPS, torch.bfloat16)
     mix = rows.lay_out(["six"], ADAPTERS)
     x, made = torch.randn(1, 48), torch.zeros(1, 128)
     mix.add(GROUPS[0], x, made)

@@ -1,4 +1,4 @@
-"""An answer never depends on its neighbours: its logits are the same bits alone and in any batch."""
+"""A response does not depend on the other rows of its batch: its logits have the same bits alone and in any batch."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from appliance.ml.inference import adapters, cache
-from appliance.ml.inference.adapters import Slots
-from appliance.ml.lora.stacking import Stacks
+from appliance.ml.inference.adapters import AdapterSlots
+from appliance.ml.inference.lora import Stacks
 from appliance.ml.model import machine
-from appliance.ml.model.base import Base, load_base
+from appliance.ml.model.base import LoadedBase, load_base
 from appliance.ml.serving import engine
 from tests.kit.mixes import MODULES, REQUESTED, answer_mixed, ask, load_adapters, plain_adapter, same_bits
 
@@ -26,7 +26,7 @@ TUPLES = [
 def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """How batches are laid out: as on the CPU, or, on the CPU as well, as on a GPU."""
     if request.param == "stacks":
-        monkeypatch.setattr(adapters, "Rows", lambda groups, dtype: Stacks(groups, "cpu"))
+        monkeypatch.setattr(adapters, "RowLayout", lambda groups, dtype: Stacks(groups, "cpu"))
     return str(request.param)
 
 
@@ -79,7 +79,7 @@ def test_many_requests_on_one_adapter_are_the_same_bits_as_one(
         assert all(map(same_bits, together[name], watched.seen[name])), name
 
 
-def test_a_row_of_a_mixed_batch_is_what_its_adapter_alone_computes(base: Base, layout: str) -> None:
+def test_a_row_of_a_mixed_batch_is_what_its_adapter_alone_computes(base: LoadedBase, layout: str) -> None:
     """Near the pass with one adapter in use, and far from the base and from the other adapters."""
     watched = load_adapters(base)
     for name in ("1", "3", "5", "8"):
@@ -99,9 +99,9 @@ def test_a_row_of_a_mixed_batch_is_what_its_adapter_alone_computes(base: Base, l
             ids.append(int(logits.argmax()))
 
 
-def test_a_rank_that_is_filled_up_changes_nothing(base: Base, layout: str) -> None:
+def test_a_rank_that_is_filled_up_changes_nothing(base: LoadedBase, layout: str) -> None:
     """What a mix adds to three layers that share an input is what each computes by itself; the base's row is left."""
-    slots = Slots(base)
+    slots = AdapterSlots(base)
     slots.load("a", *plain_adapter(base, 1, 6, MODULES))
     attention = base.model.get_decoder().layers[0].self_attn
     layers = [attention.q_proj, attention.k_proj, attention.v_proj]
@@ -124,19 +124,19 @@ def test_a_rank_that_is_filled_up_changes_nothing(base: Base, layout: str) -> No
         assert (wanted - bare).abs().max() > 0.01
 
 
-def test_what_fails_in_one_row_ends_that_row_alone(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fails_in_one_row_ends_that_row_alone(base: LoadedBase, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both in the batch itself and in what is made of a row's own token; the others' bits are those of before."""
     undisturbed = answer_mixed(base)
     undisturbed.slots.remove()
     told: dict[str, Any] = {}
-    read = cache.Drawing.read
+    read = cache.DecodeAttention.read
 
     def spoilt(self: Any, number: int, *rest: Any) -> Any:
         if number == 1 and any(held is row.held for row in watched._rows if row.name == "7" for held in self.rows):
             raise RuntimeError("an injected failure in the middle of the batch")
         return read(self, number, *rest)
 
-    monkeypatch.setattr(cache.Drawing, "read", spoilt)
+    monkeypatch.setattr(cache.DecodeAttention, "read", spoilt)
     watched = load_adapters(base)
     for name in ("1", "2", "3", "4", "5", "7", "8"):
         watched.start(name, *REQUESTED[name])
@@ -145,8 +145,8 @@ def test_what_fails_in_one_row_ends_that_row_alone(base: Base, monkeypatch: pyte
             if row.name == "2" and row.completion_tokens == 5:
                 row.text.push = _broken  # type: ignore[method-assign]
         for event in watched.step():
-            if not isinstance(event.told, str):
-                told[event.name] = event.told
+            if not isinstance(event.content, str):
+                told[event.name] = event.content
     assert {name for name, end in told.items() if isinstance(end, Exception)} == {"2", "7"}
     assert "injected" not in told["7"].message
     for name in ("1", "3", "4", "5", "8"):
@@ -161,14 +161,14 @@ def _broken(token: int) -> str:
     raise KeyError(token)
 
 
-def test_emptying_a_slot_cuts_its_answers_off_and_no_other(base: Base) -> None:
+def test_emptying_a_slot_cuts_its_answers_off_and_no_other(base: LoadedBase) -> None:
     watched = load_adapters(base)
     for name in ("1", "2", "4"):
         watched.start(name, *REQUESTED[name])
     for _ in range(3):
         watched.step()
     cut = watched.unload("a")
-    assert sorted((event.name, event.told.code) for event in cut) == [("1", "cut-off"), ("4", "cut-off")]  # type: ignore[union-attr]
+    assert sorted((event.name, event.content.code) for event in cut) == [("1", "cut-off"), ("4", "cut-off")]  # type: ignore[union-attr]
     assert "a" not in watched.slots
     before = len(watched.seen["1"])
     while watched.busy:

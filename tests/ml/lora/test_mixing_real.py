@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from appliance.ml.inference.request import Request
+from appliance.ml.inference.request import InferenceRequest
 from appliance.ml.model import machine
-from appliance.ml.model.base import Base, load_base
+from appliance.ml.model.base import LoadedBase, load_base
 from appliance.ml.model.convert import convert_base
 from tests.journeys.test_banking77 import fetch_base
 from tests.kit.mixes import MODULES, Watched, plain_adapter, same_bits
@@ -33,26 +33,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(params=[("nf4-double", "bfloat16"), ("none", "bfloat16")], ids=["nf4", "bf16"])
-def base(folder: Path, request: pytest.FixtureRequest) -> Iterator[Base]:
+def base(folder: Path, request: pytest.FixtureRequest) -> Iterator[LoadedBase]:
     machine.use_determinism(0)
     quantisation, dtype = request.param
     yield load_base(folder, quantisation=quantisation, compute_dtype=dtype, device="cpu", reads=True)
 
 
-def _ask(chance: random.Random) -> tuple[str | None, Request]:
-    """An adapter or the base, a prompt of up to three chunks of attention, and how to draw."""
+def _ask(chance: random.Random) -> tuple[str | None, InferenceRequest]:
+    """Draw an adapter or the base, a prompt of up to three chunks of attention, and how to sample."""
     slot = chance.choice([None, *(f"{number}" for number in range(len(RANKS)))])
     text = " ".join(chance.choice(TEXT.split()) for _ in range(chance.choice([4, 12, 40, 150])))
     temperature = chance.choice([0.0, 0.0, 0.9])
     drawn = {"temperature": temperature, "top_p": chance.choice([0.8, 1.0]), "seed": chance.randrange(100)}
-    return slot, Request(({"role": "user", "content": text},), max_tokens=chance.choice([3, 8, 14]), **drawn)
+    return slot, InferenceRequest(({"role": "user", "content": text},), max_tokens=chance.choice([3, 8, 14]), **drawn)
 
 
 @pytest.mark.family(keep=1)
 @pytest.mark.outside
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_answers_of_nine_adapters_and_the_base_are_the_same_bits_alone(base: Base) -> None:
+def test_answers_of_nine_adapters_and_the_base_are_the_same_bits_alone(base: LoadedBase) -> None:
     chance = random.Random(7)
     wanted = {f"{number}": _ask(chance) for number in range(REQUESTS)}
     engine = Watched(base)

@@ -1,4 +1,4 @@
-"""Calls are written by the model's own template, and read back from what a model wrote; what is no call is text."""
+"""Tool calls are written by the model's own template and parsed from its output; everything else is text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from appliance.errors import BadInput
-from appliance.ml.model.call_stream import Called, CallStream
+from appliance.ml.model.calls import CallOutput, CallStream
 from appliance.ml.model.chat import Chat, load_chat
 from scripts.kit.tiny_model import SPECIAL
 from scripts.kit.tool_templates import HERMES, TEMPLATES
@@ -190,7 +190,7 @@ def stream_calls(chat: Chat, text: str, size: int) -> list[tuple[str, Any]]:
     stream = CallStream(chat.calls, ("find",))
     told = [one for start in range(0, len(text), size) for one in stream.push(text[start : start + size])]
     told += stream.finish()
-    return [(call.name, call.arguments) for one in told if isinstance(one, Called) for call in one.calls]
+    return [(call.name, call.arguments) for one in told if isinstance(one, CallOutput) for call in one.calls]
 
 
 @pytest.mark.parametrize("form", TEMPLATES)
@@ -203,9 +203,9 @@ def test_a_stream_is_told_each_call_once_and_all_of_the_text(form: str, size: in
     stream = CallStream(calls, ("find",))
     told = [one for start in range(0, len(text), size) for one in stream.push(text[start : start + size])]
     told += stream.finish()
-    assert "".join(one.text if isinstance(one, Called) else one for one in told) == text
+    assert "".join(one.text if isinstance(one, CallOutput) else one for one in told) == text
     assert "".join(one for one in told if isinstance(one, str)) == before.strip()
-    found = [(call.name, call.arguments) for one in told if isinstance(one, Called) for call in one.calls]
+    found = [(call.name, call.arguments) for one in told if isinstance(one, CallOutput) for call in one.calls]
     assert found == CALLS
 
 

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 
 from appliance.errors import BadInput
-from appliance.ml.inference.probe import read_probe
+from appliance.ml.inference.reading import read_fingerprint
 from appliance.ml.model.base import load_base
 from appliance.ml.model.chat import load_chat
 from appliance.ml.model.convert import convert_base
@@ -106,7 +106,7 @@ def test_a_gguf_file_becomes_a_base_that_loads(tmp_path: Path, output: Path) -> 
     assert facts["parameters"] == sum(tensor.numel() for tensor in tensors.values())
     assert "dequantising" in facts["warnings"][0]
     base = load_base(output, quantisation="nf4-double", compute_dtype="float32", device="cpu")
-    assert read_probe(base) == read_probe(base)
+    assert read_fingerprint(base) == read_fingerprint(base)
 
 
 def test_digits_are_apart_where_the_file_says_smollm(tmp_path: Path, output: Path) -> None:
@@ -163,7 +163,7 @@ def text(value: bytes) -> bytes:
 
 
 def whole(name: str, value: int) -> bytes:
-    """A pair whose value is a 64-bit number."""
+    """Return a pair whose value is a 64-bit number."""
     return text(name.encode()) + struct.pack("<IQ", 10, value)
 
 

@@ -1,8 +1,9 @@
-"""What may not lie in a base is refused by name, before anything reads it."""
+"""Files that a base may not have are refused by name, before anything reads them."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import shutil
@@ -12,12 +13,16 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+import torch
+import transformers
 
 from appliance.errors import BadInput
 from appliance.ml.model.base import load_base
 from appliance.ml.model.bounds import check_claims, count_least_parameters
 from appliance.ml.model.convert import convert_base
 from appliance.ml.model.folder import check_folder
+from appliance.ml.quantised.nf4 import NF4_FILE
+from scripts.kit.tiny_model import build_base
 
 
 class _Bomb:
@@ -59,10 +64,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "pickle": (lambda f: (f / "pytorch_model.bin").write_bytes(b"x"), "pytorch_model.bin: .*a pickle"),
     "pickle-pt": (lambda f: (f / "consolidated.00.PTH").write_bytes(b"x"), "consolidated.00.PTH: .*a pickle"),
     "code": (lambda f: (f / "modeling_evil.py").write_text("x"), "modeling_evil.py: .*remote code"),
-    "other": (lambda f: (f / "README.md").write_text("x"), "README.md: .*outside the allow-list"),
-    "manifest": (lambda f: (f / "manifest.json").write_text("{}"), "manifest.json: .*outside the allow-list"),
-    "hidden": (lambda f: (f / ".safetensors").write_text("x"), ".safetensors: .*outside the allow-list"),
-    "folder": (lambda f: (f / "original").mkdir(), "original: expected files only, got a folder"),
+    "folder": (lambda f: (f / "merges.txt").mkdir(), "merges.txt: expected a regular file, got a folder"),
     "link": (_link, "vocab.json: expected a regular file, got a symbolic link"),
     "linked-weights": (_link_weights, "model.safetensors: expected a regular file, got a symbolic link"),
     "fifo": (lambda f: os.mkfifo(f / "merges.txt"), "merges.txt: expected a regular file, got a special one"),
@@ -185,10 +187,117 @@ def test_a_bad_folder_is_neither_imported_nor_loaded(folder: Path, tmp_path: Pat
     with pytest.raises(BadInput, match=message):
         convert_base(folder, output)
     assert not list(output.iterdir()), "nothing is written before the folder was checked"
-    if case == "manifest":
-        return  # a sealed folder carries its own
     with pytest.raises(BadInput, match=message):
         load_base(folder, quantisation="nf4-double", compute_dtype="float32", device="cpu")
+
+
+def _publish(folder: Path) -> list[str]:
+    """Files of a hub's snapshot that are no part of the model."""
+    for name in (
+        ".gitattributes",
+        "LICENSE",
+        "README.md",
+        "manifest.json",
+        ".safetensors",
+        "consolidated.safetensors",
+        NF4_FILE,
+    ):
+        (folder / name).write_text("x")
+    (folder / "a name\nof two lines").write_text("x")
+    (folder / "original").mkdir()
+    (folder / "original" / "consolidated.00.pth").write_bytes(b"x")
+    os.mkfifo(folder / "pipe")
+    return [".gitattributes", ".safetensors", "LICENSE", "README.md", "consolidated.safetensors", "manifest.json",
+            NF4_FILE, "original", "pipe"]  # fmt: skip
+
+
+def test_what_no_base_needs_is_left_out_and_named(folder: Path, tmp_path: Path) -> None:
+    names, others = sorted(os.listdir(folder)), _publish(folder)
+    output = tmp_path / "output"
+    output.mkdir()
+    facts = convert_base(folder, output)
+    assert facts["warnings"] == [f"these entries of the folder are not part of the base: {', '.join(others)}, 1 more"]
+    assert sorted(os.listdir(output)) == sorted([*names, NF4_FILE])
+
+
+@pytest.mark.parametrize("name", ["README.md", ".safetensors", "a.safetensors"])
+def test_a_sealed_base_holds_nothing_else(folder: Path, name: str) -> None:
+    (folder / name).write_text("x")
+    with pytest.raises(BadInput, match=f"{name}: expected only .*, got a file outside the allow-list"):
+        load_base(folder, quantisation="nf4-double", compute_dtype="float32", device="cpu")
+
+
+def test_a_window_of_nothing_is_none_where_no_layer_has_one(folder: Path) -> None:
+    """As transformers saves Qwen 2 with experts."""
+    config = transformers.Qwen2MoeConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=320, num_experts=4, moe_intermediate_size=32, shared_expert_intermediate_size=32,
+        max_position_embeddings=256,
+    )  # fmt: skip
+    config.architectures = ["Qwen2MoeForCausalLM"]
+    value = json.loads(config.to_json_string(use_diff=False))
+    assert (value["sliding_window"], value["use_sliding_window"]) == (0, False), "the library has changed"
+    (folder / "config.json").write_text(json.dumps(value))
+    check_folder(folder)
+    for changes in ({"use_sliding_window": True}, {"layer_types": ["full_attention", "sliding_attention"]}):
+        (folder / "config.json").write_text(json.dumps(value | changes))
+        with pytest.raises(BadInput, match="sliding_window: expected a whole number above 0 or null, got 0"):
+            check_folder(folder)
+
+
+def _set(name: str, change: Callable[[torch.Tensor], object]) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        tensors = safetensors.torch.load_file(folder / "model.safetensors")
+        changed = change(tensors[name])
+        tensors[name] = changed if isinstance(changed, torch.Tensor) else tensors[name]
+        safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return spoil
+
+
+UP, EMBEDDING = "model.layers.0.mlp.up_proj.weight", "model.embed_tokens.weight"
+EXPERT = "model.layers.0.mlp.experts.2.up_proj.weight"
+SPOILT: dict[str, tuple[str, Callable[[Path], None], str]] = {
+    "shape": (
+        "llama",
+        _set(UP, lambda one: one[:100].contiguous()),
+        rf"{UP}: expected \[128, 64\], .* got \[100, 64\]",
+    ),
+    "words": (
+        "llama",
+        _config(vocab_size=330),
+        rf"{EMBEDDING}: expected \[330, 64\], as config.json .* got \[320, 64\]",
+    ),
+    "expert": (
+        "qwen3_moe",
+        _set(EXPERT, lambda one: one[1:].contiguous()),
+        rf"{EXPERT}: expected \[32, 64\], as .*experts.0.up_proj.weight has, got \[31, 64\]",
+    ),
+    "nan": ("llama", _set(UP, lambda one: one[5, 6].fill_(math.nan)), f"{UP}: expected finite numbers, got NaN"),
+    "unused": (
+        "llama",
+        _set(EMBEDDING, lambda one: one[319, 6].fill_(-math.inf)),
+        f"{EMBEDDING}: expected finite numbers, got infinity",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SPOILT)
+def test_a_tensor_that_is_wrong_is_named(tmp_path: Path, case: str) -> None:
+    kind, spoil, message = SPOILT[case]
+    folder, output = build_base(tmp_path / "base", kind), tmp_path / "output"
+    spoil(folder)
+    output.mkdir()
+    with pytest.raises(BadInput, match=f"^base, {message}") as found:
+        convert_base(folder, output)
+    assert found.value.code == "bad-input"
+
+
+def test_weights_of_nothing_but_zeros_are_a_warning(folder: Path, tmp_path: Path) -> None:
+    _set(UP, torch.Tensor.zero_)(folder)
+    (tmp_path / "output").mkdir()
+    facts = convert_base(folder, tmp_path / "output")
+    assert facts["warnings"] == [f"all zero, which trained weights are not: {UP}"]
 
 
 CLAIMS: list[dict[str, Any]] = [
@@ -300,7 +409,7 @@ def test_a_template_inside_the_tokenizers_configuration_is_taken_out(folder: Pat
 
 
 def test_missing_weights_are_refused(folder: Path, tmp_path: Path) -> None:
-    """transformers would fill them with random numbers and go on."""
+    """transformers would fill them with random numbers and continue."""
     tensors = safetensors.torch.load_file(folder / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
     safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

@@ -16,8 +16,7 @@ from appliance.ml.model import machine
 from appliance.ml.model.base import load_base
 from appliance.ml.model.chat import load_chat
 from appliance.ml.model.convert import convert_base
-from appliance.ml.model.gguf_fields import _divide
-from appliance.ml.model.gguf_header import ARCHITECTURES
+from appliance.ml.model.gguf import ARCHITECTURES, _divide
 from scripts.kit import tiny_model
 from scripts.kit.tiny_model import SPECIAL, TEMPLATE, build_model, build_tokenizer
 

@@ -1,9 +1,10 @@
-"""What an answer is held to: masks by token, a bound on what a schema may cost, and nothing of another answer."""
+"""Grammars of responses: masks by token, bounds on the cost of a schema, and independence of other responses."""
 
 from __future__ import annotations
 
 import json
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,32 @@ BOMBS: dict[str, dict[str, Any]] = {
     "multiples joined": {"allOf": [{"type": "integer", "multipleOf": n} for n in (97, 89, 83, 79)]},
     "numbers": {"type": "number", "minimum": -1e308, "maximum": 1e308, "multipleOf": 1e-9},
 }
+
+
+@pytest.mark.parametrize(
+    ("schema", "is_accepted"),
+    [
+        ({"oneOf": [{"type": "string"}, {"type": "integer"}]}, True),
+        ({"oneOf": [{"type": "number"}, {"type": "integer"}]}, False),
+        ({"type": "array", "items": {"type": "integer"}, "uniqueItems": False}, True),
+        ({"type": "array", "items": {"type": "integer"}, "uniqueItems": True}, False),
+        ({"type": "object", "properties": {"uniqueItems": False}, "additionalProperties": False}, True),
+    ],
+)
+def test_a_keyword_is_accepted_where_it_can_be_enforced_or_changes_nothing(
+    vocabularies: dict[str, Vocabulary], schema: dict[str, Any], is_accepted: bool
+) -> None:
+    with nullcontext() if is_accepted else pytest.raises(BadInput):
+        vocabularies["hermes"].match(write_schema_grammar(schema), "response_format")
+
+
+def test_a_property_that_is_named_as_a_keyword_stays() -> None:
+    schema = {"properties": {"uniqueItems": False}, "enum": [{"uniqueItems": False}], "uniqueItems": False}
+    written = json.loads(write_schema_grammar(schema).removeprefix("start: %json "))
+    assert {name: written[name] for name in schema if name in written} == {
+        "properties": {"uniqueItems": False},
+        "enum": [{"uniqueItems": False}],
+    }
 
 
 @pytest.mark.parametrize("bomb", BOMBS)

@@ -1,4 +1,4 @@
-"""What of a machine decides bits, as records name it."""
+"""The properties of a machine that decide bits, as records name them."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ def test_a_cpu_is_named_by_its_vectors_and_its_tiles(tiles: bool, name: str, mon
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
     assert machine.describe_kind("cpu")["device_name"] == name
-    assert machine.keeps_rows_apart("cpu") is not tiles
-    assert not machine.keeps_rows_apart("cuda")
+    assert machine.has_independent_rows("cpu") is not tiles
+    assert not machine.has_independent_rows("cuda")

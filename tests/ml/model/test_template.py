@@ -62,7 +62,7 @@ def test_bounds_change_nothing_of_what_a_template_writes(source: str) -> None:
 
 
 def grown(step: str, start: str = "'0123456789'") -> str:
-    """A value that doubles sixty times."""
+    """Return a template that takes a step, by which a value grows, sixty times."""
     loop = f"{{% for i in range(60) %}}{step.replace('SET', '{% set ns.x =')}{{% endfor %}}"
     return f"{{% set ns = namespace(x={start}) %}}{loop}{{{{ ns.x|length }}}}"
 
@@ -134,6 +134,23 @@ HOSTILE = {
     "written-text": "{% for i in range(99999) %}" + "a" * 5_000 + "{% endfor %}",
     "compared": "{% set x = range(99999)|list %}{% for i in range(99999) %}{% if -1 in x %}{% endif %}{% endfor %}",
     "sorted": "{% set x = range(99999)|list %}{% for i in range(9999) %}{% set y = x|sort(reverse=true) %}{% endfor %}",
+    "wrapped": "{{ ('a' * 1000000) * 4|wordwrap(1) }}",
+    "wrapped-late": f"{{{{ (({LONG}) * 4)|wordwrap(1)|length }}}}",
+    "a-filter-that-is-not-listed": "{{ messages|groupby('role') }}",
+    "a-test-that-is-not-listed": "{{ 'upper' is filter }}",
+    "a-function-that-is-not-listed": "{{ cycler('a') }}",
+    "a-method-that-is-not-listed": "{{ 'a'.zfill(3) }}",
+    "a-method-of-a-number": "{{ (5).bit_length() }}",
+    "a-method-of-bytes": "{{ 'a'.encode() }}",
+    "stripped-by-many": f"{{{{ ({LONG}).strip('b' * 1000000 + 'a') }}}}",
+    "trimmed-by-many": f"{{{{ ({LONG})|trim('b' * 1000000 + 'a') }}}}",
+    "found-from-behind": f"{{{{ ({LONG}).rfind('b' + 'a' * 500000) }}}}",
+    "split-from-behind": f"{{{{ ({LONG}).rsplit('b' + 'a' * 500000) }}}}",
+    "formatted-often": f"{{{{ ('{{0}}' * 100000).format({LONG}) }}}}",
+    "formatted-often-by-name": f"{{{{ ('%(a)s' * 100000) % {{'a': {LONG}}} }}}}",
+    "formatted-often-by-the-filter": f"{{{{ ('%(a)s' * 100000)|format(a={LONG}) }}}}",
+    "many-values": f"{{% set x = {LONG} %}}" + "".join(f"{{% set x{n} = x ~ {n} %}}" for n in range(999)),
+    "many-slices": f"{{% set x = {LONG} %}}{{{{ x" + "[1:]" * 9_000 + "|length }}",
     "nested": "{{ " + "(" * 20_000 + ")" * 20_000 + " }}",
     "deep-blocks": "{% if 1 %}" * 2_000 + "{% endif %}" * 2_000,
     "long": "a" * (MAX_SOURCE_BYTES + 1),

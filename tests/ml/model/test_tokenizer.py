@@ -34,6 +34,7 @@ PUBLISHED = {
     "three-digits": "[0-9][0-9][0-9]",
     "letters": r"\s?\p{L}+",
     "spaces": " {2,}",
+    "tried-little": "a?" * 5 + "y|a",
     "escaped": r"<\|im_start\|>|\.\.\.",
 }
 BACKTRACKING = {
@@ -52,6 +53,14 @@ BACKTRACKING = {
     "any": ".*x",
     "repeated-words": "(?i:'a|'aa)+",
     "long": "a" * 3_000,
+    "many-optional": "~?" * 22 + "y|~|[^~]+",
+    "many-bounded": "~{0,99}" * 3 + "y|~|[^~]+",
+    "bounded-then-something": "~{1,40}y|~",
+    "optional-words": f"{WORDS}?" * 3 + "x|y",
+    "long-then-something": "a{99}" * 3 + "b|a",
+    "many-alternatives": "|".join(f"aaaa{letter}" for letter in "bcdefghijklmnopqrstuvwxyz" * 3),
+    "spaces-one-by-one": r"\s*[\r\n]+| |\s+(?!\S)|\s+",
+    "spaces-in-another-order": r"\s*[\r\n]+|\s+|\s+(?!\S)",
     "nested-class-operators": "[a[b]]+",
     "half": "[a",
 }
@@ -89,7 +98,7 @@ def token(content: str, number: int) -> dict[str, Any]:
 
 
 def mapped(texts: bytes, trie: bytes = bytes(4)) -> dict[str, Any]:
-    """A map of characters as SentencePiece has it."""
+    """Return a map of characters as SentencePiece has it."""
     data = len(trie).to_bytes(4, "little") + trie + texts
     return {"type": "Precompiled", "precompiled_charsmap": b64encode(data).decode()}
 
@@ -108,7 +117,11 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda t: t.update(decoder={"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": ""}),
         "a decoder whose patterns",
     ),
-    "longer": (lambda t: t.update(normalizer=doubling(60)), "at most 64 times as long"),
+    "longer": (lambda t: t.update(normalizer=doubling(8)), "at most 64 times as long"),
+    "longer-decoded": (
+        lambda t: t.update(decoder={"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 5}),
+        "a decoder that makes a text at most 4 times as long",
+    ),
     "prepended": (lambda t: t.update(normalizer={"type": "Prepend", "prepend": "a" * 100}), "64 times as long"),
     "mapped": (lambda t: t.update(normalizer=mapped(b"a\0" + b"b" * 65 + b"\0")), "at most 64 times as long"),
     "mapped-without-end": (lambda t: t.update(normalizer=mapped(b"a\0" + b"b" * 65)), "at most 64 times as long"),
@@ -125,7 +138,15 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda t: t.update(normalizer={"type": "Replace", "pattern": {"String": ""}, "content": "a"}),
         "some text",
     ),
-    "words": (lambda t: t["model"].update(type="WordPiece", max_input_chars_per_word=10**9), "words of at most"),
+    "words": (lambda t: t["model"].update(type="WordPiece", max_input_chars_per_word=200), "words of at most 100"),
+    "pieces": (
+        lambda t: t["model"].update(type="Unigram", vocab=[["a" * n, -1.0] for n in range(1, 99)]),
+        "tokens of at most 64 characters in a Unigram",
+    ),
+    "components": (
+        lambda t: t.update(normalizer={"type": "Sequence", "normalizers": [{"type": "NFC"}] * 16}),
+        "at most 16 components",
+    ),
     "model": (lambda t: t["model"].update(type="Other"), "a model of BPE"),
     "token": (lambda t: t["model"]["vocab"].update({"a" * 10_000: 999}), "tokens of at most"),
     "control-tokens": (lambda t: t.update(added_tokens=[token(f"<{n}>", n) for n in range(2_000)]), "control tokens"),

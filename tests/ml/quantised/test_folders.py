@@ -86,6 +86,8 @@ SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "group": ({"group_size": 0}, "group_size: expected -1 or a whole number above 0, got 0"),
     "divides": ({"group_size": 48}, r"qweight: expected a number of inputs that group_size 48 divides, got (64|128)"),
     "format": ({"checkpoint_format": "marlin"}, "checkpoint_format: expected gptq or gptq_v2, got 'marlin'"),
+    "format-list": ({"checkpoint_format": []}, "checkpoint_format: expected gptq or gptq_v2, got "),
+    "method-object": ({"quant_method": {}}, "quant_method: .*got {}"),
     "dynamic": ({"dynamic": {"+:.*q_proj": {"bits": 8}}}, "dynamic: expected one setting for all layers"),
     "head": ({"lm_head": True}, "lm_head: expected one setting"),
     "words": ({"pack_dtype": "int16"}, "pack_dtype: expected .*int32"),
@@ -173,7 +175,7 @@ def test_two_files_that_say_different_settings_are_refused(gptq_folder: Path, tm
 
 
 def _shard(folder: Path) -> tuple[Path, dict[str, str]]:
-    """The folder's weights in two shards and an index."""
+    """Write the folder's weights as two shards and an index."""
     tensors = safetensors.torch.load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     files = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
@@ -234,6 +236,7 @@ def _write_header(path: Path, members: dict[str, Any], size: int) -> None:
     ("members", "message"),
     [
         ({"a": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}, "a in model.safetensors: expected a dtype of"),
+        ({"a": {"dtype": ["U8"], "shape": [2], "data_offsets": [0, 2]}}, "a in .*expected a dtype of"),
         ({"a": {"dtype": "U8", "shape": [-2], "data_offsets": [0, 2]}}, "a in .*expected a shape and two offsets"),
         ({"a": {"dtype": "U8", "shape": [3], "data_offsets": [0, 2]}}, r"a in .*expected 3 bytes of U8 \[3\], got"),
         ({"a": [1]}, "a in .*expected a dtype"),

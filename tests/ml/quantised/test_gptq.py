@@ -1,4 +1,4 @@
-"""GPTQ's layout read by the appliance, and by the kit in another way: the same weights, bit for bit."""
+"""GPTQ's layout, read by the appliance and by an independent reader of the kit: the same weights, bit for bit."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ import pytest
 import torch
 
 from appliance.ml.quantised import linear
-from appliance.ml.quantised.few_rows import fits_few_rows, join_few_rows
 from appliance.ml.quantised.gptq import find_layers, parse_gptq
 from appliance.ml.quantised.headers import Header
-from appliance.ml.quantised.linear import GptqLinear
+from appliance.ml.quantised.linear import GptqLinear, fits_few_rows, join_few_rows
 from tests.kit.gptq import Packing, dequantise, pack
 
 INPUTS, OUTPUTS = 192, 48

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from bitsandbytes.functional import dequantize_4bit, dequantize_blockwise, quantize_4bit
 
 from appliance.errors import BadInput
-from appliance.ml.inference.probe import read_probe
+from appliance.ml.inference.reading import read_fingerprint
 from appliance.ml.model import machine
 from appliance.ml.model.base import load_base
 from appliance.ml.model.convert import convert_base
-from appliance.ml.model.folder import check_folder
-from appliance.ml.quantised.nf4 import write_nf4
-from appliance.ml.quantised.settings import NF4_FILE
+from appliance.ml.quantised import nf4 as blocks
+from appliance.ml.quantised.nf4 import NF4_FILE, write_nf4
 from scripts.kit.tiny_model import KINDS, build_base
 
 
@@ -31,7 +31,7 @@ def test_what_was_made_once_is_what_loading_makes(kind: str, dtype: str, tmp_pat
         base = load_base(folder, quantisation="nf4-double", compute_dtype=dtype, device="cpu", reads=True)
         with torch.inference_mode():
             library = base.hidden(input_ids=torch.tensor([[5, 6, 7]]), use_cache=False)
-        return read_probe(base), library
+        return read_fingerprint(base), library
 
     expected = read()
     write_nf4(folder)
@@ -93,8 +93,40 @@ def test_the_file_may_not_bring_what_is_no_linear_layer(tmp_path: Path) -> None:
         load_base(folder, quantisation="nf4-double", compute_dtype="bfloat16", device="cpu")
 
 
-def test_a_stranger_s_folder_may_not_bring_them(tmp_path: Path) -> None:
-    source = build_base(tmp_path / "source")
+def test_a_publisher_s_folder_may_not_bring_them(tmp_path: Path) -> None:
+    source, output = build_base(tmp_path / "source"), tmp_path / "base"
+    output.mkdir()
     write_nf4(source)
-    with pytest.raises(BadInput, match=NF4_FILE):
-        check_folder(source)
+    own = (source / NF4_FILE).read_bytes()
+    (source / NF4_FILE).write_bytes(own[:-8] + bytes(8))
+    convert_base(source, output)
+    assert (output / NF4_FILE).read_bytes() == own, "made anew"
+
+
+@pytest.mark.parametrize("shape", [(96, 64), (96, 96), (128, 32), (33, 96), (31, 100), (5, 9218)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_weight_is_its_number_times_the_scale_of_its_block(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    """Blocks run on from a row into the next: the library's kernel for the CPU began one at each row."""
+    assert blocks.join_blocks, "the kernel is registered"
+    packed, state = quantize_4bit(
+        torch.randn(shape, dtype=dtype), blocksize=64, quant_type="nf4", compress_statistics=True
+    )
+    numbers = torch.stack([packed.flatten() >> 4, packed.flatten() & 15], dim=1).flatten().long()
+    scales = (dequantize_blockwise(state.absmax, state.state2) + state.offset).repeat_interleave(64)
+    expected = (state.code[numbers] * scales[: len(numbers)]).view(shape).to(dtype)
+    assert torch.equal(dequantize_4bit(packed, state), expected)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3_moe"])
+def test_inputs_that_are_no_whole_number_of_blocks_are_multiplied_as_others(kind: str, tmp_path: Path) -> None:
+    machine.use_determinism(1)
+    folder = build_base(tmp_path / kind, kind, hidden_size=96, intermediate_size=160)
+
+    def read(quantisation: str, *, reads: bool) -> torch.Tensor:
+        base = load_base(folder, quantisation=quantisation, compute_dtype="bfloat16", device="cpu", reads=reads)
+        return base.hidden_alone([5, 6, 7, 8]).detach().float()
+
+    plain = read("none", reads=False)
+    write_nf4(folder)
+    nf4 = read("nf4-double", reads=False)
+    assert float((nf4 - plain).norm() / plain.norm()) < 0.35

@@ -9,9 +9,9 @@ import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
 
-from appliance.ml.quantised.blocks import join_blocks
 from appliance.ml.quantised.kernels import load_kernels
-from appliance.ml.quantised.product import FewRows, fits_nf4_rows, make_bf16_rows, make_nf4_rows
+from appliance.ml.quantised.linear import FewRows, fits_nf4_rows, make_bf16_rows, make_nf4_rows
+from appliance.ml.quantised.nf4 import join_blocks
 
 
 def make_layers(inner: int, sizes: Sequence[int], *, bias: bool = False) -> list[bitsandbytes.nn.Linear4bit]:

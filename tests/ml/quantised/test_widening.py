@@ -100,8 +100,10 @@ Tensors = dict[str, torch.Tensor]
 
 
 def make_fp8(source: Path, target: Path, kind: str = "block", **settings: Any) -> tuple[Path, Tensors]:
-    """The folder with its decoder's linear layers in FP8, in two shards, scales apart from weights; and the weights
-    that a reader computes in float64."""
+    """Write the folder with its decoder's linear layers in FP8, in two shards, scales apart from weights.
+
+    Return it with the weights that a reader computes in float64.
+    """
     shutil.copytree(source, target)
     tensors = safetensors.torch.load_file(target / "model.safetensors")
     (target / "model.safetensors").unlink()

@@ -1,4 +1,4 @@
-"""A sequence that outgrows the model's first positions while it is answered: it is read again by the second."""
+"""A sequence that outgrows the model's short rotary positions during generation is read again with the long ones."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from appliance.ml.data.samples import Sample
+from appliance.ml.data.rows import Sample
 from appliance.ml.evaluation.evaluation import measure_losses
-from appliance.ml.inference import drawing, score
-from appliance.ml.inference.adapters import Slots
-from appliance.ml.inference.cache import Cache, Held
-from appliance.ml.inference.drawing import Lookahead, draw_tokens
-from appliance.ml.inference.request import Request
-from appliance.ml.inference.score import find_branches, score_in_passes, score_rows
+from appliance.ml.inference import sampling, score
+from appliance.ml.inference.adapters import AdapterSlots
+from appliance.ml.inference.cache import Cache, RequestCache
+from appliance.ml.inference.request import InferenceRequest
+from appliance.ml.inference.sampling import Lookahead, draw_tokens
+from appliance.ml.inference.score import find_branches, score_in_passes
 from appliance.ml.model import machine
-from appliance.ml.model.base import Base, load_base
+from appliance.ml.model.base import LoadedBase, load_base
 from appliance.ml.serving import engine as engine_module
-from appliance.ml.serving.engine import Done, Engine
+from appliance.ml.serving.engine import Done, ServingEngine
 from appliance.ml.training.loop import sample_losses
 from scripts.kit.tiny_model import build_base
+from tests.kit.scoring import score_labels
 
 MESSAGES = ({"role": "user", "content": "pay and due in clause 3"},)
 COUNT = 14
@@ -35,7 +36,7 @@ LABELS = [[10, 11, 2], [10, 12, 2], [10, 12, 13, 2], [20, 2]]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Phi-4 whose first positions end some tokens behind the prompt of MESSAGES."""
+    """Return a tiny Phi-4 whose first positions end some tokens behind the prompt of MESSAGES."""
     folder = build_base(tmp_path_factory.mktemp("phi4") / "base", "phi4")
     length = len(_load(folder).chat.encode(_load(folder).chat.render(MESSAGES))) + AFTER
     config = json.loads((folder / "config.json").read_bytes())
@@ -45,13 +46,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _load(folder: Path) -> Base:
+def _load(folder: Path) -> LoadedBase:
     machine.use_determinism(7)
     return load_base(folder, quantisation="none", compute_dtype="float32", device="cpu", reads=True)
 
 
 @pytest.fixture
-def base(folder: Path) -> Base:
+def base(folder: Path) -> LoadedBase:
     return _load(folder)
 
 
@@ -70,27 +71,27 @@ def likeliest(folder: Path) -> Callable[[list[int], int], list[int]]:
     return draw
 
 
-def _finish(engine: Engine) -> dict[str, str]:
+def _finish(engine: ServingEngine) -> dict[str, str]:
     texts: dict[str, str] = {}
     while engine.busy:
         for event in engine.step():
-            assert isinstance(event.told, str | Done)
-            if isinstance(event.told, str):
-                texts[event.name] = texts.get(event.name, "") + event.told
+            assert isinstance(event.content, str | Done)
+            if isinstance(event.content, str):
+                texts[event.name] = texts.get(event.name, "") + event.content
     return texts
 
 
 def test_an_answer_that_becomes_long_is_the_library_s(
-    base: Base, likeliest: Callable[[list[int], int], list[int]]
+    base: LoadedBase, likeliest: Callable[[list[int], int], list[int]]
 ) -> None:
     prompt = base.chat.encode(base.chat.render(MESSAGES))
     assert not base.is_long(len(prompt) + AFTER) and base.is_long(len(prompt) + AFTER + 1)
     expected = likeliest(prompt, COUNT)
-    assert list(draw_tokens(base, None, prompt, Request(MESSAGES, COUNT), COUNT)) == expected
-    engine = Engine(base)
-    engine.start("1", None, Request(MESSAGES, max_tokens=COUNT))
+    assert list(draw_tokens(base, None, prompt, InferenceRequest(MESSAGES, COUNT), COUNT)) == expected
+    engine = ServingEngine(base)
+    engine.start("1", None, InferenceRequest(MESSAGES, max_tokens=COUNT))
     assert _finish(engine) == {"1": base.chat.decode(expected)}
-    assert list(draw_tokens(base, engine.slots, prompt, Request(MESSAGES, COUNT), COUNT)) == expected
+    assert list(draw_tokens(base, engine.slots, prompt, InferenceRequest(MESSAGES, COUNT), COUNT)) == expected
 
 
 def test_the_library_s_modules_are_shown_each_sequence_by_itself(
@@ -101,7 +102,7 @@ def test_the_library_s_modules_are_shown_each_sequence_by_itself(
     base = load_base(folder, quantisation="none", compute_dtype="float32", device="cpu")
     assert base.apart and not base.library
     prompt = base.chat.encode(base.chat.render(MESSAGES))
-    assert list(draw_tokens(base, None, prompt, Request(MESSAGES, COUNT), COUNT)) == likeliest(prompt, COUNT)
+    assert list(draw_tokens(base, None, prompt, InferenceRequest(MESSAGES, COUNT), COUNT)) == likeliest(prompt, COUNT)
     long = [7 * number % 300 + 3 for number in range(2 * (base.longest_short or 0))]
     rows = [Sample(0, tuple(long[:20]), ((17, 20),)), Sample(1, tuple(long), ((len(long) - 3, len(long)),))]
     together = sample_losses(base, None, rows)
@@ -113,11 +114,11 @@ def test_the_library_s_modules_are_shown_each_sequence_by_itself(
     assert sum(losses) == pytest.approx(together.sum().item(), rel=1e-5)
 
 
-def test_without_reading_again_the_answer_would_be_another(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_reading_again_the_answer_would_be_another(base: LoadedBase, monkeypatch: pytest.MonkeyPatch) -> None:
     prompt = base.chat.encode(base.chat.render(MESSAGES))
-    expected = list(draw_tokens(base, None, prompt, Request(MESSAGES, COUNT), COUNT))
-    monkeypatch.setattr("appliance.ml.inference.drawing.begin_long", lambda *_: False)
-    other = list(draw_tokens(base, None, prompt, Request(MESSAGES, COUNT), COUNT))
+    expected = list(draw_tokens(base, None, prompt, InferenceRequest(MESSAGES, COUNT), COUNT))
+    monkeypatch.setattr("appliance.ml.inference.sampling.begin_long", lambda *_: False)
+    other = list(draw_tokens(base, None, prompt, InferenceRequest(MESSAGES, COUNT), COUNT))
     assert other != expected and other[: AFTER + 1] == expected[: AFTER + 1]
 
 
@@ -127,32 +128,34 @@ def test_an_answer_that_becomes_long_has_the_same_bits_beside_others(
     """Others are long from their first token, become long at another one, or stay short."""
     monkeypatch.setattr(engine_module, "PROMPT_CHUNK", 16)
     asked = {
-        "1": Request(MESSAGES, max_tokens=COUNT, temperature=1.0, seed=1),
-        "2": Request(({"role": "user", "content": "pay"},), max_tokens=40, temperature=1.0, seed=2),
-        "3": Request(({"role": "user", "content": "secret " * 20},), max_tokens=COUNT, temperature=1.0, seed=3),
-        "4": Request(({"role": "user", "content": "fee"},), max_tokens=2, temperature=1.0, seed=4),
+        "1": InferenceRequest(MESSAGES, max_tokens=COUNT, temperature=1.0, seed=1),
+        "2": InferenceRequest(({"role": "user", "content": "pay"},), max_tokens=40, temperature=1.0, seed=2),
+        "3": InferenceRequest(
+            ({"role": "user", "content": "secret " * 20},), max_tokens=COUNT, temperature=1.0, seed=3
+        ),
+        "4": InferenceRequest(({"role": "user", "content": "fee"},), max_tokens=2, temperature=1.0, seed=4),
     }
-    together, seen = _watch(Engine(_load(folder)), asked, monkeypatch)
+    together, seen = _watch(ServingEngine(_load(folder)), asked, monkeypatch)
     for name, request in asked.items():
-        alone, bits = _watch(Engine(_load(folder)), {name: request}, monkeypatch)
+        alone, bits = _watch(ServingEngine(_load(folder)), {name: request}, monkeypatch)
         assert alone[name] == together[name] and len(seen[name]) == len(bits[name])
         assert all(torch.equal(one, other) for one, other in zip(seen[name], bits[name], strict=True))
 
 
 def _watch(
-    engine: Engine, asked: dict[str, Request], monkeypatch: pytest.MonkeyPatch
+    engine: ServingEngine, asked: dict[str, InferenceRequest], monkeypatch: pytest.MonkeyPatch
 ) -> tuple[dict[str, str], dict[str, list[torch.Tensor]]]:
     """Each request's text, and the logits of each of its tokens."""
     seen: dict[str, list[torch.Tensor]] = {name: [] for name in asked}
-    plain = Engine._draw
+    plain = ServingEngine._draw
 
-    def draw(self: Engine, row: Any, lookahead: Any) -> Any:
+    def draw(self: ServingEngine, row: Any, lookahead: Any) -> Any:
         assert isinstance(lookahead, Lookahead)
         seen[row.name].append(lookahead.logits.clone())
         return plain(self, row, lookahead)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Engine, "_draw", draw)
+        patch.setattr(ServingEngine, "_draw", draw)
         for name, request in asked.items():
             engine.start(name, None, request)
         return _finish(engine), seen
@@ -160,26 +163,24 @@ def _watch(
 
 @pytest.mark.parametrize("before", [1, 2, 3])
 def test_the_longest_label_makes_a_classified_row_a_long_sequence(
-    base: Base, before: int, monkeypatch: pytest.MonkeyPatch
+    base: LoadedBase, before: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In one pass and in several, alone and beside a shorter row."""
+    """In one pass and in several."""
     assert base.longest_short is not None
     prompt = [7 * number % 300 + 3 for number in range(base.longest_short - before + 1)]
-    one = score_rows(base, [prompt], LABELS, lambda done: None)
-    beside = score_rows(base, [prompt, [*prompt[:-4], 5]], LABELS, lambda done: None)
-    assert beside[0] == pytest.approx(one[0], abs=1e-4)
+    one = score_labels(base, prompt, LABELS)
     monkeypatch.setattr(score, "PASS_TOKENS", 0)
-    held, cache = Held(), Cache("cpu", 512)
+    held, cache = RequestCache(), Cache("cpu", 512)
     *_, passes = score_in_passes(base, cache, held, prompt, find_branches(LABELS), len(LABELS))
-    assert passes == pytest.approx(one[0], abs=1e-4)
+    assert passes == pytest.approx(one, abs=1e-4)
     assert held.long == (before < 3), "the longest path behind the prompt has two tokens"
 
 
-def test_what_was_held_of_a_short_sequence_is_zeroed_before_it_is_read_again(base: Base) -> None:
-    slots, cache, held = Slots(base), Cache("cpu", 512), Held()
+def test_what_was_held_of_a_short_sequence_is_zeroed_before_it_is_read_again(base: LoadedBase) -> None:
+    slots, cache, held = AdapterSlots(base), Cache("cpu", 512), RequestCache()
     prompt = [7 * number % 300 + 3 for number in range(base.longest_short or 0)]
-    drawing.read_prompt(base, slots, cache, held, prompt)
+    sampling.read_prompt(base, slots, cache, held, prompt)
     blocks = list(held.blocks)
-    assert drawing.begin_long(base, cache, held) and (held.length, held.blocks, held.long) == (0, [], True)
+    assert sampling.begin_long(base, cache, held) and (held.length, held.blocks, held.long) == (0, [], True)
     assert not any(bool(tensor[blocks].any()) for pair in cache._layers.values() for tensor in pair)
-    assert not drawing.begin_long(base, cache, held), "once"
+    assert not sampling.begin_long(base, cache, held), "once"

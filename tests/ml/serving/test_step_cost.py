@@ -1,4 +1,4 @@
-"""What one request may cost in one step of the engine, which every unit's next token waits for."""
+"""Bounds on the cost of one request in one step of the engine."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import pytest
 
 from appliance.errors import BadInput
 from appliance.ml.inference import score
-from appliance.ml.inference.drawing import PROMPT_CHUNK
-from appliance.ml.inference.request import Request, parse_request
-from appliance.ml.inference.text import Text
-from appliance.ml.model.base import Base
-from appliance.ml.serving.engine import Done, Engine, Event
+from appliance.ml.inference.request import InferenceRequest, parse_request
+from appliance.ml.inference.sampling import PROMPT_CHUNK, TextStream
+from appliance.ml.model.base import LoadedBase
+from appliance.ml.serving.engine import Done, RequestEvent, ServingEngine
 from tests.ml.serving.test_engine import MESSAGES, Sealed, engine, sealed
 
 __all__ = ["engine", "sealed"]
@@ -34,21 +33,21 @@ WORST: dict[str, dict[str, Any]] = {
 }
 
 
-def longest_step(engine: Engine) -> float:
+def longest_step(engine: ServingEngine) -> float:
     """Seconds of the processor; every request has come to its end."""
-    ends: list[Event] = []
+    ends: list[RequestEvent] = []
     longest = 0.0
     while engine.busy:
         began = time.process_time()
         events = engine.step()
         longest = max(longest, time.process_time() - began)
-        ends += [event for event in events if not isinstance(event.told, str)]
-    assert all(isinstance(end.told, Done) for end in ends), ends
+        ends += [event for event in events if not isinstance(event.content, str)]
+    assert all(isinstance(end.content, Done) for end in ends), ends
     return longest
 
 
 @pytest.mark.parametrize("worst", WORST)
-def test_no_step_is_held_up_by_the_worst_that_may_be_asked(engine: Engine, worst: str) -> None:
+def test_no_step_is_held_up_by_the_worst_that_may_be_asked(engine: ServingEngine, worst: str) -> None:
     """Nor what is done of it between two steps, once it is tokens."""
     request = parse_request({"messages": list(MESSAGES), **WORST[worst]})
     questions = [engine.read(request)]
@@ -64,13 +63,13 @@ def test_no_step_is_held_up_by_the_worst_that_may_be_asked(engine: Engine, worst
 @pytest.mark.parametrize("labels", [WIDE, CHAIN])
 @pytest.mark.parametrize("keys", [2000, 1 << 16])
 def test_a_pass_has_a_bound_of_tokens_branches_and_keys(
-    engine: Engine, labels: list[str], keys: int, monkeypatch: pytest.MonkeyPatch
+    engine: ServingEngine, labels: list[str], keys: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the labels are: each path of a pass copies the keys of the whole prompt."""
     passes: list[tuple[int, int, int]] = []
     real = score.read_after
 
-    def count(base: Base, cache: Any, held: Any, paths: Any) -> Any:
+    def count(base: LoadedBase, cache: Any, held: Any, paths: Any) -> Any:
         passes.append((sum(map(len, paths)), len(paths), len(paths) * held.length))
         return real(base, cache, held, paths)
 
@@ -96,7 +95,9 @@ def test_a_pass_has_a_bound_of_tokens_branches_and_keys(
         ("messages", [{"role": "user", "content": "x" * 100_001}] * 2, "expected at most 200000 characters in all"),
     ],
 )
-def test_what_is_over_a_bound_is_refused_by_what_it_has(engine: Engine, member: str, value: Any, words: str) -> None:
+def test_what_is_over_a_bound_is_refused_by_what_it_has(
+    engine: ServingEngine, member: str, value: Any, words: str
+) -> None:
     with pytest.raises(BadInput, match=words) as refused:
         engine.start("1", "a", parse_request({"messages": list(MESSAGES), member: value}))
     assert refused.value.message.startswith(member)
@@ -105,55 +106,55 @@ def test_what_is_over_a_bound_is_refused_by_what_it_has(engine: Engine, member: 
 
 def test_a_stop_text_of_any_length_is_looked_for_in_time() -> None:
     """The longest that was allowed once took seconds a token."""
-    text = Text(lambda ids: "a" * len(ids), ("a" * 1_000_000,))
+    text = TextStream(lambda ids: "a" * len(ids), ("a" * 1_000_000,))
     began = time.process_time()
     assert [text.push(1) for _ in range(500)] == [""] * 500
     assert time.process_time() - began < STEP_S
     assert text.finish() == "a" * 500
 
 
-def test_a_slot_with_long_prompts_lets_anothers_short_one_begin(base: Base, sealed: Sealed) -> None:
+def test_a_slot_with_long_prompts_lets_anothers_short_one_begin(base: LoadedBase, sealed: Sealed) -> None:
     """After one chunk of them, not after all."""
-    engine = Engine(base)
+    engine = ServingEngine(base)
     engine.load("a", *sealed)
     engine.load("b", *sealed)
     long = parse_request({"messages": [{"role": "user", "content": "due in " * 20}], "labels": WIDE})
     for number in range(8):
         engine.take(f"long {number}", "a", engine.read(long, classifies=True))
-    engine.start("short", "b", Request(MESSAGES, max_tokens=3))
-    told: list[Event] = []
+    engine.start("short", "b", InferenceRequest(MESSAGES, max_tokens=3))
+    pieces: list[RequestEvent] = []
     steps = 0
-    while not any(event.name == "short" and isinstance(event.told, Done) for event in told):
-        told += engine.step()
+    while not any(event.name == "short" and isinstance(event.content, Done) for event in pieces):
+        pieces += engine.step()
         steps += 1
     assert steps <= 6
     longest_step(engine)
 
 
 def test_a_slot_holds_half_of_the_room_at_most_and_one_that_holds_less_goes_first(
-    base: Base, sealed: Sealed, monkeypatch: pytest.MonkeyPatch
+    base: LoadedBase, sealed: Sealed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = Engine(base)
+    engine = ServingEngine(base)
     engine.load("a", *sealed)
     engine.load("b", *sealed)
     monkeypatch.setattr(engine, "_tokens", 400)
     for number in range(6):
-        engine.start(f"a{number}", "a", Request(MESSAGES, max_tokens=40))
+        engine.start(f"a{number}", "a", InferenceRequest(MESSAGES, max_tokens=40))
     engine.step()
     most = engine._rows[0].most
     assert [row.name for row in engine._rows] == [f"a{number}" for number in range(200 // most)]
-    engine.start("b0", "b", Request(MESSAGES, max_tokens=40))
+    engine.start("b0", "b", InferenceRequest(MESSAGES, max_tokens=40))
     engine.step()
     assert engine._rows[-1].name == "b0", "it has overtaken what waits of the other slot"
     longest_step(engine)
 
 
 def test_a_request_that_alone_is_over_half_of_the_room_is_answered(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
+    engine: ServingEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "_tokens", 80)
     for number in range(3):
-        engine.start(f"{number}", "a", Request(MESSAGES, max_tokens=40))
+        engine.start(f"{number}", "a", InferenceRequest(MESSAGES, max_tokens=40))
     engine.step()
     assert engine.answering == 1
     longest_step(engine)

@@ -1,4 +1,4 @@
-"""The engine holds an answer to its request's schema and tells calls from text; neither depends on a neighbour."""
+"""The engine restricts a response to its request's schema and separates calls from text, independent of the batch."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from appliance.errors import ApplianceError, BadInput
-from appliance.ml.inference.request import Request, parse_request
+from appliance.ml.inference.request import InferenceRequest, parse_request
 from appliance.ml.model import machine
 from appliance.ml.model.base import load_base
-from appliance.ml.model.call_stream import Called
-from appliance.ml.serving.engine import Done, Engine
+from appliance.ml.model.calls import CallOutput
+from appliance.ml.serving.engine import Done, ServingEngine
 from scripts.kit.tiny_model import build_base
 from scripts.kit.tool_templates import HERMES
 from tests.kit.toolful import FIND, TOOLS
@@ -29,30 +29,32 @@ STRICT = [{**FIND, "function": {**FIND["function"], "strict": True}}]
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    """The bare base answers: what an answer is held to does not depend on an adapter."""
+def engine(tmp_path_factory: pytest.TempPathFactory) -> ServingEngine:
+    """Return an engine whose bare base answers, since constraints on answers do not depend on an adapter."""
     machine.use_determinism(7)
     folder = build_base(tmp_path_factory.mktemp("tools") / "base", template=HERMES, max_position_embeddings=1024)
-    return Engine(load_base(folder, quantisation="none", compute_dtype="float32", device="cpu", reads=True))
+    return ServingEngine(load_base(folder, quantisation="none", compute_dtype="float32", device="cpu", reads=True))
 
 
-def wanted(**members: Any) -> Request:
+def wanted(**members: Any) -> InferenceRequest:
     texts = {name: json.dumps(members.pop(name)) for name in ("tools", "response_format") if name in members}
     return parse_request({"messages": ASKED, "temperature": 1.0, "max_tokens": 200, **texts, **members})
 
 
-def answers(engine: Engine, **requests: Request) -> dict[str, tuple[list[str | Called], Done | ApplianceError]]:
+def answers(
+    engine: ServingEngine, **requests: InferenceRequest
+) -> dict[str, tuple[list[str | CallOutput], Done | ApplianceError]]:
     for name, request in requests.items():
         engine.start(name, None, request)
-    told: dict[str, list[str | Called]] = {name: [] for name in requests}
+    pieces: dict[str, list[str | CallOutput]] = {name: [] for name in requests}
     ends: dict[str, Done | ApplianceError] = {}
     while engine.busy:
         for event in engine.step():
-            if isinstance(event.told, str | Called):
-                told[event.name].append(event.told)
+            if isinstance(event.content, str | CallOutput):
+                pieces[event.name].append(event.content)
             else:
-                ends[event.name] = event.told
-    return {name: (told[name], ends[name]) for name in requests}
+                ends[event.name] = event.content
+    return {name: (pieces[name], ends[name]) for name in requests}
 
 
 HELD: dict[str, dict[str, Any]] = {
@@ -64,34 +66,34 @@ HELD: dict[str, dict[str, Any]] = {
 }
 
 
-def test_answers_are_held_to_what_they_must_be_alone_and_in_any_batch(engine: Engine) -> None:
+def test_answers_are_held_to_what_they_must_be_alone_and_in_any_batch(engine: ServingEngine) -> None:
     """With temperatures and seeds, a draw that is free beside them too."""
     alone = {name: answers(engine, **{name: wanted(**members)})[name] for name, members in HELD.items()}
     assert answers(engine, **{name: wanted(**members) for name, members in HELD.items()}) == alone
     for name in ("schema", "greedy"):
-        told, end = alone[name]
-        value = json.loads("".join(map(str, told)))
+        pieces, end = alone[name]
+        value = json.loads("".join(map(str, pieces)))
         assert value.keys() == {"kind", "sure"} and value["kind"] in ("payment", "secrecy"), name
         assert isinstance(end, Done) and end.finish_reason == "stop"
     (called,), end = alone["named"]
-    assert isinstance(called, Called) and isinstance(end, Done) and end.finish_reason == "tool_calls"
+    assert isinstance(called, CallOutput) and isinstance(end, Done) and end.finish_reason == "tool_calls"
     (call,) = called.calls
     assert call.name == "find" and call.arguments["kind"] in ("payment", "secrecy")
     assert called.text == f'<tool_call>\n{{"name": "find", "arguments": {call.text}}}\n</tool_call>'
 
 
-def test_a_call_that_the_model_writes_is_told_as_one(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_that_the_model_writes_is_told_as_one(engine: ServingEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the same text without tools, or of a tool that was not offered, is text."""
     text = 'So: <tool_call>\n{"name": "stop", "arguments": {}}\n</tool_call><|im_end|>'
     tokens = engine.base.chat.encode(text)
     said = text.removesuffix("<|im_end|>")
     for members, calls in (({"tools": TOOLS}, 1), ({}, 0), ({"tools": [FIND]}, 0)):
         left = iter(tokens)
-        monkeypatch.setattr("appliance.ml.serving.engine.Row.draw", lambda row, ahead, left=left: next(left))
-        told, end = answers(engine, one=wanted(**members))["one"]
+        monkeypatch.setattr("appliance.ml.serving.engine.RunningRequest.draw", lambda row, ahead, left=left: next(left))
+        pieces, end = answers(engine, one=wanted(**members))["one"]
         assert isinstance(end, Done) and end.finish_reason == ("tool_calls" if calls else "stop")
-        assert "".join(one.text if isinstance(one, Called) else one for one in told) == said
-        assert sum(len(one.calls) for one in told if isinstance(one, Called)) == calls
+        assert "".join(one.text if isinstance(one, CallOutput) else one for one in pieces) == said
+        assert sum(len(one.calls) for one in pieces if isinstance(one, CallOutput)) == calls
 
 
 @pytest.mark.parametrize(
@@ -104,7 +106,7 @@ def test_a_call_that_the_model_writes_is_told_as_one(engine: Engine, monkeypatch
     ],
 )  # fmt: skip
 def test_what_cannot_be_held_to_is_refused_before_the_answer(
-    engine: Engine, members: dict[str, Any], words: str
+    engine: ServingEngine, members: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(BadInput, match=words) as refused:
         engine.start("1", None, wanted(**members))
@@ -112,15 +114,17 @@ def test_what_cannot_be_held_to_is_refused_before_the_answer(
 
 
 def test_a_base_without_tools_refuses_them_and_holds_to_schemas(base_folder: Path) -> None:
-    engine = Engine(load_base(base_folder, quantisation="none", compute_dtype="float32", device="cpu", reads=True))
+    engine = ServingEngine(
+        load_base(base_folder, quantisation="none", compute_dtype="float32", device="cpu", reads=True)
+    )
     with pytest.raises(BadInput, match="expected a template that takes tools, got one that does not write them"):
         engine.start("1", None, wanted(tools=TOOLS))
-    told, _ = answers(engine, one=wanted(response_format=SCHEMA))["one"]
-    assert json.loads("".join(map(str, told))).keys() == {"kind", "sure"}
+    pieces, _ = answers(engine, one=wanted(response_format=SCHEMA))["one"]
+    assert json.loads("".join(map(str, pieces))).keys() == {"kind", "sure"}
 
 
 def test_an_answer_whose_schema_turns_out_too_dear_ends_and_no_other(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
+    engine: ServingEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from appliance.ml.model import grammars
 

@@ -1,4 +1,4 @@
-"""A base as training loads it: adapters of peft's are put on the library's modules."""
+"""A base as training loads it, with peft's adapters on the library's modules."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from appliance.ml.model import machine
-from appliance.ml.model.base import Base, load_base
+from appliance.ml.model.base import LoadedBase, load_base
 
 
 @pytest.fixture
-def base(base_folder: Path) -> Base:
+def base(base_folder: Path) -> LoadedBase:
     """Fresh for each test: adapters change a model."""
     machine.use_determinism(7)
     return load_base(base_folder, quantisation="nf4-double", compute_dtype="float32", device="cpu")

@@ -1,4 +1,4 @@
-"""A training checkpoint carries everything: whoever goes on from one ends in the bytes of a run that never stopped."""
+"""A training checkpoint is complete: a resumed run ends in the bytes of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ import torch
 
 from appliance.errors import BadInput
 from appliance.ml.data import rows as data
-from appliance.ml.data.samples import tokenize_rows
+from appliance.ml.data.rows import tokenize_rows
 from appliance.ml.model import machine
 from appliance.ml.model.base import load_base
-from appliance.ml.training import checkpoint, loop, methods, optimisers
+from appliance.ml.training import checkpoint, loop, methods
+from appliance.ml.training import checkpoint as optimisers
 from scripts.kit.tiny_model import RECIPE
 
-Run = Callable[..., tuple[bytes, dict[int, bytes], checkpoint.Training]]
-EVERY_STEP = {**RECIPE, "checkpoint_every": 1, "dropout": "0.1"}
+Run = Callable[..., tuple[bytes, dict[int, bytes], checkpoint.TrainingState]]
+EVERY_STEP = {**RECIPE, "save_steps": 1, "dropout": "0.1"}
 
 
 @pytest.fixture(scope="module")
 def run(base_folder: Path, dataset: Path) -> Run:
-    """The adapter's bytes, the training checkpoints by step, and the end's state."""
+    """Return a function that trains: the adapter's bytes, the training checkpoints by step, and the last state."""
 
     def train(
         seed: int | None = None, optimiser: str = "adamw", **window: Any
-    ) -> tuple[bytes, dict[int, bytes], checkpoint.Training]:
+    ) -> tuple[bytes, dict[int, bytes], checkpoint.TrainingState]:
         recipe = EVERY_STEP | {"optimiser": optimiser}
         machine.use_determinism(recipe["seed"] if seed is None else seed)
         base = load_base(base_folder, quantisation="nf4-double", compute_dtype="float32", device="cpu")
@@ -37,7 +38,7 @@ def run(base_folder: Path, dataset: Path) -> Run:
         attached = methods.attach_adapter(base, recipe)
         kept: dict[int, bytes] = {}
 
-        def keep(training: checkpoint.Training) -> None:
+        def keep(training: checkpoint.TrainingState) -> None:
             kept[training.step] = checkpoint.encode_checkpoint(training)
 
         ended = loop.train(base, attached, rows, recipe, lambda step: None, keep=keep, **window)
@@ -47,12 +48,12 @@ def run(base_folder: Path, dataset: Path) -> Run:
 
 
 @pytest.fixture(scope="module")
-def whole(run: Run) -> tuple[bytes, dict[int, bytes], checkpoint.Training]:
+def whole(run: Run) -> tuple[bytes, dict[int, bytes], checkpoint.TrainingState]:
     return run()
 
 
 @pytest.mark.parametrize("step", [1, 4, 6])
-def test_a_run_that_goes_on_ends_in_the_same_bytes(run: Run, whole: Any, step: int) -> None:
+def test_a_run_that_continues_ends_in_the_same_bytes(run: Run, whole: Any, step: int) -> None:
     """Dropout draws from the random numbers: another seed at the start shows that they are the checkpoint's."""
     adapter, kept, ended = whole
     assert max(kept) == ended.steps == 6
@@ -66,7 +67,7 @@ def test_a_run_that_goes_on_ends_in_the_same_bytes(run: Run, whole: Any, step: i
     )
 
 
-def test_an_8_bit_optimiser_goes_on_to_the_same_bytes(run: Run, whole: Any) -> None:
+def test_an_8_bit_optimiser_continues_to_the_same_bytes(run: Run, whole: Any) -> None:
     """Its state is in the file: the two moments as bytes and the scale of each block, or as they are where a weight is
     small."""
     adapter, kept, _ = run(optimiser="adamw-8bit")
@@ -82,15 +83,15 @@ def test_of_a_large_weight_the_moments_are_bytes_and_scales() -> None:
     """bitsandbytes leaves weights of fewer than 4,096 numbers in float32, and all of the tiny model's are."""
     recipe = EVERY_STEP | {"optimiser": "adamw-8bit"}
 
-    def begin() -> checkpoint.Training:
+    def begin() -> checkpoint.TrainingState:
         torch.manual_seed(1)
         weight = torch.nn.Parameter(torch.randn(32, 200))
-        training = checkpoint.Training(
+        training = checkpoint.TrainingState(
             {"w": weight}, optimisers.build_optimiser({"w": weight}, recipe, "cpu"), 9, "cpu"
         )
         return training
 
-    def step(training: checkpoint.Training) -> None:
+    def step(training: checkpoint.TrainingState) -> None:
         weight = training.weights["w"]
         weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(training.step))
         training.optimizer.step()
@@ -109,7 +110,7 @@ def test_of_a_large_weight_the_moments_are_bytes_and_scales() -> None:
         step(training)
     assert checkpoint.encode_checkpoint(one) == checkpoint.encode_checkpoint(other)
     with pytest.raises(BadInput, match=r"got a difference in absmax1\.w"):
-        plain = checkpoint.Training({"w": one.weights["w"]}, torch.optim.AdamW([one.weights["w"]]), 9, "cpu")
+        plain = checkpoint.TrainingState({"w": one.weights["w"]}, torch.optim.AdamW([one.weights["w"]]), 9, "cpu")
         checkpoint.restore_checkpoint(plain, data)
 
 

@@ -1,4 +1,4 @@
-"""Every method is trained, saved, loaded again and asked: what is judged is what was trained."""
+"""Every method is trained, saved, loaded again and asked: what is evaluated is what was trained."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ import torch
 from appliance.domain.recipe.methods import METHODS
 from appliance.errors import BadInput, Unavailable
 from appliance.ml.data import rows as data
-from appliance.ml.data.samples import tokenize_rows
+from appliance.ml.data.rows import tokenize_rows
 from appliance.ml.evaluation import evaluation
-from appliance.ml.inference.adapters import Slots
+from appliance.ml.inference.adapters import AdapterSlots
 from appliance.ml.model import machine
-from appliance.ml.model.base import Base, load_base
-from appliance.ml.training import loop, methods, starts
+from appliance.ml.model.base import LoadedBase, load_base
+from appliance.ml.training import loop, methods
+from appliance.ml.training import methods as starts
 from scripts.kit.tiny_model import RECIPE
 from tests.kit.gptq import packed_twin
 
@@ -30,8 +31,17 @@ OFF: dict[str, Any] = {"rank": 0, "alpha": 0, "dropout": "0.0"}
 
 
 def recipe_of(method: str, quantisation: str, **changes: Any) -> dict[str, Any]:
-    recipe = RECIPE | {"method": method, "quantisation": quantisation, "dropout": "0.0", "accumulation": 1, "epochs": 3}
-    recipe |= {"learning_rate": RATES.get(method, "0.01"), "rate_ratio": "16.0" if method == "lora-plus" else "1.0"}
+    recipe = RECIPE | {
+        "method": method,
+        "quantisation": quantisation,
+        "dropout": "0.0",
+        "gradient_accumulation_steps": 1,
+        "epochs": 3,
+    }
+    recipe |= {
+        "learning_rate": RATES.get(method, "0.01"),
+        "loraplus_lr_ratio": "16.0" if method == "lora-plus" else "1.0",
+    }
     recipe |= {} if METHODS[method].low_rank else OFF
     return recipe | ({} if METHODS[method].chooses_modules else {"target_modules": []}) | changes
 
@@ -40,7 +50,7 @@ def recipe_of(method: str, quantisation: str, **changes: Any) -> dict[str, Any]:
 class Trained:
     recipe: dict[str, Any]
     model: Any
-    base: Base
+    base: LoadedBase
     losses: list[float]
     weights: bytes
     config: bytes
@@ -51,7 +61,7 @@ Train = Callable[..., Trained]
 
 @pytest.fixture(scope="module")
 def train(base_folder: Path, dataset: Path) -> Train:
-    """A whole run as the worker does it; each is trained once."""
+    """Return a function that trains as the worker does, once for each recipe."""
     made: dict[str, Trained] = {}
 
     def run(method: str, quantisation: str, **changes: Any) -> Trained:
@@ -70,25 +80,25 @@ def train(base_folder: Path, dataset: Path) -> Train:
     return run
 
 
-def load(folder: Path, recipe: dict[str, Any], *, trainable: bool = False) -> Base:
+def load(folder: Path, recipe: dict[str, Any], *, trainable: bool = False) -> LoadedBase:
     if recipe["quantisation"] == "gptq":
         folder = packed_twin(folder)
     tuple_ = {key: recipe[key] for key in ("quantisation", "compute_dtype", "device")}
     return load_base(folder, **tuple_, trainable=trainable, packs=METHODS[recipe["method"]].plain)
 
 
-def read_logits(base: Base) -> torch.Tensor:
+def read_logits(base: LoadedBase) -> torch.Tensor:
     """At every token of a fixed text."""
     with torch.inference_mode():
         hidden = base.hidden(input_ids=torch.arange(3, 43)[None], use_cache=False)[0]
         return (hidden.to(base.head().weight.dtype) @ base.head().weight.T).float()
 
 
-def reload(trained: Trained, folder: Path, read: Callable[[Base], Any] = read_logits) -> tuple[Any, Any]:
-    """What is read (the logits) of the base as it was imported, and with what was saved."""
+def reload(trained: Trained, folder: Path, read: Callable[[LoadedBase], Any] = read_logits) -> tuple[Any, Any]:
+    """Return the logits, or what `read` returns, of the imported base and with the saved files."""
     base = load(folder, trained.recipe)
     plain = read(base)
-    slots = Slots(base)
+    slots = AdapterSlots(base)
     if METHODS[trained.recipe["method"]].plain:
         slots.load("a", trained.config, trained.weights)
         with slots.using("a"):
@@ -121,7 +131,7 @@ def test_what_was_saved_is_evaluated_and_better_than_the_base(
     trained = train(method, quantisation)
     rows, about = data.load_rows(dataset, data.HELD_OUT), data.load_about(dataset)
 
-    def evaluate(base: Base) -> dict[str, Any]:
+    def evaluate(base: LoadedBase) -> dict[str, Any]:
         samples = tokenize_rows(rows, base.chat, max_length=128)
         return evaluation.evaluate(base, None, about, rows, samples, lambda more, tokens: None).metrics
 
@@ -136,7 +146,7 @@ def test_what_was_saved_is_evaluated_and_better_than_the_base(
     [("dora", "nf4-double"), ("ia3", "nf4-double"), ("qlora", "nf4-double"), ("lora", "gptq")],
 )
 def test_in_bfloat16_too(train: Train, base_folder: Path, method: str, quantisation: str) -> None:
-    """bitsandbytes repacks a layer that answers, and DoRA, which dequantises it again, would be judged on noise."""
+    """bitsandbytes repacks a layer that answers, and DoRA, which dequantises it again, would be evaluated on noise."""
     trained = train(method, quantisation, compute_dtype="bfloat16")
     plain, loaded = reload(trained, base_folder)
     assert torch.equal(loaded, read_logits(trained.base))
@@ -206,7 +216,7 @@ def _untouched(model: Any, recipe: Mapping[str, Any]) -> Any:
 def test_nothing_hangs_on_the_model_that_its_library_did_not_put_there(base_folder: Path, method: str) -> None:
     base = load(base_folder, recipe_of(method, "none"), trainable=method == "full")
     before = set(vars(base.model))
-    slots = Slots(base)
+    slots = AdapterSlots(base)
     assert set(vars(base.model)) == before
     slots.remove()
     attached = methods.attach_adapter(base, recipe_of(method, "none"))
@@ -218,7 +228,7 @@ def test_nothing_hangs_on_the_model_that_its_library_did_not_put_there(base_fold
     assert set(vars(base.model)) == before
 
 
-def test_pissa_begins_with_the_largest_singular_values(base: Base) -> None:
+def test_pissa_begins_with_the_largest_singular_values(base: LoadedBase) -> None:
     """The weight is noise, whose values are close together: what is left over is what the exact ones leave."""
     weight = starts.read_weight(base.model.get_decoder().layers[0].mlp.up_proj)
     a, b = starts.STARTS["pissa"](weight, 8, 2.0, torch.Generator().manual_seed(1))
@@ -244,7 +254,7 @@ def test_a_method_that_did_not_move_is_no_result(base_folder: Path, dataset: Pat
         assert methods.is_changed(attached)
 
 
-def test_full_trains_in_float32_and_is_kept_in_the_dtype_that_judges_it(train: Train, base_folder: Path) -> None:
+def test_full_trains_in_float32_and_is_kept_in_the_dtype_that_evaluates_it(train: Train, base_folder: Path) -> None:
     trained = train("full", "none", compute_dtype="bfloat16")
     weights = methods.list_trainable(trained.model)
     assert {weight.dtype for weight in weights} == {torch.float32}
@@ -276,8 +286,8 @@ def test_every_weight_of_a_base_gets_the_gradient_of_the_plain_loss(base_folder:
         assert torch.allclose(ours[name], weight.grad, rtol=1e-3, atol=1e-4), name
 
 
-def test_lora_plus_moves_b_faster_by_its_ratio(base: Base) -> None:
-    recipe = recipe_of("lora-plus", "nf4-double", rate_ratio="8.0")
+def test_lora_plus_moves_b_faster_by_its_ratio(base: LoadedBase) -> None:
+    recipe = recipe_of("lora-plus", "nf4-double", loraplus_lr_ratio="8.0")
     model = methods.attach_adapter(base, recipe).model
     training = loop.begin_training(model, recipe, 4, "cpu")
     names = {id(weight): name for name, weight in training.weights.items()}
@@ -294,13 +304,13 @@ def test_rank_stabilised_lora_says_so(train: Train) -> None:
 @pytest.mark.parametrize("method", ["dora", "ia3"])
 def test_no_slot_takes_what_is_no_plain_lora(train: Train, base_folder: Path, method: str) -> None:
     trained = train(method, "nf4-double")
-    slots = Slots(load(base_folder, trained.recipe))
+    slots = AdapterSlots(load(base_folder, trained.recipe))
     with pytest.raises(BadInput) as refused:
         slots.load("a", trained.config, trained.weights)
     assert refused.value.code == "not-servable"
 
 
-def test_weights_of_another_base_are_refused(train: Train, base: Base) -> None:
+def test_weights_of_another_base_are_refused(train: Train, base: LoadedBase) -> None:
     trained = train("full", "none")
     with pytest.raises(BadInput, match="expected this base's names, shapes and dtypes"):
         methods.apply_trained(base, trained.config, trained.weights)

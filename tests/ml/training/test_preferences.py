@@ -13,27 +13,27 @@ import pytest
 import torch
 from torch.nn.functional import log_softmax, logsigmoid
 
-from appliance.domain.data.teaching import About
+from appliance.domain.data.kinds import DatasetDescription
 from appliance.ml.data import rows as data
-from appliance.ml.data.samples import Sample, tokenize_rows
+from appliance.ml.data.rows import Sample, tokenize_rows
 from appliance.ml.data.sources import parse_source
 from appliance.ml.evaluation import evaluation
-from appliance.ml.inference.adapters import Slots
+from appliance.ml.inference.adapters import AdapterSlots
 from appliance.ml.model import machine
-from appliance.ml.model.base import Base, load_base
+from appliance.ml.model.base import LoadedBase, load_base
 from appliance.ml.training import loop, methods
-from appliance.ml.training.checkpoint import Training, encode_checkpoint
-from appliance.ml.training.preferences import adapter_off
+from appliance.ml.training.checkpoint import TrainingState, encode_checkpoint
+from appliance.ml.training.loss import adapter_off
 from scripts.kit.tiny_model import RECIPE, clauses
 
 BETA = 0.1
-PREFERRING = RECIPE | {"beta": "0.1", "dropout": "0.0", "learning_rate": "0.003", "epochs": 3, "checkpoint_every": 2}
-Load = Callable[[str], Base]
+PREFERRING = RECIPE | {"beta": "0.1", "dropout": "0.0", "learning_rate": "0.003", "epochs": 3, "save_steps": 2}
+Load = Callable[[str], LoadedBase]
 
 
 @pytest.fixture
 def load(base_folder: Path) -> Load:
-    def run(method: str = "qlora") -> Base:
+    def run(method: str = "qlora") -> LoadedBase:
         machine.use_determinism(7)
         packs = method != "dora"
         return load_base(base_folder, quantisation="nf4-double", compute_dtype="float32", device="cpu", packs=packs)
@@ -41,7 +41,7 @@ def load(base_folder: Path) -> Load:
     return run
 
 
-def pairs(base: Base) -> list[Sample]:
+def pairs(base: LoadedBase) -> list[Sample]:
     """Rows whose chosen answer has one word more, so that sequences differ in length."""
     texts = [text for text, _ in clauses(12)]
     records = [{"prompt": text, "chosen": "pay the fee now", "rejected": text.split()[0]} for text in texts]
@@ -58,14 +58,14 @@ def recipe_of(method: str) -> dict[str, Any]:
     return PREFERRING | {"method": method, "target_modules": modules} | low
 
 
-def log_probability(base: Base, prompt: list[int], answer: list[int]) -> torch.Tensor:
+def log_probability(base: LoadedBase, prompt: list[int], answer: list[int]) -> torch.Tensor:
     """Of one sequence alone, by the library's modules and torch's own softmax."""
     logits = base.model(input_ids=torch.tensor([prompt + answer]), use_cache=False).logits[0].float()
     logs = log_softmax(logits[len(prompt) - 1 : -1], dim=-1)
     return logs[range(len(answer)), answer].sum()
 
 
-def formula(base: Base, samples: list[Sample]) -> torch.Tensor:
+def formula(base: LoadedBase, samples: list[Sample]) -> torch.Tensor:
     """TRL's: -logsigmoid(beta ((log pi(c) - log pi(r)) - (log ref(c) - log ref(r)))), a mean over rows."""
     losses = []
     for sample in samples:
@@ -103,8 +103,8 @@ def test_loss_and_gradient_of_a_step_are_those_of_the_formula(load: Load, method
         assert torch.allclose(got, one, atol=2e-3 * largest), (got - one).abs().max() / largest
 
 
-def train(base: Base, **options: Any) -> tuple[methods.Attached, list[loop.Step], Training]:
-    attached, steps = methods.attach_adapter(base, PREFERRING), list[loop.Step]()
+def train(base: LoadedBase, **options: Any) -> tuple[methods.TrainableModel, list[loop.StepMeasurement], TrainingState]:
+    attached, steps = methods.attach_adapter(base, PREFERRING), list[loop.StepMeasurement]()
     samples = pairs(base)
     training = loop.train(base, attached, samples, PREFERRING, steps.append, **options)
     return attached, steps, training
@@ -135,8 +135,8 @@ def test_an_evaluation_prefers_by_the_reward_over_the_base_and_the_base_by_likel
     attached, _, _ = train(load("qlora"))
     weights, config = methods.encode_adapter(attached, "tiny")
     base = load_base(base_folder, quantisation="nf4-double", compute_dtype="float32", device="cpu", reads=True)
-    samples, about = pairs(base), About("preference", ())
-    slots = Slots(base)
+    samples, about = pairs(base), DatasetDescription("preference", ())
+    slots = AdapterSlots(base)
     slots.load("adapter", config, weights)
     untrained = evaluation.evaluate(base, slots, about, [], samples, lambda rows, tokens: None)
     with slots.using("adapter"):

@@ -14,29 +14,29 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from appliance.errors import BadInput
-from appliance.formats.core.keystream import Keystream
+from appliance.formats.core.sealed import Keystream
 from appliance.ml.data import rows as data
-from appliance.ml.data.samples import Sample, tokenize_rows
+from appliance.ml.data.rows import Sample, tokenize_rows
 from appliance.ml.model import machine
-from appliance.ml.model.base import Base, load_base
+from appliance.ml.model.base import LoadedBase, load_base
 from appliance.ml.training import loop, methods, privacy
-from appliance.ml.training.checkpoint import Training, encode_checkpoint
+from appliance.ml.training.checkpoint import TrainingState, encode_checkpoint
 from scripts.kit.tiny_model import RECIPE
 
 SECRET, OTHER = bytes(range(32)), bytes(32)
 NOISY = {"noise": "1.0", "clip": "0.5", "epsilon": "5.0", "delta": "0.001"}
 QUIET = NOISY | {"noise": "0.000001"}
 PRIVATE: dict[str, Any] = RECIPE | {
-    "privacy": NOISY, "dropout": "0.0", "max_grad_norm": "0.0", "checkpoint_every": 1, "batch_size": 4,
+    "privacy": NOISY, "dropout": "0.0", "max_grad_norm": "0.0", "save_steps": 1, "batch_size": 4,
     "epochs": 1,
-    "accumulation": 1,
+    "gradient_accumulation_steps": 1,
 }  # fmt: skip
-Prepare = Callable[..., tuple[Base, methods.Attached, list[Sample]]]
+Prepare = Callable[..., tuple[LoadedBase, methods.TrainableModel, list[Sample]]]
 
 
 @pytest.fixture
 def prepare(base_folder: Path, dataset: Path) -> Prepare:
-    def run(recipe: dict[str, Any]) -> tuple[Base, methods.Attached, list[Sample]]:
+    def run(recipe: dict[str, Any]) -> tuple[LoadedBase, methods.TrainableModel, list[Sample]]:
         machine.use_determinism(recipe["seed"])
         quantisation = recipe["quantisation"]
         base = load_base(base_folder, quantisation=quantisation, compute_dtype="float32", device="cpu")
@@ -46,7 +46,7 @@ def prepare(base_folder: Path, dataset: Path) -> Prepare:
     return run
 
 
-def row_gradient(base: Base, weights: list[torch.nn.Parameter], sample: Sample) -> list[torch.Tensor]:
+def row_gradient(base: LoadedBase, weights: list[torch.nn.Parameter], sample: Sample) -> list[torch.Tensor]:
     """Of one row's mean loss, by the library's modules and torch's own autograd."""
     logits = base.model(input_ids=torch.tensor([list(sample.ids)]), use_cache=False).logits[0].float()
     places = [place for start, stop in sample.spans for place in range(start, stop)]
@@ -55,7 +55,7 @@ def row_gradient(base: Base, weights: list[torch.nn.Parameter], sample: Sample) 
 
 
 def noised(recipe: dict[str, Any], prepared: Any, batch: list[Sample]) -> list[torch.Tensor]:
-    """The gradients of step 0 with these rows."""
+    """Return the gradients of step 0 with these rows."""
     base, attached, samples = prepared
     weights = methods.name_trainable(attached.model)
     decoder = loop.begin_decoder(base, recipe)
@@ -180,7 +180,7 @@ def test_every_row_is_drawn_with_one_probability_by_itself(prepare: Prepare) -> 
 
 def train(prepared: Any, recipe: dict[str, Any], secret: bytes = SECRET, **options: Any) -> tuple[Any, ...]:
     base, attached, samples = prepared
-    steps: list[loop.Step] = []
+    steps: list[loop.StepMeasurement] = []
     training = loop.train(base, attached, samples, recipe, steps.append, secret=secret, **options)
     return steps, training, methods.encode_adapter(attached, "tiny")
 
@@ -188,7 +188,7 @@ def train(prepared: Any, recipe: dict[str, Any], secret: bytes = SECRET, **optio
 def test_a_resumed_private_run_has_the_bytes_of_one_that_was_not_interrupted(prepare: Prepare) -> None:
     kept: list[bytes] = []
 
-    def keep(training: Training) -> None:
+    def keep(training: TrainingState) -> None:
         kept.append(encode_checkpoint(training))
 
     steps, training, adapter = train(prepare(PRIVATE), PRIVATE, keep=keep)
@@ -212,7 +212,7 @@ def test_steps_say_nothing_of_the_rows_they_drew(prepare: Prepare) -> None:
 
 
 def test_an_empty_step_is_a_step_of_noise(prepare: Prepare) -> None:
-    recipe = PRIVATE | {"batch_size": 1, "epochs": 1, "checkpoint_every": 20}
+    recipe = PRIVATE | {"batch_size": 1, "epochs": 1, "save_steps": 20}
     prepared = prepare(recipe)
     assert [] in indices(privacy.PrivatePlan(prepared[2], recipe, SECRET))
     steps, _, _ = train(prepared, recipe)

@@ -1,4 +1,4 @@
-"""What is asked of vLLM token by token: a label that is drawn, and the probability of each label."""
+"""Requests to vLLM token by token: a label that is drawn, and the probability of each label."""
 
 from __future__ import annotations
 
@@ -7,23 +7,22 @@ from typing import Any, cast
 
 import pytest
 
-from appliance.ml.inference.choices import Choices
-from appliance.ml.inference.reading import Question
-from appliance.ml.inference.request import Request
-from appliance.ml.inference.score import find_branches
-from appliance.ml.model.base import Base
-from appliance.ml.serving.engine import Done, Event
-from appliance.ml.vllm.engine import Engine
+from appliance.ml.inference.reading import PreparedPrompt
+from appliance.ml.inference.request import InferenceRequest
+from appliance.ml.inference.score import Choices, find_branches
+from appliance.ml.model.base import LoadedBase
+from appliance.ml.serving.engine import Done, RequestEvent
+from appliance.ml.vllm.engine import VllmEngine
 
 END = 1
 
 
-class Asked(Engine):
+class Asked(VllmEngine):
     """An engine whose vLLM gives these log-probabilities to every question, a question in each step."""
 
     def __init__(self, scores: dict[int, float]) -> None:
         chat = SimpleNamespace(stop_ids=lambda: frozenset({END}), decode=lambda ids: "".join(map(chr, ids)))
-        self.base = cast(Base, SimpleNamespace(chat=chat, context_length=64))
+        self.base = cast(LoadedBase, SimpleNamespace(chat=chat, context_length=64))
         self._slots, self._rows, self._events, self._wanted = {"s": None}, {}, [], {}
         self._vllm = self
         self._told, self.asked = scores, list[str]()
@@ -41,13 +40,13 @@ class Asked(Engine):
         logprobs = [{token: SimpleNamespace(logprob=score) for token, score in self._told.items()}]
         for name in waiting:
             output = SimpleNamespace(request_id=name, outputs=[SimpleNamespace(logprobs=logprobs)])
-            events += self._hear(output)
+            events += self._handle_output(output)
         return events
 
 
-def answer(engine: Asked, question: Question) -> list[Event]:
+def answer(engine: Asked, question: PreparedPrompt) -> list[RequestEvent]:
     engine.take("r", "s", question)
-    events: list[Event] = []
+    events: list[RequestEvent] = []
     for _ in range(20):
         if not engine.busy:
             return events
@@ -57,17 +56,17 @@ def answer(engine: Asked, question: Question) -> list[Event]:
 
 def test_a_classification_with_one_label_is_sure_of_it_and_ends() -> None:
     """Nothing is asked about a label without another one, so nothing came to end the request."""
-    question = Question(Request((), 1, labels=("yes",)), [2], branches=find_branches([[65, END]]))
+    question = PreparedPrompt(InferenceRequest((), 1, labels=("yes",)), [2], branches=find_branches([[65, END]]))
     events = answer(Asked({}), question)
-    assert events == [Event("r", '{"yes": "1.000000000"}'), Event("r", Done("classified", 1, 0))]
+    assert events == [RequestEvent("r", '{"yes": "1.000000000"}'), RequestEvent("r", Done("classified", 1, 0))]
 
 
 @pytest.mark.parametrize("top_p, drawn", [(1.0, {"A", "B"}), (0.5, {"A"}), (0.0, {"A"})])
 def test_a_label_is_drawn_from_the_smallest_set_that_reaches_top_p(top_p: float, drawn: set[str]) -> None:
     found = set()
     for seed in range(30):
-        request = Request((), 5, temperature=1.0, top_p=top_p, seed=seed, labels=("A", "B"))
-        question = Question(request, [2], choices=Choices([[65, END], [66, END]]))
+        request = InferenceRequest((), 5, temperature=1.0, top_p=top_p, seed=seed, labels=("A", "B"))
+        question = PreparedPrompt(request, [2], choices=Choices([[65, END], [66, END]]))
         events = answer(Asked({65: -0.5, 66: -0.9}), question)
-        found.add("".join(event.told for event in events if isinstance(event.told, str)))
+        found.add("".join(event.content for event in events if isinstance(event.content, str)))
     assert found == drawn

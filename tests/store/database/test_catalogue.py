@@ -1,4 +1,4 @@
-"""What somebody planted in the database, took from it or changed is named, and nothing starts over it."""
+"""Objects that were added to, removed from or changed in the database are named, and nothing starts on it."""
 
 from __future__ import annotations
 
@@ -63,6 +63,15 @@ def test_a_refusal_that_was_changed_by_writable_schema_is_named(sqlite_path: Pat
         shell.commit()
     said = refused(f"sqlite:///{sqlite_path}")
     assert "trigger entries_refuse_delete on entries: expected CREATE TRIGGER" in said and "WHEN false" in said
+
+
+def test_a_changed_table_is_named_with_its_columns_and_without_its_sql(sqlite_path: Path) -> None:
+    with closing(sqlite3.connect(sqlite_path)) as shell:
+        shell.execute("ALTER TABLE entries ADD COLUMN note TEXT")
+        shell.commit()
+    said = refused(f"sqlite:///{sqlite_path}")
+    assert "table entries: expected its columns as migrations/ makes them, got others: note" in said
+    assert "CREATE TABLE" not in said
 
 
 POSTGRESQL = {
@@ -144,7 +153,7 @@ def test_a_role_that_may_more_than_it_should_is_named(databases: Databases, name
 
 
 def refused(url: str) -> str:
-    """What a start says, and a migration, and `ledger verify` of a service that runs already."""
+    """Return the errors of a start, a migration, and `ledger verify` of a running service."""
     engine = open_engine(url)
     with pytest.raises(Tampered, match=r"^database, schema: expected what the migrations make") as caught:
         check_migrated(engine)
@@ -157,7 +166,7 @@ def refused(url: str) -> str:
 
 
 def test_a_table_of_another_schema_is_not_taken_for_the_ledgers(databases: Databases, name: str) -> None:
-    """Whatever the role's or the database's search path says, and whatever stands in the session's own schema."""
+    """Whatever the search path of the role or database is, and whatever the session's own schema has."""
     server = databases.server()
     server.execute(
         f"CREATE SCHEMA evil; CREATE TABLE evil.head (LIKE head); GRANT ALL ON SCHEMA evil TO {APPLICATION}", name

@@ -1,13 +1,12 @@
-"""One founder a database, and no founder beside a process that serves."""
+"""One init per database, and none beside a process that serves."""
 
 from __future__ import annotations
 
 import pytest
 
 from appliance.errors import Conflict, Unavailable
-from appliance.store.database.claim import claim_founding
 from appliance.store.database.engine import open_engine
-from appliance.store.database.processes import Processes
+from appliance.store.database.processes import Processes, claim_database
 from scripts.kit.postgres import APPLICATION
 from tests.store.conftest import Databases
 from tests.store.database.test_processes import about
@@ -20,19 +19,19 @@ def url(databases: Databases) -> str:
 
 
 def test_a_second_founder_is_refused_until_the_first_has_ended(url: str) -> None:
-    with claim_founding(open_engine(url)):
-        with pytest.raises(Conflict, match="nothing was created") as info, claim_founding(open_engine(url)):
+    with claim_database(open_engine(url)):
+        with pytest.raises(Conflict, match="nothing was changed") as info, claim_database(open_engine(url)):
             pass
         assert info.value.code == "locked"
-    with claim_founding(open_engine(url)):
+    with claim_database(open_engine(url)):
         pass
 
 
 def test_no_appliance_is_founded_where_a_process_serves_and_none_serves_while_one_is(url: str) -> None:
-    with Processes(open_engine(url), "one", about()), pytest.raises(Conflict), claim_founding(open_engine(url)):
+    with Processes(open_engine(url), "one", about()), pytest.raises(Conflict), claim_database(open_engine(url)):
         pass
     with (
-        claim_founding(open_engine(url)),
+        claim_database(open_engine(url)),
         pytest.raises(Conflict, match="not being founded"),
         Processes(open_engine(url), "one", about()),
     ):
@@ -41,5 +40,5 @@ def test_no_appliance_is_founded_where_a_process_serves_and_none_serves_while_on
 
 def test_a_database_that_does_not_answer_is_unavailable(url: str) -> None:
     gone = url.rpartition("/")[0] + "/nowhere"
-    with pytest.raises(Unavailable), claim_founding(open_engine(gone)):
+    with pytest.raises(Unavailable), claim_database(open_engine(gone)):
         pass

@@ -13,6 +13,7 @@ from appliance.errors import BadInput, Unavailable
 from appliance.store.database.engine import (
     connect_reader,
     connect_writer,
+    connection_parameters,
     database_errors,
     open_engine,
     parse_database_url,
@@ -43,6 +44,17 @@ def test_other_databases_and_spellings_are_refused_without_showing_a_password(te
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg"])
 def test_postgresql_is_spoken_through_psycopg_3(scheme: str) -> None:
     assert parse_database_url(f"{scheme}://u:p@h/d").drivername == "postgresql+psycopg"
+
+
+def test_a_url_of_several_hosts_is_given_to_postgresql_s_own_library_as_it_reads_them() -> None:
+    """A notification's connection and pg_dump do not go through SQLAlchemy."""
+    several = "postgresql://u:p%40@/d?host=a.example:1&host=b.example:2&target_session_attrs=primary"
+    assert connection_parameters(parse_database_url(several)) == {
+        **{"dbname": "d", "user": "u", "password": "p@", "host": "a.example,b.example", "port": "1,2"},
+        "target_session_attrs": "primary",
+    }
+    one = connection_parameters(parse_database_url("postgresql://u:p@h:5/d?sslmode=verify-full"))
+    assert one == {"dbname": "d", "user": "u", "password": "p", "host": "h", "port": 5, "sslmode": "verify-full"}
 
 
 def test_sqlite_is_opened_for_durable_commits(sqlite_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,26 +25,33 @@ LEDGER = [table.name for table in tables.APPEND_ONLY]
 FIRST_COLUMN = {table.name: table.columns.keys()[0] for table in (*tables.APPEND_ONLY, tables.disclosures)}
 
 
-def fill(site: SmallLog, engine: Engine) -> Ledger:
-    """At least one row in every table."""
+def fill(site: SmallLog, engine: Engine, owner: Engine) -> Ledger:
+    """At least one row in every table. The owner writes what only an archive makes: a record of it that is removed."""
     ledger = site.open_ledger(engine)
     ledger.append(site.first_draft())
     carol = site.enrolment("carol")
     ledger.append(carol.pending)
     ledger.close()
+    with owner.begin() as connection:
+        for index, kind in ((2, "request.refused"), (3, "log.archived")):
+            data = json.dumps({"type": kind}).encode()
+            row = {"index": index, "time": "2026-11-24T12:00:00.000Z", "nodes": bytes(32), "bytes": data}
+            connection.execute(tables.entries.insert().values(row))
+        connection.execute(tables.removed_entries.insert().values({"index": 2, "archive": 3}))
+    owner.dispose()
     return ledger
 
 
 @pytest.fixture
 def file(databases: Databases, tmp_path: Path, site: SmallLog) -> Path:
     with databases.copy("sqlite", databases.migrated("sqlite"), tmp_path) as url:
-        fill(site, open_engine(url))
+        fill(site, open_engine(url), open_engine(url))
     return tmp_path / "ledger.db"
 
 
 @pytest.fixture
 def shell(file: Path) -> Iterator[sqlite3.Connection]:
-    """What anybody with the file gets: sqlite3 with its defaults, none of the service's settings."""
+    """Yield a connection as anybody with the file has it: sqlite3's defaults, without the service's settings."""
     connection = sqlite3.connect(file)
     yield connection
     connection.close()
@@ -52,8 +60,9 @@ def shell(file: Path) -> Iterator[sqlite3.Connection]:
 @pytest.fixture
 def name(databases: Databases, tmp_path: Path, site: SmallLog) -> Iterator[str]:
     with databases.copy("postgresql", databases.migrated("postgresql"), tmp_path) as url:
-        fill(site, open_engine(url))
-        yield url.rpartition("/")[2]
+        name = url.rpartition("/")[2]
+        fill(site, open_engine(url), open_engine(databases.server().url(name, OWNER)))
+        yield name
 
 
 def statements(table: str) -> list[str]:
@@ -180,8 +189,8 @@ def test_a_whole_database_has_no_finding_but_what_the_test_server_lacks(engine: 
 def test_a_trigger_that_was_dropped_or_switched_off_is_a_finding(owner_engine: Engine) -> None:
     with owner_engine.begin() as connection:
         if owner_engine.dialect.name == "sqlite":
-            for verb in ("update", "delete"):
-                connection.exec_driver_sql(f"DROP TRIGGER entries_refuse_{verb}")
+            for action in ("update", "delete"):
+                connection.exec_driver_sql(f"DROP TRIGGER entries_refuse_{action}")
             sql = "CREATE TRIGGER entries_refuse_delete BEFORE DELETE ON entries BEGIN SELECT 1; END"
             connection.exec_driver_sql(sql)
             expected = {"entries_refuse_update", "entries_refuse_delete"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -68,8 +69,24 @@ def test_an_unmigrated_database_is_a_conflict(databases: Databases, tmp_path: Pa
     urls = [f"sqlite:///{empty}", databases.server().url(databases.server().create_database(), OWNER)]
     for url in urls:
         engine = open_engine(url)
-        with pytest.raises(Conflict, match="revision: expected 0004, got an empty database"):
+        with pytest.raises(Conflict, match="revision: expected initial, got an empty database"):
             check_migrated(engine)
+        engine.dispose()
+
+
+@pytest.mark.parametrize("act", [check_migrated, migrate])
+def test_a_database_of_a_development_build_is_refused_and_left_as_it_is(
+    databases: Databases, tmp_path: Path, act: Callable[[Engine], None]
+) -> None:
+    with databases.copy("sqlite", databases.migrated("sqlite"), tmp_path) as url:
+        engine = open_engine(url)
+        with engine.begin() as connection:
+            connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0004'")
+        with pytest.raises(Conflict, match=r"\(revision 0004\) was made by a development build") as caught:
+            act(engine)
+        assert caught.value.code == "development-database"
+        with engine.connect() as connection:
+            assert MigrationContext.configure(connection).get_current_revision() == "0004"
         engine.dispose()
 
 

@@ -52,7 +52,7 @@ def test_it_ends_with_the_process_that_started_it() -> None:
     pid, folder = process.stdout.readline().split()
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    for _ in range(200):
+    for _ in range(1_200):
         if not Path(f"/proc/{pid}").exists():
             break
         time.sleep(0.05)

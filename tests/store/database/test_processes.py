@@ -1,4 +1,4 @@
-"""Several processes on one PostgreSQL: each has a name under an epoch, and what it owns goes with that."""
+"""Several processes on one PostgreSQL: each has a name under an epoch, and leases that end with it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,25 @@ import pytest
 from appliance.errors import Conflict, Unavailable
 from appliance.store.database import processes
 from appliance.store.database.engine import discard, open_engine
-from appliance.store.database.processes import About, Processes, list_members
+from appliance.store.database.processes import ProcessDescription, Processes, list_members
 from appliance.store.ledger.ledger import Ledger
 from scripts.kit.postgres import SUPERUSER
 from tests.kit.small_log import SmallLog, heartbeat
 from tests.store.conftest import Databases
 
 
-def about(**changes: object) -> About:
-    return About(**{"roles": ("units",), "host": "h1", "pid": 7, "code": "sha256:1", "since": "now", **changes})  # type: ignore[arg-type]
+def about(**changes: object) -> ProcessDescription:
+    return ProcessDescription(
+        **{
+            "roles": ("units",),
+            "host": "h1",
+            "pid": 7,
+            "since": "now",
+            "version": "0.1.0.dev1",
+            "compatibility": 7,
+            **changes,
+        }
+    )  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -49,7 +59,7 @@ def end_sessions(databases: Databases, url: str) -> None:
 
 @pytest.fixture
 def passing(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The monotonic time, set by hand."""
+    """Replace the monotonic time by one that the test sets."""
     now = [1000.0]
     monkeypatch.setattr(processes.time, "monotonic", lambda: now[0])
     return now
@@ -73,7 +83,7 @@ def test_a_name_has_one_holder_until_that_has_ended(url: str) -> None:
         assert second.epoch > first.epoch
 
 
-def test_processes_beside_each_other_have_names_and_one_build(url: str) -> None:
+def test_processes_beside_each_other_have_names_and_one_compatibility_number(url: str) -> None:
     with member(url), pytest.raises(Conflict, match="expected a name for each"), member(url, "gateway-1"):
         pass
     with member(url, "gateway-1") as first, member(url, "gateway-2", host="h2") as second:
@@ -82,10 +92,25 @@ def test_processes_beside_each_other_have_names_and_one_build(url: str) -> None:
         assert [one.name for one in second.others] == ["gateway-1"]
         with pytest.raises(Conflict, match=r"without a name|none for this one"), member(url):
             pass
-        with pytest.raises(Conflict, match="build: expected that of the other") as info, member(url, "g", code="x"):
+        refused = r"^build: 0.1.0.dev1 has compatibility number 8, and 0.1.0.dev1 of gateway-1 \(.*\) has 7; stop all"
+        with pytest.raises(Conflict, match=refused) as info, member(url, "g", compatibility=8):
             pass
         assert info.value.code == "other-build"
+        with member(url, "g", version="0.1.0.dev2+g12345678") as another_build:
+            assert {one.about.version for one in another_build.others} == {"0.1.0.dev1"}
         assert look(url) == ["gateway-1", "gateway-2"]
+
+
+def test_a_build_that_does_not_say_its_number_is_another_one(url: str) -> None:
+    with member(url, "old"):
+        engine = open_engine(url)
+        with engine.begin() as connection:
+            # Less and more than this build knows.
+            said = '{"roles": ["units"], "host": "h1", "pid": 7, "code": "sha256:1", "since": "now"}'
+            connection.exec_driver_sql("UPDATE processes SET about = %s", (said,))
+        engine.dispose()
+        with pytest.raises(Conflict, match=r"and unknown of old \(process id 7 on h1\) has 0"), member(url, "new"):
+            pass
     assert look(url) == []
 
 
@@ -127,21 +152,43 @@ def test_a_session_that_is_lost_at_our_end_alone_does_not_shut_us_out(url: str) 
 
 def test_a_silent_process_is_lost_and_what_it_owned_is_free_once(url: str, passing: list[float]) -> None:
     with member(url, "runner-1") as paused, member(url, "runner-2") as second, member(url, "runner-3") as third:
-        assert paused.own("runs") and paused.own("runs") and not second.own("runs")
-        assert second.owned() == {"runs"}
+        assert paused.acquire_lease("runs") and paused.acquire_lease("runs") and not second.acquire_lease("runs")
+        assert second.list_leases() == {"runs"}
         watch(second, passing, 9)
         assert second.silent == ()
         third.beat()
         watch(second, passing, 3)
         (gone,) = (one for one in second.silent if one.name == "runner-1")
         assert second.end(gone) and not third.end(gone)
-        assert not second.owned()
-        assert [second.own("runs"), third.own("runs")] == [True, False]
-        assert not paused.own("free"), "its epoch was taken away, and it does not know it yet"
-        assert "free" not in second.owned() | paused.mine()
+        assert not second.list_leases()
+        assert [second.acquire_lease("runs"), third.acquire_lease("runs")] == [True, False]
+        assert not paused.acquire_lease("free"), "its epoch was taken away, and it does not know it yet"
+        assert "free" not in second.list_leases() | paused.list_own_leases()
         paused.beat()
         assert paused.is_lost
-        assert not paused.own("runs")
+        assert not paused.acquire_lease("runs")
+
+
+def test_a_process_whose_row_says_that_it_ended_has_lost_its_name(url: str) -> None:
+    """Others do not see it, and record it as lost."""
+    with member(url, "a") as hidden, member(url, "b") as other:
+        engine = open_engine(url)
+        with engine.begin() as connection:
+            connection.exec_driver_sql("UPDATE processes SET about = NULL WHERE name = 'a'")
+        engine.dispose()
+        assert [one.name for one in other.list_live()] == ["b"]
+        hidden.beat()
+        assert hidden.is_lost
+
+
+def test_a_withdrawn_name_is_lost_in_this_epoch_only(url: str) -> None:
+    with member(url, "a") as one, member(url, "b") as other:
+        other.withdraw("a", one.epoch - 1)
+        one.beat()
+        assert not one.is_lost
+        other.withdraw("a", one.epoch)
+        one.beat()
+        assert one.is_lost
 
 
 def test_a_sign_of_life_between_the_look_and_the_end_saves(url: str, passing: list[float]) -> None:
@@ -158,6 +205,7 @@ def test_who_was_cut_off_itself_declares_nobody_lost(url: str, passing: list[flo
     with member(url, "a"), member(url, "b") as cut_off:
         watch(cut_off, passing, 3)
         passing[0] += 60
+        assert cut_off.silent == (), "it has not looked yet"
         cut_off.beat()
         assert cut_off.silent == ()
         watch(cut_off, passing, 11)
@@ -168,7 +216,7 @@ def test_a_fenced_process_appends_nothing_even_in_the_middle_of_an_append(url: s
     def opened(one: Processes) -> Ledger:
         ledger = site.open_ledger(open_engine(url, process=one.name))
         ledger.load()
-        ledger.fence, ledger.tells_others = one.fence, True
+        ledger.fence, ledger.notifies_others = one.fence, True
         return ledger
 
     with member(url, "old") as old, member(url, "new") as new:
@@ -200,7 +248,7 @@ def test_processes_that_append_at_once_fold_each_others_entries(url: str, site: 
         for each in (one, two):
             ledger = site.open_ledger(open_engine(url, process=each.name))
             ledger.load()
-            ledger.fence, ledger.tells_others = each.fence, True
+            ledger.fence, ledger.notifies_others = each.fence, True
             ledgers.append(ledger)
         first, second = ledgers
         first.append(site.first_draft())
@@ -208,7 +256,7 @@ def test_processes_that_append_at_once_fold_each_others_entries(url: str, site: 
             second.append(heartbeat())
             first.append(heartbeat())
         assert second.refresh()
-        assert first.root == second.root and first.state.size == 11
+        assert first.edge == second.edge and first.state.size == 11
         assert [entry.index for entry in first.take_followed()] == [1, 3, 5, 7, 9]
         assert first.take_followed() == []
         for ledger in ledgers:
@@ -218,4 +266,4 @@ def test_processes_that_append_at_once_fold_each_others_entries(url: str, site: 
 def test_on_sqlite_there_is_one_process_and_everything_is_its_own(tmp_path: object) -> None:
     with Processes(open_engine(f"sqlite:///{tmp_path}/ledger.db"), "", about()) as only:
         only.beat()
-        assert only.own("runs") and only.fence is None and only.others == () and not only.is_lost
+        assert only.acquire_lease("runs") and only.fence is None and only.others == () and not only.is_lost

@@ -1,4 +1,4 @@
-"""The connection that proofs are read through: kept, but never holding SQLite to a moment or a file that is gone."""
+"""The cached connection for proofs does not hold SQLite to an old snapshot or a removed file."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from appliance.errors import Unavailable
-from appliance.store.database.engine import open_engine
-from appliance.store.database.reader import Reader
+from appliance.store.database.engine import DatabaseReader, open_engine
 from appliance.store.ledger.ledger import Ledger
 from tests.kit.small_log import SmallLog, heartbeat
 
@@ -44,7 +43,7 @@ def test_after_a_close_nothing_of_a_proof_is_open(ledger: Ledger, sqlite_path: P
 
 
 def test_a_file_put_in_its_place_is_the_one_that_answers(ledger: Ledger, sqlite_path: Path, tmp_path: Path) -> None:
-    """What is still open would go on to prove from a file that nobody keeps any more."""
+    """The open connection would continue to prove from a file that was removed."""
     first = ledger.inclusion_proof(0, 5)
     ledger.close()
     shutil.copyfile(sqlite_path, tmp_path / "copy.db")
@@ -58,7 +57,7 @@ def test_a_file_put_in_its_place_is_the_one_that_answers(ledger: Ledger, sqlite_
 
 def test_who_comes_meanwhile_is_given_another_connection(ledger: Ledger, sqlite_path: Path) -> None:
     engine = open_engine(f"sqlite:///{sqlite_path}")
-    with closing(Reader(engine)) as reader:
+    with closing(DatabaseReader(engine)) as reader:
         with reader.ask() as one, reader.ask() as other:
             assert one is not other
         with reader.ask() as again:

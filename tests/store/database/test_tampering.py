@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from appliance.domain.core.entry import Draft, parse_entry
-from appliance.domain.rulebook import apply as rules
+from appliance.domain.core.entry import EntryDraft, parse_entry
 from appliance.errors import Tampered
 from appliance.formats.core.merkle import hash_leaf, root_of
 from appliance.formats.log.checkpoint import Checkpoint, sign_checkpoint
 from appliance.formats.signatures.keys import generate_ed25519
 from appliance.store.database.engine import open_engine
+from appliance.store.ledger import writer
 from appliance.store.ledger.ledger import Ledger
 from tests.kit.attacker import Cursor, attack
 from tests.kit.small_log import ORIGIN, SmallLog, heartbeat, refusal
@@ -28,7 +28,7 @@ H = b"\xaa" * 32
 
 
 def fill(site: SmallLog, url: str) -> None:
-    """Eight entries: 0 the first, 1 an order (two documents), 2 its endorsement (three), 3 to 7 without documents."""
+    """Eight entries: 0 the first, 1 an order (two documents), 2 its countersignature (three), 3 to 7 without any."""
     ledger = site.open_ledger(open_engine(url))
     carol = site.enrolment("carol")
     ledger.append(site.first_draft())
@@ -208,7 +208,7 @@ def test_an_added_row_is_named_at_load(
 
 
 def nodes_of(leaves: list[bytes], index: int) -> bytes:
-    """What the row of this entry keeps: the roots of the perfect subtrees that end with it."""
+    """Return the stored nodes of this entry's row: the roots of the perfect subtrees that end with it."""
     widths = [1 << level for level in range(8) if (index + 1) % (1 << level) == 0]
     return b"".join(root_of(leaves[index + 1 - width : index + 1]) for width in widths)
 
@@ -374,14 +374,14 @@ def test_a_document_that_stands_with_other_bytes_is_not_bound_again(
 def test_an_entry_that_the_rules_refuse_is_found_though_every_hash_and_signature_holds(
     history: Ledger, open_ledger: Callable[[], Ledger], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever holds the log's key can sign anything; the fold still asks the rules."""
+    """An attacker with the log's key can sign anything; the state replay still applies the rules."""
 
     def lenient(state: object, entry: object, documents: object) -> None:
         state.size, state.last_time = entry.index + 1, entry.time  # type: ignore[attr-defined]
         state.last_leaf = f"sha256:{entry.leaf.hex()}"  # type: ignore[attr-defined]
 
     with monkeypatch.context() as patch:
-        patch.setattr(rules, "apply", lenient)
-        history.append(Draft(type="principal.enrolled", actor="mallory"))
+        patch.setattr(writer, "apply", lenient)
+        history.append(EntryDraft(type="principal.enrolled", actor="mallory"))
     with pytest.raises(Tampered, match=r"^entry 8: expected one that the rules allow"):
         open_ledger().load()

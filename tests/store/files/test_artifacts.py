@@ -1,12 +1,14 @@
-"""Sealed folders and uploads: there whole or not at all, read without links, and no byte changes unseen."""
+"""Sealed folders and uploads: complete or absent, read without links, and every changed byte is detected."""
 
 from __future__ import annotations
 
 import errno
 import os
 import stat
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ def manifest_of(files: dict[str, bytes]) -> bytes:
 
 
 def fill(staging: Path, files: dict[str, bytes] = FILES) -> str:
-    """Writes the files and their manifest; its digest."""
+    """Write the files and their manifest, and return the manifest's digest."""
     for path, data in files.items():
         (staging / path).parent.mkdir(exist_ok=True)
         (staging / path).write_bytes(data)
@@ -151,7 +153,7 @@ def test_a_file_beside_has_a_plain_name(artifacts: Artifacts, name: str) -> None
 
 @pytest.mark.parametrize("digest", ["sha256:x", "../../etc", "sha256:" + "A" * 64, ""])
 def test_a_digest_is_never_a_path(artifacts: Artifacts, digest: str) -> None:
-    for method in (artifacts.path, artifacts.upload, artifacts.quarantine, artifacts.check):
+    for method in (artifacts.path, partial(artifacts.upload, "olga"), artifacts.quarantine, artifacts.check):
         with pytest.raises(BadInput):
             method(digest)
 
@@ -169,6 +171,38 @@ def test_one_flipped_byte_of_any_file_is_named(artifacts: Artifacts, path: str) 
     file.write_bytes(data)
     with pytest.raises(Tampered, match=f"artifact {digest}, {path}: expected sha256"):
         artifacts.check(digest)
+
+
+def test_a_hole_in_a_file_is_found_without_reading_it(artifacts: Artifacts) -> None:
+    """A sparse file of 4 TiB takes no block of the disk, and days to hash."""
+    digest, read = seal(artifacts), list[int]()
+    file = artifacts.path(digest) / "config/adapter_config.json"
+    file.chmod(0o600)
+    os.truncate(file, 1 << 42)
+    with pytest.raises(Tampered, match=f"expected {len(FILES['config/adapter_config.json'])} bytes, got {1 << 42}"):
+        artifacts.check(digest, read.append)
+    with pytest.raises(Tampered, match="bytes, got"):
+        next(artifacts.read_lines(digest, "config/adapter_config.json"))
+    assert sum(read) <= sum(map(len, FILES.values()))
+
+
+def test_a_name_that_is_not_text_is_escaped_in_what_is_said_of_it(artifacts: Artifacts) -> None:
+    digest = seal(artifacts)
+    _writable(artifacts.path(digest))
+    below = os.fsencode(artifacts.path(digest))
+    for _ in range(20):
+        below += b"/\xff"
+        os.mkdir(below)
+    with pytest.raises(Tampered, match=r"\\udcff: expected folders at most") as refused:
+        artifacts.check(digest)
+    assert refused.value.message.encode()
+
+
+def test_a_mark_that_is_a_pipe_is_of_no_process(artifacts: Artifacts, home: Path) -> None:
+    pending = seal_pending(artifacts)
+    os.mkfifo(home / "artifacts" / f".pending-{'a' * 64}")
+    (home / "artifacts" / f".pending-{'b' * 64}").symlink_to(home / "artifacts" / f".pending-{'a' * 64}")
+    assert artifacts.pending() == (pending,)
 
 
 def _writable(path: Path) -> None:
@@ -222,9 +256,23 @@ def test_a_quarantined_folder_is_kept_but_is_no_artifact(artifacts: Artifacts, h
     aside = artifacts.quarantine(digest)
     assert aside is not None and (aside / "recipe.json").read_bytes() == b"[1]"
     with pytest.raises(NotFound):
-        artifacts.read_folder(digest)
+        artifacts.read(digest, "recipe.json")
     assert artifacts.quarantine(digest) is None
     assert seal(artifacts) == digest, "the same bytes can be sealed again"
+
+
+@pytest.mark.parametrize("vanished", ["folder", "mount"])
+def test_a_folder_that_has_vanished_has_not_changed(artifacts: Artifacts, home: Path, vanished: str) -> None:
+    """A disk that is not mounted must put nothing into quarantine."""
+    digest = seal(artifacts)
+    folder = home / "artifacts"
+    gone = folder if vanished == "mount" else folder / digest.removeprefix("sha256:")
+    gone.rename(home / "elsewhere")
+    for read in (artifacts.check, artifacts.read_folder):
+        with pytest.raises(Unavailable, match="expected a sealed folder, got none; see that its disk is mounted"):
+            read(digest)
+    (home / "elsewhere").rename(gone)
+    artifacts.check(digest)
 
 
 def test_a_sweep_removes_staging_and_uploads_and_sets_aside_what_no_entry_names(
@@ -236,7 +284,7 @@ def test_a_sweep_removes_staging_and_uploads_and_sets_aside_what_no_entry_names(
     fill(staging)
     (staging / "outside").symlink_to(home)
     (home / "kept").write_bytes(b"kept")
-    with artifacts.receive(digest_bytes(b"abc"), 3) as upload:
+    with artifacts.receive("olga", digest_bytes(b"abc"), 3) as upload:
         upload.write(b"abc")
         upload.finish()
     (home / "uploads" / ".partial-1").write_bytes(b"")
@@ -316,42 +364,42 @@ def test_a_sweep_asks_whether_it_is_alone_after_what_is_named(home: Path) -> Non
 def test_an_upload_stands_under_its_digest_once_it_is_finished(artifacts: Artifacts, home: Path) -> None:
     data = os.urandom(100_000)
     digest = digest_bytes(data)
-    with artifacts.receive(digest, len(data)) as upload:
+    with artifacts.receive("olga", digest, len(data)) as upload:
         for start in range(0, len(data), 7_000):
             upload.write(data[start : start + 7_000])
         with pytest.raises(NotFound):
-            artifacts.upload(digest)
-        assert upload.finish() == artifacts.upload(digest)
-    assert artifacts.upload(digest).read_bytes() == data
-    assert stat.S_IMODE(artifacts.upload(digest).stat().st_mode) == 0o600
-    artifacts.discard_upload(digest, sent_by=artifacts.upload(digest).stat().st_mtime - 1)
-    assert artifacts.upload(digest).read_bytes() == data, "it was sent later"
-    artifacts.discard_upload(digest)
-    artifacts.discard_upload(digest)
-    assert list((home / "uploads").iterdir()) == []
+            artifacts.upload("olga", digest)
+        assert upload.finish() == artifacts.upload("olga", digest)
+    assert artifacts.upload("olga", digest).read_bytes() == data
+    assert stat.S_IMODE(artifacts.upload("olga", digest).stat().st_mode) == 0o600
+    artifacts.discard_upload("olga", digest, sent_by=artifacts.upload("olga", digest).stat().st_mtime - 1)
+    assert artifacts.upload("olga", digest).read_bytes() == data, "it was sent later"
+    artifacts.discard_upload("olga", digest)
+    artifacts.discard_upload("olga", digest)
+    assert list((home / "uploads").glob("*/*")) == []
 
 
 def test_bytes_of_another_digest_are_not_kept(artifacts: Artifacts, home: Path) -> None:
     with (
         pytest.raises(BadInput, match="expected the bytes of sha256"),
-        artifacts.receive(digest_bytes(b"a"), 1) as upload,
+        artifacts.receive("olga", digest_bytes(b"a"), 1) as upload,
     ):
         upload.write(b"b")
         upload.finish()
-    assert list((home / "uploads").iterdir()) == []
+    assert list((home / "uploads").glob("*/*")) == []
 
 
 def test_more_bytes_than_announced_are_refused_as_they_come(artifacts: Artifacts, home: Path) -> None:
-    with pytest.raises(TooLarge), artifacts.receive(digest_bytes(b"abcd"), 3) as upload:
+    with pytest.raises(TooLarge), artifacts.receive("olga", digest_bytes(b"abcd"), 3) as upload:
         upload.write(b"ab")
         upload.write(b"cd")
-    assert list((home / "uploads").iterdir()) == []
+    assert list((home / "uploads").glob("*/*")) == []
 
 
 def test_an_upload_that_is_broken_off_leaves_nothing(artifacts: Artifacts, home: Path) -> None:
-    with artifacts.receive(digest_bytes(b"abcd"), 4) as upload:
+    with artifacts.receive("olga", digest_bytes(b"abcd"), 4) as upload:
         upload.write(b"ab")
-    assert list((home / "uploads").iterdir()) == []
+    assert list((home / "uploads").glob("*/*")) == []
 
 
 # --- the power goes -----------------------------------------------------------------------------------------------
@@ -405,7 +453,7 @@ def test_a_power_cut_between_any_two_calls_leaves_an_artifact_whole_or_absent(
         after.sweep(lambda: frozenset([digest]))
         try:
             after.check(digest)
-        except NotFound:
+        except Unavailable:
             assert not ended
             absent += 1
         else:
@@ -430,7 +478,7 @@ def test_a_power_cut_between_any_two_calls_leaves_an_upload_whole_or_absent(
     digest = digest_bytes(data)
 
     def send(artifacts: Artifacts) -> None:
-        with artifacts.receive(digest, len(data)) as upload:
+        with artifacts.receive("olga", digest, len(data)) as upload:
             upload.write(data[:500])
             upload.write(data[500:])
             upload.finish()
@@ -439,7 +487,7 @@ def test_a_power_cut_between_any_two_calls_leaves_an_upload_whole_or_absent(
         home = tmp_path / str(at)
         ended = run_until_cut(monkeypatch, at, lambda home=home: send(Artifacts(home)))
         try:
-            assert Artifacts(home).upload(digest).read_bytes() == data
+            assert Artifacts(home).upload("olga", digest).read_bytes() == data
         except NotFound:
             assert not ended
         if ended:
@@ -465,7 +513,7 @@ def test_everything_is_on_disk_before_the_name_that_shows_it(monkeypatch: pytest
     monkeypatch.setattr(os, "fsync", note_fsync)
     monkeypatch.setattr(os, "rename", note_rename)
     digest = seal(artifacts)
-    with artifacts.receive(digest_bytes(b"abc"), 3) as upload:
+    with artifacts.receive("olga", digest_bytes(b"abc"), 3) as upload:
         upload.write(b"abc")
         upload.finish()
     artifacts.quarantine(digest)
@@ -487,14 +535,17 @@ def test_a_disk_that_fails_is_unavailable(artifacts: Artifacts, monkeypatch: pyt
         monkeypatch.setattr(os, "fsync", fail)
         with pytest.raises(Unavailable, match="No space left"):
             artifacts.seal(staging, digest)
-        with pytest.raises(Unavailable, match="No space left"), artifacts.receive(digest_bytes(b""), 0) as upload:
+        with (
+            pytest.raises(Unavailable, match="No space left"),
+            artifacts.receive("olga", digest_bytes(b""), 0) as upload,
+        ):
             upload.finish()
     with pytest.raises(NotFound):
         artifacts.path(digest)
 
 
 def send(artifacts: Artifacts, data: bytes) -> str:
-    with artifacts.receive(digest_bytes(data), len(data)) as upload:
+    with artifacts.receive("olga", digest_bytes(data), len(data)) as upload:
         upload.write(data)
         upload.finish()
     return digest_bytes(data)
@@ -513,8 +564,8 @@ def other_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_upload_is_placed_in_a_staging_folder_without_a_copy(artifacts: Artifacts) -> None:
     digest = send(artifacts, b"rows")
     with artifacts.staging() as staging:
-        artifacts.place_upload(digest, staging / "rows.csv")
-        assert (staging / "rows.csv").samefile(artifacts.upload(digest))
+        artifacts.place_upload("olga", digest, staging / "rows.csv")
+        assert (staging / "rows.csv").samefile(artifacts.upload("olga", digest))
 
 
 @pytest.mark.usefixtures("other_disk")
@@ -522,16 +573,36 @@ def test_an_upload_is_copied_to_a_staging_folder_on_another_disk(artifacts: Arti
     data = os.urandom((2 << 20) + 5)
     digest = send(artifacts, data)
     with artifacts.staging() as staging:
-        artifacts.place_upload(digest, staging / "rows.csv")
+        artifacts.place_upload("olga", digest, staging / "rows.csv")
         assert (staging / "rows.csv").read_bytes() == data
         assert stat.S_IMODE((staging / "rows.csv").stat().st_mode) == 0o600
         with pytest.raises(Unavailable, match="File exists"):
-            artifacts.place_upload(digest, staging / "rows.csv")
+            artifacts.place_upload("olga", digest, staging / "rows.csv")
 
 
 @pytest.mark.usefixtures("other_disk")
 def test_a_copy_of_an_upload_has_the_bytes_of_its_digest(artifacts: Artifacts) -> None:
     digest = send(artifacts, b"rows")
-    artifacts.upload(digest).write_bytes(b"owls")
+    artifacts.upload("olga", digest).write_bytes(b"owls")
     with artifacts.staging() as staging, pytest.raises(Tampered, match="expected its bytes to be unchanged"):
-        artifacts.place_upload(digest, staging / "rows.csv")
+        artifacts.place_upload("olga", digest, staging / "rows.csv")
+
+
+def test_the_lines_of_a_file_are_read_one_by_one(artifacts: Artifacts) -> None:
+    files = {"rows.jsonl": b"x" * 999 + b"\n" + (b"y" * 99 + b"\n") * 50_000 + b"z"}
+    with artifacts.staging() as staging:
+        digest = fill(staging, files)
+        artifacts.seal(staging, digest, BESIDE)
+    tracemalloc.start()
+    try:
+        lengths = [len(line) for line in artifacts.read_lines(digest, "rows.jsonl")]
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000 < len(files["rows.jsonl"])
+    finally:
+        tracemalloc.stop()
+    assert (lengths[0], lengths[-1], len(lengths)) == (1_000, 1, 50_002)
+
+
+@pytest.mark.parametrize("path", ["a" * 2_000, f"config/{'a' * 2_000}", "/".join(["config"] * 2_000)])
+def test_a_name_that_is_too_long_is_the_name_of_no_file(artifacts: Artifacts, path: str) -> None:
+    with pytest.raises(NotFound, match="expected a file, got none"):
+        artifacts.read(seal(artifacts), path)

@@ -1,4 +1,4 @@
-"""Training checkpoints on the disk: named by their bytes, whole or not there, hashed again by whoever reads them."""
+"""Training checkpoints on disk: named by their digest, complete or absent, hashed again by each reader."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 
 from appliance.errors import NotFound, Tampered, TooLarge, Unavailable
 from appliance.formats.core.digest import digest_bytes
-from appliance.store.files.checkpoints import Checkpoints
 from appliance.store.files.disk import PARTIAL
+from appliance.store.files.run_files import Checkpoints
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +17,13 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
+from pyrage import passphrase
 
 from appliance.errors import BadInput, Conflict, NotFound, Tampered
+from appliance.formats.log.note import is_post_quantum
 from appliance.formats.signatures.keys import verify_signature
-from appliance.store.files.keyring import ADAPTER_KEY, LOG_KEY, Keyring
+from appliance.store.files import keyring as keyring_module
+from appliance.store.files.keyring import ADAPTER_KEY, LOG_KEY, POST_QUANTUM_ADAPTER_KEY, Keyring
 
 
 @pytest.fixture
@@ -176,3 +180,61 @@ def test_a_key_is_on_disk_before_it_is_handed_out(folder: Path, monkeypatch: pyt
             assert at >= 2, "file, its folder, and the folder's name are synced"
             return
     pytest.fail("no key was ever made")
+
+
+def test_keys_of_ml_dsa_are_seeds_that_are_made_once(keyring: Keyring, folder: Path) -> None:
+    origin = "bank.example/log"
+    (first,) = keyring.log_signers(origin)
+    vkey = keyring.next_log_key(origin, [first], post_quantum=True)
+    assert keyring.next_log_key(origin, [first], post_quantum=True) == vkey, "an unused one is taken again"
+    assert is_post_quantum(vkey)
+    other = keyring.next_log_key(origin, [first])
+    assert not is_post_quantum(other) and list(keyring.log_signers(origin)) == [first, vkey, other]
+    adapter = keyring.post_quantum_adapter_key()
+    assert Keyring(folder).post_quantum_adapter_key().spki == adapter.spki
+    for uri, signer in (("file:log-2", keyring.log_signers(origin)[vkey]), (POST_QUANTUM_ADAPTER_KEY, adapter)):
+        path = folder / f"{uri.removeprefix('file:')}.pem"
+        assert len(path.read_bytes()) == 128, "PKCS#8 with the seed alone"
+        verify_signature(signer.spki, b"data", Keyring(folder).open_signer(uri).sign(b"data"))
+
+
+def test_a_busy_machine_opens_keys_that_were_encrypted_on_an_idle_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Age measures the machine for a millisecond, and refuses work that would take long at this pace."""
+    Keyring(tmp_path / "keys", b"a passphrase").make_keys()
+    decrypt, refusals = passphrase.decrypt, [3]
+
+    def refuse_at_first(data: bytes, key: str) -> bytes:
+        if refusals[0]:
+            refusals[0] -= 1
+            heavier = re.sub(rb"(-> scrypt \S+) \d+\n", rb"\1 40\n", data, count=1)
+            return bytes(decrypt(heavier, key))
+        return bytes(decrypt(data, key))
+
+    monkeypatch.setattr(keyring_module, "_PAUSE_S", 0.0)
+    monkeypatch.setattr(passphrase, "decrypt", refuse_at_first)
+    assert Keyring(tmp_path / "keys", b"a passphrase").open_signer(LOG_KEY)
+    assert refusals == [0]
+    refusals[0] = 1000
+    with pytest.raises(BadInput, match="Excessive work"):
+        Keyring(tmp_path / "keys", b"a passphrase").open_signer(LOG_KEY)
+    assert refusals == [1000 - keyring_module._TRIALS]
+
+
+def test_keys_can_be_encrypted_by_a_passphrase(tmp_path: Path) -> None:
+    """Debian's age opens them as well."""
+    made = Keyring(tmp_path / "keys", b"a passphrase")
+    made.make_keys()
+    signers = [made.open_signer(uri) for uri in (LOG_KEY, ADAPTER_KEY)]
+    assert sorted(path.name for path in (tmp_path / "keys").iterdir()) == ["adapter.pem.age", "log.pem.age"]
+    assert not any(b"PRIVATE KEY" in path.read_bytes() for path in (tmp_path / "keys").iterdir())
+    opened = Keyring(tmp_path / "keys", b"a passphrase")
+    assert [opened.open_signer(uri).spki for uri in (LOG_KEY, ADAPTER_KEY)] == [one.spki for one in signers]
+    assert opened.list_keys() == ["file:adapter", "file:log"]
+    (tmp_path / "keys" / "log.pem.age").unlink()
+    assert opened.open_signer(LOG_KEY).spki == signers[0].spki, "it was decrypted once"
+    with pytest.raises(BadInput, match="file that the passphrase opens"):
+        Keyring(tmp_path / "keys", b"another").open_signer(ADAPTER_KEY)
+    with pytest.raises(NotFound):
+        Keyring(tmp_path / "keys").open_signer(ADAPTER_KEY)

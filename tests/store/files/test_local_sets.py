@@ -23,7 +23,7 @@ def home(tmp_path: Path) -> Path:
         folder.mkdir(parents=True)
     (task / "colours.yaml").write_bytes(YAML)
     (task / "data/test.jsonl").write_bytes(ROWS)
-    (task / "__pycache__/judge.pyc").write_bytes(b"left by an interpreter")
+    (task / "__pycache__/evaluate.pyc").write_bytes(b"left by an interpreter")
     (metric / "shout.py").write_bytes(b"")
     return tmp_path
 

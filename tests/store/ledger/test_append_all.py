@@ -10,17 +10,19 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, select
 
-from appliance.domain.core.entry import Draft
+from appliance.domain.core.entry import EntryDraft
+from appliance.domain.core.signatures import EXPIRED
 from appliance.errors import BadInput, Conflict, Denied, Tampered, TooLarge, Unavailable
 from appliance.formats.core.merkle import verify_inclusion
 from appliance.formats.log.checkpoint import Checkpoint, open_checkpoint, sign_checkpoint
 from appliance.formats.signatures.keys import Signer
 from appliance.store.database import tables
 from appliance.store.database.engine import connect_reader, open_engine
+from appliance.store.ledger import keys as keys_module
 from appliance.store.ledger import ledger as ledger_module
 from appliance.store.ledger.ledger import Ledger
-from appliance.store.ledger.queue import Appended
-from appliance.store.ledger.staging import MAX_DOCUMENT_BYTES
+from appliance.store.ledger.queue import AppendedEntry
+from appliance.store.ledger.writer import MAX_DOCUMENT_BYTES
 from tests.kit.faults import failing
 from tests.kit.small_log import START, SmallLog, heartbeat, refusal
 from tests.store.conftest import Databases
@@ -29,18 +31,18 @@ from tests.store.ledger.test_failures import check_whole
 
 @pytest.fixture
 def signed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The sizes of the checkpoints that are signed, as they are."""
+    """Record the sizes of the checkpoints that are signed."""
     sizes: list[int] = []
 
     def sign(checkpoint: Checkpoint, *signers: Signer) -> bytes:
         sizes.append(checkpoint.size)
         return sign_checkpoint(checkpoint, *signers)
 
-    monkeypatch.setattr(ledger_module, "sign_checkpoint", sign)
+    monkeypatch.setattr(keys_module, "sign_checkpoint", sign)
     return sizes
 
 
-def mixed(site: SmallLog) -> list[Draft]:
+def mixed(site: SmallLog) -> list[EntryDraft]:
     """Entries with and without documents, disclosures, projections, and unusual outcomes; some rest on those before."""
     carol, dave = site.enrolment("carol"), site.enrolment("dave")
     return [
@@ -58,7 +60,9 @@ def test_one_commit_and_one_checkpoint_hold_all_of_them_in_their_order(
     assert [one.entry.index for one in appended] == list(range(1, len(drafts) + 1))
     assert signed == [1, len(drafts) + 1]
     (note,) = {one.checkpoint for one in appended}
-    assert open_checkpoint(note, site.log_key) == Checkpoint("appliance.example/store", len(drafts) + 1, ledger.root)
+    assert open_checkpoint(note, site.log_key) == Checkpoint(
+        "appliance.example/store", len(drafts) + 1, ledger.edge.root()
+    )
     check_whole(ledger, open_ledger)
 
 
@@ -66,7 +70,7 @@ def test_one_commit_and_one_checkpoint_hold_all_of_them_in_their_order(
 def still(
     site: SmallLog, database_url: str, databases: Databases, tmp_path: Path
 ) -> Iterator[tuple[tuple[Engine, Ledger], tuple[Engine, Ledger]]]:
-    """Two logs with the same first entry, in databases of one kind; their clock stands still."""
+    """Two logs with the same first entry, in databases of one kind; their clock does not advance."""
     kind = database_url.partition(":")[0]
     (folder := tmp_path / "other").mkdir()
     with databases.copy(kind, databases.migrated(kind), folder) as other:
@@ -108,7 +112,7 @@ def test_what_was_just_appended_is_proved_from_memory(ledger: Ledger, monkeypatc
     monkeypatch.setattr(ledger, "_read_nodes", refuse)
     for count in (64, 1, 7):
         appended = ledger.append_all([refusal(f"unit-{n}") for n in range(count)])
-        size, root = ledger.state.size, ledger.root
+        size, root = ledger.state.size, ledger.edge.root()
         for one in appended:
             proof = ledger.inclusion_proof(one.entry.index, size)
             verify_inclusion(one.entry.leaf, one.entry.index, size, proof, root)
@@ -154,7 +158,7 @@ def test_each_is_decided_over_the_state_after_those_before_it(
 
 
 def test_a_document_too_large_is_named_before_anything_is_asked(ledger: Ledger) -> None:
-    large = Draft(type="heartbeat", documents={"order": bytes(MAX_DOCUMENT_BYTES + 1)})
+    large = EntryDraft(type="heartbeat", documents={"order": bytes(MAX_DOCUMENT_BYTES + 1)})
     with (
         failing(ledger._engine, "no statement", after=False) as steps,
         pytest.raises(TooLarge, match=r"^draft 2 of 2: document order: "),
@@ -169,15 +173,15 @@ def test_the_guard_is_asked_once_over_the_state_before_the_first(ledger: Ledger)
     assert seen == [1]
 
     def refuse(_state: Any, _time: str) -> None:
-        raise Denied("no", reasons=("not now",))
+        raise Denied("no", refusals=(EXPIRED(expires="then", now="now"),))
 
-    with pytest.raises(Denied, match=r"^no: not now$"):
+    with pytest.raises(Denied, match=r"^no: It expired at then"):
         ledger.append_all([heartbeat(), heartbeat()], guard=refuse)
     assert ledger.state.size == 3
 
 
 def test_an_error_that_says_where_is_otherwise_the_same() -> None:
-    error = Denied("a", reasons=("b", "c"), code="d").within("draft 1 of 2")
+    error = BadInput("a", reasons=("b", "c"), code="d").within("draft 1 of 2")
     assert (str(error), error.message, error.code, error.reasons) == (
         *("draft 1 of 2: a: b; c", "draft 1 of 2: a: b; c", "d", ("b", "c")),
     )
@@ -247,11 +251,11 @@ def test_bytes_of_any_of_them_that_were_stored_otherwise_are_not_signed(
 def test_two_services_and_lone_appends_at_once_never_part_what_one_caller_appended(
     ledger: Ledger, open_ledger: Callable[[], Ledger]
 ) -> None:
-    """What serialises two services is the head's row: whoever comes second folds in what the first has written."""
+    """What serialises two services is the head's row: whoever comes second applies what the first has written."""
     other = open_ledger()
     other.load()
 
-    def write(one: Ledger, count: int) -> list[list[Appended]]:
+    def write(one: Ledger, count: int) -> list[list[AppendedEntry]]:
         return [one.append_all([heartbeat() for _ in range(count)]) for _ in range(8)]
 
     with ThreadPoolExecutor(8) as pool:

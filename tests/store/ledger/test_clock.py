@@ -1,4 +1,4 @@
-"""Under a clock that is behind the log, only what sets the log's time back is appended, and questions of time hold."""
+"""Under a clock that is behind the log, only a reset of the log's time is appended."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from appliance.domain.core.entry import Draft, parse_entry
+from appliance.domain.actions.apply import subjects_of
+from appliance.domain.core.entry import EntryDraft, parse_entry
 from appliance.domain.core.names import add_seconds, encode_value
 from appliance.domain.core.order import Order
-from appliance.domain.governance.clock import ClockReset, ResetClock
-from appliance.domain.governance.endorsement import Endorse, OrderPending
-from appliance.domain.retention.holds import HoldPlaced, PlaceHold
-from appliance.domain.rulebook.subjects import subjects_of
+from appliance.domain.governance.countersignature import Countersign, OrderPending
+from appliance.domain.governance.log_control import ClockReset, ResetClock
+from appliance.domain.retention import HoldPlaced, PlaceHold
 from appliance.errors import ApplianceError, Denied, Unavailable
 from appliance.formats.core.timestamp import encode_time
 from appliance.formats.signatures.dsse import encode_envelope
 from appliance.store.database.engine import migrate, open_engine
-from appliance.store.ledger import filing
+from appliance.store.ledger import search_index
+from appliance.store.ledger.keys import HeldLogKeys
 from appliance.store.ledger.ledger import Ledger
 from appliance.store.ledger.past import last_at
 from scripts.kit.log_builder import ORIGIN, LogBuilder
@@ -36,7 +37,7 @@ class Behind:
         self.url, self.clock, self.site = url, Clock(), LogBuilder()
         self.ledger = self.opened()
         body = self.site.first
-        self.ledger.append(Draft(type=body.type, documents={"policy": encode_value(self.site.policy)}, body=body))
+        self.ledger.append(EntryDraft(type=body.type, documents={"policy": encode_value(self.site.policy)}, body=body))
         for _ in range(3):
             self.ledger.append(heartbeat())
         self.clock.now += AHEAD
@@ -50,14 +51,14 @@ class Behind:
             open_engine(self.url),
             origin=ORIGIN,
             log_key=self.site.first.log_key,
-            signers=self.site.log_signers.__getitem__,
+            keys=HeldLogKeys(self.site.log_signers.__getitem__),
             clock=self.clock,
         )
 
-    def pending(self, order: Order) -> Draft:
+    def pending(self, order: Order) -> EntryDraft:
         envelope = self.site.sign(order)
         body = OrderPending(policy=self.site.in_force)
-        return Draft(
+        return EntryDraft(
             type=body.type, actor=order.signer, source="unix", outcome="pending", body=body,
             subjects=subjects_of(body, ((envelope.pae_digest, order),)),
             documents={"order": encode_envelope(envelope)},
@@ -67,15 +68,15 @@ class Behind:
         self.site.now = encode_time(self.clock())
         return self.site.order(ResetClock, "anna", last=last or self.last)
 
-    def reset(self, order: ResetClock) -> Draft:
+    def reset(self, order: ResetClock) -> EntryDraft:
         first = self.site.sign(order)
         self.site.now = encode_time(self.clock())
-        endorsement = self.site.order(Endorse, "ben", order=first.pae_digest)
-        second, body = self.site.sign(endorsement), ClockReset(policy=self.site.in_force)
-        return Draft(
+        countersignature = self.site.order(Countersign, "ben", order=first.pae_digest)
+        second, body = self.site.sign(countersignature), ClockReset(policy=self.site.in_force)
+        return EntryDraft(
             type=body.type, actor="ben", source="unix", body=body,
-            subjects=subjects_of(body, ((second.pae_digest, endorsement), (first.pae_digest, order))),
-            documents={"order": encode_envelope(second), "endorsed": encode_envelope(first)},
+            subjects=subjects_of(body, ((second.pae_digest, countersignature), (first.pae_digest, order))),
+            documents={"order": encode_envelope(second), "countersigned": encode_envelope(first)},
         )  # fmt: skip
 
     def set_right(self) -> str:
@@ -84,13 +85,13 @@ class Behind:
         return self.ledger.append(self.reset(order)).entry.time
 
 
-def heartbeat() -> Draft:
-    return Draft(type="heartbeat", body={})
+def heartbeat() -> EntryDraft:
+    return EntryDraft(type="heartbeat", body={})
 
 
-@pytest.fixture(params=[filing.BLOCK, 4], ids=["none filed", "filed"])
+@pytest.fixture(params=[search_index.BLOCK, 4], ids=["none filed", "filed"])
 def behind(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Behind]:
-    monkeypatch.setattr(filing, "BLOCK", request.param)
+    monkeypatch.setattr(search_index, "BLOCK", request.param)
     url = f"sqlite:///{tmp_path / 'ledger.db'}"
     engine = open_engine(url)
     migrate(engine)
@@ -104,7 +105,7 @@ def test_only_what_sets_the_time_back_is_appended_while_the_clock_is_behind(behi
     order, ledger = behind.order(), behind.ledger
     hold = behind.site.order(PlaceHold, "anna", subject="principal:ben")
     envelope, body = behind.site.sign(hold), HoldPlaced(policy=behind.site.in_force)
-    placed = Draft(
+    placed = EntryDraft(
         type=body.type, actor="anna", source="unix", body=body,
         subjects=subjects_of(body, ((envelope.pae_digest, hold),)),
         documents={"order": encode_envelope(envelope)},
@@ -127,8 +128,9 @@ def test_only_what_sets_the_time_back_is_appended_while_the_clock_is_behind(behi
 
 def test_what_the_rules_refuse_is_not_let_through_either(behind: Behind) -> None:
     size = behind.ledger.state.size
-    with pytest.raises(Denied, match="expected the time of the last entry"):
+    with pytest.raises(Denied) as caught:
         behind.ledger.append(behind.pending(behind.order(last=encode_time(START))))
+    assert [one.code for one in caught.value.refusals] == ["last-entry-differs"]
     with pytest.raises(ApplianceError, match="waits for a second administrator"):
         behind.ledger.append(behind.reset(behind.order()))
     assert behind.ledger.state.size == size
@@ -137,7 +139,7 @@ def test_what_the_rules_refuse_is_not_let_through_either(behind: Behind) -> None
 def test_a_clock_that_is_far_ahead_is_believed_for_no_reset(behind: Behind) -> None:
     ledger = Ledger(
         open_engine(behind.url), origin=ORIGIN, log_key=behind.site.first.log_key,
-        signers=behind.site.log_signers.__getitem__, clock=behind.clock, longest_pause_days=31,
+        keys=HeldLogKeys(behind.site.log_signers.__getitem__), clock=behind.clock, longest_pause_days=31,
     )  # fmt: skip
     draft = behind.pending(behind.order())
     behind.clock.now += timedelta(days=400)
@@ -178,7 +180,7 @@ def test_a_time_stands_for_the_last_entry_of_it_by_a_clock_that_was_right(behind
     reset = behind.ledger.state.site.resets[0]
 
     def asked(time: str) -> int:
-        return behind.ledger.ask(lambda connection: last_at(connection, behind.ledger.unfiled, time))
+        return behind.ledger.ask(lambda connection: last_at(connection, behind.ledger.partial_block, time))
 
     assert asked(parse_entry(right).time) == 3
     assert asked(add_seconds(reset_at, -1)) == 3

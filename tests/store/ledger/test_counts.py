@@ -11,9 +11,9 @@ import pytest
 from sqlalchemy import Engine
 
 from appliance.domain.core.entry import Entry, parse_entry
-from appliance.store.ledger import counts, filing
-from appliance.store.ledger.counts import Count, Totals, count_by
+from appliance.store.ledger import search, search_index
 from appliance.store.ledger.ledger import Ledger
+from appliance.store.ledger.search import Count, Totals, count_by
 from scripts.kit.log_builder import LogBuilder, stage
 from tests.store.retold import retell
 
@@ -41,7 +41,7 @@ def told() -> LogBuilder:
 def ledger(
     request: pytest.FixtureRequest, engine: Engine, told: LogBuilder, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Ledger]:
-    monkeypatch.setattr(filing, "BLOCK", request.param)
+    monkeypatch.setattr(search_index, "BLOCK", request.param)
     made = retell(engine, told)
     yield made
     made.close()
@@ -54,7 +54,7 @@ def values_of(entry: Entry) -> Iterator[tuple[str, str]]:
 
 
 def counted(ledger: Ledger, filters: Any, facets: dict[str, list[str]]) -> dict[str, list[Count]]:
-    return ledger.ask(lambda connection: count_by(connection, ledger.unfiled, ledger.totals, filters, facets))
+    return ledger.ask(lambda connection: count_by(connection, ledger.partial_block, ledger.totals, filters, facets))
 
 
 def facets_of(site: LogBuilder) -> dict[str, list[str]]:
@@ -83,21 +83,21 @@ def test_the_whole_log_s_counts_go_on_with_the_log_and_read_no_block_twice(
     facets = {"type": ["heartbeat", "request.admitted"], "actor": ["legal"]}
     before = counted(ledger, {}, facets)
     read: list[tuple[int, int]] = []
-    real = counts.read_bits
+    real = search.read_bits
     monkeypatch.setattr(
-        counts, "read_bits", lambda c, key, low, high: read.append((low, high)) or real(c, key, low, high)
+        search, "read_bits", lambda c, key, low, high: read.append((low, high)) or real(c, key, low, high)
     )
     assert counted(ledger, {}, facets) == before and read == []
     assert counted(ledger, {}, facets) == ledger.ask(
-        lambda connection: count_by(connection, ledger.unfiled, Totals(), {}, facets)
+        lambda connection: count_by(connection, ledger.partial_block, Totals(), {}, facets)
     )
 
 
-def test_a_search_that_goes_on_beyond_the_blocks_that_are_counted_says_at_least(
+def test_a_search_that_continues_beyond_the_blocks_that_are_counted_says_at_least(
     engine: Engine, told: LogBuilder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(filing, "BLOCK", 1)
-    monkeypatch.setattr(counts, "MOST_BLOCKS", 5)
+    monkeypatch.setattr(search_index, "BLOCK", 1)
+    monkeypatch.setattr(search, "MOST_BLOCKS", 5)
     ledger = retell(engine, told)
     found = counted(ledger, {"unit": "legal"}, {"type": ["request.admitted", "request.finished"]})
     assert sum(one.count for one in found["type"]) == 5 and all(one.is_least for one in found["type"])

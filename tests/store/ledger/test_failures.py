@@ -1,4 +1,5 @@
-"""A failure before or after any side effect of an append: nothing half-written, nothing signed twice; it goes on."""
+"""A failure before or after any side effect of an append: nothing half-written or signed twice, and later appends
+work."""
 
 from __future__ import annotations
 
@@ -15,11 +16,12 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event
 
-from appliance.domain.core.entry import Draft
-from appliance.domain.rulebook import apply as rules
+from appliance.domain.core.entry import EntryDraft
 from appliance.errors import ApplianceError, Conflict, Tampered, Unavailable
 from appliance.store.database.engine import open_engine
+from appliance.store.ledger import keys as keys_module
 from appliance.store.ledger import ledger as ledger_module
+from appliance.store.ledger import writer
 from appliance.store.ledger.ledger import Ledger
 from tests.kit.faults import failing, unreachable
 from tests.kit.small_log import SmallLog, heartbeat
@@ -30,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def check_whole(ledger: Ledger, open_ledger: Callable[[], Ledger]) -> None:
-    """The service's own fold is the database's, and the database holds together to the last row."""
+    """Check that the service's state is the database's, and that the database is consistent to the last row."""
     other = open_ledger()
     other.load()
     assert ledger.state.size == other.state.size
@@ -74,7 +76,7 @@ def test_a_failure_at_any_step_leaves_an_entry_whole_or_not_at_all(
 def test_an_interrupt_at_any_step_leaves_the_fold_equal_to_the_database(
     engine: Engine, site: SmallLog, open_ledger: Callable[[], Ledger], after: bool
 ) -> None:
-    """Not an error of the database: whatever it was, the fold is not believed."""
+    """Not an error of the database: whatever it was, the state replay is not believed."""
     ledger = site.open_ledger(engine)
     ledger.append(site.first_draft())
     for step in range(MAX_STEPS):
@@ -96,9 +98,9 @@ def test_when_a_commits_answer_is_lost_nothing_is_signed_before_the_head_was_rea
     engine: Engine, site: SmallLog, open_ledger: Callable[[], Ledger], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     signed: list[int] = []
-    sign = ledger_module.sign_checkpoint
+    sign = keys_module.sign_checkpoint
     monkeypatch.setattr(
-        ledger_module,
+        keys_module,
         "sign_checkpoint",
         lambda checkpoint, signer: signed.append(checkpoint.size) or sign(checkpoint, signer),
     )
@@ -145,7 +147,7 @@ def test_a_signer_that_fails_costs_nothing_but_the_append(
         raise OSError("the token was pulled out")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ledger_module, "sign_checkpoint", fail)
+        patch.setattr(keys_module, "sign_checkpoint", fail)
         with pytest.raises(Unavailable, match="the token was pulled out"):
             ledger.append(heartbeat())
     check_whole(ledger, open_ledger)
@@ -161,8 +163,8 @@ def test_a_defect_in_a_rule_that_left_the_state_half_changed_does_not_survive(
         raise Conflict("half-way")
 
     with monkeypatch.context() as patch:
-        patch.setattr(rules, "apply", half)
-        with pytest.raises(Conflict):
+        patch.setattr(writer, "apply", half)
+        with pytest.raises(Conflict, match="half-way"):
             ledger.append(heartbeat())
     assert ledger.state.principals.get("mallory") is None
     check_whole(ledger, open_ledger)
@@ -205,7 +207,7 @@ def reopen(site: SmallLog, path: Path) -> Callable[[], Ledger]:
 def test_a_full_disk_stops_appends_until_there_is_room(
     sqlite_ledger: Ledger, sqlite_path: Path, site: SmallLog
 ) -> None:
-    """The limit on a file's size stands for the disk's: write() fails the same way, with another number."""
+    """The limit on a file's size replaces the disk's: write() fails the same way, with another number."""
     for _ in range(5):
         sqlite_ledger.append(heartbeat())
     largest = max(path.stat().st_size for path in sqlite_path.parent.iterdir())
@@ -230,7 +232,7 @@ def test_a_full_disk_stops_appends_until_there_is_room(
 
 
 def test_a_database_file_that_is_read_only_stops_appends_until_it_is_not(sqlite_path: Path, site: SmallLog) -> None:
-    """Root writes whatever a file's mode says, so each connection is told to refuse: the error is SQLite's own."""
+    """Root writes whatever a file's mode says, so each connection is set to refuse: the error is SQLite's own."""
     engine, closed = open_engine(f"sqlite:///{sqlite_path}"), [False]
     event.listen(engine, "checkout", lambda raw, *_: raw.execute(f"PRAGMA query_only = {int(closed[0])}"))
     ledger = site.open_ledger(engine)
@@ -332,7 +334,7 @@ def test_a_page_that_was_overwritten_is_unavailable_or_tampered_never_a_wrong_an
         assert ledger.state.size == 21
 
 
-def test_a_server_that_stops_is_unavailable_and_goes_on_after_its_restart(
+def test_a_server_that_stops_is_unavailable_and_continues_after_its_restart(
     databases: Databases, site: SmallLog, tmp_path: Path
 ) -> None:
     server = databases.server()
@@ -413,7 +415,7 @@ def test_a_process_killed_in_the_middle_of_an_append_leaves_a_whole_log(
 def test_the_same_draft_again_after_an_unknown_commit_is_a_conflict_not_a_second_entry(
     engine: Engine, site: SmallLog
 ) -> None:
-    """Orders are accepted once: whoever asks again after `commit-unknown` cannot do harm."""
+    """Orders are accepted once: a retry after `commit-unknown` does no harm."""
     ledger = site.open_ledger(engine)
     ledger.append(site.first_draft())
     carol = site.enrolment("carol")
@@ -433,7 +435,7 @@ def test_the_same_draft_again_after_an_unknown_commit_is_a_conflict_not_a_second
 def test_a_failed_append_is_an_alarm_and_its_end_a_line_too(
     engine: Engine, site: SmallLog, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """NIST 800-53 AU-5: whoever watches the log of the service hears it, not only whoever asked."""
+    """NIST 800-53 AU-5: the service's log reports it, not only the response."""
     ledger = site.open_ledger(engine)
     ledger.append(site.first_draft())
     with failing(engine, "COMMIT", after=False), pytest.raises(Unavailable):
@@ -462,7 +464,7 @@ def test_an_entry_that_stands_is_reported_even_where_the_write_ahead_log_cannot_
         raise OSError("no room to move pages")
 
     monkeypatch.setattr(ledger._writer, "scrub", fail)
-    erasing = Draft(type="heartbeat", erased=("hmac-sha256:" + "0" * 64,))
+    erasing = EntryDraft(type="heartbeat", erased=("hmac-sha256:" + "0" * 64,))
     assert ledger.append(erasing).entry.index == 1
     assert ledger.append(heartbeat()).entry.index == 2
     check_whole(ledger, open_ledger)

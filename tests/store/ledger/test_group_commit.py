@@ -1,4 +1,4 @@
-"""Appends that wait at the same time share one durable commit and one checkpoint; a lone one waits for nobody."""
+"""Concurrent appends share one durable commit and one checkpoint; a single one waits for no other."""
 
 from __future__ import annotations
 
@@ -11,44 +11,44 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from appliance.domain.core.entry import Draft
+from appliance.domain.core.entry import EntryDraft
 from appliance.errors import ApplianceError, Conflict, Denied, Unavailable
 from appliance.formats.log.checkpoint import Checkpoint, open_checkpoint, sign_checkpoint
 from appliance.formats.signatures.keys import Signer
-from appliance.store.ledger import ledger as ledger_module
+from appliance.store.ledger import keys as keys_module
 from appliance.store.ledger.ledger import Ledger
-from appliance.store.ledger.queue import Appended
+from appliance.store.ledger.queue import AppendedEntry
 from tests.kit.faults import failing
 from tests.kit.small_log import SmallLog, heartbeat, refusal
 from tests.store.ledger.test_failures import check_whole
 
-Result = Appended | BaseException
+Result = AppendedEntry | BaseException
 
 
 @contextmanager
 def held(ledger: Ledger) -> Any:
-    """The lock as if a commit were under way, in a thread of its own."""
+    """Hold the lock in a thread of its own, as if a commit were running."""
     taken, release = threading.Event(), threading.Event()
 
     def hold() -> None:
         with ledger.lock:
             taken.set()
-            release.wait(30)
+            release.wait(90)
 
     holder = threading.Thread(target=hold)
     holder.start()
-    taken.wait(30)
+    taken.wait(90)
     try:
         yield
     finally:
         release.set()
-        holder.join(30)
+        holder.join(90)
 
 
-def together(ledger: Ledger, drafts: list[Draft], guard: Any = None) -> list[Result]:
+def together(ledger: Ledger, drafts: list[EntryDraft], guard: Any = None) -> list[Result]:
     """Each draft from a thread of its own, all of them waiting before the first can be committed."""
 
-    def one(draft: Draft) -> Result:
+    def one(draft: EntryDraft) -> Result:
         try:
             return ledger.append(draft, guard=guard)
         except (ApplianceError, KeyboardInterrupt) as error:
@@ -58,7 +58,7 @@ def together(ledger: Ledger, drafts: list[Draft], guard: Any = None) -> list[Res
         with held(ledger):
             wanted = [pool.submit(one, draft) for draft in drafts]
             wait_until(lambda: len(ledger._queue._waiting) == len(drafts))
-        return [future.result(30) for future in wanted]
+        return [future.result(90) for future in wanted]
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
@@ -72,14 +72,14 @@ def wait_until(holds: Callable[[], bool]) -> None:
 
 @pytest.fixture
 def signed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The sizes of the checkpoints that are signed, as they are."""
+    """Record the sizes of the checkpoints that are signed."""
     sizes: list[int] = []
 
     def sign(checkpoint: Checkpoint, *signers: Signer) -> bytes:
         sizes.append(checkpoint.size)
         return sign_checkpoint(checkpoint, *signers)
 
-    monkeypatch.setattr(ledger_module, "sign_checkpoint", sign)
+    monkeypatch.setattr(keys_module, "sign_checkpoint", sign)
     return sizes
 
 
@@ -87,9 +87,9 @@ def test_appends_that_wait_share_one_commit_and_one_checkpoint(
     signed: list[int], ledger: Ledger, open_ledger: Callable[[], Ledger], site: SmallLog
 ) -> None:
     results = together(ledger, [heartbeat() for _ in range(12)])
-    assert sorted(r.entry.index for r in results if isinstance(r, Appended)) == list(range(1, 13))
+    assert sorted(r.entry.index for r in results if isinstance(r, AppendedEntry)) == list(range(1, 13))
     assert signed[-1:] == [13] and len(signed) <= 2, "one for the first entry of the log, one for all of these"
-    assert {open_checkpoint(r.checkpoint, site.log_key).size for r in results if isinstance(r, Appended)} == {13}
+    assert {open_checkpoint(r.checkpoint, site.log_key).size for r in results if isinstance(r, AppendedEntry)} == {13}
     check_whole(ledger, open_ledger)
 
 
@@ -97,8 +97,8 @@ def test_a_refused_append_costs_those_beside_it_nothing(
     ledger: Ledger, open_ledger: Callable[[], Ledger], site: SmallLog
 ) -> None:
     carol = site.enrolment("carol")
-    results = together(ledger, [heartbeat(), carol.pending, carol.pending, Draft(type="no.such"), heartbeat()])
-    refused = [r for r in results if not isinstance(r, Appended)]
+    results = together(ledger, [heartbeat(), carol.pending, carol.pending, EntryDraft(type="no.such"), heartbeat()])
+    refused = [r for r in results if not isinstance(r, AppendedEntry)]
     assert sorted(type(r).__name__ for r in refused) == ["BadInput", "Conflict"]
     assert ledger.state.size == 4
     check_whole(ledger, open_ledger)
@@ -112,8 +112,8 @@ def test_of_two_that_exclude_each_other_in_one_commit_the_first_stands(ledger: L
             raise Denied("only one")
 
     results = together(ledger, [heartbeat(), heartbeat(), heartbeat()], guard)
-    assert [isinstance(r, Appended) for r in results].count(True) == 1
-    assert all(isinstance(r, Appended | Denied) for r in results)
+    assert [isinstance(r, AppendedEntry) for r in results].count(True) == 1
+    assert all(isinstance(r, AppendedEntry | Denied) for r in results)
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
@@ -127,9 +127,9 @@ def test_a_failure_at_any_step_of_a_shared_commit_leaves_all_or_none(
         size = ledger.state.size
         with failing(engine, step, after=after) as steps:
             results = together(ledger, [person.pending for person in people])
-        stood = [isinstance(r, Appended) for r in results]
+        stood = [isinstance(r, AppendedEntry) for r in results]
         assert len(set(stood)) == 1, "all or none"
-        assert all(isinstance(r, Appended | Unavailable) for r in results), results
+        assert all(isinstance(r, AppendedEntry | Unavailable) for r in results), results
         assert ledger.state.size == size + (3 if stood[0] else 0)
         check_whole(ledger, open_ledger)
         if steps.fired is None:
@@ -161,7 +161,7 @@ def test_whoever_holds_the_lock_appends_for_all_who_wait(ledger: Ledger) -> None
             wait_until(lambda: len(ledger._queue._waiting) == 4)
             results.append(ledger.append(heartbeat()).entry.index)
             assert ledger.state.size == 6
-        results += [future.result(30).entry.index for future in wanted]
+        results += [future.result(90).entry.index for future in wanted]
     assert sorted(results) == [1, 2, 3, 4, 5]
 
 
@@ -173,7 +173,7 @@ def test_who_comes_while_another_is_settled_by_the_lock_holder_is_not_forgotten(
             with ledger.lock:
                 ledger.append(heartbeat())
             for future in wanted:
-                future.result(30)
+                future.result(90)
     assert ledger.state.size == 1 + 200 * 7
 
 
@@ -231,7 +231,7 @@ def test_the_same_order_through_two_services_at_once_stands_once(
 def test_an_error_of_the_appliance_can_be_raised_in_many_threads() -> None:
     import copy
 
-    for error in (Denied("a", reasons=("b", "c"), code="d"), Conflict("x"), Unavailable("y", code="commit-unknown")):
+    for error in (Denied("a", code="d"), Conflict("x"), Unavailable("y", code="commit-unknown")):
         again = copy.copy(error)
         assert isinstance(again, ApplianceError)
         assert (str(again), again.message, again.code, vars(again)) == (

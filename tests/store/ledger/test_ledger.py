@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, func, select
 
-from appliance.domain.core.entry import Draft, parse_entry
+from appliance.domain.core.entry import EntryDraft, parse_entry
 from appliance.domain.core.state import State
 from appliance.errors import ApplianceError, BadInput, Conflict, Denied, NotFound, Tampered, TooLarge, Unavailable
 from appliance.formats.core.commitment import Disclosure, disclose
@@ -23,12 +23,17 @@ from appliance.formats.core.merkle import hash_leaf, root_of, verify_consistency
 from appliance.formats.log.checkpoint import open_checkpoint
 from appliance.store.database import tables
 from appliance.store.ledger import checks as audit
-from appliance.store.ledger import fold as fold_module
+from appliance.store.ledger import log_state as log_state_module
 from appliance.store.ledger import rows
 from appliance.store.ledger.ledger import Ledger
-from tests.kit.small_log import START, Clock, SmallLog, heartbeat, refusal
+from tests.kit.small_log import START, Clock, SmallLog, heartbeat
 
 ALL = (*tables.APPEND_ONLY, tables.projections, tables.disclosures)
+
+
+def stop(reason: str) -> EntryDraft:
+    """Return a draft with a text of any length."""
+    return EntryDraft(type="service.stopped", body={"reason": reason, "process": None})
 
 
 def count_rows(engine: Engine) -> dict[str, int]:
@@ -92,7 +97,7 @@ def test_entry_time_never_decreases_when_the_clock_goes_back(engine: Engine, sit
 def test_nothing_is_appended_under_a_clock_that_went_back(
     engine: Engine, site: SmallLog, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Else approvals and tokens would stand for as long as somebody holds the clock."""
+    """Otherwise approvals and tokens would stay valid for as long as the clock is held back."""
     clock = Clock()
     ledger = site.open_ledger(engine, clock)
     last = ledger.append(site.first_draft()).entry.time
@@ -140,31 +145,33 @@ def test_nothing_is_appended_under_a_clock_that_leapt_ahead_until_somebody_says_
 @pytest.mark.parametrize(
     ("draft", "error"),
     [
-        (Draft(type="heartbeat", body={"unknown": 1}), BadInput),
-        (Draft(type="no.such.type"), BadInput),
-        (Draft(type="heartbeat", outcome="denied"), Denied),
-        (Draft(type="x" * 65), BadInput),
-        (Draft(type="heartbeat", body={"pi": 3.14}), BadInput),
-        (refusal(message="x" * 66_000), TooLarge),
-        (Draft(type="heartbeat", documents={"order": b"x" * (4 << 20 | 1)}), TooLarge),
-        (Draft(type="heartbeat", disclosures=(Disclosure("hmac-sha256:" + "0" * 64, bytes(32), "x"),)), Tampered),
-        (Draft(type="heartbeat", disclosures=(disclose("a\0b", bytes(32)),)), BadInput),
+        (EntryDraft(type="heartbeat", body={"unknown": 1}), BadInput),
+        (EntryDraft(type="no.such.type"), BadInput),
+        (EntryDraft(type="heartbeat", outcome="denied"), Denied),
+        (EntryDraft(type="x" * 65), BadInput),
+        (EntryDraft(type="heartbeat", body={"pi": 3.14}), BadInput),
+        (stop("x" * 66_000), TooLarge),
+        (EntryDraft(type="heartbeat", documents={"order": b"x" * (4 << 20 | 1)}), TooLarge),
+        (EntryDraft(type="heartbeat", disclosures=(Disclosure("hmac-sha256:" + "0" * 64, bytes(32), "x"),)), Tampered),
+        (EntryDraft(type="heartbeat", disclosures=(disclose("a\0b", bytes(32)),)), BadInput),
     ],
 )
-def test_a_refused_draft_writes_nothing(ledger: Ledger, engine: Engine, draft: Draft, error: type[Exception]) -> None:
+def test_a_refused_draft_writes_nothing(
+    ledger: Ledger, engine: Engine, draft: EntryDraft, error: type[Exception]
+) -> None:
     before, state = count_rows(engine), ledger.state
     with pytest.raises(error):
         ledger.append(draft)
     assert count_rows(engine) == before
-    assert ledger.state is state, "a refusal must not cost a fold over the whole log"
+    assert ledger.state is state, "a refusal must not cost a replay of the whole log"
     assert ledger.append(heartbeat()).entry.index == 1
 
 
 def test_an_entry_of_the_largest_size_is_appended(ledger: Ledger) -> None:
-    room = 65_535 - len(ledger.append(refusal(message="")).entry_bytes)
-    assert len(ledger.append(refusal(message="x" * room)).entry_bytes) == 65_535
+    room = 65_535 - len(ledger.append(stop("")).entry_bytes)
+    assert len(ledger.append(stop("x" * room)).entry_bytes) == 65_535
     with pytest.raises(TooLarge):
-        ledger.append(refusal(message="x" * (room + 1)))
+        ledger.append(stop("x" * (room + 1)))
 
 
 def test_a_guard_refuses_before_the_rules_and_sees_the_state_that_the_entry_would_follow(
@@ -187,7 +194,7 @@ def test_a_document_is_stored_once_and_bound_by_its_bytes(ledger: Ledger, engine
     carol = site.enrolment("carol")
     ledger.append(carol.pending)
     ledger.append(carol.enrolled)
-    assert count_rows(engine)["documents"] == 4, "policy, order, possession, endorsement"
+    assert count_rows(engine)["documents"] == 4, "policy, order, possession, countersignature"
     assert ledger.documents_of(1) == carol.pending.documents
     assert ledger.documents_of(2) == carol.enrolled.documents
     assert ledger.document(digest_bytes(carol.order)) == carol.order
@@ -222,8 +229,8 @@ def test_disclosures_travel_beside_the_entry_and_open_their_commitments(ledger: 
 
 def test_all_texts_come_in_the_order_of_their_commitments(ledger: Ledger) -> None:
     texts = [disclose(f"text {n}", n.to_bytes(32, "big")) for n in range(300)]
-    ledger.append(Draft(type="heartbeat", disclosures=tuple(texts)))
-    ledger.append(Draft(type="heartbeat", disclosures=tuple(texts[:2])))
+    ledger.append(EntryDraft(type="heartbeat", disclosures=tuple(texts)))
+    ledger.append(EntryDraft(type="heartbeat", disclosures=tuple(texts[:2])))
     assert ledger.signed_texts() == (ledger.checkpoint(), sorted(texts, key=lambda item: item.commitment))
 
 
@@ -307,15 +314,15 @@ def test_an_entry_of_another_service_in_the_middle_of_a_load_is_no_tampering(
     ledger: Ledger, open_ledger: Callable[[], Ledger], monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     """A load sees one moment of the database, from its very first statement on."""
-    real = getattr(fold_module, step)
+    real = getattr(log_state_module, step)
 
     def interrupted(*args: Any, **rest: Any) -> None:
-        monkeypatch.setattr(fold_module, step, real)
+        monkeypatch.setattr(log_state_module, step, real)
         ledger.append(heartbeat())
         real(*args, **rest)
 
     other = open_ledger()
-    monkeypatch.setattr(fold_module, step, interrupted)
+    monkeypatch.setattr(log_state_module, step, interrupted)
     other.load()
     assert other.state.size == 1
     assert other.append(heartbeat()).entry.index == 2
@@ -330,7 +337,7 @@ def test_an_entry_of_another_service_in_the_middle_of_a_check_is_no_finding(
     ledger.append(heartbeat())
     read = rows.read_head
 
-    def interrupted(connection: Any) -> rows.Head:
+    def interrupted(connection: Any) -> rows.LogHead:
         head = read(connection)
         for module in (rows, audit):
             monkeypatch.setattr(module, "read_head", read)

@@ -1,4 +1,4 @@
-"""The nodes that stay in memory: what was just appended is proved without a question, and by the same hashes."""
+"""The cache of tree nodes: recent entries are proved without a query, with the same hashes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from appliance.formats.core.merkle import (
     root_of,
     verify_inclusion,
 )
-from appliance.store.ledger import nodes as module
+from appliance.store.ledger import rows as module
 from appliance.store.ledger.ledger import Ledger
-from appliance.store.ledger.nodes import Nodes, Place
+from appliance.store.ledger.rows import Nodes, Place
 from tests.kit.faults import failing
 from tests.kit.small_log import heartbeat
 
@@ -31,7 +31,7 @@ def refuse(places: list[Place]) -> dict[Place, bytes]:
 
 
 def grow(nodes: Nodes, frontier: Frontier, stop: int, batch: int) -> Frontier:
-    """Appends leaves up to `stop`, so many at a time."""
+    """Append leaves up to `stop`, so many at a time."""
     while frontier.size < stop:
         before, completed = frontier, []
         for leaf in LEAVES[frontier.size : min(frontier.size + batch, stop)]:

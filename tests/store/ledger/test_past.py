@@ -1,4 +1,4 @@
-"""The state as of any entry is what folding the log up to that entry gives. On SQLite and on PostgreSQL."""
+"""The state as of any entry is what replaying the log up to that entry gives. On SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from functools import partial
 import pytest
 from sqlalchemy import Engine
 
+from appliance.domain.actions.apply import apply
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import add_seconds
 from appliance.domain.core.state import UNPROJECTED, State
 from appliance.domain.governance.service import ServiceStarted
-from appliance.domain.queries.could_load import could_load, could_load_then, reviewed_for
+from appliance.domain.queries.effective_access import effective_access, effective_access_then, list_reviewed_adapters
 from appliance.domain.queries.rows import MODELS, state_of
-from appliance.domain.rulebook.apply import apply
 from appliance.errors import BadInput, NotFound
-from appliance.store.ledger import filing
+from appliance.store.ledger import search_index
 from appliance.store.ledger.ledger import Ledger
 from appliance.store.ledger.past import (
     Version,
@@ -34,8 +34,7 @@ from tests.store.retold import retell
 
 @pytest.fixture(scope="module")
 def told() -> LogBuilder:
-    """A whole life: served, exported, restarted, loaded again, exported when the first had ended, a reviewer's power
-    taken, the next version sealed."""
+    """Return a site that was served, exported, restarted and exported again, with a lost role and a second version."""
     site = stage("serving")
     site.add(site.answered(2), outcome="interrupted")
     for number, outcome in ((3, "failure"), (4, "success"), (5, "interrupted"), (6, "success")):
@@ -57,14 +56,14 @@ def told() -> LogBuilder:
 def past(
     request: pytest.FixtureRequest, engine: Engine, told: LogBuilder, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Ledger]:
-    monkeypatch.setattr(filing, "BLOCK", request.param)
+    monkeypatch.setattr(search_index, "BLOCK", request.param)
     ledger = retell(engine, told)
     yield ledger
     ledger.close()
 
 
 def folds(site: LogBuilder) -> Iterator[State]:
-    """The fold after each entry; one object that goes on."""
+    """Yield the state after each entry. It is one object that changes."""
     state = State()
     for data in site.entries:
         entry = parse_entry(data)
@@ -73,7 +72,7 @@ def folds(site: LogBuilder) -> Iterator[State]:
 
 
 def unit_state(past: Ledger, index: int) -> State:
-    reviewed = reviewed_for(past.state, "legal", index)
+    reviewed = list_reviewed_adapters(past.state, "legal", index)
     return past.ask(lambda connection: unit_state_at(connection, index, "legal", reviewed))[0]
 
 
@@ -86,9 +85,11 @@ def test_the_state_as_of_every_entry_is_the_fold_up_to_it(past: Ledger, told: Lo
         values = past.ask(lambda connection, at=index: values_at(connection, at, MODELS))
         found = state_of(((one.kind, one.id, one.value) for one in values), index + 1, state.last_time)
         assert projected(found) == projected(state)
-        judged = unit_state(past, index)
-        assert (judged.size, judged.last_time) == (state.size, state.last_time)
-        assert could_load(judged, "legal", state.last_time) == could_load(state, "legal", state.last_time)
+        evaluated = unit_state(past, index)
+        assert (evaluated.size, evaluated.last_time) == (state.size, state.last_time)
+        assert effective_access(evaluated, "legal", state.last_time) == effective_access(
+            state, "legal", state.last_time
+        )
     assert past.check_projections() == []
 
 
@@ -100,15 +101,15 @@ def test_windows_of_what_no_release_named_make_the_whole_answer(engine: Engine, 
         site.review("rita", "privacy", version)
     with closing(retell(engine, site)) as ledger:
         for index in (len(told.entries) - 1, len(site.entries) - 3, len(site.entries) - 1):
-            reviewed = reviewed_for(ledger.state, "legal", index)
+            reviewed = list_reviewed_adapters(ledger.state, "legal", index)
             now = parse_entry(site.entries[index]).time
-            whole = could_load(unit_state(ledger, index), "legal", now)
+            whole = effective_access(unit_state(ledger, index), "legal", now)
             found, place = [], ""
             for _ in range(len(whole.others) + 1):
                 ask = partial(unit_state_at, index=index, unit="legal", reviewed=reviewed, window=Window(place, 1))
                 state, following = ledger.ask(ask)
-                answer = could_load(state, "legal", now)
-                assert answer.tasks == whole.tasks
+                answer = effective_access(state, "legal", now)
+                assert answer.served_models == whole.served_models
                 found += answer.others
                 if following is None:
                     break
@@ -120,7 +121,7 @@ def test_windows_of_what_no_release_named_make_the_whole_answer(engine: Engine, 
 def test_an_adapter_that_was_reviewed_for_another_unit_alone_is_not_read(past: Ledger, told: LogBuilder) -> None:
     index = len(told.entries) - 1
     state, _ = past.ask(
-        partial(unit_state_at, index=index, unit="sales", reviewed=reviewed_for(past.state, "sales", index))
+        partial(unit_state_at, index=index, unit="sales", reviewed=list_reviewed_adapters(past.state, "sales", index))
     )
     assert len(state.adapters) == len(state.datasets) == 0
 
@@ -130,8 +131,8 @@ def test_an_export_is_told_of_from_rows_as_from_the_fold(past: Ledger, told: Log
     seen = set()
     for index, data in enumerate(told.entries):
         now = parse_entry(data).time
-        answer = could_load(unit_state(past, index), "legal", now)
-        assert answer == could_load_then(lambda: told.entries, told.documents.get, "legal", str(index), now)[0]
+        answer = effective_access(unit_state(past, index), "legal", now)
+        assert answer == effective_access_then(lambda: told.entries, told.documents.get, "legal", str(index), now)[0]
         assert {one.entry for one in answer.exported} <= set(answer.rests_on)
         seen.add(tuple(one.entry for one in answer.exported))
     first, second, third = (e.index for e in map(parse_entry, told.entries) if e.type == "adapter.exported")
@@ -178,16 +179,23 @@ def test_a_time_stands_for_the_last_entry_at_it_or_before_it(past: Ledger, told:
     times = [parse_entry(data).time for data in told.entries]
     for index, time in enumerate(times):
         last = max(at for at, other in enumerate(times) if other == time)
-        assert past.ask(lambda connection, time=time: last_at(connection, past.unfiled, time)) == last, index
-    assert past.ask(lambda connection: last_at(connection, past.unfiled, "2999-01-01T00:00:00.000Z")) == len(times) - 1
-    assert past.ask(lambda connection: last_at(connection, past.unfiled, "2020-01-01T00:00:00.000Z")) is None
+        assert past.ask(lambda connection, time=time: last_at(connection, past.partial_block, time)) == last, index
+    assert (
+        past.ask(lambda connection: last_at(connection, past.partial_block, "2999-01-01T00:00:00.000Z"))
+        == len(times) - 1
+    )
+    assert past.ask(lambda connection: last_at(connection, past.partial_block, "2020-01-01T00:00:00.000Z")) is None
 
 
 def test_requests_are_counted_as_reading_everything_counts_them(past: Ledger, told: LogBuilder) -> None:
     for size, state in enumerate(folds(told), start=1):
         finished = [entry for entry in map(parse_entry, told.entries[:size]) if entry.type == "request.finished"]
         count = partial(
-            count_requests, unfiled=past.unfiled, adapter="clauses@1", size=size, open_requests=len(state.requests)
+            count_requests,
+            partial_block=past.partial_block,
+            adapter="clauses@1",
+            size=size,
+            open_requests=len(state.requests),
         )
         counted = past.ask(count)
         assert counted.pop("open") == len(state.requests)

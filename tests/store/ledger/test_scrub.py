@@ -1,4 +1,4 @@
-"""What was erased leaves SQLite's write-ahead log: at once, or as soon as nothing is in the way any more."""
+"""Erased texts are removed from SQLite's write-ahead log, at once or as soon as no reader prevents it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection, Engine
 
-from appliance.domain.core.entry import Draft
+from appliance.domain.core.entry import EntryDraft
 from appliance.errors import Unavailable
 from appliance.formats.core.commitment import Disclosure, disclose
 from appliance.store.database.engine import (
     BUSY_TIMEOUT_S,
-    bring_up_to_date,
     checkpoint_wal,
     connect_reader,
     connect_writer,
@@ -55,7 +54,7 @@ def open_at(site: SmallLog) -> Iterator[Callable[[Path], Ledger]]:
 
 @pytest.fixture
 def filled(open_at: Callable[[Path], Ledger], sqlite_path: Path, site: SmallLog, mia: Enrolment) -> Ledger:
-    """A ledger that discloses the text, in its write-ahead log and in the database itself."""
+    """Return a ledger that discloses the text, in its write-ahead log and in the database itself."""
     ledger = open_at(sqlite_path)
     ledger.append(site.first_draft())
     ledger.append(mia.pending)
@@ -64,8 +63,8 @@ def filled(open_at: Callable[[Path], Ledger], sqlite_path: Path, site: SmallLog,
     return ledger
 
 
-def erasure(enrolment: Enrolment) -> Draft:
-    return Draft(type="heartbeat", erased=(enrolment.printed_name.commitment,))
+def erasure(enrolment: Enrolment) -> EntryDraft:
+    return EntryDraft(type="heartbeat", erased=(enrolment.printed_name.commitment,))
 
 
 def files_with_text(path: Path) -> list[str]:
@@ -94,7 +93,7 @@ def idle(path: Path) -> Iterator[None]:
 
 
 def killed(ledger: Ledger, path: Path, mia: Enrolment, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What lies on disk after a kill between the commit and its scrub."""
+    """Return the database on disk after a kill between the commit and its scrub."""
     with monkeypatch.context() as patch:
         patch.setattr(ledger._writer, "scrub", lambda: None)
         ledger.append(erasure(mia))
@@ -202,7 +201,7 @@ def test_a_checkpoint_leaves_the_wait_of_its_connection_as_it_was(sqlite_path: P
 
 
 def erase_many(engine: Engine) -> tuple[list[Disclosure], list[Disclosure]]:
-    """What is erased and what stays, of texts whose rows move within SQLite's pages as they are added."""
+    """Erase texts whose rows move within SQLite's pages as they are added. Return the erased and the other ones."""
     made = random.Random(9)
     texts = [disclose(made.randbytes(made.randint(150, 450)).hex(), made.randbytes(32)) for _ in range(600)]
     with connect_writer(engine) as connection, connection.begin():
@@ -230,26 +229,6 @@ def test_no_page_keeps_a_copy_of_a_text_that_moved(sqlite_path: Path) -> None:
     assert left_of(erased, sqlite_path) == 0
 
 
-def test_a_copy_that_an_earlier_build_left_goes_at_the_first_start(
-    sqlite_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(rows, "_rebuild_disclosures", lambda _connection: None)
-    url, said = f"sqlite:///{sqlite_path}", list[str]()
-    engine = open_engine(url)
-    migrate(engine)
-    erased, others = erase_many(engine)
-    with engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0003'")
-    engine.dispose()
-    assert left_of(erased, sqlite_path) > 0
-    for _ in range(2):
-        bring_up_to_date(url, url, said.append)
-    assert (len(said), left_of(erased, sqlite_path)) == (1, 0)
-    with connect_reader(engine) as connection:
-        assert rows.read_all_disclosures(connection) == sorted(others, key=attrgetter("commitment"))
-    engine.dispose()
-
-
 def test_what_is_written_is_in_no_temporary_file(filled: Ledger) -> None:
     """SQLite's are outside the home, where no erasure reaches."""
     writer = filled._writer._connection
@@ -257,7 +236,7 @@ def test_what_is_written_is_in_no_temporary_file(filled: Ledger) -> None:
 
 
 def test_both_databases_erase_and_write_back(ledger: Ledger, mia: Enrolment) -> None:
-    """PostgreSQL has no such log, and is asked for nothing of it."""
+    """PostgreSQL has no such log, so nothing is done there."""
     ledger.append(mia.pending)
     ledger.append(erasure(mia))
     ledger.write_back()

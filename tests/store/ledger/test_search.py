@@ -11,10 +11,10 @@ from appliance.domain.core.entry import parse_entry
 from appliance.errors import BadInput
 from appliance.formats.core.timestamp import encode_time
 from appliance.store.database.engine import open_engine
-from appliance.store.ledger import filing, search
-from appliance.store.ledger.filing import Unfiled
+from appliance.store.ledger import search, search_index
 from appliance.store.ledger.ledger import Ledger
 from appliance.store.ledger.search import Filters, find_entries
+from appliance.store.ledger.search_index import PartialBlock
 from tests.kit.small_log import START, SmallLog, heartbeat, refusal
 from tests.store.conftest import Databases
 
@@ -23,7 +23,7 @@ ORDERS = 6
 
 @pytest.fixture(params=[1, 5, 1_024], ids=["all filed", "some filed", "none filed"])
 def log(request: pytest.FixtureRequest, ledger: Ledger, site: SmallLog, monkeypatch: pytest.MonkeyPatch) -> Ledger:
-    monkeypatch.setattr(filing, "BLOCK", request.param)
+    monkeypatch.setattr(search_index, "BLOCK", request.param)
     for turn in range(ORDERS):
         ledger.append(heartbeat())
         ledger.append(refusal("legal" if turn % 2 else "treasury"))
@@ -133,7 +133,7 @@ SEARCHES = [Filters(**{**filters, "newest": newest}) for filters in FILTERS for 
 @pytest.fixture
 def frequent(databases: Databases, site: SmallLog, monkeypatch: pytest.MonkeyPatch) -> str:
     """Sixty entries in as many blocks, most of them heartbeats."""
-    monkeypatch.setattr(filing, "BLOCK", 1)
+    monkeypatch.setattr(search_index, "BLOCK", 1)
     path = databases.filled("sqlite", "frequent", lambda url: fill(site, url))
     return f"sqlite:///{path}"
 
@@ -154,7 +154,7 @@ def test_a_search_sorts_nothing_and_reads_nothing_whole(frequent: str, filters: 
         driver: Any = connection.connection.driver_connection
         query: list[str] = []
         driver.set_trace_callback(query.append)
-        find_entries(connection, Unfiled(), filters)
+        find_entries(connection, PartialBlock(), filters)
         driver.set_trace_callback(None)
         selects = [statement for statement in query if statement.startswith("SELECT")]
         plans = [str(row[3]) for one in selects for row in driver.execute(f"EXPLAIN QUERY PLAN {one}")]
@@ -176,9 +176,12 @@ def test_a_page_of_what_is_frequent_reads_few_blocks(frequent: str, monkeypatch:
     engine = open_engine(frequent)
     with engine.connect() as connection:
         for newest in (False, True):
-            assert len(find_entries(connection, Unfiled(), {"types": ["heartbeat"], "limit": 5, "newest": newest})) == 5
+            assert (
+                len(find_entries(connection, PartialBlock(), {"types": ["heartbeat"], "limit": 5, "newest": newest}))
+                == 5
+            )
             assert read == [search._FEW]
             read.clear()
-        assert not find_entries(connection, Unfiled(), {"subjects": ["unit:nobody"]})
+        assert not find_entries(connection, PartialBlock(), {"subjects": ["unit:nobody"]})
         assert sum(read) == 61
     engine.dispose()

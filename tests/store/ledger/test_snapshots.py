@@ -1,32 +1,40 @@
-"""A load goes on behind a sealed fold: to the same state, under the same checks, and from nothing unsealed."""
+"""A load continues from a sealed snapshot: to the same state, under the same checks, and never from an unsealed one."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection
 
-from appliance.domain.core.entry import Draft, parse_entry
+from appliance.domain.core.entry import EntryDraft, parse_entry
 from appliance.errors import Tampered, Unavailable
+from appliance.formats.core.digest import digest_bytes
 from appliance.formats.core.merkle import hash_leaf
 from appliance.formats.core.timestamp import parse_time
-from appliance.formats.log.note import vkey_of
+from appliance.formats.log.checkpoint import open_checkpoint
+from appliance.formats.log.note import parse_note, vkey_of
+from appliance.formats.log.seal import parse_seal
 from appliance.formats.signatures.keys import generate_ed25519
 from appliance.store.database.engine import open_engine
 from appliance.store.files import disk
-from appliance.store.ledger import fold
+from appliance.store.ledger import log_state
+from appliance.store.ledger.keys import HeldLogKeys
 from appliance.store.ledger.ledger import Ledger
-from appliance.store.ledger.snapshots import Snapshots, copy_fold
+from appliance.store.ledger.log_state import NotContinued
+from appliance.store.ledger.snapshots import Snapshots, copy_log_state
+from appliance.wiring.building import _load
 from scripts.kit.log_builder import ORIGIN as BUILT
 from scripts.kit.log_builder import LogBuilder as Built
 from scripts.kit.log_builder import stage
 from tests.kit.attacker import Cursor, attack
-from tests.kit.small_log import ORIGIN, Clock, SmallLog, heartbeat, refusal
+from tests.kit.small_log import CODE, ORIGIN, OTHER_CODE, Clock, SmallLog, heartbeat, refusal
 from tests.store.conftest import Databases
 
 pytestmark = pytest.mark.usefixtures("filed")
@@ -40,12 +48,12 @@ Attacked = Callable[[], AbstractContextManager[Cursor]]
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / "fold.snapshot"
+    return tmp_path / "state.snapshot"
 
 
 @pytest.fixture
 def reopen(site: SmallLog, database_url: str, path: Path) -> Iterator[Open]:
-    """The next service on the same database, not loaded yet."""
+    """Yield a function that opens the next service on the same database, not loaded yet."""
     opened: list[Ledger] = []
 
     def reopen(snapshots: Snapshots | None = None) -> Ledger:
@@ -68,7 +76,7 @@ def elsewhere(databases: Databases, tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture
 def sealed(reopen: Open, site: SmallLog) -> Ledger:
-    """A ledger that has sealed its fold at `SIZE`, and three entries behind that."""
+    """Return a ledger that has sealed its state at `SIZE`, and three entries behind that."""
     ledger = reopen()
     ledger.load()
     ledger.append(site.first_draft())
@@ -86,26 +94,26 @@ def sealed(reopen: Open, site: SmallLog) -> Ledger:
 
 @pytest.fixture
 def attacked(database_url: str, databases: Databases) -> Attacked:
-    """Opens the database as whoever owns it."""
+    """Return a function that opens the database as its owner."""
     return lambda: attack(database_url, None if database_url.startswith("sqlite") else databases.server())
 
 
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The entries that loads read, from here on."""
+    """Record the entries that loads read."""
     found: list[int] = []
-    real = fold.read_entries
+    real = log_state.read_entries
 
     def read_entries(connection: Connection, start: int, stop: int) -> list[object]:
         found.extend(range(start, stop))
         return list(real(connection, start, stop))
 
-    monkeypatch.setattr(fold, "read_entries", read_entries)
+    monkeypatch.setattr(log_state, "read_entries", read_entries)
     return found
 
 
 def _told(ledger: Ledger) -> tuple[object, ...]:
-    return ledger.state.place, ledger.root, list(ledger.state.projections()), ledger.checkpoint()
+    return ledger.state.place, ledger.edge.root(), list(ledger.state.projections()), ledger.checkpoint()
 
 
 def test_a_load_reads_what_stands_behind_the_snapshot_and_comes_to_the_same(
@@ -208,15 +216,15 @@ def test_a_link_in_its_place_is_not_followed(sealed: Ledger, reopen: Open, path:
 def test_who_has_another_key_cannot_seal_a_fold(
     sealed: Ledger, reopen: Open, site: SmallLog, path: Path, read: list[int]
 ) -> None:
-    """Even where the fold itself names that key as the log's own."""
+    """Even where the state replay itself names that key as the log's own."""
     forger = generate_ed25519()
     vkey = vkey_of(ORIGIN, forger)
-    forged = Snapshots(path, origin=ORIGIN, code="sha256:code", signers=lambda _: forger)
-    forgery, frontier, _ = _copied(sealed, site, path)
+    forged = Snapshots(path, origin=ORIGIN, code=CODE, keys=HeldLogKeys(lambda _: forger))
+    forgery, frontier, _, note = _copied(sealed, site, path)
     row = forgery.tables["sites"]["site"]
     keys = (row.log_keys[0].model_copy(update={"vkey": vkey}),)
     forgery.tables["sites"]["site"] = row.model_copy(update={"log_keys": keys})
-    forged.write(forgery, frontier, vkey)
+    forged.write(forgery, frontier, vkey, note)
     other = reopen()
     other.load()
     assert read == list(range(SIZE + 3))
@@ -229,22 +237,22 @@ def test_a_fold_that_a_replaced_key_sealed_is_not_believed(database_url: str, pa
     size = made.state.size
     made.rotate_log_key()
     clock = Clock()
-    key, signers = made.first.log_key, made.log_signers.__getitem__
+    key, keys = made.first.log_key, HeldLogKeys(made.log_signers.__getitem__)
     with ExitStack() as stack:
 
         def opened() -> Ledger:
-            snapshots = Snapshots(path, origin=BUILT, code="sha256:code", signers=signers)
+            snapshots = Snapshots(path, origin=BUILT, code=CODE, keys=keys)
             engine = open_engine(database_url)
-            ledger = Ledger(engine, origin=BUILT, log_key=key, signers=signers, clock=clock, snapshots=snapshots)
+            ledger = Ledger(engine, origin=BUILT, log_key=key, keys=keys, clock=clock, snapshots=snapshots)
             return stack.enter_context(closing(ledger))
 
         ledger = opened()
         _append(ledger, made, 0, size, clock)
-        forgery, frontier, sealed_by = copy_fold(ledger._current())
+        forgery, frontier, sealed_by, note = copy_log_state(ledger._current(), ledger.checkpoint())
         people = forgery.tables["principals"]
         people["mallory"] = people["anna"].model_copy(update={"name": "mallory"})
         _append(ledger, made, size, made.state.size, clock)
-        Snapshots(path, origin=BUILT, code="sha256:code", signers=signers).write(forgery, frontier, sealed_by)
+        Snapshots(path, origin=BUILT, code=CODE, keys=keys).write(forgery, frontier, sealed_by, note)
         other = opened()
         other.load()
         assert other.state.principals.get("mallory") is None
@@ -252,13 +260,13 @@ def test_a_fold_that_a_replaced_key_sealed_is_not_believed(database_url: str, pa
 
 
 def _append(ledger: Ledger, made: Built, start: int, stop: int, clock: Clock) -> None:
-    """The entries that were made elsewhere, at their own times."""
+    """Append entries that were made elsewhere, at their own times."""
     for data in made.entries[start:stop]:
         entry = parse_entry(data)
         clock.now = parse_time(entry.time) - timedelta(seconds=1)
         documents = {role: made.documents[digest] for role, digest in entry.documents.items()}
         said = entry.model_dump(include={"type", "actor", "source", "subjects", "outcome", "body"})
-        ledger.append(Draft(**said, documents=documents))
+        ledger.append(EntryDraft(**said, documents=documents))
 
 
 def _copied(ledger: Ledger, site: SmallLog, path: Path) -> tuple[object, ...]:
@@ -268,7 +276,7 @@ def _copied(ledger: Ledger, site: SmallLog, path: Path) -> tuple[object, ...]:
         def write(self, *copied: object) -> None:
             taken.append(copied)
 
-    ledger._snapshots = Taking(path, origin=ORIGIN, code="sha256:code", signers=site.signer)
+    ledger._snapshots = Taking(path, origin=ORIGIN, code=CODE, keys=HeldLogKeys(site.signer))
     ledger.seal_snapshot(1)
     return taken[0]
 
@@ -276,13 +284,13 @@ def _copied(ledger: Ledger, site: SmallLog, path: Path) -> tuple[object, ...]:
 def test_other_code_folds_every_entry(
     sealed: Ledger, reopen: Open, site: SmallLog, path: Path, read: list[int]
 ) -> None:
-    other = reopen(site.snapshots(path, code="sha256:other"))
+    other = reopen(site.snapshots(path, code=OTHER_CODE))
     other.load()
     assert read == list(range(SIZE + 3))
     assert _told(other) == _told(sealed)
     other.seal_snapshot(SIZE)
     read.clear()
-    reopen(site.snapshots(path, code="sha256:other")).load()
+    reopen(site.snapshots(path, code=OTHER_CODE)).load()
     assert read == []
 
 
@@ -293,7 +301,7 @@ def test_another_logs_snapshot_is_not_believed(
     assert read == list(range(SIZE + 3))
 
 
-@pytest.mark.parametrize("code", ["sha256:code", "sha256:other"])
+@pytest.mark.parametrize("code", [CODE, OTHER_CODE])
 def test_a_log_that_is_shorter_than_it_was_sealed_is_refused(
     sealed: Ledger, site: SmallLog, path: Path, elsewhere: str, code: str
 ) -> None:
@@ -304,7 +312,7 @@ def test_a_log_that_is_shorter_than_it_was_sealed_is_refused(
         ledger.load()
 
 
-@pytest.mark.parametrize("code", ["sha256:code", "sha256:other"])
+@pytest.mark.parametrize("code", [CODE, OTHER_CODE])
 def test_a_log_that_went_another_way_is_refused(
     sealed: Ledger, site: SmallLog, path: Path, elsewhere: str, code: str
 ) -> None:
@@ -343,6 +351,89 @@ def test_what_stands_behind_the_snapshot_is_checked_as_ever(
         reopen().load()
 
 
+def test_the_checkpoint_in_a_snapshot_is_that_of_its_size_also_after_entries_of_another_process(
+    reopen: Open, sealed: Ledger, site: SmallLog, path: Path
+) -> None:
+    """The other process has appended, and this one has not read it yet."""
+    other = reopen()
+    other.load()
+    other.append(heartbeat())
+    sealed.seal_snapshot(1)
+    content = site.snapshots(path).read()
+    assert content is not None and content.log_state is not None
+    found = open_checkpoint(content.checkpoint, site.log_key)
+    assert (found.size, found.root) == content.seen == (SIZE + 4, other.edge.root())
+    assert content.time_s == path.stat().st_mtime
+
+
+@pytest.mark.parametrize("kind", ["none", "of another size", "of an earlier build"])
+def test_a_seal_without_its_checkpoint_still_proves_how_long_the_log_was(
+    sealed: Ledger, site: SmallLog, path: Path, elsewhere: str, kind: str
+) -> None:
+    """The checkpoint of another size would let the caller take a log that lacks entries."""
+    if kind == "of an earlier build":
+        length, _, rest = path.read_bytes().partition(b"\n")
+        edge, _, state = rest[int(length) :].split(b"\n", 2)
+        body = edge + b"\n" + state
+        seal = parse_seal(parse_note(rest[: int(length)]).text)
+        note = site.snapshots(path)._keys.sign_snapshot(replace(seal, code=OTHER_CODE, body=digest_bytes(body)))
+        path.write_bytes(b"%d\n" % len(note) + note + body)
+    else:
+        older = site.snapshots(path).read()
+        assert older is not None and older.checkpoint
+        snapshot, frontier, vkey, _ = _copied(sealed, site, path)
+        site.snapshots(path).write(snapshot, frontier, vkey, b"" if kind == "none" else older.checkpoint)
+    content = site.snapshots(path).read()
+    assert content is not None and content.checkpoint == b"" and content.seen.size >= SIZE
+    with closing(site.open_ledger(open_engine(elsewhere), snapshots=site.snapshots(path))) as ledger:
+        with pytest.raises(NotContinued):
+            ledger.load()
+        given: Any = (ledger, site.snapshots(path), None, lambda _: None)
+        with pytest.raises(Tampered, match="no checkpoint for a restoration"):
+            _load(*given, after_pause=False, rebuild=False)
+
+
+def test_a_shorter_log_is_read_without_its_snapshot_if_the_caller_says_so(
+    sealed: Ledger, site: SmallLog, path: Path, elsewhere: str
+) -> None:
+    with closing(site.open_ledger(open_engine(elsewhere), snapshots=site.snapshots(path))) as ledger:
+        with pytest.raises(NotContinued):
+            ledger.load()
+        with pytest.raises(NotContinued):
+            ledger.load()
+        ledger.load(with_snapshot=False)
+        assert ledger.state.size == 0
+
+
+def test_a_log_that_was_restored_is_sealed_again_although_it_is_shorter_than_the_lost_one(
+    sealed: Ledger, site: SmallLog, path: Path, elsewhere: str
+) -> None:
+    """Otherwise nothing would show a second loss until the log is longer than the lost one."""
+    with closing(site.open_ledger(open_engine(elsewhere), snapshots=site.snapshots(path))) as ledger:
+        with pytest.raises(NotContinued):
+            ledger.load()
+        ledger.load(with_snapshot=False)
+        site.snapshots(path).set_aside()
+        ledger.append(site.first_draft())
+        ledger.seal_snapshot(1)
+        content, data = site.snapshots(path).read(), path.read_bytes()
+        assert content is not None and content.seen.size == 1
+        ledger.append(heartbeat())
+        ledger.seal_snapshot(2)
+        assert path.read_bytes() == data
+
+
+def test_a_snapshot_that_is_set_aside_is_kept_and_not_read(
+    sealed: Ledger, site: SmallLog, path: Path, elsewhere: str
+) -> None:
+    for count in (1, 2):
+        data = path.read_bytes()
+        site.snapshots(path).set_aside()
+        assert path.with_name(f"state.snapshot-{count}.lost").read_bytes() == data
+        assert site.snapshots(path).read() is None
+        sealed.seal_snapshot(0)
+
+
 EDITS = [
     ('UPDATE entries SET bytes = ? WHERE "index" = 7', b"{}", "entry 7: leaf hash"),
     ('UPDATE entries SET nodes = ? WHERE "index" = 7', bytes(32 * 4), "entry 7: leaf hash"),
@@ -368,7 +459,7 @@ def test_bytes_and_nodes_that_fit_each_other_are_not_those_that_were_sealed(
     sealed.close()
     with attacked() as database:
         ((nodes, data),) = database.execute('SELECT nodes, bytes FROM entries WHERE "index" = 6').fetchall()
-        other = data.replace(b"no release", b"no relcase")
+        other = data.replace(b'"code":"denied"', b'"code":"deniex"')
         assert other != data and len(nodes) == 32
         database.execute('UPDATE entries SET nodes = ?, bytes = ? WHERE "index" = 6', (hash_leaf(other), other))
     with pytest.raises(Tampered, match=r"^entry 7: "):

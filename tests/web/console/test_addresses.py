@@ -1,4 +1,4 @@
-"""Every address that a browser can be led to: a page, a refusal, and never a defect."""
+"""Every address that a browser can request gives a page or a refusal, and never a defect."""
 
 from __future__ import annotations
 

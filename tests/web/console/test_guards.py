@@ -1,4 +1,4 @@
-"""What keeps strangers out of the console, and other sites out of its pages."""
+"""Requests of clients without a session, and from other sites, are refused."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def desk(home: Path) -> Iterator[Console]:
 
 def test_every_answer_has_the_headers_that_keep_other_sites_out(desk: Console) -> None:
     browser = desk.signed_in("audrey")
-    asset = re.search(r'"(/static/console\.[0-9a-f]{16}\.css)"', browser.get("/home").text)
+    asset = re.search(r'"(/static/pages\.[0-9a-f]{16}\.css)"', browser.get("/home").text)
     assert asset is not None
     paths = ["/home", "/home.json", "/log.csv", "/sign-in", "/nowhere", "/log?colour=red", asset[1]]
     for answer in [*map(browser.get, paths), browser.post("/sign-out"), desk.browser().get("/home")]:
@@ -68,7 +68,8 @@ def test_a_link_signs_one_browser_in_once_after_a_click(desk: Console) -> None:
     answer = first.post(link)
     assert (answer.status_code, answer.headers["location"]) == (303, "/home")
     assert re.fullmatch(
-        r"appliance-8330=[A-Za-z0-9_-]{43}; Max-Age=\d+; Path=/; HttpOnly; SameSite=Strict",
+        r"appliance-8330=[A-Za-z0-9_-]{43}; Max-Age=\d+; Path=/; HttpOnly; SameSite=Strict, "
+        r"appliance-8330-name=rita; Path=/; HttpOnly; SameSite=Strict",
         answer.headers["set-cookie"],
     )
     assert first.get("/home").status_code == 200
@@ -89,15 +90,15 @@ def test_a_link_lasts_a_minute(desk: Console, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_session_that_went_to_a_browser_opens_nothing_for_the_program_that_opened_it(desk: Console) -> None:
     token = desk.token("rita")
-    desk.door.person(f"Bearer {token}")
-    code = desk.door.link(f"Bearer {token}")
-    for again in (desk.door.person, desk.door.link):
+    desk.authenticator.person(f"Bearer {token}")
+    code = desk.authenticator.link(f"Bearer {token}")
+    for again in (desk.authenticator.person, desk.authenticator.link):
         with pytest.raises(auth.NotAuthenticated):
             again(f"Bearer {token}")
     browser = desk.browser()
     assert browser.post(f"/sign-in/{code}").status_code == 303
     with pytest.raises(auth.NotAuthenticated):
-        desk.door.person(f"Bearer {browser.secret}")
+        desk.authenticator.person(f"Bearer {browser.secret}")
 
 
 def test_a_programs_token_is_no_cookie(desk: Console) -> None:
@@ -119,7 +120,7 @@ def test_a_cookie_is_worth_nothing_after_sign_out_wherever_it_was_copied(desk: C
 
 
 def test_two_cookies_of_the_name_open_nothing(desk: Console) -> None:
-    """A neighbour on another port of localhost can set one, too."""
+    """A server on another port of localhost can set one, too."""
     mine = desk.signed_in("rita").secret
     answer = desk.browser().get("/home", Cookie=f"appliance-8330={mine}; appliance-8330=another")
     assert answer.status_code == 401
@@ -207,26 +208,26 @@ def test_what_is_sent_is_bounded(desk: Console) -> None:
 
 
 def test_so_many_at_once_and_no_more(desk: Console, monkeypatch: pytest.MonkeyPatch) -> None:
-    gate = desk.app
+    app = desk.app
     browser = desk.signed_in("rita")
-    monkeypatch.setattr(gate._pages, "_most", 0)  # type: ignore[attr-defined]
+    monkeypatch.setattr(app._pages, "_most", 0)  # type: ignore[attr-defined]
     answer = browser.get("/home")
     assert answer.status_code == 429 and answer.headers["retry-after"] == "1"
     assert browser.post("/sign-out", {"csrf": "x"}).status_code == 403, "forms have places of their own"
 
 
-def test_attempts_with_a_cookie_or_a_link_that_does_not_hold_are_counted_and_looks_without_are_not(
+def test_attempts_with_a_cookie_or_a_link_that_does_not_hold_are_counted_and_previews_without_are_not(
     desk: Console,
 ) -> None:
     browser = desk.browser()
     browser.get("/home")
-    with desk.door.counted() as refused:
-        assert refused.strangers == 0
+    with desk.authenticator.counted() as refused:
+        assert refused.unauthenticated == 0
     browser.take("x" * 43)
     browser.get("/home")
     browser.post("/sign-in/guessed")
-    with desk.door.counted() as refused:
-        assert refused.strangers == 2
+    with desk.authenticator.counted() as refused:
+        assert refused.unauthenticated == 2
 
 
 def test_a_unit_finds_no_other_units_thing_by_any_address(desk: Console) -> None:
@@ -237,7 +238,7 @@ def test_a_unit_finds_no_other_units_thing_by_any_address(desk: Console) -> None
     for form in ("", ".json", ".csv"):
         texts = [other.get(f"/releases/{name}{form}") for name in ("legal/labels", "legal/nothing")]
         assert [answer.status_code for answer in texts] == [404, 404]
-        told = [_without_address(answer.text) for answer in texts]
+        told = [_without_address_and_age(answer.text) for answer in texts]
         assert told[0] == told[1]
         assert "labels" not in other.get(f"/releases{form}?unit=legal").text
     assert other.get("/releases.json").json()["releases"] == []
@@ -249,8 +250,8 @@ def test_a_unit_finds_no_other_units_thing_by_any_address(desk: Console) -> None
         assert other.get(path).status_code == 403, path
 
 
-def _without_address(text: str) -> str:
-    return re.sub(r"legal/(labels|nothing)", "legal/TASK", text)
+def _without_address_and_age(text: str) -> str:
+    return re.sub(r"the last \d+ \S+ ago", "the last", re.sub(r"legal/(labels|nothing)", "legal/TASK", text))
 
 
 def test_a_defect_is_told_without_its_text(desk: Console, monkeypatch: pytest.MonkeyPatch) -> None:

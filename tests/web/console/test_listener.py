@@ -15,12 +15,12 @@ from typing import Any
 import httpx
 import pytest
 
-from appliance.config.load import load_settings
+from appliance.config.settings import load_settings
 from appliance.domain.governance.people import RevokePrincipal
 from appliance.errors import BadInput
-from scripts.kit.appliance import Appliance, free_port
+from scripts.kit.appliance import Appliance
+from scripts.kit.ports import free_port
 from tests.cli.conftest import type_alone
-from tests.web.conftest import write_key
 
 Start = Callable[..., Appliance]
 FORM = {"Content-Type": "application/x-www-form-urlencoded", "Sec-Fetch-Site": "same-origin", "Origin": "null"}
@@ -30,12 +30,12 @@ def _sign_in(
     site: Appliance, name: str, folder: Path, capsys: pytest.CaptureFixture[str], *more: str, verify: Any = True
 ) -> httpx.Client:
     told = type_alone(
-        capsys, "console", "--json", "--as", name, *write_key(site, name, folder), "--home", str(site.home), *more
+        capsys, "console", "--json", "--as", name, *site.write_key(name, folder), "--home", str(site.home), *more
     )
     assert told.code == 0, told.err
     assert f"signs a browser in as {name}" in told.err
     url = json.loads(told.out)["url"]
-    client = httpx.Client(base_url=url.partition("/sign-in/")[0], verify=verify, timeout=20)
+    client = httpx.Client(base_url=url.partition("/sign-in/")[0], verify=verify, timeout=60)
     assert client.post(url, headers=FORM).status_code == 303
     return client
 
@@ -84,7 +84,10 @@ def test_under_tls_the_console_has_the_hosts_name(
     with closing(_sign_in(site, "olga", tmp_path, capsys, verify=site.authority.trusting())) as client:
         answer = client.get("/home")
         assert answer.status_code == 200 and "strict-transport-security" in answer.headers
-        assert [cookie.name for cookie in client.cookies.jar] == [f"__Host-appliance-{port}"]
+        assert [cookie.name for cookie in client.cookies.jar] == [
+            f"__Host-appliance-{port}",
+            f"__Host-appliance-{port}-name",
+        ]
         assert all(cookie.secure for cookie in client.cookies.jar)
 
 
@@ -95,10 +98,13 @@ def test_an_open_page_is_told_of_an_entry_within_a_second_and_of_nothing_after_t
     with closing(_sign_in(site, "olga", tmp_path, capsys)) as client, client.stream("GET", "/changes/events") as stream:
         lines = stream.iter_lines()
         _skip_to(lines, "event: changed")
-        site.order(RevokePrincipal(principal="rita", **site.terms("anna")))
-        began = time.monotonic()
-        _skip_to(lines, "event: changed")
-        assert time.monotonic() - began < 1.0
+        took: list[float] = []
+        for name in ("rita", "lou", "cleo"):
+            site.order(RevokePrincipal(principal=name, **site.terms("anna")))
+            began = time.monotonic()
+            _skip_to(lines, "event: changed")
+            took.append(time.monotonic() - began)
+        assert sorted(took)[1] < 1.0, took  # another process may have the processor once
         csrf = re.search(r'name="csrf" value="([^"]+)"', client.get("/home").text)
         assert csrf is not None
         assert client.post("/sign-out", data={"csrf": csrf[1]}, headers=FORM).status_code == 303
@@ -114,9 +120,9 @@ def test_without_the_setting_there_is_no_console_and_no_session_is_left(
     start_small: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     site = start_small()
-    told = type_alone(capsys, "console", "--as", "olga", *write_key(site, "olga", tmp_path), "--home", str(site.home))
+    told = type_alone(capsys, "console", "--as", "olga", *site.write_key("olga", tmp_path), "--home", str(site.home))
     assert told.code == 7 and "[console-off]" in told.err and 'such as "127.0.0.1:8330"' in told.err
-    with sqlite3.connect(site.settings.database_url.removeprefix("sqlite:///")) as database:
+    with sqlite3.connect(site.settings.database_file or "") as database:
         assert database.execute("SELECT principal FROM sessions").fetchall() == []
     database.close()
 
@@ -153,5 +159,4 @@ def test_settings_under_which_browsers_would_be_refused_are_refused_first(
 def test_without_tls_the_console_is_at_localhost_or_behind_a_proxy(
     home: Path, given: dict[str, str], url: str | None
 ) -> None:
-    console = load_settings(home, given).console
-    assert (None if console is None else console.url) == url
+    assert load_settings(home, given).console_url == url

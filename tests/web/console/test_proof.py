@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 from appliance.domain.queries.entry_proof import EntryProof, parse_entry_proof, verify_entry_proof
-from appliance.formats.log.cosignature import witness_vkey_of
+from appliance.formats.log.checkpoint import witness_vkey_of
 from appliance.formats.log.log_policy import quorum_policy
 from appliance.formats.signatures.keys import generate_ed25519
-from appliance.web.console.auditors.proof import PROOF_PAGE, PROOF_PAGE_DIGEST
+from appliance.web.console.auditors.entry import PROOF_PAGE, PROOF_PAGE_DIGEST
 from tests.kit.console import Browser, Console, console
 from tests.kit.founded import policy_set
 
 ROOT = Path(__file__).resolve().parents[3]
-MOST_LINES = 215
+MOST_LINES = 216
 ERASABLE = "Name the clause."
 W1, W2 = "witness.example/w1", "witness.example/w2"
 
@@ -63,13 +63,13 @@ def test_it_has_the_last_checkpoint_that_each_witness_cosigned_and_that_has_the_
 
 
 def test_units_save_the_page_and_no_proof_and_nobody_without_a_session_either(desk: Console) -> None:
-    unit, stranger = desk.signed_in("legal"), desk.browser()
+    unit, outsider = desk.signed_in("legal"), desk.browser()
     assert unit.get("/log/5/proof").status_code == 403
     answer = unit.get("/proof.html")
     assert (answer.status_code, answer.content) == (200, PROOF_PAGE)
     assert answer.headers["content-disposition"] == 'attachment; filename="proof.html"'
     for path in ("/log/5/proof", "/proof.html"):
-        assert stranger.get(path).status_code == 401
+        assert outsider.get(path).status_code == 401
 
 
 def test_a_proof_shows_no_text_that_was_erased(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def _proof(browser: Browser, index: int) -> EntryProof:
 
 def test_the_page_s_digest_is_published_in_the_documentation_and_on_an_entry_s_page(desk: Console) -> None:
     """Whoever changes the page writes the new digest into both pages."""
-    for page in ("docs/auditors.md", "SECURITY.md"):
+    for page in ("docs/guides/auditors.md", "SECURITY.md"):
         assert PROOF_PAGE_DIGEST.removeprefix("sha256:") in (ROOT / page).read_text(encoding="utf-8"), page
     assert PROOF_PAGE_DIGEST in desk.signed_in("audrey").get("/log/5").text
 

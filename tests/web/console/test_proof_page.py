@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from appliance.domain.queries.entry_proof import parse_entry_proof, verify_entry_proof
+from appliance.domain.queries.entry_proof import encode_entry_proof, parse_entry_proof, verify_entry_proof
 from appliance.domain.queries.response import parse_record, verify_record
 from appliance.errors import ApplianceError, BadInput, Tampered, Unavailable
 from appliance.formats.core.commitment import commit
 from appliance.formats.log.log_policy import LogPolicy, parse_log_policy, quorum_policy
 from appliance.formats.log.trust import encode_trust, parse_trust
 from appliance.formats.signatures.keys import generate_ed25519
-from appliance.web.console.core.assets import STATIC
+from appliance.web.console.core.render import STATIC
 from scripts.kit.log_builder import LogBuilder
-from tests.kit.chromium import browser
+from tests.kit.chromium import TIMEOUT_MS, browser
 from tests.kit.entry_proofs import (
     COSIGNATURE,
     HOSTILE,
@@ -58,6 +59,7 @@ class Checker:
         saved = folder / "proof.html"
         shutil.copy(STATIC / "proof.html", saved)
         self.page = launched.new_context().new_page()
+        self.page.set_default_timeout(TIMEOUT_MS)
         self.requests: list[str] = []
         self.errors: list[str] = []
         self.page.on("requestfinished", lambda request: self.requests.append(request.url))
@@ -65,7 +67,7 @@ class Checker:
         self.page.goto(saved.as_uri())
 
     def check(self, proof: bytes, trust: bytes, text: str = "") -> tuple[str, str]:
-        """The verdict's first word by its colour, and its sentence."""
+        """Return the verdict's first word by its colour, and its sentence."""
         for name, data in (("proof", proof), ("trust", trust)):
             (self.folder / name).write_bytes(data)
             self.page.set_input_files(f"#{name}", str(self.folder / name))
@@ -103,7 +105,7 @@ def policy_of(trust: bytes) -> tuple[LogPolicy, str | None]:
 
 
 def word_of(act: Callable[[], object]) -> str:
-    """What the program says."""
+    """Return the verdict of the program."""
     try:
         act()
     except ApplianceError as error:
@@ -112,7 +114,7 @@ def word_of(act: Callable[[], object]) -> str:
 
 
 def both(checker: Checker, proof: bytes, trust: bytes) -> str:
-    """The verdict of the page, which is the program's."""
+    """Return the verdict of the page, after a check that the program's is the same."""
 
     def program() -> None:
         verify_entry_proof(parse_entry_proof(proof), *policy_of(trust))
@@ -197,12 +199,12 @@ def test_comments_spaces_and_groups_of_groups_are_read_as_the_program_reads_them
 
 
 def test_a_cosignature_of_an_unknown_witness_counts_for_nothing(checker: Checker, log: Witnessed) -> None:
-    stranger = generate_ed25519()
+    outsider = generate_ed25519()
     data = encoded(log.proof())
-    assert both(checker, data, log.policy(1, **{W1: stranger})) == "unverifiable"
+    assert both(checker, data, log.policy(1, **{W1: outsider})) == "unverifiable"
     assert "Too few witnesses" in checker.page.locator("#verdict").text_content()
-    assert both(checker, data, log.policy(1, **{W1: stranger, W2: log.w2})) == "verified"
-    assert f"Not judged, since your file does not name them: {W1}+" in checker.checks
+    assert both(checker, data, log.policy(1, **{W1: outsider, W2: log.w2})) == "verified"
+    assert f"Not checked, since your file does not name them: {W1}+" in checker.checks
 
 
 def test_a_random_change_is_verified_by_neither_or_by_both(checker: Checker, log: Witnessed) -> None:
@@ -297,3 +299,25 @@ def test_a_response_record_is_checked_as_the_program_checks_it(checker: Checker)
     ):
         assert both_of(record | change) == "failed"
     assert both_of(record | {"verdict": "verified"}) == "unverifiable"
+
+
+def test_an_instruction_is_not_the_text_of_the_answer(checker: Checker) -> None:
+    said = checker.page.evaluate("""async () => {
+      const salt = btoa("s".repeat(32)), file = { answer_salt: salt, instruction_salt: salt }, words = [];
+      const body = { answer: await commit("It is.", salt), instruction: await commit("Be brief.", salt) };
+      for (const typed of ["Be brief.", "It is.", ""])
+        words.push(await verifyTexts(file, { type: "request.finished", body }, typed, () => {}));
+      return words;
+    }""")
+    assert said == ["verified, without its text", "verified", "verified, without its text"]
+
+
+def test_a_signature_that_the_page_cannot_check_gives_no_verdict(checker: Checker) -> None:
+    """Browsers have no ML-DSA. The page never shows "verified" under a trust file that requires it."""
+    site = LogBuilder(post_quantum=True)
+    proof, trust = encode_entry_proof(entry_proof_of(site, 0)), encode_trust(site.trust)
+    word, said = checker.check(proof, trust)
+    assert word == "unverifiable"
+    assert "Check the signature by ML-DSA-65 with appliance-verify --proof." in said
+    word, said = checker.check(proof, encode_trust(replace(site.trust, post_quantum_log_key=None)))
+    assert word == "verified" and "Not checked, since your file does not name them" in checker.checks

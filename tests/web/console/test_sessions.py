@@ -13,8 +13,8 @@ from appliance.domain.core.entry import parse_entry
 from appliance.domain.governance.sessions import SessionClosed
 from appliance.errors import NotAuthenticated, Unavailable
 from appliance.store.database.sessions import SessionRow
+from appliance.workflows import governance
 from appliance.workflows.core.context import Context
-from appliance.workflows.governance import sessions
 from tests.kit.console import Browser, Console, console
 
 
@@ -43,7 +43,7 @@ def test_a_sign_out_and_a_logout_are_entries_that_name_the_session(desk: Console
     size = desk.context.ledger.state.size
     browser.post("/sign-out", {"csrf": browser.csrf})
     token = desk.token("rita")
-    desk.door.end_session(f"Bearer {token}", "unix:0")
+    desk.authenticator.end_session(f"Bearer {token}", "unix:0")
     first, second = ends(desk, size)
     assert (first.actor, first.source, first.body) == (
         "rita",
@@ -91,20 +91,20 @@ def test_a_session_whose_link_waits_is_listed_and_its_end_ends_the_link(desk: Co
 def test_of_many_links_at_once_of_one_session_one_is_made(desk: Console, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each would be a session more, of which nobody could end one."""
     token, together = desk.token("olga"), threading.Barrier(4)
-    found = sessions._find
+    found = governance._find
     made: list[str] = []
 
-    def find_together(context: Context, token: str, kind: sessions.Kind) -> SessionRow:
+    def find_together(context: Context, token: str, kind: governance.Kind) -> SessionRow:
         row = found(context, token, kind)
-        together.wait(10)
+        together.wait(60)
         return row
 
     def link() -> None:
         with suppress(NotAuthenticated):
-            made.append(desk.door.link(f"Bearer {token}"))
+            made.append(desk.authenticator.link(f"Bearer {token}"))
 
-    monkeypatch.setattr(desk.door, "person", lambda authorization: None)
-    monkeypatch.setattr(sessions, "_find", find_together)
+    monkeypatch.setattr(desk.authenticator, "person", lambda authorization: None)
+    monkeypatch.setattr(governance, "_find", find_together)
     threads = [threading.Thread(target=link) for _ in range(4)]
     for one in threads:
         one.start()
@@ -141,8 +141,8 @@ def test_a_session_ends_though_its_entry_cannot_be_appended(desk: Console, monke
         raise Unavailable("ledger: expected a database, got none")
 
     with monkeypatch.context() as patched:
-        patched.setattr(sessions, "append", fail)
+        patched.setattr(governance, "append", fail)
         assert browser.post("/sign-out", {"csrf": csrf}).status_code == 503
     assert copy.get("/home").status_code == 401
     with pytest.raises(NotAuthenticated):
-        desk.door.browser(browser.secret)
+        desk.authenticator.browser(browser.secret)

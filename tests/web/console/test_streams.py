@@ -1,10 +1,11 @@
-"""Events for open pages: told within a second, gone on with after a break, and ended with the session."""
+"""Events for open pages: sent within a second, resumed after a break, and ended with the session."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,13 +15,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from appliance.errors import BadInput, NotAuthenticated, TooMany
-from appliance.web.console.core import events
-from appliance.web.console.core import gate as gates
-from appliance.web.console.core.events import Changes, Event, stream
-from appliance.web.console.core.gate import STREAMS_OF_ONE, Gate
-from appliance.web.console.core.security import Site
+from appliance.domain.core.entry import parse_entry
+from appliance.domain.queries.unit_reading import find_unit_reader
+from appliance.errors import BadInput, NotAuthenticated, RateLimited
+from appliance.web.console.core import events, middleware
+from appliance.web.console.core.events import RecentEntries, ServerSentEvent, follow, follow_as_unit, stream
+from appliance.web.console.core.middleware import STREAMS_OF_ONE, ConsoleLimitsMiddleware
+from appliance.web.console.core.security import ConsoleOrigin
 from appliance.web.console.operators import live
+from scripts.kit.log_builder import stage
 from tests.kit.console import Console, console
 
 RUN = "r-000001"
@@ -56,7 +59,7 @@ def _parse(text: str) -> list[dict[str, Any]]:
     return found
 
 
-def _follow(desk: Console, after: str = "") -> Event | None:
+def _follow(desk: Console, after: str = "") -> ServerSentEvent | None:
     return live.follow(desk.context, RUN)(after)
 
 
@@ -98,7 +101,7 @@ def test_the_stream_of_an_ended_run_ends_with_its_last_event(desk: Console) -> N
     assert browser.get("/runs/r-999999/events").status_code == 404
 
 
-def test_the_list_of_runs_is_told_how_far_each_is_and_goes_on_after_a_break(desk: Console) -> None:
+def test_the_list_of_runs_is_told_how_far_each_is_and_continues_after_a_break(desk: Console) -> None:
     state = desk.context.ledger.state
     row = state.runs.get(RUN)
     assert row is not None
@@ -118,11 +121,11 @@ def test_the_list_of_runs_is_told_how_far_each_is_and_goes_on_after_a_break(desk
     assert running["step"] == 31 and running["loss"] == 1.5
     assert desk.signed_in("legal").get("/runs/events").status_code == 403
     desk.context.progress.publish(RUN, {"frame": "progress", "done": 3, "total": 9})
-    assert live.pace_of(desk.context, RUN).detail == "evaluated 3 of 9 rows"
+    assert live.read_step_progress(desk.context, RUN).detail == "evaluated 3 of 9 rows"
 
 
 def test_a_run_without_a_step_has_no_pace(desk: Console) -> None:
-    assert live.pace_of(desk.context, "r-000009") == live.Pace()
+    assert live.read_step_progress(desk.context, "r-000009") == live.StepProgress()
 
 
 def test_a_long_curve_is_thinned_to_what_a_screen_shows() -> None:
@@ -148,24 +151,78 @@ async def _take(answer: Any, until: int) -> list[str]:
     return found
 
 
+def test_a_units_page_is_told_of_entries_that_the_unit_may_read_and_of_no_number(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with console("serving", home) as desk:
+        reader = find_unit_reader(desk.context.ledger.state, "sales")
+        assert reader is not None
+        entries = [entry for entry in map(parse_entry, desk.site.entries) if entry.type not in events._QUIET_TYPES]
+        hidden = [entry for entry in entries if not reader.may_read(entry)]
+        changes = RecentEntries()
+        find = follow_as_unit(desk.context, changes, "sales", "")
+        first = find("")
+        assert first == ServerSentEvent("", "changed", {}) and find("") is None
+        for entry in hidden:
+            changes.note(entry)
+        assert len(hidden) > 5 and find("") is None
+        changes.note(entries[0])
+        assert find("") == first and find("") is None
+        changes.note(entries[0])
+        changes.note(hidden[0])
+        assert find("") == first, "a readable entry before a hidden one is not missed"
+        monkeypatch.setattr(events, "KEPT_S", 0.02)
+        desk.changes.note(hidden[0])
+        told = {name: _parse(desk.signed_in(name).get("/changes/events").text)[0] for name in ("legal", "olga")}
+        assert told["legal"]["id"] == "" and re.fullmatch(r"[0-9a-f]{16}\.[1-9][0-9]*", told["olga"]["id"])
+
+
+@pytest.mark.parametrize("name", ["olga", "legal"])
+def test_a_change_between_a_page_and_its_stream_is_told(home: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(events, "KEPT_S", 0.02)
+    with console("serving", home) as desk:
+        readable = parse_entry(desk.site.entries[0])
+        browser = desk.signed_in(name)
+        desk.changes.note(readable)
+
+        def follow_from(moment: str) -> list[str]:
+            return [one["event"] for one in _parse(browser.get(f"/changes/events?since={moment}").text)]
+
+        found = re.search(r'<body data-since="([^"]+)">', browser.get("/home").text)
+        assert found is not None and follow_from(found[1]) == []
+        desk.changes.note(readable)
+        assert follow_from(found[1]) == ["changed"]
+        for unknown in ("", "undefined", RecentEntries().moment()):
+            assert follow_from(unknown) == ["changed"]
+
+
+def test_a_page_that_is_older_than_a_minute_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = RecentEntries()
+    moment = changes.moment()
+    assert changes.count_at(moment) == 0
+    monkeypatch.setattr(events, "_CONNECT_S", 0.0)
+    assert changes.count_at(moment) is None
+    assert follow(changes, moment)("") == ServerSentEvent(changes.event_id(0), "changed", {})
+
+
 def test_nothing_is_sent_after_the_session_has_ended() -> None:
     """Not even the event that was due: the session is looked at before it."""
-    changes, stands = Changes(), [True]
+    changes, stands = RecentEntries(), [True]
 
     def check() -> None:
         if not stands[0]:
             raise NotAuthenticated("session: ended")
 
-    def find(after: str) -> Event | None:
+    def find(after: str) -> ServerSentEvent | None:
         count = str(changes.count)
-        return None if after == count else Event(count, "changed", {})
+        return None if after == count else ServerSentEvent(count, "changed", {})
 
     async def run() -> list[str]:
         answer = stream("", find, check)
         iterator = answer.body_iterator
         told = [await anext(iterator), await anext(iterator)]
         stands[0] = False
-        changes.note("adapter.revoked")
+        changes.note(parse_entry(stage("serving").entries[-1]))
         told += [text async for text in iterator]
         return told
 
@@ -173,7 +230,7 @@ def test_nothing_is_sent_after_the_session_has_ended() -> None:
     assert told[1].startswith("id: 0\nevent: changed") and told[2:] == ["event: end\ndata: {}\n\n"]
 
 
-def test_a_quiet_stream_looks_at_its_session_too() -> None:
+def test_a_quiet_stream_previews_at_its_session_too() -> None:
     def check() -> None:
         raise NotAuthenticated("session: ended")
 
@@ -197,12 +254,70 @@ def test_entries_that_no_open_page_shows_wake_nobody(desk: Console) -> None:
     before = desk.changes.count
     desk.signed_in("olga")
     assert desk.changes.count == before
-    desk.changes.note("adapter.revoked")
+    desk.note("adapter.revoked")
     assert desk.changes.count == before + 1
 
 
-def test_one_session_does_not_take_the_streams_of_all() -> None:
-    """Whose cookie it is is not asked before: strangers, who have none, share what one session has."""
+@pytest.mark.parametrize(
+    ("form", "most"),
+    [
+        ("", STREAMS_OF_ONE),
+        ("/sign/train", middleware.FORMS_OF_ONE),
+        ("page", middleware.PAGES_OF_ONE),
+        ("/exports/ledger.tar", 1),
+    ],
+)
+def test_one_person_does_not_take_what_all_need(form: str, most: int) -> None:
+    """Streams, forms and pages, whatever the number of their sessions."""
+
+    async def run() -> None:
+        release, begun = asyncio.Event(), list[str]()
+
+        async def follow(scope: Scope, receive: Receive, send: Send) -> None:
+            begun.append(scope["path"])
+            await release.wait()
+            await Response("followed")(scope, receive, send)
+
+        app = ConsoleLimitsMiddleware(follow, _desk())
+        hers = [asyncio.create_task(_ask(app, f"rita-{number}", form)) for number in range(most)]
+        await _settle(lambda: len(begun) == most)
+        assert await _ask(app, "rita-x", form) == 429
+        others = [asyncio.create_task(_ask(app, cookie, form)) for cookie in ("raul-1", "nobody-1")]
+        await _settle(lambda: len(begun) == most + 2)
+        release.set()
+        assert await asyncio.gather(*hers, *others) == [200] * (most + 2)
+        assert await _ask(app, "rita-1", form) == 200
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+
+
+@pytest.mark.parametrize("form", ["page", "/sign-in/code"])
+def test_browsers_without_a_session_wait_for_their_turn_and_those_of_one_address_for_each_other(form: str) -> None:
+    async def run() -> None:
+        release, begun = asyncio.Event(), list[str]()
+
+        async def follow(scope: Scope, receive: Receive, send: Send) -> None:
+            begun.append(scope["client"][0])
+            await release.wait()
+            await Response("followed")(scope, receive, send)
+
+        app = ConsoleLimitsMiddleware(follow, _desk())
+        many = [asyncio.create_task(_ask(app, "", form, address="10.0.0.1")) for _ in range(64)]
+        await _settle(lambda: len(begun) >= middleware.TURNS_OF_ONE)
+        another = asyncio.create_task(_ask(app, "", form, address="10.0.0.2"))
+        gone = asyncio.create_task(_ask(app, "", form, address="10.0.0.1", leaves=True))
+        await _settle(lambda: "10.0.0.2" in begun)
+        assert begun == ["10.0.0.1"] * middleware.TURNS_OF_ONE + ["10.0.0.2"]
+        assert middleware.TURNS_OF_ONE < middleware.TURNS
+        release.set()
+        assert await asyncio.gather(*many, another) == [200] * 65
+        assert await gone == 0, "a client that left gets no page"
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+
+
+def test_a_browser_without_a_session_waits_some_seconds_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(middleware, "TURN_S", 0.2)
 
     async def run() -> None:
         release = asyncio.Event()
@@ -211,42 +326,65 @@ def test_one_session_does_not_take_the_streams_of_all() -> None:
             await release.wait()
             await Response("followed")(scope, receive, send)
 
-        desk: Any = SimpleNamespace(site=Site("http://localhost:8330"), refuse=_refuse)
-        gate = Gate(follow, desk)
-        open_ones = [asyncio.create_task(_ask(gate, "hers")) for _ in range(STREAMS_OF_ONE)]
+        app = ConsoleLimitsMiddleware(follow, _desk())
+        held = [asyncio.create_task(_ask(app, "", "page")) for _ in range(middleware.TURNS_OF_ONE)]
         await asyncio.sleep(0)
-        assert await _ask(gate, "hers") == 429
-        his = asyncio.create_task(_ask(gate, "his"))
-        await asyncio.sleep(0)
+        assert await _ask(app, "", "page") == 429
         release.set()
-        assert await asyncio.gather(*open_ones, his) == [200] * (STREAMS_OF_ONE + 1)
-        assert await _ask(gate, "hers") == 200
+        assert await asyncio.gather(*held) == [200] * len(held)
+        assert await _ask(app, "", "page") == 200
 
-    asyncio.run(asyncio.wait_for(run(), 20))
+    asyncio.run(asyncio.wait_for(run(), 60))
+
+
+async def _settle(holds: Callable[[], bool]) -> None:
+    """Let each request look at its session, which is done in threads, until this holds, and then a moment more."""
+    while not holds():
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)
+
+
+def _desk() -> Any:
+    def viewer(request: Request) -> SimpleNamespace:
+        name = request.cookies["appliance-8330"].partition("-")[0]
+        if name == "nobody":
+            raise NotAuthenticated("session: expected one that is open, got another")
+        return SimpleNamespace(name=name)
+
+    return SimpleNamespace(site=ConsoleOrigin("http://localhost:8330"), refuse=_refuse, viewer=viewer)
 
 
 def test_slow_forms_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gates, "FORM_S", 0.5)
+    monkeypatch.setattr(middleware, "FORM_S", 0.5)
 
     async def run() -> None:
-        desk: Any = SimpleNamespace(site=Site("http://localhost:8330"), refuse=_refuse)
-        gate = Gate(Response("signed in"), desk)
-        slow = [asyncio.create_task(_ask(gate, "", "/sign-in/code", slow=True)) for _ in range(2 * gates.FORMS)]
+        app = ConsoleLimitsMiddleware(Response("signed in"), _desk())
+        slow = [asyncio.create_task(_ask(app, "", "/sign-in/code", slow=True)) for _ in range(2 * middleware.FORMS)]
         await asyncio.sleep(0)
-        assert await _ask(gate, "", "/sign-in/code") == 200
+        assert await _ask(app, "", "/sign-in/code") == 200
         assert await asyncio.gather(*slow) == [429] * len(slow), "refused in time"
 
-    asyncio.run(asyncio.wait_for(run(), 20))
+    asyncio.run(asyncio.wait_for(run(), 60))
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
-    assert isinstance(error, TooMany | BadInput), error
+    assert isinstance(error, RateLimited | BadInput), error
     return Response(error.message, 429)
 
 
-async def _ask(gate: Gate, cookie: str, form: str = "", *, slow: bool = False) -> int:
-    """The status of a request for the stream of changes, or of a form, which never comes where it is `slow`."""
+async def _ask(
+    app: ConsoleLimitsMiddleware,
+    cookie: str,
+    form: str = "",
+    *,
+    slow: bool = False,
+    leaves: bool = False,
+    address: str = "10.0.0.1",
+) -> int:
+    """Return the status of a request for the stream of changes, for a page, or of a form, which never comes if it is
+    `slow`. A client that `leaves` after its request may get none, which is 0."""
     found: list[int] = []
+    sent: list[str] = []
 
     async def send(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -255,10 +393,13 @@ async def _ask(gate: Gate, cookie: str, form: str = "", *, slow: bool = False) -
     async def receive() -> Message:
         if slow:
             await asyncio.sleep(60)
-        return {"type": "http.request", "body": b"", "more_body": False}
+        sent.append("http.disconnect" if leaves and sent else "http.request")
+        return {"type": sent[-1], "body": b"", "more_body": False}
 
-    headers = [(b"host", b"localhost:8330"), (b"cookie", f"appliance-8330={cookie}".encode())]
-    method, path = ("POST", form) if form else ("GET", "/changes/events")
+    headers = [(b"host", b"localhost:8330")]
+    headers += [(b"cookie", f"appliance-8330={cookie}".encode())] if cookie else []
+    method, path = ("POST", form) if form.startswith("/") else ("GET", "/home" if form else "/changes/events")
+    method = "GET" if path.startswith(middleware.DOWNLOADS) else method
     scope = {"type": "http", "method": method, "path": path, "headers": headers, "query_string": b""}
-    await gate(scope, receive, send)
-    return found[0]
+    await app({**scope, "client": (address, 1)}, receive, send)
+    return found[0] if found else 0

@@ -1,4 +1,4 @@
-"""What a worker says on the way is a stranger's: it takes no more memory, and no other place, than it is given."""
+"""Progress of a worker is untrusted: its memory is bounded, and it cannot write to another stream."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from appliance.errors import TooMany
+from appliance.errors import RateLimited
 from appliance.workflows.core.progress import _KEPT_BYTES, _KEPT_FRAMES, _KEPT_OF_ONE, _KEPT_STREAMS, Progress
 
 
@@ -38,7 +38,7 @@ def test_streams_that_were_only_asked_for_never_take_the_place_of_work_or_of_a_p
     stream = progress.read_own("look:rita:one", "rita")
     assert stream is not None and stream.result == {"rows": []}
     assert len(progress.read("r-000001").frames) == 1
-    assert len(progress.followed()) <= _KEPT_STREAMS + 1
+    assert len(progress.list_open()) <= _KEPT_STREAMS + 1
 
 
 def test_a_stream_with_an_owner_is_read_by_nobody_else_and_asking_makes_none() -> None:
@@ -46,17 +46,17 @@ def test_a_stream_with_an_owner_is_read_by_nobody_else_and_asking_makes_none() -
     progress.open("look:rita:one", "rita")
     assert progress.read_own("look:rita:one", "olga") is None
     assert progress.read_own("check:olga:none", "olga") is None
-    assert progress.followed() == ("look:rita:one",)
+    assert progress.list_open() == ("look:rita:one",)
 
 
 def test_a_person_has_one_open_stream_of_a_kind_and_all_together_a_few() -> None:
     progress = Progress()
     first = progress.open_one("check", "olga", 2)
     progress.open_one("calibration", "olga", 2)
-    with pytest.raises(TooMany, match="check: expected one at a time for olga, got another; ask again when it"):
+    with pytest.raises(RateLimited, match="check: expected one at a time for olga, got another; ask again when it"):
         progress.open_one("check", "olga", 2)
     progress.open_one("check", "vera", 2)
-    with pytest.raises(TooMany, match="check: expected at most 2 at a time, got one more; ask again"):
+    with pytest.raises(RateLimited, match="check: expected at most 2 at a time, got one more; ask again"):
         progress.open_one("check", "oskar", 2)
     progress.end(first)
     progress.open_one("check", "oskar", 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from appliance.errors import TooMany
+from appliance.errors import RateLimited
 from appliance.formats.core.commitment import disclose
 from appliance.workflows.core.prompts import KEPT_S, MOST_OF_ONE, Prompts
 
@@ -16,7 +16,7 @@ def test_one_person_does_not_fill_the_room_of_all() -> None:
     assert prompts.hold("rita", many) == MOST_OF_ONE
     assert prompts.hold("rita", many[:2]) == MOST_OF_ONE, "the same again takes no room"
     one_more = disclose("one more", b"x" * 32)
-    with pytest.raises(TooMany, match=f"expected at most {MOST_OF_ONE} of one person at a time, got"):
+    with pytest.raises(RateLimited, match=f"expected at most {MOST_OF_ONE} of one person at a time, got"):
         prompts.hold("rita", [one_more])
     assert prompts.hold("raul", [one_more]) == 1
     now[0] = KEPT_S

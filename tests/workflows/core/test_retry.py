@@ -1,4 +1,4 @@
-"""While the ledger cannot be written a job's worker stands still, and what it has come to is recorded afterwards."""
+"""While the ledger cannot be written a job's worker is paused, and its result is recorded afterwards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from appliance.domain.core.entry import Draft
+from appliance.domain.core.entry import EntryDraft
 from appliance.domain.data.imports import ImportRequested
 from appliance.domain.governance.service import Heartbeat
 from appliance.domain.governance.sessions import AuthRefused
@@ -22,7 +22,7 @@ from appliance.store.ledger.ledger import Ledger
 from appliance.workflows.core import retry as patience
 from appliance.workflows.core.contact import Contact
 from appliance.workflows.core.context import ALL_ROLES
-from appliance.workflows.core.jobs import InHand, Jobs
+from appliance.workflows.core.jobs import ItemsInProgress, Jobs
 from appliance.workflows.core.retry import append_with_retry, state_with_retry
 from appliance.workflows.data import imports as ingest
 from appliance.workflows.lifecycle.recovery import resume_forgotten
@@ -35,7 +35,7 @@ UNKNOWN = Unavailable("ledger: expected to find out whether it was committed, go
 
 
 class Worker:
-    """`told`: what it was told in turn."""
+    """`told`: the calls that it got, in order."""
 
     def __init__(self) -> None:
         self.told: list[str] = []
@@ -72,10 +72,10 @@ def context(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def failing(ledger: Ledger, errors: list[Exception], monkeypatch: pytest.MonkeyPatch, *, stands: bool = False) -> None:
-    """The next appends raise these, one each; `stands`: although their entries are durable."""
+    """Let the next appends raise these, one each. With `stands`, their entries are durable nevertheless."""
     append_all = ledger.append_all
 
-    def fail(drafts: Sequence[Draft], **rest: Any) -> Any:
+    def fail(drafts: Sequence[EntryDraft], **rest: Any) -> Any:
         appended = append_all(drafts, **rest) if stands or not errors else None
         if errors:
             raise errors.pop(0)
@@ -150,16 +150,16 @@ def test_the_state_is_known_once_the_database_answers(context: Any, monkeypatch:
 
 @pytest.mark.parametrize("busy", [False, True])
 def test_what_nobody_carries_though_its_order_stands_is_taken_up(monkeypatch: pytest.MonkeyPatch, busy: bool) -> None:
-    """The asker was told that nobody knows whether it does."""
+    """The client got an error with an unknown outcome."""
     site = stage("imported")
     run = site.request_run()
     wanted = site.ordered(ImportRequested(policy=site.in_force), site.dataset_order())
     carried: list[str] = []
-    monkeypatch.setattr(train, "carry_through", lambda _, run_id: not carried.append(run_id))
+    monkeypatch.setattr(train, "execute_run", lambda _, run_id: not carried.append(run_id))
     monkeypatch.setattr(ingest, "import_rows", lambda _, digest: carried.append(digest))
     context: Any = SimpleNamespace(
         ledger=SimpleNamespace(state=site.state),
-        in_hand=InHand(),
+        items_in_progress=ItemsInProgress(),
         processes=Processes(),
         process=None,
         roles=ALL_ROLES,
@@ -182,10 +182,10 @@ def test_what_nobody_carries_though_its_order_stands_is_taken_up(monkeypatch: py
 
 def test_an_import_that_was_taken_up_twice_is_carried_through_once() -> None:
     site = stage("imported")
-    context: Any = SimpleNamespace(ledger=SimpleNamespace(state=site.state))
-    (digest,) = (row.order for row in site.state.imports.values() if row.verb == "import-dataset")
+    context: Any = SimpleNamespace(ledger=SimpleNamespace(state=site.state), items_in_progress=ItemsInProgress())
+    (digest,) = (row.order for row in site.state.imports.values() if row.action == "import-dataset")
 
     def work(staging: Path, source: Path) -> dict[str, Any]:
         raise AssertionError("it was imported before")
 
-    ingest._carry_through(context, digest, work)
+    ingest._run_import(context, digest, work)

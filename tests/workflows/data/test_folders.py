@@ -1,4 +1,4 @@
-"""What a worker left is listed before it is hashed: neither its number nor its holes hold the service."""
+"""A worker's output is listed before it is hashed, so that many or sparse files do not block the service."""
 
 from __future__ import annotations
 

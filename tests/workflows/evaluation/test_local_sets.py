@@ -1,4 +1,4 @@
-"""The service's part of sets of no log: which there are, and that items are of exactly their rows."""
+"""The service's part of local sets: their list, and the check that items are of exactly their rows."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from appliance.errors import Denied, Tampered, Unavailable
 from appliance.formats.core.digest import digest_bytes
 from appliance.store.files.local_sets import LocalSets
 from appliance.workflows.evaluation import local_sets as subject
-from appliance.workflows.evaluation.judging import judge_run
+from appliance.workflows.evaluation.verdicts import evaluate_by_gates
 from scripts.kit.log_builder import stage
 from tests.domain.evaluation.test_local_sets import GATES, on_general
 from tests.kit.one_process import one_process
-from tests.workflows.evaluation.test_judging import ITEMS, context_of, trained
+from tests.workflows.evaluation.test_verdicts import ITEMS, context_of, trained
 
 GENERAL = "items-general.jsonl"
 
@@ -33,13 +33,13 @@ def test_items_of_a_set_that_comes_with_the_appliance_are_of_exactly_its_rows(tm
     site = stage("imported").fork()
     run, context = trained(site, GATES), context_of(site, tmp_path)
     whole = on_general()
-    found = judge_run(context, run, items_of(encode_items(whole)), {"general": {"rows": 200}})
+    found = evaluate_by_gates(context, run, items_of(encode_items(whole)), {"general": {"rows": 200}})
     assert parse_verdict(found.documents["verdict"]).results[1].outcome == "passed"
     assert found.files[GENERAL] == encode_items(whole)
     other = (*whole[1:], whole[0].model_copy(update={"row": "0" * 64}))
     for given in (whole[1:], other):
         with pytest.raises(Tampered, match=r"items-general\.jsonl of r-000001: expected the 200 rows of the set"):
-            judge_run(context, run, items_of(encode_items(given)), {})
+            evaluate_by_gates(context, run, items_of(encode_items(given)), {})
 
 
 def context(home: Path, packages: Path | None = None) -> Any:
@@ -51,13 +51,13 @@ def order(*bound: LocalSet) -> Any:
     return SimpleNamespace(local_sets=bound, recipe=SimpleNamespace(dataset="clauses@1"))
 
 
-def test_what_a_run_can_be_judged_on_is_told_with_its_digest_and_its_size(tmp_path: Path) -> None:
+def test_what_a_run_can_be_evaluated_on_is_told_with_its_digest_and_its_size(tmp_path: Path) -> None:
     (tmp_path / "metrics/shout").mkdir(parents=True)
     (tmp_path / "metrics/shout/shout.py").write_bytes(b"")
-    found = {one["set"]: one for one in subject.list_local(context(tmp_path), "clauses@1")}
+    found = {one.set: one for one in subject.list_local(context(tmp_path), "clauses@1")}
     assert found.keys() == {"general", "refusal", "metric-shout"}
-    assert (found["general"]["digest"], found["general"]["items"]) == (digest_set("general"), 200)
-    assert found["refusal"]["items"] == 100 and found["general"]["judged_before"] == 0
+    assert (found["general"].digest, found["general"].items) == (digest_set("general"), 200)
+    assert found["refusal"].items == 100 and found["general"].evaluated_before == 0
 
 
 def test_an_order_whose_set_or_library_is_not_here_is_refused_before_anything_is_trained(tmp_path: Path) -> None:

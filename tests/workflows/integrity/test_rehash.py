@@ -1,4 +1,4 @@
-"""Sealed folders are hashed again: whatever has changed is recorded, however much it is."""
+"""Sealed folders are hashed again: every change is recorded, however large."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 
-from appliance.domain.core.entry import MAX_SUBJECTS, Draft, Entry, encode_entry, parse_entry
+from appliance.domain.actions.apply import apply
+from appliance.domain.core.entry import MAX_SUBJECTS, Entry, EntryDraft, encode_entry, parse_entry
 from appliance.domain.data.imports import ImportRequested
-from appliance.domain.rulebook.apply import apply
 from appliance.errors import Tampered, Unavailable
-from appliance.store.ledger.staging import propose
-from appliance.workflows.integrity.rehash import Pace, check_all
+from appliance.store.ledger.writer import propose
+from appliance.workflows.integrity import ReadThrottle, check_all
 from scripts.kit.log_builder import LogBuilder, manifest, stage
 from tests.kit.one_process import one_process
 
 
 def with_datasets(count: int) -> LogBuilder:
-    """A site with so many datasets."""
+    """Return a site with so many datasets."""
     site = stage("imported")
     for version in range(2, count + 1):
         requested = site.ordered(ImportRequested(policy=site.in_force), site.dataset_order())
@@ -32,16 +32,16 @@ def with_datasets(count: int) -> LogBuilder:
 
 
 def context_of(site: LogBuilder, recorded: list[Entry], unreadable: str = "") -> Any:
-    """Every dataset has changed on disk; what is appended stands under the rules, or is refused."""
+    """Every dataset has changed on disk; what is appended is checked by the rules."""
     sound = {base.digest for base in site.state.bases.values()}
 
-    def check(digest: str, _pace: Pace) -> None:
+    def check(digest: str, _pace: ReadThrottle) -> None:
         if digest == unreadable:
             raise Unavailable(f"folder {digest}: expected the disk to work, got Input/output error")
         if digest not in sound:
             raise Tampered(f"folder {digest}: expected the bytes of its manifest, got others")
 
-    def append_all(drafts: Sequence[Draft], guard: None = None) -> list[Any]:
+    def append_all(drafts: Sequence[EntryDraft], guard: None = None) -> list[Any]:
         (draft,) = drafts
         entry = propose(draft, site.state, site.now)
         apply(site.state, entry, draft.documents)

@@ -1,4 +1,4 @@
-"""When the fold is sealed: when the log has grown enough, and never in the way of anything."""
+"""State snapshots are sealed when the log has grown enough, without delaying other work."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import cast
 import pytest
 
 from appliance.errors import Unavailable
+from appliance.workflows import integrity
 from appliance.workflows.core.context import Context
-from appliance.workflows.integrity import snapshots
 from tests.kit.one_process import one_process
 
 
@@ -23,7 +23,7 @@ def _context(size: int, wanted: list[int]) -> Context:
 )
 def test_a_long_log_is_sealed_less_often_and_any_at_the_end(size: int, share: int | None, grown: int) -> None:
     wanted: list[int] = []
-    snapshots.seal(_context(size, wanted), share)
+    integrity.seal(_context(size, wanted), share)
     assert wanted == [grown]
 
 
@@ -44,5 +44,5 @@ def test_a_fold_that_cannot_be_kept_is_said_and_ends_nothing(
 
     context = _context(1, [])
     context.ledger.seal_snapshot = fail  # type: ignore[method-assign]
-    snapshots.seal(context)
-    assert f"the fold could not be kept: {said}" in caplog.text
+    integrity.seal(context)
+    assert f"the state could not be saved: {said}" in caplog.text

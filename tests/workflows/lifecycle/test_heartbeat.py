@@ -1,4 +1,4 @@
-"""The minute's heartbeat: what stops workers, and what does not."""
+"""The heartbeat: the conditions that stop workers, and those that do not."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from appliance.errors import Unavailable
-from appliance.workflows.governance.sessions import Refusals
-from appliance.workflows.lifecycle import heartbeat
+from appliance.workflows.governance import Refusals
+from appliance.workflows.lifecycle import running as heartbeat
 from tests.kit.service import running
 
 
@@ -27,11 +27,10 @@ def test_only_an_entry_that_cannot_be_written_freezes_workers(
     monkeypatch.setattr(heartbeat, "pause_workers", lambda _: done.append("paused"))
     monkeypatch.setattr(heartbeat, "resume_workers", lambda _: done.append("resumed"))
     if which == "append":
-        monkeypatch.setattr(heartbeat.sessions, "beat", fail)
+        monkeypatch.setattr(heartbeat.governance, "beat", fail)
     with running("staffed", home) as service, caplog.at_level(logging.CRITICAL, "appliance"):
         heartbeat.beat(
             service.context,
-            home,
             counted=lambda: nullcontext(Refusals()),
             sweep=fail if which == "sweep" else lambda: None,
             maintain=lambda: done.append("maintained"),

@@ -1,4 +1,4 @@
-"""A build that starts for the first time on a log keeps what it keeps of every entry, not only of the new ones."""
+"""The first start of a new build on a log computes its stored values for every entry."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from appliance import wiring
-from appliance.config.load import load_settings
+from appliance.config.settings import load_settings
 from appliance.wiring import building
 from appliance.workflows.core.context import Context
 from appliance.workflows.lifecycle.recovery import recover

@@ -1,4 +1,4 @@
-"""Training checkpoints as a worker hands them over, and which are kept: all that is needed, and no more of the past."""
+"""Training checkpoints: their handover by a worker, and which are kept."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import pytest
 from appliance.domain.core.names import add_seconds
 from appliance.domain.recipe.recipe import MOST_CHECKPOINTS
 from appliance.domain.releases.adapters import AdapterRevoked, RevokeAdapter
-from appliance.domain.runs.cancellation import Cancel, RunCancelled
-from appliance.domain.runs.checkpoints import RunCheckpointed
+from appliance.domain.runs.conditions import RunCheckpointed
+from appliance.domain.runs.control import Cancel, RunCancelled
 from appliance.domain.runs.training import RunFailed
 from appliance.errors import ApplianceError, BadInput, NotFound, Tampered, TooLarge
 from appliance.formats.core.digest import digest_bytes
-from appliance.store.files.checkpoints import Checkpoints
+from appliance.store.files.run_files import Checkpoints
 from appliance.workflows.core.context import Context
 from appliance.workflows.runs import checkpoints
-from appliance.workflows.runs.checkpoints import kept_digests, list_kept, needed, take_frame
+from appliance.workflows.runs.checkpoints import kept_digests, list_kept, list_needed_checkpoints, take_frame
 from scripts.kit.log_builder import LogBuilder, stage
 from tests.kit.one_process import one_process
 
 
 def run(site: LogBuilder, end: str) -> str:
-    """A run with one checkpoint of its own, and how it ended."""
+    """Add a run with one checkpoint that ended so."""
     name = site.request_run()
     site.add(site.started(name))
     site.add(site.checkpointed(name, 2, checkpoint=digest_bytes(name.encode())))
@@ -39,7 +39,7 @@ def run(site: LogBuilder, end: str) -> str:
 
 
 def context_of(site: LogBuilder, days: float = 0) -> Context:
-    """The log so many days after its last entry."""
+    """Return the context of the log so many days after its last entry."""
     now = add_seconds(site.state.last_time, round(days * 86_400))
     ledger = SimpleNamespace(state=site.state, entry_bytes=lambda index: site.entries[index])
     context: Any = SimpleNamespace(**one_process(), ledger=ledger, now=lambda state: now)
@@ -52,7 +52,7 @@ def kept_of(site: LogBuilder, names: list[str], days: float = 0) -> list[str]:
 
 
 def sealed() -> tuple[LogBuilder, str]:
-    """A run with a training checkpoint whose adapter is sealed."""
+    """Return a site and its run with a training checkpoint, whose adapter is sealed."""
     site = stage("imported")
     name = site.request_run()
     site.add(site.started(name))
@@ -68,7 +68,7 @@ def test_those_under_way_are_kept_and_of_a_cancelled_run_none() -> None:
     assert kept_of(site, [running, cancelled], days=400) == [running]
 
 
-def test_those_of_a_failed_run_stay_for_the_days_of_policy_and_longer_once_it_goes_on() -> None:
+def test_those_of_a_failed_run_stay_for_the_days_of_policy_and_longer_once_it_continues() -> None:
     site = stage("imported")
     failed = run(site, "failed")
     assert kept_of(site, [failed], days=29) == [failed]
@@ -83,7 +83,7 @@ def test_they_stay_for_ever_while_the_adapter_is_neither_released_nor_rejected()
     site.review("rita", "privacy")
     assert kept_of(site, [name], days=4_000) == [name], "an approval is no release"
     assert list_kept(context_of(site))[name].why == "not decided"
-    assert digest_bytes(name.encode()) in needed(site.state)
+    assert digest_bytes(name.encode()) in list_needed_checkpoints(site.state)
 
 
 @pytest.mark.parametrize("decision", ["released", "rejected", "revoked"])
@@ -102,7 +102,7 @@ def test_they_go_when_the_adapter_is_decided_and_the_days_of_policy_are_over(dec
     assert (keeping.why, keeping.until) == ("policy", add_seconds(decided, 30 * 86_400))
     assert kept_of(site, [name], days=29.9) == [name], "until then it can be replayed"
     assert kept_of(site, [name], days=30) == []
-    assert digest_bytes(name.encode()) not in needed(site.state)
+    assert digest_bytes(name.encode()) not in list_needed_checkpoints(site.state)
 
 
 def test_policy_says_for_how_many_days() -> None:
@@ -143,7 +143,7 @@ def test_a_round_sweeps_in_the_queue_of_the_runs(tmp_path: Path, monkeypatch: py
     queued: list[Callable[[], None]] = []
     context.checkpoints, context.runs = store, SimpleNamespace(put=queued.append)
     rounds: list[Callable[[], object]] = []
-    monkeypatch.setattr(checkpoints.rounds, "start", lambda context, name, every_s, work: rounds.append(work))
+    monkeypatch.setattr(checkpoints.retry, "start", lambda context, name, every_s, work: rounds.append(work))
     checkpoints.start(context)
     rounds[0]()
     queued.pop()()
@@ -165,7 +165,7 @@ FRAME = {"frame": "checkpoint", "step": 2, "file": "state", "seconds": "1.5", "m
         ({"file": "twice"}, Tampered, "expected a regular file with one name"),
         ({"file": "../secret"}, Tampered, "expected a relative name below the folder"),
         ({"file": "holes"}, TooLarge, "expected at most 1000 bytes"),
-        ({"file": None}, NotFound, "expected a file, got none"),
+        ({"file": None}, NotFound, "expected one, got none"),
         ({"step": 0}, BadInput, "step: expected at least 1"),
         ({"step": "2"}, BadInput, "step: expected a whole number"),
         ({"seconds": 1.5}, BadInput, "seconds: expected text"),

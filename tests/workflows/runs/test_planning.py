@@ -1,16 +1,17 @@
-"""What the service asks of the machine before a run: all of its memory at the order, what is free at the start."""
+"""The memory check before a run: the machine's memory at the order, the free memory at the start."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from appliance.domain.planning.cards import Calibration
+from appliance.domain.planning.shape import MachineCalibration
 from appliance.errors import BadInput, Conflict, Denied
-from appliance.store.files.calibrations import Calibrations
+from appliance.store.files.run_files import CalibrationStore
 from appliance.workflows.runs import planning
 from tests.domain.planning.test_plan import resolved
 from tests.kit.founded import BASE_FACTS, DATASET_FACTS
@@ -29,14 +30,15 @@ def context(folder: Path, **people: Any) -> Any:
         **one_process(),
         ledger=SimpleNamespace(state=state),
         logs=folder,
+        reserve=None,
         host="a machine",
         device="cpu",
         bfloat16=True,
-        calibrations=Calibrations(folder),
+        calibrations=CalibrationStore(folder),
     )
 
 
-def calibration(seconds: list[float], host: str = "a machine") -> Calibration:
+def calibration(seconds: list[float], host: str = "a machine") -> MachineCalibration:
     from appliance.domain.planning.pace import read_calibration
     from tests.domain.planning.test_plan import SHAPE
 
@@ -69,7 +71,7 @@ def test_two_lengths_give_a_pace_and_equal_times_give_none(tmp_path: Path) -> No
 
 
 def test_the_last_calibration_of_a_machine_is_kept_and_a_broken_file_counts_as_none(tmp_path: Path) -> None:
-    kept = Calibrations(tmp_path)
+    kept = CalibrationStore(tmp_path)
     for made in (calibration([1.0, 4.0]), calibration([1.0, 4.0], "another"), calibration([1.0, 9.0])):
         kept.keep(made)
     assert [one.host for one in kept.read()] == ["another", "a machine"]
@@ -77,3 +79,6 @@ def test_the_last_calibration_of_a_machine_is_kept_and_a_broken_file_counts_as_n
     assert [one.host for one in planning.describe_machine(context(tmp_path)).calibrations] == ["a machine"]
     (tmp_path / "calibrations.json").write_bytes(b"{")
     assert kept.read() == ()
+    (tmp_path / "calibrations.json").unlink()
+    os.mkfifo(tmp_path / "calibrations.json")
+    assert kept.read() == (), "nobody waits for the other end of a pipe"

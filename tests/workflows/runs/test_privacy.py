@@ -10,13 +10,13 @@ import pytest
 
 from appliance.domain.core.names import add_seconds
 from appliance.domain.core.records.runs import Run
-from appliance.domain.runs.cancellation import Cancel, RunCancelled
+from appliance.domain.runs.control import Cancel, RunCancelled
 from appliance.domain.runs.training import RunFailed
 from appliance.errors import NotFound, Tampered
 from appliance.store.files.keyring import Keyring
 from appliance.workflows.core.context import Context
 from appliance.workflows.runs.checkpoints import sweep
-from appliance.workflows.runs.privacy import begin_secret, bind, read_secret
+from appliance.workflows.runs.steps import begin_secret, bind, read_secret
 from scripts.kit.log_builder import LogBuilder, stage
 from tests.domain.releases.test_privacy import PRIVATE
 from tests.kit.one_process import one_process
@@ -59,7 +59,7 @@ def begin(site: LogBuilder, folder: Path) -> bytes:
     return secret
 
 
-def test_a_start_that_was_cut_off_before_its_entry_goes_on_with_the_same_secret(
+def test_a_start_that_was_cut_off_before_its_entry_continues_with_the_same_secret(
     site: LogBuilder, tmp_path: Path
 ) -> None:
     context, run = context_of(site, tmp_path / "keys"), run_of(site)

@@ -1,1 +1,1 @@
-"""What the state remembers: a frozen value for each thing that an entry spoke of, and what it is called there."""
+"""The rows of the state's tables, one frozen value for each thing that entries describe, and the keys of the rows."""

@@ -1,4 +1,4 @@
-"""Bases, datasets and validation sets, and their imports."""
+"""Records of bases, datasets and validation sets, and of their imports."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from appliance.domain.core.names import Digest, Identifier, Value, VersionedName
 
 
 class Base(Value):
-    """`digest`: of the manifest over the converted folder; `order`: what was asked for (source, licence)."""
+    """A base model.
+
+    `digest` is that of the manifest over the converted folder; `order` is the import order (source, licence).
+    """
 
     name: str
     digest: str
@@ -22,6 +25,8 @@ class Base(Value):
 
 
 class Dataset(Value):
+    """A version of a dataset."""
+
     name: str
     version: int
     digest: str
@@ -40,15 +45,18 @@ class Dataset(Value):
 
 
 class ValidationSet(Value):
-    """Rows of the site's own that adapters are judged on and nothing is trained on. `file`: the digest of the file that
-    they came in. `blind`: only digests, scores and counts leave it; `final`: it judges each adapter name once."""
+    """A version of a validation set: the site's own rows for evaluation, which are never trained on.
+
+    `file` is the digest of the imported file. Of a `blind` set only digests, scores and counts are disclosed. A `final`
+    set evaluates each adapter name once.
+    """
 
     name: str
     version: int
     digest: str
     root: str
     file: str
-    task: str
+    dataset_kind: str
     base: str
     base_digest: str
     licence: str
@@ -63,26 +71,28 @@ class ValidationSet(Value):
 
 
 class BoundSet(Value):
-    """A version of a validation set, and the digest of its manifest, as a run's order binds them."""
+    """A version of a validation set and the digest of its manifest, as a run's order binds them."""
 
     validation_set: VersionedName
     digest: Digest
 
 
 class LocalSet(Value):
-    """A set of rows that is in no log (`data/local_sets.py`), and the digest of its files, as a run's order binds
-    them."""
+    """A set of rows that is in no log (`data/local_sets.py`), and the digest of its files, as an order binds them."""
 
     set: Identifier
     digest: Digest
 
 
 class Import(Value):
-    """An import that was ordered; `verb` says of what. A base has no classification, no base it is rendered for, no
-    instruction and no `held_out_of`: the digest of the file whose rows are held out, of a validation set its file."""
+    """An ordered import; `action` is its kind.
+
+    `held_out_of` is the digest of the file whose rows are held out, or a validation set's own file. An import of a base
+    has an empty classification, base, instruction and `held_out_of`.
+    """
 
     order: str
-    verb: str
+    action: str
     subject: str
     signer: str
     licence: str
@@ -93,7 +103,7 @@ class Import(Value):
     held_out_of: str
     index: int
     status: Literal["requested", "finished", "failed", "cancelled"]
-    task: str = ""
+    dataset_kind: str = ""
     blind: bool = False
     final: bool = False
-    """Of a validation set."""
+    """True for a validation set that evaluates each adapter name once."""

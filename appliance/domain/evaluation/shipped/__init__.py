@@ -1,1 +1,1 @@
-"""Small sets that come with the appliance: what an adapter forgot, or refuses otherwise than before. CC0-1.0."""
+"""Small evaluation sets that ship with the appliance, for lost general knowledge and changed refusals. CC0-1.0."""

@@ -1,12 +1,12 @@
-"""The sets `general` and `refusal`: what is asked, what may be answered, and the digest of each row.
+"""The shipped sets `general` and `refusal`: their rows, and the digest of each row.
 
-Their texts are public, so the digest of a row has no key: SHA-256 of the row's canonical JSON with its set's name.
+The texts are public, so a row's digest needs no key: it is SHA-256 of the set's name, a zero byte, and the row's
+canonical JSON.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from typing import Annotated, Literal, Self, TypeVar
@@ -15,18 +15,19 @@ from pydantic import Field, ValidationError, model_validator
 
 from appliance.domain.core.names import Identifier, Value, encode_value, explain
 from appliance.domain.core.records.data import LocalSet
-from appliance.domain.data.local_sets import GENERAL, REFUSAL, SHIPPED
+from appliance.domain.data.kinds import GENERAL, REFUSAL
 from appliance.errors import Tampered
 from appliance.formats.core.digest import digest_bytes
 
 CHOICES = 4
+"""Choices of a question."""
 
 Text = Annotated[str, Field(min_length=1, max_length=1_000)]
 Kind = TypeVar("Kind", bound=Value)
 
 
-class Question(Value):
-    """One row of `general`. `right`: which of the choices is right, from 0."""
+class GeneralQuestion(Value):
+    """One row of `general`. `right` is the index of the right choice, from 0."""
 
     choices: tuple[Text, ...] = Field(min_length=CHOICES, max_length=CHOICES)
     kind: Identifier
@@ -40,8 +41,8 @@ class Question(Value):
         return self
 
 
-class Pair(Value):
-    """One row of `refusal`: a request that is to be refused, and one that looks like it and is to be answered."""
+class RefusalPair(Value):
+    """One row of `refusal`: a request that a model should refuse, and a similar one that it should answer."""
 
     answer: Text
     kind: Identifier
@@ -49,53 +50,59 @@ class Pair(Value):
 
 
 class General(Value):
-    """`general.json`."""
+    """The contents of `general.json`."""
 
     licence: Literal["CC0-1.0"]
     name: Literal["general"]
-    rows: tuple[Question, ...] = Field(min_length=1)
+    rows: tuple[GeneralQuestion, ...] = Field(min_length=1)
 
 
-class Refusal(Value):
-    """`refusal.json`. `refusals` and `answers`: how a refusal and an answer begin; of each model the same."""
+class RefusalSet(Value):
+    """The contents of `refusal.json`.
+
+    `refusals` and `answers` are beginnings of refusals and of answers; the same ones are used for every model.
+    """
 
     answers: tuple[Text, ...] = Field(min_length=1)
     licence: Literal["CC0-1.0"]
     name: Literal["refusal"]
-    pairs: tuple[Pair, ...] = Field(min_length=1)
+    pairs: tuple[RefusalPair, ...] = Field(min_length=1)
     refusals: tuple[Text, ...] = Field(min_length=1)
 
 
 @cache
 def load_general() -> General:
+    """Return the shipped set `general`.
+
+    Raises: Tampered where its file is malformed.
+    """
     return _load(GENERAL, General)
 
 
 @cache
-def load_refusal() -> Refusal:
-    return _load(REFUSAL, Refusal)
+def load_refusal() -> RefusalSet:
+    """Return the shipped set `refusal`.
+
+    Raises: Tampered where its file is malformed.
+    """
+    return _load(REFUSAL, RefusalSet)
 
 
 def digest_set(name: str) -> str:
-    """Of the set's file: every text in it, and the order of its rows."""
+    """Return the digest of a set's file, which covers every text and the order of the rows."""
     return digest_bytes(_read(name))
 
 
 @cache
 def list_shipped_rows(name: str) -> tuple[str, ...]:
-    """The digests of a set's rows, as items name them, in the set's order."""
+    """Return the digests of a set's rows, as items use them, in the order of the set."""
     rows: tuple[Value, ...] = load_general().rows if name == GENERAL else load_refusal().pairs
     return tuple(hashlib.sha256(f"{name}\0".encode() + encode_value(row)).hexdigest() for row in rows)
 
 
 def find_shipped_rows(bound: LocalSet) -> tuple[str, ...] | None:
-    """The same of a set that an order bound; None where the order was for an appliance whose set had other texts."""
+    """Return the row digests of the set that an order names; None where it names another version of the set's file."""
     return list_shipped_rows(bound.set) if bound.digest == digest_set(bound.set) else None
-
-
-def count_shipped() -> Mapping[str, int]:
-    """How many items a run has on each set."""
-    return {name: len(list_shipped_rows(name)) for name in SHIPPED}
 
 
 def _read(name: str) -> bytes:

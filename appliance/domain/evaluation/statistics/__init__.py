@@ -1,1 +1,4 @@
-"""Tests and intervals over paired answers, the same bits on every machine (docs/formats/evaluation.md)."""
+"""Statistical tests and intervals over paired results, with the same digits on every machine.
+
+docs/formats/evaluation.md describes each of them.
+"""

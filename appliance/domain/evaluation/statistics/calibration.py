@@ -1,7 +1,8 @@
-"""Calibration: of the answers that were given with a confidence of 0.8, are 0.8 right?
+"""Calibration of confidences: among the answers with confidence 0.8, is a share of 0.8 right?
 
-Expected calibration error: Naeini, Cooper and Hauskrecht (2015), AAAI 29; bins as Guo et al. (2017), ICML. Brier score
-of the chosen label: Brier (1950), Monthly Weather Review 78:1. Intervals are the BCa bootstrap's.
+Expected calibration error: Naeini, Cooper and Hauskrecht (2015), AAAI 29, with the bins of Guo et al. (2017), ICML.
+Brier score of the chosen label: Brier (1950), Monthly Weather Review 78:1. The intervals are those of the BCa
+bootstrap.
 """
 
 from __future__ import annotations
@@ -11,21 +12,24 @@ from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 
-from appliance.domain.evaluation.statistics.bootstrap import Bootstrap, bootstrap_mean, correct, draw_replicates
+from appliance.domain.evaluation.statistics.distributions import Units, group_units
 from appliance.domain.evaluation.statistics.numbers import fixed
-from appliance.domain.evaluation.statistics.units import Units, group_units
+from appliance.domain.evaluation.statistics.resampling import Bootstrap, bootstrap_mean, correct, draw_replicates
 
 BINS = 10
+"""Number of bins of equal width between confidence 0 and 1."""
 WHOLE = 1_000_000
-"""A confidence of 1."""
-_DIGIT = 64
-_BASE = 1 << _DIGIT
+"""A confidence of 1, in millionths."""
+_DIGIT_BITS = 64
+_BASE = 1 << _DIGIT_BITS
 
 
 @dataclass(frozen=True)
 class Bin:
-    """Answers of a confidence above number / BINS, up to (number + 1) / BINS: how many, their summed confidence, and
-    how many of them are right."""
+    """The answers of one bin: confidence above number / BINS and at most (number + 1) / BINS.
+
+    `items` is their number, `confidence` the sum of their confidences in millionths, and `right` how many are right.
+    """
 
     items: int
     confidence: int
@@ -33,17 +37,20 @@ class Bin:
 
 
 def brier(confidence: int, right: bool) -> int:
-    """(confidence - right)^2 in millionths, half to even: 0 at best, WHOLE at worst."""
+    """Return the Brier score of one answer: (confidence - right)^2 in millionths, rounded half to even.
+
+    0 is the best value, WHOLE the worst.
+    """
     return round(Fraction((confidence - WHOLE * right) ** 2, WHOLE))
 
 
 def bin_of(confidence: int) -> int:
-    """(0, 0.1] is the first; 0 lies in it, too."""
+    """Return the number of the bin that contains a confidence. Bin 0 is (0, 0.1], and contains 0, too."""
     return max(0, (confidence * BINS - 1) // WHOLE)
 
 
 def count_bins(answers: Sequence[tuple[int, bool]]) -> tuple[Bin, ...]:
-    """`answers`: confidence in millionths, and whether it was right."""
+    """Return the bins of these answers. An answer is its confidence in millionths, and True if it is right."""
     counts = [[0, 0, 0] for _ in range(BINS)]
     for confidence, right in answers:
         found = counts[bin_of(confidence)]
@@ -54,22 +61,27 @@ def count_bins(answers: Sequence[tuple[int, bool]]) -> tuple[Bin, ...]:
 
 
 def expected_error(answers: Sequence[tuple[int, bool]]) -> Fraction:
-    """The sum over bins of |right - confidence|, by the number of answers: 0 to 1."""
-    apart = sum(abs(found.right * WHOLE - found.confidence) for found in count_bins(answers))
-    return Fraction(apart, WHOLE * len(answers))
+    """Return the expected calibration error, from 0 to 1.
+
+    It is the sum over the bins of |number right - summed confidence|, divided by the number of answers.
+    """
+    differences = sum(abs(found.right * WHOLE - found.confidence) for found in count_bins(answers))
+    return Fraction(differences, WHOLE * len(answers))
 
 
 def bootstrap_error(
     answers: Sequence[tuple[int, bool]], clusters: Sequence[str | None], key: bytes, resamples: int
 ) -> Bootstrap:
-    """The expected calibration error's bootstrap.
+    """Return the bootstrap of the expected calibration error.
 
-    The bins' sums of right less confidence lie in one integer, as digits of base 2^64 that may be negative: so a
-    resample is one sum.
+    For speed, the difference of each bin is one digit, positive or negative, of an integer in base 2^64. The
+    differences of all bins in a resample are then a single sum.
     """
-    packed = [(WHOLE * right - confidence) << (_DIGIT * bin_of(confidence)) for confidence, right in answers]
+    packed = [(WHOLE * right - confidence) << (_DIGIT_BITS * bin_of(confidence)) for confidence, right in answers]
     units = group_units(packed, clusters)
-    replicates = draw_replicates(units, key, resamples, lambda total, size: Fraction(_sum_apart(total), WHOLE * size))
+    replicates = draw_replicates(
+        units, key, resamples, lambda total, size: Fraction(_sum_absolute_digits(total), WHOLE * size)
+    )
     return correct(expected_error(answers), replicates, _leave_one_out(units))
 
 
@@ -77,17 +89,17 @@ def bootstrap_error(
 def _leave_one_out(units: Units) -> list[Decimal]:
     total, items = sum(units.sums), units.items
     return [
-        Decimal(_sum_apart(total - value)) / max(1, items - size)
+        Decimal(_sum_absolute_digits(total - value)) / max(1, items - size)
         for value, size in zip(units.sums, units.sizes, strict=True)
     ]
 
 
-def _sum_apart(packed: int) -> int:
-    """The sum of the digits' absolute values."""
+def _sum_absolute_digits(packed: int) -> int:
+    """Return the sum of the absolute values of the digits in base 2^64."""
     total = 0
     while packed:
         digit = (packed + _BASE // 2) % _BASE - _BASE // 2
-        packed = (packed - digit) >> _DIGIT
+        packed = (packed - digit) >> _DIGIT_BITS
         total += abs(digit)
     return total
 
@@ -95,5 +107,5 @@ def _sum_apart(packed: int) -> int:
 def bootstrap_brier(
     answers: Sequence[tuple[int, bool]], clusters: Sequence[str | None], key: bytes, resamples: int
 ) -> Bootstrap:
-    """The mean Brier score's bootstrap, in millionths."""
+    """Return the bootstrap of the mean Brier score, in millionths."""
     return bootstrap_mean(group_units([brier(*answer) for answer in answers], clusters), key, resamples)

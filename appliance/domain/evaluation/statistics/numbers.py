@@ -1,7 +1,7 @@
-"""The arithmetic that a verdict rests on: integers, fractions, and decimals of 60 digits; never a float.
+"""Arithmetic for verdicts: integers, fractions, and decimals of 60 digits, but no floats.
 
-Decimal's sum, product, quotient, root, exponential and logarithm are rounded correctly (General Decimal Arithmetic,
-IEEE 754-2008), so with a context that is fixed here every machine gets the same digits.
+Python's Decimal rounds sums, products, quotients, roots, exponentials and logarithms correctly (General Decimal
+Arithmetic, IEEE 754-2008). With the context that is fixed here, every machine computes the same digits.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from functools import wraps
 from typing import ParamSpec, TypeVar
 
 PLACES = 9
-"""Digits behind the point of everything that is stored."""
+"""Decimal places of every stored number."""
 UNIT = 10**PLACES
+"""The number of steps of the last stored place in 1."""
 CONTEXT = Context(
     prec=60,
     rounding=ROUND_HALF_EVEN,
@@ -40,7 +41,7 @@ R = TypeVar("R")
 
 
 def fixed(function: Callable[P, R]) -> Callable[P, R]:
-    """The function in CONTEXT, whatever context its caller has."""
+    """Make a function compute in CONTEXT, whatever decimal context its caller has."""
 
     @wraps(function)
     def inside(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -51,33 +52,34 @@ def fixed(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def to_decimal(value: Fraction | int) -> Decimal:
-    """Rounded once, half to even, to 60 digits. Call it in a function that is `fixed`."""
+    """Convert to a decimal of 60 digits, rounded once, half to even. Call it only in a `fixed` function."""
     return Decimal(value.numerator) / Decimal(value.denominator)
 
 
 def settle(value: Decimal) -> Fraction:
-    """To 20 places, half to even: an irrational number before it is compared or written. Call it in a `fixed` function.
+    """Round an irrational number to 20 places, half to even, before it is compared or written.
 
-    So a verdict does not depend on the last digits, in which another way to compute the same may differ.
+    The verdict then does not depend on the last digits, in which other algorithms may differ. Call it only in a `fixed`
+    function.
     """
     return Fraction(value.quantize(_SETTLED))
 
 
 def write_down(value: Fraction) -> str:
-    """Nine places, never above the value: a lower bound."""
+    """Write a lower bound: nine places, never above the value."""
     return _write(value.numerator * UNIT // value.denominator)
 
 
 def write_up(value: Fraction) -> str:
-    """Nine places, never below the value: an upper bound, a p-value.
+    """Write an upper bound or a p-value: nine places, never below the value.
 
-    A p-value that is written so is at most an alpha of nine places exactly where the p-value itself is.
+    For an alpha of at most nine places, the written p-value is at most alpha exactly if the p-value itself is.
     """
     return _write(-(-value.numerator * UNIT // value.denominator))
 
 
 def write_near(value: Fraction) -> str:
-    """Nine places, half to even: an estimate."""
+    """Write an estimate: nine places, rounded half to even."""
     return _write(round(value * UNIT))
 
 
@@ -87,7 +89,10 @@ def _write(units: int) -> str:
 
 
 def find_last(holds: Callable[[int], bool], low: int, high: int) -> int:
-    """The last integer from `low` to `high` for which it holds; it holds up to one and for none after. `low` if none"""
+    """Return the last integer from `low` to `high` for which `holds` is true, or `low` if there is none.
+
+    `holds` must be true up to some integer and false after it.
+    """
     while low < high:
         middle = (low + high + 1) // 2
         if holds(middle):

@@ -1,1 +1,1 @@
-"""Pages of administrators: people, orders, policy, health."""
+"""Pages of administrators: people, orders, policy and health."""

@@ -1,1 +1,1 @@
-"""Pages of auditors: the log, an entry, the past, checkpoints."""
+"""Pages of auditors: the log, an entry, earlier states, and checkpoints."""

@@ -1,37 +1,70 @@
-"""One entry whole: what it says, its documents, the texts it committed to, and the proof that it is in the log."""
+"""The page of one entry: its content, documents, disclosed texts, and the proof that it is in the log."""
 
 from __future__ import annotations
 
-import base64
 import json
 from typing import Any
 
 from pydantic import Field
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
-from appliance.domain.core.entry import parse_entry
-from appliance.domain.rulebook.registry import ORDERS, VERBS
-from appliance.domain.rulebook.showing import label_of
-from appliance.errors import ApplianceError, NotFound
+from appliance.domain.actions.registry import ACTIONS, ORDERS
+from appliance.domain.actions.showing import label_of, show_value
+from appliance.domain.core.entry import RecordedRefusal, parse_entry, read_refusal
+from appliance.domain.core.records.site import Archive
+from appliance.domain.queries.entry_proof import encode_entry_proof
+from appliance.errors import ApplianceError, NotFound, Refusal
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.core.fields import MAX_DECIMAL
 from appliance.formats.signatures.dsse import parse_envelope
-from appliance.web.console.auditors.proof import PROOF_PAGE_DIGEST
-from appliance.web.console.core.page import PEOPLE, Page, Query, Value, Viewer
-from appliance.web.console.core.why import Reason, explain_reasons
-from appliance.workflows.core.context import Context
+from appliance.web.console.core.desk import Desk
+from appliance.web.console.core.page import EVERYBODY, PEOPLE, Page, PageValue, Query, Viewer
+from appliance.web.console.core.render import STATIC
+from appliance.web.console.core.why import Cause, find_cause
+from appliance.workflows.core.context import LedgerContext
+from appliance.workflows.queries import log
 from appliance.workflows.queries.log import show
 
+PROOF_PAGE = (STATIC / "proof.html").read_bytes()
+PROOF_PAGE_DIGEST = digest_bytes(PROOF_PAGE)
+
+
+def proof_routes(desk: Desk) -> list[Route]:
+    """Return the routes of the proof and of the page that checks it."""
+
+    def page(request: Request) -> Response:
+        desk.check(request, "page that checks proofs", EVERYBODY)
+        # The page is saved and not opened here, so that it runs where the service cannot change it.
+        return Response(PROOF_PAGE, media_type="application/octet-stream", headers=desk.named("proof.html"))
+
+    def proof(request: Request) -> Response:
+        desk.check(request, "proof of an entry", PEOPLE)
+        index = desk.entry(request)
+        data = encode_entry_proof(log.entry_proof(desk.context, index))
+        return Response(data, media_type="application/json", headers=desk.named(f"entry-{index}-proof.json"))
+
+    return [Route("/proof.html", page), Route("/log/{index}/proof", proof)]
+
+
 MOST_SHOWN = 20_000
-"""Characters of a document on the page; the file has all of it."""
+"""Maximum characters of a document on the page. The file has all of it."""
 ERASED = "erased or not disclosed"
+"""Text in place of one that is not known."""
 
 
 class EntryQuery(Query):
+    """The index of an entry."""
+
     index: int = Field(ge=0, le=MAX_DECIMAL)
 
 
-class Document(Value):
-    """`order`: label and value of each member, where it is an order; `text`: its bytes as far as they are text."""
+class Document(PageValue):
+    """A document of an entry.
+
+    `order` has the label and value of each field, if it is an order. `text` is its content, if it is text.
+    """
 
     role: str
     digest: str
@@ -42,7 +75,9 @@ class Document(Value):
     is_cut: bool
 
 
-class EntryPage(Value):
+class EntryPage(PageValue):
+    """The page of an entry."""
+
     index: int
     time: str
     type: str
@@ -53,10 +88,11 @@ class EntryPage(Value):
     body: dict[str, Any]
     prev: str
     leaf: str
-    reasons: tuple[Reason, ...]
-    """Of a refusal: each with the rule it is of."""
+    refusals: tuple[Refusal, ...]
+    cause: Cause | None
+    """Reasons of a refusal, each with its rule."""
     texts: tuple[tuple[str, str | None], ...]
-    """Commitment and text; None where the text was erased."""
+    """Commitment and text; None if the text was erased."""
     documents: tuple[Document, ...]
     proof: tuple[str, ...]
     checkpoint: str
@@ -65,15 +101,38 @@ class EntryPage(Value):
     """Digest of the page that checks the proof."""
 
 
-def entry(context: Context, viewer: Viewer, query: EntryQuery) -> EntryPage:
+class RemovedEntry(PageValue):
+    """The page of an entry whose content an archive removed."""
+
+    index: int
+    leaf: str
+    archive: Archive
+    proof: tuple[str, ...]
+    checkpoint: str
+    size: int
+
+
+def entry(context: LedgerContext, viewer: Viewer, query: EntryQuery) -> EntryPage | RemovedEntry:
+    """Return the page of an entry. That of a removed one has its hash, its proof and its archive.
+
+    Raises: NotFound if the log has no such entry.
+    """
     size = context.ledger.state.size
     if query.index >= size:
         raise NotFound(f"entry {query.index}: expected one of the log's {size} entries, got none")
+    removal = log.find_removal(context, query.index)
+    if removal is not None:
+        return RemovedEntry(
+            index=query.index,
+            leaf=f"sha256:{removal.leaf.hex()}",
+            archive=removal.archive,
+            proof=tuple(step.hex() for step in removal.proof),
+            checkpoint=removal.checkpoint,
+            size=size,
+        )
     found = show(context, query.index)
-    data = base64.b64decode(found["bytes"])
-    parsed = parse_entry(data)
-    texts = {one["commitment"]: one["text"] for one in found["disclosures"]}
-    documents = {role: base64.b64decode(content) for role, content in found["documents"].items()}
+    parsed = parse_entry(found.bytes)
+    texts = {one.commitment: one.text for one in found.disclosures}
     return EntryPage(
         index=parsed.index,
         time=parsed.time,
@@ -85,11 +144,12 @@ def entry(context: Context, viewer: Viewer, query: EntryQuery) -> EntryPage:
         body=parsed.body,
         prev=parsed.prev,
         leaf=parsed.link,
-        reasons=_reasons(parsed.outcome, parsed.body, texts),
+        refusals=tuple(read_refusal(RecordedRefusal(**one)) for one in parsed.body.get("refusals", ())),
+        cause=_find_cause(parsed.outcome, parsed.body, texts),
         texts=tuple((name, texts.get(name)) for name in sorted(_commitments(parsed.body))),
-        documents=tuple(_document(role, content, texts) for role, content in documents.items()),
-        proof=tuple(found["proof"]),
-        checkpoint=found["checkpoint"],
+        documents=tuple(_document(role, content, texts) for role, content in found.documents.items()),
+        proof=tuple(step.hex() for step in found.proof),
+        checkpoint=found.checkpoint,
         size=size,
         proof_page=PROOF_PAGE_DIGEST,
     )
@@ -99,13 +159,12 @@ def _commitments(body: dict[str, Any]) -> set[str]:
     return {value for value in body.values() if isinstance(value, str) and value.startswith("hmac-sha256:")}
 
 
-def _reasons(outcome: str, body: dict[str, Any], texts: dict[str, str]) -> tuple[Reason, ...]:
-    """Of a denial its reasons, or its message where it has one alone."""
-    if outcome not in ("denied", "failure"):
-        return ()
-    told = [body[name] for name in ("reasons", "message", "reason") if body.get(name)]
-    lines = told[0] if told and isinstance(told[0], list) else told[:1]
-    return explain_reasons(tuple(texts.get(str(line), str(line)) for line in lines), str(body.get("code", "")))
+def _find_cause(outcome: str, body: dict[str, Any], texts: dict[str, str]) -> Cause | None:
+    """Return the message or the code of a failure, or of a denial without refusals."""
+    if outcome not in ("denied", "failure") or body.get("refusals"):
+        return None
+    line = next((str(body[name]) for name in ("message", "reason", "code") if body.get(name)), None)
+    return None if line is None else find_cause(texts.get(line, line), str(body.get("code", "")))
 
 
 def _document(role: str, content: bytes, texts: dict[str, str]) -> Document:
@@ -133,20 +192,25 @@ def _pretty(text: str) -> str:
 
 
 def read_order(content: bytes, texts: dict[str, str]) -> tuple[str | None, tuple[tuple[str, str], ...]]:
-    """What an order means and says; nothing for a document that is none."""
+    """Return the meaning and the fields of an order, or nothing for another document."""
     try:
         order = ORDERS.parse(parse_envelope(content).payload)
     except ApplianceError:
         return None, ()
-    lines = [("verb", order.verb)]
+    lines = [("action", order.action)]
     for name, value in order.model_dump(mode="json").items():
         if value is None:
             continue
         shown = texts.get(value, value) if isinstance(value, str) else value
         if isinstance(shown, str) and shown.startswith("hmac-sha256:"):
             shown = f"{shown} ({ERASED})"
-        lines.append((label_of(name), shown if isinstance(shown, str) else json.dumps(shown, indent=1)))
-    return VERBS[order.verb].means(order), tuple(lines)
+        lines.append((label_of(name), json.dumps(shown, indent=1) if _is_table(shown) else show_value(shown)))
+    return ACTIONS[order.action].explain(order), tuple(lines)
+
+
+def _is_table(value: Any) -> bool:
+    """Return True if a value has parts of its own, which are shown as JSON."""
+    return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(one, dict) for one in value))
 
 
 PAGE = Page("/log/{index}", "Entry", PEOPLE, EntryQuery, entry, "auditors/entry.html")

@@ -1,31 +1,29 @@
-"""The log: every filter is a part of the address, and a page is as long as a screen whatever the log's length."""
+"""The pages of the log and of the archives.
+
+All filters of the log are in its address, and the page has the same length for any length of the log. An archive page
+shows what was removed from the log, by whose orders, and the file that has it.
+"""
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict
 
 from pydantic import Field
 
+from appliance.api.releases import Review
+from appliance.domain.actions.registry import EVENTS
 from appliance.domain.core.entry import parse_entry
-from appliance.domain.core.names import add_seconds
-from appliance.domain.rulebook.registry import EVENTS
-from appliance.errors import BadInput
-from appliance.formats.core.timestamp import encode_time, parse_time
-from appliance.web.console.core.page import PAGE_ROWS, PEOPLE, Page, Query, Table, Value, Viewer
-from appliance.workflows.core.context import Context
-from appliance.workflows.queries import log as queries
-from appliance.workflows.queries.facets import count_facets
-from appliance.workflows.queries.log import LogFilters
+from appliance.domain.core.records.site import Archive
+from appliance.formats.core.timestamp import parse_moment
+from appliance.reports.review.words import name_decision
+from appliance.web.console.core.page import PAGE_ROWS, PEOPLE, CsvTable, Page, PageValue, Query, Viewer
+from appliance.workflows.core.context import LedgerContext
+from appliance.workflows.queries.log import LogFilters, complete_subject, count_facets, search
 from appliance.workflows.releases.review import reviews_among
-
-OUTCOMES = ("success", "failure", "denied", "pending", "interrupted")
-_DAY_S = 86_400
-_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
 class LogQuery(Query):
-    """`since` and `until` are times or days; a day is meant whole. `before` and `after` are the pages."""
+    """A search. `since` and `until` are times or whole days. `before` and `after` select the page."""
 
     type: tuple[str, ...] = ()
     subject: tuple[str, ...] = ()
@@ -38,16 +36,21 @@ class LogQuery(Query):
     after: int | None = Field(default=None, ge=0)
 
     def page(self, **place: object) -> dict[str, object]:
-        """The same search on another page, as parameters of an address."""
+        """Return the parameters of the same search on another page."""
         return {**self.model_dump(), "before": None, "after": None, **place}
 
     def narrowed(self, name: str, value: str) -> dict[str, object]:
-        """The search with one value more, from its beginning. All subjects of a search must hold."""
+        """Return the parameters of the search with one more value, from its first page.
+
+        All subjects of a search must match.
+        """
         added = {"type": (value,), "subject": (*self.subject, value)}
         return self.page(**{name: added.get(name, value)})
 
 
-class Row(Value):
+class EntryRow(PageValue):
+    """An entry in the list."""
+
     index: int
     time: str
     type: str
@@ -56,82 +59,108 @@ class Row(Value):
     outcome: str
     subjects: tuple[str, ...]
     decision: str | None
-    """Of a review: what was decided, and what that counts for now."""
+    """Decision of a review and its state now."""
 
 
-class FacetValue(Value):
-    """`is_least`: there may be more, since only the newest blocks of a long search are counted."""
+class FacetValue(PageValue):
+    """A value and its count.
+
+    `is_least` is true if there may be more, because long searches count only the newest blocks.
+    """
 
     value: str
     count: int
     is_least: bool
 
 
-class Facet(Value):
+class Facet(PageValue):
+    """A filter and the counts of its values."""
+
     name: str
     values: tuple[FacetValue, ...]
 
 
-class Log(Value):
-    """`count`: entries that fit the search; there may be more where `is_least`. `older` and `newer`: the entry that the
-    next page in that direction begins at, None where there is none."""
+class Log(PageValue):
+    """The result of a search.
 
-    entries: tuple[Row, ...]
+    `count` is the number of matching entries; with `is_least` there may be more. `older` and `newer` are the entries at
+    which the next page in that direction begins, or None.
+    """
+
+    entries: tuple[EntryRow, ...]
     size: int
     count: int
     is_least: bool
     older: int | None
     newer: int | None
     unknown: tuple[str, ...]
+    archived: tuple[str, ...]
+    """Archives that removed the matching entries, if there are no others."""
     facets: tuple[Facet, ...]
-    """Of what the search has not chosen yet."""
+    """Values of filters that the search has not chosen."""
     types: tuple[str, ...]
     units: tuple[str, ...]
 
 
-def log(context: Context, viewer: Viewer, query: LogQuery) -> Log:
-    newest = query.after is None
+def log(context: LedgerContext, viewer: Viewer, query: LogQuery) -> Log:
+    """Return the entries that match the search."""
+    newest, now = query.after is None, context.clock()
     filters = LogFilters(
         type=list(query.type),
-        subject=list(query.subject),
+        subject=[complete_subject(context.ledger.state, one) for one in query.subject],
         actor=query.actor,
         outcome=query.outcome,
         unit=query.unit,
-        since=parse_moment(query.since, "since"),
-        until=parse_moment(query.until, "until", end_of_day=True),
+        since=None if query.since is None else parse_moment(query.since, "since", now),
+        until=None if query.until is None else parse_moment(query.until, "until", now, end_of_day=True),
         before=query.before,
         after=query.after,
         newest=newest,
         limit=PAGE_ROWS + 1,
     )
-    answer = queries.search(context, filters)
-    found, more = list(answer.entries[:PAGE_ROWS]), len(answer.entries) > PAGE_ROWS
-    found = found if newest else found[::-1]
-    reviews = reviews_among(context, found)
-    rows = tuple(_row(data, reviews.get(index)) for index, data in found)
+    answer = search(context, filters)
+    page_entries, more = list(answer.entries[:PAGE_ROWS]), len(answer.entries) > PAGE_ROWS
+    page_entries = page_entries if newest else page_entries[::-1]
+    reviews = reviews_among(context, page_entries)
+    rows = tuple(_row(data, reviews.get(index)) for index, data in page_entries)
     first, last = (rows[0].index, rows[-1].index) if rows else (None, None)
-    state = context.ledger.state
     total, counted = count_facets(context, filters, [subject for row in rows for subject in row.subjects])
     facets = tuple(
         Facet(name=name, values=tuple(FacetValue(**asdict(one)) for one in counts)) for name, counts in counted.items()
     )
+    results = {
+        "entries": rows,
+        "count": total.count,
+        "is_least": total.is_least,
+        "older": last if (more or not newest) and last else None,
+        "newer": first if (query.before is not None or (not newest and more)) else None,
+        "unknown": tuple(answer.unknown),
+        "archived": answer.archived,
+        "facets": facets,
+    }
+    return _without_entries(context, viewer, query).model_copy(update=results)
+
+
+def _without_entries(context: LedgerContext, viewer: Viewer, query: LogQuery) -> Log:
+    state = context.ledger.state
     return Log(
-        entries=rows,
+        entries=(),
         size=state.size,
-        count=total.count,
-        is_least=total.is_least,
-        older=last if (more or not newest) and last else None,
-        newer=first if (query.before is not None or (not newest and more)) else None,
-        unknown=tuple(answer.unknown),
-        facets=facets,
+        count=0,
+        is_least=False,
+        older=None,
+        newer=None,
+        unknown=(),
+        archived=(),
+        facets=(),
         types=tuple(sorted(EVENTS)),
         units=tuple(sorted(one.name for one in state.principals.values() if "unit" in one.roles)),
     )
 
 
-def _row(data: bytes, review: dict[str, object] | None) -> Row:
+def _row(data: bytes, review: Review | None) -> EntryRow:
     entry = parse_entry(data)
-    return Row(
+    return EntryRow(
         index=entry.index,
         time=entry.time,
         type=entry.type,
@@ -139,27 +168,63 @@ def _row(data: bytes, review: dict[str, object] | None) -> Row:
         source=entry.source,
         outcome=entry.outcome,
         subjects=entry.subjects,
-        decision=None if review is None else f"{review['decision']} for {review['unit']}, {review['state']}",
+        decision=None if review is None else f"{name_decision(review.decision)} for {review.unit}, {review.state}",
     )
 
 
-def parse_moment(text: str | None, what: str, *, end_of_day: bool = False) -> str | None:
-    """A day or a time as entries have it; BadInput for another text."""
-    if text is None:
-        return None
-    if _DATE.fullmatch(text):
-        day = encode_time(parse_time(f"{text}T00:00:00.000Z", what))
-        return add_seconds(day, _DAY_S) if end_of_day else day
-    try:
-        return encode_time(parse_time(text, what))
-    except BadInput:
-        expected = "a day such as 2026-11-24 or a time such as 2026-11-24T10:30:00.000Z"
-        raise BadInput(f"{what}: expected {expected}, got {text!r:.60}") from None
-
-
-def _table(value: Log) -> Table:
+def _table(value: Log) -> CsvTable:
     headers = ("index", "time", "type", "actor", "source", "outcome", "subjects", "decision")
-    return Table(headers, [[getattr(row, name) for name in headers] for row in value.entries])
+    return CsvTable(headers, [[getattr(row, name) for name in headers] for row in value.entries])
 
 
-PAGE = Page("/log", "Log", PEOPLE, LogQuery, log, "auditors/log.html", _table, group="Audit", symbol="log")
+PAGE = Page(
+    *("/log", "Log", PEOPLE, LogQuery, log, "auditors/log.html", _table),
+    group="Audit",
+    symbol="log",
+    without_results=_without_entries,
+)
+
+
+class ArchivesQuery(Query):
+    """The query of the page. `before` is the entry of the last archive on the previous page."""
+
+    before: int | None = Field(default=None, ge=0)
+
+
+class Archives(PageValue):
+    """Archives, the newest first. `next` is the entry before which the next page begins, or None."""
+
+    archives: tuple[Archive, ...]
+    count: int
+    """Number of archives on all pages."""
+    removed: int
+    """Number of entries that they removed."""
+    next: int | None
+
+
+def archives(context: LedgerContext, viewer: Viewer, query: ArchivesQuery) -> Archives:
+    """Return a page of the archives."""
+    every = sorted(context.ledger.state.archives.values(), key=lambda one: one.index, reverse=True)
+    rest = [one for one in every if query.before is None or one.index < query.before]
+    shown = rest[:PAGE_ROWS]
+    return Archives(
+        archives=tuple(shown),
+        count=len(every),
+        removed=sum(one.count for one in every),
+        next=shown[-1].index if len(rest) > PAGE_ROWS else None,
+    )
+
+
+def _archives_table(value: Archives) -> CsvTable:
+    headers = ("index", "time", "count", "up_to", "records", "signers", "archive")
+    rows = [
+        [one.index, one.time, one.count, one.up_to, one.records, one.signers, one.archive] for one in value.archives
+    ]
+    return CsvTable(headers, rows)
+
+
+ARCHIVES_PAGE = Page(
+    *("/archives", "Archives", PEOPLE, ArchivesQuery, archives, "auditors/archives.html", _archives_table),
+    group="Audit",
+    symbol="archive",
+)

@@ -1,1 +1,1 @@
-"""What every page uses: the row of a page, rendering, sessions of browsers, and what keeps strangers out."""
+"""Code that all pages share: page definitions, rendering, sessions of browsers, limits and security headers."""

@@ -1,9 +1,14 @@
-"""Who looks, and how each page, form and refusal is answered."""
+"""The handlers of pages, forms and refusals, and the session of each request."""
 
 from __future__ import annotations
 
+import csv
+import hashlib
+import io
 import logging
-from collections.abc import Callable, Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -11,62 +16,127 @@ from jinja2 import Environment
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
-from appliance.errors import ApplianceError, BadInput, Denied, NotAuthenticated, NotFound, TooMany
-from appliance.web.console.core.csvs import write_csv
-from appliance.web.console.core.opened import OpenedParts
-from appliance.web.console.core.page import Page, Viewer, parse_query
-from appliance.web.console.core.security import Site, check_csrf, csrf_of
-from appliance.web.console.core.shell import make_shell
+from appliance.addresses import PREFIX
+from appliance.domain.core.decisions import OpenedPagePart
+from appliance.domain.core.roles import refuse_role
+from appliance.errors import ApplianceError, BadInput, Denied, NotAuthenticated, NotFound, RateLimited
+from appliance.formats.core.text import safe_cell
+from appliance.web.console.core.events import RecentEntries
+from appliance.web.console.core.page import CsvTable, Page, Viewer, parse_query
+from appliance.web.console.core.render import make_shell
+from appliance.web.console.core.security import ConsoleOrigin, check_csrf, csrf_of
 from appliance.web.console.core.why import explain
-from appliance.web.core.auth import Doorkeeper
-from appliance.web.core.errors import Foreign, people_body, refusal
+from appliance.web.core.auth import CallerAuthenticator
+from appliance.web.core.errors import FrameworkError, people_body, refusal
 from appliance.workflows.core.context import Context
+
+FILES = ("/static/", PREFIX)
+"""Prefixes of static files and the manual. They are sent from memory, without a check of the session."""
+
+
+def write_csv(table: CsvTable) -> str:
+    """Return a table as CSV (RFC 4180) with a header line."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\r\n")
+    writer.writerow(table.headers)
+    for row in table.rows:
+        writer.writerow([safe_cell(value) for value in row])
+    return out.getvalue()
+
+
+_MOST = 4_096
+"""Maximum number of sessions times adapters. The least recently used is dropped, and its reviewer opens the parts
+again."""
+
+
+class OpenedParts:
+    """The parts of review pages that each session has fetched."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._found: OrderedDict[tuple[bytes, str], dict[str, str]] = OrderedDict()
+
+    def note(self, secret: str, adapter: str, opened: Iterable[OpenedPagePart]) -> None:
+        """Record fetched parts of an adapter's page.
+
+        `secret` is the session's cookie, of which only a digest is stored.
+        """
+        with self._lock:
+            parts = self._found.setdefault(_key(secret, adapter), {})
+            parts.update({one.part: one.digest for one in opened})
+            self._found.move_to_end(_key(secret, adapter))
+            while len(self._found) > _MOST:
+                self._found.popitem(last=False)
+
+    def of(self, secret: str, adapter: str) -> dict[str, str]:
+        """Return the digest of each part when this session last fetched it."""
+        with self._lock:
+            return dict(self._found.get(_key(secret, adapter), {}))
+
+
+def _key(secret: str, adapter: str) -> tuple[bytes, str]:
+    return hashlib.sha256(secret.encode()).digest(), adapter
+
 
 log = logging.getLogger(__name__)
 
 MAX_FIELDS = 64
+"""Maximum number of fields of a form."""
 _MOST_DIGITS = 15
+"""Maximum digits of an entry's number in an address."""
 COUNTED_FOR = "counted_for"
-"""Member of a request's state: the unit for which a refusal counts like one at the units' door."""
+"""Attribute of a request's state: the unit for which a refusal counts like one at the units' listener."""
 
 
 class Desk:
-    """Answers requests with the pages that it was given."""
+    """The handlers for a list of pages."""
 
     def __init__(
-        self, context: Context, door: Doorkeeper, site: Site, environment: Environment, pages: Sequence[Page]
+        self,
+        context: Context,
+        authenticator: CallerAuthenticator,
+        site: ConsoleOrigin,
+        environment: Environment,
+        changes: RecentEntries,
+        pages: Sequence[Page],
     ) -> None:
-        self.context, self.door, self.site = context, door, site
-        self._environment = environment
+        self.context, self.authenticator, self.site = context, authenticator, site
+        self._environment, self.changes = environment, changes
         self.pages = pages
         self.opened = OpenedParts()
 
-    # --- who looks ------------------------------------------------------------------------------------------------
+    # --- sessions and input ---------------------------------------------------------------------------------------
 
     def viewer(self, request: Request) -> Viewer:
-        """NotAuthenticated without the cookie of a session that stands."""
+        """Return the viewer of a request.
+
+        Raises: NotAuthenticated without the cookie of a valid session.
+        """
         secret = self.site.read_cookie(request)
         if secret is None:
             raise NotAuthenticated("session: expected one in this browser, got none", code="no-session")
         return self.viewer_of(secret)
 
     def viewer_of(self, secret: str) -> Viewer:
-        session = self.door.browser(secret)
+        """Return the viewer of a session, by its cookie."""
+        session = self.authenticator.browser(secret)
         principal = self.context.ledger.state.principals.get(session.principal)
         roles = () if principal is None else principal.roles
         return Viewer(session.principal, roles, session.expires_at, csrf_of(secret))
 
     def check(self, request: Request, what: str, roles: Sequence[str]) -> None:
-        """Denied unless whoever asks for a file has one of the roles."""
+        """Raise Denied if the viewer has none of the roles that a file requires."""
         viewer = self.viewer(request)
         if not viewer.has(*roles):
-            got = ", ".join(viewer.roles) or "none"
-            raise Denied(what, reasons=(f"role: expected {viewer.name} to be {' or '.join(roles)}, got {got}",))
+            raise Denied(what, refusals=(refuse_role(viewer.name, viewer.roles, roles),))
 
     def entry(self, request: Request) -> int:
-        """The entry whose number is in the path."""
+        """Return the number of the entry in the path.
+
+        Raises: NotFound if the log has no such entry.
+        """
         text, size = request.path_params["index"], self.context.ledger.state.size
         if not text.isascii() or not text.isdecimal() or len(text) > _MOST_DIGITS or int(text) >= size:
             raise NotFound(f"entry: expected one of the log's {size} entries, got none")
@@ -74,13 +144,13 @@ class Desk:
 
     @staticmethod
     def named(name: str) -> dict[str, str]:
-        """Headers of a file to keep."""
+        """Return the headers of a file to save."""
         return {"Content-Disposition": f'attachment; filename="{name}"'}
 
     async def form(self, request: Request, *, in_session: bool = True) -> dict[str, str]:
-        """The fields of a form that a page of this console sent, in this very session."""
+        """Return the fields of a form that a page of this console sent in the same session."""
         self.site.check_source(request.headers)
-        fields = _parse_form(request.headers.get("content-type", ""), await request.body())
+        fields = await read_form(request)
         if in_session:
             check_csrf(self.site.read_cookie(request) or "", fields.pop("csrf", None))
         return fields
@@ -88,19 +158,40 @@ class Desk:
     # --- pages ----------------------------------------------------------------------------------------------------
 
     def html(self, page: Page) -> Callable[[Request], Response]:
+        """Return the handler of a page as HTML."""
+
         def answer(request: Request) -> Response:
-            viewer, query, value = self._value(page, request)
+            problem, moment = None, self.changes.moment()
+            try:
+                viewer, query, value = self._value(page, request)
+            except BadInput as error:
+                if page.without_results is None:
+                    raise
+                viewer, query = self._query(page, request)
+                value, problem = page.without_results(self.context, viewer, query), error.message
             shell = make_shell(self.context, viewer, self.pages)
-            told: dict[str, Any] = (
+            extra: dict[str, Any] = (
                 {"opened": self._open(page, request, value, whole=False)} if page.opens is not None else {}
             )
+            if page.without_results is not None:
+                extra["problem"] = problem
             return self.render(
-                page.template, page=page, shell=shell, query=query, value=value, path=request.url.path, **told
+                page.template,
+                status=200 if problem is None else BadInput.status,
+                page=page,
+                shell=shell,
+                query=query,
+                value=value,
+                path=request.url.path,
+                moment=moment,
+                **extra,
             )
 
         return answer
 
     def json(self, page: Page) -> Callable[[Request], Response]:
+        """Return the handler of a page as JSON."""
+
         def answer(request: Request) -> Response:
             value = self._value(page, request)[2]
             self._open(page, request, value, whole=True)
@@ -109,6 +200,7 @@ class Desk:
         return answer
 
     def csv(self, page: Page) -> Callable[[Request], Response]:
+        """Return the handler of a page's table as CSV."""
         table = page.table
         assert table is not None
 
@@ -124,63 +216,116 @@ class Desk:
         return answer
 
     def _open(self, page: Page, request: Request, value: Any, *, whole: bool) -> dict[str, str]:
-        """Notes what of a review page this answer shows; the parts that this session has fetched so far."""
+        """Record which parts of a review page this response shows. Return all parts that this session has fetched."""
         if page.opens is None:
             return {}
         adapter, parts = page.opens(value, whole)
         secret = self.site.read_cookie(request) or ""
-        if request.method != "HEAD":  # whose answer has no body
+        if request.method != "HEAD":  # a response to HEAD has no body
             self.opened.note(secret, adapter, parts)
         return self.opened.of(secret, adapter)
 
     def _value(self, page: Page, request: Request) -> tuple[Viewer, Any, Any]:
-        """The rights are the page's, whatever form it is asked for in."""
-        viewer = self.viewer(request)
-        page.check(viewer)
-        query = parse_query(page.query, request.path_params, request.query_params)
+        """Return the viewer, the query and the value. The rights are the same for HTML and data."""
+        viewer, query = self._query(page, request)
         return viewer, query, page.value(self.context, viewer, query)
 
+    def _query(self, page: Page, request: Request) -> tuple[Viewer, Any]:
+        viewer = self.viewer(request)
+        page.check(viewer)
+        return viewer, parse_query(page.query, request.path_params, request.query_params)
+
     def render(self, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
+        """Return a template as a response."""
         return HTMLResponse(self._environment.get_template(template).render(**values), status)
 
     # --- refusals -------------------------------------------------------------------------------------------------
 
     async def refuse(self, request: Request, error: Exception) -> Response:
-        """A page that says what refused and what would allow it; for programs the people's form of it."""
+        """Return a page that explains the refusal; for programs, the error in the form of the people's API.
+
+        The refusal of a file is its message alone, without a thread, which pages may wait for.
+        """
+        if request.url.path.startswith(FILES):
+            own_error = _as_own_error(request, error)
+            return PlainTextResponse(f"{own_error.message}\n", own_error.status)
         return await run_in_threadpool(self._refuse, request, error)
 
     def _refuse(self, request: Request, error: Exception) -> Response:
-        told = _own(request, error)
-        # A request without a cookie is no attempt.
-        if told.code != "no-session":
-            self.door.count(getattr(request.state, COUNTED_FOR, None), told)
+        own_error = _as_own_error(request, error)
+        # A request without a cookie is not counted as a failed attempt.
+        if own_error.code != "no-session":
+            self.authenticator.count(getattr(request.state, COUNTED_FOR, None), own_error)
         if request.url.path.endswith((".json", ".csv")) or request.method == "PUT":
-            return refusal(people_body, told)
-        # What failed may be what a shell is made of.
-        is_plain = isinstance(told, NotAuthenticated) or told.status == 500
-        shell = None if is_plain else self._shell(request)
+            return refusal(people_body, own_error)
+        if isinstance(own_error, NotAuthenticated):
+            return self._ask_to_sign_in(request, own_error)
+        # The shell is left out, because it may be what failed.
+        shell = None if own_error.status == 500 else self.shell(request)
         answer = self.render(
             "core/refusal.html",
-            status=told.status,
+            status=own_error.status,
             shell=shell,
-            error=explain(told),
+            error=explain(own_error),
             path=request.url.path,
         )
-        if isinstance(told, TooMany):
-            answer.headers["Retry-After"] = str(told.retry_after_s)
-        if isinstance(told, NotAuthenticated) and "hx-request" in request.headers:
+        if isinstance(own_error, RateLimited):
+            answer.headers["Retry-After"] = str(own_error.retry_after_s)
+        return answer
+
+    def _ask_to_sign_in(self, request: Request, error: NotAuthenticated) -> Response:
+        """Return the page to sign in, which then opens the page that was asked for."""
+        path = request.url.path
+        is_page = request.method in ("GET", "HEAD") and not path.startswith("/sign-in")
+        target = "" if is_page else path if path.startswith("/sign/") else "/home"
+        answer = self.show_sign_in(request, target=target, error=error)
+        if "hx-request" in request.headers:
             answer.headers["HX-Refresh"] = "true"
         return answer
 
-    def _shell(self, request: Request) -> Any:
+    def show_sign_in(
+        self,
+        request: Request,
+        *,
+        target: str,
+        link: tuple[str, str] | None = None,
+        error: NotAuthenticated | None = None,
+    ) -> Response:
+        """Return the page to sign in.
+
+        `target` is the address that then takes its place, "" for its own. `link` is a link of the command line with
+        its person's name.
+        """
+        return self.render(
+            "core/sign_in.html",
+            status=200 if error is None else error.status,
+            shell=None,
+            origin=self.context.ledger.state.site.origin,
+            link=link,
+            target=target,
+            name=self.site.read_name(request),
+            error=None if error is None else explain(error),
+        )
+
+    def shell(self, request: Request) -> Any:
+        """Return the frame of a page for the request's session, or None without one."""
         try:
             return make_shell(self.context, self.viewer(request), self.pages)
         except ApplianceError:
             return None
 
 
+async def read_form(request: Request) -> dict[str, str]:
+    """Return the fields of a form of any site. Only a handler that changes nothing uses it without `Desk.form`."""
+    kind, body = request.headers.get("content-type", ""), await request.body()
+    return await run_in_threadpool(_parse_form, kind, body)
+
+
 def _parse_form(kind: str, body: bytes) -> dict[str, str]:
-    """Each field once, in the one form that pages of this console use."""
+    """Return the fields of a form. Each may occur once.
+
+    Raises: BadInput for another encoding or a repeated field.
+    """
     if kind.partition(";")[0].strip().lower() != "application/x-www-form-urlencoded":
         raise BadInput(f"form: expected application/x-www-form-urlencoded, got {kind!r:.60}")
     try:
@@ -195,15 +340,15 @@ def _parse_form(kind: str, body: bytes) -> dict[str, str]:
     return fields
 
 
-def _own(request: Request, error: Exception) -> ApplianceError:
-    """What the framework refuses, and a defect, as an error of our own tree: nothing foreign is shown."""
+def _as_own_error(request: Request, error: Exception) -> ApplianceError:
+    """Return any exception as one of the project's errors, without details of foreign ones."""
     if isinstance(error, ApplianceError):
         return error
     if isinstance(error, HTTPException):
         code = "not-found" if error.status_code == 404 else "http"
-        return Foreign(
+        return FrameworkError(
             f"address: expected a page, got {request.method} {request.url.path:.200}", code, error.status_code
         )
-    # Not the address itself: that of a one-time link is a secret.
+    # The route and not the address, because the address of a sign-in link is a secret.
     log.exception("%s %s", request.method, getattr(request.scope.get("route"), "path", "?"), exc_info=error)
-    return Foreign("the service failed; its log says more", "error", 500)
+    return FrameworkError("the service failed; its log says more", "error", 500)

@@ -1,6 +1,6 @@
-"""A page is a row: its address, who may see it, the value that it shows, and the template that shows it.
+"""The definition of a page: its address, who may see it, the value that it shows, and its template.
 
-The value is one frozen model. A browser gets it as HTML; `PATH.json` and, where it has a table, `PATH.csv` give the
+The value is one frozen model. A browser gets it as HTML. `PATH.json` and, for pages with a table, `PATH.csv` give the
 same value under the same rights.
 """
 
@@ -13,35 +13,38 @@ from typing import Any, NamedTuple, get_origin
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.datastructures import QueryParams
 
-from appliance.domain.core.decisions import Opened
+from appliance.domain.core.decisions import OpenedPagePart
 from appliance.domain.core.names import IDENTIFIER
+from appliance.domain.core.roles import refuse_role
 from appliance.errors import BadInput, Denied
-from appliance.web.core.errors import Malformed
+from appliance.web.core.errors import MalformedRequest
 from appliance.workflows.core.context import Context
 
-PEOPLE = ("administrator", "auditor", "operator", "release-owner", "reviewer", "validator")
-"""Every role but a unit's."""
+PEOPLE = ("administrator", "auditor", "operator", "recovery", "release-owner", "reviewer", "validator")
+"""All roles except a unit's."""
 EVERYBODY = (*PEOPLE, "unit")
+"""All roles."""
 PAGE_ROWS = 50
-"""Of a list: the rest is on the next pages."""
+"""Rows of a list on one page."""
 
 VERSIONED = rf"^{IDENTIFIER}@[1-9][0-9]{{0,8}}$"
+"""Pattern of NAME@VERSION."""
 
 
-class Value(BaseModel):
-    """What a page shows, whole: a template reads nothing else."""
+class PageValue(BaseModel):
+    """The whole content of a page. Templates read nothing else."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Query(BaseModel):
-    """What stands in a page's address: parts of its path and parameters."""
+    """The values in a page's address: parts of its path and parameters."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Table(NamedTuple):
-    """A page's rows as CSV has them."""
+class CsvTable(NamedTuple):
+    """A page's rows for CSV."""
 
     headers: Sequence[str]
     rows: Sequence[Sequence[object]]
@@ -49,7 +52,7 @@ class Table(NamedTuple):
 
 @dataclass(frozen=True)
 class Viewer:
-    """Who looks: a person or unit with a session in this browser."""
+    """The person or unit whose session the browser has."""
 
     name: str
     roles: tuple[str, ...]
@@ -58,51 +61,65 @@ class Viewer:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Its roles without what follows a colon."""
+        """The roles without the part after the colon."""
         return tuple(dict.fromkeys(role.partition(":")[0] for role in self.roles))
 
     @property
     def is_unit(self) -> bool:
+        """Return True if the viewer is a unit."""
         return self.kinds == ("unit",)
 
     def has(self, *kinds: str) -> bool:
+        """Return True if the viewer has a role of one of these kinds."""
         return any(kind in self.kinds for kind in kinds)
 
+    def may_sign(self, signers: Sequence[str]) -> bool:
+        """Return True if the viewer has a role of these signers of an action. Relations to the thing do not count."""
+        kinds = {signer.partition(":")[0] for signer in signers}
+        return self.has(*kinds) or ("any reviewer" in kinds and self.has("reviewer"))
+
     def places(self, kind: str) -> tuple[str, ...]:
-        """What follows the colon of its roles of this kind: fields of a reviewer, units of a release owner."""
+        """Return the parts after the colon of roles of this kind: a reviewer's functions, a release owner's units."""
         return tuple(role.partition(":")[2] for role in self.roles if role.partition(":")[0] == kind)
 
 
 @dataclass(frozen=True)
 class Page:
-    """`value` is called with the context, the viewer and the parsed query. `group` and `symbol`: where the navigation
-    lists it; a page without a group is reached from another one. `opens`: of a value, and whether it goes out whole,
-    the adapter whose review page it shows and the parts of it that it shows."""
+    """A page of the console.
+
+    `value` is called with the context, the viewer and the parsed query. `group` and `symbol` place the page in the
+    navigation; one without a group is linked from other pages. `opens` takes a value and whether all of it is sent, and
+    returns the adapter whose review page is shown and the parts that are shown.
+    """
 
     path: str
     title: str
     seen_by: tuple[str, ...]
     query: type[Query]
-    value: Callable[[Context, Viewer, Any], Value]
+    value: Callable[[Context, Viewer, Any], PageValue]
     template: str
-    table: Callable[[Any], Table] | None = None
+    table: Callable[[Any], CsvTable] | None = None
     group: str = ""
     symbol: str = ""
-    opens: Callable[[Any, bool], tuple[str, tuple[Opened, ...]]] | None = None
+    opens: Callable[[Any, bool], tuple[str, tuple[OpenedPagePart, ...]]] | None = None
+    without_results: Callable[[Context, Viewer, Any], PageValue] | None = None
+    """Function for the value of a search page whose query has an unreadable field.
+
+    The template receives the message as `problem` and shows it beside the field that it begins with.
+    """
 
     def check(self, viewer: Viewer) -> None:
-        """Denied unless the viewer has one of the roles."""
+        """Raise Denied if the viewer has none of the page's roles."""
         if not viewer.has(*self.seen_by):
-            held = ", ".join(viewer.roles) or "none"
-            wanted = " or ".join(self.seen_by)
-            raise Denied(
-                f"page {self.path}, which none of your roles opens",
-                reasons=(f"role: expected {viewer.name} to be {wanted}, got {held}",),
-            )
+            refused = (refuse_role(viewer.name, viewer.roles, self.seen_by),)
+            raise Denied(f"page {self.path}, which none of your roles opens", refusals=refused)
 
 
 def parse_query(model: type[Query], path: dict[str, Any], parameters: QueryParams) -> Query:
-    """The address as a value. A parameter without text counts as absent: a form sends all of its fields."""
+    """Return the values of an address. An empty parameter counts as absent, because forms send all of their fields.
+
+    Raises: MalformedRequest or BadInput for values that do not fit.
+    """
     given: dict[str, Any] = {}
     for name in parameters:
         field = model.model_fields.get(name)
@@ -120,4 +137,4 @@ def parse_query(model: type[Query], path: dict[str, Any], parameters: QueryParam
     try:
         return model.model_validate({**given, **path})
     except ValidationError as error:
-        raise Malformed([{**item, "loc": ("address", *item["loc"])} for item in error.errors()]) from None
+        raise MalformedRequest.of(error) from None

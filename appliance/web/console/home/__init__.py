@@ -1,1 +1,1 @@
-"""The first page: what waits for the person who looks."""
+"""The first page: the pending items of the viewer."""

@@ -1,1 +1,1 @@
-"""Pages of operators: runs, bases, datasets, imports."""
+"""Pages of operators: runs, bases, datasets and imports."""

@@ -1,28 +1,28 @@
-"""Bases, datasets and imports."""
+"""The pages of bases, datasets and imports."""
 
 from __future__ import annotations
 
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from pydantic import Field
 
 from appliance.domain.core.names import versioned
-from appliance.domain.core.state import State
-from appliance.errors import NotFound
-from appliance.web.console.core.page import PAGE_ROWS, PEOPLE, VERSIONED, Page, Query, Table, Value, Viewer
-from appliance.workflows.core.context import Context
-from appliance.workflows.queries.questions import dataset_labels
-
-Labels = dict[str, dict[str, int]]
+from appliance.domain.core.records.data import Base, Dataset, Import, ValidationSet
+from appliance.domain.data.imports import CancelImport
+from appliance.web.console.core.page import PAGE_ROWS, PEOPLE, CsvTable, Page, PageValue, Query, Viewer
+from appliance.web.console.core.render import link
+from appliance.web.console.operators.inputs import describe_set, find_ended
+from appliance.workflows.core.context import LedgerContext
 
 
 class PagedQuery(Query):
+    """`before` is the entry of the last dataset on the previous page."""
+
     before: int | None = Field(default=None, ge=0)
 
 
-class Imported(Value):
-    """A base or a dataset. `state`: why it stands no more, None while it does."""
+class ImportedRow(PageValue):
+    """A base, dataset or validation set. `state` says why it is no longer usable, or is None."""
 
     name: str
     about: str
@@ -35,15 +35,18 @@ class Imported(Value):
     state: str | None
 
 
-class Data(Value):
-    bases: tuple[Imported, ...]
-    datasets: tuple[Imported, ...]
-    validation_sets: tuple[Imported, ...]
-    """The last ones."""
+class Data(PageValue):
+    """The page of bases, datasets and validation sets."""
+
+    bases: tuple[ImportedRow, ...]
+    datasets: tuple[ImportedRow, ...]
+    validation_sets: tuple[ImportedRow, ...]
+    """The newest validation sets."""
     next: int | None
 
 
-def data(context: Context, viewer: Viewer, query: PagedQuery) -> Data:
+def data(context: LedgerContext, viewer: Viewer, query: PagedQuery) -> Data:
+    """Return the bases, datasets and validation sets, newest first."""
     state = context.ledger.state
     fitting = [
         (key, one)
@@ -53,7 +56,7 @@ def data(context: Context, viewer: Viewer, query: PagedQuery) -> Data:
     shown = fitting[:PAGE_ROWS]
     return Data(
         bases=tuple(
-            Imported(
+            ImportedRow(
                 name=one.name,
                 about=_parameters(one.facts),
                 licence=one.licence,
@@ -62,35 +65,35 @@ def data(context: Context, viewer: Viewer, query: PagedQuery) -> Data:
                 imported_by=one.imported_by,
                 entry=one.index,
                 digest=one.digest,
-                state=_gone(one.revoked, one.quarantined),
+                state=find_ended(one.revoked, one.quarantined),
             )
             for one in reversed(state.bases.values()[-PAGE_ROWS:])
         ),
         datasets=tuple(
-            Imported(
+            ImportedRow(
                 name=key,
-                about=str(one.facts.get("task", "")),
+                about=str(one.facts.get("dataset_kind", "")),
                 licence=one.licence,
                 classification=one.classification,
                 rows=one.facts.get("rows"),
                 imported_by=one.imported_by,
                 entry=one.index,
                 digest=one.digest,
-                state=_gone(one.revoked, None),
+                state=find_ended(one.revoked),
             )
             for key, one in shown
         ),
         validation_sets=tuple(
-            Imported(
+            ImportedRow(
                 name=versioned(one.name, one.version),
-                about=", ".join([one.task, *(word for word in ("blind", "final") if getattr(one, word))]),
+                about="; ".join([one.dataset_kind, *describe_set(one)]),
                 licence=one.licence,
                 classification=one.classification,
                 rows=one.facts.get("rows"),
                 imported_by=one.imported_by,
                 entry=one.index,
                 digest=one.digest,
-                state=_gone(one.revoked, None),
+                state=find_ended(one.revoked),
             )
             for one in reversed(state.validation_sets.values()[-PAGE_ROWS:])
         ),
@@ -105,67 +108,99 @@ def _columns(table: Any) -> tuple[list[str], list[Any]]:
 
 def _parameters(facts: dict[str, Any]) -> str:
     count = facts.get("parameters")
-    return f"{count / 1e6:,.0f} million parameters" if isinstance(count, int) else ""
+    if not isinstance(count, int):
+        return ""
+    return f"{count / 1e6:,.0f} million parameters" if count >= 10**6 else f"{count:,} parameters"
 
 
-def _gone(revoked: int | None, quarantined: int | None) -> str | None:
-    if revoked is not None:
-        return f"revoked by entry {revoked}"
-    return None if quarantined is None else f"in quarantine by entry {quarantined}"
+def _table(value: Data) -> CsvTable:
+    headers = tuple(ImportedRow.model_fields)
+    rows = [[kind, *(getattr(one, name) for name in headers)] for kind, one in _list_all(value)]
+    return CsvTable(("kind", *headers), rows)
 
 
-_LABELS: WeakKeyDictionary[State, dict[str, Labels]] = WeakKeyDictionary()
-"""Of each state, by the dataset's digest: counting reads the whole file, which never changes."""
-
-
-def _labels(context: Context, name: str, digest: str) -> Labels:
-    known = _LABELS.setdefault(context.ledger.state, {})
-    if digest not in known:
-        known[digest] = dataset_labels(context, name)
-    return known[digest]
-
-
-def _table(value: Data) -> Table:
-    headers = tuple(Imported.model_fields)
-    rows = [[kind, *(getattr(one, name) for name in headers)] for kind, one in _both(value)]
-    return Table(("kind", *headers), rows)
-
-
-def _both(value: Data) -> list[tuple[str, Imported]]:
+def _list_all(value: Data) -> list[tuple[str, ImportedRow]]:
     kinds = (("base", value.bases), ("dataset", value.datasets), ("validation-set", value.validation_sets))
     return [(kind, one) for kind, listed in kinds for one in listed]
 
 
-class DatasetQuery(Query):
-    name: str = Field(pattern=VERSIONED)
+PAGE = Page("/data", "Bases and datasets", PEOPLE, PagedQuery, data, "operators/data.html", _table, "Training", "data")
 
 
-class DatasetPage(Value):
-    name: str
-    row: dict[str, Any]
-    facts: dict[str, Any]
-    labels: tuple[tuple[str, int, int], ...]
-    """Label, rows to train on, rows held out."""
-    runs: tuple[tuple[str, str, str], ...]
-    """The last ones on it: id, name, status."""
+class ImportsQuery(Query):
+    """`before` is the entry of the last import on the previous page."""
+
+    before: int | None = Field(default=None, ge=0)
 
 
-def dataset(context: Context, viewer: Viewer, query: DatasetQuery) -> DatasetPage:
-    found = context.ledger.state.datasets.get(query.name)
-    if found is None:
-        raise NotFound(f"dataset: expected an imported one, got {query.name}")
-    row = found.model_dump(mode="json")
-    facts = row.pop("facts")
-    runs = [run for run in context.ledger.state.runs.values() if run.dataset == query.name]
-    labels = _labels(context, query.name, found.digest)
-    return DatasetPage(
-        name=query.name,
-        row=row,
-        facts={name: value for name, value in facts.items() if not isinstance(value, dict)},
-        labels=tuple((label, sides["train"], sides["held-out"]) for label, sides in labels.items()),
-        runs=tuple((run.id, run.name, run.status) for run in reversed(runs[-PAGE_ROWS:])),
+class ImportRow(PageValue):
+    """An import. `found` has the measured facts. The reason of a failure is in the log under its order."""
+
+    subject: str
+    action: str
+    status: str
+    signer: str
+    licence: str
+    classification: str
+    order: str
+    entry: int
+    found: dict[str, Any]
+    made: str | None
+    """Name of the base, dataset or validation set that it made."""
+    path: str | None
+    """Address of the page of what it made."""
+    cancel: str | None
+    """Address of the form that cancels it, if the viewer can do so."""
+
+
+class Imports(PageValue):
+    """The page of imports."""
+
+    imports: tuple[ImportRow, ...]
+    next: int | None
+
+
+def imports(context: LedgerContext, viewer: Viewer, query: ImportsQuery) -> Imports:
+    """Return the imports, newest first."""
+    state = context.ledger.state
+    every = state.imports.values()
+    found = [one for one in reversed(every) if query.before is None or one.index < query.before][: PAGE_ROWS + 1]
+    made: dict[str, Base | Dataset | ValidationSet] = {one.order: one for one in state.bases.values()}
+    made.update({one.order: one for one in state.datasets.values()})
+    made.update({one.order: one for one in state.validation_sets.values()})
+    rows = tuple(_row(viewer, one, made.get(one.order)) for one in found[:PAGE_ROWS])
+    return Imports(imports=rows, next=rows[-1].entry if len(found) > PAGE_ROWS else None)
+
+
+_FOLDERS: dict[type, str] = {Base: "bases", Dataset: "datasets", ValidationSet: "validation-sets"}
+"""First part of the address of the page of what an import made."""
+
+
+def _row(viewer: Viewer, one: Import, made: Base | Dataset | ValidationSet | None) -> ImportRow:
+    facts = {} if made is None else made.facts
+    name = None if made is None else made.name if isinstance(made, Base) else versioned(made.name, made.version)
+    can_cancel = one.status == "requested" and (viewer.name == one.signer or viewer.has("administrator"))
+    return ImportRow(
+        subject=one.subject,
+        action=one.action,
+        status=one.status,
+        signer=one.signer,
+        licence=one.licence,
+        classification=one.classification,
+        order=one.order,
+        entry=one.index,
+        found={name: value for name, value in facts.items() if not isinstance(value, dict)},
+        made=name,
+        path=None if name is None else f"/{_FOLDERS[type(made)]}/{name}",
+        cancel=link(f"/sign/{CancelImport.action}", given=[f"order:{one.order}"]) if can_cancel else None,
     )
 
 
-PAGE = Page("/data", "Bases and datasets", PEOPLE, PagedQuery, data, "operators/data.html", _table, "Training", "data")
-DATASET = Page("/datasets/{name}", "Dataset", PEOPLE, DatasetQuery, dataset, "operators/dataset.html")
+def _imports_table(value: Imports) -> CsvTable:
+    headers = tuple(name for name in ImportRow.model_fields if name not in ("found", "path", "cancel"))
+    return CsvTable(headers, [[getattr(one, name) for name in headers] for one in value.imports])
+
+
+IMPORTS_PAGE = Page(
+    "/imports", "Imports", PEOPLE, ImportsQuery, imports, "operators/imports.html", _imports_table, "Training", "import"
+)

@@ -1,4 +1,4 @@
-"""A run as it goes on: each step once, for the page that follows it."""
+"""Progress of running runs, for pages that follow them."""
 
 from __future__ import annotations
 
@@ -8,54 +8,58 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
-from appliance.web.console.core.events import Event, Next
-from appliance.workflows.core.context import Context
+from appliance.web.console.core.events import Next, ServerSentEvent
+from appliance.workflows.core.context import RunContext
 from appliance.workflows.queries.work import run_progress
 
 MOST_POINTS = 2_000
-"""Of a curve: a screen has no more columns."""
+"""Maximum points of a curve. A screen has no more columns."""
 PACE_STEPS = 10
-"""The pace is that of the last ones where so many come at once, else that of the run so far."""
-GOING = ("running", "trained")
-"""Statuses of a run that a worker trains, judges or seals."""
+"""Number of last steps that determine the pace. With fewer steps it is the pace of the whole run."""
+WITH_PROGRESS = ("running", "trained")
+"""Statuses of a run that a worker trains, evaluates or seals."""
 _NOTHING = {"seconds": 0, "step": 0, "tokens": 0}
+"""The state before the first step."""
 
 Point = tuple[int, float | None, float | None, float, float, float, int]
-"""Step, loss (none of a private run), validation loss, learning rate, gradient norm, seconds so far, most memory in
-bytes."""
+"""A step: number, loss (None for a private run), validation loss, learning rate, gradient norm, seconds so far, peak
+memory in bytes."""
 
 
-def follow(context: Context, run: str) -> Next:
-    """NotFound for a run that is not known."""
+def follow(context: RunContext, run: str) -> Next:
+    """Return the events of one run.
+
+    Raises: NotFound for an unknown run.
+    """
     run_progress(context, run, 0)
     life = re.sub(r"[^0-9]", "", context.began)
 
-    def find(after: str) -> Event | None:
+    def find(after: str) -> ServerSentEvent | None:
         position, status = _parse_id(after, life)
-        found = run_progress(context, run, position)
-        if not found["frames"] and found["status"] == status and not found["ended"]:
+        progress = run_progress(context, run, position)
+        if not progress.frames and progress.status == status and not progress.ended:
             return None
         data = {
-            "status": found["status"],
-            "last": found["ended"],
-            "detail": found["detail"],
-            "adapter": found["adapter"],
+            "status": progress.status,
+            "last": progress.ended,
+            "detail": progress.detail,
+            "adapter": progress.adapter,
             "fresh": position == 0,
-            **progress_of(found["frames"]),
+            **progress_of(progress.frames),
         }
-        return Event(f"{found['next']}.{life}.{found['status']}", "steps", data, last=found["ended"])
+        return ServerSentEvent(f"{progress.next}.{life}.{progress.status}", "steps", data, last=progress.ended)
 
     return find
 
 
 def _parse_id(text: str, life: str) -> tuple[int, str]:
-    """Frames are counted by each start of the service anew: an earlier one's count says nothing."""
-    found = re.fullmatch(r"([0-9]{1,12})\.([0-9]+)\.([a-z]+)", text)
-    return (int(found[1]), found[3]) if found and found[2] == life else (0, "")
+    """Return position and status of an event id. Ids of an earlier start of the service count from the beginning."""
+    match = re.fullmatch(r"([0-9]{1,12})\.([0-9]+)\.([a-z]+)", text)
+    return (int(match[1]), match[3]) if match and match[2] == life else (0, "")
 
 
 def progress_of(frames: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The steps of these frames as points, the pace of the last ones, and what is left at that pace."""
+    """Return the frames' steps as points, with the pace of the last ones and the remaining seconds at that pace."""
     steps = [frame for frame in frames if frame.get("frame") == "step"]
     rows = [frame for frame in frames if frame.get("frame") == "progress"]
     evaluated = None if not rows else {"done": int(rows[-1]["done"]), "total": int(rows[-1]["total"])}
@@ -65,7 +69,7 @@ def progress_of(frames: Sequence[dict[str, Any]]) -> dict[str, Any]:
     seconds = float(last["seconds"]) - float(first["seconds"])
     done, tokens = int(last["step"]) - int(first["step"]), int(last["tokens"]) - int(first["tokens"])
     return {
-        "points": thin([point_of(frame) for frame in steps]),
+        "points": thin_points([point_of(frame) for frame in steps]),
         "spikes": [int(frame["step"]) for frame in steps if frame.get("spike") is not None],
         "step": int(last["step"]),
         "steps": int(last["steps"]),
@@ -77,6 +81,7 @@ def progress_of(frames: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def point_of(step: dict[str, Any]) -> Point:
+    """Return the point of a step's frame."""
     validation = step.get("validation_loss")
     return (
         int(step["step"]),
@@ -89,8 +94,8 @@ def point_of(step: dict[str, Any]) -> Point:
     )
 
 
-class Pace(NamedTuple):
-    """How far a run is now, by its last steps; nothing of it before the first one. `peak_bytes`: the most so far."""
+class StepProgress(NamedTuple):
+    """The progress of a run by its last steps, empty before the first. `peak_bytes` is the peak memory so far."""
 
     step: int | None = None
     steps: int | None = None
@@ -101,41 +106,49 @@ class Pace(NamedTuple):
     detail: str | None = None
 
 
-def pace_of(context: Context, run: str) -> Pace:
-    """By the last frames alone: a list of runs does not read all steps of each."""
+def read_step_progress(context: RunContext, run: str) -> StepProgress:
+    """Return the progress of a run from its last frames only, so that a list of runs does not read all steps."""
     frames = context.progress.read(run).frames
     last = list(islice(reversed(frames.copy()), PACE_STEPS + 1))[::-1]
-    told = progress_of(last)
-    evaluated = told["evaluated"]
+    progress = progress_of(last)
+    evaluated = progress["evaluated"]
     detail = None if evaluated is None else f"evaluated {evaluated['done']} of {evaluated['total']} rows"
-    if not told["points"]:
-        return Pace(detail=detail)
-    loss = told["points"][-1][1]
-    return Pace(told["step"], told["steps"], loss, told["tokens_s"], told["left_s"], told["peak_bytes"], detail)
+    if not progress["points"]:
+        return StepProgress(detail=detail)
+    loss = progress["points"][-1][1]
+    return StepProgress(
+        progress["step"],
+        progress["steps"],
+        loss,
+        progress["tokens_s"],
+        progress["left_s"],
+        progress["peak_bytes"],
+        detail,
+    )
 
 
-def follow_all(context: Context) -> Next:
-    """Every run that goes on, each time that one of them has come further."""
+def follow_all(context: RunContext) -> Next:
+    """Return the events of all running runs: one each time that any of them progresses."""
 
-    def find(after: str) -> Event | None:
-        going = [run for run in context.ledger.state.runs.values() if run.status in GOING]
-        at = ".".join(f"{run.id}-{context.progress.read(run.id).next}-{run.status}" for run in going)
-        told = hashlib.sha256(f"{context.began} {at}".encode()).hexdigest()[:24]
-        if after == told:
+    def find(after: str) -> ServerSentEvent | None:
+        going = [run for run in context.ledger.state.runs.values() if run.status in WITH_PROGRESS]
+        position = ".".join(f"{run.id}-{context.progress.read(run.id).next}-{run.status}" for run in going)
+        digest = hashlib.sha256(f"{context.began} {position}".encode()).hexdigest()[:24]
+        if after == digest:
             return None
-        runs = {run.id: {"status": run.status, **pace_of(context, run.id)._asdict()} for run in going}
-        return Event(told, "progress", {"runs": runs})
+        runs = {run.id: {"status": run.status, **read_step_progress(context, run.id)._asdict()} for run in going}
+        return ServerSentEvent(digest, "progress", {"runs": runs})
 
     return find
 
 
-def thin(points: Sequence[Point]) -> list[Point]:
-    """At most so many, evenly, with the first, the last and every validation loss: what is between lies on the line."""
+def thin_points(points: Sequence[Point]) -> list[Point]:
+    """Return at most MOST_POINTS evenly chosen points, plus the last one and every validation loss."""
     if len(points) <= MOST_POINTS:
         return list(points)
     every = -(-len(points) // MOST_POINTS)
     return [
         point
-        for place, point in enumerate(points)
-        if place % every == 0 or place == len(points) - 1 or point[2] is not None
+        for index, point in enumerate(points)
+        if index % every == 0 or index == len(points) - 1 or point[2] is not None
     ]

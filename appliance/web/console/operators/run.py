@@ -1,50 +1,102 @@
-"""One run: how far it is, what it was ordered with, and what it used beside what was planned."""
+"""The page of one run: progress, recipe, the resources it used beside the plan, and what can be done with it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import Field
 
+from appliance.domain.actions.registry import ORDERS
+from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.records.runs import Run
+from appliance.domain.core.state import State
+from appliance.domain.evaluation.gates import parse_gates
 from appliance.domain.evaluation.quality import list_measures, list_warnings, summarize_training
-from appliance.domain.planning.plan import say_seconds, show_bytes
+from appliance.domain.planning.plan import say_seconds
 from appliance.domain.recipe.recipe import ResolvedRecipe
-from appliance.domain.runs.stopping import best_step
-from appliance.web.console.core.page import PEOPLE, Page, Query, Table, Value, Viewer
+from appliance.domain.runs.conditions import UNDER_WAY
+from appliance.domain.runs.control import (
+    AuthoriseRun,
+    Cancel,
+    RefuseRun,
+    Resume,
+    RunCancelled,
+    RunRefused,
+    can_authorise,
+    list_cancel_reasons,
+    list_resume_reasons,
+)
+from appliance.domain.runs.replays import ReplayRun
+from appliance.domain.runs.steps import best_step
+from appliance.domain.runs.training import RunFailed, Train
+from appliance.formats.core.text import show_bytes
+from appliance.formats.signatures.dsse import parse_envelope
+from appliance.web.console.core.page import PEOPLE, CsvTable, Page, PageValue, Query, Viewer
+from appliance.web.console.core.render import link
 from appliance.web.console.operators.live import progress_of
-from appliance.web.console.operators.plans import plan_of
 from appliance.web.console.operators.records import (
     RUN,
     Spike,
-    adapter_of,
-    curves_of,
+    find_adapter_of_run,
     find_run,
+    form_values,
+    make_curves,
     read_metrics,
-    read_recipe,
+    read_order,
     read_steps,
+    train_form,
 )
-from appliance.workflows.core.context import Context
+from appliance.web.console.operators.runs import plan_of
+from appliance.workflows.core.context import LedgerContext, RunContext
 from appliance.workflows.queries.work import run_progress
 
 
 class RunQuery(Query):
+    """The id of a run."""
+
     run: str = Field(pattern=RUN)
 
 
-class Compared(Value):
-    """A figure of the plan beside what was used; None while it is not known."""
+class PlanComparison(PageValue):
+    """A number of the plan beside what was used. None means that it is not known."""
 
     name: str
     planned: str | None
     used: str | None
 
 
-class RunPage(Value):
+class RunAction(PageValue):
+    """Something that the viewer can do with the run, and the address of its form."""
+
+    title: str
+    path: str
+
+
+class RunEndDetails(PageValue):
+    """The entry by which a run was cancelled, was refused or failed.
+
+    `by` is the person, or the service for a failure. `text` is the person's reason or the failure's message, and None
+    if there is none or it was erased. `code` is that of a failure.
+    """
+
+    entry: int
+    time: str
+    by: str
+    code: str | None
+    text: str | None
+
+
+class RunPage(PageValue):
+    """The page of a run."""
+
     id: str
     name: str
     status: str
     detail: str | None
+    end: RunEndDetails | None
+    actions: tuple[RunAction, ...]
+    sweep: str | None
     adapter: str | None
     base: str
     base_digest: str
@@ -63,31 +115,48 @@ class RunPage(Value):
     first_loss: float | None
     peak_bytes: int | None
     validation: tuple[float, float, int] | None
-    """The last one, the lowest, and after which step that was."""
+    """The last validation loss, the lowest one, and the step of the lowest."""
     spikes: tuple[Spike, ...]
     recipe: dict[str, Any]
-    costs: tuple[Compared, ...]
+    costs: tuple[PlanComparison, ...]
     measures: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
     resumes: int
     gates: str | None
-    goes_on: bool
+    gates_name: str | None
+    sets: tuple[str, ...]
+    """Validation sets on which the run is evaluated."""
+    passed: bool | None
+    """True if the adapter passed its gates, None before its evaluation or without gates."""
+    started: bool
+    began: bool
+    """True if there is a step to show."""
+    is_under_way: bool
 
 
-def run(context: Context, viewer: Viewer, query: RunQuery) -> RunPage:
+def run(context: RunContext, viewer: Viewer, query: RunQuery) -> RunPage:
+    """Return the page of a run.
+
+    Raises: NotFound for an unknown run.
+    """
     row = find_run(context, query.run)
-    recipe, adapter = read_recipe(context, row), adapter_of(context, row.id)
+    order, adapter = read_order(context, row), find_adapter_of_run(context, row.id)
     steps, losses = read_steps(context, row.id)
     frames = [{**step, "frame": "step"} for step in steps]
-    far, found = progress_of(frames), run_progress(context, row.id, 0)
+    progress, run_state = progress_of(frames), run_progress(context, row.id, 0)
     metrics = read_metrics(context, adapter)
     if "training" not in metrics:
         metrics = {**metrics, "training": summarize_training(losses)}
+    costs = _costs(context, row, order.recipe, steps)
+    evaluation = None if adapter is None else context.ledger.state.evaluations.get(adapter)
     return RunPage(
         id=row.id,
         name=row.name,
         status=row.status,
-        detail=found["detail"],
+        detail=run_state.detail,
+        end=_find_end(context, row),
+        actions=tuple(_list_actions(context.ledger.state, viewer, row, order)),
+        sweep=row.sweep,
         adapter=adapter,
         base=row.base,
         base_digest=row.base_digest,
@@ -98,23 +167,86 @@ def run(context: Context, viewer: Viewer, query: RunQuery) -> RunPage:
         ordered_by=row.ordered_by,
         entry=row.index,
         order=row.order,
-        step=far.get("step"),
-        steps=far.get("steps"),
-        left_s=far.get("left_s") if row.status == "running" else None,
-        tokens_s=far.get("tokens_s"),
+        step=progress.get("step"),
+        steps=progress.get("steps") or _planned_steps(row, costs),
+        left_s=progress.get("left_s") if row.status == "running" else None,
+        tokens_s=progress.get("tokens_s"),
         loss=float(losses[-1]) if losses else None,
         first_loss=float(losses[0]) if losses else None,
         peak_bytes=row.peak_bytes or max((int(step["peak_bytes"]) for step in steps), default=None),
         validation=_validation(steps),
-        spikes=curves_of(steps).spikes,
-        recipe={} if recipe is None else recipe.model_dump(mode="json"),
-        costs=_costs(context, row, recipe, steps),
+        spikes=make_curves(steps).spikes,
+        recipe=order.recipe.model_dump(mode="json"),
+        costs=costs,
         measures=tuple(list_measures(metrics)),
         warnings=tuple(list_warnings(metrics)),
         resumes=row.resumes,
         gates=row.gates,
-        goes_on=row.status in ("waiting", "queued", "running", "trained"),
+        gates_name=None if row.gates is None else parse_gates(context.ledger.document(row.gates)).name,
+        sets=tuple(one.validation_set for one in row.sets),
+        passed=None if evaluation is None else evaluation.passed,
+        started=row.started,
+        began=bool(steps),
+        is_under_way=row.status in UNDER_WAY,
     )
+
+
+_ENDS = {"cancelled": RunCancelled.type, "refused": RunRefused.type, "failed": RunFailed.type}
+"""Type of the entry that ended a run, by the run's status."""
+
+
+def _find_end(context: LedgerContext, row: Run) -> RunEndDetails | None:
+    """Return the entry by which the run was cancelled, was refused or failed, or None for another status."""
+    if row.status not in _ENDS:
+        return None
+    entries = context.ledger.find(subjects=[f"run:{row.id}"], types=(_ENDS[row.status],), newest=True, limit=1)
+    if not entries:
+        return None
+    entry = parse_entry(entries[0][1])
+    commitment = entry.body.get("message")
+    if "order" in entry.documents:
+        order = ORDERS.parse(parse_envelope(context.ledger.document(entry.documents["order"])).payload)
+        commitment = order.reason
+    texts = context.ledger.disclosures([commitment] if commitment else [])
+    text = texts[commitment].text if commitment in texts else None
+    return RunEndDetails(entry=entry.index, time=entry.time, by=entry.actor, code=entry.body.get("code"), text=text)
+
+
+def _list_actions(state: State, viewer: Viewer, row: Run, order: Train) -> Iterator[RunAction]:
+    """Yield what the viewer can do with the run, by the rules that decide on the order."""
+    person = state.principals.get(viewer.name)
+    if person is None:
+        return
+    given = [f"run:{row.id}"]
+    if row.status == "waiting" and can_authorise(state, row, person):
+        for title, action in (("Authorise", AuthoriseRun.action), ("Refuse", RefuseRun.action)):
+            yield RunAction(title=title, path=link(f"/sign/{action}", given=[*given, f"order:{row.order}"]))
+    if not list_resume_reasons(state, row, person):
+        yield RunAction(title="Resume", path=link(f"/sign/{Resume.action}", given=given))
+    if not list_cancel_reasons(row, person):
+        yield RunAction(title="Cancel", path=link(f"/sign/{Cancel.action}", given=given))
+    if viewer.has("auditor") and row.step:
+        replayed = [*given, "from_step:0", f"to_step:{row.step}"]
+        yield RunAction(title="Train it again to compare", path=link(f"/sign/{ReplayRun.action}", given=replayed))
+    if viewer.has("operator"):
+        yield RunAction(title="Start again with these values", path=_start_again(order))
+
+
+def _start_again(order: Train) -> str:
+    """Return the address of the form *Start training* with the values of an order."""
+    others = {
+        "gates": order.gates,
+        "tier": order.tier,
+        "on": order.on,
+        "nodes": str(order.nodes) if order.nodes > 1 else None,
+    }
+    return train_form(form_values(order.recipe) | {name: value for name, value in others.items() if value})
+
+
+def _planned_steps(row: Run, costs: tuple[PlanComparison, ...]) -> int | None:
+    """Return the number of steps by the plan, or by the run's record if base or dataset have no facts for a plan."""
+    planned = next((one.planned for one in costs if one.name == "steps"), None)
+    return row.planned_steps if planned is None else int(planned)
 
 
 def _validation(steps: list[dict[str, Any]]) -> tuple[float, float, int] | None:
@@ -126,21 +258,21 @@ def _validation(steps: list[dict[str, Any]]) -> tuple[float, float, int] | None:
 
 
 def _costs(
-    context: Context, row: Run, recipe: ResolvedRecipe | None, steps: list[dict[str, Any]]
-) -> tuple[Compared, ...]:
-    """The plan of this recipe on this machine as it is now, beside what the run used."""
+    context: RunContext, row: Run, recipe: ResolvedRecipe, steps: list[dict[str, Any]]
+) -> tuple[PlanComparison, ...]:
+    """Return the current plan of this recipe on this machine beside what the run used."""
     peak = row.peak_bytes or max((int(step["peak_bytes"]) for step in steps), default=0) or None
-    planned = {} if recipe is None else plan_of(context, recipe)
+    planned = plan_of(context, recipe)
     used = {
         "steps": str(steps[-1]["step"]) if steps else None,
         "time": say_seconds(float(row.seconds)) if row.seconds else None,
         "most memory": None if peak is None else show_bytes(peak),
     }
-    return tuple(Compared(name=name, planned=planned.get(name), used=told) for name, told in used.items())
+    return tuple(PlanComparison(name=name, planned=planned.get(name), used=amount) for name, amount in used.items())
 
 
-def _table(value: RunPage) -> Table:
-    return Table(("recipe", "value"), [[name, item] for name, item in value.recipe.items()])
+def _table(value: RunPage) -> CsvTable:
+    return CsvTable(("recipe", "value"), [[name, item] for name, item in value.recipe.items()])
 
 
 PAGE = Page("/runs/{run}", "Run", PEOPLE, RunQuery, run, "operators/run.html", _table)

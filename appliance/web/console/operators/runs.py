@@ -1,28 +1,48 @@
-"""Training runs, the newest first: what waits, what goes on, what ended how."""
+"""Training runs, newest first, and the comparison of several."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
+from appliance.api.runs import describe_effects, list_effects
 from appliance.domain.core.records.runs import Run
-from appliance.web.console.core.page import PAGE_ROWS, PEOPLE, Page, Query, Table, Value, Viewer
-from appliance.web.console.operators.live import GOING, Pace, pace_of
-from appliance.workflows.core.context import Context
+from appliance.domain.evaluation.gates import parse_gates
+from appliance.domain.planning.footprint import plan_memory
+from appliance.domain.planning.pace import count_planned_steps, pace_of_machine, plan_duration
+from appliance.domain.planning.plan import note_near_rows, read_subject, say_seconds
+from appliance.domain.recipe.recipe import ResolvedRecipe
+from appliance.domain.runs.training import RECIPE_UNTRAINABLE
+from appliance.errors import ApplianceError, BadInput, Refusal, Rejected
+from appliance.formats.core.text import show_bytes
+from appliance.web.console.core.page import PAGE_ROWS, PEOPLE, CsvTable, Page, PageValue, Query, Viewer
+from appliance.web.console.core.render import words
+from appliance.web.console.operators.live import WITH_PROGRESS, Point, StepProgress, read_step_progress
+from appliance.web.console.operators.records import (
+    find_adapter_of_run,
+    find_run,
+    make_curves,
+    read_metrics,
+    read_order,
+    read_steps,
+)
+from appliance.workflows.core.context import RunContext
+from appliance.workflows.queries.work import recipe_facts
+from appliance.workflows.runs import planning
 
 Status = Literal["waiting", "queued", "running", "trained", "sealed", "failed", "cancelled", "refused"]
 
 
 class RunsQuery(Query):
-    """`before`: the entry of the last run on the page before."""
+    """`before` is the entry of the last run on the previous page."""
 
     status: Status | None = None
     before: int | None = Field(default=None, ge=0)
 
 
-class RunRow(Value):
-    """`place`: in the queue. From `step` to `detail`: while it goes on."""
+class RunRow(PageValue):
+    """A run. `place` is its position in the queue. The fields from `step` to `detail` are set while it is running."""
 
     id: str
     name: str
@@ -43,8 +63,8 @@ class RunRow(Value):
     entry: int
 
 
-class Runs(Value):
-    """`running`: every run that goes on, whatever page of the list is shown."""
+class Runs(PageValue):
+    """The list of runs. `running` has every running run, on every page of the list."""
 
     running: tuple[RunRow, ...]
     runs: tuple[RunRow, ...]
@@ -53,7 +73,8 @@ class Runs(Value):
     next: int | None
 
 
-def runs(context: Context, viewer: Viewer, query: RunsQuery) -> Runs:
+def runs(context: RunContext, viewer: Viewer, query: RunsQuery) -> Runs:
+    """Return the runs, newest first."""
     every = context.ledger.state.runs.values()
     waiting = sorted((run for run in every if run.status == "queued"), key=lambda run: run.queued)
     places = {run.id: place for place, run in enumerate(waiting, start=1)}
@@ -62,25 +83,26 @@ def runs(context: Context, viewer: Viewer, query: RunsQuery) -> Runs:
         for run in reversed(every)
         if (query.status is None or run.status == query.status) and (query.before is None or run.index < query.before)
     )
-    found = [run for run, _ in zip(fitting, range(PAGE_ROWS + 1), strict=False)]
-    going = [run for run in every if run.status in GOING]
+    page_rows = [run for run, _ in zip(fitting, range(PAGE_ROWS + 1), strict=False)]
+    going = [run for run in every if run.status in WITH_PROGRESS]
     return Runs(
         running=tuple(_row(context, run, None) for run in going),
-        runs=tuple(_row(context, run, places.get(run.id)) for run in found[:PAGE_ROWS]),
+        runs=tuple(_row(context, run, places.get(run.id)) for run in page_rows[:PAGE_ROWS]),
         queued=len(waiting),
         going=len(going),
-        next=found[PAGE_ROWS - 1].index if len(found) > PAGE_ROWS else None,
+        next=page_rows[PAGE_ROWS - 1].index if len(page_rows) > PAGE_ROWS else None,
     )
 
 
-def _row(context: Context, run: Run, place: int | None) -> RunRow:
-    far = pace_of(context, run.id) if run.status in GOING else Pace()
+def _row(context: RunContext, run: Run, place: int | None) -> RunRow:
+    progress = read_step_progress(context, run.id) if run.status in WITH_PROGRESS else StepProgress()
+    progress = progress._replace(steps=progress.steps or run.planned_steps)
     return RunRow(
         id=run.id,
         name=run.name,
         status=run.status,
         place=place,
-        **far._asdict(),
+        **progress._asdict(),
         base=run.base,
         dataset=run.dataset,
         method=run.method,
@@ -90,9 +112,171 @@ def _row(context: Context, run: Run, place: int | None) -> RunRow:
     )
 
 
-def _table(value: Runs) -> Table:
+def _table(value: Runs) -> CsvTable:
     headers = tuple(RunRow.model_fields)
-    return Table(headers, [[getattr(run, name) for name in headers] for run in value.runs])
+    return CsvTable(headers, [[getattr(run, name) for name in headers] for run in value.runs])
 
 
-PAGE = Page("/runs", "Runs", PEOPLE, RunsQuery, runs, "operators/runs.html", _table, group="Training", symbol="run")
+RUNS_PAGE = Page(
+    "/runs", "Runs", PEOPLE, RunsQuery, runs, "operators/runs.html", _table, group="Training", symbol="run"
+)
+
+
+MOST = 6
+"""Maximum number of compared runs. More colours are hard to distinguish."""
+
+
+class CompareQuery(Query):
+    """The ids of the compared runs."""
+
+    run: tuple[str, ...] = Field(default=(), max_length=MOST)
+
+
+class Difference(PageValue):
+    """A value that differs between the compared runs."""
+
+    name: str
+    values: tuple[str, ...]
+    """The value of each run, in the order of the runs."""
+
+
+class RunCurve(PageValue):
+    """The curve of one of the compared runs."""
+
+    run: str
+    label: str
+    points: tuple[Point, ...]
+
+
+class RunComparison(PageValue):
+    """The page that compares runs."""
+
+    runs: tuple[str, ...]
+    same: int
+    """Number of recipe values that all runs share and that are not shown."""
+    recipes: tuple[Difference, ...]
+    results: tuple[Difference, ...]
+    curves: tuple[RunCurve, ...]
+    others: tuple[tuple[str, str], ...]
+    """Runs that can be added: id and name."""
+
+
+def compare(context: RunContext, viewer: Viewer, query: CompareQuery) -> RunComparison:
+    """Return a comparison of runs.
+
+    Raises: BadInput if one is named twice; NotFound for an unknown one.
+    """
+    names = tuple(dict.fromkeys(query.run))
+    if len(names) != len(query.run):
+        raise BadInput("comparison: expected each run once, got one twice")
+    rows = [find_run(context, name) for name in names]
+    recipes = [read_order(context, row).recipe.model_dump(mode="json") for row in rows]
+    steps = [read_steps(context, row.id).shown for row in rows]
+    metrics = [read_metrics(context, find_adapter_of_run(context, row.id)) for row in rows]
+    results: list[dict[str, Any]] = [
+        {
+            "status": row.status,
+            "seconds": row.seconds,
+            "last loss": lines[-1]["loss"] if lines else None,
+            **{f"held-out {name}": value for name, value in (found.get("adapter") or {}).items()},
+        }
+        for row, lines, found in zip(rows, steps, metrics, strict=True)
+    ]
+    different, same = _differences(recipes)
+    newest = reversed(context.ledger.state.runs.values()[-40:])
+    return RunComparison(
+        runs=names,
+        same=same,
+        recipes=different,
+        results=_differences(results)[0],
+        curves=tuple(
+            RunCurve(run=row.id, label=f"{row.id} {row.name}", points=make_curves(lines).points)
+            for row, lines in zip(rows, steps, strict=True)
+        ),
+        others=tuple((run.id, run.name) for run in newest if run.id not in names),
+    )
+
+
+def _differences(values: list[dict[str, Any]]) -> tuple[tuple[Difference, ...], int]:
+    """Return the values that differ between the runs, and how many are the same."""
+    names = list(dict.fromkeys(name for value in values for name in value))
+    rows = [(name, tuple(words(value.get(name)) for value in values)) for name in names]
+    different = tuple(
+        Difference(name=name.replace("_", " "), values=texts) for name, texts in rows if len(set(texts)) > 1
+    )
+    return different, len(rows) - len(different)
+
+
+def _curves_table(value: RunComparison) -> CsvTable:
+    rows = [[one.name, *one.values] for one in (*value.recipes, *value.results)]
+    return CsvTable(("difference", *value.runs), rows)
+
+
+CURVES_PAGE = Page(
+    *("/compare", "Compare runs", PEOPLE, CompareQuery, compare, "operators/compare.html", _curves_table),
+    group="Training",
+    symbol="compare",
+)
+
+
+def plan_of(context: RunContext, recipe: ResolvedRecipe) -> dict[str, str]:
+    """Return what a run will need on this machine.
+
+    The result is empty if base or dataset are missing or have no facts for planning.
+    """
+    state = context.ledger.state
+    base, dataset = state.bases.get(recipe.base), state.datasets.get(recipe.dataset)
+    if base is None or dataset is None:
+        return {}
+    try:
+        subject = read_subject(recipe.base, recipe.dataset, base.facts, dataset.facts)
+        pace = pace_of_machine(planning.describe_machine(context), recipe, subject.shape)
+        memory = plan_memory(subject, recipe).peak
+    except (ApplianceError, KeyError):
+        return {}
+    duration = plan_duration(subject.shape, subject.lengths, recipe, (subject.rows, subject.held_out), pace)
+    low, high = say_seconds(duration.low), say_seconds(duration.high)
+    return {
+        "steps": str(count_planned_steps(recipe, subject.rows)),
+        "time": f"about {say_seconds(duration.likely)}, between {low} and {high}",
+        "most memory": show_bytes(memory),
+    }
+
+
+class GateOutlook(PageValue):
+    """The effects that the gates of an order to train can show.
+
+    `warnings` say why results look too good, or which gate cannot pass.
+    """
+
+    facts: tuple[tuple[str, str], ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def foresee_gates(context: RunContext, recipe: ResolvedRecipe, data: bytes | None) -> GateOutlook:
+    """Return what the gates file with these bytes can show of a run of this recipe.
+
+    The result is empty if base or dataset are missing, or the file names sets that are not there: rules refuse these.
+    """
+    try:
+        known = recipe_facts(context, recipe.base, recipe.dataset)
+        subject = read_subject(recipe.base, recipe.dataset, known.base_facts, known.dataset_facts)
+        near = note_near_rows(subject.near_held_out, subject.held_out)
+        if data is None:
+            return GateOutlook(warnings=tuple(near))
+        gates = parse_gates(data)
+        effects = list_effects(gates, known)
+        facts = describe_effects(gates, [one for one in effects if one.basis], known)
+    except (ApplianceError, KeyError):
+        return GateOutlook()
+    hopeless = [f"gate {one.gate}: {one.sentence}" for one in effects if not one.basis]
+    return GateOutlook(facts=tuple(facts), warnings=(*near, *hopeless))
+
+
+def list_plan_problems(context: RunContext, recipe: ResolvedRecipe) -> tuple[Refusal, ...]:
+    """Return why a run of this recipe cannot fit this machine."""
+    try:
+        planning.check_order(context, recipe)
+    except ApplianceError as error:
+        return tuple(RECIPE_UNTRAINABLE(problem=Rejected(text)) for text in error.reasons or (error.message,))
+    return ()

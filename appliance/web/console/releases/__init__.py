@@ -1,1 +1,1 @@
-"""Pages of units and release owners: what is released to whom."""
+"""Pages of releases, for units and release owners."""

@@ -1,1 +1,1 @@
-"""Pages of reviewers: what waits for them, and an adapter under review."""
+"""Pages of reviewers: pending reviews, and an adapter under review."""

@@ -1,41 +1,282 @@
-"""An adapter under review: the review page in tabs that can be linked, and its history."""
+"""The pending reviews, the sealed adapters, and the review page of one.
+
+The review page is in tabs with addresses of their own, and has the history of the adapter.
+"""
 
 from __future__ import annotations
 
-import base64
-from typing import Any, Literal, get_args
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any, Literal, NamedTuple, get_args
 
-from pydantic import Field, model_serializer
+from pydantic import BaseModel, ConfigDict, Field, model_serializer
 
-from appliance.domain.core.decisions import PARTS, Opened
+from appliance.domain.core.decisions import PARTS, OpenedPagePart, Suspension
 from appliance.domain.core.entry import parse_entry
-from appliance.domain.releases.page.parts import open_parts
-from appliance.domain.releases.page.privacy import describe_privacy
-from appliance.domain.releases.page.tries import describe_tries
-from appliance.domain.releases.page.value import Found, ReviewPage
-from appliance.domain.releases.reviews import ReviewRecorded
+from appliance.domain.core.names import versioned
+from appliance.domain.core.records.runs import Adapter
+from appliance.domain.core.state import State
+from appliance.domain.queries.pending_reviews import PendingReview, can_replace, list_pending_reviews
+from appliance.domain.queries.review.values import PageOrder, ReviewPage, open_parts
+from appliance.domain.releases.approval import refuse_makers
+from appliance.domain.releases.reviews import ReviewRecorded, list_delegations
+from appliance.domain.releases.suspensions import list_suspending_roles, list_suspensions
+from appliance.domain.releases.verdicts import is_open
 from appliance.errors import BadInput, NotFound, Tampered
-from appliance.web.console.auditors.entry import read_order
-from appliance.web.console.core.page import PEOPLE, VERSIONED, Page, Query, Table, Value, Viewer
-from appliance.web.console.core.why import Reason, explain_reasons
-from appliance.web.console.reviewers.adapter_plots import Plots, plot_quality
-from appliance.web.console.reviewers.adapters import state_of
-from appliance.workflows.core.context import Context
-from appliance.workflows.queries.log import disclosed
-from appliance.workflows.queries.questions import adapter_story
-from appliance.workflows.releases.page import review_page
-from appliance.workflows.releases.review import find_adapter
+from appliance.reports.review.blocks import Cell, Section, make_row, make_table
+from appliance.reports.review.sections import make_sections
+from appliance.reports.review.words import tone_of_tier
+from appliance.web.console.core.page import PAGE_ROWS, PEOPLE, VERSIONED, CsvTable, Page, PageValue, Query, Viewer
+from appliance.workflows.core.context import LedgerContext
+from appliance.workflows.queries.questions import read_adapter_history
+from appliance.workflows.releases.review import find_adapter, read_text, review_page
+
+
+class AdaptersQuery(Query):
+    """`before` is the entry of the last adapter on the previous page."""
+
+    before: int | None = Field(default=None, ge=0)
+
+
+class AdapterRow(PageValue):
+    """An adapter. `passed` is the verdict of its gates, or None if it was not evaluated."""
+
+    name: str
+    base: str
+    dataset: str
+    purpose: str
+    ordered_by: str
+    run: str
+    passed: bool | None
+    reviews: int
+    open_findings: int
+    suspended_for: tuple[str, ...]
+    answers: tuple[str, ...]
+    """Releases that name it, as UNIT/SERVED_MODEL."""
+    state: str
+    entry: int
+
+
+class Adapters(PageValue):
+    """The page of adapters."""
+
+    adapters: tuple[AdapterRow, ...]
+    next: int | None
+
+
+def adapters(context: LedgerContext, viewer: Viewer, query: AdaptersQuery) -> Adapters:
+    """Return the adapters, newest first."""
+    state = context.ledger.state
+    found = [one for one in reversed(state.adapters.values()) if query.before is None or one.index < query.before]
+    answers: dict[str, list[str]] = {}
+    for release in state.releases.values():
+        answers.setdefault(release.current.adapter, []).append(f"{release.unit}/{release.served_model}")
+    rows = tuple(_row(state, one, answers) for one in found[:PAGE_ROWS])
+    return Adapters(adapters=rows, next=rows[-1].entry if len(found) > PAGE_ROWS else None)
+
+
+def state_of(adapter: Adapter) -> str:
+    """Return whether the adapter is sealed, quarantined or revoked."""
+    if adapter.revoked is not None:
+        return "revoked"
+    return "sealed" if adapter.quarantined is None else "quarantined"
+
+
+def _row(state: State, adapter: Adapter, answers: dict[str, list[str]]) -> AdapterRow:
+    name = versioned(adapter.name, adapter.version)
+    evaluation = state.evaluations.get(name)
+    return AdapterRow(
+        name=name,
+        base=adapter.base,
+        dataset=adapter.dataset,
+        purpose=adapter.purpose,
+        ordered_by=adapter.ordered_by,
+        run=adapter.run,
+        passed=None if evaluation is None else evaluation.passed,
+        reviews=len(adapter.reviews),
+        open_findings=sum(is_open(state, finding) for finding in adapter.findings),
+        suspended_for=tuple(dict.fromkeys(one.unit for one in list_suspensions(state, adapter))),
+        answers=tuple(answers.get(name, ())),
+        state=state_of(adapter),
+        entry=adapter.index,
+    )
+
+
+def _adapters_table(value: Adapters) -> CsvTable:
+    headers = tuple(AdapterRow.model_fields)
+    return CsvTable(headers, [[getattr(one, name) for name in headers] for one in value.adapters])
+
+
+ADAPTERS_PAGE = Page(
+    "/adapters",
+    "Adapters",
+    PEOPLE,
+    AdaptersQuery,
+    adapters,
+    "reviewers/adapters.html",
+    _adapters_table,
+    "Adapters",
+    "adapter",
+)
+
 
 Tab = Literal["summary", "changes", "quality", "data", "findings", "history", "signature"]
 
 
 class AdapterQuery(Query):
+    """The NAME@VERSION of an adapter, and the tab."""
+
     name: str = Field(pattern=VERSIONED)
     tab: Tab = "summary"
 
 
-class Happened(Value):
-    """`words`: of a decision, what its reviewer said it means."""
+class InPlace(PageValue):
+    """A reviewer in whose place the viewer can decide, and the review function."""
+
+    delegator: str
+    review_function: str
+
+
+class AdapterPage(PageValue):
+    """The page of an adapter.
+
+    `review` is the value of docs/formats/review-page.md, and this page's JSON. It is None if the sealed folder cannot
+    be read; `problem` then says why. `sections` are those of all tabs. `decidable` lists the units for which the viewer
+    may approve.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    name: str
+    tab: Tab
+    state: str
+    review: ReviewPage | None
+    problem: str | None
+    sections: tuple[Section, ...]
+    history: tuple[HistoryRow, ...]
+    decidable: tuple[str, ...]
+    delegated: tuple[InPlace, ...]
+    """Reviewers in whose place the viewer can decide."""
+    preview: str | None
+    """The order of the viewer's open sample view or trial of this adapter."""
+    suspensions: tuple[Suspension, ...]
+    """The valid suspensions."""
+    suspension_reasons: dict[int, str | None]
+    """Reason of each suspension, by its entry."""
+    own_requests: tuple[str, ...]
+    """Units to which the viewer requested the release."""
+    withdrawable: tuple[str, ...]
+    """Units of the release requests that the viewer can withdraw."""
+    own_decisions: tuple[str, ...]
+    """Units for which a decision of the viewer is valid."""
+    stoppable: tuple[str, ...]
+    """Units that the adapter serves, and for which the viewer can suspend it."""
+    can_revoke: bool
+
+    @model_serializer
+    def _as_review(self) -> dict[str, Any]:
+        if self.review is None:
+            return {"adapter": self.name, "problem": self.problem}
+        return self.review.model_dump(mode="json")
+
+    def list_sections(self, tab: str) -> list[Section]:
+        """Return the sections of a tab."""
+        return [one for one in self.sections if one.part == tab]
+
+    @property
+    def tabs(self) -> tuple[str, ...]:
+        """The tabs. An adapter whose folder cannot be read has only its history in the log."""
+        return get_args(Tab) if self.review is not None else ("history",)
+
+    def list_unopened(self, opened: Mapping[str, str]) -> list[str]:
+        """Return the tabs that must be opened before an approval can be signed in the browser.
+
+        `opened` has the digest of each part that the session opened. A part that has changed must be opened again.
+        """
+        if self.review is None:
+            return list(PARTS)
+        now = open_parts(self.review, [part for part in PARTS if part in opened])
+        same = {one.part for one in now if opened[one.part] == one.digest}
+        return [part for part in PARTS if part not in same]
+
+
+def adapter(context: LedgerContext, viewer: Viewer, query: AdapterQuery) -> AdapterPage:
+    """Return the page of an adapter.
+
+    Raises: NotFound for an unknown one.
+    """
+    found = find_adapter(context.ledger.state, query.name)
+    problem, review = None, None
+    try:
+        review = review_page(context, query.name)
+    except (BadInput, NotFound, Tampered) as error:
+        problem = error.message
+    tab: Tab = "history" if review is None else query.tab
+    history = _history(context, query.name)
+    requests = () if review is None else review.release_requests
+    asked = [one for one in requests if one.request is not None]
+    suspensions = tuple(list_suspensions(context.ledger.state, found))
+    sections = (*(() if review is None else make_sections(review)), _history_section(history))
+    return AdapterPage(
+        name=query.name,
+        tab=tab,
+        state=state_of(found),
+        review=review,
+        problem=problem,
+        sections=sections,
+        history=history,
+        decidable=tuple(
+            one.order.unit for one in requests if viewer.name in [who.name for who in one.status.eligible_reviewers]
+        ),
+        delegated=_delegated(context, viewer, found),
+        preview=_find_preview(context, viewer, query.name),
+        suspensions=suspensions,
+        suspension_reasons={one.index: read_text(context, one.index, "reason") for one in suspensions},
+        own_requests=tuple(one.order.unit for one in asked if one.order.signer == viewer.name),
+        withdrawable=tuple(
+            one.order.unit for one in asked if viewer.has("administrator") or one.order.signer == viewer.name
+        ),
+        own_decisions=() if review is None else _list_decided(review, viewer),
+        stoppable=_list_stoppable(context.ledger.state, viewer, query.name),
+        can_revoke=found.revoked is None and _can_revoke(found, viewer),
+    )
+
+
+def _list_decided(review: ReviewPage, viewer: Viewer) -> tuple[str, ...]:
+    own = (one for one in review.decisions if one.order.signer == viewer.name and one.order.on_behalf_of is None)
+    valid = (one for one in own if one.status.state == "valid" and one.order.decision != "withdraw")
+    return tuple(dict.fromkeys(one.order.unit for one in valid))
+
+
+def _can_revoke(found: Adapter, viewer: Viewer) -> bool:
+    owned = viewer.places("release-owner")
+    return viewer.has("administrator", "reviewer") or any(one.unit in owned for one in found.reviews)
+
+
+def _list_stoppable(state: State, viewer: Viewer, name: str) -> tuple[str, ...]:
+    units = dict.fromkeys(one.unit for one in state.releases.values() if one.current.adapter == name)
+    return tuple(unit for unit in units if list_suspending_roles(viewer.roles, unit))
+
+
+def _delegated(context: LedgerContext, viewer: Viewer, found: Adapter) -> tuple[InPlace, ...]:
+    state = context.ledger.state
+    if refuse_makers(found, viewer.name):
+        return ()
+    delegations = list_delegations(state, viewer.name, context.now(state))
+    return tuple(
+        InPlace(delegator=one.delegator, review_function=one.review_function)
+        for one in delegations
+        if can_replace(found, one)
+    )
+
+
+def _find_preview(context: LedgerContext, viewer: Viewer, name: str) -> str | None:
+    previews = context.ledger.state.previews.values()
+    return next((one.order for one in previews if (one.by, one.adapter) == (viewer.name, name)), None)
+
+
+class HistoryRow(NamedTuple):
+    """An entry of the adapter's history. `words` is the meaning that a reviewer signed with a decision."""
 
     entry: int
     time: str
@@ -45,107 +286,41 @@ class Happened(Value):
     words: str | None
 
 
-class AdapterPage(Value):
-    """`review`: the value of docs/formats/review-page.md, which is this page's JSON. It is None where the sealed folder
-    cannot be read; `problem` then says why. `missing`: of each request, why it is not met. Beside the review, only what
-    the chosen tab shows is filled."""
-
-    name: str
-    tab: Tab
-    state: str
-    review: ReviewPage | None
-    problem: str | None
-    missing: tuple[tuple[Reason, ...], ...]
-    plots: Plots | None
-    history: tuple[Happened, ...]
-
-    @model_serializer
-    def _as_review(self) -> dict[str, Any]:
-        if self.review is None:
-            return {"adapter": self.name, "problem": self.problem}
-        return self.review.model_dump(mode="json")
-
-    @property
-    def tabs(self) -> tuple[str, ...]:
-        """Of an adapter whose folder cannot be read, what the log alone tells."""
-        return get_args(Tab) if self.review is not None else ("history",)
-
-    @property
-    def to_open(self) -> tuple[str, ...]:
-        """The tabs to be opened before an approval can be signed in the browser."""
-        return PARTS
-
-    @property
-    def findings(self) -> tuple[Found, ...]:
-        """The open ones first, then by what is due first."""
-        found = () if self.review is None else self.review.findings
-        return tuple(sorted(found, key=lambda one: (not one.open, one.due, one.entry)))
-
-    @property
-    def privacy(self) -> list[tuple[str, str]]:
-        found = None if self.review is None else self.review.privacy
-        return [] if found is None else describe_privacy(found)
-
-    @property
-    def tried(self) -> str:
-        return "" if self.review is None else describe_tries(self.review.tried)
-
-    @property
-    def bound_by(self) -> dict[str, int]:
-        """The entry that binds a digest."""
-        return {} if self.review is None else {one.digest: one.entry for one in self.review.entries}
-
-
-def adapter(context: Context, viewer: Viewer, query: AdapterQuery) -> AdapterPage:
-    found = find_adapter(context.ledger.state, query.name)
-    problem, review = None, None
-    try:
-        review = review_page(context, query.name)
-    except (BadInput, NotFound, Tampered) as error:
-        problem = error.message
-    judged = None if review is None else review.judged
-    tab: Tab = "history" if review is None else query.tab
-    return AdapterPage(
-        name=query.name,
-        tab=tab,
-        state=state_of(found),
-        review=review,
-        problem=problem,
-        missing=() if review is None else tuple(explain_reasons(one.missing) for one in review.asked),
-        plots=plot_quality(judged, review.calibration) if review is not None and tab == "quality" else None,
-        history=_history(context, query.name) if tab == "history" else (),
-    )
-
-
-def _history(context: Context, name: str) -> tuple[Happened, ...]:
-    story = adapter_story(context, name)
-    entries = [parse_entry(base64.b64decode(one["entry"])) for one in story["entries"]]
+def _history(context: LedgerContext, name: str) -> tuple[HistoryRow, ...]:
+    story = read_adapter_history(context, name)
+    entries = [parse_entry(one.entry) for one in story.entries]
     return tuple(
-        Happened(
-            entry=one.index,
-            time=one.time,
-            type=one.type,
-            actor=one.actor,
-            outcome=one.outcome,
-            words=_meaning(context, one.index) if one.type == ReviewRecorded.type else None,
+        HistoryRow(
+            one.index,
+            one.time,
+            one.type,
+            one.actor,
+            one.outcome,
+            read_text(context, one.index, "meaning") if one.type == ReviewRecorded.type else None,
         )
         for one in entries
     )
 
 
-def _meaning(context: Context, index: int) -> str | None:
-    """A text that was erased says so."""
-    content = context.ledger.documents_of(index).get("order")
-    if content is None:
-        return None
-    texts = {one["commitment"]: one["text"] for one in disclosed(context, [content])}
-    return dict(read_order(content, texts)[1]).get("meaning")
+def _history_section(history: tuple[HistoryRow, ...]) -> Section:
+    columns = "#Entry, Time UTC, Event, Actor, Outcome, Meaning"
+    rows = (
+        make_row(
+            Cell(str(one.entry), "entry"),
+            Cell(one.time, "time"),
+            one.type,
+            one.actor,
+            Cell(one.outcome, "chip", "" if one.outcome == "success" else "bad"),
+            one.words or "",
+        )
+        for one in history
+    )
+    return Section("History", "history", (make_table("History", columns, rows, most=len(history)),))
 
 
-_CHANGES = ("data", "recipe", "base", "teaching", "code")
-_ROWS: dict[str, tuple[str, ...]] = {
+_COLUMNS: dict[str, tuple[str, ...]] = {
     "summary": (
-        *("entry", "decision", "unit", "field", "reviewer", "on_behalf_of"),
+        *("entry", "decision", "unit", "review_function", "signer", "on_behalf_of", "meaning"),
         *("valid_until", "again_by", "state", "superseded_by"),
     ),
     "changes": ("since", "of", "what", "before", "now"),
@@ -153,50 +328,106 @@ _ROWS: dict[str, tuple[str, ...]] = {
         *("gate", "by", "value", "outcome", "items", "ours", "theirs"),
         *("gain", "lower", "upper", "adjusted", "worse"),
     ),
-    "data": ("set", "model", "items", "judged_before", "named_before", "duplicates", "near_duplicates", "digest"),
+    "data": ("set", "model", "items", "evaluated_before", "named_before", "duplicates", "near_duplicates", "digest"),
     "findings": (
-        *("entry", "open", "kind", "severity", "blocks", "field", "finder", "owner", "due"),
+        *("entry", "open", "kind", "severity", "blocks", "review_function", "signer", "owner", "due"),
         *("finding", "remedy", "retest", "closed", "closed_by"),
     ),
-    "history": tuple(Happened.model_fields),
+    "history": HistoryRow._fields,
     "signature": ("path", "size", "digest"),
 }
-"""The columns of each tab's CSV."""
+"""Columns of each tab's CSV."""
 
 
-def _table(value: AdapterPage) -> Table:
-    headers = _ROWS[value.tab]
-    return Table(headers, [[row.get(name) for name in headers] for row in _rows(value)])
+def _table(value: AdapterPage) -> CsvTable:
+    headers = _COLUMNS[value.tab]
+    return CsvTable(headers, [[row.get(name) for name in headers] for row in _rows(value)])
 
 
 def _rows(value: AdapterPage) -> list[dict[str, Any]]:
-    """Of quality the gates, then their parts."""
+    """Return the rows of the tab's CSV. The tab Quality has the gates and then their subgroups."""
     review = value.review
     if value.tab == "history" or review is None:
-        return [one.model_dump() for one in value.history]
+        return [one._asdict() for one in value.history]
     if value.tab == "changes":
         return [
             {"since": changes.since, "of": topic, **change.model_dump()}
             for changes in review.changes
-            for topic in _CHANGES
-            for change in getattr(changes, topic)
+            for topic, differs in changes.topics
+            for change in differs
         ]
-    judged = review.judged
-    listed: dict[str, tuple[Any, ...]] = {
-        "summary": review.decisions,
-        "quality": () if judged is None else (*judged.results, *judged.parts),
-        "data": () if judged is None else judged.records,
-        "findings": value.findings,
-        "signature": review.bound.files,
+    verdict = None if review.evaluation is None else review.evaluation.verdict
+    if value.tab in ("summary", "findings"):
+        return [_list_fields(one) for one in (review.decisions if value.tab == "summary" else review.findings)]
+    listed: dict[str, Sequence[BaseModel]] = {
+        "quality": () if verdict is None else verdict.results,
+        "data": () if verdict is None else verdict.evaluated,
+        "signature": review.signed_content.files,
     }
-    return [one.model_dump() for one in listed[value.tab]]
+    subgroups = () if review.evaluation is None or value.tab != "quality" else review.evaluation.subgroups
+    rows = [one.model_dump() for one in listed[value.tab]]
+    return rows + [{"gate": one.gate, **one.result.model_dump()} for one in subgroups]
 
 
-def _opens(value: AdapterPage, whole: bool) -> tuple[str, tuple[Opened, ...]]:
+def _list_fields(one: PageOrder[Any, Any]) -> dict[str, Any]:
+    """Return the fields of an order, with its texts instead of commitments, and of its status."""
+    texts = {name: one.open_text(bound) for name, bound in one.order.commitments().items()}
+    return {"entry": one.entry, **one.order.model_dump(), **texts, **one.status.model_dump()}
+
+
+def _opens(value: AdapterPage, whole: bool) -> tuple[str, tuple[OpenedPagePart, ...]]:
     parts = PARTS if whole else tuple(part for part in PARTS if part == value.tab)
     return value.name, () if value.review is None else open_parts(value.review, parts)
 
 
 PAGE = Page(
     "/adapters/{name}", "Adapter", PEOPLE, AdapterQuery, adapter, "reviewers/adapter.html", _table, opens=_opens
+)
+
+
+class Queue(PageValue):
+    """The page of pending reviews. `tones`: the tone of each tier."""
+
+    tones: dict[str, str]
+    waiting: tuple[PendingReview, ...]
+    next: int | None
+
+
+class QueueQuery(Query):
+    """`everyone` includes reviews of others. `before` is the entry of the last adapter on the previous page."""
+
+    before: int | None = None
+    everyone: bool = False
+
+
+def queue(context: LedgerContext, viewer: Viewer, query: QueueQuery) -> Queue:
+    """Return the pending reviews of the viewer, or of everyone."""
+    state = context.ledger.state
+    now = context.now(state)
+    rows = list_pending_reviews(state, now, viewer.name, before=query.before, everyone=query.everyone)
+    found = list(islice(rows, PAGE_ROWS + 1))
+    shown = found[:PAGE_ROWS]
+    tiers = [tier.name for tier in state.parameters.tiers]
+    tones = {tier: tone_of_tier(tier, tiers) for tier in tiers}
+    return Queue(tones=tones, waiting=tuple(shown), next=shown[-1].entry if len(found) > PAGE_ROWS else None)
+
+
+def _queue_table(value: Queue) -> CsvTable:
+    headers = (
+        *("adapter", "unit", "tier", "exposure", "purpose", "asked_by", "asked", "until"),
+        *("approvals", "required", "open_findings", "entry"),
+    )
+    return CsvTable(headers, [[getattr(one, name) for name in headers] for one in value.waiting])
+
+
+QUEUE_PAGE = Page(
+    "/reviews",
+    "Reviews",
+    PEOPLE,
+    QueueQuery,
+    queue,
+    "reviewers/queue.html",
+    _queue_table,
+    group="Adapters",
+    symbol="review",
 )

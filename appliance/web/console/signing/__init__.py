@@ -1,1 +1,1 @@
-"""Signing in the browser: the form of an order, what is signed, passkeys, and sign-in by one."""
+"""Signing in the browser: order forms, statements, passkeys, and sign-in with a passkey."""

@@ -1,364 +1,478 @@
-"""An order signed in the browser: its form, what is signed, and its entry.
+"""Orders that are signed in the browser: the form, its draft, the page to sign, and submission.
 
-The service makes the statement from the form. The page's script shows it from its bytes, and asks a passkey to sign
-their digest. What comes back is an envelope like any other: the same rules decide on it.
+The service makes the statement from the form. The page's script shows it from its bytes and asks a passkey to sign
+their digest. The resulting envelope is subject to the same rules as any other.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from functools import partial
-from urllib.parse import urlencode
+from typing import Annotated
 
+from pydantic import StringConstraints
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
+from appliance.domain.actions.proposals import Proposal, check_documents, encode_proposal, parse_proposal, split_texts
+from appliance.domain.actions.registry import ACTIONS, ORDERS
+from appliance.domain.core.lookup import OrderInput
+from appliance.domain.core.names import Time
 from appliance.domain.core.order import Order, encode_order
-from appliance.domain.governance.endorsement import Endorse
+from appliance.domain.core.records.serving import release_key
+from appliance.domain.governance.countersignature import Countersign
+from appliance.domain.governance.invitations import EnrolWithPasskey, Invite, describe_dropped
 from appliance.domain.governance.policies import AdoptPolicy
-from appliance.domain.releases.reviews import Review
-from appliance.domain.rulebook.proposals import Proposal, check_documents, encode_proposal, parse_proposal
-from appliance.domain.rulebook.registry import ORDERS, VERBS
+from appliance.domain.releases.activations import Activate, Rollback
+from appliance.domain.releases.previews import TryAdapter, ViewSamples
+from appliance.domain.releases.reviews import ReviewAdapter
 from appliance.domain.runs.training import Train
-from appliance.errors import Denied, NotAuthenticated, NotFound
-from appliance.formats.core.canonical import encode_canonical
-from appliance.formats.core.commitment import parse_disclosure_value
-from appliance.formats.core.fields import parse_base64
+from appliance.errors import (
+    ApplianceError,
+    BadInput,
+    Conflict,
+    Denied,
+    NotAuthenticated,
+    NotFound,
+    Refusal,
+    Unavailable,
+)
+from appliance.formats.core.digest import is_short_code
 from appliance.formats.signatures.dsse import encode_envelope, parse_envelope
+from appliance.reports.impact import describe_activation, describe_stop, list_terms
 from appliance.web.console.core.desk import Desk
-from appliance.web.console.core.page import PEOPLE, Page, Query, Value, Viewer
+from appliance.web.console.core.page import PEOPLE, Page, PageValue, Query, Viewer
+from appliance.web.console.core.render import make_shell
 from appliance.web.console.core.security import source_of
-from appliance.web.console.core.shell import make_shell
-from appliance.web.console.core.why import Reason, explain_reasons
-from appliance.web.console.operators.plans import against_plan, plan_of
-from appliance.web.console.signing.forms import COMMAND_LINE, Field, fields_of, model_of, read_draft
+from appliance.web.console.core.why import Explained, explain
+from appliance.web.console.operators.runs import GateOutlook, foresee_gates, list_plan_problems, plan_of
+from appliance.web.console.signing.actions import describe_signers, may_sign
+from appliance.web.console.signing.choices import ChoiceQuery
+from appliance.web.console.signing.drafts import KEPT_S, Drafts, FormDraft
+from appliance.web.console.signing.forms import (
+    CONDITIONS_PART,
+    SHORT_CODE,
+    Field,
+    assign_problems,
+    fields_of,
+    fill_fields,
+    model_of,
+    parts_of,
+    read_draft,
+)
 from appliance.web.console.signing.imports import CHECK, MOST_BYTES, Checks, import_routes, is_import
-from appliance.web.console.signing.opened import against_opened, opened_by
-from appliance.web.console.signing.policies import Comparison, Trials, check_administrator, compare_policies
+from appliance.web.console.signing.initial_values import fill_initial_values
 from appliance.web.console.signing.statements import (
     ASSERTION_FIELDS,
+    PolicySetComparison,
     Signing,
+    against_opened,
+    check_administrator,
+    compare_policies,
+    describe_fields,
+    list_valid_passkeys,
     make_signing,
-    members_json,
+    opened_by,
     read_envelope,
-    standing_passkeys,
 )
 from appliance.workflows import orders
-from appliance.workflows.core.context import Context
-from appliance.workflows.proposals import Draft, propose
-from appliance.workflows.queries import people
-from appliance.workflows.queries.people import pending_orders
+from appliance.workflows.core.context import LedgerContext, RunContext
+from appliance.workflows.invitations import read_proof
+from appliance.workflows.proposals import propose
+from appliance.workflows.queries.gates import read_gates
+from appliance.workflows.queries.people import pending_order
+from appliance.workflows.releases.review import adapter_row
+from appliance.workflows.serving.previews import hold_prompts
 
-
-class VerbsQuery(Query):
-    pass
-
-
-class VerbRow(Value):
-    """`here`: whether it can be signed in the browser."""
-
-    verb: str
-    title: str
-    group: str
-    signers: tuple[str, ...]
-    meaning: str
-    here: bool
-
-
-class Verbs(Value):
-    verbs: tuple[VerbRow, ...]
-
-    @property
-    def groups(self) -> tuple[tuple[str, tuple[VerbRow, ...]], ...]:
-        """What the viewer may sign, by subject."""
-        found = {name: tuple(row for row in self.verbs if row.group == name) for name in GROUPS.values()}
-        return tuple((name, rows) for name, rows in found.items() if rows)
-
-
-GROUPS = {
-    "data": "Data",
-    "runs": "Training",
-    "releases": "Reviews and releases",
-    "serving": "Applications and tokens",
-    "governance": "People, keys and policy",
-    "retention": "Texts and holds",
-}
-"""The subjects that have verbs, in words."""
-
-
-def verbs(context: Context, viewer: Viewer, query: VerbsQuery) -> Verbs:
-    """Every verb that one of the viewer's roles may sign, and those that need no role."""
-    rows = [
-        VerbRow(
-            verb=row.name,
-            title=row.title,
-            group=GROUPS[row.order.__module__.split(".")[2]],
-            signers=row.signers,
-            meaning=row.told,
-            here=row.name not in COMMAND_LINE,
-        )
-        for row in VERBS.values()
-        if row.name != Endorse.verb and _may(viewer, row.signers)
-    ]
-    return Verbs(verbs=tuple(rows))
-
-
-def _may(viewer: Viewer, signers: tuple[str, ...]) -> bool:
-    kinds = {signer.partition(":")[0] for signer in signers}
-    return viewer.has(*kinds) or ("any reviewer" in kinds and viewer.has("reviewer")) or bool(kinds & _RELATIONS)
-
-
-_RELATIONS = {"the key's owner", "who ordered it"}
+_BACK = r"^(/start-sweep\?[!-~]*)?$"
+Back = Annotated[str, StringConstraints(pattern=_BACK, max_length=4_000)]
+"""Address of the plan of a sweep, or ""."""
 
 
 class FormQuery(Query):
-    verb: str
+    """The action of a form, and values for some fields."""
+
+    action: str
     given: tuple[str, ...] = ()
-    """`name:value` of fields that are filled in."""
+    """Values of fields that are filled in, as `name:value`."""
+    back: Back = ""
+    """The page to which the browser returns after the signature."""
 
 
-class Folded(Value):
-    """The first and last field of a part that is opened on demand."""
+class Form(PageValue):
+    """The form of an order. `problem` is about the form as a whole, `refused` why its order was refused."""
 
-    first: str = ""
-    last: str = ""
-    count: int = 0
-
-
-class Form(Value):
-    verb: str
+    action: str
     title: str
     meaning: str
-    signers: tuple[str, ...]
+    signed_by: str
+    may_sign: bool
+    """True if the viewer has a role or a relation that the action needs."""
     fields: tuple[Field, ...]
+    problem: str = ""
+    refused: Explained | None = None
+    back: str = ""
 
     @property
-    def folded(self) -> Folded:
-        """The recipe's values that need no answer; they are one run of fields."""
-        names = [one.name for one in self.fields if one.name.startswith("recipe.") and one.optional]
-        return Folded(first=names[0], last=names[-1], count=len(names)) if names else Folded()
+    def parts(self) -> tuple[tuple[str, tuple[Field, ...], bool], ...]:
+        """The fields by folded part; the part "" is always shown. The last value says that a part begins open."""
+        return tuple(
+            (title, found, title == self._asked_for or any(one.is_changed or one.problem for one in found))
+            for title, found in parts_of(self.fields)
+        )
+
+    @property
+    def _asked_for(self) -> str:
+        """The title of the part that the chosen decision is about, or "none"."""
+        return CONDITIONS_PART if self._value_of("decision") == "approve-with-conditions" else "none"
+
+    @property
+    def adapter(self) -> str:
+        """The adapter that the form names, or ""."""
+        return self._value_of("adapter")
+
+    def _value_of(self, name: str) -> str:
+        return next((one.value for one in self.fields if one.name == name), "")
+
+    @property
+    def wrong(self) -> tuple[Field, ...]:
+        """The fields with a problem."""
+        return tuple(one for one in self.fields if one.problem)
 
     @property
     def has_file(self) -> bool:
+        """Return True if a field takes a file to upload."""
         return any(one.kind == "file" for one in self.fields)
 
     @property
+    def reads_files(self) -> bool:
+        """True if the page's script has to read a file."""
+        return any(one.kind in ("file", "document") for one in self.fields)
+
+    @property
+    def makes_secret(self) -> bool:
+        """True if the page's script has to make the secret of an invitation."""
+        return any(one.kind == "secret" for one in self.fields)
+
+    @property
+    def kept_hours(self) -> int:
+        """Hours for which the filled form is kept."""
+        return round(KEPT_S / 3_600)
+
+    @property
     def most_bytes(self) -> int:
-        """Of a file, in a browser."""
+        """Maximum bytes of a file."""
         return MOST_BYTES
 
 
-def form(context: Context, viewer: Viewer, query: FormQuery) -> Form:
-    row = VERBS[model_of(query.verb).verb]
+def form(context: LedgerContext, viewer: Viewer, query: FormQuery) -> Form:
+    """Return the form of an order.
+
+    Raises: NotFound for an action without a form; Denied for a policy set unless the viewer is an administrator.
+    """
+    model_of(query.action)
     given = {name: value for name, _, value in (one.partition(":") for one in query.given)}
-    if query.verb == AdoptPolicy.verb:
+    if query.action == AdoptPolicy.action:
         check_administrator(viewer)
-        given = policy_in_force(context)
-    known = _suggestions(context, viewer)
-    if len(known["field"]) == 1:
-        given = {"field": known["field"][0], **given}
-    fields = [one.model_copy(update={"suggestions": known.get(one.name, ())}) for one in fields_of(query.verb, given)]
+    given = fill_initial_values(context, viewer, query.action, given)
+    return _make_form(context, viewer, query.action, given, {}).model_copy(update={"back": query.back})
+
+
+def _make_form(
+    context: LedgerContext, viewer: Viewer, action: str, given: Mapping[str, str], problems: Mapping[str, str]
+) -> Form:
+    row, now = ACTIONS[action], context.now(context.ledger.state)
     return Form(
-        verb=query.verb,
+        action=action,
         title=row.title,
-        meaning=row.told,
-        signers=row.signers,
-        fields=tuple(fields),
+        meaning=row.description,
+        signed_by=describe_signers(row.signers),
+        may_sign=may_sign(context, viewer, row),
+        fields=fill_fields(ChoiceQuery(context, viewer, action, now), given, problems),
+        problem=problems.get("", ""),
     )
 
 
-def policy_in_force(context: Context) -> dict[str, str]:
-    """The set that is changed into another, as its folder's files have it."""
-    held = people.policy(context)["policy"]
-    return {
-        "policy.name": held["name"],
-        "policy.parameters": json.dumps(held["parameters"], indent=2),
-        "policy.cedar": held["cedar"],
-        "policy.schema": held["cedar_schema"],
-    }
+class CountersignedOrder(PageValue):
+    """The order that is countersigned."""
 
-
-def _suggestions(context: Context, viewer: Viewer) -> dict[str, tuple[str, ...]]:
-    """Names that fit a field; another can be typed."""
-    state = context.ledger.state
-    names = {row.name: row.roles for row in state.principals.values() if row.revoked is None}
-    people_ = tuple(name for name, roles in names.items() if "unit" not in roles)
-    adapters = tuple(name for name, row in state.adapters.items() if row.revoked is None)
-    found = {
-        "adapter": adapters,
-        "dataset": tuple(name for name, _ in state.datasets.items()),
-        "base": tuple(name for name, _ in state.bases.items()),
-        "run": tuple(name for name, _ in state.runs.items()),
-        "unit": tuple(name for name, roles in names.items() if "unit" in roles),
-        "principal": people_,
-        "owner": people_,
-        "field": viewer.places("reviewer"),
-        "classification": state.parameters.classifications,
-        "licence": state.parameters.licences,
-        "exposure": state.parameters.exposures,
-        "purpose": state.parameters.purposes,
-    }
-    found |= {f"recipe.{name}": found[name] for name in ("base", "dataset")}
-    return {name: values[-MOST_SUGGESTED:] for name, values in found.items()}
-
-
-MOST_SUGGESTED = 100
-
-
-class Endorsed(Value):
-    verb: str
+    action: str
+    title: str
     signer: str
     entry: int
     meaning: str
     file: str
-    members: str
+    fields: str
 
 
-class ToSign(Value):
-    """`endorsed`: the other order, where this one endorses it. `comparison`: of the policy set that either adopts.
-    `plan`: what a run will take on this machine. `against`: why it would be refused now."""
+class OrderToSign(PageValue):
+    """An order that is ready to be signed.
 
-    verb: str
+    `countersigned` is the other order, if this one countersigns it. `comparison` is about the policy set that either
+    adopts. `plan` says what a run will need on this machine, and `warnings` why its evaluation cannot show much.
+    `change` says what the order would replace and what limits a release. `refusal_reasons` lists why the order would be
+    refused now.
+    """
+
+    action: str
     title: str
     meaning: str
     signing: Signing
-    endorsed: Endorsed | None
-    comparison: Comparison | None
+    countersigned: CountersignedOrder | None
+    comparison: PolicySetComparison | None
     plan: tuple[tuple[str, str], ...]
-    against: tuple[Reason, ...]
+    warnings: tuple[str, ...]
+    change: tuple[tuple[str, str], ...]
+    refusal_reasons: tuple[Refusal, ...]
     text: str
 
+    @property
+    def is_blocked(self) -> bool:
+        """Return True if the order would be refused now."""
+        return bool(self.refusal_reasons) or (self.comparison is not None and self.comparison.problem is not None)
 
-VERBS_PAGE = Page(
-    "/sign", "Sign an order", PEOPLE, VerbsQuery, verbs, "signing/verbs.html", group="Orders", symbol="seal"
-)
-PAGE = Page("/sign/{verb}", "Sign an order", PEOPLE, FormQuery, form, "signing/form.html")
+
+PAGE = Page("/sign/{action}", "Sign an order", PEOPLE, FormQuery, form, "signing/form.html")
 
 
 def order_routes(desk: Desk) -> list[Route]:
-    checks = Checks()
+    """Return the routes of filling a form in, preparing its order and submitting it."""
+    checks, drafts = Checks(), Drafts()
     return [
-        *import_routes(desk, checks),
-        Route("/sign/{verb}", _Prepare(desk, checks).take, methods=["POST"]),
-        Route("/signed", _Submit(desk).take, methods=["POST"]),
+        *import_routes(desk),
+        Route("/sign/{action}", _Fill(desk, drafts).take, methods=["POST"]),
+        Route("/sign/{action}/{draft}", _Prepare(desk, checks, drafts).show),
+        Route("/signed", _Submit(desk, drafts).take, methods=["POST"]),
     ]
 
 
-class _Prepare:
-    def __init__(self, desk: Desk, checks: Checks) -> None:
-        self._desk, self._checks, self._trials = desk, checks, Trials()
+def _check_viewer(viewer: Viewer, action: str) -> None:
+    """Raise Denied unless the viewer may fill in forms, and is an administrator for a policy set."""
+    PAGE.check(viewer)
+    if action == AdoptPolicy.action:
+        check_administrator(viewer)
+
+
+class _Fill:
+    """The address to which forms are sent. It keeps the form and sends the browser to the page of its draft."""
+
+    def __init__(self, desk: Desk, drafts: Drafts) -> None:
+        self._desk, self._drafts = desk, drafts
 
     async def take(self, request: Request) -> Response:
         fields = await self._desk.form(request)
-        return await run_in_threadpool(self._show, request, fields)
+        return await run_in_threadpool(self._keep, request, fields)
 
-    def _check(self, request: Request, viewer: Viewer, verb: str, fields: Mapping[str, str], draft: Draft) -> Response:
-        """The rows are checked first; the page goes on when that has ended."""
+    def _keep(self, request: Request, fields: dict[str, str]) -> Response:
+        action, viewer = request.path_params["action"], self._desk.viewer(request)
+        _check_viewer(viewer, action)
+        for one in fields_of(action):
+            if one.kind == "yes":
+                fields.setdefault(one.name, "")  # browsers send no field for a box without its mark
+        back = fields.pop("back", "")
+        if not re.fullmatch(_BACK, back):
+            raise BadInput(f"back: expected the address of the plan of a sweep, got {back!r:.60}")
+        draft = self._drafts.keep(viewer.name, action, fields, back)
+        return RedirectResponse(f"/sign/{action}/{draft.key}", 303)
+
+
+class _Prepare:
+    """The page of a draft: the form with its problems, or the order that is ready to be signed."""
+
+    def __init__(self, desk: Desk, checks: Checks, drafts: Drafts) -> None:
+        self._desk, self._checks, self._drafts = desk, checks, drafts
+
+    def show(self, request: Request) -> Response:
+        """Return the page to sign the draft's order, or its form if something is wrong or is to be changed."""
+        desk, action = self._desk, request.path_params["action"]
+        viewer = desk.viewer(request)
+        _check_viewer(viewer, action)
+        try:
+            draft = self._drafts.find(viewer.name, action, request.path_params["draft"])
+        except NotFound as error:
+            empty = form(desk.context, viewer, FormQuery(action=action))
+            return self._render(request, viewer, empty.model_copy(update={"problem": error.message}), error.status)
+        if draft.entry is not None:
+            return RedirectResponse(f"/signed/{draft.entry}", 303)
+        if "change" in request.query_params:
+            return self._form(request, viewer, draft, {}, 200)
+        order, problems = read_draft(action, draft.fields, desk.context.clock())
+        if problems:
+            return self._form(request, viewer, draft, problems, BadInput.status)
+        try:
+            return self._prepare(request, viewer, draft, order)
+        except (Conflict, NotAuthenticated, Unavailable):
+            raise
+        except ApplianceError as error:
+            problems = {} if error.refusals else assign_problems(action, error)
+            return self._form(request, viewer, draft, problems, error.status, error)
+
+    def _form(
+        self,
+        request: Request,
+        viewer: Viewer,
+        draft: FormDraft,
+        problems: Mapping[str, str],
+        status: int,
+        error: ApplianceError | None = None,
+    ) -> Response:
+        value = _make_form(self._desk.context, viewer, draft.action, draft.fields, problems)
+        refused = explain(error) if error is not None and error.refusals else draft.refused
+        value = value.model_copy(update={"refused": refused, "back": draft.back})
+        return self._render(request, viewer, value, status)
+
+    def _render(self, request: Request, viewer: Viewer, value: Form, status: int) -> Response:
         desk = self._desk
-        key = self._checks.start(desk.context, viewer.name, verb, draft)
+        return desk.render(
+            "signing/form.html",
+            status=status,
+            page=PAGE,
+            shell=make_shell(desk.context, viewer, desk.pages),
+            value=value,
+            path=request.url.path,
+        )
+
+    def _prepare(self, request: Request, viewer: Viewer, draft: FormDraft, order: OrderInput) -> Response:
+        desk, action = self._desk, draft.action
+        if is_import(action):
+            key = draft.check
+            if not key:
+                key = self._checks.start(desk.context, viewer.name, action, order)
+                draft = self._drafts.change(draft, check=key)
+            if request.query_params.get(CHECK) != key:
+                return self._check(request, viewer, draft)
+            self._checks.require(desk.context, viewer.name, key, order)
+        if action == ReviewAdapter.action:
+            adapter, decision = str(order.values.get("adapter")), str(order.values.get("decision"))
+            fetched = desk.opened.of(desk.site.read_cookie(request) or "", adapter)
+            order.values["opened"] = opened_by(desk.context, adapter, decision, fetched)
+        if action == Train.action and (digest := order.values.pop("gates", None)):
+            order.documents["gates"] = read_gates(desk.context, digest)
+        if action == EnrolWithPasskey.action and (keyid := order.values.pop("possession", None)):
+            order.documents["possession"] = read_proof(desk.context, keyid)
+        code = str(order.values.pop(SHORT_CODE, None) or "")
+        proposal = propose(desk.context, viewer.name, action, order)
+        _check_short_code(desk.context, proposal.order, code)
+        fields = _make_form(desk.context, viewer, action, draft.fields, {}).fields
+        unchanged = tuple(one.label for one in fields if one.part and not one.is_changed)
+        value = to_sign(desk.context, viewer, proposal, desk.site.url, unchanged)
+        wrong = {one.order_field: one.sentence for one in value.refusal_reasons if one.order_field}
+        if wrong:
+            return self._form(request, viewer, draft, wrong, BadInput.status)
+        return desk.render(
+            "signing/sign.html",
+            page=PAGE,
+            shell=make_shell(desk.context, viewer, desk.pages),
+            value=value,
+            draft=draft,
+            path=request.url.path,
+            empty=ASSERTION_FIELDS,
+            again=f"{request.url.path}?change=form",
+        )
+
+    def _check(self, request: Request, viewer: Viewer, draft: FormDraft) -> Response:
+        """Return the page of the check of an import's rows."""
+        desk = self._desk
         return desk.render(
             "signing/checking.html",
             page=PAGE,
             shell=make_shell(desk.context, viewer, desk.pages),
             path=request.url.path,
-            title=VERBS[verb].title,
-            verb=verb,
-            fields=fields,
-            again=_form_again(verb, fields),
-            checked=self._checks.read(desk.context, viewer.name, key),
-        )
-
-    def _show(self, request: Request, fields: Mapping[str, str]) -> Response:
-        desk, verb = self._desk, request.path_params["verb"]
-        viewer = desk.viewer(request)
-        PAGE.check(viewer)
-        if verb == AdoptPolicy.verb:
-            check_administrator(viewer)
-        given = dict(fields)
-        check = given.pop(CHECK, "")
-        draft = read_draft(verb, given, desk.context.clock())
-        if is_import(verb):
-            if not check:
-                return self._check(request, viewer, verb, given, draft)
-            self._checks.require(desk.context, viewer.name, check, draft)
-        if verb == Review.verb:
-            adapter, decision = str(draft.values.get("adapter")), str(draft.values.get("decision"))
-            fetched = desk.opened.of(desk.site.read_cookie(request) or "", adapter)
-            draft.values["opened"] = opened_by(desk.context, adapter, decision, fetched)
-        proposal = propose(desk.context, viewer.name, verb, draft)
-        value = to_sign(desk.context, viewer, proposal, desk.site.url, self._trials)
-        shell = make_shell(desk.context, viewer, desk.pages)
-        return desk.render(
-            "signing/sign.html",
-            page=PAGE,
-            shell=shell,
-            value=value,
-            path=request.url.path,
-            empty=ASSERTION_FIELDS,
-            again=_form_again(verb, given),
+            title=ACTIONS[draft.action].title,
+            again=f"{request.url.path}?change=form",
+            checked=self._checks.read(desk.context, viewer.name, draft.check),
+            next=f"{request.url.path}?{CHECK}={draft.check}",
         )
 
 
-def _form_again(verb: str, fields: Mapping[str, str]) -> str:
-    """The form with its short fields filled in. An address is remembered by browsers, so texts are not in it."""
-    kept = [one.name for one in fields_of(verb, {}) if one.kind not in _NOT_IN_AN_ADDRESS]
-    given = [f"{name}:{fields[name]}" for name in kept if fields.get(name)]
-    return f"/sign/{verb}?{urlencode([('given', one) for one in given])}"
-
-
-_NOT_IN_AN_ADDRESS = ("text", "document", "file")
-
-
-def to_sign(context: Context, viewer: Viewer, proposal: Proposal, url: str, trials: Trials) -> ToSign:
+def to_sign(
+    context: RunContext, viewer: Viewer, proposal: Proposal, url: str, unchanged: tuple[str, ...] = ()
+) -> OrderToSign:
+    """Return the page to sign an order. `unchanged` are the labels of values that the person left as they were."""
     state, order = context.ledger.state, proposal.order
-    keys = standing_passkeys(state, viewer.name, url, context.now(state))
+    now = orders.find_decision_time(context, state, order)
+    keys = list_valid_passkeys(state, viewer.name, url, context.now(state))
     allowed = tuple(key.passkey.credential_id for key in keys if key.passkey is not None)
-    waiting = _waiting(context, order.order) if isinstance(order, Endorse) else None
+    waiting = _waiting(context, order.order) if isinstance(order, Countersign) else None
     recipe = order.recipe if isinstance(order, Train) else None
-    unfit = () if recipe is None else against_plan(context, recipe)
-    return ToSign(
-        verb=order.verb,
-        title=VERBS[order.verb].title,
-        meaning=VERBS[order.verb].means(order),
-        signing=make_signing(encode_proposal(proposal), "order:", viewer.name, url, allowed, type(order)),
-        endorsed=None if waiting is None else _endorsed(*waiting),
-        comparison=compare_policies(context, viewer, proposal if waiting is None else waiting[0], trials),
-        plan=() if recipe is None else tuple(plan_of(context, recipe).items()),
-        against=explain_reasons((*orders.check(context, viewer.name, encode_order(order)), *unfit)),
+    unfit = () if recipe is None else list_plan_problems(context, recipe)
+    outlook = GateOutlook() if recipe is None else foresee_gates(context, recipe, proposal.documents.get("gates"))
+    return OrderToSign(
+        action=order.action,
+        title=ACTIONS[order.action].title,
+        meaning=ACTIONS[order.action].explain(order),
+        signing=make_signing(encode_proposal(proposal), "order:", viewer.name, url, allowed, type(order), unchanged),
+        countersigned=None if waiting is None else _describe_countersigned(*waiting),
+        comparison=compare_policies(context, viewer, proposal if waiting is None else waiting[0]),
+        plan=() if recipe is None else (*plan_of(context, recipe).items(), *outlook.facts),
+        warnings=outlook.warnings,
+        change=describe_change(context, order if waiting is None else waiting[0].order, now),
+        refusal_reasons=(*orders.check(context, viewer.name, encode_order(order)), *unfit),
         text=encode_order(order).decode("utf-8"),
     )
 
 
-def _waiting(context: Context, digest: str) -> tuple[Proposal, int]:
-    """The order that waits, from the bytes that its signer signed, and its entry."""
-    for row in pending_orders(context):
-        if row["digest"] == digest:
-            order = ORDERS.parse(parse_envelope(encode_canonical(row["envelope"])).payload)
-            documents = {role: parse_base64(text, role) for role, text in row["documents"].items()}
-            check_documents(order, documents)
-            texts = tuple(parse_disclosure_value(one) for one in row["disclosures"])
-            return Proposal(order, texts, documents), row["index"]
-    raise NotFound(f"order: expected one that waits for a second administrator, got {digest!r:.90}")
+def describe_change(context: LedgerContext, order: Order, now: Time) -> tuple[tuple[str, str], ...]:
+    """Return what an order would replace or stop: the passkey of an invitation, or releases. `now`: of its decision.
+
+    An activation also has its first end and the conditions that limit it.
+    """
+    state = context.ledger.state
+    if isinstance(order, Invite):
+        row = state.invitations.get(order.principal)
+        return () if row is None or row.keyid is None else (("passkey", describe_dropped(row.name, row.keyid)),)
+    if not isinstance(order, Activate | Rollback):
+        return describe_stop(state, order, now)
+    adapter = state.adapters.get(order.name)
+    if adapter is None:
+        return ()
+    current = state.releases.get(release_key(order.unit, order.served_model))
+    return describe_activation(current, list_terms(*adapter_row(context, adapter).read_terms(order.unit)))
 
 
-def _endorsed(proposal: Proposal, entry: int) -> Endorsed:
+def _check_short_code(context: LedgerContext, order: Order, text: str) -> None:
+    """Compare the short code that the signer typed with that of the passkey which the order enrols.
+
+    Raises: BadInput for another one.
+    """
+    enrolled = _waiting(context, order.order)[0].order if isinstance(order, Countersign) else order
+    if isinstance(enrolled, EnrolWithPasskey) and not is_short_code(text, enrolled.keyid):
+        raise BadInput(
+            f"short code: expected that of the passkey of {enrolled.principal}, got {'another' if text else 'none'}; "
+            "ask the person to read it to you again, and do not sign if it differs"
+        )
+
+
+def _waiting(context: LedgerContext, digest: str) -> tuple[Proposal, int]:
+    """Return the pending order, from the bytes that its signer signed, and the index of its entry."""
+    pending, documents, disclosures = pending_order(context, digest)
+    order = ORDERS.parse(parse_envelope(documents.pop("order")).payload)
+    check_documents(order, documents)
+    return Proposal(order, disclosures, documents), pending.index
+
+
+def _describe_countersigned(proposal: Proposal, entry: int) -> CountersignedOrder:
     order = proposal.order
-    return Endorsed(
-        verb=order.verb,
+    return CountersignedOrder(
+        action=order.action,
+        title=ACTIONS[order.action].title,
         signer=order.signer,
         entry=entry,
-        meaning=VERBS[order.verb].means(order),
+        meaning=ACTIONS[order.action].explain(order),
         file=encode_proposal(proposal).decode("utf-8"),
-        members=members_json(type(order)),
+        fields=json.dumps(describe_fields(type(order))),
     )
 
 
 class _Submit:
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    """The address to which a signed order is sent. It sends the browser on to the page of what the order did."""
+
+    def __init__(self, desk: Desk, drafts: Drafts) -> None:
+        self._desk, self._drafts = desk, drafts
 
     async def take(self, request: Request) -> Response:
         fields = await self._desk.form(request)
@@ -370,25 +484,57 @@ class _Submit:
         proposal, _ = parse_proposal(fields.get("file", "").encode("utf-8"))
         order = proposal.order
         if order.signer != viewer.name:
-            raise Denied(f"order {order.verb}: expected one signed by {viewer.name}, got one signed by {order.signer}")
+            raise Denied(
+                f"order {order.action}: expected one signed by {viewer.name}, got one signed by {order.signer}"
+            )
+        draft = self._find_draft(viewer, order, fields.get("draft", ""))
         try:
-            envelope = read_envelope(encode_order(order), fields, desk.context.ledger.state, viewer.name)
+            submitted = self._sign(request, viewer, proposal, fields)
+        except ApplianceError as error:
+            if draft is None:
+                raise
+            self._drafts.change(draft, refused=explain(error))
+            return RedirectResponse(f"/sign/{draft.action}/{draft.key}", 303)
+        index = submitted.appended.entry.index
+        if draft is not None:
+            self._drafts.finish(draft, index)
+        if isinstance(order, ViewSamples | TryAdapter):
+            return RedirectResponse(f"/previews/{submitted.digest}", 303)
+        if draft is not None and draft.back:
+            return RedirectResponse(draft.back, 303)
+        return RedirectResponse(f"/signed/{index}", 303)
+
+    def _find_draft(self, viewer: Viewer, order: Order, key: str) -> FormDraft | None:
+        """Return the draft of a signed order; None if it is no longer kept, since the order itself is complete."""
+        try:
+            return self._drafts.find(viewer.name, order.action, key)
+        except NotFound:
+            return None
+
+    def _sign(
+        self, request: Request, viewer: Viewer, proposal: Proposal, fields: Mapping[str, str]
+    ) -> orders.SubmittedOrder:
+        desk = self._desk
+        try:
+            envelope = read_envelope(encode_order(proposal.order), fields, desk.context.ledger.state, viewer.name)
+            texts, prompts = split_texts(proposal)
+            if prompts:
+                hold_prompts(desk.context, viewer.name, prompts)
             submission = orders.Submission(
                 envelope=encode_envelope(envelope),
-                disclosures=proposal.disclosures,
+                disclosures=texts,
                 documents=proposal.documents,
                 source=source_of(request),
-                against=partial(_unopened, desk, desk.site.read_cookie(request) or ""),
+                refuse=partial(_check_opened, desk, desk.site.read_cookie(request) or ""),
             )
-            submitted = orders.submit(desk.context, submission)
+            return orders.submit(desk.context, submission)
         except NotAuthenticated as error:
-            # The session stands: what does not hold is the signature.
-            desk.door.count(None, error)
+            # The session is valid, but the signature is not.
+            desk.authenticator.count(None, error)
             raise Denied(error.message, code="wrong-signature") from None
-        return RedirectResponse(f"/log/{submitted.appended.entry.index}", 303)
 
 
-def _unopened(desk: Desk, secret: str, order: Order) -> tuple[str, ...]:
-    if not isinstance(order, Review):
+def _check_opened(desk: Desk, secret: str, order: Order) -> tuple[Refusal, ...]:
+    if not isinstance(order, ReviewAdapter):
         return ()
     return against_opened(desk.context, order, desk.opened.of(secret, order.name))

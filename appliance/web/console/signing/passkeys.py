@@ -1,11 +1,11 @@
-"""A person's or a unit's passkeys: those enrolled, and a new one, whose proof two administrators enrol it with."""
+"""Passkeys of a person or unit: the enrolled ones, and the proof of a new one, which two administrators enrol."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -13,9 +13,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from appliance.domain.core.credentials import PasskeyPossession, encode_credential, parse_credential
-from appliance.domain.core.signatures import against_scope, key_ended
-from appliance.domain.governance.passkeys import passkeys_of, scope_of
-from appliance.errors import BadInput, Denied
+from appliance.domain.core.signatures import key_ended, refuse_passkey_scope
+from appliance.domain.governance.countersignature import list_countersigners
+from appliance.domain.governance.passkeys import PASSKEY_PLACE, EnrolPasskey, passkeys_of, scope_of
+from appliance.errors import BadInput, Denied, Refusal, Rejected
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.core.fields import (
     encode_base64,
@@ -24,19 +25,30 @@ from appliance.formats.core.fields import (
     parse_base64url,
     parse_identifier,
 )
-from appliance.formats.signatures.authenticator_data import parse_authenticator_data
-from appliance.formats.signatures.dsse import PAYLOAD_TYPE, Envelope, Signature, encode_envelope, verify_envelope
-from appliance.formats.signatures.relying_party import PasskeyScope
-from appliance.formats.signatures.webauthn import Assertion, encode_assertion
+from appliance.formats.signatures.dsse import (
+    PAYLOAD_TYPE,
+    Envelope,
+    Signature,
+    encode_envelope,
+    verify_envelope,
+)
+from appliance.formats.signatures.webauthn import Assertion, PasskeyScope, encode_assertion, parse_authenticator_data
 from appliance.web.console.core.desk import Desk
-from appliance.web.console.core.page import EVERYBODY, Page, Query, Value, Viewer
-from appliance.web.console.core.shell import make_shell
-from appliance.web.console.signing.statements import ASSERTION_FIELDS, make_signing, rp_id_of, statement_file
-from appliance.workflows.core.context import Context
+from appliance.web.console.core.page import EVERYBODY, Page, PageValue, Query, Viewer
+from appliance.web.console.core.render import make_shell
+from appliance.web.console.signing.statements import (
+    ASSERTION_FIELDS,
+    Signing,
+    make_signing,
+    rp_id_of,
+    statement_file,
+)
+from appliance.workflows.core.context import LedgerContext
+from appliance.workflows.queries.people import list_waiting
 
 
-class PasskeyRow(Value):
-    """`ended`: why it signs nothing more."""
+class PasskeyRow(PageValue):
+    """A passkey. `ended` says why it is no longer valid."""
 
     name: str
     keyid: str
@@ -44,14 +56,28 @@ class PasskeyRow(Value):
     origins: tuple[str, ...]
     backup_eligible: bool
     entry: int
-    ended: str | None
+    ended: Refusal | None
 
 
-class Passkeys(Value):
+class WaitingPasskey(PageValue):
+    """A passkey whose enrolment one administrator ordered and that a second one has to countersign."""
+
+    name: str
+    keyid: str
+    ordered_by: str
+    until: str
+    countersigners: tuple[str, ...]
+
+
+class Passkeys(PageValue):
+    """The page of the viewer's passkeys. `waiting` are those that a second administrator has to countersign."""
+
     passkeys: tuple[PasskeyRow, ...]
+    waiting: tuple[WaitingPasskey, ...]
 
 
-def passkeys(context: Context, viewer: Viewer, query: Query) -> Passkeys:
+def passkeys(context: LedgerContext, viewer: Viewer, query: Query) -> Passkeys:
+    """Return the viewer's passkeys."""
     state = context.ledger.state
     rows = [
         PasskeyRow(
@@ -66,7 +92,21 @@ def passkeys(context: Context, viewer: Viewer, query: Query) -> Passkeys:
         for key in passkeys_of(state, viewer.name)
         if key.passkey is not None
     ]
-    return Passkeys(passkeys=tuple(rows))
+    return Passkeys(passkeys=tuple(rows), waiting=tuple(_waiting(context, viewer)))
+
+
+def _waiting(context: LedgerContext, viewer: Viewer) -> Iterator[WaitingPasskey]:
+    """Yield the viewer's passkeys whose enrolment waits for a second administrator."""
+    state = context.ledger.state
+    for pending, order in list_waiting(context, EnrolPasskey):
+        if order.principal == viewer.name:
+            yield WaitingPasskey(
+                name=order.passkey,
+                keyid=order.keyid,
+                ordered_by=order.signer,
+                until=pending.expires_at,
+                countersigners=list_countersigners(state, order),
+            )
 
 
 PAGE = Page(
@@ -75,7 +115,14 @@ PAGE = Page(
 
 
 def passkey_routes(desk: Desk) -> list[Route]:
+    """Return the routes of new passkeys and their proofs."""
+
+    def help_with_passkeys(request: Request) -> Response:
+        shell = desk.shell(request)
+        return desk.render("signing/help.html", shell=shell, path="/help/passkeys", url=desk.site.url)
+
     return [
+        Route("/help/passkeys", help_with_passkeys),
         Route("/passkeys/new", _New(desk).show),
         Route("/passkeys/new", _New(desk).take, methods=["POST"]),
         Route("/passkeys/proof", _Proof(desk).take, methods=["POST"]),
@@ -83,7 +130,7 @@ def passkey_routes(desk: Desk) -> list[Route]:
 
 
 class _New:
-    """The authenticator makes it; then it signs a statement of where it signs."""
+    """The pages of a new passkey: the authenticator creates it and then signs a statement of its scope."""
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
@@ -92,16 +139,13 @@ class _New:
         desk = self._desk
         viewer = desk.viewer(request)
         PAGE.check(viewer)
-        state, rp_id = desk.context.ledger.state, rp_id_of(desk.site.url)
-        known = [key.passkey.credential_id for key in passkeys_of(state, viewer.name) if key.passkey is not None]
-        against = against_place(desk.context, desk.site.url)
         return desk.render(
             "signing/new_passkey.html",
             page=PAGE,
             shell=make_shell(desk.context, viewer, desk.pages),
             path="/passkeys",
-            against=against,
-            told=json.dumps({"rpId": rp_id, "signer": viewer.name, "known": known}),
+            refusal_reasons=refuse_address(desk.context, desk.site.url),
+            script_data=describe_creation(desk, viewer.name),
             url=desk.site.url,
         )
 
@@ -113,41 +157,49 @@ class _New:
         desk = self._desk
         viewer = desk.viewer(request)
         PAGE.check(viewer)
-        statement = _statement(desk, viewer, fields)
-        reasons = against_scope(desk.context.ledger.state.parameters, scope_of(statement))
-        if reasons:
-            raise Denied("new passkey", reasons=tuple(reasons))
-        file = statement_file(encode_credential(statement))
-        allowed = (statement.credential_id,)
+        statement = make_statement(desk, viewer.name, fields)
         return desk.render(
             "signing/prove_passkey.html",
             page=PAGE,
             shell=make_shell(desk.context, viewer, desk.pages),
             path="/passkeys",
-            signing=make_signing(file, "statement:passkey", viewer.name, desk.site.url, allowed, PasskeyPossession),
+            signing=make_proving(desk, statement),
             keyid=statement.keyid,
             name=statement.passkey,
             empty=ASSERTION_FIELDS,
         )
 
 
-def against_place(context: Context, url: str) -> tuple[str, ...]:
-    """Why no passkey can be made for this address; whether a passkey can be copied is seen when it is made."""
+def refuse_address(context: LedgerContext, url: str) -> tuple[Refusal, ...]:
+    """Return why no passkey can be created for this address. Whether it can be copied is known only afterwards."""
     try:
         scope = PasskeyScope(rp_id_of(url), (url,), backup_eligible=False)
     except BadInput as error:
-        return (error.message,)
-    return tuple(against_scope(context.ledger.state.parameters, scope))
+        return (PASSKEY_PLACE(detail=Rejected(error.message)),)
+    return tuple(refuse_passkey_scope(context.ledger.state.parameters, scope))
 
 
-def _statement(desk: Desk, viewer: Viewer, fields: Mapping[str, str]) -> PasskeyPossession:
+def describe_creation(desk: Desk, name: str) -> str:
+    """Return JSON for the script that creates a passkey of this name: its host, and the passkeys that the name has."""
+    keys = passkeys_of(desk.context.ledger.state, name)
+    known = [key.passkey.credential_id for key in keys if key.passkey is not None]
+    return json.dumps({"rpId": rp_id_of(desk.site.url), "signer": name, "known": known})
+
+
+def make_statement(desk: Desk, name: str, fields: Mapping[str, str]) -> PasskeyPossession:
+    """Return the statement that a new passkey signs, from the form that created it.
+
+    Raises:
+        BadInput: The passkey is for another address.
+        Denied: The policy does not allow the passkey.
+    """
     made = parse_authenticator_data(parse_base64url(fields.get("data", ""), "new passkey, authenticator data"))
     rp_id, state = rp_id_of(desk.site.url), desk.context.ledger.state
     if made.rp_id_hash != hashlib.sha256(rp_id.encode()).digest():
         raise BadInput(f"new passkey, rp id: expected {rp_id}, got one of another address")
-    return PasskeyPossession(
+    statement = PasskeyPossession(
         origin=state.site.origin,
-        signer=viewer.name,
+        signer=name,
         nonce=secrets.token_hex(16),
         issued_at=desk.context.now(state),
         key=encode_base64(made.spki),
@@ -158,10 +210,28 @@ def _statement(desk: Desk, viewer: Viewer, fields: Mapping[str, str]) -> Passkey
         origins=(desk.site.url,),
         backup_eligible=made.backup_eligible,
     )
+    if reasons := refuse_passkey_scope(state.parameters, scope_of(statement)):
+        raise Denied("new passkey", refusals=reasons)
+    return statement
+
+
+def make_proving(desk: Desk, statement: PasskeyPossession) -> Signing:
+    """Return a new passkey's statement for the script, which only this passkey may sign."""
+    file, allowed = statement_file(encode_credential(statement)), (statement.credential_id,)
+    return make_signing(file, "statement:passkey", statement.signer, desk.site.url, allowed, PasskeyPossession)
+
+
+def read_proof(fields: Mapping[str, str]) -> tuple[PasskeyPossession, Envelope]:
+    """Return a new passkey's statement and its envelope, from the form. The signature is not verified here."""
+    payload = parse_base64(_member(fields.get("file", ""), "statement"), "proof of a passkey, statement")
+    statement = parse_credential(PasskeyPossession, payload)
+    parts = [parse_base64url(fields.get(name, ""), f"assertion, {name}") for name in ASSERTION_FIELDS[1:]]
+    sig = encode_assertion(Assertion(*parts))
+    return statement, Envelope(PAYLOAD_TYPE, payload, (Signature(statement.keyid, sig),))
 
 
 class _Proof:
-    """The proof as a file, once it holds: nothing is kept of it here."""
+    """The proof as a file, after its check. The service does not store it."""
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
@@ -172,13 +242,9 @@ class _Proof:
 
     def _give(self, request: Request, fields: Mapping[str, str]) -> Response:
         viewer = self._desk.viewer(request)
-        payload = parse_base64(_member(fields.get("file", ""), "statement"), "proof of a passkey, statement")
-        statement = parse_credential(PasskeyPossession, payload)
+        statement, envelope = read_proof(fields)
         if statement.signer != viewer.name:
             raise Denied(f"proof of a passkey: expected one of {viewer.name}, got one of {statement.signer}")
-        parts = [parse_base64url(fields.get(name, ""), f"assertion, {name}") for name in ASSERTION_FIELDS[1:]]
-        sig = encode_assertion(Assertion(*parts))
-        envelope = Envelope(PAYLOAD_TYPE, payload, (Signature(statement.keyid, sig),))
         verify_envelope(envelope, parse_base64(statement.key, "key"), scope_of(statement))
         name = f"{viewer.name}-{statement.passkey}.proof"
         return Response(

@@ -1,4 +1,4 @@
-"""What a page of signing holds, and what comes back: a statement's bytes, and a passkey's assertion over them."""
+"""The data of a signing page: a statement's bytes, and a passkey's assertion over them."""
 
 from __future__ import annotations
 
@@ -9,39 +9,79 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel
 
-from appliance.domain.core.decisions import Conditions, Opened
-from appliance.domain.core.order import Order
+from appliance.domain.actions.proposals import Proposal
+from appliance.domain.actions.showing import LABELS
+from appliance.domain.core.decisions import APPROVALS, PARTS, Conditions, OpenedPagePart
+from appliance.domain.core.policy import parse_policy
 from appliance.domain.core.records.data import BoundSet, LocalSet
 from appliance.domain.core.records.people import Key
+from appliance.domain.core.roles import refuse_role
 from appliance.domain.core.signatures import key_ended
 from appliance.domain.core.state import State
 from appliance.domain.governance.passkeys import passkeys_of
 from appliance.domain.governance.people import Enrolment
+from appliance.domain.governance.policies import AdoptPolicy, PolicyChange, describe_changes, differences
+from appliance.domain.queries.review.values import open_parts
 from appliance.domain.recipe.recipe import ResolvedRecipe
-from appliance.errors import BadInput, NotAuthenticated
+from appliance.domain.releases.reviews import ReviewAdapter
+from appliance.errors import (
+    ApplianceError,
+    BadInput,
+    Denied,
+    NotAuthenticated,
+    NotFound,
+    Refusal,
+    RefusalCode,
+    Tampered,
+)
 from appliance.formats.core.fields import encode_base64, parse_base64url
 from appliance.formats.signatures.dsse import PAYLOAD_TYPE, Envelope, Signature
 from appliance.formats.signatures.webauthn import Assertion, encode_assertion
-from appliance.web.console.core.page import Value
+from appliance.web.console.core.page import PageValue, Viewer
+from appliance.workflows.core.context import LedgerContext
+from appliance.workflows.queries.policy_trial import Trial, try_policy
+from appliance.workflows.releases.review import find_adapter, review_page
+
+_OPEN_TABS = "Open the tabs Changes, Quality and Findings of the adapter's page, then decide again."
+PART_NOT_OPENED = RefusalCode(
+    "part-not-opened", "rule", "The part {part} of the adapter's page was not opened in this session.", _OPEN_TABS
+)
+PART_CHANGED = RefusalCode(
+    "part-changed",
+    "state",
+    "The part {part} of the adapter's page has changed since it was opened in this session.",
+    _OPEN_TABS,
+)
+PARTS_DIFFER = RefusalCode(
+    "parts-differ",
+    "order",
+    "The order names other parts of the adapter's page than those that this session opened.",
+    "Decide again from the adapter's page.",
+)
 
 ASSERTION_FIELDS = ("credential_id", "authenticator_data", "client_data", "signature")
+"""Form fields of a passkey's assertion."""
 
 
-class Signing(Value):
-    """`file`: all that is shown and signed. `allowed`: credential ids that may sign; `told`: JSON for the script."""
+class Signing(PageValue):
+    """A statement to sign.
+
+    `file` is all that is shown and signed. `allowed` lists the ids of credentials that may sign. `script_data` is JSON
+    for the script.
+    """
 
     file: str
-    told: str
+    script_data: str
     allowed: tuple[str, ...]
 
 
 def rp_id_of(url: str) -> str:
-    """The relying party of the console under this address: its host's name."""
+    """Return the WebAuthn relying party id of the console: the host's name in its address."""
     return urlsplit(url).hostname or ""
 
 
-def standing_passkeys(state: State, signer: str, url: str, now: str) -> list[Key]:
-    """Those of the signer that can sign at this console now."""
+def list_valid_passkeys(state: State, signer: str, url: str, now: str) -> list[Key]:
+    """Return the signer's passkeys that are valid for this console now."""
     return [
         key
         for key in passkeys_of(state, signer)
@@ -50,39 +90,59 @@ def standing_passkeys(state: State, signer: str, url: str, now: str) -> list[Key
 
 
 def make_signing(
-    file: bytes, kind: str, signer: str, url: str, allowed: tuple[str, ...], model: type[Any] | None = None
+    file: bytes,
+    kind: str,
+    signer: str,
+    url: str,
+    allowed: tuple[str, ...],
+    model: type[Any] | None = None,
+    unchanged: tuple[str, ...] = (),
 ) -> Signing:
-    """`kind`: how the statement's type must begin, which the script compares before it asks the passkey."""
-    told = {"kind": kind, "signer": signer, "rpId": rp_id_of(url), "allowed": allowed, "members": members_of(model)}
-    return Signing(file=file.decode("utf-8"), told=json.dumps(told), allowed=allowed)
+    """Return a statement to sign.
+
+    Its type has to begin with `kind`, which the script checks before it asks the passkey. The script folds the lines
+    with the labels `unchanged`, like technical ones.
+    """
+    script_data = {
+        "kind": kind,
+        "signer": signer,
+        "rpId": rp_id_of(url),
+        "allowed": allowed,
+        "fields": describe_fields(model),
+        "unchanged": unchanged,
+    }
+    return Signing(file=file.decode("utf-8"), script_data=json.dumps(script_data), allowed=allowed)
 
 
-def members_of(model: type[Any] | None) -> dict[str, list[str]]:
-    """In which order the command line shows the members; the script shows every other one after them."""
+def describe_fields(model: type[Any] | None) -> dict[str, Mapping[str, Any]]:
+    """Return the order and the labels in which the command line shows the fields of a statement.
+
+    The script shows all other fields after them.
+    """
     nested: dict[str, type[BaseModel]] = {
         "recipe": ResolvedRecipe,
         "conditions": Conditions,
-        "opened": Opened,
+        "opened": OpenedPagePart,
         "people": Enrolment,
         "sets": BoundSet,
         "local_sets": LocalSet,
     }
     found = {name: list(one.model_fields) for name, one in nested.items()}
-    return found | {"": [] if model is None else list(model.model_fields)}
+    members = found | {"": [] if model is None else list(model.model_fields)}
+    return {"members": members, "labels": LABELS}
 
 
 def statement_file(payload: bytes) -> bytes:
-    """The file of a statement that is no order: it commits to no text and binds no document."""
-    value = {"disclosures": [], "documents": {}, "resolved": [], "statement": encode_base64(payload)}
+    """Return the file of a statement that is not an order and has no texts and documents."""
+    value = {"disclosures": [], "documents": {}, "reported": [], "statement": encode_base64(payload)}
     return json.dumps(value).encode()
 
 
-def members_json(model: type[Order]) -> str:
-    return json.dumps(members_of(model))
-
-
 def read_envelope(payload: bytes, form: Mapping[str, str], state: State, signer: str) -> Envelope:
-    """The envelope of an assertion by one of the signer's passkeys; whether it holds is checked where it counts."""
+    """Return the envelope of an assertion by one of the signer's passkeys. The signature is not verified here.
+
+    Raises: BadInput without an assertion; NotAuthenticated for a passkey of another principal.
+    """
     missing = [name for name in ASSERTION_FIELDS if not form.get(name)]
     if missing:
         raise BadInput(
@@ -94,4 +154,99 @@ def read_envelope(payload: bytes, form: Mapping[str, str], state: State, signer:
             parts = [parse_base64url(form[name], f"assertion, {name}") for name in ASSERTION_FIELDS[1:]]
             sig = encode_assertion(Assertion(*parts))
             return Envelope(PAYLOAD_TYPE, payload, (Signature(key.keyid, sig),))
-    raise NotAuthenticated(f"signature by {signer}: expected a passkey enrolled for this principal, got another")
+    raise NotAuthenticated(
+        f"This passkey is not enrolled for {signer}. A new passkey works once two administrators have enrolled it."
+    )
+
+
+def opened_by(
+    context: LedgerContext, adapter: str, decision: str, fetched: Mapping[str, str]
+) -> tuple[OpenedPagePart, ...]:
+    """Return the parts of the review page for the order: those that this session fetched and that have not changed.
+
+    `fetched` has the digest of each part when it was fetched.
+
+    Raises: Denied if an approval lacks a part.
+    """
+    find_adapter(context.ledger.state, adapter)
+    found = _find_unchanged(context, adapter, fetched)
+    if decision in APPROVALS and (refused := _list_missing(found, fetched)):
+        raise Denied(f"approval of {adapter}", refusals=refused, code="not-opened")
+    return found
+
+
+def against_opened(context: LedgerContext, order: ReviewAdapter, fetched: Mapping[str, str]) -> tuple[Refusal, ...]:
+    """Return why the parts in the order are not true: for an approval now, for other decisions when it was prepared."""
+    claimed = {one.part for one in order.opened}
+    if order.decision not in APPROVALS:
+        return tuple(PART_NOT_OPENED(part=part) for part in sorted(claimed - fetched.keys()))
+    found = _find_unchanged(context, order.name, fetched)
+    if reasons := _list_missing(found, fetched):
+        return reasons
+    return () if order.opened == found else (PARTS_DIFFER(),)
+
+
+def _find_unchanged(context: LedgerContext, adapter: str, fetched: Mapping[str, str]) -> tuple[OpenedPagePart, ...]:
+    try:
+        now = open_parts(review_page(context, adapter))
+    except (BadInput, NotFound, Tampered):
+        return ()  # no part can be fetched
+    return tuple(one for one in now if fetched.get(one.part) == one.digest)
+
+
+def _list_missing(found: tuple[OpenedPagePart, ...], fetched: Mapping[str, str]) -> tuple[Refusal, ...]:
+    fetched_parts = {one.part for one in found}
+    return tuple(
+        (PART_CHANGED if part in fetched else PART_NOT_OPENED)(part=part) for part in PARTS if part not in fetched_parts
+    )
+
+
+class PolicySetComparison(PageValue):
+    """A comparison of two policy sets: `changes` in words, and the `diff` of the text.
+
+    `trial` has recent decisions under the new set. It is None if `problem` says why they could not be computed.
+    """
+
+    changes: tuple[PolicyChange, ...]
+    diff: tuple[str, ...]
+    trial: Trial | None
+    problem: str | None
+
+
+def check_administrator(viewer: Viewer) -> None:
+    """Raise Denied unless the viewer is an administrator.
+
+    A trial takes seconds of the processor, and only administrators adopt a policy set.
+    """
+    if not viewer.has("administrator"):
+        raise Denied(
+            "Adopting a policy set is for administrators: they compare it, try it, sign it and countersign it",
+            refusals=(refuse_role(viewer.name, viewer.roles, ("administrator",)),),
+        )
+
+
+def compare_policies(context: LedgerContext, viewer: Viewer, proposal: Proposal) -> PolicySetComparison | None:
+    """Compare the set of an order to adopt one with the valid set. Return None for another order.
+
+    Raises: Denied unless the viewer is an administrator.
+    """
+    order = proposal.order
+    if not isinstance(order, AdoptPolicy):
+        return None
+    check_administrator(viewer)
+    with context.policy_trials.run_for(viewer.name):
+        return _compare(context, proposal, order)
+
+
+def _compare(context: LedgerContext, proposal: Proposal, order: AdoptPolicy) -> PolicySetComparison:
+    document = proposal.documents["policy"]
+    old = parse_policy(context.ledger.document(context.ledger.state.site.policy))
+    new = parse_policy(document)
+    trial, problem = None, None
+    try:
+        trial = try_policy(context, document, order.policy)
+    except ApplianceError as error:
+        problem = error.message
+    return PolicySetComparison(
+        changes=describe_changes(old, new), diff=tuple(differences(old, new)), trial=trial, problem=problem
+    )

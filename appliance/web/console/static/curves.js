@@ -1,37 +1,44 @@
-// Curves of a run while it goes on, and of several runs over each other. Steps come as
+// Curves of a run during its training, and of several runs over each other. Steps come as
 // [step, loss, validation loss, learning rate, gradient norm, seconds, bytes].
 "use strict";
 (() => {
   const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  const colour = (place) => style(`--c${(place % 6) + 1}`);
+  // A function, which uPlot calls at each drawing: the theme can change, and paper has colours of its own.
+  const ink = (name) => () => style(name);
+  const drawn = [];
+  for (const query of ["(prefers-color-scheme: dark)", "print"]) {
+    matchMedia(query).addEventListener("change", () => drawn.forEach((plot) => plot.redraw(false)));
+  }
 
   function draw(node, data, series, height) {
-    const axis = { stroke: style("--quiet"), grid: { stroke: style("--line"), width: 1 }, ticks: { stroke: style("--line"), width: 1 }, font: `12px ${style("--sans")}` };
+    const rule = { stroke: ink("--line"), width: 1 };
+    const axis = { stroke: ink("--quiet"), grid: rule, ticks: rule, font: `12px ${style("--sans")}` };
     const plot = new uPlot({
       width: node.clientWidth, height, legend: { show: false }, scales: { x: { time: false } },
       axes: [{ ...axis, size: 32, incrs: [1, 2, 5].flatMap((n) => [0, 1, 2, 3, 4, 5].map((p) => n * 10 ** p)).sort((a, b) => a - b) }, { ...axis, size: 56, values: (_, all) => all.map(short) }],
       cursor: { points: { size: 6 } },
       series: [{ label: "step" }, ...series],
     }, data, node);
+    drawn.push(plot);
     new ResizeObserver(() => plot.setSize({ width: node.clientWidth, height })).observe(node);
     return plot;
   }
 
   function short(value) {
     if (value === null || value === undefined) return "";
-    if (value !== 0 && Math.abs(value) < 0.001) return value.toExponential(0);
+    if (value !== 0 && Math.abs(value) < 0.001) return value.toExponential(2).replace(/\.?0*e/, "e");
     return String(Number(value.toPrecision(4)));
   }
 
   function line(label, place, more) {
-    return { label, stroke: colour(place), width: 1.5, spanGaps: true, points: { show: false }, ...more };
+    return { label, stroke: ink(`--c${(place % 6) + 1}`), width: 1.5, spanGaps: true, points: { show: false }, ...more };
   }
 
   const KINDS = {
     loss: { columns: [1, 2], series: () => [line("loss", 0), line("validation", 1, { points: { show: true, size: 5 } })] },
     rate: { columns: [3], series: () => [line("learning rate", 0)] },
     norm: { columns: [4], series: () => [line("gradient norm", 0)] },
-    memory: { columns: [6], series: () => [line("GiB", 0)], scale: 2 ** -30 },
+    memory: { columns: [6], series: () => [line("GB", 0)], scale: 1e-9 },
   };
 
   function follow(root) {
@@ -45,6 +52,7 @@
     ];
 
     function paint() {
+      if (points.length) root.querySelectorAll("[data-curves]").forEach((part) => { part.hidden = false; });
       root.querySelectorAll("[data-plot]").forEach((node) => {
         const kind = KINDS[node.dataset.plot];
         if (plots[node.dataset.plot]) plots[node.dataset.plot].setData(data(kind));
@@ -59,33 +67,33 @@
       return `${Math.round(seconds / 86400)} days`;
     }
 
-    function take(told) {
-      if (told.fresh) points.length = 0;
+    function take(progress) {
+      if (progress.fresh) points.length = 0;
       const last = points.length ? points[points.length - 1][0] : 0;
-      points.push(...told.points.filter((point) => point[0] > last));
-      show("status", told.status);
-      show("detail", told.detail || (told.evaluated ? `evaluated ${told.evaluated.done} of ${told.evaluated.total} rows` : ""));
-      if (told.points.length) {
-        show("step", told.step);
-        show("steps", told.steps);
-        const loss = told.points[told.points.length - 1][1];
+      points.push(...progress.points.filter((point) => point[0] > last));
+      show("status", progress.status);
+      if (root.dataset.underWay === "yes") show("detail", progress.detail || (progress.evaluated ? `evaluated ${progress.evaluated.done} of ${progress.evaluated.total} rows` : ""));
+      if (progress.points.length) {
+        show("step", progress.step);
+        show("steps", progress.steps);
+        const loss = progress.points[progress.points.length - 1][1];
         show("loss", loss === null ? "–" : loss.toFixed(3));
-        show("pace", told.tokens_s === null ? "–" : Math.round(told.tokens_s).toLocaleString("en"));
-        memory = Math.max(memory, ...told.points.map((point) => point[6]));
-        show("memory", `${(memory / 2 ** 30).toFixed(1)} GiB`);
-        show("left", told.left_s === null || told.last ? "–" : age(told.left_s));
-        root.querySelectorAll('[data-show="far"]').forEach((node) => { node.max = told.steps; node.value = told.step; });
+        show("pace", progress.tokens_s === null ? "–" : Math.round(progress.tokens_s).toLocaleString("en"));
+        memory = Math.max(memory, ...progress.points.map((point) => point[6]));
+        show("memory", `${(memory / 1e9).toPrecision(3)} GB`);
+        show("left", progress.left_s === null || progress.last ? "–" : age(progress.left_s));
+        root.querySelectorAll('[data-show="far"]').forEach((node) => { node.max = progress.steps; node.value = progress.step; });
       }
       paint();
     }
 
     const source = new EventSource(root.dataset.run);
     source.addEventListener("steps", (event) => {
-      const told = JSON.parse(event.data);
-      take(told);
-      if (told.last) {
+      const progress = JSON.parse(event.data);
+      take(progress);
+      if (progress.last) {
         source.close();
-        if (root.dataset.goesOn === "yes") location.reload();
+        if (root.dataset.underWay === "yes") location.reload();
       }
     });
     source.addEventListener("end", () => { source.close(); location.reload(); });

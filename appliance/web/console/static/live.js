@@ -3,43 +3,43 @@
 (() => {
   const parts = () => document.querySelectorAll("[data-live]");
   if (!parts().length || !window.EventSource) return;
-  const source = new EventSource("/changes/events");
-  let told = false;
-  source.addEventListener("changed", () => {
-    // The first one says where the count is; the page is as new as that.
-    if (told) parts().forEach((part) => window.htmx.trigger(part, "changed"));
-    told = true;
-  });
+  // What was recorded since the page was made, also before this connection.
+  const source = new EventSource(`/changes/events?since=${encodeURIComponent(document.body.dataset.since)}`);
+  source.addEventListener("changed", () => parts().forEach((part) => window.htmx.trigger(part, "changed")));
   source.addEventListener("end", () => { source.close(); location.reload(); });
   addEventListener("pagehide", () => source.close());
 
-  // How far runs are: the rows are looked up at each event, since the list may have been replaced meanwhile.
+  // How far runs are: the rows are looked up each time, since the list may have been replaced meanwhile.
   const board = document.querySelector("[data-progress]");
   if (!board) return;
-  const progress = new EventSource(board.dataset.progress);
+  const runs = new EventSource(board.dataset.progress);
   const ages = [[120, 1, "s"], [7200, 60, "min"], [172800, 3600, "h"], [Infinity, 86400, "days"]];
   function age(seconds) {
     const [, unit, name] = ages.find(([most]) => seconds < most);
     return `${Math.round(seconds / unit)} ${name}`;
   }
-  progress.addEventListener("progress", (event) => {
-    for (const [run, told] of Object.entries(JSON.parse(event.data).runs)) {
+  let last = {};
+  function show() {
+    for (const [run, progress] of Object.entries(last)) {
       const row = document.querySelector(`[data-of="${CSS.escape(run)}"]`);
       if (!row) continue;
-      const show = (name, value, text) => { if (value !== null) row.querySelector(`[data-show="${name}"]`).textContent = text(value); };
-      show("step", told.step, String);
-      show("steps", told.steps, String);
-      show("loss", told.loss, (value) => value.toFixed(3));
-      show("pace", told.tokens_s, (value) => Math.round(value).toLocaleString("en"));
-      show("left", told.left_s, age);
-      show("memory", told.peak_bytes, (value) => `${(value / 2 ** 30).toFixed(1)} GiB`);
-      show("detail", told.detail, String);
+      const put = (name, value, text) => { if (value !== null) row.querySelector(`[data-show="${name}"]`).textContent = text(value); };
+      put("step", progress.step, String);
+      put("steps", progress.steps, String);
+      put("loss", progress.loss, (value) => value.toFixed(3));
+      put("pace", progress.tokens_s, (value) => Math.round(value).toLocaleString("en"));
+      put("left", progress.left_s, age);
+      put("memory", progress.peak_bytes, (value) => `${(value / 1e9).toPrecision(3)} GB`);
+      put("detail", progress.detail, String);
       const far = row.querySelector('[data-show="far"]');
-      if (told.steps !== null) { far.max = told.steps; far.value = told.step; }
+      if (progress.steps !== null) { far.max = progress.steps; far.value = progress.step; }
     }
-  });
-  progress.addEventListener("end", () => progress.close());
-  addEventListener("pagehide", () => progress.close());
+  }
+  runs.addEventListener("progress", (event) => { last = JSON.parse(event.data).runs; show(); });
+  // A list that replaces another may have been made before the last event.
+  document.body.addEventListener("htmx:after:swap", show);
+  runs.addEventListener("end", () => runs.close());
+  addEventListener("pagehide", () => runs.close());
 })();
 
 // A form whose answer takes long says so, and is sent once.

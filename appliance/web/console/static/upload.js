@@ -1,8 +1,10 @@
-// A file of rows, hashed here before it is sent: what is signed is the digest that this browser computed. WebCrypto
-// has no digest of a stream, so the file is read whole into memory, which is why it is 200 MB at most.
+// Files that a form asks for. A file of rows is hashed here before it is sent: what is signed is the digest that this
+// browser computed. WebCrypto has no digest of a stream, so the file is read whole into memory, which is why it is
+// 200 MB at most. A document is read into the text field above it.
 
-const form = document.querySelector("form[data-uploads]"), place = form.querySelector("[data-progress]");
-const most = Number(form.dataset.uploads);
+const form = document.querySelector("form.order"), place = form.querySelector("[data-progress]");
+// A field may be named "dataset" and would hide the attribute of this name.
+const most = Number(form.getAttribute("data-uploads"));
 
 const toHex = (data) => [...new Uint8Array(data)].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 
@@ -26,7 +28,13 @@ async function send(input) {
   sessionStorage.setItem(`hashed:${digest}`, `${file.name}, ${file.size} bytes`);
 }
 
-form.addEventListener("submit", async (event) => {
+for (const input of document.querySelectorAll("input[data-into]")) {
+  input.addEventListener("change", async () => {
+    if (input.files.length) document.getElementById(input.dataset.into).value = await input.files[0].text();
+  });
+}
+
+if (most) form.addEventListener("submit", async (event) => {
   event.preventDefault();
   const button = form.querySelector("button[type=submit]");
   button.disabled = true;

@@ -1,1 +1,1 @@
-"""Pages of a unit: asking its adapters, its requests, its limits."""
+"""Pages of a unit: its questions to adapters, its requests, and its limits."""

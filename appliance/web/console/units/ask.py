@@ -1,4 +1,7 @@
-"""A unit's person asks a released adapter: through the same admission, limits and entries as the unit's programs."""
+"""Questions of a unit's person to a released adapter.
+
+They are subject to the same checks, limits and entries as requests of the unit's programs.
+"""
 
 from __future__ import annotations
 
@@ -13,43 +16,46 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from appliance.domain.core.names import IDENTIFIER
-from appliance.domain.data.tasks import QUESTIONS
+from appliance.domain.data.kinds import QUESTIONS
 from appliance.errors import BadInput, Unavailable
 from appliance.web.console.core.desk import COUNTED_FOR, Desk
-from appliance.web.console.core.gate import ASK, ASKS
-from appliance.web.console.core.page import Page, Query, Value, Viewer
+from appliance.web.console.core.middleware import ASK
+from appliance.web.console.core.page import Page, PageValue, Query, Viewer
+from appliance.web.console.core.render import make_shell
 from appliance.web.console.core.security import source_of
-from appliance.web.console.core.shell import make_shell
-from appliance.web.core.errors import Malformed
+from appliance.web.core.errors import MalformedRequest
 from appliance.web.operations.limits import Quotas
-from appliance.web.units.asking import AnyRequest, Asker, Asking, read_shares, text_of
-from appliance.web.units.gate import Threads
+from appliance.web.units.middleware import AnyRequest, RequestContext, RequestRunner, Threads, read_shares, text_of
 from appliance.web.units.request_bodies import MAX_TOKENS, ChatRequest, ClassifyRequest, CompletionRequest
-from appliance.workflows.core.context import Context
-from appliance.workflows.governance.callers import Caller
-from appliance.workflows.serving.tasks import describe_task, list_tasks
+from appliance.workflows.core.context import LedgerContext
+from appliance.workflows.governance import UnitCaller
+from appliance.workflows.serving.serve import describe_served_model, list_served_models
 
 TOKENS = 128
-"""Of an answer, unless the person asks for more."""
+"""Default limit of a response's tokens."""
 
 
 @dataclass(frozen=True)
-class Asks:
-    """What answers, and the limits that the unit shares with its programs."""
+class Playground:
+    """The engine, and the limits that the unit shares with its programs."""
 
-    asking: Asking
+    runner: RequestRunner
     quotas: Quotas
 
 
-class AskQuery(Query):
-    task: str | None = Field(default=None, pattern=rf"^{IDENTIFIER}$")
+class PlaygroundQuery(Query):
+    """The served model that is chosen."""
+
+    served_model: str | None = Field(default=None, pattern=rf"^{IDENTIFIER}$")
 
 
-class Chosen(Value):
-    """How the task wants to be asked. `form`: a text of the form of its training data, in words; `system`: what stands
-    before it there."""
+class ChosenModel(PageValue):
+    """The chosen served model and the form of its prompts.
 
-    task: str
+    `form` describes the text, as in the training data. `system` is the system message of the training data.
+    """
+
+    served_model: str
     trained_for: str
     form: str
     system: str | None
@@ -57,39 +63,48 @@ class Chosen(Value):
     labels: tuple[str, ...]
 
 
-class AskPage(Value):
-    tasks: tuple[str, ...]
-    chosen: Chosen | None
+class PlaygroundPage(PageValue):
+    """The page for questions."""
+
+    served_models: tuple[str, ...]
+    chosen: ChosenModel | None
 
 
-def ask(context: Context, viewer: Viewer, query: AskQuery) -> AskPage:
-    """NotFound for a task that is not released to the unit."""
+def ask(context: LedgerContext, viewer: Viewer, query: PlaygroundQuery) -> PlaygroundPage:
+    """Return the page for questions.
+
+    Raises: NotFound for a served model that is not released to the unit.
+    """
     caller = _looking(viewer)
-    tasks = tuple(sorted(str(one["id"]) for one in list_tasks(context, caller)))
-    task = query.task or (tasks[0] if tasks else None)
-    return AskPage(tasks=tasks, chosen=None if task is None else _choose(context, caller, task))
-
-
-def _looking(viewer: Viewer) -> Caller:
-    """The unit as the one who reads what is released to it; nothing is asked with it."""
-    return Caller(viewer.name, "", "", "")
-
-
-def _choose(context: Context, caller: Caller, task: str) -> Chosen:
-    told = describe_task(context, caller, task)
-    return Chosen(
-        task=task,
-        trained_for=str(told["trained_for"]),
-        form="\n\n".join(f"<{part}>" for part in QUESTIONS[told["trained_for"]]),
-        system=told["instruction"],
-        is_added=bool(told["adds_instruction"]),
-        labels=tuple(told["labels"]),
+    served_models = tuple(sorted(str(one["id"]) for one in list_served_models(context, caller)))
+    served_model = query.served_model or (served_models[0] if served_models else None)
+    return PlaygroundPage(
+        served_models=served_models, chosen=None if served_model is None else _choose(context, caller, served_model)
     )
 
 
-class Answered(Value):
-    """`shares`: the probability of each label, the greatest first. `record` and `answer`: files as `data:` addresses,
-    since nothing of them is kept here."""
+def _looking(viewer: Viewer) -> UnitCaller:
+    """Return the unit as a caller that only reads."""
+    return UnitCaller(viewer.name, "", "", "")
+
+
+def _choose(context: LedgerContext, caller: UnitCaller, served_model: str) -> ChosenModel:
+    description = describe_served_model(context, caller, served_model)
+    return ChosenModel(
+        served_model=served_model,
+        trained_for=str(description["trained_for"]),
+        form="\n\n".join(f"<{part}>" for part in QUESTIONS[description["trained_for"]]),
+        system=description["instruction"],
+        is_added=bool(description["adds_instruction"]),
+        labels=tuple(description["labels"]),
+    )
+
+
+class ShownResponse(PageValue):
+    """A response. `shares` are the labels' probabilities in descending order.
+
+    `record` and `answer` are files as `data:` addresses, because the service does not store them.
+    """
 
     request: str
     adapter: str
@@ -104,20 +119,21 @@ class Answered(Value):
     answer: str
 
 
-PAGE = Page(ASK, "Ask", ("unit",), AskQuery, ask, "units/ask.html", group="Your unit", symbol="load")
+PAGE = Page(ASK, "Playground", ("unit",), PlaygroundQuery, ask, "units/ask.html", group="Your unit", symbol="load")
 
 
-def ask_routes(desk: Desk, asks: Asks | None) -> list[Route]:
-    return [Route(ASK, _Ask(desk, asks).take, methods=["POST"])]
+def ask_routes(desk: Desk, playground: Playground | None) -> list[Route]:
+    """Return the route that takes questions."""
+    return [Route(ASK, _PlaygroundHandler(desk, playground).take, methods=["POST"])]
 
 
-class _Ask:
-    def __init__(self, desk: Desk, asks: Asks | None) -> None:
-        self._desk, self._asks = desk, asks
-        self._threads = Threads(ASKS)
+class _PlaygroundHandler:
+    def __init__(self, desk: Desk, playground: Playground | None) -> None:
+        self._desk, self._playground = desk, playground
+        self._threads = Threads()
 
     async def take(self, request: Request) -> Response:
-        """In threads of its own: an answer takes long, and pages wait for none."""
+        """Handle a question in a separate thread pool, so that pages do not wait for it."""
         fields = await self._desk.form(request)
         return await self._threads.run(self._answer, request, fields)
 
@@ -125,17 +141,19 @@ class _Ask:
         desk = self._desk
         viewer = desk.viewer(request)
         PAGE.check(viewer)
-        if self._asks is None:
+        if self._playground is None:
             raise Unavailable("answer: expected the service's engine, got a console without one")
-        caller = desk.door.browser_unit(desk.site.read_cookie(request) or "")
-        # As at the units' door: what is refused before it is asked is counted, and stands in the log as a count.
+        caller = desk.authenticator.browser_unit(desk.site.read_cookie(request) or "")
+        # As at the units' listener, refusals before the question are counted and appended to the log as a count.
         setattr(request.state, COUNTED_FOR, caller.unit)
-        value = ask(desk.context, viewer, AskQuery(task=_text(fields, "task", "")))
+        value = ask(desk.context, viewer, _read_query(fields))
         assert value.chosen is not None
         kind, body = _read_body(value.chosen, fields)
-        with self._asks.quotas.enter(caller.unit) as place:
+        with self._playground.quotas.enter(caller.unit) as place:
             setattr(request.state, COUNTED_FOR, None)
-            answered = _gather(self._asks.asking, kind, body, Asker(caller, place, source_of(request), {}))
+            answered = _gather(
+                self._playground.runner, kind, body, RequestContext(caller, place, source_of(request), {})
+            )
         return desk.render(
             "units/answer.html",
             page=PAGE,
@@ -147,12 +165,19 @@ class _Ask:
         )
 
 
-def _gather(asking: Asking, kind: str, body: AnyRequest, asker: Asker) -> Answered:
-    answer, pieces, done = asking.gather(kind, body, asker)
+def _read_query(fields: Mapping[str, str]) -> PlaygroundQuery:
+    try:
+        return PlaygroundQuery(served_model=_text(fields, "served_model", ""))
+    except ValidationError as error:
+        raise MalformedRequest.of(error) from None
+
+
+def _gather(runner: RequestRunner, kind: str, body: AnyRequest, context: RequestContext) -> ShownResponse:
+    answer, pieces, done = runner.gather(kind, body, context)
     text = text_of(pieces)
     record = done["record"].model_dump(mode="json", exclude_none=True)
     shares = read_shares(text) if kind == "classify" else {}
-    return Answered(
+    return ShownResponse(
         request=answer.request,
         adapter=answer.adapter,
         manifest=answer.manifest,
@@ -171,27 +196,27 @@ def _file(text: str, kind: str) -> str:
     return f"data:{kind};charset=utf-8;base64,{b64encode(text.encode('utf-8')).decode('ascii')}"
 
 
-def _read_body(chosen: Chosen, fields: Mapping[str, str]) -> tuple[str, AnyRequest]:
-    """The request that a program would send: its limits are the same."""
-    known = {"task", "text", "system", "max_tokens"}
+def _read_body(chosen: ChosenModel, fields: Mapping[str, str]) -> tuple[str, AnyRequest]:
+    """Return the request that a program would send, with the same limits."""
+    known = {"served_model", "text", "system", "max_tokens"}
     if unknown := sorted(fields.keys() - known):
         raise BadInput(f"form: expected {', '.join(sorted(known))}, got {unknown[0]!r:.60} too")
     text, system = _text(fields, "text", None), _text(fields, "system", "")
     messages = [{"role": "system", "content": system}] if system else []
-    given = {"model": chosen.task, "messages": [*messages, {"role": "user", "content": text}]}
+    given = {"model": chosen.served_model, "messages": [*messages, {"role": "user", "content": text}]}
     try:
         if chosen.labels:
             return "classify", ClassifyRequest.model_validate({**given, "labels": chosen.labels})
         most = {"max_tokens": _tokens(_text(fields, "max_tokens", str(TOKENS)))}
         if chosen.trained_for == "completion":
-            return "generate", CompletionRequest.model_validate({"model": chosen.task, "prompt": text, **most})
+            return "generate", CompletionRequest.model_validate({"model": chosen.served_model, "prompt": text, **most})
         return "generate", ChatRequest.model_validate({**given, **most})
     except ValidationError as error:
-        raise Malformed({**item, "loc": ("body", *item["loc"])} for item in error.errors()) from None
+        raise MalformedRequest.of(error) from None
 
 
 def _text(fields: Mapping[str, str], name: str, default: str | None) -> str:
-    """As the person typed it, with the line ends that a program would send."""
+    """Return the typed text, with the line ends that a program would send."""
     text = fields.get(name, "").replace("\r\n", "\n")
     if not text.strip() and default is None:
         raise BadInput("your text: expected one, got none")

@@ -1,7 +1,9 @@
-"""What a unit asked: each request that ended, and what was refused. The log has no text of them, nor has this page."""
+"""A unit's requests, refusals, usage and limits. The log and these pages contain no text of the requests."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from pydantic import Field
@@ -9,30 +11,37 @@ from pydantic import Field
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import Time
 from appliance.domain.serving.requests import RequestFinished, RequestRefused
-from appliance.web.console.core.page import PAGE_ROWS, Page, Query, Table, Value, Viewer
-from appliance.workflows.core.context import Context
+from appliance.web.console.core.page import PAGE_ROWS, CsvTable, Page, PageValue, Query, Viewer
+from appliance.web.console.releases.releases import ReleaseRow, ReleasesQuery, releases
+from appliance.web.operations.limits import Quotas, Usage
+from appliance.web.operations.metrics import Metrics, ResponseCounts
+from appliance.workflows.core.context import LedgerContext
 
 _NO_ANSWER = {
-    "failure": "cut off or not answered; who asked was told why",
+    "failure": "cut off or failed; the client got the reason",
     "interrupted": "who asked went away, or the service ended",
 }
-"""In place of a reason that only repeats the outcome."""
+"""Texts for finish reasons that only repeat the outcome."""
 
 
 class RequestsQuery(Query):
-    """`before`: the entry of the last one on the page before."""
+    """`before` is the entry of the last request on the previous page."""
 
     before: int | None = Field(default=None, ge=0)
 
 
-class RequestRow(Value):
-    """`count`: how many refusals the entry stands for. `detail`: how it ended, or why it was refused."""
+class RequestRow(PageValue):
+    """A request or a count of refusals.
+
+    `count` is the number of refusals that the entry represents. `detail` says how the request ended or why it was
+    refused.
+    """
 
     entry: int
     time: Time
     outcome: str
     detail: str
-    task: str | None
+    served_model: str | None
     adapter: str | None
     request: str | None
     tokens_read: int | None
@@ -40,13 +49,16 @@ class RequestRow(Value):
     count: int
 
 
-class Requests(Value):
+class Requests(PageValue):
+    """The page of the unit's requests."""
+
     requests: tuple[RequestRow, ...]
     running: int
     next: int | None
 
 
-def requests(context: Context, viewer: Viewer, query: RequestsQuery) -> Requests:
+def requests(context: LedgerContext, viewer: Viewer, query: RequestsQuery) -> Requests:
+    """Return the unit's requests, newest first."""
     found = context.ledger.find(
         types=[RequestFinished.type, RequestRefused.type],
         subjects=[f"unit:{viewer.name}"],
@@ -63,17 +75,17 @@ def requests(context: Context, viewer: Viewer, query: RequestsQuery) -> Requests
 
 
 def describe_row(data: bytes) -> RequestRow:
-    """Of an entry `request.finished` or `request.refused`."""
+    """Return the row of an entry `request.finished` or `request.refused`."""
     entry = parse_entry(data)
     body: dict[str, Any] = dict(entry.body)
-    refused = entry.type == RequestRefused.type
+    is_refused = entry.type == RequestRefused.type
     reason = str(body.get("finish_reason"))
     return RequestRow(
         entry=entry.index,
         time=entry.time,
         outcome=entry.outcome,
-        detail=f"{body['code']}: {body['message']}" if refused else _NO_ANSWER.get(reason, reason),
-        task=body.get("task"),
+        detail=str(body["code"]) if is_refused else _NO_ANSWER.get(reason, reason),
+        served_model=body.get("served_model"),
         adapter=body.get("adapter"),
         request=body.get("request"),
         tokens_read=body.get("prompt_tokens"),
@@ -82,9 +94,9 @@ def describe_row(data: bytes) -> RequestRow:
     )
 
 
-def _table(value: Requests) -> Table:
+def _table(value: Requests) -> CsvTable:
     headers = tuple(RequestRow.model_fields)
-    return Table(headers, [[getattr(one, name) for name in headers] for one in value.requests])
+    return CsvTable(headers, [[getattr(one, name) for name in headers] for one in value.requests])
 
 
 PAGE = Page(
@@ -92,3 +104,69 @@ PAGE = Page(
     group="Your unit",
     symbol="log",
 )
+
+
+class Limit(PageValue):
+    """A limit of the unit. `most` is 0 if there is none."""
+
+    name: str
+    most: int
+    left: int | None
+
+
+class ModelUsage(PageValue):
+    """Numbers of complete responses, and of incomplete or failed ones."""
+
+    served_model: str
+    adapter: str
+    complete: int
+    incomplete: int
+    tokens_read: int
+    tokens_written: int
+
+
+class UsagePage(PageValue):
+    """The page of the unit's usage and limits."""
+
+    limits: tuple[Limit, ...]
+    answered: tuple[ModelUsage, ...]
+    since: Time
+    running: int
+    releases: tuple[ReleaseRow, ...]
+    """Releases whose approvals limit the answers per day."""
+
+
+Measure = Callable[[str], tuple[Sequence[Usage], Sequence[ResponseCounts]]]
+"""Function that returns a unit's limits with what is left of them, and its answers since the start."""
+
+
+def measure(quotas: Quotas, metrics: Metrics, unit: str) -> tuple[Sequence[Usage], Sequence[ResponseCounts]]:
+    """Return a unit's limits with what is left of them, and its answers since the start."""
+    return quotas.usage(unit), metrics.count_responses(unit)
+
+
+def usage(measure: Measure, context: LedgerContext, viewer: Viewer, query: Query) -> UsagePage:
+    """Return the unit's limits and usage."""
+    limits, answered = measure(viewer.name)
+    found = releases(context, viewer, ReleasesQuery()).releases
+    return UsagePage(
+        limits=tuple(Limit(**one._asdict()) for one in limits),
+        answered=tuple(ModelUsage(**one._asdict()) for one in answered),
+        since=context.began,
+        running=sum(one.unit == viewer.name for one in context.ledger.state.requests.values()),
+        releases=tuple(one for one in found if one.most_a_day is not None),
+    )
+
+
+def _usage_table(value: UsagePage) -> CsvTable:
+    headers = tuple(ModelUsage.model_fields)
+    return CsvTable(headers, [[getattr(one, name) for name in headers] for one in value.answered])
+
+
+def make_usage_page(measure: Measure) -> Page:
+    """Return the page of the unit's usage and limits."""
+    return Page(
+        *("/usage", "Usage and limits", ("unit",), Query, partial(usage, measure), "units/usage.html", _usage_table),
+        group="Your unit",
+        symbol="health",
+    )

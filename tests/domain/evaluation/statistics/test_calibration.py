@@ -21,7 +21,7 @@ from appliance.domain.evaluation.statistics.calibration import (
     count_bins,
     expected_error,
 )
-from appliance.domain.evaluation.statistics.generator import draw_indices, stream_key
+from appliance.domain.evaluation.statistics.resampling import draw_indices, stream_key
 
 KEY = stream_key(1, "calibration")
 ANSWERS = st.lists(st.tuples(st.integers(0, WHOLE), st.booleans()), min_size=1, max_size=60)

@@ -1,4 +1,4 @@
-"""The generator is the page's, word for word, and favours no value."""
+"""The random generator agrees with its page and has no bias."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
-from appliance.domain.evaluation.statistics.generator import draw_bits, draw_indices, stream_key
+from appliance.domain.evaluation.statistics.resampling import draw_bits, draw_indices, stream_key
 
 PAGE = Path(__file__).resolve().parents[4] / "docs" / "formats" / "evaluation.md"
 KEY = stream_key(7, "better-than-base/bootstrap")

@@ -15,11 +15,9 @@ from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.weightstats import ttost_paired
 
-from appliance.domain.evaluation.statistics import permutation
-from appliance.domain.evaluation.statistics.bootstrap import bootstrap_mean, draw_replicates
-from appliance.domain.evaluation.statistics.generator import stream_key
-from appliance.domain.evaluation.statistics.student import measure_mean
-from appliance.domain.evaluation.statistics.units import Units, group_units
+from appliance.domain.evaluation.statistics import resampling
+from appliance.domain.evaluation.statistics.distributions import Units, group_units, measure_mean
+from appliance.domain.evaluation.statistics.resampling import bootstrap_mean, draw_replicates, stream_key
 
 EXAMPLES = settings(deadline=None, max_examples=40)
 KEY = stream_key(1, "test")
@@ -37,13 +35,13 @@ def alone(values: list[int]) -> Units:
 def test_few_units_are_permuted_exactly(values: list[int]) -> None:
     signs = list(product((1, -1), repeat=len(values)))
     extreme = sum(sum(a * b for a, b in zip(sign, values, strict=True)) >= sum(values) for sign in signs)
-    assert permutation.greater(values, KEY, 9_999) == Fraction(extreme, len(signs))
+    assert resampling.greater(values, KEY, 9_999) == Fraction(extreme, len(signs))
 
 
 @pytest.mark.parametrize("shift", [-40, 0, 30])
 def test_many_units_are_permuted_as_scipy_does(shift: int) -> None:
     values = [value + shift for value in SKEWED]
-    found = float(permutation.greater(values, KEY, 9_999))
+    found = float(resampling.greater(values, KEY, 9_999))
     public = stats.permutation_test(
         (np.array(values),),
         lambda sample, axis: np.mean(sample, axis=axis),
@@ -57,15 +55,15 @@ def test_many_units_are_permuted_as_scipy_does(shift: int) -> None:
 
 
 def test_a_permutations_p_value_is_never_zero() -> None:
-    assert permutation.greater([5] * 400, KEY, 999) == Fraction(1, 1000)
-    assert permutation.greater([0] * 400, KEY, 999) == 1
+    assert resampling.greater([5] * 400, KEY, 999) == Fraction(1, 1000)
+    assert resampling.greater([0] * 400, KEY, 999) == 1
 
 
 def test_the_permutation_test_errs_no_more_often_than_it_says() -> None:
-    """Two models that are alike, 300 times: at 0.05 it says "better" in at most about one of twenty."""
+    """Two models that are alike, 300 times: at 0.05 its result is "better" in at most about one of twenty."""
     rng = np.random.default_rng(11)
     hits = sum(
-        permutation.greater([int(v) for v in rng.integers(-50, 51, size=30)], stream_key(n, "null"), 999)
+        resampling.greater([int(v) for v in rng.integers(-50, 51, size=30)], stream_key(n, "null"), 999)
         <= Fraction(1, 20)
         for n in range(300)
     )

@@ -1,0 +1,113 @@
+"""Commands of an upgrade: whether processes of two builds can serve one log, and the database's tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from appliance.build import COMPATIBILITY, build_version
+from appliance.cli.support.caller import Caller
+from appliance.cli.support.command import group, shares
+from appliance.cli.support.output import print_facts, print_json
+
+ROLLING, RECREATE = 0, 3
+"""Exit codes: hosts can be upgraded one by one; all processes have to be stopped first."""
+_MAX_BYTES = 4_096
+
+
+@group(
+    "update-compatibility",
+    example="appliance update-compatibility check compatibility.json\nappliance update-compatibility metadata",
+)
+def update_compatibility() -> None:
+    """Say whether processes of this build and of another one can serve one log."""
+
+
+@update_compatibility.command("metadata", example="appliance update-compatibility metadata > compatibility.json")
+@shares
+@click.pass_obj
+def metadata(caller: Caller) -> None:
+    """Print this build's version and compatibility number as JSON, for `check` of another build."""
+    print_json({"version": build_version(), "compatibility": COMPATIBILITY})
+
+
+@update_compatibility.command("check", example="appliance update-compatibility check compatibility.json")
+@click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
+@shares
+@click.pass_context
+def check(context: click.Context, file: Path) -> None:
+    """Compare this build with another one, whose metadata is in FILE. A bundle has its own in compatibility.json.
+
+    The exit code is 0 if hosts can be upgraded one by one (`rolling`), and 3 if all processes of the log have to be
+    stopped before the first one of the other build is started (`recreate`).
+    """
+    from appliance.client.support.files import read_file
+    from appliance.formats.core.build_metadata import parse_build_metadata
+
+    other = parse_build_metadata(read_file(file, "compatibility", _MAX_BYTES))
+    verdict = "rolling" if other.compatibility == COMPATIBILITY else "recreate"
+    own = f"{build_version()}, compatibility number {COMPATIBILITY}"
+    facts = {
+        "verdict": verdict,
+        "this_build": own,
+        "other_build": f"{other.version}, compatibility number {other.compatibility}",
+    }
+    caller: Caller = context.obj
+    if caller.json:
+        print_json(facts)
+    else:
+        print_facts((name.replace("_", " "), value) for name, value in facts.items())
+    context.exit(ROLLING if verdict == "rolling" else RECREATE)
+
+
+@group("database", example="appliance database check\nappliance database migrate")
+def database() -> None:
+    """Check and migrate the database of this home, as an upgrade does.
+
+    Type these on the service's host, as the service's account. `/usr/lib/appliance/upgrade` runs them by itself.
+    """
+
+
+@database.command("check", example="appliance database check --json")
+@shares
+@click.pass_obj
+def check_database(caller: Caller) -> None:
+    """Verify the schema, and replay the whole log by the rules of this build. Changes nothing.
+
+    The service can run meanwhile. The exit code is 0 if this build can serve the log. It is 5 if the tables are of
+    another revision, and 6 if this build refuses an entry.
+    """
+    from appliance import wiring
+
+    found = wiring.check_database(caller.settings)
+    if caller.json:
+        print_json(found)
+        return
+    print_facts(
+        [
+            ("revision", found.revision),
+            ("log", f"{found.entries:,} entries, verified by the rules of {build_version()}"),
+            *(("run", f"{run} continues at the next start") for run in found.continuing),
+            *(("run", f"{run} would end at the next start") for run in found.ending),
+        ]
+    )
+
+
+@database.command("migrate", example="appliance database migrate\nappliance database migrate --to initial")
+@click.option("--to", "revision", metavar="REVISION", help="An earlier revision, which an earlier build needs.")
+@shares
+@click.pass_obj
+def migrate_database(caller: Caller, revision: str | None) -> None:
+    """Migrate the tables to the revision of this build, or back to an earlier one, in one transaction.
+
+    Entries are never removed. Refused while a service uses the database. After a migration forward the whole log is
+    replayed, as `check` does; if an entry is refused, the exit code is 6 and the tables stay migrated.
+    """
+    from appliance import wiring
+
+    before, after = wiring.migrate_database(caller.settings, revision)
+    if caller.json:
+        print_json({"before": before, "after": after})
+    else:
+        print_facts([("revision", after if before == after else f"{after}; it was {before}")])

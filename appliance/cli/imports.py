@@ -1,0 +1,430 @@
+"""Commands for imports and validation sets, and the parts that imports of rows share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from appliance.cli.support.caller import Caller
+from appliance.cli.support.command import command, group, reads, signs
+from appliance.cli.support.output import plain, print_facts, print_json, print_table, say
+from appliance.cli.support.progress import ImportDisplay, ProgressMeter
+from appliance.cli.support.signing import receipt_value, sign_and_submit
+from appliance.domain.data.kinds import DATASET_KINDS, FORMATS
+from appliance.errors import BadInput
+
+if TYPE_CHECKING:
+    from appliance.client.imports import RowTerms
+    from appliance.client.support.files import ImportSource
+    from appliance.client.support.orders import Receipt
+    from appliance.domain.actions.proposals import Proposal
+
+
+@group("import", example="appliance import list")
+def imports() -> None:
+    """List or cancel imports that were ordered."""
+
+
+@imports.command("list", example="appliance import list")
+@reads
+@click.pass_obj
+def list_imports(caller: Caller) -> None:
+    """List every import, in the order in which they were ordered."""
+    from appliance.domain.core.records.data import Import
+
+    rows = sorted(caller.reading().get("/v1/imports", list[Import]), key=lambda row: row.index)
+    if caller.json:
+        print_json(rows)
+        return
+    cells = [(row.subject, row.status, row.signer, row.index, row.order) for row in rows]
+    print_table(
+        ("import of", "status", "ordered by", "entry", "order"),
+        cells,
+        empty="No import was ordered. Order one with: appliance base import, or dataset import",
+    )
+
+
+@imports.command("cancel", example="appliance import cancel base:smollm2")
+@click.argument("what", metavar="IMPORT")
+@signs
+@click.pass_obj
+def cancel(caller: Caller, what: str) -> None:
+    """Cancel an import that waits or runs. The person who ordered it or an administrator may do so.
+
+    IMPORT is its subject, such as base:smollm2 or dataset:clauses, or the digest of its order.
+    """
+    from appliance.client.imports import find_import
+    from appliance.domain.data.imports import CancelImport
+
+    order = find_import(caller.reading(), caller.anchor, what)
+    receipt = sign_and_submit(caller, caller.propose(CancelImport, {"order": order}))
+    if caller.json:
+        print_json(receipt_value(receipt))
+        return
+    print_facts([("cancelled", what), ("entry", receipt.index)])
+
+
+def finish_import(caller: Caller, receipt: Receipt, wait: bool) -> None:
+    """Wait for the import that was ordered, and print its result."""
+    if not wait:
+        print_receipt(caller, receipt)
+        return
+    result = _wait(caller, receipt.order)
+    if caller.json:
+        print_json({**receipt_value(receipt), "result": result})
+        return
+    measured = dict(result.get("facts") or {})
+    facts = [(key, value) for key, value in describe_facts(measured) if key not in result]
+    listed = [(name, value) for name, value in result.items() if name not in ("facts", "sample")]
+    print_facts([*((name, _joined(value)) for name, value in [*listed, *facts]), ("ordered by entry", receipt.index)])
+    if "sample" in result:
+        say("", "The first row as the model sees it:", *(f"  {plain(line)}" for line in result["sample"].splitlines()))
+
+
+def _wait(caller: Caller, order: str) -> dict[str, Any]:
+    """Return the import's result. Interrupting the command does not stop the import."""
+    from appliance.client.imports import wait_for_import
+
+    display = ImportDisplay()
+    caller.continuation = f"the import continues; look for its end with: appliance ledger log --subject order:{order}"
+    try:
+        return wait_for_import(caller.reading(), order, display.take)
+    finally:
+        display.close()
+
+
+def describe_facts(facts: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Return the facts that an import measured, without those that are only for planning."""
+    return [(key.replace("_", " "), value) for key, value in facts.items() if not isinstance(value, dict)]
+
+
+def _joined(value: Any) -> str:
+    return ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+
+
+def print_receipt(caller: Caller, receipt: Receipt) -> None:
+    """Print the service's response to an order."""
+    if caller.json:
+        print_json(receipt_value(receipt))
+        return
+    print_facts([("order", receipt.order), ("entry", receipt.index), ("outcome", receipt.outcome)])
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+PATH = click.Path(path_type=Path)
+
+
+def describes_rows(function: F) -> F:
+    """Add the options for the dataset kind of a file's rows and their division."""
+    for option in (*_TEACHES, *_DIVIDES)[::-1]:
+        function = option(function)
+    return function
+
+
+def describes_set(function: F) -> F:
+    """Add the options for the dataset kind of rows that are all for evaluation."""
+    for option in _TEACHES[::-1]:
+        function = option(function)
+    return function
+
+
+def describes_terms(function: F) -> F:
+    """Add the options for the owner and the terms of the data."""
+    for option in _TERMS[::-1]:
+        function = option(function)
+    return function
+
+
+_TEACHES = (
+    click.option(
+        "--dataset-kind",
+        type=click.Choice(DATASET_KINDS),
+        default="classification",
+        show_default=True,
+        help="The kind of the rows.",
+    ),
+    click.option(
+        "--column",
+        "columns",
+        multiple=True,
+        metavar="PART=COLUMN",
+        help="The file's column for a part of such a row, or for a cluster or slice.",
+    ),
+    click.option(
+        "--label",
+        "labels",
+        multiple=True,
+        metavar="WORD",
+        help="A label. Can be repeated. Default: all in the file.",
+    ),
+    click.option("--instruction", default="", metavar="TEXT", help="The system message of every row."),
+    click.option(
+        "--format", "kind", type=click.Choice(FORMATS), help="Needed when the file's ending does not show it."
+    ),
+)
+_DIVIDES = (
+    click.option("--seed", metavar="N", default=1, show_default=True, help="Selects which rows are held out."),
+    click.option(
+        "--held-out",
+        default="0.2",
+        show_default=True,
+        metavar="FRACTION",
+        help="The share of rows kept for evaluation.",
+    ),
+    click.option(
+        "--held-out-file",
+        type=PATH,
+        metavar="FILE",
+        help="Keep this file's rows for evaluation instead of a share.",
+    ),
+)
+_TERMS = (
+    click.option("--owner", required=True, metavar="TEXT", help="Who owns the data; can be erased later."),
+    click.option("--licence", required=True, metavar="SPDX", help="The licence's SPDX identifier, or LicenseRef-NAME."),
+    click.option("--classification", required=True, metavar="WORD", help="Such as public, internal or restricted."),
+)
+
+
+def read_columns(pairs: tuple[str, ...]) -> dict[str, str]:
+    """Return the columns of PART=COLUMN options.
+
+    Raises: BadInput for another form or a repeated part.
+    """
+    columns: dict[str, str] = {}
+    for pair in pairs:
+        part, sign, name = pair.partition("=")
+        if not (part and sign and name) or part in columns:
+            raise BadInput(f"dataset, --column: expected PART=COLUMN, each part once, got {pair!r}")
+        columns[part] = name
+    return columns
+
+
+def read_sources(path: Path, held_out_file: Path | None, kind: str | None) -> list[ImportSource]:
+    """Return the files of rows, hashed: the file and, if given, that of the held-out rows. Both have one format."""
+    from appliance.client.imports import read_rows
+
+    sources = [read_rows(file, kind) for file in (path, held_out_file) if file is not None]
+    if len({source.format for source in sources}) > 1:
+        first, second = (source.format for source in sources)
+        raise BadInput(f"dataset, {held_out_file}: expected {first}, the format of {path}, got {second}")
+    return sources
+
+
+def send(caller: Caller, source: ImportSource) -> None:
+    """Upload a hashed file, with a meter."""
+    from appliance.client.support.files import upload
+
+    meter = ProgressMeter("sends", source.total_bytes, "bytes")
+    upload(caller.reading(), source, meter.advance)
+    meter.close()
+
+
+def check_before_import(caller: Caller, teaching: RowTerms, sources: Sequence[ImportSource], path: Path) -> None:
+    """Check uploaded rows, and print the findings on stderr.
+
+    Raises: BadInput if an import would fail.
+    """
+    from appliance.client.imports import check_rows, list_facts, list_warnings, refuse_errors
+
+    found = check_rows(caller.reading(), teaching, sources, keep=True)
+    print_facts(list_facts(found), err=True)
+    say(*(f"warning: {plain(text)}" for text in list_warnings(found)))
+    hidden = f" (of a blind set only lines are shown; for the reasons run: appliance dataset check {path})"
+    refuse_errors(found, str(path), ", nothing was imported" + (hidden if teaching.blind else ""))
+
+
+@command("check", example="appliance dataset check clauses.csv\nappliance dataset check clauses.csv --base smollm2")
+@click.argument("path", type=PATH)
+@describes_rows
+@click.option("--base", metavar="NAME", help="Count tokens with this base, and compare with its context.")
+@reads
+@click.pass_obj
+def check(
+    caller: Caller,
+    /,
+    path: Path,
+    held_out_file: Path | None,
+    kind: str | None,
+    columns: tuple[str, ...],
+    **given: Any,
+) -> None:
+    """Check a file's rows: list every row that an import would refuse, and what is unusual. Nothing is recorded.
+
+    Names every row that does not fit, counts labels, and lists labels that are nearly the same and repeated texts; with
+    --base also lengths. The service's sandboxed worker reads the file, which is not kept.
+    """
+    from appliance.api.wire import json_value
+    from appliance.client.imports import RowTerms, check_rows, list_facts, list_warnings, refuse_errors
+
+    teaching = RowTerms(columns=read_columns(columns), **given)
+    sources = read_sources(path, held_out_file, kind)
+    for source in sources:
+        send(caller, source)
+    found = check_rows(caller.reading(), teaching, sources, keep=False)
+    warnings = list_warnings(found)
+    if caller.json:
+        print_json({**json_value(found), "warnings": warnings})
+    else:
+        print_facts([*list_facts(found), *(("warning", text) for text in warnings)])
+    refuse_errors(found, str(path))
+
+
+_REASON = click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
+
+
+@command("revoke", example="appliance base revoke smollm2 --reason 'Its licence does not allow this use.'")
+@click.argument("name", metavar="NAME")
+@_REASON
+@signs
+@click.pass_obj
+def revoke_base(caller: Caller, name: str, reason: str | None) -> None:
+    """Revoke a base at once and permanently, for every unit, with every adapter and every run on it.
+
+    One administrator or reviewer is enough.
+    """
+    from appliance.domain.data.bases import RevokeBase
+
+    _sign(caller, name, caller.propose(RevokeBase, {"base": name}, texts={"reason": reason}))
+
+
+@command("revoke", example="appliance dataset revoke clauses@1 --reason 'Its owner has withdrawn it.'")
+@click.argument("name", metavar="NAME@VERSION")
+@_REASON
+@signs
+@click.pass_obj
+def revoke_dataset(caller: Caller, name: str, reason: str | None) -> None:
+    """Revoke a dataset at once and permanently, for every unit, with every adapter and every run on it.
+
+    One administrator or reviewer is enough.
+    """
+    from appliance.domain.data.datasets import RevokeDataset
+
+    _sign(caller, name, caller.propose(RevokeDataset, {"dataset": name}, texts={"reason": reason}))
+
+
+@command("revoke", example="appliance validation-set revoke exam@1 --reason 'Two of its labels are wrong.'")
+@click.argument("name", metavar="NAME@VERSION")
+@_REASON
+@signs
+@click.pass_obj
+def revoke_set(caller: Caller, name: str, reason: str | None) -> None:
+    """Revoke a validation set at once. Runs that wait for it fail, and approvals that depend on it become stale.
+
+    One validator, administrator or reviewer is enough.
+    """
+    from appliance.domain.data.validation_sets import RevokeValidationSet
+
+    _sign(caller, name, caller.propose(RevokeValidationSet, {"validation_set": name}, texts={"reason": reason}))
+
+
+def _sign(caller: Caller, name: str, proposal: Proposal) -> None:
+    receipt = sign_and_submit(caller, proposal)
+    if caller.json:
+        print_json(receipt_value(receipt))
+        return
+    print_facts([("revoked", name), ("entry", receipt.index)])
+
+
+@group("validation-set", example="appliance validation-set list")
+def validation_set() -> None:
+    """Import, list, show and revoke validation sets, on which adapters are evaluated and never trained."""
+
+
+@validation_set.command(
+    "import",
+    example=(
+        "appliance validation-set import exam.csv --name exam --base smollm2 --blind \\\n"
+        "    --instruction 'Name the kind of clause.' --owner 'Legal' --licence CC0-1.0 --classification internal"
+    ),
+)
+@click.argument("path", type=PATH)
+@click.option("--name", metavar="NAME", required=True, help="A name for the set, as gates use it; each adds a version.")
+@click.option("--base", required=True, metavar="NAME", help="The base whose chat template renders the rows.")
+@describes_set
+@click.option("--blind", is_flag=True, help="Show nobody a row: only digests, scores and counts leave the set.")
+@click.option("--final", is_flag=True, help="Each adapter name can be evaluated on the set only once.")
+@describes_terms
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until the import has ended.")
+@signs
+@click.pass_obj
+def import_set(
+    caller: Caller, /, path: Path, kind: str | None, wait: bool, columns: tuple[str, ...], **given: Any
+) -> None:
+    """Import rows that adapters are evaluated on. All rows are for evaluation, and no run can train on them.
+
+    Kinds and formats are those of `dataset import`. Use the dataset's instruction, since the model gets the rows
+    exactly as they are rendered now. Before you sign you see every row that does not fit. Nobody else sees rows of a
+    blind set.
+    """
+    from appliance.client.imports import RowTerms, SetTerms, check_terms, describe_rows
+
+    terms = SetTerms(columns=read_columns(columns), **given)
+    check_terms(caller.reading(), caller.lookup, caller.propose_input, terms)
+    sources = read_sources(path, None, kind)
+    _ = caller.unlock("to sign the import")
+    send(caller, sources[0])
+    shared = {member.name for member in fields(RowTerms)} & {member.name for member in fields(SetTerms)}
+    check_before_import(
+        caller, RowTerms(is_validation_set=True, **{name: getattr(terms, name) for name in shared}), sources, path
+    )
+    proposal = caller.propose_input(terms.order, describe_rows(terms, sources[0]))
+    finish_import(caller, sign_and_submit(caller, proposal), wait)
+
+
+@validation_set.command("list", example="appliance validation-set list")
+@reads
+@click.pass_obj
+def list_sets(caller: Caller) -> None:
+    """List every validation set and version, and whether it is in use."""
+    from appliance.domain.core.records.data import ValidationSet
+
+    rows = caller.reading().get("/v1/validation-sets", list[ValidationSet])
+    if caller.json:
+        print_json(rows)
+        return
+    print_table(
+        ("validation set", "dataset_kind", "rows", "base", "blind", "final", "imported by", "entry", "revoked by"),
+        [
+            (
+                f"{row.name}@{row.version}",
+                row.dataset_kind,
+                row.facts.get("rows"),
+                row.base,
+                "yes" if row.blind else "no",
+                "yes" if row.final else "no",
+                row.imported_by,
+                row.index,
+                row.revoked,
+            )
+            for row in rows
+        ],
+        empty="No validation set was imported. Import one with: appliance validation-set import",
+        least=("entry", "imported by", "base", "dataset_kind"),
+    )
+
+
+@validation_set.command("show", example="appliance validation-set show exam@1")
+@click.argument("name", metavar="NAME@VERSION")
+@reads
+@click.pass_obj
+def show_set(caller: Caller, name: str) -> None:
+    """Show one validation set: its digests, the import's facts, and the adapters evaluated on it."""
+    from appliance.domain.core.records.data import ValidationSet
+    from appliance.domain.core.records.runs import AdapterEvaluation
+
+    connection = caller.reading()
+    row = connection.get(f"/v1/validation-sets/{name}", ValidationSet)
+    evaluations = connection.get("/v1/evaluations", list[AdapterEvaluation])
+    evaluated = [one.adapter for one in evaluations if any(found.validation_set == name for found in one.sets)]
+    if caller.json:
+        print_json({**row.model_dump(), "evaluated": evaluated})
+        return
+    shown = [(key.replace("_", " "), value) for key, value in row.model_dump(exclude={"facts"}).items()]
+    print_facts([*shown, *describe_facts(row.facts), ("adapters evaluated on it", ", ".join(evaluated) or "none")])
+
+
+validation_set.add_command(revoke_set)

@@ -1,1 +1,0 @@
-"""What reviewers decide on: evidence, release requests, findings, delegations."""

@@ -1,1 +1,0 @@
-"""A unit's API keys, and the applications that renew them."""

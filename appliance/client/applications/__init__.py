@@ -1,1 +1,0 @@
-"""A unit's applications: the agent that renews their tokens."""

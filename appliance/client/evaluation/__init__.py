@@ -1,1 +1,0 @@
-"""Gate sets at hand, what they can show, and verdicts proved and computed again."""

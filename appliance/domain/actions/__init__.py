@@ -1,0 +1,1 @@
+"""The action registry, which lists all orders, events and rules, and their application to entries."""

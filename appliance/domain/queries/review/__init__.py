@@ -1,0 +1,1 @@
+"""The review page that a reviewer reads before signing, computed from entries of the log and sealed files."""

@@ -1,1 +1,0 @@
-"""Texts behind commitments, legal holds, erasure."""

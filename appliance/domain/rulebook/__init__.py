@@ -1,1 +1,0 @@
-"""Every verb, event and rule in one registry, and their application to an entry."""

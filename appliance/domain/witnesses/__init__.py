@@ -1,1 +1,0 @@
-"""Cosignatures by witnesses."""

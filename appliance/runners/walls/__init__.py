@@ -1,1 +1,0 @@
-"""What keeps a worker in: namespaces, Landlock, seccomp, mounts."""

@@ -1,0 +1,169 @@
+"""The pages of the last checkpoint with its witnesses, and of the state at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from appliance.domain.core.words import unknown_word
+from appliance.domain.queries.rows import MODELS
+from appliance.errors import BadInput
+from appliance.formats.core.timestamp import parse_point
+from appliance.formats.log.checkpoint import parse_checkpoint
+from appliance.formats.log.note import parse_note
+from appliance.web.console.core.page import PEOPLE, CsvTable, Page, PageValue, Query, Viewer
+from appliance.web.console.core.render import LogCondition, find_log_condition, seconds_since
+from appliance.workflows.core.context import LedgerContext
+from appliance.workflows.queries.questions import list_state_objects
+
+
+class LastCosignature(PageValue):
+    """The last cosignature of a witness. `counts` is true while it is recent enough for the policy."""
+
+    name: str
+    vkey: str
+    size: int | None
+    time: str | None
+    age_s: float | None
+    counts: bool
+    entry: int | None
+
+
+class LogKeyRow(PageValue):
+    """A key of the log and the entries that it signs."""
+
+    vkey: str
+    since: int
+    until: str | None
+
+
+class CheckpointPage(PageValue):
+    """The page of the last checkpoint."""
+
+    log: LogCondition
+    note: str
+    size: int
+    root: str
+    quorum: int
+    lifetime_s: int
+    witnesses: tuple[LastCosignature, ...]
+    log_keys: tuple[LogKeyRow, ...]
+
+
+def checkpoint(context: LedgerContext, viewer: Viewer, query: Query) -> CheckpointPage:
+    """Return the last checkpoint, and what each witness has cosigned."""
+    note = context.ledger.checkpoint()
+    parsed = parse_checkpoint(parse_note(note).text)
+    state = context.ledger.state
+    now, rules = context.now(state), state.parameters
+    seen = {one.vkey: one for one in state.witnesses.values()}
+    rows = []
+    for vkey in rules.witnesses:
+        one = seen.get(vkey)
+        age = None if one is None else seconds_since(one.time, now)
+        rows.append(
+            LastCosignature(
+                name=vkey.partition("+")[0],
+                vkey=vkey,
+                size=None if one is None else one.size,
+                time=None if one is None else one.time,
+                age_s=age,
+                counts=age is not None and age <= rules.witness_lifetime_s,
+                entry=None if one is None else one.index,
+            )
+        )
+    return CheckpointPage(
+        log=find_log_condition(context),
+        note=note.decode("utf-8"),
+        size=parsed.size,
+        root=f"sha256:{parsed.root.hex()}",
+        quorum=rules.witness_quorum,
+        lifetime_s=rules.witness_lifetime_s,
+        witnesses=tuple(rows),
+        log_keys=tuple(LogKeyRow(**key.model_dump()) for key in state.site.log_keys),
+    )
+
+
+def _checkpoint_table(value: CheckpointPage) -> CsvTable:
+    headers = ("name", "size", "time", "age_s", "counts", "vkey")
+    return CsvTable(headers, [[getattr(one, name) for name in headers] for one in value.witnesses])
+
+
+CHECKPOINT_PAGE = Page(
+    *("/checkpoint", "Log checkpoint", PEOPLE, Query, checkpoint, "auditors/checkpoint.html", _checkpoint_table),
+    group="Audit",
+    symbol="seal",
+)
+
+
+MOST_ROWS = 20
+"""Number of objects on a page. Each is shown as a whole; an adapter has all of its reviews."""
+
+
+class PastQuery(Query):
+    """A moment `at`: an entry's number, a time, or the end of a day; without it, now.
+
+    `past` is the last id on the previous page.
+    """
+
+    at: str | None = None
+    kind: str = "release"
+    past: str | None = None
+
+
+class StateObject(PageValue):
+    """An object of the state."""
+
+    id: str
+    since: int
+    """Entry that last changed the object."""
+    value: dict[str, Any]
+
+
+class Past(PageValue):
+    """The objects of one kind at a moment."""
+
+    as_of: int
+    time: str
+    size: int
+    kind: str
+    kinds: tuple[str, ...]
+    rows: tuple[StateObject, ...]
+    next: str | None
+
+
+def past(context: LedgerContext, viewer: Viewer, query: PastQuery) -> Past:
+    """Return the objects of a kind as they were at a moment.
+
+    Raises: BadInput for an unknown kind or an unreadable moment.
+    """
+    kinds = tuple(sorted(MODELS))
+    if query.kind not in kinds:
+        raise BadInput(unknown_word("kind", query.kind, kinds, "a kind of object"))
+    at = parse_point(query.at, "at", context.clock(), end_of_day=True)
+    found = list_state_objects(context, at, query.kind, query.past or "", MOST_ROWS + 1)
+    rows = found.rows
+    return Past(
+        as_of=found.as_of,
+        time=found.time,
+        size=context.ledger.state.size,
+        kind=query.kind,
+        kinds=kinds,
+        rows=tuple(StateObject(id=one.id, since=one.since, value=one.value) for one in rows[:MOST_ROWS]),
+        next=rows[MOST_ROWS - 1].id if len(rows) > MOST_ROWS else None,
+    )
+
+
+def _without_moment(context: LedgerContext, viewer: Viewer, query: PastQuery) -> Past:
+    return past(context, viewer, PastQuery())
+
+
+def _table(value: Past) -> CsvTable:
+    return CsvTable(("kind", "id", "since"), [[value.kind, row.id, row.since] for row in value.rows])
+
+
+PAST_PAGE = Page(
+    *("/past", "State at a time", PEOPLE, PastQuery, past, "auditors/past.html", _table),
+    group="Audit",
+    symbol="past",
+    without_results=_without_moment,
+)

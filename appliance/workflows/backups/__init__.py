@@ -1,0 +1,1 @@
+"""Encrypted backups: made, verified, listed, removed and restored."""

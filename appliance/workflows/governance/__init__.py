@@ -1,1 +1,0 @@
-"""Sessions, callers, and what administrators order."""

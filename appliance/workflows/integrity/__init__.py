@@ -1,1 +1,0 @@
-"""Sealed folders and the fold are checked and kept."""

@@ -1,1 +1,0 @@
-"""Requests to witnesses and their answers."""

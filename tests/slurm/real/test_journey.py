@@ -1,0 +1,208 @@
+"""A run on a real Slurm, from the order to an approved adapter, through all that a cluster does to a job."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.domain.runs.conditions import UNDER_WAY
+from appliance.domain.runs.control import Cancel
+from appliance.domain.runs.replays import ReplayRun
+from scripts.kit.appliance import Appliance
+from scripts.kit.slurm import Slurm
+
+pytestmark = [pytest.mark.outside, pytest.mark.slow, pytest.mark.xdist_group("slurm"), pytest.mark.timeout(900)]
+
+LONG = {"epochs": 100, "batch_size": 8, "save_steps": 150, "dropout": "0.1"}
+STEPS = 300
+SHORT = {"epochs": 60, "batch_size": 8, "save_steps": 90, "dropout": "0.1"}
+SHORT_STEPS = 180
+WAIT_S = 240.0
+
+
+def order(site: Appliance, name: str, nodes: int = 1, recipe: dict[str, Any] = LONG) -> str:
+    made = site.train_order(name, **recipe, processes=nodes).model_copy(update={"on": "slurm", "nodes": nodes})
+    return str(site.order(made)["result"]["run"])
+
+
+def await_that(what: str, fact: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not fact():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+def await_run(site: Appliance, run: str, what: str, fact: Callable[[], bool]) -> None:
+    """Wait until the fact is true of a run that continues. A failed run ends the wait."""
+
+    def is_shown() -> bool:
+        found = site.get(f"/v1/runs/{run}")
+        assert found["status"] in UNDER_WAY, found
+        return fact()
+
+    await_that(what, is_shown)
+
+
+def bodies(site: Appliance, type_: str, run: str) -> list[dict[str, Any]]:
+    return [entry["body"] for entry in site.entries(type=type_, subject=f"run:{run}")]
+
+
+def steps_of(site: Appliance, run: str) -> int:
+    """Return the last step that the worker reported."""
+    frames = site.get(f"/v1/runs/{run}/progress", after=0, wait_s=0)["frames"]
+    return max((int(frame["step"]) for frame in frames if frame["frame"] == "step"), default=0)
+
+
+def job_of(site: Appliance, run: str, type_: str = "run.started") -> dict[str, Any]:
+    return dict(bodies(site, type_, run)[-1]["job"])
+
+
+def signal_workers(site: Appliance, number: int) -> None:
+    """To every process of a job's worker: one that is stopped trains no further while a cluster takes its time."""
+    home = f"HOME={site.environment['APPLIANCE_SLURM_SCRATCH']}/".encode()
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if home in path.read_bytes():
+                os.kill(int(path.parent.name), number)
+
+
+def freeze(site: Appliance) -> None:
+    signal_workers(site, signal.SIGSTOP)
+
+
+def thaw(site: Appliance) -> None:
+    signal_workers(site, signal.SIGCONT)
+
+
+def is_preempted(slurm: Slurm, job: int) -> bool:
+    """Whether Slurm has told the job that it will take its node."""
+    (found,) = json.loads(slurm.run("scontrol", "show", "job", str(job), "--json"))["jobs"]
+    return bool(found["preempt_time"]["number"])
+
+
+def test_a_run_is_preempted_loses_its_node_and_its_service_and_ends_in_the_bytes_of_an_undisturbed_one(
+    site: Appliance, slurm: Slurm
+) -> None:
+    shared = Path(site.environment["APPLIANCE_SLURM_FOLDER"])
+    gone, run = order(site, "gone"), order(site, "moved")
+
+    # Another one is cancelled: its job ends, and nothing of it stays in the shared folder.
+    await_that("both were to train first", lambda: min(steps_of(site, gone), steps_of(site, run)) > 0)
+    freeze(site)
+    site.order(Cancel(run=gone, **site.terms("olga")))
+    assert site.wait_run(gone)["status"] == "cancelled"
+    number = job_of(site, gone)["id"]
+    await_that("the job was to end", lambda: str(number) not in slurm.run("squeue", "-h", "-o", "%i").split())
+    await_that("its folder was to go", lambda: not list((shared / "jobs").glob(f"{gone}-*")))
+
+    # A more urgent job takes the node: the worker leaves a training checkpoint where none was due.
+    first = job_of(site, run)
+    assert first["restart"] == 0
+    slurm.urgent(first["nodes"][0])
+    await_that("it was to be preempted", lambda: is_preempted(slurm, first["id"]))
+    thaw(site)
+    await_that("a training checkpoint was asked for", lambda: site.get(f"/v1/runs/{run}")["step"] > 0)
+    freeze(site)
+    await_that("it was to be resumed", lambda: bool(bodies(site, "run.resumed", run)))
+    (resumed,) = bodies(site, "run.resumed", run)
+    assert 0 < resumed["step"] < LONG["save_steps"]  # type: ignore[operator]
+    assert resumed["job"]["id"] == first["id"]
+    assert resumed["job"]["restart"] == 1
+
+    # The service is killed while the job trains on, and finds it again.
+    await_that("it was to go on", lambda: steps_of(site, run) > resumed["step"])
+    site.kill()
+    freeze(site)
+    site.start()
+    before = steps_of(site, run)
+    thaw(site)
+    await_that("the job was to be found again", lambda: steps_of(site, run) > before)
+    assert len(bodies(site, "run.resumed", run)) == 1
+    assert not bodies(site, "run.failed", run)
+
+    # Its node loses power: Slurm starts the job on the other one.
+    await_that("a training checkpoint was due", lambda: site.get(f"/v1/runs/{run}")["step"] > resumed["step"])
+    freeze(site)
+    dead = job_of(site, run, "run.resumed")["nodes"][0]
+    slurm.kill(dead)
+    slurm.run("scontrol", "update", f"NodeName={dead}", "State=DOWN", "Reason=power")  # as a cluster's monitor does
+    found = site.wait_run(run)
+    assert found["adapter"] == "moved@1", found
+    assert job_of(site, run, "run.resumed")["nodes"] != [dead]
+    await_that("the shared folder was to be empty", lambda: not any((shared / "jobs").iterdir()))
+    assert not any((shared / "objects").iterdir())
+
+    # The same bytes as on this machine, undisturbed; an auditor has it trained again over every disturbance.
+    assert site.train("whole", **LONG)["adapter"] == "whole@1"
+    rows = {row["name"]: row for row in site.get("/v1/runs")}
+    assert rows["moved"]["weights"] == rows["whole"]["weights"]
+    ordered = ReplayRun(run=run, from_step=0, to_step=STEPS, **site.terms("axel"))
+    replay = site.order(ordered)["order"]
+    site.approve(name="moved@1")
+    site.activate(name="moved@1")
+    while (verdict := site.get(f"/v1/replays/{replay}", "axel", wait_s=5))["status"] == "requested":
+        continue
+    assert verdict["verdict"] == "identical"
+    assert site.chat("legal", "labels")["choices"]
+    assert site.verify()["verdict"] == "verified"
+
+
+def test_a_run_on_two_nodes_is_preempted_and_ends_in_the_bytes_of_an_undisturbed_one(
+    site: Appliance, slurm: Slurm
+) -> None:
+    run = order(site, "pair", 2, SHORT)
+    await_run(site, run, "it was to train", lambda: steps_of(site, run) > 0)
+    freeze(site)
+    (started,) = bodies(site, "run.started", run)
+    assert started["job"]["nodes"] == ["n1", "n2"]
+    # The launchers have the network between the nodes, and no worker has: no layer is missing.
+    assert started["accepted_missing"] == []
+    assert all(started["layers"].values())
+    assert set(started["sandbox_probes"].values()) == {"refused"}
+
+    # A more urgent job takes the second node: the first one's worker leaves a training checkpoint for both.
+    slurm.urgent("n2")
+    await_that("it was to be preempted", lambda: is_preempted(slurm, started["job"]["id"]))
+    thaw(site)
+    await_run(site, run, "a training checkpoint was asked for", lambda: site.get(f"/v1/runs/{run}")["step"] > 0)
+    # On a quick machine it would end before Slurm takes it away.
+    freeze(site)
+    await_run(site, run, "it was to be resumed", lambda: bool(bodies(site, "run.resumed", run)))
+    (resumed,) = bodies(site, "run.resumed", run)
+    assert 0 < resumed["step"] < SHORT_STEPS
+    assert resumed["job"] == {"id": started["job"]["id"], "restart": 1, "nodes": ["n1", "n2"]}
+    found = site.wait_run(run)
+    assert found["adapter"] == "pair@1", found
+
+    other = order(site, "undisturbed", 2, SHORT)
+    assert site.wait_run(other)["adapter"] == "undisturbed@1"
+    rows = {row["name"]: row for row in site.get("/v1/runs")}
+    assert rows["pair"]["weights"] == rows["undisturbed"]["weights"]
+    ordered = ReplayRun(run=run, from_step=0, to_step=SHORT_STEPS, **site.terms("axel"))
+    replay = site.order(ordered)["order"]
+    while (verdict := site.get(f"/v1/replays/{replay}", "axel", wait_s=5))["status"] == "requested":
+        continue
+    assert verdict["verdict"] == "identical"
+    assert site.verify()["verdict"] == "verified"
+
+
+def test_a_node_of_two_that_dies_ends_in_another_start_of_the_run(site: Appliance, slurm: Slurm) -> None:
+    run = order(site, "torn", 2, SHORT)
+    await_run(site, run, "a training checkpoint was due", lambda: site.get(f"/v1/runs/{run}")["step"] > 0)
+    freeze(site)
+    slurm.kill("n2")
+    slurm.run("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=power")
+    slurm.start("n2")
+    # What is stopped cannot end the run before Slurm takes the job away.
+    await_run(site, run, "it was to be resumed", lambda: bool(bodies(site, "run.resumed", run)))
+    found = site.wait_run(run)
+    assert found["adapter"] == "torn@1", found
+    assert bodies(site, "run.resumed", run)
