@@ -13,17 +13,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
-
-with suppress(ImportError):  # the environment of scripts/gpu may lack it
-    from hypothesis import HealthCheck, settings
-
-    # An example takes as long as other programs have the processor.
-    settings.register_profile("tests", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
-    settings.load_profile("tests")
 
 gc.disable()  # until the tests are collected, nearly all that is made stays
 
@@ -31,7 +23,7 @@ gc.disable()  # until the tests are collected, nearly all that is made stays
 # and a test of half a second took two minutes. Read when torch's OpenMP is loaded.
 os.environ["GOMP_SPINCOUNT"] = "2000"
 
-pytest_plugins = ["tests.kit.families", "tests.kit.longest_first"]
+pytest_plugins = ["tests.kit.tiers"]
 
 LOOPBACK_NAMES = frozenset({"", "localhost", "localhost.localdomain", "ip6-localhost"})
 ADDRESS_EVENTS = frozenset({"socket.connect", "socket.bind", "socket.sendto", "socket.sendmsg"})

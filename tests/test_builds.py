@@ -67,6 +67,7 @@ def make_wheel(folder: Path, output: Path) -> Path:
     return made
 
 
+@pytest.mark.thorough
 def test_the_documented_command_installs_a_later_build_over_an_earlier_one(tmp_path: Path) -> None:
     repository, wheels = copy_tree(tmp_path / "repository"), tmp_path / "wheels"
     wheels.mkdir()
@@ -117,6 +118,7 @@ def test_the_documented_command_installs_a_later_build_over_an_earlier_one(tmp_p
     assert {path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("*.py")} <= names
 
 
+@pytest.mark.thorough
 def test_a_source_package_names_the_commit_that_it_was_made_from(tmp_path: Path) -> None:
     repository = copy_tree(tmp_path / "repository")
     run(*GIT, "init", "--quiet", folder=repository)

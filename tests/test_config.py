@@ -251,6 +251,7 @@ def test_a_setting_of_the_cluster_that_cannot_be_is_named(tmp_path: Path, text: 
         load_settings(tmp_path, {"APPLIANCE_HOME": str(tmp_path)})
 
 
+@pytest.mark.thorough
 def test_a_file_with_many_wrong_keys_is_refused_in_little_time_with_the_first_ones(tmp_path: Path) -> None:
     home = write(tmp_path, "".join(f"listem{number} = 1\n" for number in range(30_000)))
     begun = time.thread_time()

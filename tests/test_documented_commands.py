@@ -146,6 +146,7 @@ def _path_of(root: click.Group, words: tuple[str, ...]) -> list[str]:
 MODULES = {"appliance-verify": "appliance.verifier", "appliance-witness": "appliance.witness"}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("shown", [s for s in SHOWN if s.program in MODULES], ids=str)
 def test_a_documented_option_of_a_program_exists(shown: Shown) -> None:
     command = [sys.executable, "-m", MODULES[shown.program]]

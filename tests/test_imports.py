@@ -333,12 +333,14 @@ def read_sources() -> dict[str, str]:
     return sources
 
 
+@pytest.mark.thorough
 def test_every_file_keeps_the_import_rules() -> None:
     sources = read_sources()
     assert len(sources) > 10, "the test looks at the wrong folder"
     assert check(sources) == []
 
 
+@pytest.mark.thorough
 def test_no_script_imports_the_tests() -> None:
     paths = sorted(ROOT.glob("scripts/**/*.py"))
     assert len(paths) > 10, "the test looks at the wrong folder"
@@ -388,6 +390,7 @@ def literal_keys(tree: ast.AST) -> list[int]:
     return found
 
 
+@pytest.mark.thorough
 def test_clients_take_fields_of_typed_values() -> None:
     """The types of `appliance/api` are the one definition of a response; a misspelt key is found by mypy."""
     paths = [path for room in CLIENT_ROOMS for path in (ROOT / "appliance" / room).rglob("*.py")]

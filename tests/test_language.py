@@ -151,6 +151,7 @@ def test_no_page_has_a_retired_word(path: Path) -> None:
     assert find_retired(path.read_text(encoding="utf-8")) == []
 
 
+@pytest.mark.thorough
 def test_no_text_of_the_code_has_a_retired_word() -> None:
     """Read messages, help texts, names of commands and docstrings: every string of the package and its templates."""
     found = []
@@ -194,6 +195,7 @@ def find_double_names(sources: dict[str, str]) -> list[str]:
     ]
 
 
+@pytest.mark.thorough
 def test_no_two_classes_of_one_name_mean_different_things() -> None:
     sources = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in sorted(PACKAGE.rglob("*.py"))}
     assert find_double_names(sources) == []

@@ -86,6 +86,7 @@ def pages(site: Path) -> dict[str, Reading]:
     }
 
 
+@pytest.mark.essential
 def test_every_page_of_the_source_is_in_the_manual(pages: dict[str, Reading]) -> None:
     names = [path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")]
     names += hooks.PAGES.values()

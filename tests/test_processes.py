@@ -99,6 +99,7 @@ def _check(call: ast.Call, *, of_site: bool) -> Iterator[str]:
         yield "got shell="
 
 
+@pytest.mark.thorough
 def test_every_process_that_is_started_is_isolated() -> None:
     places = {
         path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path for path in PACKAGE.rglob("*.py")
@@ -213,6 +214,7 @@ def files(trap: Trap) -> list[str]:
     return ["ledger.tar", "--trust", "trust.json"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("way", WAYS)
 def test_the_auditors_program_runs_nothing_that_lies_beside_the_export(
     way: str, trap: Trap, files: list[str], zipapps: Path
@@ -223,6 +225,7 @@ def test_the_auditors_program_runs_nothing_that_lies_beside_the_export(
     assert "Cedar policies replayed; orders that they allow: 2" in done.stdout, "Cedar ran too, and in its own process"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("way", CLOSED)
 def test_the_auditors_program_can_be_started_without_pythonpath(
     way: str, trap: Trap, files: list[str], zipapps: Path
@@ -248,6 +251,7 @@ def test_the_command_line_runs_nothing_of_the_folder_that_it_is_started_in(way: 
     assert done.returncode == 0 and "--folder" in done.stdout, done.stderr
 
 
+@pytest.mark.thorough
 def test_a_report_is_drawn_by_nothing_that_lies_around(trap: Trap, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(trap.folder)
     for name in ("HOME", "PYTHONPATH"):
@@ -259,6 +263,7 @@ def test_a_report_is_drawn_by_nothing_that_lies_around(trap: Trap, monkeypatch: 
     assert (trap.folder / "report" / "training.svg").exists()
 
 
+@pytest.mark.thorough
 def test_a_report_for_which_the_disk_has_no_room_leaves_no_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,6 +277,7 @@ def test_a_report_for_which_the_disk_has_no_room_leaves_no_folder(
     assert not folder.exists()
 
 
+@pytest.mark.thorough
 def test_the_embedded_service_runs_nothing_of_its_home(home: Path, trap: Trap, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("APPLIANCE_LISTEN", "off")
     monkeypatch.setattr(service_process, "_started", [])
@@ -292,6 +298,7 @@ def test_the_embedded_service_runs_nothing_of_its_home(home: Path, trap: Trap, m
     trap.check()
 
 
+@pytest.mark.thorough
 def test_a_program_is_found_by_its_own_folder(trap: Trap) -> None:
     """Another `appliance` in the way is not the one that runs."""
     (trap.folder / "appliance").mkdir()

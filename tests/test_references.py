@@ -43,6 +43,7 @@ def test_no_page_is_written_by_hand() -> None:
     assert {path.name for path in FOLDER.iterdir()} == PAGES.keys()
 
 
+@pytest.mark.thorough
 def test_every_error_code_of_the_code_is_described_and_no_other() -> None:
     found = {one.code: one.place for one in find_codes()}
     assert {code: place for code, place in found.items() if code not in CODES} == {}
@@ -50,6 +51,7 @@ def test_every_error_code_of_the_code_is_described_and_no_other() -> None:
     assert sum(map(len, SECTIONS.values())) == len(CODES), "a code stands in one section"
 
 
+@pytest.mark.thorough
 def test_an_error_code_is_described_with_every_class_that_carries_it() -> None:
     for one in find_codes():
         if one.branch is not None:

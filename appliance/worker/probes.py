@@ -23,7 +23,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-_PROBE_S = 2.0
+_PROBE_S = 60.0
+"""Seconds after which an attempt that has not ended counts as open. A busy machine may hold up a refusal for some."""
 _IO_URING_SETUP = 425
 _PTRACE = {"x86_64": 101, "aarch64": 117}
 _PROCESS_VM_READV = {"x86_64": 310, "aarch64": 270}

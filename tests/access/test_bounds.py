@@ -176,6 +176,7 @@ sys.exit(str(failures) if failures else 0)
 """
 
 
+@pytest.mark.thorough
 def test_what_the_bounds_take_cedar_takes_in_a_thread_of_2_mib() -> None:
     done = subprocess.run(
         [sys.executable, "-c", _IN_A_SMALL_STACK], cwd=POLICIES.parent, capture_output=True, text=True, timeout=120
@@ -205,6 +206,7 @@ def many_has(policies: int, conditions: int) -> PolicySet:
     return policy("\n".join(rows))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "unbounded",
     [policy('@id("a") permit (principal, action, resource);', SCHEMAS["types that double"]), many_has(20, 190)],
@@ -223,6 +225,7 @@ def test_long_chains_of_has_are_refused_before_cedar_validates_them() -> None:
         CedarPolicies.confine(many_has(30, 190))
 
 
+@pytest.mark.thorough
 def test_text_within_the_bounds_uses_no_cpu_time_of_this_process() -> None:
     """Cedar holds the interpreter while it validates: text that takes it a second is read elsewhere."""
     slow = many_has(40, MAX_DEPTH - 3)

@@ -80,6 +80,7 @@ def test_an_order_that_enrols_several_is_asked_of_each_as_an_enrolment() -> None
     assert decide(SITE, order, f'{PERMIT}{no_owners}("auditor") }};') == ()
 
 
+@pytest.mark.thorough
 @pytest.mark.family(keep=10)
 @pytest.mark.parametrize("action", sorted(SAMPLES))
 def test_every_action_is_decided(action: str) -> None:
@@ -465,6 +466,7 @@ def forbidden_orders(site: LogBuilder) -> list[Order]:
     ]
 
 
+@pytest.mark.thorough
 @settings(max_examples=30, deadline=None)
 @given(texts=LOOSEST)
 def test_no_policy_loosens_an_invariant(texts: list[str]) -> None:
@@ -490,6 +492,7 @@ def test_the_rules_do_not_know_cedar_so_that_no_set_moves_them() -> None:
         site.activate()
 
 
+@pytest.mark.thorough
 def test_a_decision_leaves_the_state_as_it_was() -> None:
     before = list(SITE.state.projections())
     for order in ORDERED.values():

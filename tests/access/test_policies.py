@@ -65,6 +65,7 @@ def test_the_shipped_schema_is_that_of_the_actions() -> None:
     assert DEFAULT[SCHEMA].decode() == render_schema(), "expected the file that scripts/reference writes"
 
 
+@pytest.mark.thorough
 def test_the_default_set_has_the_default_parameters_but_stops_failed_verdicts_and_forbids_nothing() -> None:
     policy = assemble_policy("default", DEFAULT)
     assert policy.parameters == Parameters(failed_verdict="stops")
@@ -161,6 +162,7 @@ def run(case: dict[str, Any], policy: bytes = DEFAULT["policies.cedar"]) -> case
 FORBID = DEFAULT["policies.cedar"] + b'@id("no-train") forbid (principal, action == Action::"train", resource);'
 
 
+@pytest.mark.thorough
 def test_a_case_that_fails_says_what_was_decided() -> None:
     assert run({}) == cases.CaseResult("one", True, "allow", "allow")
     assert run({}, FORBID) == cases.CaseResult("one", False, "allow", "deny by no-train")

@@ -90,6 +90,7 @@ def ready(site: Appliance) -> Appliance:
     return site
 
 
+@pytest.mark.essential
 @pytest.mark.family(keep=4)
 @pytest.mark.parametrize(
     "spoil_folder",
@@ -126,6 +127,7 @@ def test_a_changed_adapter_is_refused_quarantined_and_recorded(
     assert ready.verify()["verdict"] == "verified"
 
 
+@pytest.mark.thorough
 def test_a_quarantine_outlives_the_service(ready: Appliance, golden: Appliance) -> None:
     digest = ready.adapter()["manifest"]
     flip_byte(artifact(ready, digest) / "adapter_model.safetensors")
@@ -139,6 +141,7 @@ def test_a_quarantine_outlives_the_service(ready: Appliance, golden: Appliance) 
     assert any("quarantine" in str(reason) for reason in refused.value.reasons)
 
 
+@pytest.mark.thorough
 def test_a_byte_changed_after_the_load_is_found_by_verify_and_by_the_next_load(ready: Appliance) -> None:
     assert ready.chat("legal", "labels")["choices"]
     flip_byte(artifact(ready, ready.adapter()["manifest"]) / "adapter_model.safetensors")
@@ -149,6 +152,7 @@ def test_a_byte_changed_after_the_load_is_found_by_verify_and_by_the_next_load(r
     assert len(ready.entries(type="adapter.quarantined")) == 1
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("kind", "name"), [("adapter", "adapter_model.safetensors"), ("base", "model.safetensors")])
 def test_a_byte_changed_under_a_running_service_is_found_on_schedule_and_taken_out(
     spoil: Callable[[], Appliance], kind: str, name: str
@@ -184,6 +188,7 @@ def wait_for(site: Appliance, type_: str, **filters: str) -> dict[str, Any]:
     return found[-1]
 
 
+@pytest.mark.thorough
 def test_a_changed_base_is_refused_quarantined_and_recorded(ready: Appliance, golden: Appliance) -> None:
     digest = ready.get("/v1/bases/tiny")["digest"]
     flip_byte(artifact(ready, digest) / "model.safetensors")
@@ -211,6 +216,7 @@ def test_a_changed_base_is_found_before_a_run_trains_on_it(site: Appliance) -> N
     assert "run.started" not in [entry["type"] for entry in site.entries() if "run:r-000002" in entry["subjects"]]
 
 
+@pytest.mark.thorough
 def test_a_changed_dataset_is_found_before_a_run_trains_on_it(site: Appliance) -> None:
     digest = site.get("/v1/datasets/clauses@1")["digest"]
     flip_byte(artifact(site, digest) / "rows.jsonl")

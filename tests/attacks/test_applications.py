@@ -92,6 +92,7 @@ def end(site: Appliance, by: str = "legal", **fields: Any) -> None:
     site.order(RevokeTokens(**defaults | fields, **site.terms(by)))
 
 
+@pytest.mark.thorough
 def test_an_application_asks_with_the_token_it_was_given_and_the_log_says_so(released: Appliance) -> None:
     key = enrol(released)
     given = token(released, key)
@@ -109,6 +110,7 @@ def test_an_application_asks_with_the_token_it_was_given_and_the_log_says_so(rel
     assert released.verify()["verdict"] == "verified"
 
 
+@pytest.mark.thorough
 def test_tasks_that_are_not_its_own_are_as_unknown_as_none(released: Appliance) -> None:
     released.activate(served_model="payroll")
     given = token(released, enrol(released))
@@ -159,6 +161,7 @@ def test_the_applications_key_does_nothing_but_get_its_token(released: Appliance
     assert not released.entries(type="token.issued")
 
 
+@pytest.mark.thorough
 def test_what_answers_no_challenge_of_this_minute_or_is_sent_again_gets_nothing(released: Appliance) -> None:
     key = enrol(released)
     for nonce in ("0" * 32, os.urandom(16).hex()):
@@ -179,6 +182,7 @@ def test_what_answers_no_challenge_of_this_minute_or_is_sent_again_gets_nothing(
     assert len(released.entries(type="token.issued")) == 1
 
 
+@pytest.mark.thorough
 def test_an_ended_application_is_cut_off_with_all_its_tokens_and_no_other(released: Appliance) -> None:
     key, other = enrol(released), enrol(released, "legal", "other")
     given, kept = token(released, key), token(released, other, name="other")
@@ -214,6 +218,7 @@ def handed(path: Path) -> str | None:
         return None
 
 
+@pytest.mark.thorough
 def test_an_agent_hands_out_tokens_over_restarts_until_its_application_is_ended(
     released: Appliance, tmp_path: Path
 ) -> None:

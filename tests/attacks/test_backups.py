@@ -79,6 +79,7 @@ def test_a_link_to_the_keyring_puts_no_key_into_the_data(made: BackedUp, place: 
     assert made.folder.names() == []
 
 
+@pytest.mark.thorough
 def test_an_unsigned_manifest_is_not_parsed(made: BackedUp, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parsing costs a second and 140 MB for each MB of small values, and the service reads the folder regularly."""
     backup = made.make().backup

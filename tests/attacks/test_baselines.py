@@ -7,7 +7,7 @@ import pytest
 from scripts.kit.appliance import Appliance, Refused
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_an_adapter_is_compared_with_full_fine_tuning_which_itself_is_never_released(site: Appliance) -> None:
     full = site.train("everything", method="full", purpose="baseline", rank="auto", alpha="auto")
     assert full["adapter"] == "everything@1", full

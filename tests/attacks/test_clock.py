@@ -24,6 +24,8 @@ from appliance.wiring.building import open_ledger
 from scripts.kit.appliance import Appliance, Refused, found_site
 from scripts.kit.ports import free_port
 
+pytestmark = pytest.mark.thorough
+
 AHEAD = timedelta(days=20)
 
 

@@ -488,11 +488,13 @@ def grows_too_fast(case: Case, shape: Shape) -> str:
     return ""
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", CASES)
 def test_cpu_time_grows_no_faster_than_the_input(name: str) -> None:
     assert find_steep(CASES[name]) == {}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.outside] * name.startswith(NEEDS_TORCH)) for name in ROWS]
 )
@@ -513,6 +515,7 @@ def find_steep(case: Case) -> dict[str, str]:
         gc.enable()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("route", ["POST /v1/orders", "POST /v1/sessions"])
 def test_a_request_without_a_session_costs_little(route: str) -> None:
     """The validator of its fields blocks all other threads, and runs before a signature is verified."""
@@ -542,6 +545,7 @@ def test_every_route_has_a_case() -> None:
     assert all(route.methods == {"GET", "HEAD"} for route in operations.routes)
 
 
+@pytest.mark.thorough
 def test_an_address_has_a_bounded_number_of_parameters() -> None:
     """With as many as there may be, no page takes long to read or to refuse its address."""
     answered: list[int] = []

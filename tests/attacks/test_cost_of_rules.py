@@ -68,6 +68,7 @@ def cpu_s(rule: Callable[[], object]) -> float:
     return min(found)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", RULES)
 def test_cpu_time_grows_no_faster_than_the_rows(name: str) -> None:
     """A growth counts if it is found each of three times."""

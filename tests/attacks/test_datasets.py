@@ -25,6 +25,7 @@ def _conversation(text: str, label: str) -> list[dict[str, str]]:
     return [{"role": role, "content": content} for role, content in said]
 
 
+@pytest.mark.thorough
 def test_a_chat_in_parquet_with_a_held_out_file_is_trained_and_measured(shared: Appliance) -> None:
     talks = [_conversation(text, label) for text, label in clauses(16)]
     terms = {"dataset_kind": "chat", "format": "parquet"}
@@ -66,6 +67,7 @@ def _check(shared: Appliance, rows: bytes, who: str = "olga", **changes: Any) ->
     return dict(found)
 
 
+@pytest.mark.thorough
 def test_rows_are_checked_in_the_sandbox_and_nothing_is_recorded_or_kept(shared: Appliance) -> None:
     shared.get("/v1/datasets")  # the session's entry
     before, uploads = len(shared.entries()), shared.home / "uploads"
@@ -80,6 +82,7 @@ def test_rows_are_checked_in_the_sandbox_and_nothing_is_recorded_or_kept(shared:
     assert len(shared.entries()) == before
 
 
+@pytest.mark.thorough
 def test_copies_of_held_out_rows_are_counted_by_the_check_and_the_import(shared: Appliance) -> None:
     texts = [(f"the parties of clause {text} agree on {label}", label) for text, label in clauses(40)]
     train = "text,label\n" + "".join(f"{text},{label}\n" for text, label in texts)

@@ -22,6 +22,8 @@ from appliance.domain.releases.requests import RequestRelease, WithdrawRequest
 from appliance.formats.core.commitment import Disclosure, disclose
 from scripts.kit.appliance import Appliance, Refused
 
+pytestmark = pytest.mark.thorough
+
 
 def signed(site: Appliance, model: type[Order], who: str, *, texts: tuple[str, ...] = (), **values: Any) -> Any:
     """Orders it, with a text for each member that is one."""

@@ -32,7 +32,7 @@ LIMITED = "unit-3"
 SETTINGS = f"[limits.{LIMITED}]\nconcurrent = 1\n"
 START_S = 120.0
 
-pytestmark = [pytest.mark.outside, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.outside, pytest.mark.timeout(600)]
 both = pytest.mark.parametrize("engine", ENGINES)
 
 

@@ -15,6 +15,8 @@ from scripts.kit.appliance import Appliance
 from scripts.kit.tiny_model import WORDS, build_base, clauses
 from tests.attacks.keeping import erase_order, files_with, two
 
+pytestmark = pytest.mark.thorough
+
 SECRET = "Erika Beispielmann"
 ROWS = "text,label\n" + "".join(f"{text},{label}\n" for text, label in clauses())
 

@@ -66,6 +66,7 @@ def export(shared: Appliance, tmp_path_factory: pytest.TempPathFactory) -> tuple
     return folder, base, trust
 
 
+@pytest.mark.thorough
 def test_it_is_loaded_and_answers_as_the_service_does(shared: Appliance, export: tuple[Path, Path, Path]) -> None:
     """Through peft, greedily, the tokens of the service's own answer."""
     folder, base, trust = export

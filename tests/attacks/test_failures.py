@@ -71,6 +71,7 @@ def until_unanswered(site: Appliance) -> int:
     raise AssertionError("expected a refusal within 20 questions, each after a refused order")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("cause", CAUSES)
 def test_while_the_ledger_cannot_be_written_nothing_acts_and_everybody_is_told(
     released: Appliance, cause: Callable[[Appliance], AbstractContextManager[None]]

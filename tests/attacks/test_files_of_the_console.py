@@ -52,6 +52,7 @@ def status_of(connection: socket.socket) -> int:
     return int(connection.recv(1_024).split()[1])
 
 
+@pytest.mark.thorough
 def test_unread_files_take_no_place_of_a_page(desk: Console) -> None:
     """Each connection asks for more than the machine's buffers hold, under a cookie of its own."""
     secret = next(iter(desk.signed_in("rita").http.cookies.values()))
@@ -89,6 +90,7 @@ def test_files_are_sent_while_many_outsiders_ask_for_others(desk: Console) -> No
         assert {status_of(one) for one in asked} == {404}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("path", ["/nowhere", "/home", "/sign-in"])
 def test_many_outsiders_keep_nobody_from_signing_in(desk: Console, path: str) -> None:
     with ExitStack() as open_ones:

@@ -26,6 +26,8 @@ from appliance.store.ledger.ledger import Ledger
 from scripts.kit.appliance import ROOT
 from scripts.kit.postgres import Server, postgres
 
+pytestmark = pytest.mark.thorough
+
 __all__ = ["postgres"]
 
 

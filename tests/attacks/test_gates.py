@@ -64,6 +64,7 @@ def folder(site: Appliance) -> Path:
     return folder_of(site, "evaluated@1")
 
 
+@pytest.mark.thorough
 def test_a_run_is_evaluated_by_what_its_order_bound_and_the_verdict_holds(evaluated: Appliance) -> None:
     verdict = parse_verdict(document(evaluated, "verdict"))
     facts = evaluated.get("/v1/datasets/many@1")["facts"]
@@ -107,6 +108,7 @@ def typed_in(lines: list[bytes]) -> list[bytes]:
     return [line.replace(b'"right":false', b'"right":true') for line in lines]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("change", [dropped, reordered, typed_in])
 def test_items_that_were_changed_in_the_folder_are_found(
     evaluated: Appliance, change: Callable[[list[bytes]], list[bytes]]
@@ -125,6 +127,7 @@ def test_items_that_were_changed_in_the_folder_are_found(
     assert evaluated.verify()["local_findings"] == []
 
 
+@pytest.mark.thorough
 def test_a_verdict_that_was_typed_into_the_database_is_found(evaluated: Appliance) -> None:
     whole, index = document(evaluated, "verdict"), sealing(evaluated)["index"]
     digest = bytes.fromhex(digest_bytes(whole).removeprefix("sha256:"))

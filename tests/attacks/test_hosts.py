@@ -74,6 +74,7 @@ def sources(hosts: Hosts, kind: str) -> set[str]:
     return {entry["source"] for entry in hosts.desk.entries(type=kind)}
 
 
+@pytest.mark.thorough
 def test_both_gateways_answer_and_each_has_its_own_word_in_the_log(hosts: Hosts) -> None:
     for name in GATEWAYS:
         assert hosts.others[name].chat("legal", "labels")["choices"]
@@ -108,6 +109,7 @@ def test_a_session_opened_at_one_is_valid_at_another_and_ended_there(hosts: Host
     other.sessions.clear()
 
 
+@pytest.mark.thorough
 def test_one_order_sent_to_two_processes_at_once_counts_once(hosts: Hosts) -> None:
     other = hosts.others["runner-1"]
     for number in range(4):
@@ -122,6 +124,7 @@ def test_one_order_sent_to_two_processes_at_once_counts_once(hosts: Hosts) -> No
     assert sorted(set(names)) == sorted(names) == [f"principal:twice-{number}" for number in range(4)]
 
 
+@pytest.mark.thorough
 def test_a_revocation_cuts_the_answers_of_both_gateways(hosts: Hosts) -> None:
     token = hosts.desk.token("legal")
     sites = [hosts.others[name] for name in GATEWAYS]
@@ -154,6 +157,7 @@ def test_a_host_whose_clock_is_off_is_refused_and_leaves_the_logs_time_alone(hos
     late.service = None
 
 
+@pytest.mark.thorough
 def test_a_second_of_the_same_name_is_refused_and_one_that_was_killed_comes_back_at_once(hosts: Hosts) -> None:
     killed = hosts.others["gateway-1"]
     again = Appliance(killed.home.parent / "twin", killed.keys, killed.launcher, dict(killed.environment))
@@ -173,6 +177,7 @@ def test_a_second_of_the_same_name_is_refused_and_one_that_was_killed_comes_back
     assert hosts.desk.entries(type="request.finished", outcome="interrupted")
 
 
+@pytest.mark.thorough
 def test_who_is_paused_is_replaced_once_and_can_do_nothing_when_it_wakes(hosts: Hosts) -> None:
     gateway, runner = hosts.others["gateway-2"], hosts.others["runner-1"]
     second = hosts.start(hosts.add("runner-2", "runs"))
@@ -202,6 +207,7 @@ def test_who_is_paused_is_replaced_once_and_can_do_nothing_when_it_wakes(hosts: 
     assert len(hosts.desk.entries(type="process.lost", after=last)) == 2, "once"
 
 
+@pytest.mark.thorough
 def test_a_gateway_whose_row_somebody_changed_sends_nothing_after_the_log_says_that_it_is_lost(hosts: Hosts) -> None:
     gateway = hosts.others["gateway-2"]
     last = hosts.desk.get("/v1/status")["log"]["size"] - 1
@@ -218,6 +224,7 @@ def test_a_gateway_whose_row_somebody_changed_sends_nothing_after_the_log_says_t
     assert gateway.chat("legal", "labels")["choices"]
 
 
+@pytest.mark.thorough
 def test_a_gateway_that_cannot_reach_the_ledger_answers_nothing_until_it_can(hosts: Hosts) -> None:
     gateway, token = hosts.others["gateway-1"], hosts.desk.token("legal", ttl_s=900)
     lost = len(hosts.desk.entries(type="process.lost"))
@@ -254,6 +261,7 @@ def takes(desk: Appliance, order: Order, *texts: Disclosure) -> bool:
         raise
 
 
+@pytest.mark.thorough
 def test_a_suspension_stops_every_gateway_and_after_its_lift_each_answers_again(hosts: Hosts) -> None:
     desk, reason = hosts.desk, disclose("A response names a client.", bytes(32))
     for name in GATEWAYS:
@@ -284,6 +292,7 @@ def unloaded_by_all(hosts: Hosts, index: int) -> bool:
     return {entry["source"] for entry in found} == {f"service:{name}" for name in GATEWAYS}
 
 
+@pytest.mark.thorough
 def test_a_revoked_adapter_is_unloaded_by_each_gateway_and_the_log_verifies(hosts: Hosts) -> None:
     for name in GATEWAYS:
         wait_for(partial(answers, hosts.others[name], hosts.desk.token("legal")), f"{name} answers")

@@ -80,6 +80,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_base(tmp_path_factory.mktemp("b") / "base")
 
 
+@pytest.mark.thorough
 @pytest.mark.family(keep=3)
 @pytest.mark.parametrize(
     ("spoil", "code", "named"),

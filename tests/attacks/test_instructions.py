@@ -20,6 +20,8 @@ from scripts.kit.ports import free_port
 from scripts.kit.tiny_model import WORDS, clauses
 from tests.attacks.keeping import erase_order, two
 
+pytestmark = pytest.mark.thorough
+
 INSTRUCTION = "Name the kind of this clause, and say nothing else about it."
 ASKED = [{"role": "user", "content": "the parties agree"}]
 ROWS = "text,label\n" + "".join(f"{text},{label}\n" for text, label in clauses())

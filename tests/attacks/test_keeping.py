@@ -131,6 +131,7 @@ def refused(act: Callable[[], object], *words: str) -> Refused:
 # Keys.
 
 
+@pytest.mark.thorough
 def test_a_rotated_key_signs_off_and_a_back_dated_revocation_takes_its_word_back(
     site: Appliance, desk_at: Callable[..., Desk]
 ) -> None:
@@ -164,6 +165,7 @@ def test_a_lost_key_is_replaced_by_two_and_signs_nothing_more(site: Appliance) -
     assert site.review("rita")["type"] == "review.recorded"
 
 
+@pytest.mark.thorough
 def test_the_logs_key_rotates_and_the_first_trust_file_is_enough(
     site: Appliance, tmp_path: Path, desk_at: Callable[..., Desk]
 ) -> None:
@@ -205,6 +207,7 @@ def signers(site: Appliance) -> list[str]:
 SECRET = "Mia von Beispielhausen"
 
 
+@pytest.mark.essential
 def test_an_erased_name_is_in_no_file_and_what_must_be_kept_is_refused(
     site: Appliance, tmp_path: Path, desk_at: Callable[..., Desk]
 ) -> None:
@@ -258,6 +261,7 @@ def cosign(desk: Desk, witness: Path, *more: str) -> Told:
     return desk.type("axel", "witness", "accept", str(stick / "cosigned"))
 
 
+@pytest.mark.thorough
 def test_a_log_that_lost_what_a_witness_saw_names_it_and_neither_starts_nor_admits(
     released: Appliance, tmp_path: Path, desk_at: Callable[..., Desk]
 ) -> None:
@@ -320,6 +324,7 @@ def test_a_log_that_lost_what_a_witness_saw_names_it_and_neither_starts_nor_admi
     site.service = None
 
 
+@pytest.mark.thorough
 def test_nobody_makes_the_appliance_forget_what_a_witness_saw(site: Appliance) -> None:
     """An old word handed in again changes nothing, nor does the witness's word on another log; both are refused."""
     witness = generate_ed25519()

@@ -264,6 +264,7 @@ A countersignature names an order that no longer waits, which is a reason of its
 """
 
 
+@pytest.mark.essential
 @pytest.mark.family(keep=4)
 @pytest.mark.parametrize("type_", GOVERNANCE)
 def test_an_order_stands_once_whenever_the_service_dies(deployment: Appliance, type_: str) -> None:
@@ -272,6 +273,7 @@ def test_an_order_stands_once_whenever_the_service_dies(deployment: Appliance, t
     once(deployment, type_, make(deployment), replay, sides)
 
 
+@pytest.mark.essential
 def test_a_text_is_erased_with_its_entry_or_not_at_all(deployment: Appliance) -> None:
     said = "who took the minutes of the eleventh"
     deployment.enrol("clerk", "operator")
@@ -289,6 +291,7 @@ def test_a_text_is_erased_with_its_entry_or_not_at_all(deployment: Appliance) ->
         act()
 
 
+@pytest.mark.thorough
 def test_a_cosignature_is_an_entry_once_and_what_was_seen_is_kept_before_it(deployment: Appliance) -> None:
     witness = generate_ed25519()
     watched(deployment, witness, quorum=0)
@@ -303,6 +306,7 @@ def test_a_cosignature_is_an_entry_once_and_what_was_seen_is_kept_before_it(depl
         submit_cosignature(deployment, note)
 
 
+@pytest.mark.thorough
 def test_a_refusal_that_was_cut_off_is_a_refusal_still(deployment: Appliance) -> None:
     order, meaning = deployment.review_order("rita", review_function="model-risk")
     envelope = deployment.sign(order)
@@ -315,6 +319,7 @@ def test_a_refusal_that_was_cut_off_is_a_refusal_still(deployment: Appliance) ->
     once(deployment, "order.refused", act, None)
 
 
+@pytest.mark.thorough
 def test_a_session_dies_with_the_service(deployment: Appliance) -> None:
     known = count(deployment, "session.opened")  # itself by axel's session
     for side, more in (("before", 1), ("after", 3)):
@@ -325,6 +330,7 @@ def test_a_session_dies_with_the_service(deployment: Appliance) -> None:
     check_whole(deployment)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("type_", ["service.started", "heartbeat"])
 def test_a_service_that_dies_of_its_own_entries_starts_again(deployment: Appliance, type_: str) -> None:
     known = count(deployment, type_)
@@ -339,6 +345,7 @@ def test_a_service_that_dies_of_its_own_entries_starts_again(deployment: Applian
     check_whole(deployment)
 
 
+@pytest.mark.thorough
 def test_a_start_removes_what_was_half_written(deployment: Appliance) -> None:
     deployment.kill()
     left = [folder / f"{PARTIAL}cut-off" for folder in (deployment.home, deployment.home / "keys")]
@@ -349,6 +356,7 @@ def test_a_start_removes_what_was_half_written(deployment: Appliance) -> None:
     check_whole(deployment)
 
 
+@pytest.mark.thorough
 def test_an_end_that_was_cut_off_is_no_end(deployment: Appliance) -> None:
     known = count(deployment, "service.stopped")
     for side in ("before", "after"):
@@ -368,6 +376,7 @@ def csv_rows() -> bytes:
     return b"text,label\n" + b"".join(f"{text},{label}\n".encode() for text, label in clauses())
 
 
+@pytest.mark.thorough
 def test_an_import_that_was_cut_off_failed_and_can_be_asked_for_again(deployment: Appliance) -> None:
     def act() -> dict[str, Any]:
         return deployment.import_dataset(csv_rows(), "cut-off")
@@ -388,6 +397,7 @@ def test_an_import_that_was_cut_off_failed_and_can_be_asked_for_again(deployment
     assert act()["status"] == "finished"
 
 
+@pytest.mark.thorough
 @pytest.mark.family(keep=1)
 @pytest.mark.parametrize("side", ["before", "after"])
 def test_an_import_that_failed_failed_once(deployment: Appliance, side: str) -> None:
@@ -434,6 +444,7 @@ print(trust.genesis)
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.family(keep=1)
 @pytest.mark.parametrize("side", ["before", "after"])
 def test_an_init_that_was_cut_off_is_made_anew_or_found(tmp_path: Path, side: str) -> None:
@@ -455,6 +466,7 @@ def test_an_init_that_was_cut_off_is_made_anew_or_found(tmp_path: Path, side: st
     assert "expected none yet, got one with a ledger" in init("never").stderr
 
 
+@pytest.mark.thorough
 def test_a_base_is_there_whole_or_not_at_all(deployment: Appliance, tmp_path: Path) -> None:
     folder = build_base(tmp_path / "base", "qwen2")
 
@@ -473,6 +485,7 @@ def test_a_base_is_there_whole_or_not_at_all(deployment: Appliance, tmp_path: Pa
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("type_", "sides"),
     [
@@ -498,6 +511,7 @@ def test_a_request_that_was_cut_off_is_closed_and_the_next_continues(
         check_whole(deployment)
 
 
+@pytest.mark.thorough
 def test_what_was_taken_back_does_not_answer_after_a_death(own: Appliance) -> None:
     own.approve()
     own.activate()
@@ -519,6 +533,7 @@ def test_what_was_taken_back_does_not_answer_after_a_death(own: Appliance) -> No
     once(own, "adapter.revoked", lambda: own.send(revoke), 409)
 
 
+@pytest.mark.thorough
 def test_changed_bytes_are_quarantined_by_the_next_request(own: Appliance) -> None:
     own.approve()
     own.activate()
@@ -552,7 +567,7 @@ def run_until_death(site: Appliance, name: str, when: str) -> str:
     return run
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_run_that_only_waited_continues(deployment: Appliance) -> None:
     """Before run.requested nothing is recorded; after it the run waits, also if its worker had not begun."""
     envelope = deployment.sign(deployment.train_order("waited"))
@@ -575,7 +590,7 @@ def test_a_run_that_only_waited_continues(deployment: Appliance) -> None:
     assert refused.value.status == 409
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_run_that_was_cut_off_before_its_first_checkpoint_begins_again(deployment: Appliance) -> None:
     """test_training tests one that resumes from a training checkpoint."""
     run = run_until_death(deployment, "cut-off", "after:run.started")
@@ -584,7 +599,7 @@ def test_a_run_that_was_cut_off_before_its_first_checkpoint_begins_again(deploym
     check_whole(deployment)
 
 
-@pytest.mark.slow
+@pytest.mark.essential
 def test_an_adapter_is_sealed_whole_or_not_at_all(deployment: Appliance) -> None:
     run = run_until_death(deployment, "whole", "before:adapter.sealed")
     # The folder lay there sealed, and no entry came to name it: the start removed it.
@@ -603,7 +618,7 @@ LONG = {"epochs": 20, "save_steps": 60}
 training checkpoint is that of its last step, so that it begins again wherever it is cut off."""
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_cancellation_that_was_cut_off(deployment: Appliance) -> None:
     """Before the entry the run was not cancelled and begins again; after it, it stays cancelled."""
     for side in ("before", "after"):
@@ -629,7 +644,7 @@ def await_start(site: Appliance, run: str) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_service_that_dies_while_it_recovers_recovers_next_time(deployment: Appliance) -> None:
     run = deployment.order(deployment.train_order("twice", **LONG))["result"]["run"]
     await_start(deployment, run)
@@ -666,7 +681,7 @@ def await_gone(pids: list[int]) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_run_whose_training_worker_is_killed_begins_again(deployment: Appliance) -> None:
     assert deployment.service is not None
     life = count(deployment, "service.started")
@@ -679,6 +694,7 @@ def test_a_run_whose_training_worker_is_killed_begins_again(deployment: Applianc
     check_whole(deployment)
 
 
+@pytest.mark.thorough
 def test_a_killed_serving_worker_is_replaced_by_a_new_admission_and_load(deployment: Appliance) -> None:
     assert deployment.service is not None
     assert deployment.chat("legal", "labels")["choices"]
@@ -694,7 +710,7 @@ def test_a_killed_serving_worker_is_replaced_by_a_new_admission_and_load(deploym
     check_whole(deployment)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_workers_die_with_the_service(deployment: Appliance) -> None:
     assert deployment.service is not None
     deployment.chat("legal", "labels")

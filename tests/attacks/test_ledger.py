@@ -60,6 +60,7 @@ def refuses_to_start(site: Appliance) -> str:
     return said
 
 
+@pytest.mark.thorough
 def test_the_database_itself_refuses_to_change_or_remove_any_row(shared: Appliance) -> None:
     with opened(shared) as connection:
         # A log as short as this one has no whole block, so no row of keys, and no archive, so no removed entries:
@@ -81,6 +82,7 @@ def test_the_database_itself_refuses_to_change_or_remove_any_row(shared: Applian
     assert shared.verify()["local_findings"] == []
 
 
+@pytest.mark.thorough
 def test_a_refusal_that_was_switched_off_is_named_by_verify(founded: Appliance) -> None:
     """Nothing was changed yet, and every entry is as it was: the database would no longer refuse to."""
     with opened(founded) as connection:
@@ -92,6 +94,7 @@ def test_a_refusal_that_was_switched_off_is_named_by_verify(founded: Appliance) 
     assert finding.endswith(", got none; restore it as migrations/ makes it")
 
 
+@pytest.mark.thorough
 def test_a_planted_trigger_is_named_by_verify_and_by_a_start_before_it_copies_more(founded: Appliance) -> None:
     """It keeps what two administrators erase."""
     with opened(founded) as connection:
@@ -111,6 +114,7 @@ def test_a_planted_trigger_is_named_by_verify_and_by_a_start_before_it_copies_mo
     assert founded.verify()["verdict"] == "verified"
 
 
+@pytest.mark.thorough
 def test_yesterdays_database_of_a_young_log_is_refused_after_an_orderly_end(founded: Appliance) -> None:
     """No witness, and far fewer entries than are sealed while a service runs."""
     founded.stop()
@@ -250,6 +254,7 @@ def test_an_invented_entry_behind_the_last_is_named(stopped: Spoil) -> None:
     assert f"entry {index}: " in refuses_to_start(site)
 
 
+@pytest.mark.essential
 def test_a_row_flipped_to_approved_admits_nothing_and_verify_names_it(site: Appliance) -> None:
     """Reviews are invented in the adapter's row, and a release, while the service runs and across a restart."""
     row = site.adapter()
@@ -295,6 +300,7 @@ def test_a_row_flipped_to_approved_admits_nothing_and_verify_names_it(site: Appl
         assert any(f"projection adapter {key}" in finding for finding in report["local_findings"])
 
 
+@pytest.mark.thorough
 def test_what_was_changed_under_a_running_service_is_found_by_verify(site: Appliance) -> None:
     with around_the_refusal(site) as connection:
         (data,) = connection.execute('SELECT bytes FROM entries WHERE "index" = 9').fetchone()

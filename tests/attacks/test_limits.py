@@ -79,6 +79,7 @@ def said(connection: socket.socket) -> bytes:
     return told
 
 
+@pytest.mark.thorough
 def test_what_is_over_a_limit_is_refused_with_when_to_ask_again_and_counted(limited: Appliance) -> None:
     client = limited.openai("claims")
     wanted = {"model": "labels", "prompt": "the parties", "max_tokens": 30}
@@ -104,6 +105,7 @@ def test_what_is_over_a_limit_is_refused_with_when_to_ask_again_and_counted(limi
     assert limited.verify()["verdict"] == "verified"
 
 
+@pytest.mark.thorough
 def test_a_unit_has_no_more_answers_at_once_than_it_may_and_others_have_theirs(limited: Appliance) -> None:
     limited.chat("legal", "labels")
     limited.chat("claims", "labels", max_tokens=1)
@@ -138,6 +140,7 @@ def test_a_unit_has_no_more_answers_at_once_than_it_may_and_others_have_theirs(l
     assert outcomes.count("interrupted") <= 2, "those that were left, unless they had ended"
 
 
+@pytest.mark.thorough
 def test_a_body_that_is_too_large_is_refused_before_it_is_read(limited: Appliance) -> None:
     with connect(limited) as connection:
         connection.sendall(head_of(limited, f"Content-Length: {1 << 40}", "Connection: close"))
@@ -160,6 +163,7 @@ def test_an_outsider_may_send_no_body_at_all(limited: Appliance) -> None:
     assert client.post(url, json={}, headers=double).status_code == 401
 
 
+@pytest.mark.thorough
 def test_headers_have_a_size_and_a_time(hurried: Appliance) -> None:
     with connect(hurried) as connection:
         connection.sendall(b"GET /v1/models HTTP/1.1\r\nX: " + b"y" * 40_000)
@@ -177,6 +181,7 @@ def test_headers_have_a_size_and_a_time(hurried: Appliance) -> None:
             assert HEADER_S <= end.result(60) - begun < 30
 
 
+@pytest.mark.thorough
 def test_a_body_without_an_end_is_cut_after_its_refusal(hurried: Appliance) -> None:
     with connect(hurried) as connection, suppress(OSError):
         connection.sendall(head_of(hurried, "Transfer-Encoding: chunked"))
@@ -193,6 +198,7 @@ def _until_cut(connection: socket.socket) -> float:
     return time.monotonic()
 
 
+@pytest.mark.thorough
 def test_where_a_request_came_from_is_not_what_it_says_of_itself(limited: Appliance) -> None:
     head = {"Authorization": f"Bearer {limited.token('legal')}", "X-Forwarded-For": "203.0.113.9"}
     body = {"model": "labels", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
@@ -200,6 +206,7 @@ def test_where_a_request_came_from_is_not_what_it_says_of_itself(limited: Applia
     assert {entry["source"] for entry in limited.entries(type="request.finished")} == {"tcp:127.0.0.1"}
 
 
+@pytest.mark.thorough
 def test_a_client_that_does_not_read_holds_nothing_of_the_engine(limited: Appliance) -> None:
     """Its answer is made and recorded while not a byte of it is taken."""
     limited.chat("legal", "labels", max_tokens=1)

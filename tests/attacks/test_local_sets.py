@@ -84,6 +84,7 @@ def evaluated(site: Appliance, name: str, gates: list[dict[str, Any]], *names: s
     return parse_verdict((folder / "verdict.json").read_bytes()), folder
 
 
+@pytest.mark.thorough
 def test_what_comes_with_the_appliance_is_asked_before_and_after(site: Appliance) -> None:
     verdict, folder = evaluated(site, "kept", SHIPPED, "general", "refusal")
     for name, rows in (("general", 200), ("refusal", 100)):
@@ -107,6 +108,7 @@ def test_an_order_with_other_texts_than_the_service_has_is_refused(site: Applian
     assert len(site.get("/v1/runs")) == before
 
 
+@pytest.mark.thorough
 @needs_libraries
 def test_a_task_and_a_metric_of_the_site_evaluate_a_run(site: Appliance) -> None:
     verdict, folder = evaluated(site, "local", LOCAL, "harness-colours", "metric-shout")
@@ -125,6 +127,7 @@ def test_a_task_and_a_metric_of_the_site_evaluate_a_run(site: Appliance) -> None
     assert site.verify()["local_findings"] == []
 
 
+@pytest.mark.thorough
 @needs_libraries
 def test_files_that_changed_after_the_order_fail_the_run(site: Appliance) -> None:
     data, local = gates_of(LOCAL), bound(site, "harness-colours", "metric-shout")

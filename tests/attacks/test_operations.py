@@ -66,6 +66,7 @@ def lines(site: Appliance) -> list[dict[str, object]]:
     return [json.loads(line) for line in site.log().splitlines() if line.startswith("{")]
 
 
+@pytest.mark.thorough
 def test_the_numbers_are_those_of_the_ledger_by_unit_and_adapter(watched: Appliance) -> None:
     answers = [watched.chat("legal", "labels", seed=seed) for seed in range(3)]
     with watched.units() as client:
@@ -100,6 +101,7 @@ def test_the_numbers_are_those_of_the_ledger_by_unit_and_adapter(watched: Applia
     assert all(line["unit"] == "legal" and line["adapter"] == "clauses@1" and line["seconds"] for line in logged)
 
 
+@pytest.mark.thorough
 def test_numbers_are_for_who_has_the_token_and_no_unit_has_them(watched: Appliance) -> None:
     for token in (None, "x", TOKEN + "x", watched.token("legal")):
         answer = ask(watched, "/metrics", token)
@@ -115,6 +117,7 @@ def test_numbers_are_for_who_has_the_token_and_no_unit_has_them(watched: Applian
         assert people.get("/metrics").status_code == 404
 
 
+@pytest.mark.thorough
 def test_it_is_ready_only_while_the_ledger_can_be_written(watched: Appliance) -> None:
     assert ask(watched, "/readyz", None).text == f"ready\nbuild {build_version()}\n"
     started = watched.entries(type="service.started")[-1]
@@ -151,6 +154,7 @@ def test_a_listener_without_a_private_token_does_not_start(spoil: Callable[[], A
     assert "operations" in site.log()
 
 
+@pytest.mark.essential
 def test_no_prompt_and_no_answer_is_in_any_log_trace_or_database(watched: Appliance, collector: Collected) -> None:
     """However it came in, and whatever became of it."""
     client, head = watched.openai(), {"Authorization": f"Bearer {watched.token('legal')}"}

@@ -96,6 +96,7 @@ def test_a_token_of_a_person_who_is_no_unit_is_refused(shared: Appliance, who: s
     assert refused.value.status == 401
 
 
+@pytest.mark.thorough
 def test_a_changed_token_is_refused(shared: Appliance) -> None:
     token = shared.token("legal")
     for at in range(0, len(token) - 4, 61):
@@ -202,6 +203,7 @@ def routes() -> list[tuple[str, str]]:
     return sorted(found)
 
 
+@pytest.mark.essential
 def test_every_route_but_the_public_ones_needs_a_session(shared: Appliance) -> None:
     private = [route for route in routes() if route not in PUBLIC]
     assert len(private) > 20 and set(routes()) >= PUBLIC
@@ -244,6 +246,7 @@ def test_a_verifier_without_a_trust_file_verifies_nothing(shared: Appliance, exp
     assert verify_export(export, None, shared.now()).verdict == "unverifiable"
 
 
+@pytest.mark.thorough
 def test_the_services_own_check_fails_against_another_appliances_trust_file(shared: Appliance, other: Other) -> None:
     trust = parse_canonical(other.site.settings.trust.read_bytes()[:-1])
     report = shared.ask("POST", "/v1/ledger/verify", "axel", json={"trust": trust})

@@ -55,6 +55,7 @@ def test_an_operator_without_a_reviewers_role_approves_nothing(shared: Appliance
     assert any("This action needs reviewer:privacy" in str(reason) for reason in error.reasons)
 
 
+@pytest.mark.essential
 def test_neither_who_ordered_the_run_nor_who_imported_the_dataset_approves(site: Appliance) -> None:
     """Both hold a reviewer's role, so that only the separation of duties prevents it."""
     site.enrol("otto", "operator", "reviewer:privacy")
@@ -146,6 +147,7 @@ def test_an_approval_for_longer_than_policy_allows_is_refused(shared: Appliance)
     assert error.reasons[0].startswith(f"The approval would be valid until {for_ever}. It must end after ")
 
 
+@pytest.mark.thorough
 def test_a_release_whose_approval_lapses_stops_answering(shared: Appliance) -> None:
     enrol_unit(shared, "brief")
     shared.review("rob", "brief")
@@ -281,6 +283,7 @@ def test_an_order_counts_for_as_long_as_it_says(shared: Appliance, issued_s: int
     assert code in error.code, error
 
 
+@pytest.mark.thorough
 def test_nobody_releases_to_a_unit_that_is_not_theirs(released: Appliance) -> None:
     for who in ("cleo", "olga", "rita", "anna"):
         order = Activate(

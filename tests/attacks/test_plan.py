@@ -13,6 +13,8 @@ from appliance.domain.runs.steps import parse_steps
 from scripts.kit.appliance import Appliance, Refused
 from tests.attacks import cramped
 
+pytestmark = pytest.mark.thorough
+
 RECIPE = (
     "name: clauses\nbase: tiny\ndataset: clauses@1\nrank: 4\nalpha: 8\nepochs: 1\nlearning_rate: 0.01\n"
     "gradient_checkpointing: none\n"

@@ -28,6 +28,7 @@ def adopt(site: Appliance, document: bytes) -> dict[str, object]:
     return site.order(AdoptPolicy(policy=digest_bytes(document), **site.terms("anna")), policy=document)
 
 
+@pytest.mark.thorough
 def test_a_set_that_forbids_its_own_replacement_is_never_pending(shared: Appliance) -> None:
     with pytest.raises(Refused) as refused:
         adopt(shared, policy_document(LOCK))

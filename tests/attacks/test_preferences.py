@@ -16,6 +16,8 @@ from scripts.kit.tiny_model import clauses
 from tests.attacks.test_kill import check_whole
 from tests.attacks.test_training import replay
 
+pytestmark = pytest.mark.thorough
+
 RECIPE = {"epochs": 4, "save_steps": 5, "learning_rate": "0.005"}
 
 

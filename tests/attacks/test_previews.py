@@ -49,6 +49,7 @@ def everything_on_disk(site: Appliance) -> bytes:
     return b"".join(path.read_bytes() for path in files)
 
 
+@pytest.mark.thorough
 def test_a_reviewer_sees_rows_side_by_side_and_the_preview_is_an_entry(site: Appliance) -> None:
     receipt = view(site)
     found = read(site, receipt["order"])
@@ -64,6 +65,7 @@ def test_a_reviewer_sees_rows_side_by_side_and_the_preview_is_an_entry(site: App
     assert site.verify()["verdict"] == "verified"
 
 
+@pytest.mark.thorough
 def test_the_answers_are_those_that_the_adapter_was_evaluated_by(site: Appliance) -> None:
     found = read(site, view(site, count=5)["order"])
     items = {
@@ -76,6 +78,7 @@ def test_the_answers_are_those_that_the_adapter_was_evaluated_by(site: Appliance
         assert base["text"] == items[row["row"]]["base"]["label"]
 
 
+@pytest.mark.thorough
 def test_the_rows_follow_from_the_manifest_and_the_log_alone(site: Appliance) -> None:
     few, more = (read(site, view(site, count=count)["order"])["rows"] for count in (2, 4))
     assert [row["row"] for row in more[:2]] == [row["row"] for row in few]
@@ -87,6 +90,7 @@ def test_the_rows_follow_from_the_manifest_and_the_log_alone(site: Appliance) ->
     assert draw_samples(adapter["manifest"], root, rows, 3) == draw_samples(adapter["manifest"], root, rows, 5)[:3]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("who", ["olga", "anna", "lou"])
 def test_who_reviews_nothing_sees_no_row_and_tries_nothing(site: Appliance, who: str) -> None:
     with pytest.raises(Refused, match=f"{who} is .* This action needs"):
@@ -107,6 +111,7 @@ forbid (principal, action == Action::"view-samples", resource) unless { principa
 """
 
 
+@pytest.mark.thorough
 def test_a_reviewer_whom_policy_keeps_from_rows_sees_none(site: Appliance) -> None:
     site.countersign(str(adopt(site, policy_document(FORBID))["order"]))
     with pytest.raises(Refused, match="Cedar policy rows-for-model-risk forbids rita the action view-samples") as kept:
@@ -116,6 +121,7 @@ def test_a_reviewer_whom_policy_keeps_from_rows_sees_none(site: Appliance) -> No
     assert ended(site, "order.refused")[-1]["actor"] == "rita"
 
 
+@pytest.mark.thorough
 def test_nobody_else_reads_what_was_shown_and_nobody_reads_it_twice(site: Appliance) -> None:
     order = view(site)["order"]
     for who in ("rob", "olga", "anna", "axel"):
@@ -129,6 +135,7 @@ def test_nobody_else_reads_what_was_shown_and_nobody_reads_it_twice(site: Applia
         site.get(f"/v1/previews/{order}", "rita", wait_s=0)
 
 
+@pytest.mark.thorough
 def test_a_try_is_answered_and_neither_prompt_nor_answer_is_kept(site: Appliance) -> None:
     receipt = try_out(site)
     found = read(site, receipt["order"])
@@ -186,6 +193,7 @@ def test_bytes_that_changed_are_quarantined_and_answer_nothing(spoil: Callable[[
     assert tried.value.codes == ["adapter-quarantined"]
 
 
+@pytest.mark.thorough
 def test_a_preview_that_a_kill_cut_off_is_closed_at_the_next_start(site: Appliance) -> None:
     view(site)
     site.kill()

@@ -16,6 +16,7 @@ from tests.attacks.test_training import replay, replay_order, run_named
 RECIPE = {"epochs": 2, "save_steps": 5, "privacy": {"noise": 1.0, "clip": 0.5, "delta": 0.001}}
 
 
+@pytest.mark.thorough
 def test_a_private_run_is_replayed_and_only_the_keyring_knows_its_secret(site: Appliance) -> None:
     assert site.train("quiet", **RECIPE)["adapter"] == "quiet@1"
     run = run_named(site, "quiet")

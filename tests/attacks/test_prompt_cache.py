@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from appliance.domain.core.names import add_seconds
 from appliance.domain.serving.tokens import RevokeTokens
 from scripts.kit.appliance import Appliance
+
+pytestmark = pytest.mark.thorough
 
 INSTRUCTIONS = "Name the kind of each clause, and say who pays, what is secret and when it ends. " * 3
 """More than a piece of 128 tokens of the tiny model, and less than two."""

@@ -22,6 +22,7 @@ def site(spoil: Callable[[], Appliance]) -> Appliance:
     return site
 
 
+@pytest.mark.thorough
 def test_what_a_unit_could_load_before_and_after_a_release_and_a_revocation(site: Appliance) -> None:
     before = site.now()
     site.approve()
@@ -86,6 +87,7 @@ def test_a_row_is_proved_to_whoever_may_ask_and_to_nobody_else(site: Appliance) 
         assert refused.value.status == 403
 
 
+@pytest.mark.thorough
 def test_an_adapters_story_begins_with_what_it_is_made_of_and_counts_its_requests(site: Appliance) -> None:
     site.approve()
     site.activate()

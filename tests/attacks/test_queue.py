@@ -11,7 +11,7 @@ from appliance.domain.runs.control import Cancel
 from scripts.kit.appliance import Appliance
 from tests.attacks.test_kill import arm, await_death, check_whole, copy_of, end
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.thorough
 
 
 @pytest.fixture

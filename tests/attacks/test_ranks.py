@@ -17,7 +17,7 @@ from tests.attacks.test_training import TRAIN, await_step, bodies, replay, run_n
 
 LONG = {"epochs": 40, "batch_size": 8, "save_steps": 20, "dropout": "0.1", "processes": 2}
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.thorough,
     pytest.mark.skipif(len(os.sched_getaffinity(0)) % 2 != 0, reason="two processes share an even number of threads"),
 ]
 

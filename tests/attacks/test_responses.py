@@ -23,7 +23,7 @@ DRAWN: dict[str, Any] = {"model": "labels", "max_tokens": 6, "temperature": 1.0,
 
 
 __all__ = ["wire"]
-pytestmark = one_of_both
+pytestmark = [pytest.mark.thorough, one_of_both]
 
 
 def check(site: Appliance, extra: dict[str, Any] | None, text: str) -> VerifiedRecord:

@@ -21,6 +21,8 @@ from appliance.store.files.known_checkpoints import KnownCheckpoints
 from scripts.kit.appliance import Appliance, Refused, found_site
 from scripts.kit.ports import free_port
 
+pytestmark = pytest.mark.thorough
+
 
 def wait_until_restarted(site: Appliance, started: int) -> None:
     """Wait until a service that had started so many times has started once more and answers people."""

@@ -19,6 +19,7 @@ def type_(*words: object) -> None:
     assert main.run([str(word) for word in words]) == 0, words
 
 
+@pytest.mark.thorough
 def test_a_unit_is_served_from_a_backup_of_a_running_service(
     released: Appliance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,6 +44,7 @@ def order(body: bytes) -> object:
     return parsing.BodyOf(OrderRequest).parse(body)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("parse", "data"),
     [
@@ -81,6 +82,7 @@ def test_an_order_without_a_valid_signature_waits_for_no_other_order(home: Path)
             assert refused.wait(90)
 
 
+@pytest.mark.thorough
 def test_a_revocation_is_recorded_while_outsiders_send_large_orders(founded: Appliance) -> None:
     """The CPU time of the service is bounded; the time of the revocation is told only where it fails."""
     stop = threading.Event()
@@ -117,6 +119,7 @@ def cpu_of(site: Appliance) -> float:
     return (int(words[11]) + int(words[12])) / 100
 
 
+@pytest.mark.thorough
 def test_a_busy_service_ends_in_time_and_its_run_is_resumed(spoil: Callable[[], Appliance]) -> None:
     site = spoil()
     usual, site.launcher = site.launcher, BUSY

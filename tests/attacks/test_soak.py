@@ -54,7 +54,7 @@ def soak_three(request: pytest.FixtureRequest, place: Path) -> soaking.Result:
 
 
 @pytest.mark.family(keep=1)
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("soak", "injected"),
@@ -73,7 +73,7 @@ def test_units_under_churn_get_nothing_but_their_own_and_all_of_it_is_recorded(
 
 
 @pytest.mark.outside
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.timeout(600)
 def test_a_service_that_answers_from_another_units_slot_is_caught(golden: Appliance, tmp_path: Path) -> None:
     """So that the soak can fail: every second request goes to the slot of somebody else."""

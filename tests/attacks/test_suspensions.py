@@ -14,6 +14,8 @@ from scripts.kit.appliance import Appliance, Refused
 from tests.attacks.streaming import under_way
 from tests.attacks.test_decisions import change_adapter, refused, signed
 
+pytestmark = pytest.mark.thorough
+
 CODE = "release-suspended"
 
 

@@ -14,7 +14,7 @@ from appliance.domain.runs.control import Cancel
 from scripts.kit.appliance import Appliance
 from tests.attacks.test_kill import check_whole
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.thorough
 RECIPE = {"epochs": 40, "eval_steps": 5, "validation": 0.2}
 RATES = ("0.01", "0.0000001")
 

@@ -71,6 +71,7 @@ def test_in_the_clear_nothing_is_answered(shared: Appliance) -> None:
         get(shared, authority(shared).trusting(), shared.url.replace("https", "http"))
 
 
+@pytest.mark.thorough
 def test_with_a_ca_for_clients_a_token_alone_opens_nothing(made: Appliance, tmp_path: Path) -> None:
     made.environment["APPLIANCE_CLIENT_CA"] = str(authority(made).file)
     made.start()

@@ -15,7 +15,7 @@ from tests.attacks.streaming import under_way
 from tests.attacks.wires import one_of_both, wire
 
 __all__ = ["wire"]
-pytestmark = one_of_both
+pytestmark = [pytest.mark.thorough, one_of_both]
 
 
 def revoke(site: Appliance, by: str, **fields: Any) -> None:

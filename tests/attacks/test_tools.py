@@ -59,6 +59,7 @@ def _check_record(site: Appliance, extra: dict[str, Any] | None, given: dict[str
     return record.text
 
 
+@pytest.mark.thorough
 def test_an_adapter_that_calls_tools_is_trained_evaluated_and_called(site: Appliance, tmp_path: Path) -> None:
     base = site.import_base(build_base(tmp_path / "b", template=HERMES, **SHAPE), "toolful")
     assert base["status"] == "finished", base

@@ -36,7 +36,7 @@ from tests.attacks.test_kill import (
 LONG = {"epochs": 40, "batch_size": 8, "save_steps": 20, "dropout": "0.1"}
 STEPS = (20, 40, 60, 80, 100, 120)
 TRAIN = "appliance.worker.train"
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.thorough
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +193,7 @@ def test_a_service_that_dies_before_the_first_checkpoint_begins_anew(deployment:
     check_whole(deployment)
 
 
+@pytest.mark.essential
 @pytest.mark.family(keep=1)
 @pytest.mark.parametrize("when", ["after:run.checkpointed", "before:run.finished", "after:run.finished"])
 def test_a_service_that_dies_later_continues_at_its_next_start_to_the_same_bytes(

@@ -23,6 +23,7 @@ __all__ = ["wire"]
 pytestmark = one_of_both
 
 
+@pytest.mark.thorough
 def test_a_unit_is_answered_and_both_ends_are_entries(released: Appliance) -> None:
     answer = released.chat("legal", "labels")
     assert answer["choices"][0]["finish_reason"] in ("stop", "length")
@@ -32,6 +33,7 @@ def test_a_unit_is_answered_and_both_ends_are_entries(released: Appliance) -> No
     assert released.verify()["verdict"] == "verified"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("model", ["", "clauses", "clauses@1", "tiny", "payroll"])
 def test_a_name_that_is_not_released_to_the_unit_never_answers(released: Appliance, model: str) -> None:
     with pytest.raises(Refused) as refused:
@@ -45,6 +47,7 @@ def test_another_units_task_is_as_unknown_as_no_task(released: Appliance) -> Non
     assert refused.value.status == 404
 
 
+@pytest.mark.thorough
 def test_a_rollback_is_one_order_to_what_answered_before_and_nothing_else(released: Appliance) -> None:
     first = released.chat("legal", "labels")["system_fingerprint"]
     assert released.train(seed=2)["adapter"] == "clauses@2"
@@ -66,6 +69,7 @@ def test_a_rollback_is_one_order_to_what_answered_before_and_nothing_else(releas
     assert released.verify()["verdict"] == "verified"
 
 
+@pytest.mark.thorough
 def test_many_are_answered_at_once_and_each_as_if_alone(released: Appliance) -> None:
     """With temperature and seeds: the draws are those of the request alone, whatever else is in the batch."""
     texts = ["due", "the fee " * 9, "a secret " * 5, "end", "pay and price " * 7, "close or cancel"]
@@ -79,6 +83,7 @@ def test_many_are_answered_at_once_and_each_as_if_alone(released: Appliance) -> 
     assert released.types().count("request.finished") == 2 * len(texts)
 
 
+@pytest.mark.thorough
 def test_a_revocation_cuts_what_is_being_answered(released: Appliance) -> None:
     """Four answers are under way; each ends with an error, each has its entry, and then the slot is empty."""
     released.chat("legal", "labels")
@@ -100,6 +105,7 @@ def test_a_revocation_cuts_what_is_being_answered(released: Appliance) -> None:
     assert released.verify()["verdict"] == "verified"
 
 
+@pytest.mark.essential
 @pytest.mark.parametrize("what", ["base", "dataset"])
 def test_with_a_base_or_a_dataset_falls_what_is_being_answered_on_it(released: Appliance, what: str) -> None:
     released.chat("legal", "labels")
@@ -122,6 +128,7 @@ def test_with_a_base_or_a_dataset_falls_what_is_being_answered_on_it(released: A
     assert released.verify()["verdict"] == "verified"
 
 
+@pytest.mark.thorough
 def test_the_ledger_says_when_the_last_token_left(released: Appliance) -> None:
     """Between the load and the emptying, and not after the revocation was answered."""
     released.chat("legal", "labels")
@@ -138,6 +145,7 @@ def test_the_ledger_says_when_the_last_token_left(released: Appliance) -> None:
     assert unloaded["body"]["reason"] == "adapter-revoked"
 
 
+@pytest.mark.essential
 def test_the_official_client_is_served_through_every_call_it_has(released: Appliance) -> None:
     """Each answer has its two entries, and what is refused has its error class."""
     client, api = released.openai(), released.units()
@@ -216,6 +224,7 @@ def test_the_official_client_reads_a_refusal_and_our_code_behind_it(shared: Appl
     assert outsider.value.code == "invalid_api_key"
 
 
+@pytest.mark.thorough
 def test_parts_of_text_are_answered_as_the_text_that_they_make(released: Appliance) -> None:
     client = released.openai("legal")
     parts = [{"type": "text", "text": "the parties "}, {"type": "text", "text": "agree"}]
@@ -226,6 +235,7 @@ def test_parts_of_text_are_answered_as_the_text_that_they_make(released: Applian
     assert parted.choices == whole.choices
 
 
+@pytest.mark.thorough
 def test_a_unit_learns_no_fact_by_orders_that_it_may_not_sign(released: Appliance) -> None:
     """Both the check and the order give one reason, the same for a thing of another unit and for no thing."""
 

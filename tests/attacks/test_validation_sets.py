@@ -89,6 +89,7 @@ def secrets_in(data: bytes) -> list[str]:
     return [secret for secret in SECRETS if secret.encode() in data]
 
 
+@pytest.mark.thorough
 def test_a_run_is_evaluated_on_each_of_its_sets_and_its_verdict_is_computed_again(evaluated: Appliance) -> None:
     records = {one.set: one for one in verdict_of(evaluated).evaluated}
     assert records.keys() == {"held-out", "exam", "open"}
@@ -219,6 +220,7 @@ def checked(site: Appliance, who: str, **body: Any) -> dict[str, Any]:
     return dict(found)
 
 
+@pytest.mark.thorough
 def test_an_upload_of_another_person_is_answered_as_one_that_is_not_there(evaluated: Appliance) -> None:
     """A second validator and an operator learn a digest from the log, and exchange text and label."""
     evaluated.enrol("walt", "validator")
@@ -242,6 +244,7 @@ def test_an_upload_of_another_person_is_answered_as_one_that_is_not_there(evalua
     )
 
 
+@pytest.mark.thorough
 def test_a_check_of_a_blind_set_has_numbers_alone(evaluated: Appliance) -> None:
     """Also for its own validator: as one that is announced as blind, and as a file that the log has as blind."""
     rows = EXAM.encode()
@@ -308,6 +311,7 @@ def test_a_check_says_of_open_sets_what_is_among_the_rows_and_of_blind_ones_noth
     assert overlaps["open@1"]["rows"] == len(SHARED) + len(OWN) and overlaps["open@1"]["duplicates"] > len(OWN) // 2
 
 
+@pytest.mark.thorough
 def test_what_is_wrong_with_a_blind_file_is_told_to_its_validator_alone(evaluated: Appliance) -> None:
     wrong = "text,label\n" + "".join(f"{text},{label}\n" for text, label in OWN) + "a hidden row,  ,too many\n"
     body = {**CHECK, "is_validation_set": True, "file": evaluated.upload(wrong.encode(), "vera")}
@@ -324,6 +328,7 @@ def test_what_is_wrong_with_a_blind_file_is_told_to_its_validator_alone(evaluate
     assert short["status"] == "failed"
 
 
+@pytest.mark.thorough
 def test_a_run_whose_set_is_revoked_fails_before_it_is_evaluated_and_nothing_is_sealed(evaluated: Appliance) -> None:
     rows = "text,label\n" + "".join(f"{text},{label}\n" for text, label in OWN)
     assert evaluated.import_set(rows.encode(), "brief")["status"] == "finished"
@@ -341,6 +346,7 @@ def test_a_run_whose_set_is_revoked_fails_before_it_is_evaluated_and_nothing_is_
     assert failed["body"]["code"] == "revoked" and len(evaluated.get("/v1/adapters")) == before
 
 
+@pytest.mark.thorough
 def test_the_released_version_is_evaluated_on_a_new_version_of_the_dataset(released: Appliance) -> None:
     """clauses@1 answers; its record is of other rows."""
     rows = "text,label\n" + "".join(f"{text},{label}\n" for text, label in clauses(120))

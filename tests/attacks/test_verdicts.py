@@ -21,6 +21,8 @@ from tests.attacks.test_gates import EASIER, GATES, folder_of
 from tests.attacks.test_ledger import around_the_refusal, opened
 from tests.attacks.test_people import grant
 
+pytestmark = pytest.mark.thorough
+
 FAILED = "did not pass these gates: better-than-base"
 
 
@@ -77,6 +79,7 @@ def grant_once(site: Appliance, name: str, role: str) -> None:
         grant(site, name, role)
 
 
+@pytest.mark.essential
 def test_a_failed_verdict_is_neither_approved_nor_released_whatever_the_rows_say(failing: Appliance) -> None:
     assert FAILED in refusal(lambda: failing.review("rita", name="poor@1"))
     assert FAILED in refusal(lambda: failing.activate(name="poor@1"))

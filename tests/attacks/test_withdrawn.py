@@ -22,7 +22,7 @@ from tests.attacks.test_admission import artifact, flip_byte
 from tests.attacks.test_kill import arm, await_death, check_whole, copy_of, end
 from tests.attacks.test_training import STEPS, TRAIN, await_replay, await_step, await_that, bodies, start, texts
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.thorough
 
 
 @pytest.fixture

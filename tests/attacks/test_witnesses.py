@@ -98,6 +98,7 @@ def _forge(folder: Path) -> None:
     path.write_text("\n".join([*lines[:-1], lines[-1][:-12] + "AAAAAAAAAAA=", ""]))
 
 
+@pytest.mark.essential
 @pytest.mark.parametrize("lose", [_remove, _dangle, _empty, _forge])
 def test_a_log_that_a_witness_cosigned_does_not_start_without_its_word(
     site: Appliance, lose: Callable[[Path], None]
@@ -155,6 +156,7 @@ def test_an_older_word_on_another_medium_is_not_enough(site: Appliance) -> None:
     assert "got one over" in refused(site, "witness-missing")
 
 
+@pytest.mark.thorough
 def test_a_witness_that_policy_names_no_more_need_not_be_kept(site: Appliance) -> None:
     with wiring.service(site.settings) as context:
         seen(context)
@@ -244,6 +246,7 @@ def test_a_witness_that_lags_is_no_loss_and_the_other_one_shows_what_it_has_not_
     assert TWO in refused(site, "log-truncated")
 
 
+@pytest.mark.thorough
 def test_what_a_witness_signed_with_a_key_that_policy_replaced_is_refused_and_not_kept(site: Appliance) -> None:
     site.start()
     adopt(site, witnesses=[witness_vkey_of(ONE, W2)], witness_quorum=0)
@@ -337,6 +340,7 @@ def test_a_file_that_the_log_never_signed_closes_no_process_that_runs(site: Appl
         assert one.missing_from_log == []
 
 
+@pytest.mark.thorough
 def test_a_key_that_was_replaced_claims_no_entries_even_with_a_hostile_witness(site: Appliance) -> None:
     """Whoever stole it would stop the service for ever. The log has a new key since an entry before that size."""
     with wiring.service(site.settings) as context:

@@ -14,6 +14,7 @@ def test_the_bound_of_a_perfect_auditor_is_that_of_the_coins_alone() -> None:
     assert bound_epsilon(400, 100, 100, 0.001) < 3.4
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("epsilon", ["8.0", "3.0", "1.0"])
 def test_no_simulated_audit_shows_more_than_a_private_run_states(epsilon: str) -> None:
     assert max(simulate(epsilon, 100, 20).lower) < float(epsilon)

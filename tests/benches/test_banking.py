@@ -22,6 +22,7 @@ def source(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.thorough
 def test_rows_keep_the_datasets_own_split(source: Path, tmp_path: Path) -> None:
     places = prepare(build_base(tmp_path / "base"), source, tmp_path / "kept", Sizes(2, 4, 3))
     folder = Path(places["dataset"])
@@ -29,7 +30,7 @@ def test_rows_keep_the_datasets_own_split(source: Path, tmp_path: Path) -> None:
     assert [row.text.split()[1] for row in data.load_rows(folder, data.HELD_OUT)] == ["test"] * 6
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.timeout(900)
 def test_a_private_bench_trains_evaluates_and_times_pairs_of_steps(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -55,6 +55,7 @@ def test_the_json_is_one_object_a_row(rows: list[Row], tmp_path: Path) -> None:
     assert all(one["met"] in (True, False, None) for one in read)
 
 
+@pytest.mark.thorough
 def test_the_comparison_is_left_out_where_pymerkle_cannot_be_had(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -63,6 +64,7 @@ def test_the_comparison_is_left_out_where_pymerkle_cannot_be_had(
         assert peer.beside_pymerkle(log, tmp_path, 1, alone=1, proofs=1) == []
 
 
+@pytest.mark.thorough
 def test_a_verification_that_finds_something_is_no_measure(tmp_path: Path) -> None:
     """A bench that times a failure would be fast and say nothing."""
     with open_log(tmp_path, 100) as log:

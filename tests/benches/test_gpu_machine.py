@@ -20,6 +20,7 @@ LIBRARIES = [
 ]
 
 
+@pytest.mark.thorough
 def test_without_a_card_it_says_so_in_one_line_and_exits_with_7() -> None:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
     command = [str(ROOT / "scripts" / "gpu"), "tests"]
@@ -30,7 +31,7 @@ def test_without_a_card_it_says_so_in_one_line_and_exits_with_7() -> None:
 
 
 @pytest.mark.outside
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.timeout(900)
 def test_the_dry_run_passes_its_tests_and_fills_both_tables(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "scripts.gpu_machine", "--dry-run", "--folder", str(tmp_path)]

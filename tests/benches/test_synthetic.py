@@ -47,6 +47,7 @@ def verdict(made: list[Made], log: Synthetic) -> Any:
     return verify_log(entries, found.get, texts(made).values(), log.checkpoint(), log.trust, now=NOW)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("size", "share"), [(100, 0.01), (SIZE, 0.01), (SIZE, SHARE), (1_500, 0.9)])
 def test_a_synthetic_log_of_any_size_and_share_of_orders_is_verified(size: int, share: float) -> None:
     """The last of them loads where something is loaded, as a long log does: the earlier adapter is unloaded first."""
@@ -76,6 +77,7 @@ def test_one_entry_that_is_not_as_it_was_made_is_found() -> None:
     assert verdict(made, log).verdict == "failed"
 
 
+@pytest.mark.thorough
 def test_the_export_is_byte_for_byte_that_of_the_product(tmp_path: Path) -> None:
     """ECDSA signatures differ each time, so both are written from one pass over the entries."""
     log, made = Synthetic(SIZE, signed=SHARE), []
@@ -100,6 +102,7 @@ def test_the_export_is_byte_for_byte_that_of_the_product(tmp_path: Path) -> None
     assert path.read_bytes() == b"".join(chunks)
 
 
+@pytest.mark.thorough
 def test_the_auditors_program_verifies_the_export(tmp_path: Path) -> None:
     log = Synthetic(SIZE, signed=SHARE)
     keep(log, export=tmp_path / "ledger.tar")
@@ -110,6 +113,7 @@ def test_the_auditors_program_verifies_the_export(tmp_path: Path) -> None:
     assert (report.verdict, report.size) == ("verified, without Cedar policies", SIZE)
 
 
+@pytest.mark.thorough
 def test_the_filled_rows_are_those_that_the_ledger_writes(tmp_path: Path) -> None:
     """One log appended entry by entry and filled at once: every table is the same."""
     log = Synthetic(400, signed=0.2)
@@ -146,6 +150,7 @@ def ledger(filled: tuple[Synthetic, Path]) -> Iterator[Ledger]:
         yield opened
 
 
+@pytest.mark.thorough
 def test_the_ledger_loads_the_rows_and_continues(ledger: Ledger) -> None:
     ledger.load()
     assert ledger.check_projections() == []

@@ -108,6 +108,7 @@ def test_ranges_are_evaluated_as_the_schema_says(
     assert [match.comparable for match in found] == ([] if expected is False else [expected is True])
 
 
+@pytest.mark.thorough
 def test_an_old_file_is_called_stale_and_never_clear(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     harmless = span({"introduced": "0"}, {"fixed": "0.1"})
     assert checked(capsys, tmp_path / "a.json", record(days=13, **harmless)).code == 0
@@ -120,6 +121,7 @@ def test_an_old_file_is_called_stale_and_never_clear(tmp_path: Path, capsys: pyt
     assert told.code == 3 and "STALE" in told.err
 
 
+@pytest.mark.thorough
 def test_a_file_with_fewer_advisories_than_before_is_never_clear(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -34,6 +34,7 @@ def without_passphrase(desk: Desk, name: str) -> list[str]:
     return ["--as", name, "--key", str(desk.key(name))]
 
 
+@pytest.mark.thorough
 def test_reading_asks_for_no_passphrase_while_the_agent_runs(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("staffed")
     started = desk.as_("olga", "agent", "start", *MINUTES, "--json")

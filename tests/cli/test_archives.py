@@ -22,6 +22,8 @@ from tests.kit.archived_log import DAY_S, VKEY
 from tests.kit.founded import policy_set
 from tests.kit.old_records import cosign_with, old_template
 
+pytestmark = pytest.mark.thorough
+
 OpenDesk = Callable[[object], Desk]
 
 

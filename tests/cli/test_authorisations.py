@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from appliance.domain.actions.registry import ORDERS
 from appliance.domain.core.policy import Parameters
 from appliance.domain.runs.control import AuthoriseRun
@@ -34,6 +36,7 @@ def start(desk: Desk, folder: Path, tier: str = "high") -> str:
     return str(row["run"])
 
 
+@pytest.mark.thorough
 def test_a_run_waits_is_listed_with_whom_it_waits_for_and_begins_once_authorised(
     open_desk: Callable[[str], Desk], tmp_path: Path
 ) -> None:
@@ -67,6 +70,7 @@ def test_a_run_waits_is_listed_with_whom_it_waits_for_and_begins_once_authorised
         assert json.loads(done(desk, "rita", "status", "--json"))["authorisations"] == []
 
 
+@pytest.mark.thorough
 def test_a_run_is_refused_for_a_reason_and_does_not_begin(open_desk: Callable[[str], Desk], tmp_path: Path) -> None:
     desk = open_asking(open_desk)
     run = start(desk, tmp_path)
@@ -88,6 +92,7 @@ def test_a_run_of_a_low_tier_waits_for_nobody_and_an_unknown_tier_is_refused(
     )
 
 
+@pytest.mark.thorough
 def test_a_second_person_is_not_shown_another_order_than_the_log_holds(
     open_desk: Callable[[str], Desk], tmp_path: Path
 ) -> None:
@@ -107,6 +112,7 @@ ACCEPT = (
 )
 
 
+@pytest.mark.thorough
 def test_a_failed_verdict_is_refused_by_gate_until_a_reviewer_accepts_it(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("imported")
     evaluated(desk, files=FILES | {"items.jsonl": WORSE}, items=WORSE)

@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
+import pytest
+
 from appliance.domain.core.entry import EntryDraft
 from appliance.store.ledger.queue import LogClock
 from tests.cli.conftest import Desk
@@ -22,6 +24,7 @@ def run_ahead(desk: Desk) -> str:
     return time
 
 
+@pytest.mark.thorough
 def test_two_administrators_reset_a_clock_that_ran_ahead_and_work_continues(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("staffed")
     assert desk.as_("rita", "principal", "list").code == 0  # a session

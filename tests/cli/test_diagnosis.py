@@ -267,6 +267,7 @@ _texts = st.sampled_from([MARKER, f"ALARM: {MARKER}", f"ALARM: disk-full: {MARKE
 _values = st.one_of(_texts, st.lists(_texts), st.dictionaries(_names, _texts), st.integers(), st.none())
 
 
+@pytest.mark.thorough
 @settings(max_examples=300, deadline=None)
 @given(st.dictionaries(_names, _values))
 def test_no_attribute_of_a_line_lets_a_text_through(values: dict[str, Any]) -> None:

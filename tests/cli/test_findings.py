@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from appliance.domain.releases.requests import find_current_request
 from tests.cli.conftest import Desk, one_line
 from tests.kit.evaluated_release import adapter_of
@@ -111,6 +113,7 @@ def test_changes_are_requested_and_a_decision_is_withdrawn(open_desk: Callable[[
     assert [review.decision for review in adapter_of(desk.site).reviews] == ["request-changes", "withdraw"]
 
 
+@pytest.mark.thorough
 def test_a_finding_is_added_listed_shown_and_closed(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("approved")
     index = json.loads(done(desk, "rita", *FINDING, "--json"))["index"]
@@ -150,6 +153,7 @@ def test_a_request_that_the_service_makes_up_is_refused(open_desk: Callable[[str
     assert told.code == 6 and "request of entry" in one_line(told.err)
 
 
+@pytest.mark.thorough
 def test_a_field_is_delegated_and_decided_in_the_delegator_s_place(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("sealed")
     desk.site.enrol("dana", "reviewer:legal-risk")

@@ -83,6 +83,7 @@ def test_a_set_that_is_none_is_refused_before_anything_is_signed(
     assert message in one_line(told.err)
 
 
+@pytest.mark.thorough
 def test_a_plan_says_the_smallest_effect_that_its_gates_can_show(
     open_desk: Callable[[str], Desk], tmp_path: Path
 ) -> None:
@@ -218,6 +219,7 @@ def test_a_service_that_lies_about_a_verdict_is_caught(open_desk: Callable[[str]
     assert told.code == 6 and "document verdict: expected sha256:" in one_line(told.err)
 
 
+@pytest.mark.thorough
 def test_sets_that_come_with_the_appliance_are_told_and_bound_by_their_digests(
     open_desk: Callable[[str], Desk], tmp_path: Path
 ) -> None:

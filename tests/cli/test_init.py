@@ -76,6 +76,7 @@ def cut(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return lambda: monkeypatch.setattr(installing, "write_file", write)
 
 
+@pytest.mark.thorough
 def test_another_homes_log_is_not_taken_for_an_init_that_was_cut_off(
     init: Callable[..., Told], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,6 +136,7 @@ def test_a_home_whose_log_is_gone_is_not_made_anew_over_its_trust_file(
     assert not list(home.glob("ledger.db*"))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("words", [("--origin", "bank.example/1"), ()], ids=["origin", "any-origin"])
 def test_an_init_that_was_cut_off_continues_only_as_what_it_began(
     init: Callable[..., Told], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]

@@ -184,6 +184,7 @@ RUINED = {
 }
 
 
+@pytest.mark.thorough
 def test_a_ruined_adapter_is_told_to_be_one_wherever_it_is_shown(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("trained")
     files = FILES | {"metrics.json": encode_canonical(RUINED)}
@@ -216,6 +217,7 @@ def test_a_run_that_was_not_sealed_fails_the_command(open_desk: Callable[[str], 
     assert "r-000001: expected it sealed, got failed: out of memory" in told.err
 
 
+@pytest.mark.thorough
 def test_a_run_shows_its_steps_and_its_report_is_what_the_ledger_binds(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("sealed")
     shown = desk.as_("olga", "run", "show", "r-000001").out
@@ -262,6 +264,7 @@ def test_without_the_tracker_nothing_is_exported(open_desk: Callable[[str], Desk
     assert not any("tracked" in path.name for path in desk.folder.iterdir())
 
 
+@pytest.mark.thorough
 def test_a_run_that_waits_has_its_place_in_the_queue(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("imported")
     words = ("run", "start", _recipe(desk), _recipe(desk, "second.yaml"), _recipe(desk, "third.yaml"), "--yes")
@@ -382,6 +385,7 @@ def _approve(desk: Desk) -> None:
         assert told.code == 0, told.err
 
 
+@pytest.mark.thorough
 def test_a_release_is_activated_listed_and_taken_back(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("sealed")
     words = ("release", "activate", "clauses@1", "--unit", "legal", "--served-model", "labels", "--yes")
@@ -473,6 +477,7 @@ def test_an_export_is_written_once(open_desk: Callable[[str], Desk]) -> None:
     assert desk.as_("audrey", "ledger", "export", path).code == 5
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("changes", "code", "said"),
     [
@@ -498,6 +503,7 @@ def test_only_a_verified_log_succeeds_and_the_counts_are_printed(
     assert value["verdict"] == changes.get("verdict", "verified")
 
 
+@pytest.mark.thorough
 def test_a_report_of_many_findings_is_short_unless_all_are_asked_for(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("staffed")
     unbound = {"index": None, "rule": "unbound-text", "message": f"disclosure x: {UNBOUND}"}
@@ -521,6 +527,7 @@ def _policy(desk: Desk, **parameters: object) -> Path:
     return folder
 
 
+@pytest.mark.thorough
 def test_a_policy_is_shown_compared_tested_and_adopted_by_two(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("staffed")
     folder = str(_policy(desk, reviewers=3))

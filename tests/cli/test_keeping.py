@@ -45,6 +45,7 @@ def _proof(desk: Desk, name: str) -> Path:
 # A person's keys.
 
 
+@pytest.mark.thorough
 def test_a_person_rotates_their_own_key_and_is_told_which_file_to_use(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("staffed")
     new = desk.folder / "rita2.key"

@@ -88,6 +88,7 @@ def test_who_leaves_after_signing_is_told_that_the_order_stays_and_how_to_follow
     assert "error: stopped by you; nothing was signed [interrupted]" in told.err
 
 
+@pytest.mark.thorough
 def test_a_path_that_this_account_may_not_use_is_named_and_is_no_defect(tmp_path: Path) -> None:
     """Also for root, which types these commands without the capabilities that let it use every path."""
     closed, public = tmp_path / "closed", tmp_path / "anna.pub"

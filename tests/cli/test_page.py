@@ -125,6 +125,7 @@ def test_a_part_says_what_was_found_and_whether_it_was_evaluated(evaluated: dict
     assert subgroup.found == found
 
 
+@pytest.mark.thorough
 def test_the_page_fits_a_terminal_and_every_digest_is_whole(open_desk: Callable[[str], Desk], terminal: None) -> None:
     desk = open_desk("released")
     open_evaluated(desk)
@@ -152,6 +153,7 @@ def test_seventy_seven_labels_are_no_wall_of_names_of_names(open_desk: Callable[
     assert len(table.splitlines()) <= 13
 
 
+@pytest.mark.thorough
 def test_a_report_is_the_same_page_in_a_new_folder(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("released")
     open_evaluated(desk)

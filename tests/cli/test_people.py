@@ -124,6 +124,7 @@ def test_an_order_that_waits_already_is_said_before_it_is_signed_twice(open_desk
     assert "already waits" not in desk.as_("anna", "principal", "grant", "olga", "reviewer:safety", "--yes").err
 
 
+@pytest.mark.thorough
 def test_a_recovery_says_what_comes_before_the_countersignature(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("staffed")
     desk.site.enrol("vault", "recovery")

@@ -41,6 +41,7 @@ def test_a_plan_as_json_has_every_phase_and_part(open_desk: Callable[[str], Desk
     assert [offer["measured"] for offer in plan["offers"]] == [False] * 8
 
 
+@pytest.mark.thorough
 def test_a_learning_rate_far_from_usual_is_warned_of_before_anybody_signs(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("imported")
     path = _recipe(desk, RECIPE + "learning_rate: 50\n")
@@ -51,6 +52,7 @@ def test_a_learning_rate_far_from_usual_is_warned_of_before_anybody_signs(open_d
     assert told.index(said) < told.index("signed:")
 
 
+@pytest.mark.thorough
 def test_a_private_run_says_its_epsilon_and_noise_before_anybody_signs(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("imported")
     path = _recipe(desk, RECIPE + "privacy: {epsilon: 8, clip: 0.5}\n")

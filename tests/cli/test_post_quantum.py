@@ -107,6 +107,7 @@ def test_a_service_that_drops_the_second_key_is_refused(trusted: bool, open_desk
     assert "which a log never gives up" in told.err
 
 
+@pytest.mark.thorough
 def test_the_log_key_of_ml_dsa_is_rotated_alone(open_desk: Open) -> None:
     desk = open_desk("staffed")
     told = desk.as_("anna", "log-key", "rotate", "--post-quantum", "--yes")
@@ -132,6 +133,7 @@ def _seal(desk: Desk) -> None:
     desk.site.seal()
 
 
+@pytest.mark.thorough
 def test_a_reviewers_client_checks_both_signatures_of_an_adapter(open_desk: Open) -> None:
     desk = open_desk("trained")
     add_keys(desk)

@@ -53,6 +53,7 @@ def test_effective_access_names_adapter_reviewers_and_entries(open_desk: Callabl
     assert "against it:" in gone and "no longer valid: raul, who decided in entry" in gone
 
 
+@pytest.mark.thorough
 def test_a_span_has_each_answer_and_whose_approvals_it_rests_on(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("serving")
     (reviewed, released) = (

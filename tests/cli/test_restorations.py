@@ -207,6 +207,7 @@ def restore(desk: Desk, *options: str) -> None:
         assert told.code == 0, told.err
 
 
+@pytest.mark.thorough
 def test_accounts_with_another_memory_than_the_order_names_still_refuse(
     open_desk: Callable[[str], Desk], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,6 +278,7 @@ def test_a_log_that_grew_before_anybody_noticed_keeps_the_entries_of_the_backup(
     assert told.code == 0 and "This log was restored" in told.err
 
 
+@pytest.mark.thorough
 def test_a_witness_accepts_the_file_and_its_cosignature_is_an_entry(
     open_desk: Callable[[str], Desk], tmp_path: Path
 ) -> None:

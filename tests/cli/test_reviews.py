@@ -28,6 +28,7 @@ def test_a_rejection_has_no_date_and_its_meaning_says_so(open_desk: Callable[[st
     assert row is not None and [(r.decision, r.valid_until) for r in row.reviews] == [("reject", None)]
 
 
+@pytest.mark.thorough
 def test_every_reader_says_what_each_review_decided_and_what_it_counts_for(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("sealed")
     unit = ("clauses@1", "--unit", "legal", "--meaning", "I read it.", "--yes")

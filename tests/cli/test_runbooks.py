@@ -210,6 +210,7 @@ def _new_key(desk: Desk, name: str) -> None:
     desk.key(name)
 
 
+@pytest.mark.thorough
 def test_a_lost_key_is_replaced(desk: Desk, hands: Hands) -> None:
     _new_key(desk, "rita-2")
     hands.follow("key-loss", by={"appliance order countersign": "ben"})

@@ -286,6 +286,7 @@ def holder(home: Path, slow_s: float = 0.0) -> Iterator[subprocess.Popen[bytes]]
             process.kill()
 
 
+@pytest.mark.thorough
 def test_stop_ends_the_process_that_holds_the_lock_and_waits_for_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -297,6 +298,7 @@ def test_stop_ends_the_process_that_holds_the_lock_and_waits_for_it(
     assert (told.code, told.out) == (0, "no service was running\n")
 
 
+@pytest.mark.thorough
 def test_stop_says_what_it_waits_for_when_its_time_is_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with holder(tmp_path, slow_s=60):
         told = type_alone(capsys, "stop", "--home", str(tmp_path), "--timeout", "3")

@@ -58,6 +58,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweeps, "follow", follow)
 
 
+@pytest.mark.thorough
 def test_every_combination_is_signed_at_once_and_one_that_falls_behind_is_cancelled(
     open_desk: Callable[[str], Desk], trained: None
 ) -> None:
@@ -159,6 +160,7 @@ def _leave(desk: Desk, text: str = RECIPE) -> tuple[str, str]:
     return name, folder
 
 
+@pytest.mark.thorough
 def test_a_sweep_that_was_left_continues_with_the_losses_that_it_had(
     open_desk: Callable[[str], Desk], left_early: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +189,7 @@ def test_a_sweep_that_was_left_continues_with_the_losses_that_it_had(
     assert [line.split()[:3] for line in elsewhere.out.splitlines()[1:]][-1] == ["r-000002", "8", "-"]
 
 
+@pytest.mark.thorough
 def test_a_service_that_restarts_ends_the_command_which_says_how_to_go_on(
     open_desk: Callable[[str], Desk], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,6 +207,7 @@ def test_a_service_that_restarts_ends_the_command_which_says_how_to_go_on(
     assert len(json.loads((desk.folder / "chosen" / "sweep.json").read_text())["runs"]) == 3
 
 
+@pytest.mark.thorough
 def test_a_run_that_was_to_be_stopped_before_the_power_went_is_evaluated_again(
     open_desk: Callable[[str], Desk], left_early: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,6 +244,7 @@ def test_runs_are_followed_as_they_train_and_one_that_was_resumed_trains_last() 
     assert [one.id for one in sweeps.list_left(connection, "clauses-1")] == ["r-2", "r-4", "r-1"]
 
 
+@pytest.mark.thorough
 def test_what_is_left_of_a_sweep_is_cancelled_at_once(
     open_desk: Callable[[str], Desk], left_early: Callable[[], None]
 ) -> None:
@@ -267,6 +272,7 @@ def test_what_is_no_sweep_is_not_gone_on_with(
     assert told.code == code and said in one_line(told.err)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("text", [None, "{}", '{"sweep": "other-1", "title": "", "runs": []}'])
 def test_a_sweep_does_not_go_on_in_the_folder_of_something_else(
     open_desk: Callable[[str], Desk], left_early: Callable[[], None], text: str | None
@@ -302,6 +308,7 @@ def test_more_combinations_than_policy_lets_a_sweep_order_are_refused_whole(open
     assert desk.ordered() == before
 
 
+@pytest.mark.thorough
 def test_a_second_sweep_waits_for_the_first_where_both_are_more_than_policy_allows(
     open_desk: Callable[[str], Desk], left_early: Callable[[], None]
 ) -> None:

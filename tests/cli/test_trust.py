@@ -121,6 +121,7 @@ def _files(folder: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.thorough
 def test_another_appliances_trust_file_is_refused_by_every_command(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("sealed")
     size, files = len(desk.site.entries), _files(desk.folder)
@@ -143,6 +144,7 @@ def test_another_appliances_trust_file_is_refused_by_every_command(open_desk: Ca
     assert len(desk.site.entries) == size, "nothing was signed, no session was opened"
 
 
+@pytest.mark.thorough
 def test_another_appliance_where_the_logins_was_gets_no_token_and_none_of_its_answers_is_printed(
     open_desk: Callable[[str], Desk],
 ) -> None:

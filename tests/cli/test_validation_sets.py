@@ -46,6 +46,7 @@ def test_sets_are_listed_and_shown_with_who_was_evaluated_on_them(open_desk: Cal
     assert desk.as_("rita", "validation-set", "show", "exam@2").code == 4
 
 
+@pytest.mark.thorough
 def test_a_plan_and_an_order_say_what_the_sets_can_show_and_bind_their_newest_versions(
     open_desk: Callable[[str], Desk], tmp_path: Path
 ) -> None:

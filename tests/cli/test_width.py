@@ -106,6 +106,7 @@ def test_a_pipe_gets_whole_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert told.err == ""
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("terminal")
 def test_no_list_is_wider_than_the_terminal_and_wide_cuts_nothing(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("serving")

@@ -161,6 +161,7 @@ def test_it_ends_when_it_is_told_to(start: Start) -> None:
         stop_agent(path)
 
 
+@pytest.mark.thorough
 def test_it_ends_by_itself(start: Start) -> None:
     path = start(seconds=2)
     held = find_agent(path)
@@ -241,6 +242,7 @@ def test_what_is_no_question_gets_an_error_and_the_agent_continues(start: Start,
     assert find_agent(path) is not None
 
 
+@pytest.mark.thorough
 def test_one_who_asks_nothing_holds_it_for_seconds_only(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     path = start()
     monkeypatch.setattr(agents, "ANSWER_S", 30.0)

@@ -60,6 +60,7 @@ def _init(settings: Settings) -> None:
     )
 
 
+@pytest.mark.thorough
 def test_the_service_is_started_in_a_session_of_its_own_and_only_once(settings: Settings) -> None:
     _init(settings)
     connection = Connection(settings.socket, lambda: service_process.start_service(_place(settings)))
@@ -71,6 +72,7 @@ def test_the_service_is_started_in_a_session_of_its_own_and_only_once(settings: 
     assert service_process._started == [process]
 
 
+@pytest.mark.thorough
 def test_a_service_that_cannot_start_says_why_and_where_to_read(settings: Settings) -> None:
     with pytest.raises(Unavailable, match=r"got exit code 4: .*appliance init.*; see .*service\.log"):
         service_process.start_service(_place(settings))
@@ -195,6 +197,7 @@ def test_the_service_has_every_setting_of_the_command_that_starts_it_and_nothing
     assert "SECRET" not in environment
 
 
+@pytest.mark.thorough
 def test_a_command_starts_no_service_on_a_log_that_lost_what_is_kept_where_the_environment_says(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,6 +229,7 @@ def _onlookers(lock: Path) -> Iterator[None]:
             thread.join()
 
 
+@pytest.mark.thorough
 def test_a_service_starts_however_many_look_whether_one_runs(settings: Settings) -> None:
     with _onlookers(settings.lock):
         for _ in range(100):

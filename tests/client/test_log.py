@@ -194,6 +194,7 @@ def test_a_trust_file_is_read_back(open_office: Callable[..., Office], tmp_path:
         log.load_trust(tmp_path / "other.json")
 
 
+@pytest.mark.thorough
 def test_a_client_that_leaves_ends_its_verification(
     open_office: Callable[..., Office], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,6 +31,7 @@ def test_a_value_that_no_author_can_write_is_resolved_again_as_auto(written: dic
     assert _resolve_again(written, left, validation="0.2") == ["eval_steps: expected 6, got 0"]
 
 
+@pytest.mark.thorough
 def test_a_private_recipe_is_resolved_again_by_its_noise() -> None:
     written = parse_recipe({"name": "a", "base": "smollm2", "dataset": "clauses@1", "privacy": {"epsilon": 3}})
     recipe = resolve_recipe(written, FACTS)

@@ -89,6 +89,7 @@ def test_a_shift_of_the_labels_of_the_training_rows_is_said_with_both_counts(
         }
 
 
+@pytest.mark.thorough
 def test_gates_that_the_order_dropped_are_among_the_changes(open_office: Callable[..., Office]) -> None:
     """Everything that the order of the run binds is compared on both sides."""
     office = open_office("released")
@@ -230,6 +231,7 @@ def _say(office: Office, change: Callable[[Any], object]) -> None:
     office.service.bend["/v1/adapters/clauses@2/review"] = bend
 
 
+@pytest.mark.thorough
 def test_an_order_that_was_refused_is_shown_as_no_request_finding_decision_or_release(
     open_office: Callable[..., Office],
 ) -> None:

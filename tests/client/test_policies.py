@@ -89,6 +89,7 @@ def test_differences_name_what_was_and_what_would_be(tmp_path: Path) -> None:
     assert differences(policy_set(), policy_set()) == []
 
 
+@pytest.mark.thorough
 def test_long_texts_are_compared_in_linear_time() -> None:
     """Thousands of lines that occur again and again take difflib the square of their number."""
     lines = [f"// {number % 99}" for number in range(30_000)]

@@ -49,6 +49,7 @@ def test_a_look_is_not_read_as_a_calibration_or_a_check(looked: Office, who: str
             looked.as_(who).get(f"{path}/{key}", dict[str, Any], wait_s=0)
 
 
+@pytest.mark.thorough
 def test_made_up_keys_take_no_place_of_a_result(looked: Office) -> None:
     connection, progress = looked.as_("olga"), looked.service.context.progress
     for number in range(100):

@@ -246,6 +246,7 @@ def test_a_review_binds_the_manifest_that_was_hashed_here(open_office: Callable[
     ]
 
 
+@pytest.mark.thorough
 def test_an_adapter_that_two_approved_is_activated_and_one_that_one_approved_is_not(
     open_office: Callable[..., Office],
 ) -> None:

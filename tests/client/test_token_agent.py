@@ -76,6 +76,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_POLL_S", 0.05)
 
 
+@pytest.mark.thorough
 def test_a_token_is_handed_out_and_renewed_at_half_its_time(tmp_path: Path) -> None:
     service, said = Service(granted("one"), granted("two")), []
     agent = TokenAgent(service, 1, said.append)
@@ -116,6 +117,7 @@ def test_a_limit_is_waited_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert waited == [7.0]
 
 
+@pytest.mark.thorough
 def test_an_ended_application_ends_its_agent_and_its_token_with_the_services_words(tmp_path: Path) -> None:
     gone = NotAuthenticated("application indexer of legal: ended by entry 9", code="revoked")
     agent = TokenAgent(Service(granted("one"), gone), 1, lambda line: None)

@@ -156,6 +156,7 @@ def test_nearly_good_bytes(name: str) -> None:
     run()
 
 
+@pytest.mark.thorough
 @pytest.mark.family(keep=8)
 @pytest.mark.parametrize(
     "name", [*("envelope", "statement", "manifest", "disclosure", "trust", "assertion", "backup", "backup index")]
@@ -180,6 +181,7 @@ def test_a_policy_in_any_spelling_says_what_its_written_form_says(data: bytes) -
         assert log_policy.parse_log_policy(log_policy.encode_log_policy(policy)) == policy
 
 
+@pytest.mark.thorough
 @EXAMPLES
 @given(mutated(PUBLIC["witnessed"]["note"].encode()))
 def test_a_mutated_witnessed_checkpoint_says_the_same_or_is_tampered(data: bytes) -> None:
@@ -203,6 +205,7 @@ def test_any_frame(data: bytes) -> None:
         frame.read_frame(io.BytesIO(data), max_blob=100)
 
 
+@pytest.mark.thorough
 @EXAMPLES
 @given(mutated(OWN["key_file"].encode()))
 def test_a_key_file_s_header(data: bytes) -> None:
@@ -210,6 +213,7 @@ def test_a_key_file_s_header(data: bytes) -> None:
         keys.parse_key_file_spki(data)
 
 
+@pytest.mark.thorough
 @EXAMPLES
 @given(reshaped(json.loads(OWN["bundle"])))
 def test_a_reshaped_model_signature_is_tampered(value: Any) -> None:
@@ -220,6 +224,7 @@ def test_a_reshaped_model_signature_is_tampered(value: Any) -> None:
         verify_model(data, P256, OWN["bundle_files"])
 
 
+@pytest.mark.thorough
 @EXAMPLES
 @given(mutated(OWN["bundle"].encode()))
 def test_a_mutated_model_signature_is_tampered(data: bytes) -> None:

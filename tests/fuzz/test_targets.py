@@ -21,6 +21,7 @@ from tests.fuzz.worker import Worker
 KEPT = [path for path in sorted(CORPUS.glob("*/*")) if path.is_file()]
 
 
+@pytest.mark.thorough
 def test_every_parser_has_a_target_or_a_reason() -> None:
     named = {name.partition(" ")[0] for name in TARGETS}
     found = set(find_parsers())
@@ -72,6 +73,7 @@ def test_a_call_that_takes_too_long_is_a_problem_and_a_named_error_is_none(monke
     assert judge(Target(lambda data: {}[data], list, "bytes", (LookupError,)), b"").problem == ""
 
 
+@pytest.mark.thorough
 def test_every_target_accepts_a_good_input() -> None:
     """A seed that is refused leads nowhere. Answers of a service, of which there are many types, have none."""
     others = ("api.wire.parse_response", *NEEDS_TORCH)

@@ -2,7 +2,7 @@
 
 CI does not make it (two minutes, and gptqmodel forces another numpy and more), so run these by hand:
 
-    scripts/setup --gptq && scripts/test --outside tests/gptq
+    scripts/setup --gptq && scripts/test --all tests/gptq
 """
 
 from __future__ import annotations

@@ -15,7 +15,6 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.outside
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_lora_on_a_gptq_base_gets_its_gradient_and_lowers_the_loss(tmp_path: Path) -> None:
     """After an evaluation too: the kernel that gptqmodel takes for a CPU by itself gives none then, silently."""

@@ -20,6 +20,8 @@ from appliance.store.database.engine import migrate, open_engine
 from appliance.witness import Witness, cosign_file
 from tests.kit.small_log import ORIGIN, SmallLog
 
+pytestmark = pytest.mark.thorough
+
 SOURCES = Path(__file__).parent / "verify"
 DEBIAN = Path("/usr/share/gocode")
 NAME = "witness.example/w1"

@@ -238,6 +238,7 @@ def test_a_log_of_each_kind_is_verified(name: str) -> None:
     assert findings(stage(name)) == []
 
 
+@pytest.mark.thorough
 def test_they_agree_on_a_log_with_archives_and_after_them() -> None:
     """With and without the archive's bytes: the state continues, texts and documents leave, and another one follows."""
     site = old_site()
@@ -300,6 +301,7 @@ def test_the_program_prints_what_is_not_checked(
         assert printed[-1].startswith("verified, without: ") and printed[-1].endswith("what is not checked")
 
 
+@pytest.mark.thorough
 def test_a_removed_entry_that_left_a_trace_in_the_state_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the archive the log is replayed with and without the removed entries. Here a record has an effect."""
     site = old_site()
@@ -347,6 +349,7 @@ def of_type(site: LogBuilder, index: int, name: str) -> bool:
     return bool(parse(site.entries[index])["type"] == name)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("change", "fields", "holds", "message"),
     [
@@ -405,6 +408,7 @@ def identified(site: LogBuilder, **fields: Any) -> tuple[SessionOpened, dict[str
     return SessionOpened(identity=found), {"documents": documents, "actor": "rita", "source": "tcp:10.0.0.7"}
 
 
+@pytest.mark.thorough
 def test_a_session_that_needs_an_identity_is_verified_and_not_with_another_token() -> None:
     site = stage("staffed")
     site.bind("rita")
@@ -440,6 +444,7 @@ def evaluated(items: Any, gates: Any = GATES) -> LogBuilder:
     return site
 
 
+@pytest.mark.thorough
 def test_verdicts_of_runs_are_verified_from_their_items() -> None:
     site = evaluated(BETTER)
     site.review("rita", "privacy")

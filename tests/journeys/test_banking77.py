@@ -61,7 +61,7 @@ def import_gguf(site: Appliance, path: Path) -> None:
 
 @pytest.mark.journey
 @pytest.mark.outside
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.timeout(1_500)
 def test_bank_questions_go_through_the_whole_journey_and_the_adapter_beats_the_base(tmp_path: Path) -> None:
     if not DATA.exists():

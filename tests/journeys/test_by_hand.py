@@ -110,7 +110,7 @@ def _typed(script: Path, environment: dict[str, str]) -> tuple[int, bytes]:
 
 
 @pytest.mark.outside
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.timeout(MOST_S + 100)
 def test_the_steps_of_the_tutorial_work_as_printed(clone: Path) -> None:
     port = free_port()

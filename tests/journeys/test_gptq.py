@@ -26,7 +26,7 @@ def site(tmp_path: Path) -> Iterator[Appliance]:
         made.kill()
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_an_adapter_on_a_gptq_base_is_trained_released_and_answers(site: Appliance, tmp_path: Path) -> None:
     plain = build_base(tmp_path / "plain")
     folder = quantise_folder(plain, tmp_path / "gptq", Packing(sym=False, desc_act=True, checkpoint_format="gptq_v2"))
@@ -53,7 +53,7 @@ def test_an_adapter_on_a_gptq_base_is_trained_released_and_answers(site: Applian
     assert site.verify()["verdict"] == "verified"
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_awq_is_refused_by_name_and_says_what_to_bring(site: Appliance, tmp_path: Path) -> None:
     folder = quantise_folder(build_base(tmp_path / "plain"), tmp_path / "awq", Packing())
     config = json.loads((folder / "config.json").read_text())

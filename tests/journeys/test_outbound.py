@@ -62,7 +62,6 @@ def test_an_attempt_to_reach_another_machine_is_seen(tmp_path: Path) -> None:
 
 
 @pytest.mark.outside
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_whole_journey_sends_no_packet_to_another_machine(tmp_path: Path) -> None:
     program = str(ROOT / "tests" / "kit" / "whole_journey.py")

@@ -24,7 +24,7 @@ __all__ = ["postgres"]
 
 
 @pytest.mark.journey
-@pytest.mark.slow
+@pytest.mark.essential
 @pytest.mark.timeout(600)
 def test_the_whole_journey_passes_on_postgresql(postgres: Server, tmp_path: Path) -> None:
     # What a site's administrator does first: an owner who migrates, and the service's own role.

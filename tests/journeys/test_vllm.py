@@ -44,7 +44,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
         made.kill()
 
 
-pytestmark = [pytest.mark.outside, pytest.mark.slow]
+pytestmark = pytest.mark.outside
 
 
 def test_what_vllm_made_of_the_held_out_rows_is_sealed(site: Appliance) -> None:

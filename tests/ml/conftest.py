@@ -6,6 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+import torch
 
 from appliance.domain.data.kinds import DatasetDescription
 from appliance.ml.data import rows as data
@@ -15,6 +16,12 @@ from appliance.ml.model.base import LoadedBase, load_base
 from appliance.ml.model.chat import load_chat
 from scripts.kit.tiny_model import build_base, clauses, write_csv
 from tests.kit.gptq import packed_twin
+
+
+@pytest.fixture(autouse=True)
+def same_numbers() -> None:
+    """Seed torch's own generator, so that a test draws the same numbers whichever tests ran before."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

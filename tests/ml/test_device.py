@@ -75,6 +75,7 @@ def test_a_mixed_operation_is_refused_here(card: None) -> None:
         torch.ones(2, 2, device=CARD) @ torch.ones(2, 2)
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 @pytest.mark.parametrize("again", ["none", "layer"])
 @pytest.mark.family(keep=5)
@@ -93,6 +94,7 @@ def test_a_training_step_stays_on_the_card(card: None, kind: str, again: Any) ->
         assert {one.device.type for one in found} == {CARD}
 
 
+@pytest.mark.thorough
 @torch.inference_mode()
 @pytest.mark.family(keep=5)
 @pytest.mark.parametrize("kind", KINDS)

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 QUIET = """
 import sys
 import appliance.ml.model.base, appliance.ml.training.methods, appliance.ml.training.checkpoint
@@ -15,6 +17,7 @@ print(ops._optimizer_update_32bit.__name__, hasattr(ops._optimizer_update_32bit,
 """
 
 
+@pytest.mark.thorough
 def test_neither_fetched_kernels_nor_a_compiler_are_loaded() -> None:
     # Another test of this process may have imported what speaks to vLLM, which switches torch's compiler off.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TORCHDYNAMO_")}

@@ -291,6 +291,7 @@ def finalise(one: Upgrade) -> None:
     one.finalise()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("act", [fail, return_, finalise])
 def test_a_power_cut_before_any_line_leaves_a_version_that_starts_and_the_rest_can_be_done(
     act: Callable[[Upgrade], None], tmp_path: Path
@@ -395,6 +396,7 @@ def listener() -> Iterator[http.server.HTTPServer]:
         server.shutdown()
 
 
+@pytest.mark.thorough
 def test_a_service_is_ready_once_its_listener_says_so(listener: http.server.HTTPServer) -> None:
     address = f"http://127.0.0.1:{listener.server_port}"
     assert upgrade._probe(f"{address}/ready", "0.2.0") is None
@@ -402,6 +404,7 @@ def test_a_service_is_ready_once_its_listener_says_so(listener: http.server.HTTP
     assert "refused" in str(upgrade._probe("http://127.0.0.1:9/ready", "0.2.0"))
 
 
+@pytest.mark.thorough
 def test_the_answer_of_another_build_is_no_readiness(listener: http.server.HTTPServer) -> None:
     address = f"http://127.0.0.1:{listener.server_port}/ready"
     for version in ("0.1.0", "0.2", "0.2.0.dev1"):
@@ -409,6 +412,7 @@ def test_the_answer_of_another_build_is_no_readiness(listener: http.server.HTTPS
         assert said == f"expected an answer of build {version}, got 'ready; build 0.2.0'"
 
 
+@pytest.mark.thorough
 def test_a_listener_that_speaks_no_http_is_a_problem_in_words() -> None:
     class Other(socketserver.BaseRequestHandler):
         def handle(self) -> None:

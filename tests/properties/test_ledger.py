@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -81,6 +82,7 @@ def first(report: Report) -> int | None:
     return report.findings[0].index
 
 
+@pytest.mark.thorough
 def test_every_step_is_taken_by_some_stage() -> None:
     for name in STEPS:
         sizes = []
@@ -91,6 +93,7 @@ def test_every_step_is_taken_by_some_stage() -> None:
         assert any(sizes), name
 
 
+@pytest.mark.thorough
 @QUICK
 @given(SITES)
 def test_a_log_that_the_rules_allow_is_verified(site: LogBuilder) -> None:
@@ -98,6 +101,7 @@ def test_a_log_that_the_rules_allow_is_verified(site: LogBuilder) -> None:
     assert (report.verdict, report.counts.entries) == ("verified", len(site.entries))
 
 
+@pytest.mark.thorough
 @QUICK
 @given(SITES, st.data())
 def test_an_edit_is_named(site: LogBuilder, data: st.DataObject) -> None:
@@ -110,6 +114,7 @@ def test_an_edit_is_named(site: LogBuilder, data: st.DataObject) -> None:
     assert first(verify(site, [*site.entries[:index], edited, *site.entries[index + 1 :]])) in (index, index - 1)
 
 
+@pytest.mark.thorough
 @QUICK
 @given(SITES, st.data())
 def test_a_drop_is_named(site: LogBuilder, data: st.DataObject) -> None:
@@ -119,6 +124,7 @@ def test_a_drop_is_named(site: LogBuilder, data: st.DataObject) -> None:
     assert any(finding.rule == "size" for finding in report.findings)
 
 
+@pytest.mark.thorough
 @QUICK
 @given(SITES, st.data())
 def test_a_swap_is_named(site: LogBuilder, data: st.DataObject) -> None:
@@ -129,6 +135,7 @@ def test_a_swap_is_named(site: LogBuilder, data: st.DataObject) -> None:
     assert first(verify(site, entries)) == one
 
 
+@pytest.mark.thorough
 @QUICK
 @given(SITES, st.data())
 def test_an_insertion_is_named(site: LogBuilder, data: st.DataObject) -> None:
@@ -146,6 +153,7 @@ def test_a_truncation_is_found_with_both_sizes(site: LogBuilder, data: st.DataOb
     assert [said in finding.message for finding in report.findings if finding.rule != "missing-text"] == [True]
 
 
+@pytest.mark.thorough
 @QUICK
 @given(SITES, st.data())
 def test_a_history_told_otherwise_and_chained_anew_has_another_root(site: LogBuilder, data: st.DataObject) -> None:
@@ -156,6 +164,7 @@ def test_a_history_told_otherwise_and_chained_anew_has_another_root(site: LogBui
     assert (first(report), report.findings[0].rule) == (len(site.entries) - 1, "root")
 
 
+@pytest.mark.thorough
 @QUICK
 @given(st.sampled_from(STAGES), STEP_LISTS, STEP_LISTS)
 def test_a_fork_by_all_the_rules_is_not_the_log_that_was_signed(

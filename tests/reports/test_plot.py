@@ -13,6 +13,8 @@ import pytest
 
 from appliance.domain.runs.steps import StepRecord, encode_steps, record_step
 
+pytestmark = pytest.mark.thorough
+
 
 def record(count: int) -> list[StepRecord]:
     """Return steps with a loss that falls, a spike in the middle, and a validation loss now and then."""

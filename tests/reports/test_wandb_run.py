@@ -42,6 +42,7 @@ print(json.dumps({"rows": rows, "run": run}))
 """
 
 
+@pytest.mark.thorough
 def test_every_step_of_the_record_is_in_the_offline_run(tmp_path: Path) -> None:
     steps = [step.model_dump(mode="json") for step in record(40)]
     run = {"id": "r-000001", "name": "clauses", "config": {"rank": 8}, "summary": {"steps": 40}, "steps": steps}

@@ -139,6 +139,7 @@ if X86:  # 64-bit ARM cannot enter its 32-bit table without an exec; test_seccom
         assert attempt(attack) == "killed 31"
 
 
+@pytest.mark.thorough
 def test_shared_memory_of_the_service_is_not_attached(attempt: Attempt) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     segment = libc.shmget(0, 4096, 0o1666)
@@ -172,6 +173,7 @@ def test_a_file_outside_cannot_even_be_seen(attempt: Attempt, secret: Path) -> N
     is_stopped_by(attempt, "see", str(secret), layer=frozenset({"mount-ns"}))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("attack", ["chmod", "set_time"])
 def test_mode_and_time_outside_cannot_be_changed(attempt: Attempt, secret: Path, attack: str) -> None:
     """Landlock does not govern these: the call filter and the mount namespace do, each alone."""
@@ -180,6 +182,7 @@ def test_mode_and_time_outside_cannot_be_changed(attempt: Attempt, secret: Path,
     assert attempt(attack, str(secret), without=SECCOMP) == "ENOENT"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("attack", ["overwrite", "truncate", "remove", "chmod", "move_away"])
 def test_what_may_be_read_may_not_be_changed(attempt: Attempt, folder: Path, attack: str) -> None:
     (folder / "base").mkdir()
@@ -211,6 +214,7 @@ def test_the_workers_own_root_is_read_only(attempt: Attempt) -> None:
     assert attempt("create", "/planted", without=frozenset({"landlock"})) == "EROFS"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("attack", "arguments"), [("symbolic_link", ["/etc"]), ("pipe_in_output", [])])
 def test_the_output_holds_plain_files_only(attempt: Attempt, attack: str, arguments: list[str]) -> None:
     for missing in ({"seccomp"}, {"landlock"}):
@@ -222,6 +226,7 @@ def test_the_worker_cannot_link_a_foreign_file_into_its_output(attempt: Attempt,
     is_stopped_by(attempt, "hard_link", str(secret), layer=frozenset({"seccomp", "landlock", "mount-ns"}))
 
 
+@pytest.mark.thorough
 def test_a_program_that_the_worker_wrote_is_not_run(attempt: Attempt) -> None:
     """Three layers, each alone."""
     layers = FILES | SECCOMP
@@ -236,6 +241,7 @@ def test_a_library_that_the_worker_wrote_is_not_mapped(attempt: Attempt) -> None
     is_stopped_by(attempt, "map_from_output", layer=frozenset({"mount-ns"}))
 
 
+@pytest.mark.thorough
 def test_a_process_outside_gets_no_signal(attempt: Attempt, service: Any) -> None:
     is_stopped_by(attempt, "signal_process", service.SERVICE, layer=PROCESSES)
     assert attempt("signal_process", service.SERVICE, without=frozenset({"pid-ns", "mount-ns"})) == "EPERM"
@@ -248,6 +254,7 @@ def test_the_kernels_settings_are_read_only(attempt: Attempt) -> None:
     assert attempt("change_kernel_setting", without=frozenset({"mount-ns"})) == "EACCES"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("ordinary", [False, True], ids=["root", "ordinary"])
 def test_only_with_a_card_a_worker_names_its_threads(run_service: Callable[..., Any], ordinary: bool) -> None:
     """cuInit fails where the driver cannot. Nothing else of /proc can be written then, whatever a file's mode says."""
@@ -271,6 +278,7 @@ def test_a_card_opens_no_kernel_setting_where_a_layer_is_missing(attempt: Attemp
     assert attempt("change_kernel_setting", without=without, devices=True) in {"EROFS", "EACCES"}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("attack", "amount", "limits", "refusal"),
     [
@@ -285,6 +293,7 @@ def test_limits_hold(attempt: Attempt, attack: str, amount: int, limits: dict[st
     assert attempt(attack, amount, limits=limits) == refusal
 
 
+@pytest.mark.thorough
 def test_an_ordinary_service_is_neither_traced_nor_read(run_service: Callable[..., Any], service: Any) -> None:
     """Between equals the kernel allows both; root's capabilities would hide that, so the service is no root here."""
     attempts = [["trace", [service.SERVICE]], ["read_environment", [service.SERVICE]]]
@@ -296,6 +305,7 @@ def test_an_ordinary_service_is_neither_traced_nor_read(run_service: Callable[..
     assert run_service(**order, without=apart, accepted=apart) == ["EPERM", "EACCES"]
 
 
+@pytest.mark.thorough
 def test_the_sandbox_of_an_ordinary_service_stop_the_same_attacks(
     run_service: Callable[..., Any], secret: Path, listeners: dict[str, Any]
 ) -> None:
@@ -331,6 +341,7 @@ def set_user_id_program() -> Iterator[Path]:
         yield program
 
 
+@pytest.mark.thorough
 def test_a_set_user_id_program_gives_nothing(run_service: Callable[..., Any], set_user_id_program: Path) -> None:
     order = {
         "attempts": [["become_root", [str(set_user_id_program)]]],
@@ -346,6 +357,7 @@ def test_a_set_user_id_program_gives_nothing(run_service: Callable[..., Any], se
         assert run_service(**order, without=privileged, accepted=privileged) == ["open"]
 
 
+@pytest.mark.thorough
 def test_processes_are_counted(run_service: Callable[..., Any]) -> None:
     """The kernel exempts root from this limit, and the documentation says so."""
     order = {"attempts": [["fork_many", [40]]], "ordinary": True}

@@ -126,6 +126,7 @@ def test_an_unknown_layer_is_bad_input(folder: Path) -> None:
         start_worker("x.y", sandbox, log=folder / "log", accepted_missing=frozenset({"firewall"}))
 
 
+@pytest.mark.thorough
 def test_a_kernel_without_landlock_is_noticed(run_service: RunService) -> None:
     absent = {"landlock_create_ruleset": "ENOSYS"}
     assert run_service(detect=True, absent=absent)["landlock"] is False

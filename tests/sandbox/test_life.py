@@ -85,6 +85,7 @@ def gone(process: int) -> bool:
         return True
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGSEGV])
 def test_the_crowd_dies_with_the_service(
     lingering: Callable[..., Any], folder: Path, end: signal.Signals, capfd: pytest.CaptureFixture[str]
@@ -97,6 +98,7 @@ def test_the_crowd_dies_with_the_service(
     wait_until(lambda: none_beats(folder), seconds=10)
 
 
+@pytest.mark.thorough
 def test_the_crowd_dies_with_the_service_without_a_pid_namespace(lingering: Callable[..., Any], folder: Path) -> None:
     """By their process group, which the call filter does not let them leave."""
     process, outer = lingering(without=["pid-ns"], accepted=["pid-ns"])
@@ -105,6 +107,7 @@ def test_the_crowd_dies_with_the_service_without_a_pid_namespace(lingering: Call
     wait_until(lambda: none_beats(folder), seconds=10)
 
 
+@pytest.mark.thorough
 def test_the_crowd_dies_with_the_launchers_processes(lingering: Callable[..., Any], folder: Path) -> None:
     """Killing the outer process kills init, and init's end ends its PID namespace."""
     _, outer = lingering()
@@ -112,6 +115,7 @@ def test_the_crowd_dies_with_the_launchers_processes(lingering: Callable[..., An
     wait_until(lambda: none_beats(folder))
 
 
+@pytest.mark.thorough
 def test_the_crowd_dies_with_init(lingering: Callable[..., Any], folder: Path) -> None:
     _, outer = lingering()
     (init,) = map(int, Path(f"/proc/{outer}/task/{outer}/children").read_text().split())
@@ -143,6 +147,7 @@ def test_kill_returns_when_nobody_is_left(service: Any, folder: Path) -> None:
         worker.kill()  # again is harmless
 
 
+@pytest.mark.thorough
 def test_a_worker_is_ended_without_waiting_for_its_processes(
     service: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,6 +163,7 @@ def test_a_worker_is_ended_without_waiting_for_its_processes(
         wait_until(lambda: none_beats(folder))
 
 
+@pytest.mark.thorough
 def test_the_worker_ends_when_its_block_does(service: Any, folder: Path) -> None:
     with service.begin(service.Order(str(folder), module="inmates.crowd")) as worker:
         wait_until(lambda: all_beat(folder))
@@ -165,6 +171,7 @@ def test_the_worker_ends_when_its_block_does(service: Any, folder: Path) -> None
     assert none_beats(folder)
 
 
+@pytest.mark.thorough
 def test_a_paused_worker_stands_still_and_continues(service: Any, folder: Path) -> None:
     with service.begin(service.Order(str(folder), module="inmates.crowd")) as worker:
         wait_until(lambda: all_beat(folder))
@@ -177,6 +184,7 @@ def test_a_paused_worker_stands_still_and_continues(service: Any, folder: Path) 
         assert worker.poll() == 128 + signal.SIGKILL
 
 
+@pytest.mark.thorough
 def test_no_descriptor_and_no_thread_is_left_behind(service: Any, folder: Path) -> None:
     def count() -> tuple[int, int]:
         return len(os.listdir("/proc/self/fd")), threading.active_count()
@@ -287,6 +295,7 @@ def test_a_worker_cannot_empty_its_log(service: Any, folder: Path, attack: str) 
     assert (folder / "log").read_text().startswith("an earlier worker's words\nwords\n")
 
 
+@pytest.mark.thorough
 def test_a_loud_worker_leaves_its_first_and_its_last_words(service: Any, folder: Path) -> None:
     with service.begin(service.Order(str(folder), module="inmates.broken")) as worker:
         worker.send({"kind": "loud"})
@@ -340,6 +349,7 @@ def test_a_silent_worker_is_named(service: Any, folder: Path) -> None:
         assert caught.value.code == "worker-silent"
 
 
+@pytest.mark.thorough
 def test_what_nobody_receives_waits_in_the_pipe(service: Any, folder: Path) -> None:
     """No thread reads ahead: a frame goes from the pipe to whoever receives it."""
     before = {thread.name for thread in threading.enumerate()}
@@ -381,7 +391,7 @@ def test_whoever_waits_for_a_frame_wakes_when_the_worker_is_closed(service: Any,
     assert got == [None]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_torch_and_a_four_bit_linear_work_inside(service: Any, folder: Path) -> None:
     order = service.Order(str(folder), module="inmates.quantised")
     with service.begin(order) as worker:

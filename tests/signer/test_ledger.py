@@ -104,6 +104,7 @@ def test_a_signed_ledger_is_one_as_any_other(place: Place, ledger: Ledger, mia: 
         assert again.disclosures([mia.printed_name.commitment])
 
 
+@pytest.mark.thorough
 def test_a_power_cut_before_any_line_loses_no_signed_batch(place: Place, mia: Enrolment, tmp_path: Path) -> None:
     def append(there: Place) -> None:
         with closing(there.open()) as opened:

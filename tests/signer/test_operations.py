@@ -149,6 +149,7 @@ def test_nothing_is_signed_that_is_not_stored(
     sign(1, 3)
 
 
+@pytest.mark.thorough
 def test_a_full_disk_of_the_record_is_an_error_and_no_note(
     sign: Callable[[int, int], bytes], signer: Operations, tmp_path: Path
 ) -> None:

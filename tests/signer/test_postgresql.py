@@ -63,6 +63,7 @@ def hosts(postgres: Server, tmp_path: Path) -> Iterator[Hosts]:
         signer.close()
 
 
+@pytest.mark.thorough
 def test_signers_of_two_hosts_that_race_sign_one_view(hosts: Hosts) -> None:
     first, second = hosts.signer(), hosts.signer()
     key = first.list_log_keys(ORIGIN)[0]
@@ -123,6 +124,7 @@ def test_a_step_back_waits_until_the_signers_of_all_hosts_are_stopped(hosts: Hos
         assert record.read() == back and [one.kept_size for one in record.list_given_up()] == [1]
 
 
+@pytest.mark.thorough
 def test_another_host_commits_the_batch_of_one_that_died_after_its_signature(
     hosts: Hosts, monkeypatch: pytest.MonkeyPatch
 ) -> None:

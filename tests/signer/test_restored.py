@@ -159,6 +159,7 @@ def test_a_pending_batch_of_the_lost_log_does_not_stop_the_restored_one(
         assert append(context, Heartbeat()).entry.index == size
 
 
+@pytest.mark.thorough
 def test_a_state_snapshot_and_a_signer_that_are_ahead_wait_for_one_restoration(
     operations: Operations, tmp_path: Path
 ) -> None:

@@ -70,6 +70,7 @@ def test_an_appliance_begins_and_continues_with_the_signers_keys(settings: Setti
         assert context.ledger.state.size == 2
 
 
+@pytest.mark.thorough
 def test_a_backup_is_signed_by_the_signer_and_has_no_signing_key(settings: Settings, tmp_path: Path) -> None:
     trust = init(settings)
     folder = BackupFolder(tmp_path / "backups")
@@ -79,6 +80,7 @@ def test_a_backup_is_signed_by_the_signer_and_has_no_signing_key(settings: Setti
     assert [path.name for path in settings.keys.iterdir()] == ["request-digests.secret"]
 
 
+@pytest.mark.thorough
 def test_an_init_that_died_after_the_signature_continues(
     settings: Settings, operations: Operations, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -219,6 +219,8 @@ def test_no_more_waits_for_a_slow_worker_than_fits(monkeypatch: pytest.MonkeyPat
 
     putting = threading.Thread(target=put_all, daemon=True)
     putting.start()
+    while not put:
+        putting.join(0.01)
     putting.join(0.2)
     assert put == [0]
     reads.release(5)
@@ -257,6 +259,7 @@ def test_a_node_with_other_code_is_refused(site: Site) -> None:
     assert other.value.code == "other-code"
 
 
+@pytest.mark.thorough
 def test_launchers_that_do_not_start_fail_the_start(site: Site) -> None:
     site.start(lambda given: None)
     with site.team() as found, pytest.raises(Unavailable, match="srun: expected the launchers") as none:
@@ -279,6 +282,7 @@ def test_somebody_without_the_jobs_key_is_let_go_and_the_run_continues(site: Sit
         assert found.gather(OWN).nodes == ("n1", "n2")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("greets", [False, True])
 def test_an_outsider_that_sends_slowly_is_let_go_and_the_run_continues(
     site: Site, monkeypatch: pytest.MonkeyPatch, greets: bool
@@ -304,6 +308,7 @@ def test_an_outsider_that_sends_slowly_is_let_go_and_the_run_continues(
     assert lasted[0] < 30
 
 
+@pytest.mark.thorough
 def test_a_node_that_joins_while_the_first_one_copies_its_inputs_is_greeted_at_once(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -317,6 +322,7 @@ def test_a_node_that_joins_while_the_first_one_copies_its_inputs_is_greeted_at_o
         assert found.gather(OWN).nodes == ("n1", "n2")
 
 
+@pytest.mark.thorough
 def test_slow_outsiders_delay_no_node_that_comes_behind_them(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "_GREETING_S", 60.0)
 
@@ -333,6 +339,7 @@ def test_slow_outsiders_delay_no_node_that_comes_behind_them(site: Site, monkeyp
     assert time.monotonic() - began < connections._GREETING_S
 
 
+@pytest.mark.thorough
 def test_where_as_many_as_may_be_are_greeted_a_node_waits_for_its_turn(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,6 +46,7 @@ def test_a_folder_is_private_and_goes_with_its_launcher(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.thorough
 def test_what_killed_launchers_left_goes_at_the_next_start_and_nothing_else(tmp_path: Path) -> None:
     killed, gone = launcher(tmp_path, "n1", "killed")
     killed.wait(60)

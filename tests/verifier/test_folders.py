@@ -29,6 +29,8 @@ from tests.kit.cedar_policies import permitting
 from tests.verifier.test_program import export_of, run
 from tests.workflows.evaluation.test_verdicts import DIGESTS, ITEMS, LINES
 
+pytestmark = pytest.mark.thorough
+
 ROWS = {"rows.jsonl": b"".join(line + b"\n" for line in LINES), "row_digests.bin": b"".join(DIGESTS)}
 
 

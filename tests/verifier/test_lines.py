@@ -182,6 +182,7 @@ def moved(draw: st.DrawFn) -> tuple[str, list[bytes]]:
     return name, lines
 
 
+@pytest.mark.thorough
 @settings(max_examples=250, deadline=None)
 @given(moved())
 @example((DOCUMENTS, []))

@@ -216,6 +216,7 @@ def run_zipapp(zipapp: Path, refused: tuple[str, ...], *arguments: object) -> su
     )
 
 
+@pytest.mark.essential
 def test_the_zipapp_verifies_with_cryptography_and_pydantic_alone(zipapp: Path, files: Files) -> None:
     done = run_zipapp(zipapp, OTHERS, files.export, "--trust", files.trust, "--without-cedar-policies")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -226,6 +227,7 @@ def test_the_zipapp_verifies_with_cryptography_and_pydantic_alone(zipapp: Path, 
     assert all(name.startswith(str(zipapp)) for name in kept.split()[1:]), "nothing came from another place"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("origin", [PLACE, f"{PLACE}:9999"])
 def test_the_zipapp_checks_a_passkeys_assertion_without_another_library(
     zipapp: Path, tmp_path: Path, origin: str, monkeypatch: pytest.MonkeyPatch
@@ -249,11 +251,13 @@ def test_the_zipapp_checks_a_passkeys_assertion_without_another_library(
         assert f"passkey signature, origin: expected {PLACE}, got '{origin}'" in " ".join(done.stdout.split())
 
 
+@pytest.mark.thorough
 def test_the_zipapp_without_cedar_says_what_was_not_checked(zipapp: Path, files: Files) -> None:
     done = run_zipapp(zipapp, OTHERS, files.export, "--trust", files.trust)
     assert done.returncode == 7 and "Cedar policies: not replayed" in done.stdout, done.stdout + done.stderr
 
 
+@pytest.mark.thorough
 def test_the_zipapp_replays_the_sites_policies_where_cedar_is(zipapp: Path, files: Files) -> None:
     others = tuple(name for name in OTHERS if name != "cedarpy")
     done = run_zipapp(zipapp, others, files.export, "--trust", files.trust)
@@ -268,6 +272,7 @@ def test_the_zipapp_says_which_library_is_missing(zipapp: Path, files: Files) ->
     assert done.stderr.startswith("appliance-verify: expected the libraries cryptography and pydantic, got no pydantic")
 
 
+@pytest.mark.thorough
 def test_the_zipapp_fails_on_a_broken_log(zipapp: Path, files: Files) -> None:
     files.export.write_bytes(export_of(files.site, entries=files.site.entries[:-1]))
     assert run_zipapp(zipapp, OTHERS, files.export, "--trust", files.trust).returncode == 6
@@ -279,6 +284,7 @@ def test_the_same_sources_give_the_same_zipapp(zipapp: Path, tmp_path: Path) -> 
         assert (tmp_path / name).read_bytes() == (zipapp.parent / name).read_bytes()
 
 
+@pytest.mark.thorough
 def test_an_auditor_learns_from_the_export_alone_what_a_unit_could_load(
     files: Files, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -307,6 +313,7 @@ def test_an_auditor_learns_from_the_export_alone_what_a_unit_could_load(
     assert run(capsys, *query, "--at", 10_000)[0] == 2
 
 
+@pytest.mark.thorough
 def test_an_export_answers_for_a_span_and_names_the_date_that_ended_an_approval(
     files: Files, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -333,6 +340,7 @@ def test_an_export_answers_for_a_span_and_names_the_date_that_ended_an_approval(
     assert run(capsys, files.export, "--since", 0)[0] == 2, "without a unit"
 
 
+@pytest.mark.thorough
 def test_a_unit_that_the_log_never_had_is_an_error_and_the_nearest_is_named(
     files: Files, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -341,6 +349,7 @@ def test_a_unit_that_the_log_never_had_is_an_error_and_the_nearest_is_named(
         assert (code, out) == (2, "") and "got 'lgal'; did you mean legal?" in err
 
 
+@pytest.mark.thorough
 def test_a_reader_that_leaves_early_changes_no_exit_code_and_causes_no_traceback(files: Files) -> None:
     program = (sys.executable, "-m", "appliance.verifier", str(files.export), "--trust", str(files.trust))
     reading, writing = os.pipe()
@@ -350,6 +359,7 @@ def test_a_reader_that_leaves_early_changes_no_exit_code_and_causes_no_traceback
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+@pytest.mark.thorough
 def test_an_auditor_learns_of_the_folder_that_no_revocation_reaches(
     files: Files, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -371,6 +381,7 @@ def test_an_auditor_learns_of_the_folder_that_no_revocation_reaches(
         assert code == 0 and "exported folder" not in out
 
 
+@pytest.mark.thorough
 def test_a_log_that_is_not_verified_answers_nothing(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, files.export, "--effective-access", "legal")
     assert code == 7 and "could load" not in out

@@ -223,6 +223,7 @@ def whole() -> tuple[dict[str, Any], LogPolicy]:
     return record_of(site), quorum_policy([site.trust.log_key], [], 0)
 
 
+@pytest.mark.thorough
 @settings(deadline=None, max_examples=300)
 @given(st.data())
 def test_whatever_is_handed_in_for_a_record_is_answered_with_an_error_of_ours(data: st.DataObject) -> None:

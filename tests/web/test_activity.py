@@ -9,6 +9,7 @@ from pathlib import Path
 from threading import Thread
 
 import httpx
+import pytest
 from starlette.types import Receive, Scope, Send
 
 from appliance.formats.core.digest import digest_bytes
@@ -75,6 +76,7 @@ def probe(url: str) -> None:
         return
 
 
+@pytest.mark.thorough
 def test_an_embedded_service_ends_when_units_and_slow_requests_have_and_whoever_probes_it_needs_none(
     start_small: Callable[..., Appliance], tmp_path: Path
 ) -> None:

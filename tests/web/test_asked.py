@@ -254,6 +254,7 @@ def test_a_number_at_the_edge_of_the_allowed_is_taken_by_api_and_worker(member: 
     assert getattr(worker.parse_request(parameters), member) == pytest.approx(float(text), abs=1e-300)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "changes",
     [

@@ -360,6 +360,7 @@ def check_delivered(tmp_path: Path, *lines: str, export: Sequence[bytes] | None 
     return (ended.stdout + ended.stderr).strip()
 
 
+@pytest.mark.thorough
 def test_the_program_of_the_page_finds_what_the_service_leaves_out(desk: Console, tmp_path: Path) -> None:
     lines, entries = ask(desk).text.splitlines(), list(desk.site.entries)
     last, check = len(lines) - 1, partial(check_delivered, tmp_path)

@@ -27,6 +27,7 @@ def is_news(answer: dict[str, Any]) -> bool:
     return bool(answer["frames"] or answer["ended"])
 
 
+@pytest.mark.thorough
 def test_twenty_who_follow_leave_the_two_threads_to_others_and_hear_of_a_step_at_once() -> None:
     progress = Progress()
 

@@ -288,6 +288,7 @@ def send_to_console(listeners: Listeners) -> int:
     return sent
 
 
+@pytest.mark.thorough
 def test_free_text_is_found_only_in_the_fields_that_the_page_lists(
     listeners: Listeners,
     caplog: pytest.LogCaptureFixture,

@@ -70,6 +70,7 @@ def test_a_call_of_the_client_is_found(source: str) -> None:
     assert found[0] == "GET" and found[2] in ("Run", "list[Run]")
 
 
+@pytest.mark.thorough
 def test_the_document_has_every_address_with_its_types() -> None:
     app = _app()
     document = describe(app)

@@ -50,6 +50,7 @@ def at(site: Appliance, context: ssl.SSLContext | None = None) -> httpx.Client:
     return httpx.Client(verify=context or site.authority.trusting(), base_url=f"https://{address(site)}", timeout=60)
 
 
+@pytest.mark.thorough
 def test_a_person_without_an_account_logs_in_and_works_over_tls(
     start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -67,6 +68,7 @@ def test_a_person_without_an_account_logs_in_and_works_over_tls(
     assert type_alone(capsys, "logout").code == 0 and not profile_path().exists()
 
 
+@pytest.mark.thorough
 def test_an_upload_passes_the_gate_with_a_session_alone(start: Start) -> None:
     site = start()
     token = site.session("olga")
@@ -77,6 +79,7 @@ def test_an_upload_passes_the_gate_with_a_session_alone(start: Start) -> None:
         assert client.put(path, content=data, headers={"Authorization": f"Bearer {token}"}).status_code == 200
 
 
+@pytest.mark.thorough
 def test_another_certificate_is_not_spoken_to_and_nothing_is_remembered(
     start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -92,6 +95,7 @@ def test_another_certificate_is_not_spoken_to_and_nothing_is_remembered(
     assert not profile_path().exists()
 
 
+@pytest.mark.thorough
 def test_a_hosts_certificate_is_asked_for_and_names_nobody(
     start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -113,6 +117,7 @@ def test_a_hosts_certificate_is_asked_for_and_names_nobody(
     assert type_alone(capsys, "whoami").code == 0  # the files are remembered, too
 
 
+@pytest.mark.thorough
 def test_an_outsider_is_refused_before_a_body_is_taken_and_by_its_size(start: Start) -> None:
     site = start()
     with at(site) as client:
@@ -139,6 +144,7 @@ def _raw(site: Appliance) -> ssl.SSLSocket:
     return site.authority.trusting().wrap_socket(plain, server_hostname=host)
 
 
+@pytest.mark.thorough
 def test_slow_outsiders_are_left_and_keep_nobody_out(start: Start) -> None:
     site = start(body_s=1.0, header_s=1.0, without_session=2)
     head = b"POST /v1/orders HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"
@@ -161,6 +167,7 @@ def test_slow_outsiders_are_left_and_keep_nobody_out(start: Start) -> None:
         assert headers.recv(10) == b""
 
 
+@pytest.mark.thorough
 def test_bodies_have_room_together_and_a_slow_one_takes_only_what_it_sent(start: Start) -> None:
     site = start(body_s=4.0, room_bytes=400_000)  # clients without a session have a quarter
     head = b"POST /v1/orders HTTP/1.1\r\nHost: x\r\nContent-Length: 90000\r\n\r\n"
@@ -175,6 +182,7 @@ def test_bodies_have_room_together_and_a_slow_one_takes_only_what_it_sent(start:
         assert client.post("/v1/orders", content=bytes(50_000)).status_code == 400, "its room is free again"
 
 
+@pytest.mark.thorough
 def test_an_account_at_the_socket_has_limits_of_size_time_and_connections(start_small: Start) -> None:
     """Those that `socket_group` lets in need no session for an order, and none to send a body."""
     site = start_small(body_s=1.0, header_s=1.0, descriptors=200)

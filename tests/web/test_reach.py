@@ -71,6 +71,7 @@ def _person(site: Appliance, name: str, uid: int, group: str = str(GROUP.gr_gid)
     return Person(uid, folder, site.home, group)
 
 
+@pytest.mark.thorough
 @as_root
 def test_seven_people_under_seven_accounts_each_work_at_their_own_desk(site: Appliance) -> None:
     site.start()
@@ -85,6 +86,7 @@ def test_seven_people_under_seven_accounts_each_work_at_their_own_desk(site: App
     assert opened >= {(name, f"unix:{person.uid}") for name, person in people.items()}
 
 
+@pytest.mark.thorough
 @as_root
 def test_only_the_socket_stands_open_and_only_to_the_group(site: Appliance) -> None:
     site.start()
@@ -99,6 +101,7 @@ def test_only_the_socket_stands_open_and_only_to_the_group(site: Appliance) -> N
     assert not (outsider.folder / ".config").exists()
 
 
+@pytest.mark.thorough
 @as_root
 def test_without_the_group_the_socket_is_its_owners_again(site: Appliance) -> None:
     site.start()

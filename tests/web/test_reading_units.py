@@ -40,6 +40,7 @@ def at(service: Service, name: str) -> httpx.Client:
     return httpx.Client(transport=transport, base_url="http://appliance", headers=headers, timeout=90)
 
 
+@pytest.mark.thorough
 def test_a_unit_reads_no_sealed_file_and_no_row_uploads_nothing_and_starts_no_worker(service: Service) -> None:
     """Whatever route the people's API has: a new one is closed to units until it is opened."""
     routes = people_app(service.context, service.authenticator).openapi()["paths"]
@@ -66,6 +67,7 @@ def test_a_unit_reads_no_sealed_file_and_no_row_uploads_nothing_and_starts_no_wo
         )
 
 
+@pytest.mark.thorough
 def test_a_unit_reads_nothing_of_another_units_requests_approvals_and_rows(home: Path) -> None:
     with running("serving", home) as service:
         size = service.context.ledger.state.size

@@ -31,6 +31,7 @@ from scripts.kit.hosts import wait_for
 from scripts.kit.ports import free_port
 
 
+@pytest.mark.thorough
 def test_a_beat_that_raises_ends_the_listeners_after_what_is_under_way(caplog: pytest.LogCaptureFixture) -> None:
     answers: list[bytes] = []
 
@@ -73,6 +74,7 @@ def test_a_beat_that_raises_ends_the_listeners_after_what_is_under_way(caplog: p
         socket.create_connection(address, timeout=1)
 
 
+@pytest.mark.thorough
 def test_a_service_that_stops_refuses_connections_and_cuts_what_has_not_ended_in_its_grace(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -110,6 +112,7 @@ def test_a_service_that_stops_refuses_connections_and_cuts_what_has_not_ended_in
             httpx.get(address)
 
 
+@pytest.mark.thorough
 def test_a_request_of_two_lengths_is_refused_and_what_follows_it_is_no_request() -> None:
     """A proxy that reads the other length would let one person's request begin another's."""
     paths: list[str] = []
@@ -193,6 +196,7 @@ def chunked(chunk: bytes, count: int) -> bytes:
     return POST + (b"%x\r\n%s\r\n" % (len(chunk), chunk)) * count + b"0\r\n\r\n"
 
 
+@pytest.mark.thorough
 def test_a_body_of_many_small_chunks_is_refused_at_little_cost() -> None:
     answers, sizes, spent = _exchange([chunked(b"x", 60_000)] * 40)
     assert len(answers) == 40
@@ -203,6 +207,7 @@ def test_a_body_of_many_small_chunks_is_refused_at_little_cost() -> None:
     assert spent / 40 < 0.05
 
 
+@pytest.mark.thorough
 def test_bodies_of_usual_chunks_and_pipelined_requests_are_read_whole() -> None:
     following = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
     first = chunked(b"y" * 700, 700).replace(b"Connection: close\r\n", b"", 1)
@@ -216,6 +221,7 @@ def test_bodies_of_usual_chunks_and_pipelined_requests_are_read_whole() -> None:
     assert sizes == [SMALL_CHUNKS, 1_200_000, 490_000, 0, 0, 280_000]
 
 
+@pytest.mark.thorough
 def test_a_pipelined_request_begins_once_the_response_before_it_is_read() -> None:
     """A request has a place of its listener, so a client that reads nothing would keep it from others."""
     begun, size, count = list[str](), 16_000_000, 3
@@ -252,6 +258,7 @@ def test_a_pipelined_request_begins_once_the_response_before_it_is_read() -> Non
     assert begun_unread == [1] and len(begun) == count
 
 
+@pytest.mark.thorough
 def test_headers_have_their_limit_also_in_one_read_and_behind_another_request() -> None:
     large = b"GET / HTTP/1.1\r\nHost: x\r\n" + b"a: b\r\n" * 30_000 + b"\r\n"
     answers, sizes, _ = _exchange([large, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" + large])
@@ -289,6 +296,7 @@ def test_a_signal_is_obeyed_while_the_event_loop_is_blocked() -> None:
             process.kill()
 
 
+@pytest.mark.thorough
 def test_a_beat_that_hangs_is_told_until_it_ends_and_does_not_hold_up_the_end() -> None:
     told: list[float] = []
     goes_on, never = Event(), Event()
@@ -315,6 +323,7 @@ async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
     raise NotImplementedError
 
 
+@pytest.mark.thorough
 def test_a_heart_that_hangs_makes_the_service_unready_and_says_alarm(
     start_small: Callable[..., Appliance], tmp_path: Path
 ) -> None:
@@ -334,6 +343,7 @@ def test_a_heart_that_hangs_makes_the_service_unready_and_says_alarm(
     assert site.stop() == 0
 
 
+@pytest.mark.thorough
 def test_the_service_records_that_it_ended_so_and_the_next_one_starts(start_small: Callable[..., Appliance]) -> None:
     site = start_small(beat_s=1.0, failing_beat=True)
     assert site.service is not None
@@ -356,6 +366,7 @@ def replace_by_pipe(path: Path) -> None:
     os.mkfifo(path, 0o600)
 
 
+@pytest.mark.thorough
 def test_a_hangup_has_a_new_certificate_and_log_level_used_without_a_restart(
     start_small: Callable[..., Appliance], tmp_path: Path
 ) -> None:

@@ -16,6 +16,8 @@ from appliance.store.database.engine import connect_reader, open_engine
 from appliance.store.database.tables import REVISION
 from scripts.kit.appliance import Appliance, Refused
 
+pytestmark = pytest.mark.thorough
+
 Start = Callable[..., Appliance]
 
 

@@ -114,6 +114,7 @@ def until_cut(connections: list[socket.socket]) -> float:
     return time.monotonic() - begun
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("tls", [True, False])
 def test_more_silent_connections_than_descriptors_are_cut_in_time_and_people_are_answered(
     start_small: Callable[..., Appliance], tls: bool
@@ -137,6 +138,7 @@ def test_more_silent_connections_than_descriptors_are_cut_in_time_and_people_are
     assert "out of system resource" not in site.log()
 
 
+@pytest.mark.thorough
 def test_who_shakes_hands_and_then_says_nothing_is_cut_as_well(start_small: Callable[..., Appliance]) -> None:
     site = start_small(tls=True, header_s=HEADER_S)
     assert site.authority is not None and site.settings.listen is not None

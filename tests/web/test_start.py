@@ -17,6 +17,8 @@ import pytest
 from scripts.kit.appliance import ROOT, Appliance
 from scripts.kit.ports import free_port
 
+pytestmark = pytest.mark.thorough
+
 
 def refused(site: Appliance, words: str) -> None:
     """Check that the service ends when it is started again, and that it does not report an address."""

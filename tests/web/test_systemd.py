@@ -75,6 +75,7 @@ def supervisor(receiver: socket.socket) -> Supervisor:
     return Supervisor(receiver)
 
 
+@pytest.mark.thorough
 def test_a_service_reports_its_start_its_answers_and_its_end(
     supervisor: Supervisor, start_small: Callable[..., Appliance]
 ) -> None:
@@ -90,6 +91,7 @@ def test_a_service_reports_its_start_its_answers_and_its_end(
     assert "STATUS=ends its workers" in supervisor.read("STATUS=records its end and seals its snapshot")
 
 
+@pytest.mark.thorough
 def test_the_watchdog_hears_nothing_while_the_ledger_hangs(
     supervisor: Supervisor, start_small: Callable[..., Appliance]
 ) -> None:
@@ -99,6 +101,7 @@ def test_the_watchdog_hears_nothing_while_the_ledger_hangs(
         supervisor.read("WATCHDOG=1", timeout_s=1.0)
 
 
+@pytest.mark.thorough
 def test_a_refusal_of_the_ledger_is_an_answer_and_an_unforeseen_error_ends_the_service(
     monkeypatch: pytest.MonkeyPatch, supervisor: Supervisor, caplog: pytest.LogCaptureFixture
 ) -> None:

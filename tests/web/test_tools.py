@@ -181,6 +181,7 @@ def test_an_answer_that_the_official_client_gives_back_is_taken_however_it_was_r
             assert parse(ChatRequest, sent).parameters() == parameters(messages=messages)
 
 
+@pytest.mark.thorough
 def test_a_schema_nested_without_end_is_refused_in_time() -> None:
     deep = '{"items":' * 20_000 + "{}" + "}" * 20_000
     body = f'{{"model": "m", "messages": {json.dumps(HELLO)}, "response_format": {{"type": "json_schema", ' + (

@@ -63,6 +63,7 @@ def size_in(path: Path) -> int:
     return parse_state(path.read_bytes(), WITNESS).checkpoint.size
 
 
+@pytest.mark.thorough
 def test_a_cut_before_any_line_leaves_the_old_or_the_new_state_and_a_second_try_succeeds(tmp_path: Path) -> None:
     states, outputs = set(), set()
     for line, desk in desks(tmp_path):
@@ -88,6 +89,7 @@ def test_a_cut_before_any_line_leaves_the_old_or_the_new_state_and_a_second_try_
     assert (states, outputs) == ({7, 12}, {False, True})
 
 
+@pytest.mark.thorough
 def test_a_cut_during_the_first_request_begins_the_state_whole_or_not_at_all(tmp_path: Path) -> None:
     began = set()
     for line, desk in desks(tmp_path):

@@ -56,6 +56,7 @@ def new_key(desk: Desk, capsys: pytest.CaptureFixture[str]) -> str:
     return out.strip()
 
 
+@pytest.mark.thorough
 def test_a_key_is_made_once_and_its_vkey_printed(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
     vkey = new_key(desk, capsys)
     path = desk.state.parent / "w1.key"
@@ -77,6 +78,7 @@ def test_a_short_passphrase_and_a_bad_name_make_no_key(desk: Desk, capsys: pytes
     assert not path.exists()
 
 
+@pytest.mark.thorough
 def test_cosigning_prints_what_was_said_and_every_refusal_has_its_exit_code(
     desk: Desk, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -133,6 +135,7 @@ def run_zipapp(zipapp: Path, refused: tuple[str, ...], *arguments: str) -> subpr
     )
 
 
+@pytest.mark.thorough
 def test_the_zipapp_cosigns_with_cryptography_alone(
     zipapp: Path, desk: Desk, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -153,6 +156,7 @@ def test_the_zipapp_says_which_library_is_missing(zipapp: Path, desk: Desk) -> N
     assert done.stderr == "appliance-witness: expected the library cryptography, got no cryptography\n"
 
 
+@pytest.mark.thorough
 def test_the_command_line_does_the_same_with_a_person_s_key(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
     folder = desk.state.parent
     secret = ["--passphrase-file", str(folder / "passphrase")]

@@ -145,6 +145,7 @@ def run_sandboxed(task: Frame, tmp_path: Path) -> Frame:
     raise AssertionError((tmp_path / "log").read_text())
 
 
+@pytest.mark.thorough
 @needs_libraries
 def test_a_task_of_lm_eval_is_evaluated_for_base_and_adapter_without_a_network(task: Frame, tmp_path: Path) -> None:
     result = run_sandboxed(task, tmp_path)

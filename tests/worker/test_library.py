@@ -15,6 +15,7 @@ from tests.worker.conftest import Start, dataset_task, train_task
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("roles", [ATTENTION, [*ATTENTION, "gate_proj", "up_proj"]], ids=["attention", "experts"])
 def test_an_adapter_on_a_base_with_experts_is_trained_and_evaluated(
     start: Start, tmp_path: Path, roles: list[str]

@@ -40,6 +40,7 @@ def _answers(frames: list[Frame]) -> dict[tuple[str, int], Frame]:
     return {(frame["model"], frame["question"]): frame for frame in frames}
 
 
+@pytest.mark.thorough
 def test_rows_are_answered_as_the_evaluation_evaluated_them(
     start: Start, places: dict[str, Path], task: tuple[Frame, bytes]
 ) -> None:
@@ -58,6 +59,7 @@ def test_rows_are_answered_as_the_evaluation_evaluated_them(
         assert 0 <= float(found["base", number]["probability"]) <= 1
 
 
+@pytest.mark.thorough
 def test_what_is_written_ends_by_itself_or_at_the_most_tokens(start: Start, task: tuple[Frame, bytes]) -> None:
     questions = [
         {"messages": MESSAGES, "max_tokens": 3, "temperature": 0, "labels": []},

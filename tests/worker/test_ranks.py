@@ -106,6 +106,7 @@ def told(frames: list[Frame]) -> list[Frame]:
     ]
 
 
+@pytest.mark.thorough
 def test_two_processes_in_the_sandbox_give_the_same_bytes_as_two_without(
     sandboxed: Made, run: Callable[..., Made]
 ) -> None:
@@ -119,6 +120,7 @@ def test_two_processes_in_the_sandbox_give_the_same_bytes_as_two_without(
     assert told(again[1]) == told(sandboxed[1])
 
 
+@pytest.mark.thorough
 def test_a_rank_on_another_node_gives_the_bytes_of_one_that_was_forked(
     sandboxed: Made, places: dict[str, Path], dataset: None, start: Start, tmp_path: Path
 ) -> None:
@@ -146,6 +148,7 @@ def test_a_rank_on_another_node_gives_the_bytes_of_one_that_was_forked(
     assert files(folder) == files(sandboxed[2])
 
 
+@pytest.mark.thorough
 def test_a_run_of_two_processes_continues_and_is_replayed_bit_for_bit(
     sandboxed: Made, run: Callable[..., Made], start: Start, places: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -163,6 +166,7 @@ def test_a_run_of_two_processes_continues_and_is_replayed_bit_for_bit(
     assert (tmp_path / "got").read_bytes() == blob
 
 
+@pytest.mark.thorough
 def test_two_processes_agree_with_one(run: Callable[..., Made]) -> None:
     """Without dropout, whose random numbers are other ones: the losses, and what training moved the weights by."""
     plain = {"dropout": "0.0", "compute_dtype": "float32"}
@@ -183,6 +187,7 @@ def test_two_processes_agree_with_one(run: Callable[..., Made]) -> None:
     assert 0 < apart < WEIGHT_TOLERANCE
 
 
+@pytest.mark.thorough
 def test_a_rank_that_dies_ends_the_run_and_leaves_nothing_half_written(
     places: dict[str, Path], dataset: None, tmp_path: Path
 ) -> None:
@@ -262,6 +267,7 @@ def test_ranks_with_other_weights_are_named() -> None:
         os.close(descriptor)
 
 
+@pytest.mark.thorough
 def test_a_rank_on_another_node_that_says_nothing_or_ends_is_named() -> None:
     parts: queue.Queue[bytes | None] = queue.Queue()
     session = WorkerLink(io.BytesIO(), io.BytesIO())

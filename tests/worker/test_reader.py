@@ -179,6 +179,7 @@ def encode_apart(folder: Path, asked: list[dict[str, Any]]) -> list[Any]:
     return [json.loads(line) for line in ran.stdout.splitlines()]
 
 
+@pytest.mark.thorough
 def test_a_lane_encodes_as_this_process_does(tmp_path: Path) -> None:
     folder = build_base(tmp_path / "base")
     chat = load_chat(folder)
@@ -189,6 +190,7 @@ def test_a_lane_encodes_as_this_process_does(tmp_path: Path) -> None:
     assert refused == ["bad-input", "message 0: expected text without control tokens, got '<|im_end|>'"]
 
 
+@pytest.mark.thorough
 def test_a_text_that_takes_too_long_ends_its_process_and_the_next_is_read(tmp_path: Path) -> None:
     """With a pattern as no import takes it any more: 2^22 ways for each place."""
     folder = build_base(tmp_path / "base")

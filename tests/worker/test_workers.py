@@ -226,6 +226,7 @@ def test_training_says_where_each_checkpoint_lies(trained: tuple[Frame, list[Fra
     encode_canonical([told[0]["machine"], told[0]["seconds"]])
 
 
+@pytest.mark.thorough
 def test_training_continues_from_a_checkpoint_to_the_same_adapter(
     start: Start, places: dict[str, Path], trained: tuple[Frame, list[Frame]], tmp_path: Path
 ) -> None:
@@ -248,6 +249,7 @@ def test_training_continues_from_a_checkpoint_to_the_same_adapter(
     assert failure["message"].startswith("training checkpoint: expected safetensors")
 
 
+@pytest.mark.thorough
 def test_a_window_is_trained_again_and_compared(
     start: Start, places: dict[str, Path], trained: tuple[Frame, list[Frame]], tmp_path: Path
 ) -> None:
@@ -265,6 +267,7 @@ def test_a_window_is_trained_again_and_compared(
     assert compared == {"frame": "result", "largest_difference": "0.000000000000"}
 
 
+@pytest.mark.thorough
 def test_the_same_recipe_in_another_process_gives_the_same_bytes(
     start: Start, places: dict[str, Path], trained: tuple[Frame, list[Frame]]
 ) -> None:
@@ -283,6 +286,7 @@ def test_a_row_over_max_length_fails_the_run_and_writes_nothing(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("rate", "code", "message"),
     [
@@ -494,6 +498,7 @@ def test_a_long_request_can_be_cancelled_while_it_is_read(server: Process, slot:
     assert _answer(server, "after", temperature=0)[1]["frame"] == "done"
 
 
+@pytest.mark.thorough
 def test_what_a_step_gives_to_many_comes_together(server: Process, slot: str) -> None:
     before = server.together
     # A tiny random model rarely ends its turn; the seed is one with which it does not.

@@ -52,6 +52,7 @@ def has_notes(settings: Settings) -> bool:
     return found
 
 
+@pytest.mark.thorough
 def test_tables_are_migrated_there_and_back_without_a_change_of_the_log(made: BackedUp, later: Path) -> None:
     settings = made.settings
     before = wiring.check_database(settings)

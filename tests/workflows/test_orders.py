@@ -172,6 +172,7 @@ NO_MALLORY = (
 )
 
 
+@pytest.mark.thorough
 def test_what_is_countersigned_is_decided_under_the_set_in_force_then(found: Found) -> None:
     """Ordered while it was allowed, forbidden meanwhile: the second signature does not bring it about."""
     desk = found(policy())
@@ -187,6 +188,7 @@ def test_what_is_countersigned_is_decided_under_the_set_in_force_then(found: Fou
     assert desk.verify() == ("verified", "replayed", [])
 
 
+@pytest.mark.thorough
 def test_an_order_whose_countersignature_was_denied_still_waits(found: Found) -> None:
     desk = found(policy())
     pending = desk.propose_enrolment("mallory", "operator")
@@ -404,6 +406,7 @@ def test_an_order_that_was_refused_is_taken_once_what_it_needs_is_there(found: F
     assert desk.last().type == "order.pending"
 
 
+@pytest.mark.thorough
 def test_an_order_that_waits_ends_if_its_signer_withdraws_it_and_only_then(found: Found) -> None:
     desk = found(policy())
     grant = desk.order(PlaceHold, "anna", subject="principal:ben")
@@ -607,6 +610,7 @@ def earlier_document() -> bytes:
     return encode_canonical(value)
 
 
+@pytest.mark.thorough
 def test_a_document_of_an_earlier_build_is_in_force_decides_is_verified_and_can_be_replaced(found: Found) -> None:
     document = earlier_document()
     desk = found(document)
@@ -654,6 +658,7 @@ def test_a_set_that_lacks_an_action_is_not_adopted(found: Found) -> None:
         desk.propose(policy(schema=OLDER))
 
 
+@pytest.mark.thorough
 def test_a_set_that_was_ordered_under_an_earlier_release_is_not_adopted_under_this_one(
     found: Found, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -198,6 +198,7 @@ def test_a_token_has_one_spelling() -> None:
             parse_token(text)
 
 
+@pytest.mark.thorough
 @EXAMPLES
 @given(mutated(TOKEN.encode()).map(lambda data: data.decode("utf-8", "replace")) | st.text(max_size=40))
 def test_a_token_is_an_envelope_or_authenticates_nobody(text: str) -> None:

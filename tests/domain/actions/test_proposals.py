@@ -77,6 +77,7 @@ def holds(data: bytes) -> None:
     assert encode_proposal(proposal, envelope) == data
 
 
+@pytest.mark.thorough
 @EXAMPLES
 @given(mutated(FILE))
 def test_nearly_good_bytes(data: bytes) -> None:

@@ -224,6 +224,7 @@ def made(**changes: Any) -> Entry:
     return Entry(**value | {"subjects": ()} | changes)
 
 
+@pytest.mark.thorough
 @settings(deadline=None)
 @given(
     body=st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=3), JSON), text=st.text(max_size=9)

@@ -95,6 +95,7 @@ def test_a_delegate_without_a_delegation_gets_one_reason() -> None:
     assert ask("review", "claims", "unit", on_behalf_of="rita")[0].code == "role-missing"
 
 
+@pytest.mark.thorough
 def test_a_unit_s_training_orders_cost_no_accounting() -> None:
     """Each order has another noise, so that no epsilon is cached. Each epsilon costs about 20 ms."""
     state, train = make_example_state(), ACTIONS["train"].example

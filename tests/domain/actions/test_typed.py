@@ -75,6 +75,7 @@ JUNK = st.recursive(
 )
 
 
+@pytest.mark.thorough
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(ENTRIES), st.data())
 def test_both_ways_of_reading_refuse_the_same(data: bytes, draw: st.DataObject) -> None:

@@ -104,6 +104,7 @@ def test_a_state_that_came_back_takes_the_next_entry() -> None:
     assert _rows(site.state) == _rows(whole.state)
 
 
+@pytest.mark.thorough
 def test_every_kind_of_row_is_among_them() -> None:
     """Else the round trips above would say nothing of it."""
     found = {name for each in STAGES for name in ROWS if len(getattr(_site(each).state, name))}

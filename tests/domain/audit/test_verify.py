@@ -481,6 +481,7 @@ def assert_found(report: Report, *indexes: int) -> None:
     assert all(finding.message for finding in report.findings)
 
 
+@pytest.mark.essential
 @settings(max_examples=50, deadline=None)
 @given(index=INDEX, data=st.data())
 def test_any_edit_of_any_byte_is_found_and_named(index: int, data: st.DataObject) -> None:
@@ -508,6 +509,7 @@ VALUES = {
 }
 
 
+@pytest.mark.thorough
 @settings(max_examples=40, deadline=None)
 @given(index=st.integers(1, SIZE - 1), field=st.sampled_from(sorted(VALUES)))
 def test_any_edit_of_any_field_is_found_and_named(index: int, field: str) -> None:
@@ -519,6 +521,7 @@ def test_any_edit_of_any_field_is_found_and_named(index: int, field: str) -> Non
     assert_found(report, index)
 
 
+@pytest.mark.thorough
 @settings(max_examples=25, deadline=None)
 @given(index=INDEX)
 def test_any_entry_dropped_is_found_and_named(index: int) -> None:
@@ -547,6 +550,7 @@ def test_any_two_entries_swapped_are_found_and_named(pair: list[int]) -> None:
     assert_found(verify(SITE, entries), first)
 
 
+@pytest.mark.thorough
 @settings(max_examples=25, deadline=None)
 @given(index=INDEX, copied=INDEX)
 def test_any_entry_put_in_is_found_and_named(index: int, copied: int) -> None:
@@ -555,6 +559,7 @@ def test_any_entry_put_in_is_found_and_named(index: int, copied: int) -> None:
     assert SIZE in named(report), "one more than the checkpoint says"
 
 
+@pytest.mark.thorough
 @settings(max_examples=15, deadline=None)
 @given(index=st.integers(1, SIZE - 1), source=st.sampled_from(["tcp", "x"]))
 def test_a_history_rewritten_and_chained_again_is_found(index: int, source: str) -> None:
@@ -562,6 +567,7 @@ def test_a_history_rewritten_and_chained_again_is_found(index: int, source: str)
     assert (report.verdict, report.findings[-1].rule) == ("failed", "root")
 
 
+@pytest.mark.thorough
 @settings(max_examples=50, deadline=None)
 @given(index=INDEX, junk=st.one_of(st.binary(max_size=80), st.just(b"[" * 5000), st.just(b"x" * 70_000)))
 def test_bytes_that_are_no_entry_are_findings_and_never_a_crash(index: int, junk: bytes) -> None:
@@ -577,6 +583,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.thorough
 @settings(max_examples=60, deadline=None)
 @given(index=INDEX, data=st.data(), junk=JSON)
 def test_a_hostile_owners_body_is_a_finding_and_never_a_crash(index: int, data: st.DataObject, junk: Any) -> None:
@@ -589,6 +596,7 @@ def test_a_hostile_owners_body_is_a_finding_and_never_a_crash(index: int, data: 
         assert verify(SITE, entries, checkpoint=signed_over(SITE, entries)).verdict in ("failed", "verified")
 
 
+@pytest.mark.thorough
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_a_document_of_any_bytes_is_a_finding_and_never_a_crash(data: st.DataObject) -> None:

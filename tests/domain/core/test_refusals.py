@@ -42,6 +42,7 @@ def test_a_code_has_a_sentence_a_kind_and_a_remedy(name: str) -> None:
         assert not re.search(r"\bexpected\b|\bgot\b", text), "that form is for malformed values"
 
 
+@pytest.mark.thorough
 def test_a_name_is_declared_once() -> None:
     declared = [name for path in Path(appliance.__file__).parent.rglob("*.py") for name in _declared(path)]
     assert sorted(declared) == sorted(CODES)
@@ -107,6 +108,7 @@ def _texts_of_tests() -> str:
     return "\n".join(re.sub(r"\\(.)", r"\1", value) for value in found if isinstance(value, str))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", sorted(CODES.keys() - MACHINE_STATE))
 def test_a_test_reaches_the_code(name: str) -> None:
     """Tests name it, or words of its sentence between two values."""

@@ -312,6 +312,7 @@ def test_equivalence_is_refused_to_what_is_far_better() -> None:
     ).target_passed
 
 
+@pytest.mark.thorough
 def test_of_a_falling_measure_less_is_better() -> None:
     def with_loss(ours: int, theirs: int) -> tuple[EvaluationItem, ...]:
         return tuple(
@@ -426,6 +427,7 @@ def test_the_recorded_verdict_is_computed_again_bit_for_bit() -> None:
     verify_verdict(verdict, gates, evidence)
 
 
+@pytest.mark.thorough
 def test_another_process_computes_the_same_whatever_its_hash_seed_is() -> None:
     program = (
         "import json,sys\n"

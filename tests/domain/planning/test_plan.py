@@ -119,6 +119,7 @@ def test_no_pack_is_larger_than_the_loop_makes_it_and_a_long_row_stands_alone() 
     assert {(pack.tokens, pack.segments) for pack in draw_packs(long, resolved(), 8)} == {(3000, 1)}
 
 
+@pytest.mark.thorough
 def test_what_an_earlier_import_believed_of_a_base_is_planned_at_once() -> None:
     """Nothing is looped over that a base claims; bounds at the import came later."""
     absurd = SUBJECT.__class__(SHAPE.model_copy(update={"layers": 10**9, "hidden": 10**9}), 2, LENGTHS, 800, 200)
@@ -153,6 +154,7 @@ def test_a_run_that_does_not_fit_is_refused_with_part_and_figure() -> None:
     check_fits(SUBJECT, resolved(), MACHINE)
 
 
+@pytest.mark.thorough
 def test_a_private_run_is_planned_row_by_row_and_beside_methods_that_can_be_private() -> None:
     written = parse_recipe(WRITTEN | {"privacy": {"epsilon": 8}})
     made, plain = make_plan(written, FACTS, SUBJECT, MACHINE), make_plan(parse_recipe(WRITTEN), FACTS, SUBJECT, MACHINE)
@@ -219,6 +221,7 @@ def test_each_reading_of_the_validation_loss_is_a_pass_over_the_validation_rows(
         assert found == pytest.approx(operations / pace.operations_a_second)
 
 
+@pytest.mark.thorough
 def test_a_run_that_validates_is_not_planned_as_quicker_because_it_trains_on_fewer_rows() -> None:
     plain, few, often = (
         make_plan(parse_recipe(WRITTEN | written), FACTS, SUBJECT, MACHINE).duration.likely
@@ -252,6 +255,7 @@ def test_times_are_said_with_as_many_figures_as_they_deserve(value: float, said:
     assert say_seconds(value) == said
 
 
+@pytest.mark.thorough
 def test_a_plan_says_when_a_base_goes_through_the_librarys_modules() -> None:
     """And plans more time and memory for it, whose experts are not quantised."""
     shape = SHAPE.model_copy(
@@ -289,6 +293,7 @@ def test_preferences_take_the_pass_of_their_reference_and_no_second_model() -> N
     assert plan_memory(SUBJECT, preferring) == plan_memory(SUBJECT, plain)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("stored", "preferences", "private"),
     [

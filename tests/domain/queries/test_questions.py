@@ -249,6 +249,7 @@ def test_another_unit_could_load_nothing_and_an_unknown_one_is_said_to_be_none()
     assert ask(site, "sales").enrolled is not None and ask(site, "nobody").enrolled is None
 
 
+@pytest.mark.thorough
 def test_folding_a_log_up_to_a_moment_gives_what_stood_then() -> None:
     site = stage("serving")
     exported = export_for_a_minute_and_a_day(site)

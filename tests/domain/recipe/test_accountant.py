@@ -88,6 +88,7 @@ def test_the_text_depends_on_no_setting_of_decimal_arithmetic() -> None:
 FROZEN = "2.126231"
 
 
+@pytest.mark.thorough
 def test_noise_is_the_least_that_keeps_within_an_epsilon() -> None:
     found = find_noise(343, 8, 86, "3.0", "0.0001")
     below = str(Decimal(found) - Decimal("0.0001"))

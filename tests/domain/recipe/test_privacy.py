@@ -113,6 +113,7 @@ def test_an_epsilon_that_bounds_hardly_anything_is_warned_of() -> None:
     assert told.startswith("epsilon ") and "protects little: above 10" in told
 
 
+@pytest.mark.thorough
 def test_a_delta_that_gives_a_row_away_and_a_clip_that_teaches_nothing_are_warned_of() -> None:
     assert list_warnings(resolved(privacy={"epsilon": 8, "delta": 0.001})) == []
     (told,) = list_warnings(resolved(privacy={"epsilon": 8, "delta": 0.0029}))

@@ -48,6 +48,7 @@ HEADERS = st.dictionaries(
 )
 
 
+@pytest.mark.thorough
 @settings(deadline=None)
 @given(st.lists(st.tuples(HEADERS, st.binary(max_size=100)), max_size=4))
 def test_frames_come_back_in_order_and_then_a_clean_end(frames: list[tuple[dict[str, Any], bytes]]) -> None:

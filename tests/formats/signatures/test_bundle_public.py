@@ -19,7 +19,10 @@ from appliance.formats.signatures.keys import EcdsaSigner, encode_spki_pem
 OWN = Path(__file__).resolve().parents[3] / ".venv-model-signing/bin/model_signing"
 COMMAND = str(OWN) if OWN.exists() else shutil.which("model_signing")
 
-pytestmark = pytest.mark.skipif(COMMAND is None, reason="the public command model_signing is not installed")
+pytestmark = [
+    pytest.mark.thorough,
+    pytest.mark.skipif(COMMAND is None, reason="the public command model_signing is not installed"),
+]
 
 
 @pytest.fixture

@@ -53,6 +53,7 @@ def test_short_texts_and_other_alphabets_are_compared_like_others(text: str) -> 
     assert count_overlap(["filler text of some length"], [text]) == TrainingOverlap(0, 0)
 
 
+@pytest.mark.thorough
 def test_near_texts_are_those_that_comparing_every_pair_finds() -> None:
     trained = _texts(1, 300)
     evaluated = [_changed(text, number % 12, number) for number, text in enumerate(trained[:200])] + _texts(2, 100)
@@ -77,6 +78,7 @@ def test_many_texts_of_one_form_are_compared_with_the_likeliest_alone(monkeypatc
     assert 0 < len(compared) <= 20 * findings.MOST_CANDIDATES
 
 
+@pytest.mark.thorough
 def test_the_candidates_of_a_text_are_limited_before_they_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     """With rows of one template, each text would otherwise have a share of all rows as candidates."""
     counts = []
@@ -97,6 +99,7 @@ def test_the_candidates_of_a_text_are_limited_before_they_are_joined(monkeypatch
     assert len(counts) == 70 and max(counts) <= findings.BANDS * findings.MOST_OF_BAND
 
 
+@pytest.mark.thorough
 def test_of_the_texts_that_are_trained_on_no_hashes_are_kept() -> None:
     draw = random.Random(5)
     texts = [draw.randbytes(10_000).hex() for _ in range(120)]

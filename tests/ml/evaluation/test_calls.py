@@ -80,6 +80,7 @@ def test_an_answer_is_right_where_it_calls_what_the_row_calls(
     assert evaluation.count_passes(ABOUT, rows) == 5 + 4
 
 
+@pytest.mark.thorough
 def test_the_same_rows_are_evaluated_the_same_again(base: LoadedBase, rows: list[data.RenderedRow]) -> None:
     samples = tokenize_rows(rows, base.chat, max_length=1024)
     first, second = (evaluate(base, None, ABOUT, rows, samples, lambda more, tokens: None) for _ in range(2))

@@ -69,6 +69,7 @@ def _plain_loss(base: LoadedBase, samples: list[Sample]) -> float:
     return total / count
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dataset_kind", RECORDS)
 def test_every_task_is_measured_by_its_loss_and_by_what_is_its_own(dataset_kind: DatasetKind, base: LoadedBase) -> None:
     rows, samples, about = _rows(dataset_kind, base)
@@ -85,6 +86,7 @@ def test_every_task_is_measured_by_its_loss_and_by_what_is_its_own(dataset_kind:
     ), "the same again"
 
 
+@pytest.mark.thorough
 def test_what_was_learnt_by_heart_is_answered_and_measured_so(base: LoadedBase) -> None:
     """Trained on the very rows, so that the greedy answers are the rows' own: ROUGE-L is 1, none is cut short."""
     with torch.no_grad():  # the tiny model pads with its end of turn, whose row is nothing and cannot be learnt

@@ -33,6 +33,7 @@ def _rows(base: LoadedBase) -> tuple[list[data.RenderedRow], list[Sample]]:
     return rows, tokenize_rows(rows, base.chat, max_length=256)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["llama", "mistral", "phi4", "gemma2"])
 @pytest.mark.parametrize("tokens", [2048, 150, 1])
 def test_labels_probabilities_and_losses_are_those_of_every_label_and_row_by_itself(
@@ -76,6 +77,7 @@ def test_a_single_label_is_certain(base: LoadedBase) -> None:
     assert [(one.label, one.log_probability) for one in evaluated] == [(0, 0.0)] * 3
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["llama", "mistral", "phi4", "gemma2"])
 @pytest.mark.parametrize("tokens", [2048, 150, 1])
 def test_rows_with_labels_of_their_own_are_evaluated_by_those_alone_and_whole(

@@ -18,6 +18,7 @@ from scripts.kit.tiny_model import build_base
 from tests.kit.scoring import score_labels
 
 
+@pytest.mark.thorough
 def test_every_question_is_answered_with_the_choice_that_is_likeliest_by_itself(base: LoadedBase) -> None:
     told: list[int] = []
     answers = subject.load_shipped("general", base).evaluate(base, None, lambda more, _: told.append(more)).answers
@@ -37,6 +38,7 @@ def test_every_question_is_answered_with_the_choice_that_is_likeliest_by_itself(
         assert answer.scores == {"loss": pytest.approx(loss * SCALE, rel=1e-3)}
 
 
+@pytest.mark.thorough
 def test_a_pair_is_right_where_the_one_request_is_refused_and_the_other_answered(base: LoadedBase) -> None:
     told: list[int] = []
     answers = subject.load_shipped("refusal", base).evaluate(base, None, lambda more, _: told.append(more)).answers
@@ -63,6 +65,7 @@ def test_a_pair_is_right_where_the_one_request_is_refused_and_the_other_answered
         assert answer.confidence == pytest.approx(chosen * SCALE, rel=1e-3)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", SHIPPED)
 def test_items_are_of_exactly_the_rows_of_the_set(name: str, base: LoadedBase, tmp_path: Path) -> None:
     shipped = subject.load_shipped(name, base)

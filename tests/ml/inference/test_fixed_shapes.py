@@ -51,6 +51,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache.Cache, "__init__", make)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("quantisation", ["nf4-double", "none"])
 def test_a_step_s_sums_have_the_same_shapes_and_bits_alone_and_in_a_mixed_batch(
     base_folder: Path, quantisation: str, card: None, monkeypatch: pytest.MonkeyPatch

@@ -78,6 +78,7 @@ def any_base(base_folder: Path, gptq_folder: Path, request: pytest.FixtureReques
     yield load_base(folder, quantisation=quantisation, compute_dtype=dtype, device="cpu", reads=True)
 
 
+@pytest.mark.thorough
 def test_what_was_read_before_is_not_read_again_and_the_bits_are_those_of_a_first_reading(any_base: LoadedBase) -> None:
     """Alone, beside others of the slot, and in a batch over two adapters."""
     texts = ["pay", "pay and due", "what is the price of a cut", "pay"]
@@ -242,6 +243,7 @@ def test_without_memory_for_it_nothing_is_kept(base: LoadedBase) -> None:
     assert not _kept(watched)
 
 
+@pytest.mark.thorough
 def test_an_answer_held_to_labels_or_a_schema_shares_its_beginning(base: LoadedBase) -> None:
     schema = {"type": "object", "properties": {"due": {"type": "boolean"}}, "required": ["due"]}
     asked: list[dict[str, Any]] = [{"labels": ("pay", "fee")}, {"schema": schema}, {"temperature": 1.0, "seed": 4}]

@@ -34,6 +34,7 @@ def _walk(base: LoadedBase, prompt: list[int], label: list[int]) -> float:
     return total
 
 
+@pytest.mark.thorough
 def test_scores_are_those_of_a_walk_token_by_token(base: LoadedBase) -> None:
     for prompt in PROMPTS:
         row = score_labels(base, prompt, LABELS)
@@ -53,6 +54,7 @@ def test_a_label_that_begins_another_is_refused() -> None:
         find_branches([[10], [10, 11]])
 
 
+@pytest.mark.thorough
 def test_a_tree_of_labels_takes_as_long_as_their_tokens_and_no_longer() -> None:
     """These took the engine minutes: a thousand labels with a beginning in common, of a hundred thousand tokens."""
     labels = [[*range(100), number // 300, number % 300, 2] for number in range(1000)]

@@ -87,6 +87,7 @@ def test_the_logits_of_a_pack_are_those_of_each_sequence_in_the_library(
         assert _differ(got[path.start : path.stop], expected[-len(tail) :]) < 2e-5
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 @pytest.mark.parametrize("block", [3, scores.SCORE_BLOCK])
 @pytest.mark.parametrize("kind", KINDS)

@@ -52,6 +52,7 @@ def _rows(shared: int, sizes: list[int]) -> tuple[Pack, list[Segment]]:
     return pack, [pack.add([*range(shared, 200), *range(500, 500 + size)], after=root) for size in sizes]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("window", [None, 100])
 def test_a_row_sees_the_same_bits_alone_and_in_any_pack(dtype: torch.dtype, window: int | None) -> None:

@@ -78,6 +78,7 @@ def _adapt(folder: Path, **changes: Any) -> tuple[methods.TrainableModel, Loaded
 EXPERTS = {"target_modules": [*ATTENTION, "gate_proj", "up_proj", "down_proj"]}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("changes", [{}, EXPERTS], ids=["attention", "experts"])
 def test_a_training_step_s_losses_and_gradient_are_the_library_s(folder: Path, changes: dict[str, Any]) -> None:
     attached, base = _adapt(folder, **changes)
@@ -106,6 +107,7 @@ def test_an_evaluation_s_loss_is_the_library_s(folder: Path, quantisation: str) 
     assert sum(losses) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.thorough
 @torch.inference_mode()
 @pytest.mark.parametrize("firsts", [(3, 20), (1, 7)])
 def test_decoding_token_by_token_is_the_whole_sequence(base: LoadedBase, firsts: tuple[int, int]) -> None:
@@ -125,6 +127,7 @@ def test_decoding_token_by_token_is_the_whole_sequence(base: LoadedBase, firsts:
     assert rows[0].own is None and not any(bool(tensor.any()) for tensor in tensors), "what was held is zeroed"
 
 
+@pytest.mark.thorough
 def test_labels_are_scored_as_by_whole_sequences(base: LoadedBase, monkeypatch: pytest.MonkeyPatch) -> None:
     """In an evaluation, in one pass of the engine and in several."""
 
@@ -159,6 +162,7 @@ def test_labels_are_scored_as_by_whole_sequences(base: LoadedBase, monkeypatch: 
     assert passes == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.thorough
 def test_adapters_are_served_side_by_side_with_the_bits_of_each_alone(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

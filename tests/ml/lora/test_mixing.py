@@ -30,6 +30,7 @@ def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     return str(request.param)
 
 
+@pytest.mark.essential
 @pytest.mark.family(keep=4)
 @pytest.mark.parametrize(("quantisation", "dtype"), TUPLES)
 def test_logits_are_the_same_bits_alone_and_in_a_full_mixed_batch(
@@ -56,6 +57,7 @@ def test_logits_are_the_same_bits_alone_and_in_a_full_mixed_batch(
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.family(keep=3)
 @pytest.mark.parametrize(("quantisation", "dtype"), TUPLES[:3])
 def test_many_requests_on_one_adapter_are_the_same_bits_as_one(
@@ -79,6 +81,7 @@ def test_many_requests_on_one_adapter_are_the_same_bits_as_one(
         assert all(map(same_bits, together[name], watched.seen[name])), name
 
 
+@pytest.mark.thorough
 def test_a_row_of_a_mixed_batch_is_what_its_adapter_alone_computes(base: LoadedBase, layout: str) -> None:
     """Near the pass with one adapter in use, and far from the base and from the other adapters."""
     watched = load_adapters(base)
@@ -124,6 +127,7 @@ def test_a_rank_that_is_filled_up_changes_nothing(base: LoadedBase, layout: str)
         assert (wanted - bare).abs().max() > 0.01
 
 
+@pytest.mark.thorough
 def test_what_fails_in_one_row_ends_that_row_alone(base: LoadedBase, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both in the batch itself and in what is made of a row's own token; the others' bits are those of before."""
     undisturbed = answer_mixed(base)
@@ -161,6 +165,7 @@ def _broken(token: int) -> str:
     raise KeyError(token)
 
 
+@pytest.mark.thorough
 def test_emptying_a_slot_cuts_its_answers_off_and_no_other(base: LoadedBase) -> None:
     watched = load_adapters(base)
     for name in ("1", "2", "4"):

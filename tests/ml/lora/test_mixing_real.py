@@ -50,7 +50,7 @@ def _ask(chance: random.Random) -> tuple[str | None, InferenceRequest]:
 
 @pytest.mark.family(keep=1)
 @pytest.mark.outside
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.timeout(600)
 def test_answers_of_nine_adapters_and_the_base_are_the_same_bits_alone(base: LoadedBase) -> None:
     chance = random.Random(7)

@@ -201,6 +201,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE)
 def test_a_gguf_header_that_claims_more_than_there_is_is_refused_at_once(
     tmp_path: Path, output: Path, data: bytes

@@ -200,6 +200,7 @@ def test_a_property_that_is_named_as_a_keyword_stays() -> None:
     }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_no_schema_takes_longer_than_its_bound(
     bomb: str, chats: dict[str, Chat], vocabularies: dict[str, Vocabulary]

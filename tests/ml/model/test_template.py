@@ -157,6 +157,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("source", HOSTILE.values(), ids=HOSTILE)
 def test_a_template_that_would_not_end_or_fills_memory_is_refused_within_seconds(source: str) -> None:
     began = time.thread_time()

@@ -66,6 +66,7 @@ BACKTRACKING = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("pattern", PUBLISHED.values(), ids=PUBLISHED)
 def test_the_patterns_of_published_models_are_taken_and_are_linear(pattern: str) -> None:
     check_pattern(pattern, "pre_tokenizer")

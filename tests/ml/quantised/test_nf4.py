@@ -21,6 +21,7 @@ from appliance.ml.quantised.nf4 import NF4_FILE, write_nf4
 from scripts.kit.tiny_model import KINDS, build_base
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_was_made_once_is_what_loading_makes(kind: str, dtype: str, tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ needs_kernel = pytest.mark.skipif(
 )
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("way")
 @needs_kernel
 @pytest.mark.parametrize(

@@ -83,6 +83,7 @@ def _greedy(base: LoadedBase, count: int) -> list[int]:
     return drawn
 
 
+@pytest.mark.thorough
 def test_the_cache_changes_no_token(engine: ServingEngine) -> None:
     """Nor does it where an evaluation writes the answer out, with the adapter in use."""
     prompt = engine.base.chat.encode(engine.base.chat.render(MESSAGES))
@@ -98,6 +99,7 @@ def test_the_cache_changes_no_token(engine: ServingEngine) -> None:
     assert answer.prompt_tokens == len(engine.base.chat.encode(engine.base.chat.render(MESSAGES)))
 
 
+@pytest.mark.thorough
 def test_an_adapter_writes_its_own_answers_after_the_base_wrote(base: LoadedBase, sealed: Sealed) -> None:
     """As an evaluation does: what was laid out for the base alone is not used for the adapter."""
     slots, prompt = AdapterSlots(base), base.chat.encode(base.chat.render(MESSAGES))
@@ -111,6 +113,7 @@ def test_an_adapter_writes_its_own_answers_after_the_base_wrote(base: LoadedBase
     assert list(draw_tokens(base, slots, prompt, InferenceRequest(MESSAGES, max_tokens=12), 12)) == plain
 
 
+@pytest.mark.thorough
 def test_a_seed_fixes_every_draw(engine: ServingEngine) -> None:
     drawn = {seed: _answer(engine, temperature=1.0, seed=seed)[1] for seed in range(4)}
     assert drawn == {seed: _answer(engine, temperature=1.0, seed=seed)[1] for seed in range(4)}
@@ -125,6 +128,7 @@ def test_a_stop_text_ends_the_answer_and_is_not_sent(engine: ServingEngine) -> N
     assert answer.finish_reason == "stop"
 
 
+@pytest.mark.thorough
 def test_the_beginning_of_a_stop_text_that_does_not_come_is_sent_in_the_end(engine: ServingEngine) -> None:
     _, whole = _answer(engine)
     assert _answer(engine, stop=(whole[-1] + "never",))[1] == whole
@@ -172,6 +176,7 @@ def test_a_classification_is_what_an_evaluation_scores(engine: ServingEngine) ->
         engine.classify("2", "a", InferenceRequest(MESSAGES, max_tokens=1))
 
 
+@pytest.mark.thorough
 def test_a_long_classification_takes_turns_with_answers_and_says_the_same(
     engine: ServingEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,6 +232,7 @@ def test_a_classification_of_logits_that_are_no_numbers_is_refused(
     assert isinstance(end, Unavailable) and (text, end.code) == ("", "not-finite")
 
 
+@pytest.mark.thorough
 def test_a_batch_that_fails_behind_its_last_layer_is_tried_again_from_where_it_began(
     engine: ServingEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -122,6 +122,7 @@ def test_without_reading_again_the_answer_would_be_another(base: LoadedBase, mon
     assert other != expected and other[: AFTER + 1] == expected[: AFTER + 1]
 
 
+@pytest.mark.thorough
 def test_an_answer_that_becomes_long_has_the_same_bits_beside_others(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,6 +46,7 @@ def longest_step(engine: ServingEngine) -> float:
     return longest
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("worst", WORST)
 def test_no_step_is_held_up_by_the_worst_that_may_be_asked(engine: ServingEngine, worst: str) -> None:
     """Nor what is done of it between two steps, once it is tokens."""
@@ -60,6 +61,7 @@ def test_no_step_is_held_up_by_the_worst_that_may_be_asked(engine: ServingEngine
     assert longest_step(engine) < STEP_S
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("labels", [WIDE, CHAIN])
 @pytest.mark.parametrize("keys", [2000, 1 << 16])
 def test_a_pass_has_a_bound_of_tokens_branches_and_keys(
@@ -104,6 +106,7 @@ def test_what_is_over_a_bound_is_refused_by_what_it_has(
     assert refused.value.status == 400
 
 
+@pytest.mark.thorough
 def test_a_stop_text_of_any_length_is_looked_for_in_time() -> None:
     """The longest that was allowed once took seconds a token."""
     text = TextStream(lambda ids: "a" * len(ids), ("a" * 1_000_000,))
@@ -113,6 +116,7 @@ def test_a_stop_text_of_any_length_is_looked_for_in_time() -> None:
     assert text.finish() == "a" * 500
 
 
+@pytest.mark.thorough
 def test_a_slot_with_long_prompts_lets_anothers_short_one_begin(base: LoadedBase, sealed: Sealed) -> None:
     """After one chunk of them, not after all."""
     engine = ServingEngine(base)
@@ -131,6 +135,7 @@ def test_a_slot_with_long_prompts_lets_anothers_short_one_begin(base: LoadedBase
     longest_step(engine)
 
 
+@pytest.mark.thorough
 def test_a_slot_holds_half_of_the_room_at_most_and_one_that_holds_less_goes_first(
     base: LoadedBase, sealed: Sealed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +154,7 @@ def test_a_slot_holds_half_of_the_room_at_most_and_one_that_holds_less_goes_firs
     longest_step(engine)
 
 
+@pytest.mark.thorough
 def test_a_request_that_alone_is_over_half_of_the_room_is_answered(
     engine: ServingEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

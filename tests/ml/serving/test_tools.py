@@ -66,6 +66,7 @@ HELD: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.thorough
 def test_answers_are_held_to_what_they_must_be_alone_and_in_any_batch(engine: ServingEngine) -> None:
     """With temperatures and seeds, a draw that is free beside them too."""
     alone = {name: answers(engine, **{name: wanted(**members)})[name] for name, members in HELD.items()}
@@ -82,6 +83,7 @@ def test_answers_are_held_to_what_they_must_be_alone_and_in_any_batch(engine: Se
     assert called.text == f'<tool_call>\n{{"name": "find", "arguments": {call.text}}}\n</tool_call>'
 
 
+@pytest.mark.thorough
 def test_a_call_that_the_model_writes_is_told_as_one(engine: ServingEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the same text without tools, or of a tool that was not offered, is text."""
     text = 'So: <tool_call>\n{"name": "stop", "arguments": {}}\n</tool_call><|im_end|>'

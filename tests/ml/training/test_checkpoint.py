@@ -52,6 +52,7 @@ def whole(run: Run) -> tuple[bytes, dict[int, bytes], checkpoint.TrainingState]:
     return run()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("step", [1, 4, 6])
 def test_a_run_that_continues_ends_in_the_same_bytes(run: Run, whole: Any, step: int) -> None:
     """Dropout draws from the random numbers: another seed at the start shows that they are the checkpoint's."""
@@ -67,6 +68,7 @@ def test_a_run_that_continues_ends_in_the_same_bytes(run: Run, whole: Any, step:
     )
 
 
+@pytest.mark.thorough
 def test_an_8_bit_optimiser_continues_to_the_same_bytes(run: Run, whole: Any) -> None:
     """Its state is in the file: the two moments as bytes and the scale of each block, or as they are where a weight is
     small."""

@@ -52,6 +52,7 @@ def train(base_folder: Path, dataset: Path) -> Train:
     return run
 
 
+@pytest.mark.essential
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_same_recipe_gives_the_same_bytes_and_another_seed_other_ones(train: Train, dtype: str) -> None:
     first, second = train(compute_dtype=dtype), train(compute_dtype=dtype)
@@ -67,6 +68,7 @@ PINNED = {
 """The losses of every step, and by how much another processor's kernels may round them elsewhere."""
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", PINNED)
 def test_the_losses_of_a_tiny_run_are_those_of_this_page(train: Train, dtype: str) -> None:
     """Whatever is made quicker trains the same: the order of the rows, the rate, the loss, the gradient, the step."""
@@ -75,6 +77,7 @@ def test_the_losses_of_a_tiny_run_are_those_of_this_page(train: Train, dtype: st
     assert [step.loss for step in steps] == pytest.approx(losses, rel=tolerance)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("again", ["mlp", "layer"])
 @pytest.mark.parametrize("method", ["qlora", "dora"])
 def test_gradient_checkpointing_changes_memory_and_no_byte(train: Train, again: str, method: str) -> None:
@@ -82,6 +85,7 @@ def test_gradient_checkpointing_changes_memory_and_no_byte(train: Train, again: 
     assert train(gradient_checkpointing=again, method=method)[0] == train(method=method)[0]
 
 
+@pytest.mark.thorough
 def test_training_lowers_the_loss_and_counts_the_answers_tokens(train: Train, base: LoadedBase, dataset: Path) -> None:
     _, steps = train(epochs=12, gradient_accumulation_steps=1)
     rows = data.load_rows(dataset, data.TRAIN)
@@ -110,6 +114,7 @@ def _reference_loss(base: LoadedBase, samples: list[Sample]) -> torch.Tensor:
     return total / count
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize(
     ("method", "quantisation"),
@@ -212,6 +217,7 @@ def test_the_logits_of_a_long_sequence_never_stand_in_memory_whole(trained: bool
     assert 0 < seen.rows <= loss.LOGIT_CHUNK
 
 
+@pytest.mark.thorough
 def test_accumulation_is_normalised_by_token_not_by_part(train: Train) -> None:
     """One batch of eight and four batches of two are the same step, however the answers' lengths fall."""
     whole, parts = (

@@ -108,6 +108,7 @@ def reload(trained: Trained, folder: Path, read: Callable[[LoadedBase], Any] = r
     return plain, read(base)
 
 
+@pytest.mark.thorough
 @pytest.mark.family(keep=6)
 @pytest.mark.parametrize(("method", "quantisation"), PAIRS)
 def test_what_was_trained_is_what_answers_after_it_was_saved(
@@ -122,6 +123,7 @@ def test_what_was_trained_is_what_answers_after_it_was_saved(
     assert torch.equal(loaded, expected), "no tolerance: OLoRA and PiSSA are plain LoRA over the imported base too"
 
 
+@pytest.mark.thorough
 @pytest.mark.family(keep=6)
 @pytest.mark.parametrize(("method", "quantisation"), PAIRS)
 def test_what_was_saved_is_evaluated_and_better_than_the_base(
@@ -141,6 +143,7 @@ def test_what_was_saved_is_evaluated_and_better_than_the_base(
     assert float(after["accuracy"]) >= float(before["accuracy"])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("method", "quantisation"),
     [("dora", "nf4-double"), ("ia3", "nf4-double"), ("qlora", "nf4-double"), ("lora", "gptq")],
@@ -176,6 +179,7 @@ def test_a_start_in_the_base_changes_nothing_at_first_and_writes_nothing(
     assert not methods.is_changed(attached)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", starts.STARTS)
 def test_a_start_is_held_still_and_served_to_the_bit_in_bfloat16(train: Train, base_folder: Path, method: str) -> None:
     for optimiser in ("adamw", "adamw-8bit"):
@@ -189,6 +193,7 @@ def test_a_start_is_held_still_and_served_to_the_bit_in_bfloat16(train: Train, b
         assert torch.equal(reload(trained, base_folder)[1], read_logits(trained.base))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", starts.STARTS)
 def test_a_start_fits_a_layer_that_is_narrower_than_its_rank(train: Train, base_folder: Path, method: str) -> None:
     recipe = recipe_of(method, "none", rank=48, alpha=96, target_modules=["q_proj", "k_proj"], epochs=1)
@@ -237,6 +242,7 @@ def test_pissa_begins_with_the_largest_singular_values(base: LoadedBase) -> None
     assert (weight - 2.0 * b @ a).norm() < 1.01 * (weight - best).norm()
 
 
+@pytest.mark.thorough
 def test_a_method_that_did_not_move_is_no_result(base_folder: Path, dataset: Path) -> None:
     """IA3 begins as ones, PiSSA's B is not zero, full's weights are the base's: each is told from its own beginning."""
     for method, quantisation in (("qlora", "nf4-double"), ("ia3", "none"), ("pissa", "none"), ("full", "none")):
@@ -254,6 +260,7 @@ def test_a_method_that_did_not_move_is_no_result(base_folder: Path, dataset: Pat
         assert methods.is_changed(attached)
 
 
+@pytest.mark.thorough
 def test_full_trains_in_float32_and_is_kept_in_the_dtype_that_evaluates_it(train: Train, base_folder: Path) -> None:
     trained = train("full", "none", compute_dtype="bfloat16")
     weights = methods.list_trainable(trained.model)
@@ -301,6 +308,7 @@ def test_rank_stabilised_lora_says_so(train: Train) -> None:
     assert json.loads(train("rslora", "none").config)["use_rslora"] is True
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", ["dora", "ia3"])
 def test_no_slot_takes_what_is_no_plain_lora(train: Train, base_folder: Path, method: str) -> None:
     trained = train(method, "nf4-double")
@@ -310,6 +318,7 @@ def test_no_slot_takes_what_is_no_plain_lora(train: Train, base_folder: Path, me
     assert refused.value.code == "not-servable"
 
 
+@pytest.mark.thorough
 def test_weights_of_another_base_are_refused(train: Train, base: LoadedBase) -> None:
     trained = train("full", "none")
     with pytest.raises(BadInput, match="expected this base's names, shapes and dtypes"):

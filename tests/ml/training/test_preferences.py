@@ -78,6 +78,7 @@ def formula(base: LoadedBase, samples: list[Sample]) -> torch.Tensor:
     return torch.stack(losses).mean()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", ["qlora", "rslora", "lora-plus", "dora", "ia3", "olora"])
 def test_loss_and_gradient_of_a_step_are_those_of_the_formula(load: Load, method: str) -> None:
     base, recipe = load(method), recipe_of(method)
@@ -118,6 +119,7 @@ def test_a_run_begins_at_the_base_itself_and_comes_to_prefer_what_was_chosen(loa
     assert steps[-1].loss == pytest.approx(sum(loss for _, loss in steps[-1].row_losses) / len(steps[-1].row_losses))
 
 
+@pytest.mark.thorough
 def test_a_resumed_run_has_the_bytes_of_one_that_was_not_interrupted(load: Load) -> None:
     kept: list[bytes] = []
     whole, steps, training = train(load("qlora"), keep=lambda one: kept.append(encode_checkpoint(one)))
@@ -129,6 +131,7 @@ def test_a_resumed_run_has_the_bytes_of_one_that_was_not_interrupted(load: Load)
     assert told[-len(again) :] == [(step.loss, step.margin, step.accuracy, step.tokens) for step in again]
 
 
+@pytest.mark.thorough
 def test_an_evaluation_prefers_by_the_reward_over_the_base_and_the_base_by_likelihood(
     load: Load, base_folder: Path
 ) -> None:

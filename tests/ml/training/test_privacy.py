@@ -185,6 +185,7 @@ def train(prepared: Any, recipe: dict[str, Any], secret: bytes = SECRET, **optio
     return steps, training, methods.encode_adapter(attached, "tiny")
 
 
+@pytest.mark.thorough
 def test_a_resumed_private_run_has_the_bytes_of_one_that_was_not_interrupted(prepare: Prepare) -> None:
     kept: list[bytes] = []
 

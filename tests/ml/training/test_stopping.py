@@ -68,6 +68,7 @@ def whole(run: Run) -> Any:
     return run()
 
 
+@pytest.mark.thorough
 def test_a_run_stops_where_its_losses_say_and_the_best_weights_are_sealed(run: Run, whole: Any) -> None:
     weights, kept, steps, ended = whole
     readings = loss.list_readings(ended)
@@ -80,6 +81,7 @@ def test_a_run_stops_where_its_losses_say_and_the_best_weights_are_sealed(run: R
     assert weights == run(stop=best, early_stopping=0)[0], "the weights after the best step, and no other"
 
 
+@pytest.mark.thorough
 def test_a_run_that_continues_stops_at_the_same_step_with_the_same_bytes(run: Run, whole: Any) -> None:
     weights, kept, _, ended = whole
     for step, data_ in kept.items():
@@ -94,6 +96,7 @@ def test_a_window_over_the_end_is_the_recorded_one(run: Run, whole: Any) -> None
     assert run(start=kept[before], stop=last)[1] == {last: kept[last]}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_reading_a_validation_loss_changes_no_weight(run: Run, dtype: str) -> None:
     """Nor does it draw a random number, or leave a kernel behind that passes no gradient."""

@@ -19,7 +19,7 @@ from appliance.domain.runs.replays import ReplayRun
 from scripts.kit.appliance import Appliance
 from scripts.kit.slurm import Slurm
 
-pytestmark = [pytest.mark.outside, pytest.mark.slow, pytest.mark.xdist_group("slurm"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.outside, pytest.mark.xdist_group("slurm"), pytest.mark.timeout(900)]
 
 LONG = {"epochs": 100, "batch_size": 8, "save_steps": 150, "dropout": "0.1"}
 STEPS = 300

@@ -179,6 +179,7 @@ def test_a_table_of_another_schema_is_not_taken_for_the_ledgers(databases: Datab
     engine.dispose()
 
 
+@pytest.mark.thorough
 def test_a_migration_over_what_was_planted_changes_nothing(databases: Databases, tmp_path: Path) -> None:
     server, path = databases.server(), tmp_path / "planted.db"
     with closing(sqlite3.connect(path)) as shell:

@@ -112,6 +112,7 @@ def test_writers_wait_for_each_other_and_a_reader_sees_one_moment(engine: Engine
     ledger.close()
 
 
+@pytest.mark.thorough
 def test_a_database_that_stays_locked_is_unavailable(
     engine: Engine, site: SmallLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,6 +43,7 @@ def test_the_code_names_the_last_migration(owner_engine: Engine) -> None:
     assert scripts.get_heads() == [tables.REVISION]
 
 
+@pytest.mark.thorough
 def test_alembic_by_hand_migrates_the_settings_database(home: Path) -> None:
     root = Path(__file__).resolve().parents[3]
     command = [sys.executable, "-m", "alembic", "-c", str(root / "alembic.ini"), "upgrade", "head"]

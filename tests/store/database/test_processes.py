@@ -212,6 +212,7 @@ def test_who_was_cut_off_itself_declares_nobody_lost(url: str, passing: list[flo
         assert [one.name for one in cut_off.silent] == ["a"]
 
 
+@pytest.mark.thorough
 def test_a_fenced_process_appends_nothing_even_in_the_middle_of_an_append(url: str, site: SmallLog) -> None:
     def opened(one: Processes) -> Ledger:
         ledger = site.open_ledger(open_engine(url, process=one.name))

@@ -81,6 +81,7 @@ def test_a_sweep_removes_those_that_do_not_stand_and_no_other(engine: Engine) ->
     assert kept.sweep(lambda row: True) == 0
 
 
+@pytest.mark.thorough
 def test_a_sweep_removes_more_than_a_statement_has_parameters(engine: Engine) -> None:
     """65,535 on PostgreSQL."""
     rows = [{"digest": number.to_bytes(32), **vars(ROW)} for number in range(66_000)]

@@ -441,6 +441,7 @@ def run_until_cut(monkeypatch: pytest.MonkeyPatch, at: int, work: Callable[[], o
     return True
 
 
+@pytest.mark.essential
 def test_a_power_cut_between_any_two_calls_leaves_an_artifact_whole_or_absent(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

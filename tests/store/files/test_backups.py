@@ -91,6 +91,7 @@ def check_all(folder: BackupFolder) -> set[str]:
     return set(folder.names())
 
 
+@pytest.mark.thorough
 def test_a_power_cut_before_any_line_leaves_whole_backups_and_removable_files(tmp_path: Path) -> None:
     files = frozenset({backups.__file__})
     make_old(first := BackupFolder(tmp_path / "first"))

@@ -198,6 +198,7 @@ def test_keys_of_ml_dsa_are_seeds_that_are_made_once(keyring: Keyring, folder: P
         verify_signature(signer.spki, b"data", Keyring(folder).open_signer(uri).sign(b"data"))
 
 
+@pytest.mark.thorough
 def test_a_busy_machine_opens_keys_that_were_encrypted_on_an_idle_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,6 +223,7 @@ def test_a_busy_machine_opens_keys_that_were_encrypted_on_an_idle_one(
     assert refusals == [1000 - keyring_module._TRIALS]
 
 
+@pytest.mark.thorough
 def test_keys_can_be_encrypted_by_a_passphrase(tmp_path: Path) -> None:
     """Debian's age opens them as well."""
     made = Keyring(tmp_path / "keys", b"a passphrase")

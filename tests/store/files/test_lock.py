@@ -106,6 +106,7 @@ def test_a_lock_file_that_was_removed_while_it_was_waited_for_is_not_believed(
             lock_folder(path)
 
 
+@pytest.mark.thorough
 def test_who_only_looks_is_waited_for_and_who_holds_it_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "appliance.lock"
     path.touch(0o600)

@@ -80,6 +80,7 @@ def full_disk(folder: str) -> None:
     site.open_ledger(engine).load()
 
 
+@pytest.mark.thorough
 def test_on_a_full_disk_the_ledger_continues_in_the_space_of_the_reserve(tmp_path: Path) -> None:
     code = f"from tests.store.files.test_space import full_disk; full_disk({str(tmp_path)!r})"
     command = ["unshare", "--user", "--map-root-user", "--mount", sys.executable, "-c", code]

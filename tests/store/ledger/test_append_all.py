@@ -90,6 +90,7 @@ def rows_of(engine: Engine) -> dict[str, list[Any]]:
         }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("sizes", [(10,), (1, 9), (3, 4, 3), (5, 5), (2, 2, 2, 2, 2)])
 def test_the_database_is_to_the_byte_the_one_that_appends_one_by_one_leave(
     sizes: tuple[int, ...], still: tuple[tuple[Engine, Ledger], tuple[Engine, Ledger]], site: SmallLog
@@ -190,6 +191,7 @@ def test_an_error_that_says_where_is_otherwise_the_same() -> None:
 # --- failures -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.essential
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_a_failure_at_any_step_leaves_all_or_none(
     engine: Engine, site: SmallLog, open_ledger: Callable[[], Ledger], after: bool
@@ -248,6 +250,7 @@ def test_bytes_of_any_of_them_that_were_stored_otherwise_are_not_signed(
 # --- others at the same time --------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_two_services_and_lone_appends_at_once_never_part_what_one_caller_appended(
     ledger: Ledger, open_ledger: Callable[[], Ledger]
 ) -> None:

@@ -157,6 +157,7 @@ def copied(request: pytest.FixtureRequest, databases: Databases, filed: None, tm
         copied.close()
 
 
+@pytest.mark.thorough
 def test_removed_entries_are_gone_and_the_log_loads(copied: Copied) -> None:
     ledger, removed = copied.ledger, list(list_bits(archived_site().removed))
     assert [index for index, data in enumerate(ledger.entries()) if read_removed(data) is not None] == removed
@@ -202,6 +203,7 @@ def test_a_search_leaves_removed_entries_out_and_names_their_archive(copied: Cop
     assert [index for index, _ in ledger.find(limit=1000, newest=True)] == present[::-1]
 
 
+@pytest.mark.thorough
 def test_a_start_from_a_snapshot_accepts_removed_entries(copying: Copy, tmp_path: Path) -> None:
     """One that was made before them, and one that was made after."""
     made = archived_site()
@@ -282,6 +284,7 @@ def test_the_database_knows_the_types_of_records() -> None:
     assert LogArchived.type == initial.ARCHIVE_TYPE
 
 
+@pytest.mark.thorough
 def test_an_append_that_fails_removes_nothing(copying: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between any two statements of the removal, and after the last: the disk is full, or the process is killed."""
     made = archived_site()
@@ -307,6 +310,7 @@ def test_an_append_that_fails_removes_nothing(copying: Copy, monkeypatch: pytest
     assert sum(read_removed(data) is not None for data in again.entries()) == 14
 
 
+@pytest.mark.thorough
 def test_a_log_without_archives_never_asks_for_them(copying: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
     copied = copying(archived_site().before)
     copied.copy()
@@ -314,6 +318,7 @@ def test_a_log_without_archives_never_asks_for_them(copying: Copy, monkeypatch: 
     copied.open().load()
 
 
+@pytest.mark.thorough
 def test_an_archived_log_is_backed_up(copied: Copied, tmp_path: Path) -> None:
     """On PostgreSQL, the dump's entries are compared with the checkpoint, too."""
     url = copied.engine.url.render_as_string(hide_password=False)

@@ -17,6 +17,8 @@ from appliance.store.ledger.search import Count, Totals, count_by
 from scripts.kit.log_builder import LogBuilder, stage
 from tests.store.retold import retell
 
+pytestmark = pytest.mark.thorough
+
 SEARCHES: tuple[dict[str, Any], ...] = (
     {},
     {"types": ["review.recorded", "request.admitted"]},

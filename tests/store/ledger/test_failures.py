@@ -42,6 +42,7 @@ def check_whole(ledger: Ledger, open_ledger: Callable[[], Ledger]) -> None:
     other.close()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_a_failure_at_any_step_leaves_an_entry_whole_or_not_at_all(
     engine: Engine, site: SmallLog, open_ledger: Callable[[], Ledger], after: bool
@@ -72,6 +73,7 @@ def test_a_failure_at_any_step_leaves_an_entry_whole_or_not_at_all(
     ledger.close()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_an_interrupt_at_any_step_leaves_the_fold_equal_to_the_database(
     engine: Engine, site: SmallLog, open_ledger: Callable[[], Ledger], after: bool
@@ -334,6 +336,7 @@ def test_a_page_that_was_overwritten_is_unavailable_or_tampered_never_a_wrong_an
         assert ledger.state.size == 21
 
 
+@pytest.mark.thorough
 def test_a_server_that_stops_is_unavailable_and_continues_after_its_restart(
     databases: Databases, site: SmallLog, tmp_path: Path
 ) -> None:
@@ -375,6 +378,7 @@ def test_a_server_that_becomes_read_only_is_unavailable_until_it_is_not(
         ledger.close()
 
 
+@pytest.mark.thorough
 def test_a_process_killed_in_the_middle_of_an_append_leaves_a_whole_log(
     database_url: str, ledger: Ledger, open_ledger: Callable[[], Ledger], site: SmallLog
 ) -> None:

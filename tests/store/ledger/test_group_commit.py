@@ -116,6 +116,7 @@ def test_of_two_that_exclude_each_other_in_one_commit_the_first_stands(ledger: L
     assert all(isinstance(r, AppendedEntry | Denied) for r in results)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_a_failure_at_any_step_of_a_shared_commit_leaves_all_or_none(
     engine: Engine, site: SmallLog, open_ledger: Callable[[], Ledger], after: bool
@@ -165,6 +166,7 @@ def test_whoever_holds_the_lock_appends_for_all_who_wait(ledger: Ledger) -> None
     assert sorted(results) == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.thorough
 def test_who_comes_while_another_is_settled_by_the_lock_holder_is_not_forgotten(ledger: Ledger) -> None:
     """The one whose turn is next finds its own entry settled; it still commits for whoever left theirs to it."""
     for _ in range(200):
@@ -177,6 +179,7 @@ def test_who_comes_while_another_is_settled_by_the_lock_holder_is_not_forgotten(
     assert ledger.state.size == 1 + 200 * 7
 
 
+@pytest.mark.thorough
 def test_sixty_four_writers_each_get_every_entry_they_were_told_of(
     ledger: Ledger, open_ledger: Callable[[], Ledger], signed: list[int]
 ) -> None:
@@ -193,6 +196,7 @@ def test_sixty_four_writers_each_get_every_entry_they_were_told_of(
     check_whole(ledger, open_ledger)
 
 
+@pytest.mark.thorough
 def test_two_services_on_one_database_go_on_from_each_other(ledger: Ledger, open_ledger: Callable[[], Ledger]) -> None:
     """Each with a lock of its own: what serialises them is the head's row."""
     other = open_ledger()

@@ -234,6 +234,7 @@ def test_all_texts_come_in_the_order_of_their_commitments(ledger: Ledger) -> Non
     assert ledger.signed_texts() == (ledger.checkpoint(), sorted(texts, key=lambda item: item.commitment))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("remembered", [True, False], ids=["by who appended them", "after a start"])
 def test_every_entry_is_proved_at_every_size(
     ledger: Ledger, open_ledger: Callable[[], Ledger], remembered: bool
@@ -259,6 +260,7 @@ def test_a_proof_beyond_the_log_is_refused(ledger: Ledger) -> None:
         ledger.consistency_proof(1, 2)
 
 
+@pytest.mark.thorough
 def test_entries_are_read_in_order_across_pages(ledger: Ledger) -> None:
     for _ in range(270):
         ledger.append(heartbeat())

@@ -80,6 +80,7 @@ def projected(state: State) -> list[tuple[str, str, object]]:
     return sorted((kind, key, value) for kind, key, value in state.projections() if kind not in UNPROJECTED)
 
 
+@pytest.mark.thorough
 def test_the_state_as_of_every_entry_is_the_fold_up_to_it(past: Ledger, told: LogBuilder) -> None:
     for index, state in enumerate(folds(told)):
         values = past.ask(lambda connection, at=index: values_at(connection, at, MODELS))
@@ -93,6 +94,7 @@ def test_the_state_as_of_every_entry_is_the_fold_up_to_it(past: Ledger, told: Lo
     assert past.check_projections() == []
 
 
+@pytest.mark.thorough
 def test_windows_of_what_no_release_named_make_the_whole_answer(engine: Engine, told: LogBuilder) -> None:
     site = told.fork()
     for version in (2, 3, 4):
@@ -126,6 +128,7 @@ def test_an_adapter_that_was_reviewed_for_another_unit_alone_is_not_read(past: L
     assert len(state.adapters) == len(state.datasets) == 0
 
 
+@pytest.mark.thorough
 def test_an_export_is_told_of_from_rows_as_from_the_fold(past: Ledger, told: LogBuilder) -> None:
     """Of every moment: by its number, before its entry and after its date, and after the row is gone."""
     seen = set()
@@ -187,6 +190,7 @@ def test_a_time_stands_for_the_last_entry_at_it_or_before_it(past: Ledger, told:
     assert past.ask(lambda connection: last_at(connection, past.partial_block, "2020-01-01T00:00:00.000Z")) is None
 
 
+@pytest.mark.thorough
 def test_requests_are_counted_as_reading_everything_counts_them(past: Ledger, told: LogBuilder) -> None:
     for size, state in enumerate(folds(told), start=1):
         finished = [entry for entry in map(parse_entry, told.entries[:size]) if entry.type == "request.finished"]

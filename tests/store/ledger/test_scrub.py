@@ -110,6 +110,7 @@ def test_an_erased_text_is_in_no_file_at_once(filled: Ledger, sqlite_path: Path,
     assert files_with_text(sqlite_path) == []
 
 
+@pytest.mark.thorough
 def test_a_reader_of_an_older_moment_holds_the_scrub_up_until_it_has_gone(
     filled: Ledger, sqlite_path: Path, mia: Enrolment
 ) -> None:

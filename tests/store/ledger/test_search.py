@@ -73,6 +73,7 @@ FILTERS: list[Filters] = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.family(keep=48)
 @pytest.mark.parametrize("filters", FILTERS, ids=str)
 def test_find_gives_what_reading_everything_gives(
@@ -110,6 +111,7 @@ def test_find_gives_what_reading_everything_gives(
         assert paged == (expected[::-1] if newest else expected)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "filters",
     [

@@ -193,6 +193,7 @@ def _empty(_data: bytes) -> bytes:
     return b""
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("change", [_cut, _other_state, _longer_note, _other_size, _no_note, _empty])
 def test_a_file_that_is_not_what_was_sealed_is_not_believed(
     sealed: Ledger, reopen: Open, path: Path, read: list[int], change: Callable[[bytes], bytes]
@@ -231,6 +232,7 @@ def test_who_has_another_key_cannot_seal_a_fold(
     assert _told(other) == _told(sealed)
 
 
+@pytest.mark.thorough
 def test_a_fold_that_a_replaced_key_sealed_is_not_believed(database_url: str, path: Path) -> None:
     """Whoever stole the log's key before it was rotated could seal one with a person more in it."""
     made = stage("staffed")
@@ -312,6 +314,7 @@ def test_a_log_that_is_shorter_than_it_was_sealed_is_refused(
         ledger.load()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("code", [CODE, OTHER_CODE])
 def test_a_log_that_went_another_way_is_refused(
     sealed: Ledger, site: SmallLog, path: Path, elsewhere: str, code: str

@@ -264,6 +264,7 @@ def test_changes_are_what_differs_from_the_version_that_answers_and_nothing_else
     assert "nothing to compare with" in _text(browser, "changes", "clauses@1")
 
 
+@pytest.mark.thorough
 def test_a_rejection_is_said_first_with_its_reason_and_each_approval_with_its_conditions(tmp_path: Path) -> None:
     with console("sealed", tmp_path / "h") as desk:
         site = desk.site
@@ -463,7 +464,7 @@ def test_items_are_counted_once_for_a_manifest_and_forgotten_beyond_the_bound() 
 
 
 @pytest.mark.outside
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("tab", get_args(Tab))
 def test_a_tab_takes_a_tenth_of_a_second_at_most_for_thousands_of_items(browser: Browser, tab: str) -> None:
     """Nineteen of twenty, by the time of the processor, as every page."""

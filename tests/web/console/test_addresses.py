@@ -43,6 +43,7 @@ def _addresses(page: Page, text: str) -> Iterator[str]:
     yield from (f"{usual}?{name}={quote(text)}" for name in page.query.model_fields if name not in named)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("form", ["", ".json", ".csv"])
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.path)
 def test_no_word_in_an_address_is_a_defect(browsers: dict[str, Browser], page: Page, form: str) -> None:

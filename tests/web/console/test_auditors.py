@@ -54,6 +54,7 @@ def facets(browser: Browser, **query: str) -> dict[str, dict[str, int]]:
     return {one["name"]: {value["value"]: value["count"] for value in one["values"]} for one in found}
 
 
+@pytest.mark.thorough
 def test_each_count_is_what_the_search_finds_that_it_leads_to(desk: Console, auditor: Browser) -> None:
     for query in ({}, {"unit": "legal"}, {"type": "review.recorded"}, {"actor": "olga", "outcome": "success"}):
         found = facets(auditor, **query)
@@ -170,6 +171,7 @@ def test_units_get_no_count_in_any_form(desk: Console) -> None:
     assert [unit.get(path).status_code for path in ("/log", "/log.json", "/log.csv")] == [403] * 3
 
 
+@pytest.mark.thorough
 def test_a_span_read_piece_by_piece_has_the_answers_of_the_whole_span(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,6 +213,7 @@ def test_a_span_with_too_many_entries_is_refused_before_its_rows_are_read(
     assert effective_access_between(desk.context, "legal", "0", None).periods
 
 
+@pytest.mark.thorough
 def test_a_span_is_paged_on_its_page_and_in_each_form(
     desk: Console, auditor: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,6 +297,7 @@ def test_every_page_says_how_many_entries_are_checkpointed_and_when(desk: Consol
         assert "no witnesses" in text and "is-behind" not in text
 
 
+@pytest.mark.thorough
 def test_every_page_says_how_old_the_witnesses_are_and_is_red_once_they_are_behind(tmp_path: Path) -> None:
     with console("staffed", tmp_path / "h") as desk:
         names = ("witness.example/w1", "witness.example/w2")
@@ -333,6 +337,7 @@ def test_every_page_says_how_old_the_witnesses_are_and_is_red_once_they_are_behi
 # Archives.
 
 
+@pytest.mark.thorough
 def test_archives_are_listed_and_a_removed_entry_leads_to_its_own(tmp_path: Path) -> None:
     with console(old_template(), tmp_path / "h") as desk:
         auditor, request = desk.signed_in("audrey"), f"{1:032x}"
@@ -362,6 +367,7 @@ def test_archives_are_listed_and_a_removed_entry_leads_to_its_own(tmp_path: Path
         assert desk.signed_in("legal").get("/archives").status_code == 403
 
 
+@pytest.mark.thorough
 def test_archives_are_paged_from_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log, "PAGE_ROWS", 1)
     with console(old_template(), tmp_path / "h") as desk:

@@ -24,7 +24,7 @@ from tests.kit.old_records import archive, old_template
 from tests.web.console.test_pages import CASES, lay_inputs
 from tests.web.console.test_streams import _frame
 
-pytestmark = [pytest.mark.outside, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.outside, pytest.mark.timeout(600)]
 
 AXE = Path(__file__).parent / "vendor" / "axe.min.js"
 CHROMIUM = shutil.which("chromium")

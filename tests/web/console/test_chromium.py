@@ -38,7 +38,7 @@ from tests.web.console.test_browser import _axe, _wait
 from tests.web.console.test_imports import FOUND, ROWS
 from tests.web.console.test_previews import answered
 
-pytestmark = [pytest.mark.outside, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.outside, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +121,7 @@ def newest(desk: Console) -> Any:
     return parse_entry(desk.context.ledger.entry_bytes(desk.context.ledger.state.size - 1))
 
 
+@pytest.mark.essential
 def test_a_reviewer_makes_a_passkey_signs_in_with_it_and_approves(desk: Console, launched: Any) -> None:
     tab = signed_in(desk, launched, "rita")
     tab.authenticator()

@@ -16,7 +16,7 @@ from tests.kit.founded import policy_set
 from tests.web.console.test_browser import _axe
 from tests.web.console.test_chromium import enrolled, newest, press_sign, signed_in, wait_for_lines
 
-pytestmark = [pytest.mark.outside, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.outside, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")

@@ -115,6 +115,7 @@ def test_roles_are_boxes_and_another_role_can_be_typed(desk: Console) -> None:
     assert 'id="p-roles">' in none.text
 
 
+@pytest.mark.thorough
 def test_gates_are_chosen_from_shipped_files_and_those_of_earlier_runs(desk: Console) -> None:
     browser = desk.signed_in("olga")
     for digest in options(browser, "train", "gates")[:2]:
@@ -128,6 +129,7 @@ def test_gates_are_chosen_from_shipped_files_and_those_of_earlier_runs(desk: Con
     assert "one of the list, or one of your own, got both" in both.text
 
 
+@pytest.mark.thorough
 def test_a_field_says_that_nothing_was_imported_yet(tmp_path: Path) -> None:
     with console("staffed", tmp_path / "h") as desk:
         page = desk.signed_in("olga").get("/sign/train").text
@@ -136,6 +138,7 @@ def test_a_field_says_that_nothing_was_imported_yet(tmp_path: Path) -> None:
         assert "None was imported yet" not in desk.signed_in("olga").get("/sign/train").text
 
 
+@pytest.mark.thorough
 def test_a_problem_begins_with_the_label_of_its_field(desk: Console) -> None:
     for action in (name for name, one in ACTIONS.items() if one.has_form):
         for field in fields_of(action):
@@ -225,6 +228,7 @@ def test_a_refused_order_leads_back_to_its_form_with_the_reasons(desk: Console) 
     assert "I read it." in form and "needs a reason" in form
 
 
+@pytest.mark.thorough
 def test_another_session_of_the_same_person_continues_with_the_draft(desk: Console) -> None:
     page = shown(desk.signed_in("rita"), "review", REVIEW)
     other = desk.signed_in("rita")
@@ -233,6 +237,7 @@ def test_another_session_of_the_same_person_continues_with_the_draft(desk: Conso
     assert others.status_code == 404 and "I read it." not in others.text
 
 
+@pytest.mark.thorough
 def test_a_form_that_is_no_longer_kept_begins_empty_and_its_signed_order_is_taken(desk: Console) -> None:
     passkey = desk.site.enrol_passkey("rita", new_passkey(**HERE))
     browser = desk.signed_in("rita")
@@ -273,6 +278,7 @@ def test_a_decision_begins_with_the_usual_words_and_conditions_open_where_they_a
 # The page to sign.
 
 
+@pytest.mark.thorough
 def test_an_order_that_would_be_refused_has_another_main_button(desk: Console) -> None:
     blocked = shown(desk.signed_in("olga"), "review", REVIEW).text
     assert "It would be refused now" in blocked
@@ -292,6 +298,7 @@ def test_a_policy_set_with_a_syntax_error_says_that_it_would_be_refused(desk: Co
 # After the signature.
 
 
+@pytest.mark.thorough
 def test_the_page_after_a_signature_says_who_has_to_countersign(desk: Console) -> None:
     order, documents = desk.site.enrolment("eve", ("auditor",))
     pending = desk.site.pend(order, documents)
@@ -310,6 +317,7 @@ def test_the_page_after_a_signature_says_who_has_to_countersign(desk: Console) -
     assert "The order of anna took effect with this countersignature." in done and "/people/eve" in done
 
 
+@pytest.mark.thorough
 def test_an_order_that_waits_is_withdrawn_by_its_signer_on_the_page_of_waiting_orders(desk: Console) -> None:
     order, documents = desk.site.enrolment("eve", ("auditor",))
     pending = desk.site.pend(order, documents)
@@ -385,6 +393,7 @@ def test_help_with_passkeys_is_there_before_and_after_signing_in(desk: Console) 
         assert page.status_code == 200 and desk.url in page.text
 
 
+@pytest.mark.thorough
 def test_a_passkey_that_waits_to_be_enrolled_is_named_with_who_is_needed(desk: Console) -> None:
     key = desk.site.enrol_passkey("anna", new_passkey(**HERE))
     made, browser = new_passkey(**HERE), desk.signed_in("rita")

@@ -49,6 +49,7 @@ def test_under_tls_the_cookie_is_bound_to_the_host_and_browsers_are_told_to_keep
         assert browser.get("/home").status_code == 200
 
 
+@pytest.mark.thorough
 def test_no_page_has_a_script_or_a_style_of_its_own(desk: Console) -> None:
     browser = desk.signed_in("audrey")
     for page in PAGES:
@@ -230,6 +231,7 @@ def test_attempts_with_a_cookie_or_a_link_that_does_not_hold_are_counted_and_pre
         assert refused.unauthenticated == 2
 
 
+@pytest.mark.thorough
 def test_a_unit_finds_no_other_units_thing_by_any_address(desk: Console) -> None:
     """Nor whether there is one: what is another's and what is nowhere are refused alike."""
     own, other = desk.signed_in("legal"), desk.signed_in("sales")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from appliance.domain.core.names import add_seconds
 from appliance.domain.queries.measures import Expiry
 from scripts.kit.authenticator import new_passkey
@@ -17,6 +19,7 @@ def _tasks(desk: Console, name: str) -> list[tuple[str, str]]:
     return [(task["kind"], task["path"]) for task in tasks]
 
 
+@pytest.mark.thorough
 def test_a_run_that_waits_for_a_second_person_is_shown_to_those_who_can_let_it_begin(tmp_path: Path) -> None:
     with console("imported", tmp_path / "h") as desk:
         desk.site.adopt(asking("high"))
@@ -34,6 +37,7 @@ def test_a_run_that_waits_for_a_second_person_is_shown_to_those_who_can_let_it_b
         assert _tasks(desk, "rita") == []
 
 
+@pytest.mark.thorough
 def test_alarms_are_shown_to_administrators_and_operators_first(tmp_path: Path) -> None:
     with console("staffed", tmp_path / "h") as desk:
         order, documents = desk.site.enrolment("new", ("operator",))
@@ -88,6 +92,7 @@ def test_a_unit_sees_first_what_answers_it_and_no_run_of_anybody(tmp_path: Path)
         assert value["current"] == [] and value["tasks"][0]["kind"] == "Release that does not serve"
 
 
+@pytest.mark.thorough
 def test_each_line_leads_to_the_page_where_it_is_done(tmp_path: Path) -> None:
     with console("sealed", tmp_path / "h") as desk:
         desk.site.request_release()
@@ -125,6 +130,7 @@ def starts(browser: Browser) -> list[str]:
     return [one["path"] for one in browser.get("/home.json").json()["starts"]]
 
 
+@pytest.mark.thorough
 def test_a_new_operator_sees_what_one_does_first_and_every_link_opens(tmp_path: Path) -> None:
     with console("staffed", tmp_path / "h") as desk:
         browser = desk.signed_in("olga")

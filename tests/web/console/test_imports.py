@@ -118,6 +118,7 @@ def again(browser: Browser, page: httpx.Response) -> httpx.Response:
     return browser.get(html.unescape(found[1]))
 
 
+@pytest.mark.thorough
 def test_a_dataset_is_sent_checked_and_signed_for(desk: Console) -> None:
     passkey = desk.site.enrol_passkey("olga", new_passkey(**HERE))
     browser = desk.signed_in("olga")
@@ -158,6 +159,7 @@ def test_of_a_validation_set_all_rows_evaluate(desk: Console, monkeypatch: pytes
     assert "<dd>7</dd>" in page and "to train on" not in page
 
 
+@pytest.mark.thorough
 def test_of_a_blind_set_nothing_that_was_found_is_shown_but_numbers(
     desk: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,6 +185,7 @@ def test_of_a_blind_set_nothing_that_was_found_is_shown_but_numbers(
     assert SECRET not in page.text and "cannot be read" in page.text
 
 
+@pytest.mark.thorough
 def test_what_was_not_checked_or_has_a_problem_is_not_prepared(desk: Console, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page of a draft checks the draft's own files, whatever check its address names."""
     browser = desk.signed_in("olga")
@@ -198,6 +201,7 @@ def test_what_was_not_checked_or_has_a_problem_is_not_prepared(desk: Console, mo
         assert "row 2" in browser.get(f"{page.url.path}?check={key}").text
 
 
+@pytest.mark.thorough
 def test_a_draft_is_kept_with_its_texts_for_who_filled_it_in(desk: Console) -> None:
     browser = put_rows(desk)
     page = dataset(desk, browser, instruction=SECRET, classification="odd: one")

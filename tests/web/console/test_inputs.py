@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from appliance.domain.core.records.runs import SetEvaluation
 from appliance.domain.evaluation.gates import parse_gates
 from appliance.formats.core.digest import digest_bytes
@@ -33,6 +35,7 @@ def _gates_field(desk: Console, form: str) -> str:
     return found[0]
 
 
+@pytest.mark.thorough
 def test_a_dataset_is_trained_on_replaced_revoked_and_held_on_its_page(tmp_path: Path) -> None:
     with console("trained", tmp_path / "h") as desk:
         path = "/datasets/clauses@1"
@@ -100,6 +103,7 @@ def test_what_a_role_imports_is_offered_above_the_lists(tmp_path: Path) -> None:
             assert "/sign/import" not in desk.signed_in("rita").get(path).text
 
 
+@pytest.mark.thorough
 def test_a_base_lists_what_was_rendered_for_it_and_its_runs(tmp_path: Path) -> None:
     with console("trained", tmp_path / "h") as desk:
         desk.site.import_set()
@@ -124,6 +128,7 @@ def test_a_base_lists_what_was_rendered_for_it_and_its_runs(tmp_path: Path) -> N
         assert 'href="/bases/smollm2"' in listed and 'href="/validation-sets/exam@1"' in listed
 
 
+@pytest.mark.thorough
 def test_a_validation_set_says_how_it_is_used_and_what_was_evaluated_on_it(tmp_path: Path) -> None:
     with console("sealed", tmp_path / "h") as desk:
         desk.site.import_set(blind=True, final=True)

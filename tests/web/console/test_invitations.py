@@ -294,6 +294,7 @@ def test_another_invitation_says_before_the_signature_that_it_drops_the_passkey_
     assert f"with the short code {short_code(passkey.keyid)} by an earlier invitation" in page and "drops it" in page
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("is_accepted", [False, True])
 def test_an_administrator_withdraws_an_invitation_from_the_page_of_people(desk: Console, is_accepted: bool) -> None:
     passkey, link = names_of(desk)["ben"], "/sign/withdraw-invitation?given=principal%3Anina"
@@ -342,6 +343,7 @@ def enrol_form(desk: Console, browser: Browser, passkey: Authenticator) -> dict[
     return {"possession": passkey.keyid, "printed_name": "Nina Example", "roles:operator": "yes", "reason": ""}
 
 
+@pytest.mark.thorough
 def test_two_administrators_who_typed_the_short_code_enrol_the_passkey_and_it_signs_in(desk: Console) -> None:
     keys, passkey = names_of(desk), new_passkey(**HERE)
     anna, ben, nina = desk.signed_in("anna"), desk.signed_in("ben"), desk.browser()

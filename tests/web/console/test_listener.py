@@ -40,6 +40,7 @@ def _sign_in(
     return client
 
 
+@pytest.mark.thorough
 def test_the_command_signs_a_browser_in_and_keeps_nothing(
     start_small: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -57,6 +58,7 @@ def test_the_command_signs_a_browser_in_and_keeps_nothing(
     assert site.verify()["verdict"] == "verified"
 
 
+@pytest.mark.thorough
 def test_the_link_is_in_no_argument_of_the_browsers_process(
     start_small: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,6 +76,7 @@ def test_the_link_is_in_no_argument_of_the_browsers_process(
     assert f"url={client.base_url}/sign-in/" in page.read_text()
 
 
+@pytest.mark.thorough
 def test_under_tls_the_console_has_the_hosts_name(
     start_small: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -91,6 +94,7 @@ def test_under_tls_the_console_has_the_hosts_name(
         assert all(cookie.secure for cookie in client.cookies.jar)
 
 
+@pytest.mark.thorough
 def test_an_open_page_is_told_of_an_entry_within_a_second_and_of_nothing_after_the_sign_out(
     start_small: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,6 +120,7 @@ def _skip_to(lines: Iterator[str], wanted: str) -> None:
     assert wanted in lines, "the stream ended"
 
 
+@pytest.mark.thorough
 def test_without_the_setting_there_is_no_console_and_no_session_is_left(
     start_small: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -87,6 +87,7 @@ def _as(path: str, form: str) -> str:
     return f"{head}.{form}{mark}{query}"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("page", "path"), CASES, ids=[path for _, path in CASES])
 def test_a_page_is_shown_to_whoever_may_see_it_in_each_form_and_to_nobody_else(
     browsers: dict[str, Browser], page: Page, path: str
@@ -117,6 +118,7 @@ LINKED = {
 """Some of the pages that each role reaches by links from its home."""
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", LINKED)
 def test_every_link_of_every_page_leads_somewhere(kind: str, browsers: dict[str, Browser]) -> None:
     browser = browsers[kind]

@@ -132,6 +132,7 @@ def test_a_line_that_only_other_programs_end_is_compared_as_cedar_reads_it() -> 
     assert any("\u2028when {" in line for line in differences(old, new))
 
 
+@pytest.mark.thorough
 def test_the_page_before_the_signature_shows_both_and_so_does_the_countersignature_s(desk: Console) -> None:
     policy = policy_set()
     changed = policy.model_copy(update={"cedar": policy.cedar + FORBID})
@@ -194,6 +195,7 @@ def test_nobody_but_an_administrator_has_a_set_tried(
     assert "Ask somebody who has the role" in html.unescape(answers[0].text)
 
 
+@pytest.mark.thorough
 def test_a_person_has_one_trial_at_a_time(desk: Console, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, go_on = threading.Event(), threading.Event()
     tried_before = console_policies.try_policy

@@ -75,6 +75,7 @@ def ends(desk: Console, kind: str = "samples.shown") -> list[dict[str, Any]]:
     return [entry for entry in map(json.loads, desk.site.entries) if entry["type"] == kind]
 
 
+@pytest.mark.thorough
 def test_rows_are_shown_once_to_who_signed_and_recorded_when_they_were_sent(desk: Console) -> None:
     browser, path = ordered(desk, "view-samples", SAMPLES)
     assert "The answers are ready" in browser.get(path).text
@@ -134,6 +135,7 @@ def test_a_revocation_while_the_rows_are_sent_leaves_no_success(desk: Console) -
     assert (entry["outcome"], entry["body"]["code"]) == ("interrupted", "not-delivered")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("size", [1, 4_000_000])
 def test_a_connection_that_ends_before_the_rows_arrived_is_recorded_as_interrupted(
     home: Path, monkeypatch: pytest.MonkeyPatch, size: int
@@ -183,6 +185,7 @@ def ordered_at(desk: Console, port: int) -> tuple[str, str, str]:
     return answer.headers["location"], cookie, browser.csrf
 
 
+@pytest.mark.thorough
 def test_a_prompt_of_words_is_answered_and_no_text_is_kept(desk: Console) -> None:
     fields = {"adapter": "clauses@1", "prompts.1": PROMPT, "prompts.2": "Two\r\nlines.", "max_tokens": "8"}
     browser, path = ordered(desk, "try-adapter", fields)

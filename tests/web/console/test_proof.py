@@ -30,6 +30,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
         yield made
 
 
+@pytest.mark.thorough
 def test_a_proof_of_every_entry_is_handed_out_and_is_verified(desk: Console) -> None:
     browser, policy = desk.signed_in("audrey"), quorum_policy([desk.site.trust.log_key], [], 0)
     size = desk.context.ledger.state.size
@@ -72,6 +73,7 @@ def test_units_save_the_page_and_no_proof_and_nobody_without_a_session_either(de
         assert outsider.get(path).status_code == 401
 
 
+@pytest.mark.thorough
 def test_a_proof_shows_no_text_that_was_erased(tmp_path: Path) -> None:
     with console("sealed", tmp_path / "h") as desk:
         site, browser = desk.site, desk.signed_in("audrey")

@@ -36,7 +36,7 @@ from tests.kit.entry_proofs import (
 from tests.verifier.test_records import SALT, TEXT, record_of
 from tests.web.console.test_browser import _axe
 
-pytestmark = [pytest.mark.outside, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.outside, pytest.mark.timeout(300)]
 
 WORDS: dict[type[ApplianceError], str] = {BadInput: "unverifiable", Tampered: "failed", Unavailable: "unverifiable"}
 _IN_PAGE = """async ([proofs, trusted]) => {

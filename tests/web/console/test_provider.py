@@ -19,7 +19,7 @@ from tests.kit.glewlwyd import PASSWORD, Glewlwyd, glewlwyd
 from tests.kit.signed_session import sign_session
 from tests.web.console.test_chromium import enrolled, signed_in
 
-pytestmark = [pytest.mark.outside, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.outside, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")

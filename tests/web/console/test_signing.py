@@ -118,6 +118,7 @@ def last_types(desk: Console, size: int) -> list[str]:
 # Signing.
 
 
+@pytest.mark.thorough
 def test_a_reviewer_approves_with_a_passkey_and_the_log_is_verified_offline(desk: Console) -> None:
     passkey = desk.site.enrol_passkey("rita", new_passkey(**HERE))
     browser = desk.signed_in("rita")
@@ -160,6 +161,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
         yield made
 
 
+@pytest.mark.thorough
 def test_a_click_signs_no_order_of_any_action(shared: Console) -> None:
     browser, size = shared.signed_in("rita"), shared.context.ledger.state.size
     csrf = browser.csrf
@@ -203,6 +205,7 @@ def test_an_assertion_of_another_place_or_kind_signs_nothing(desk: Console, wron
     assert last_types(desk, size) == []
 
 
+@pytest.mark.thorough
 def test_an_assertion_for_another_statement_signs_nothing(desk: Console) -> None:
     """One tab cannot sign what another showed."""
     passkey = desk.site.enrol_passkey("rita", new_passkey(**HERE))
@@ -222,6 +225,7 @@ def asked(browser: Browser, **changes: str) -> httpx.Response:
     return browser.fill("review", {**REVIEW, **changes})
 
 
+@pytest.mark.thorough
 def test_an_approval_is_prepared_once_its_session_opened_changes_gates_and_findings(desk: Console) -> None:
     browser, other = desk.signed_in("rita"), desk.signed_in("rita")
     desk.site.request_release()
@@ -673,6 +677,7 @@ def test_a_gates_file_as_people_write_it_binds_what_the_command_line_binds(desk:
     assert proposal.order.model_dump(mode="json")["gates"] == bound.digest
 
 
+@pytest.mark.thorough
 def test_a_policy_set_begins_as_the_one_in_force_and_is_adopted_by_two(desk: Console) -> None:
     passkeys = {name: desk.site.enrol_passkey(name, new_passkey(**HERE)) for name in ("anna", "ben")}
     first, second = desk.signed_in("anna"), desk.signed_in("ben")
@@ -687,6 +692,7 @@ def test_a_policy_set_begins_as_the_one_in_force_and_is_adopted_by_two(desk: Con
     assert desk.context.ledger.state.parameters.reviewers == 3
 
 
+@pytest.mark.thorough
 def test_a_delegate_finds_what_to_decide_and_decides_in_the_reviewers_place(desk: Console) -> None:
     desk.site.request_release()
     desk.site.enrol("dana", "release-owner:legal")

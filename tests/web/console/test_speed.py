@@ -9,7 +9,7 @@ import pytest
 from scripts.benches.console import FIRST_PAGE_BYTES, GOAL_MS, QUICK, Site, first_page_bytes, open_site, pages
 from tests.kit.timing import is_within
 
-pytestmark = [pytest.mark.outside, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.outside, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

@@ -354,6 +354,7 @@ def _desk() -> Any:
     return SimpleNamespace(site=ConsoleOrigin("http://localhost:8330"), refuse=_refuse, viewer=viewer)
 
 
+@pytest.mark.thorough
 def test_slow_forms_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(middleware, "FORM_S", 0.5)
 

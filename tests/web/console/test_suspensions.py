@@ -36,6 +36,7 @@ def text_of(desk: Console, name: str, path: str) -> str:
     return html.unescape(answer.text)
 
 
+@pytest.mark.thorough
 def test_a_reviewer_suspends_in_the_browser_and_every_page_says_so(desk: Console) -> None:
     passkey = desk.site.enrol_passkey("rita", new_passkey(**HERE))
     browser = desk.signed_in("rita")
@@ -148,6 +149,7 @@ STOPS = "labels for legal, where clauses@1 serves now"
 REQUEST = {"adapter": "clauses@1", "unit": "legal", "exposure": "customers", "purpose": "decide"}
 
 
+@pytest.mark.thorough
 def test_an_order_that_stops_a_release_says_so_before_it_is_signed(desk: Console) -> None:
     texts = {"intended_use": "To sort letters.", "limits": "No decisions."}
     text = html.unescape(shown(desk.signed_in("olga"), "request-release", REQUEST | texts).text)

@@ -81,6 +81,7 @@ def test_the_plans_address_says_which_runs_were_ordered(tmp_path: Path) -> None:
         assert page.count('aria-label="Sign run ') == 1
 
 
+@pytest.mark.thorough
 def test_the_signature_of_a_run_leads_back_to_the_plan(tmp_path: Path) -> None:
     with console("imported", tmp_path / "h") as desk:
         desk.site.adopt(policy_set(passkeys_on_localhost=True))

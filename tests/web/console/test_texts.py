@@ -32,6 +32,7 @@ def desk(home: Path) -> Iterator[Console]:
         yield made
 
 
+@pytest.mark.thorough
 def test_a_request_a_meaning_and_a_finding_are_shown_as_text(desk: Console) -> None:
     site = desk.site
     site.request_release(intended_use=site.text(HOSTILE), limits=site.text(HOSTILE))
@@ -102,6 +103,7 @@ def test_numbers_and_nothing_stay_what_they_are_in_csv() -> None:
     assert write_csv(table) == "a,b,c,d\r\n-1,2.5,,True\r\n"
 
 
+@pytest.mark.thorough
 def test_a_template_that_lacks_a_value_is_an_error() -> None:
     environment = make_environment(Assets())
     with pytest.raises(Exception, match="no attribute"):

@@ -144,6 +144,7 @@ def test_what_is_malformed_counts_as_at_the_units_api_and_is_never_asked(desk: C
     assert desk.answers.engine.asked == []
 
 
+@pytest.mark.thorough
 def test_nobody_but_the_unit_asks_and_no_other_site_makes_it(desk: Console) -> None:
     for name in ("rita", "anna", "audrey", "otto"):
         assert _ask(desk.signed_in(name)).status_code == 403

@@ -24,6 +24,8 @@ from tests.kit.founded import Template, context_of
 from tests.kit.old_records import archive, make_old, old_template
 from tests.kit.restored import restore
 
+pytestmark = pytest.mark.thorough
+
 __all__ = ["postgres"]
 
 

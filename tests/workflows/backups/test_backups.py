@@ -87,6 +87,7 @@ def test_a_backup_opens_to_what_the_home_has(made: BackedUp) -> None:
     assert not any(path.startswith("keys/") for path in files)
 
 
+@pytest.mark.thorough
 def test_a_second_backup_writes_only_what_is_new(made: BackedUp) -> None:
     first, before = made.make(), objects(made)
     second = made.make()
@@ -103,6 +104,7 @@ def test_a_second_backup_writes_only_what_is_new(made: BackedUp) -> None:
     ]
 
 
+@pytest.mark.thorough
 def test_a_backup_beside_a_running_service_is_of_one_moment(made: BackedUp) -> None:
     """Entries are appended meanwhile, and the copied log is whole and signed as the manifest says."""
     ended = threading.Event()
@@ -265,6 +267,7 @@ def altered(path: Path, data: bytes) -> Iterator[None]:
     path.write_bytes(before)
 
 
+@pytest.mark.thorough
 def test_altered_and_missing_objects_are_found(small: BackedUp) -> None:
     backup = small.make().backup
     index = opening.open_index(small.folder, backup, [DATA])
@@ -533,6 +536,7 @@ def test_a_keyring_with_a_path_outside_is_refused() -> None:
             BackupFile(path, 0o600, f"{'0' * 64}-{'0' * 16}", f"sha256:{'0' * 64}", 1)
 
 
+@pytest.mark.thorough
 def test_a_dump_with_other_entries_is_refused(
     postgres: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -558,6 +562,7 @@ def test_a_dump_with_other_entries_is_refused(
         opening.check_database(backup, dump, made.trust)
 
 
+@pytest.mark.thorough
 def test_a_password_is_in_no_command_line(postgres: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = on_postgresql(tmp_path, postgres, "initialized")
     seen: list[str] = []

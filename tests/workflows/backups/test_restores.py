@@ -90,6 +90,7 @@ def test_a_restored_home_serves_on(small: BackedUp, new: Path) -> None:
         restoring.read_mark(new)
 
 
+@pytest.mark.thorough
 def test_a_restore_into_a_new_postgresql_database(
     postgres: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,6 +182,7 @@ def test_identities_and_trust_that_do_not_fit(small: BackedUp, new: Path) -> Non
     check_nothing(small, new)
 
 
+@pytest.mark.thorough
 def test_an_altered_object_makes_no_home(small: BackedUp, new: Path) -> None:
     backup = small.make().backup
     other_pairs = {pair.object for pair in backup.keyring[1:]}
@@ -195,6 +197,7 @@ def test_an_altered_object_makes_no_home(small: BackedUp, new: Path) -> None:
     small.restore(backup, new)
 
 
+@pytest.mark.thorough
 def test_keys_that_do_not_fit_make_no_backup(small: BackedUp, tmp_path: Path) -> None:
     """A backup whose keys open nothing would be found out when it is needed."""
     keys = small.home / "keys"
@@ -337,6 +340,7 @@ def texts(home: Path) -> bytes:
     return "\n".join(found).encode()
 
 
+@pytest.mark.thorough
 def test_erasures_after_the_backup_are_applied(small: BackedUp, new: Path) -> None:
     with small.site() as site:
         (disclosed,) = (one for one in site.disclosures if one.text == "Name the clause.")
@@ -359,6 +363,7 @@ def test_erasures_after_the_backup_are_applied(small: BackedUp, new: Path) -> No
         assert context.ledger.state.size == before and context.awaits_restoration
 
 
+@pytest.mark.thorough
 def test_an_export_that_is_older_other_or_altered(small: BackedUp, new: Path, tmp_path: Path) -> None:
     older = write_export(small, tmp_path / "older.tar")
     with serving(small.settings) as context:
@@ -385,6 +390,7 @@ def test_an_export_that_is_older_other_or_altered(small: BackedUp, new: Path, tm
 # Witnesses.
 
 
+@pytest.mark.thorough
 def test_what_witnesses_have_seen_is_compared(tmp_path: Path) -> None:
     made, new = on_sqlite(tmp_path, "imported"), tmp_path / "new"
     witness, name = generate_ed25519(), "witness.example/w1"
@@ -436,6 +442,7 @@ MOVERS = frozenset({restoring.__file__, moving.__file__})
 """The files with the moves of a restore."""
 
 
+@pytest.mark.thorough
 def test_a_power_cut_before_any_line_of_a_restore_leaves_no_home_or_a_whole_one(tmp_path: Path) -> None:
     made = on_sqlite(tmp_path, "initialized")
     backup = made.make().backup
@@ -473,6 +480,7 @@ def files_below(folder: Path) -> dict[str, tuple[int, bytes]]:
     }
 
 
+@pytest.mark.thorough
 def test_a_restore_to_other_folders_can_be_repeated_after_a_power_cut_before_any_line(tmp_path: Path) -> None:
     """Also after a second cut, while the second try takes back what the first one moved."""
     made, request, outside = make_outside(tmp_path)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[3]
 STATE = {
     "awaits_restoration",
@@ -18,6 +20,7 @@ STATE = {
 """Fields that say what the process does now, or that hold its last measurements."""
 
 
+@pytest.mark.thorough
 def test_nothing_is_assigned_to_a_context_that_was_built() -> None:
     found = {
         (path.name, target.attr)

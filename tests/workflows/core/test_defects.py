@@ -260,6 +260,7 @@ def import_two_bases(context: Any, site: LogBuilder) -> None:
     finish(context.bases)
 
 
+@pytest.mark.thorough
 def test_a_worker_that_nests_folders_fails_alone(
     home: Path, inmates: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -283,6 +284,7 @@ def small_disk(home: Path, size: int) -> Callable[[Path], Any]:
     return look
 
 
+@pytest.mark.thorough
 def test_a_worker_that_fills_the_disk_is_ended_before_it_is_full(
     home: Path, inmates: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

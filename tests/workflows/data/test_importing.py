@@ -35,6 +35,7 @@ def wanted(context: Any, site: LogBuilder, name: str) -> Any:
     return site.request_import(name)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("inmate", "wall_s", "cpu_s"), [("inmates.spin", 60.0, 1.0), ("inmates.sleep", 1.0, 60.0)], ids=["cpu", "clock"]
 )
@@ -52,6 +53,7 @@ def test_an_import_that_takes_too_long_fails_for_it(
     assert not list((home / "artifacts").iterdir())
 
 
+@pytest.mark.thorough
 def test_a_cancelled_import_ends_at_once_and_the_next_one_runs(home: Path, inmates: list[str]) -> None:
     site = stage("staffed")
     context = context_of(site, home)

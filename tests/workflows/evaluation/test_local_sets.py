@@ -29,6 +29,7 @@ def items_of(general: bytes) -> dict[str, bytes]:
     return {ITEMS_FILE: encode_items(ITEMS), GENERAL: general}
 
 
+@pytest.mark.thorough
 def test_items_of_a_set_that_comes_with_the_appliance_are_of_exactly_its_rows(tmp_path: Path) -> None:
     site = stage("imported").fork()
     run, context = trained(site, GATES), context_of(site, tmp_path)

@@ -81,6 +81,7 @@ def test_the_rows_of_a_dataset_are_those_that_are_held_out_whatever_their_text_s
     assert list_rows(context_of(stage("imported"), tmp_path), "clauses@1") == ROWS
 
 
+@pytest.mark.thorough
 def test_the_program_gives_what_is_computed_here(tmp_path: Path) -> None:
     site = stage("imported").fork()
     run, context = trained(site), context_of(site, tmp_path)
@@ -92,6 +93,7 @@ def test_the_program_gives_what_is_computed_here(tmp_path: Path) -> None:
     verify_evaluation(context, seal(site, context, run, found), never)
 
 
+@pytest.mark.thorough
 def test_without_gates_items_and_calibration_are_sealed_and_hold(tmp_path: Path) -> None:
     site = stage("imported").fork()
     run, context = trained(site, None), context_of(site, tmp_path)
@@ -110,6 +112,7 @@ def _manifest(site: LogBuilder, version: int = 1) -> str:
     return row.manifest
 
 
+@pytest.mark.thorough
 def test_the_released_version_is_compared_with_from_its_own_folder(tmp_path: Path) -> None:
     site = stage("imported").fork()
     before = make_items([Group(25, adapter=True, base=False), Group(35, adapter=True, base=True)], rows=ROWS)
@@ -178,6 +181,7 @@ def better(item: EvaluationItem) -> EvaluationItem:
     return item.model_copy(update={"base": item.base.model_copy(update={"right": False, "label": "other"})})
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("change", ["items", "verdict", "rows"])
 def test_what_was_changed_with_the_disk_and_the_database_is_found(change: str, tmp_path: Path) -> None:
     """An attacker who owns the machine seals other items or another verdict: the recorded entry does not agree."""

@@ -11,6 +11,7 @@ import pytest
 from appliance.workflows import integrity
 
 
+@pytest.mark.thorough
 def test_it_is_written_back_also_while_no_entry_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     """An owed scrub waits for a reader to go, not for the next entry."""
     closing, often = threading.Event(), threading.Event()

@@ -131,6 +131,7 @@ def in_process(ledger: Ledger, trust: Trust | None) -> dict[str, Any]:
     return report.model_dump(mode="json")
 
 
+@pytest.mark.thorough
 def test_the_report_is_the_one_that_the_service_would_make_itself(
     context: Context, trust: dict[str, Any], started: list[Any]
 ) -> None:
@@ -146,6 +147,7 @@ def test_the_report_is_the_one_that_the_service_would_make_itself(
         assert not any(secret in word for word in process.args for secret in (url, url.rpartition("@")[0] or url))
 
 
+@pytest.mark.thorough
 @pytest.mark.family(keep=2)
 @pytest.mark.parametrize("changed", ["entries", "projections"])
 def test_what_was_changed_in_the_database_is_found(
@@ -166,6 +168,7 @@ def test_what_was_changed_in_the_database_is_found(
     assert any(expected in message for message in found), found
 
 
+@pytest.mark.thorough
 def test_what_is_appended_meanwhile_is_not_of_that_moment(
     context: Context, trust: dict[str, Any], monkeypatch: pytest.MonkeyPatch, site: SmallLog
 ) -> None:
@@ -176,6 +179,7 @@ def test_what_is_appended_meanwhile_is_not_of_that_moment(
     assert context.ledger.state.size == SIZE + 3
 
 
+@pytest.mark.thorough
 def test_a_program_that_was_killed_is_an_error_and_no_verdict(
     context: Context, trust: dict[str, Any], monkeypatch: pytest.MonkeyPatch, started: list[Any]
 ) -> None:
@@ -199,6 +203,7 @@ def test_a_verification_ends_with_the_service_and_with_whoever_asked(
     assert started[-1].returncode == -signal.SIGKILL
 
 
+@pytest.mark.thorough
 @pytest.mark.family(keep=2)
 @pytest.mark.parametrize("place", ["a pipe", "a link", "a folder", "a file for its folder"])
 def test_a_log_that_cannot_be_written_is_refused_at_once(
@@ -223,12 +228,14 @@ def test_a_log_that_cannot_be_written_is_refused_at_once(
     assert verify(context, trust)["verdict"] == "verified", "the next one is not held up"
 
 
+@pytest.mark.thorough
 def test_there_is_one_verification_at_a_time(context: Context, trust: dict[str, Any]) -> None:
     with context.verifying, pytest.raises(RateLimited, match="got a second one during the first"):
         verification.verify(context, trust)
     assert verify(context, trust)["verdict"] == "verified"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_a_program_ends_when_its_service_has_died_though_the_database_says_nothing(
     context: Context, databases: Databases, tmp_path: Path
@@ -253,6 +260,7 @@ def test_a_program_ends_when_its_service_has_died_though_the_database_says_nothi
             assert process.wait(60) == 1
 
 
+@pytest.mark.thorough
 def test_a_database_that_does_not_answer_is_no_finding(context: Context, trust: dict[str, Any]) -> None:
     elsewhere = SimpleNamespace(
         signed_texts=context.ledger.signed_texts, seen=context.ledger.seen, database_url="sqlite:////nowhere/ledger.db"
@@ -261,6 +269,7 @@ def test_a_database_that_does_not_answer_is_no_finding(context: Context, trust: 
         verification.verify(cast(Context, SimpleNamespace(**vars(context) | {"ledger": elsewhere})), trust)
 
 
+@pytest.mark.thorough
 def test_the_program_knows_nothing_of_the_services_environment(
     context: Context, trust: dict[str, Any], monkeypatch: pytest.MonkeyPatch, started: list[Any]
 ) -> None:

@@ -86,6 +86,7 @@ def _log(home: Home, since: int) -> list[tuple[str, str]]:
     return [(entry["type"].partition(".")[2], entry["body"]["unit"]) for entry in entries if entry["type"] in kinds]
 
 
+@pytest.mark.thorough
 def test_the_slot_that_was_asked_for_longest_ago_makes_room(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slots, "MAX_LOADED", 2)
     first, second, third = UNITS[:3]
@@ -107,6 +108,7 @@ def test_the_slot_that_was_asked_for_longest_ago_makes_room(home: Home, monkeypa
     assert parse_canonical(unloaded)["body"]["reason"] == "slot-needed"
 
 
+@pytest.mark.thorough
 def test_a_slot_that_answers_is_not_taken(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     """No answer is cut off for another unit's: while all slots are in use, the new request waits."""
     monkeypatch.setattr(slots, "MAX_LOADED", 1)
@@ -123,6 +125,7 @@ def test_a_slot_that_answers_is_not_taken(home: Home, monkeypatch: pytest.Monkey
         assert [loaded.unit for loaded in serving._slots._table.values()] == [second]
 
 
+@pytest.mark.thorough
 def test_with_vllm_a_slot_makes_room_before_vllm_is_full(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     emptied: list[str] = []
     made = slots.Slots(replace(home.context, vllm=Path("/vllm")))
@@ -136,6 +139,7 @@ def test_with_vllm_a_slot_makes_room_before_vllm_is_full(home: Home, monkeypatch
     assert list(made._table) == [f"u{number}/own" for number in range(1, 8)] and emptied == ["u0/own"]
 
 
+@pytest.mark.thorough
 def test_a_load_whose_commit_nobody_saw_the_end_of_is_emptied_and_loaded_again(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,6 +187,7 @@ def test_a_load_that_the_end_of_the_service_ends_is_no_refusal_of_the_adapter(
         assert refused.value.code == ("service-ends" if is_ending else "worker-ended")
 
 
+@pytest.mark.thorough
 def test_a_load_that_was_denied_leaves_the_engine_before_the_next_admission(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,6 +228,7 @@ def test_a_name_that_a_client_made_up_leaves_nothing_behind(home: Home) -> None:
         assert serving._slots._turns == {}
 
 
+@pytest.mark.thorough
 def test_a_flood_of_refused_requests_is_counted_without_the_text_of_any(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,6 +266,7 @@ def test_a_flood_of_refused_requests_is_counted_without_the_text_of_any(
     assert "Jane" not in str(found)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
 def test_an_answer_that_is_closed_while_the_engine_is_asked_holds_nothing(
     home: Home, monkeypatch: pytest.MonkeyPatch, when: str
@@ -284,6 +291,7 @@ def test_an_answer_that_is_closed_while_the_engine_is_asked_holds_nothing(
         assert _ask(home, serving, UNITS[0])
 
 
+@pytest.mark.thorough
 def test_an_answer_that_is_cut_before_it_was_begun_asks_nothing(home: Home) -> None:
     with closing(ServingWorkflow(home.context)) as serving:
         going = serving.answer(_caller(home, UNITS[0]), "own", "generate", REQUESTED, "tcp:127.0.0.1")
@@ -295,6 +303,7 @@ def test_an_answer_that_is_cut_before_it_was_begun_asks_nothing(home: Home) -> N
         assert going.request not in home.context.ledger.state.requests
 
 
+@pytest.mark.thorough
 def test_a_client_may_ask_again_for_an_answer_that_the_end_of_the_service_cut(home: Home) -> None:
     with closing(ServingWorkflow(home.context)) as serving:
         long = {**REQUESTED, "max_tokens": 200}
@@ -307,6 +316,7 @@ def test_a_client_may_ask_again_for_an_answer_that_the_end_of_the_service_cut(ho
         assert going.request not in home.context.ledger.state.requests, "its end is recorded"
 
 
+@pytest.mark.thorough
 def test_an_answer_that_is_cut_leaves_its_slot_free(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was not given yet is not given, and the slot makes room for another."""
     monkeypatch.setattr(slots, "MAX_LOADED", 1)
@@ -326,6 +336,7 @@ def test_an_answer_that_is_cut_leaves_its_slot_free(home: Home, monkeypatch: pyt
         assert _ask(home, serving, second)
 
 
+@pytest.mark.thorough
 def test_an_answer_of_a_worker_that_hangs_is_cut_at_once(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     with closing(ServingWorkflow(home.context)) as serving:
         long = {**REQUESTED, "max_tokens": 200}
@@ -386,6 +397,7 @@ def test_an_engine_that_holds_nothing_makes_room_for_the_next(monkeypatch: pytes
     assert first.engine.closed and not beside.engine.closed and not third.engine.closed
 
 
+@pytest.mark.thorough
 def test_a_slot_whose_served_model_was_released_to_another_adapter_serves_no_more(home: Home) -> None:
     first, second = UNITS[:2]
     with closing(ServingWorkflow(home.context)) as serving:

@@ -22,6 +22,7 @@ from appliance.domain.evaluation.statistics.proportions import (
 QUARTER, POWER = Fraction(1, 40), Fraction(8, 10)
 
 
+@pytest.mark.thorough
 @settings(deadline=None, max_examples=15)
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=12))
 def test_holm_is_statsmodels(thousandths: list[int]) -> None:

@@ -28,6 +28,7 @@ def test_the_normal_tail_is_scipys(x: float) -> None:
     assert float(normal_tail(Decimal(x))) == pytest.approx(stats.norm.sf(x), rel=1e-12)
 
 
+@pytest.mark.thorough
 @EXAMPLES
 @given(st.fractions(Fraction(1, 10**12), 1 - Fraction(1, 10**12)))
 def test_the_normal_quantile_is_scipys_and_undoes_the_tail(p: Fraction) -> None:

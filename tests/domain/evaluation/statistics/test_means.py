@@ -59,6 +59,7 @@ def test_a_permutations_p_value_is_never_zero() -> None:
     assert resampling.greater([0] * 400, KEY, 999) == 1
 
 
+@pytest.mark.thorough
 def test_the_permutation_test_errs_no_more_often_than_it_says() -> None:
     """Two models that are alike, 300 times: at 0.05 its result is "better" in at most about one of twenty."""
     rng = np.random.default_rng(11)
