@@ -11,6 +11,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +20,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = "/opt/python"
 """Folder of this interpreter's own installation, since units do not see a home."""
+CHECKOUT = "/opt/checkout"
+"""Folder of this checkout, since units have a /tmp of their own."""
 _BOOT = """
 set -e
 mount --make-rprivate /
@@ -32,9 +35,16 @@ mount -t cgroup2 cgroup2 sys/fs/cgroup
 mount --rbind /dev dev
 mount -t tmpfs -o mode=0755 tmpfs run
 mount -t tmpfs tmpfs tmp
-mkdir -p mnt opt/python old
+mkdir -p mnt old opt/python opt/checkout opt/libraries
 mount --bind {share} mnt
 mount --bind {python} opt/python
+mount --bind -o ro {root} opt/checkout
+mount --bind -o ro {libraries} opt/libraries
+for file in opt/libraries/__editable__*; do  # where an editable installation finds the checkout
+    [ -e "$file" ] || continue
+    sed 's#{root}/#/opt/checkout/#g' "$file" >"opt/${{file##*/}}"
+    mount --bind "opt/${{file##*/}}" "$file"
+done
 ip link set lo up
 pivot_root . old
 umount -l /old
@@ -85,7 +95,7 @@ class Machine:
 
     def install_units(self) -> None:
         """Install the units, accounts and folders as packages do."""
-        packaging = ROOT / "scripts" / "packaging"
+        packaging = f"{CHECKOUT}/scripts/packaging"
         self.run(f"""
             cp {packaging}/systemd/* /usr/lib/systemd/system/
             for file in {packaging}/sysusers/*; do systemd-sysusers $file; done
@@ -101,7 +111,7 @@ class Machine:
             mkdir -p {venv}/bin {venv}/{packages}
             ln -s {PYTHON}/bin/python{_VERSION} {venv}/bin/python
             printf 'home = {PYTHON}/bin\\n' >{venv}/pyvenv.cfg
-            mount --bind {Path(sys.prefix) / packages} {venv}/{packages}
+            mount --rbind /opt/libraries {venv}/{packages}
             printf '#!{venv}/bin/python\\nfrom appliance.cli.main import main\\nmain()\\n' >{venv}/bin/appliance
             chmod 755 {venv}/bin/appliance
             ln -s versions/checkout /usr/lib/appliance/current
@@ -126,7 +136,9 @@ def start_machine(folder: Path) -> Iterator[Machine]:
     share.chmod(0o755)
     group = _find_cgroups() / f"appliance-test-{os.getpid()}-{time.monotonic_ns()}"
     group.mkdir()
-    boot = _BOOT.format(work=work, share=share, python=sys.base_prefix)
+    boot = _BOOT.format(
+        work=work, share=share, python=sys.base_prefix, root=ROOT, libraries=sysconfig.get_path("purelib")
+    )
     kinds = ("--mount", "--pid", "--net", "--cgroup", "--ipc", "--uts")
     join = f'echo $$ >"{group}/cgroup.procs"; exec "$@"'
     command = ["sh", "-c", join, "sh", "unshare", *kinds, "--fork", "--kill-child", "bash", "-c", boot]

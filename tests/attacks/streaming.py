@@ -1,4 +1,4 @@
-"""Long responses that are in progress while a test revokes or removes something."""
+"""Responses that are in progress while a test revokes or removes something."""
 
 from __future__ import annotations
 
@@ -10,23 +10,44 @@ from contextlib import contextmanager
 from typing import Any
 
 from scripts.kit.appliance import Appliance
+from tests.attacks import held
 
 LONG = {"type": "json_schema", "json_schema": {"name": "long", "schema": {"type": "string", "minLength": 900}}}
-"""What holds an answer to nearly the whole of the attacks' context: at random it might end after a few words."""
+"""A schema that fills nearly the whole context of the attacks' base; a response without it may be short."""
+HELD = (held.__file__,)
+"""Launcher of a service whose responses can be held."""
 
 
 @contextmanager
 def under_way(
-    site: Appliance, wanted: Sequence[tuple[str, int]], response_format: dict[str, Any] | None = LONG
+    site: Appliance,
+    wanted: Sequence[tuple[str, int]],
+    response_format: dict[str, Any] | None = LONG,
+    *,
+    hold: bool = True,
 ) -> Iterator[list[Future[Any]]]:
-    """Start an answer for each token and seed, and wait until all have begun. Each future gives the last event."""
+    """Start a response for each token and seed, and wait until all have begun. Each future gives the last event.
+
+    With `hold`, none goes on until `let_go` or the end of the block; one that is cut ends at once.
+    """
+    assert not hold or site.launcher == HELD
     more = {} if response_format is None else {"response_format": response_format}
     begun = threading.Semaphore(0)
+    if hold:
+        (site.home / held.HOLD).touch()
     with ThreadPoolExecutor(len(wanted)) as pool:
-        streams = [pool.submit(_stream, site, token, {"seed": seed, **more}, begun) for token, seed in wanted]
-        for _ in streams:
-            assert begun.acquire(timeout=120)
-        yield streams
+        try:
+            streams = [pool.submit(_stream, site, token, {"seed": seed, **more}, begun) for token, seed in wanted]
+            for _ in streams:
+                assert begun.acquire(timeout=120)
+            yield streams
+        finally:
+            let_go(site)  # else the pool would wait for them for ever
+
+
+def let_go(site: Appliance) -> None:
+    """Let responses that are held go on."""
+    (site.home / held.HOLD).unlink(missing_ok=True)
 
 
 def _stream(site: Appliance, token: str, more: dict[str, Any], begun: threading.Semaphore) -> Any:
@@ -37,6 +58,6 @@ def _stream(site: Appliance, token: str, more: dict[str, Any], begun: threading.
         for line in answer.iter_lines():
             if line.startswith("data: "):
                 last, seen = line[6:], seen + 1
-                if seen == 2:
+                if seen == held.PIECES:
                     begun.release()
     return last if last == "[DONE]" else json.loads(last)

@@ -25,7 +25,7 @@ from appliance.formats.core.digest import digest_bytes
 from appliance.formats.signatures.dsse import Envelope, encode_envelope, sign_envelope
 from appliance.formats.signatures.keys import Ed25519Signer, encode_key_file, generate_ed25519
 from scripts.kit.appliance import Appliance, Refused
-from tests.attacks.streaming import under_way
+from tests.attacks.streaming import let_go, under_way
 from tests.attacks.wires import one_of_both, wire
 from tests.kit.agent_client import fetch
 
@@ -189,7 +189,9 @@ def test_an_ended_application_is_cut_off_with_all_its_tokens_and_no_other(releas
     released.chat("legal", "labels", token=given)
     with under_way(released, [(given, 0), (kept, 0)]) as ends:
         end(released, by="lou", application="indexer")
-        cut, whole = (one.result() for one in ends)
+        cut = ends[0].result()
+        let_go(released)
+        whole = ends[1].result()
     assert cut["error"]["code"] == "cut-off"
     assert whole == "[DONE]"
     with pytest.raises(Refused) as gone:

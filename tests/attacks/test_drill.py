@@ -76,7 +76,7 @@ def test_an_empty_machine_serves_from_a_bundle_and_a_backup(
         machine.run(f"""
             echo {PYTHON}/lib >/etc/ld.so.conf.d/000-python.conf; ldconfig
             {PYTHON}/bin/python3 -I /mnt/bundle/install --key /mnt/release.pem 2>&1
-            mount --bind {sys.prefix}/{packages} /usr/lib/appliance/current/{packages}
+            mount --rbind /opt/libraries /usr/lib/appliance/current/{packages}
             chown -R appliance:appliance /mnt/backups
             cp /mnt/trust.json /mnt/identities /tmp; chmod 644 /tmp/trust.json /tmp/identities
         """)

@@ -137,9 +137,7 @@ def test_a_revocation_cuts_the_answers_of_both_gateways(hosts: Hosts) -> None:
             **hosts.desk.terms("legal"),
         )
         hosts.desk.order(revoked)
-        began = time.monotonic()
         ends = [stream.result(60) for stream in (*first, *second)]
-        assert time.monotonic() - began < 20, "the next sign of life would have cut them too, long before"
     assert all(end != "[DONE]" and "error" in end for end in ends), ends
     for site in sites:
         with pytest.raises(Refused):
@@ -271,7 +269,7 @@ def test_a_suspension_stops_every_gateway_and_after_its_lift_each_answers_again(
     with under_way(hosts.others[GATEWAYS[0]], [(desk.token("legal"), 5)]) as (stream,):
         wait_for(partial(takes, desk, order, reason), "the desk takes orders")
         last = stream.result(60)
-    assert last == "[DONE]" or last["error"]["code"] == "cut-off"
+    assert last["error"]["code"] == "cut-off"
     index = desk.entries(type="release.suspended")[-1]["index"]
     wait_for(partial(unloaded_by_all, hosts, index), "the word of each gateway")
     assert {entry["body"]["reason"] for entry in desk.entries(type="adapter.unloaded", after=index)} == {

@@ -59,7 +59,7 @@ def test_responses_never_stop_while_gateways_are_upgraded_one_by_one(hosts: Host
     balancing.start()
     try:
         for site in gateways:
-            with under_way(site, [(token, seed) for seed in range(4)]) as streams:
+            with under_way(site, [(token, seed) for seed in range(4)], hold=False) as streams:
                 assert site.service is not None
                 site.service.send_signal(signal.SIGTERM)
                 for stream in streams:

@@ -11,7 +11,7 @@ from appliance.domain.core.names import add_seconds
 from appliance.domain.governance.keys import RevokeKey
 from appliance.domain.serving.tokens import RevokeTokens
 from scripts.kit.appliance import Appliance, Refused
-from tests.attacks.streaming import under_way
+from tests.attacks.streaming import let_go, under_way
 from tests.attacks.wires import one_of_both, wire
 
 __all__ = ["wire"]
@@ -37,7 +37,9 @@ def test_one_token_is_ended_in_the_middle_of_its_answer_and_no_other(released: A
     released.chat("legal", "labels", token=leaked)
     with under_way(released, [(leaked, 0), (kept, 0)]) as ends:
         revoke(released, "legal", token=parse_token(leaked).pae_digest)
-        cut, whole = (end.result() for end in ends)
+        cut = ends[0].result()
+        let_go(released)
+        whole = ends[1].result()
     assert cut["error"]["code"] == "cut-off"
     assert whole == "[DONE]"
     assert is_revoked(released, leaked)

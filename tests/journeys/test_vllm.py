@@ -121,7 +121,7 @@ def test_a_worker_that_dies_is_empty_and_the_next_request_loads_by_admission_aga
 
 
 def test_a_revocation_cuts_answers_and_takes_the_adapter_out(site: Appliance) -> None:
-    with under_way(site, [(site.token("legal"), seed) for seed in range(4)], None) as answers:
+    with under_way(site, [(site.token("legal"), seed) for seed in range(4)], None, hold=False) as answers:
         site.order(RevokeAdapter(**site.on("clauses@2"), **site.terms("rita")))
     told = [answer.result() for answer in answers]
     assert all(end == "[DONE]" or end["error"]["appliance_code"] == "cut-off" for end in told)

@@ -14,7 +14,7 @@ from appliance.formats.log.trust import Trust, encode_trust
 from appliance.sandbox.processes import LAYERS
 from appliance.store.files.encryption import make_identity, recipient_of
 from scripts.kit.certificates import Authority
-from scripts.kit.machine import ROOT, Machine, start_machine
+from scripts.kit.machine import CHECKOUT, ROOT, Machine, start_machine
 from tests.witness.bench import LOG, LOG_VKEY
 
 pytestmark = pytest.mark.outside
@@ -134,7 +134,7 @@ def test_the_journal_has_the_attributes_of_the_log(served: Machine) -> None:
 
 
 def test_a_worker_starts_inside_of_the_unit_with_every_layer_and_reaches_nothing(served: Machine) -> None:
-    program = f"{PYTHON_OF_UNIT} {ROOT}/tests/packaging/confined.py"
+    program = f"{PYTHON_OF_UNIT} {CHECKOUT}/tests/packaging/confined.py"
     served.run(f"""
         sed -e 's/^Type=.*/Type=oneshot/' -e '/^Restart/d' -e '/^WatchdogSec/d' -e '/^Condition/d' \\
             -e 's#^ExecStart=.*#ExecStart={program} /var/lib/appliance/probe /var/lib/appliance/found#' \\
@@ -222,7 +222,7 @@ def test_a_witness_answers_a_request_that_is_put_into_its_folder(machine: Machin
     (machine.share / "trust.json").write_bytes(encode_trust(trust))
     vkey = machine.run(f"""
         mkdir -p /usr/lib/appliance-witness
-        {PYTHON_OF_UNIT} {ROOT}/scripts/zipapp --output /usr/lib/appliance-witness >/dev/null 2>&1
+        {PYTHON_OF_UNIT} {CHECKOUT}/scripts/zipapp --output /usr/lib/appliance-witness >/dev/null 2>&1
         cd /etc/appliance-witness
         cp /mnt/trust.json bank.trust.json
         printf 'correct horse battery\n' >bank.passphrase; chmod 600 bank.passphrase
