@@ -34,10 +34,9 @@ PASSED, FAILED = 0, 1  # exit codes of pytest that say something about its cases
 
 
 @dataclass(frozen=True)
-class Part:
+class Tier:
     """One run of pytest. `alone` is True for a run in a network namespace that has only a loopback."""
 
-    name: str
     options: Sequence[str]
     processes: int
     alone: bool = False
@@ -50,11 +49,9 @@ class Part:
         return [sys.executable, "tests/kit/alone.py", *pytest] if self.alone else pytest
 
 
-GATE = (Part("the gate", ("--gate",), 2),)
-ALL = (
-    Part("on this machine", ("--all", "-m", "not outside"), 2),
-    Part("with other programs and without a network", ("--all", "-m", "outside or journey"), 1, alone=True),
-)
+GATE = Tier(["--gate"], 2)
+ALL = Tier(["--all"], 3, alone=True)
+"""Three processes on two cores: the cases with other programs wait half of their time."""
 
 
 @dataclass
@@ -84,38 +81,31 @@ class Result:
 Run = Callable[[Sequence[str], Path], int]
 
 
-def run_parts(parts: Sequence[Part], given: Sequence[str], run: Run) -> Result:
-    """Run all parts, then the failed cases once more. `run` takes a command and the file of its report."""
+def run_tier(tier: Tier, given: Sequence[str], run: Run) -> Result:
+    """Run a tier, then its failed cases once more. `run` takes a command and the file of its report."""
     result = Result()
-    failed: list[tuple[Part, list[str]]] = []
-    for part in parts:
-        cases = _run(part, given, part.processes, run, result)
-        failed.append((part, [name for name, case in cases.items() if case["outcome"] == "failed"]))
-        for name, case in cases.items():
-            if name not in result.cases or result.cases[name]["outcome"] != "failed":
+    result.cases = _run(tier, given, tier.processes, run, result)
+    if 0 < len(failed := result.list_failed()) <= RERUN_CASES:
+        for name, case in _run(tier, failed, 1, run, result).items():
+            if case["outcome"] == "passed":
+                result.flaky.append(name)
                 result.cases[name] = case
-    if 0 < sum(len(names) for _, names in failed) <= RERUN_CASES:
-        for part, names in failed:
-            if names:
-                for name, case in _run(part, names, 1, run, result).items():
-                    if case["outcome"] == "passed":
-                        result.flaky.append(name)
-                        result.cases[name] = case
     return result
 
 
-def _run(part: Part, more: Sequence[str], processes: int, run: Run, result: Result) -> Mapping[str, dict[str, Any]]:
-    """Run one part and return its cases. A run that ends without a report, or collects nothing, is broken."""
+def _run(tier: Tier, more: Sequence[str], processes: int, run: Run, result: Result) -> dict[str, dict[str, Any]]:
+    """Run pytest and return the cases. A run that ends without a report, or collects nothing, is broken."""
     with tempfile.TemporaryDirectory(prefix="suite-") as folder:
         report = Path(folder) / "report.json"
-        status = run(part.command([*more, f"--report={report}"], processes), report)
+        status = run(tier.command([*more, f"--report={report}"], processes), report)
         if status not in (PASSED, FAILED) or not report.exists():
-            result.broken.append(f"{part.name}: pytest ended with exit code {status}")
+            result.broken.append(f"pytest ended with exit code {status}")
         if not report.exists():
             return {}
         found = json.loads(report.read_text(encoding="utf-8"))
     result.broken += found["broken"]
-    return found["cases"]
+    cases: dict[str, dict[str, Any]] = found["cases"]
+    return cases
 
 
 def summarise(result: Result, facts: Mapping[str, str], *, everything: bool) -> tuple[str, int]:
@@ -161,7 +151,7 @@ def main(arguments: Sequence[str]) -> int:
 
     facts = {"build": build_version(), "processor": _describe_processor()}
     began, load = time.monotonic(), os.getloadavg()[0]
-    result = run_parts(ALL if everything else GATE, given, _call)
+    result = run_tier(ALL if everything else GATE, given, _call)
     minutes, seconds = divmod(round(time.monotonic() - began), 60)
     facts["load"] = f"{load:.1f} before, {os.getloadavg()[0]:.1f} after"
     facts["time"] = f"{minutes} min {seconds} s for {'every case' if everything else 'the gate'}"

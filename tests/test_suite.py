@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from scripts.suite import ALL, GATE, RERUN_CASES, ROOT, Part, Result, run_parts, summarise
+from scripts.suite import ALL, GATE, RERUN_CASES, ROOT, Result, Tier, run_tier, summarise
 
 FACTS = {"build": "0.1.0.dev1+gdeadbeef"}
 FAILS = {"outcome": "failed"}
@@ -46,7 +47,7 @@ def status(result: Result, *, everything: bool = False) -> int:
 
 def test_a_case_that_passes_when_it_runs_again_is_flaky_and_only_the_gate_passes() -> None:
     run, commands = runs({"a": {}, "b": FAILS}, {"b": {}})
-    result = run_parts(GATE, ["-x"], run)
+    result = run_tier(GATE, ["-x"], run)
     assert result.flaky == ["b"] and result.list_failed() == []
     assert "-n" in commands[0] and "-x" in commands[0]
     assert "b" in commands[1] and "a" not in commands[1] and "-n" not in commands[1]
@@ -56,41 +57,36 @@ def test_a_case_that_passes_when_it_runs_again_is_flaky_and_only_the_gate_passes
 
 def test_a_case_that_fails_again_fails_the_run() -> None:
     run, commands = runs({"a": {}, "b": FAILS}, {"b": FAILS})
-    result = run_parts(GATE, [], run)
+    result = run_tier(GATE, [], run)
     assert result.list_failed() == ["b"] and result.flaky == [] and len(commands) == 2
     assert status(result) == 1
 
 
 def test_many_failed_cases_do_not_run_again() -> None:
     run, commands = runs({str(number): FAILS for number in range(RERUN_CASES + 1)})
-    assert status(run_parts(GATE, [], run)) == 1 and len(commands) == 1
+    assert status(run_tier(GATE, [], run)) == 1 and len(commands) == 1
 
 
-def test_a_failed_case_runs_again_where_it_ran_before() -> None:
-    run, commands = runs({"a": {}}, {"b": FAILS}, {"b": {}})
-    assert run_parts(ALL, [], run).flaky == ["b"]
-    assert ["tests/kit/alone.py" in command for command in commands] == [False, True, True]
-
-
-def test_a_case_of_two_parts_that_fails_in_one_of_them_is_a_failed_one() -> None:
-    run, _ = runs({"a": FAILS}, {"a": {}}, {"a": FAILS})
-    assert status(run_parts(ALL, [], run)) == 1
+def test_every_case_runs_without_a_network_also_when_it_runs_again() -> None:
+    run, commands = runs({"a": FAILS}, {"a": {}})
+    assert run_tier(ALL, [], run).flaky == ["a"]
+    assert [command[1:4] for command in commands] == [["tests/kit/alone.py", sys.executable, "-m"]] * 2
 
 
 @pytest.mark.parametrize("code", [2, 3, 4, 5, -9])
 def test_a_run_that_pytest_did_not_end_is_a_failure(code: int) -> None:
     run, _ = runs(code)
-    assert status(run_parts(GATE, [], run)) == 1
+    assert status(run_tier(GATE, [], run)) == 1
 
 
 def test_a_file_that_cannot_be_collected_is_a_failure() -> None:
     run, _ = runs({"a": {}}, broken=["tests/test_x.py"])
-    assert status(run_parts(GATE, [], run)) == 1
+    assert status(run_tier(GATE, [], run)) == 1
 
 
 def test_a_run_without_cases_is_a_failure() -> None:
     run, _ = runs({})
-    assert status(run_parts(GATE, [], run)) == 1
+    assert status(run_tier(GATE, [], run)) == 1
 
 
 @pytest.mark.parametrize(
@@ -122,7 +118,7 @@ def test_the_report_of_a_real_run_has_each_outcome(tmp_path: Path) -> None:
         command = [*command, "test_x.py"] if "-n" in command else command
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False).returncode
 
-    result = run_parts([Part("x", options, 2)], [], run)
+    result = run_tier(Tier(options, 2), [], run)
     assert not result.broken, result
     found = {name.rpartition("::")[2]: (c["outcome"], c["essential"]) for name, c in result.cases.items()}
     assert found == {

@@ -284,15 +284,13 @@ def open_socket(path: Path) -> socket.socket:
         raise BadInput(f"agent, {path}: expected a path of at most 107 bytes, as the kernel takes it, got a longer one")
     _remove_stale_socket(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o177)  # set at creation, since a later change would leave a gap
+    os.fchmod(listener.fileno(), 0o600)  # bind gives the file this mode; a change after it would leave a gap
     try:
         listener.bind(str(path))
         listener.listen(16)
     except OSError as error:
         listener.close()
         raise Unavailable(f"agent, {path}: expected to make a socket there, got {error.strerror}") from None
-    finally:
-        os.umask(before)
     listener.settimeout(_POLL_S)
     return listener
 

@@ -15,7 +15,7 @@ from appliance.formats.signatures.keys import Ed25519Signer
 from scripts.kit.appliance import Appliance, found_site
 from scripts.kit.ports import free_port
 from scripts.kit.tiny_model import build_base, clauses, write_csv
-from tests.attacks.streaming import HELD
+from tests.attacks.stopping import LAUNCHER
 
 CONTEXT = 1024
 """An answer this long is still under way when an order that is to cut it was signed, sent and recorded."""
@@ -70,7 +70,7 @@ def read_golden(path: Path) -> Appliance:
         name: Ed25519Signer(Ed25519PrivateKey.from_private_bytes(bytes.fromhex(raw)))
         for name, raw in value["keys"].items()
     }
-    return Appliance(Path(value["home"]), keys, HELD, value["environment"])
+    return Appliance(Path(value["home"]), keys, LAUNCHER, value["environment"])
 
 
 @pytest.fixture(scope="module")

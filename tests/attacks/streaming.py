@@ -10,12 +10,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from scripts.kit.appliance import Appliance
-from tests.attacks import held
+from tests.attacks.stopped import HOLD_RESPONSES, PIECES
+from tests.attacks.stopping import LAUNCHER
 
 LONG = {"type": "json_schema", "json_schema": {"name": "long", "schema": {"type": "string", "minLength": 900}}}
 """A schema that fills nearly the whole context of the attacks' base; a response without it may be short."""
-HELD = (held.__file__,)
-"""Launcher of a service whose responses can be held."""
 
 
 @contextmanager
@@ -30,11 +29,11 @@ def under_way(
 
     With `hold`, none goes on until `let_go` or the end of the block; one that is cut ends at once.
     """
-    assert not hold or site.launcher == HELD
+    assert not hold or site.launcher == LAUNCHER
     more = {} if response_format is None else {"response_format": response_format}
     begun = threading.Semaphore(0)
     if hold:
-        (site.home / held.HOLD).touch()
+        (site.home / HOLD_RESPONSES).touch()
     with ThreadPoolExecutor(len(wanted)) as pool:
         try:
             streams = [pool.submit(_stream, site, token, {"seed": seed, **more}, begun) for token, seed in wanted]
@@ -47,7 +46,7 @@ def under_way(
 
 def let_go(site: Appliance) -> None:
     """Let responses that are held go on."""
-    (site.home / held.HOLD).unlink(missing_ok=True)
+    (site.home / HOLD_RESPONSES).unlink(missing_ok=True)
 
 
 def _stream(site: Appliance, token: str, more: dict[str, Any], begun: threading.Semaphore) -> Any:
@@ -58,6 +57,6 @@ def _stream(site: Appliance, token: str, more: dict[str, Any], begun: threading.
         for line in answer.iter_lines():
             if line.startswith("data: "):
                 last, seen = line[6:], seen + 1
-                if seen == held.PIECES:
+                if seen == PIECES:
                     begun.release()
     return last if last == "[DONE]" else json.loads(last)

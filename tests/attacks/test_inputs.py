@@ -17,8 +17,9 @@ from appliance.domain.data.imports import CancelImport
 from appliance.errors import BadInput
 from scripts.kit.appliance import Appliance, Refused
 from scripts.kit.tiny_model import build_base, clauses, write_csv
+from tests.attacks.stopping import await_held, held
 
-BAIT = "/tmp/appliance-attack-bait"
+BAIT = f"/tmp/appliance-attack-bait-{os.getpid()}"
 
 
 class Bait:
@@ -119,11 +120,13 @@ def test_a_bad_base_is_refused_by_name_and_not_imported(
 
 
 def test_an_import_is_cancelled_while_its_worker_runs_and_leaves_nothing(shared: Appliance, model: Path) -> None:
-    order = shared.order_base(model, "unwanted")
-    with pytest.raises(Refused) as outsider:
-        shared.order(CancelImport(order=order, **shared.terms("rita")))
-    assert outsider.value.status == 403
-    shared.order(CancelImport(order=order, **shared.terms("olga")))
+    with held(shared, "before:go"):
+        order = shared.order_base(model, "unwanted")
+        await_held(shared)
+        with pytest.raises(Refused) as outsider:
+            shared.order(CancelImport(order=order, **shared.terms("rita")))
+        assert outsider.value.status == 403
+        shared.order(CancelImport(order=order, **shared.terms("olga")))
     found = shared.wait_import(order)
     assert found["status"] == "cancelled"
     assert shared.entries(type="import.cancelled")[-1]["actor"] == "olga"

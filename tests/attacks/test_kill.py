@@ -39,16 +39,14 @@ from scripts.kit.ports import free_port
 from scripts.kit.tiny_model import build_base, clauses
 from scripts.kit.warm import find_engine, find_workers
 from tests.attacks.keeping import cosigned, erase_order, files_with, submit_cosignature, watched
-from tests.attacks.killer import KILL
+from tests.attacks.stopping import arm, await_death, await_held, die, disarm, held, let_go
 
 Act = Callable[[], Any]
-KILLER = (str(Path(__file__).with_name("killer.py")),)
 ENDED = {"sealed", "failed", "cancelled"}
 
 
 def copy_of(golden: Appliance, place: Path) -> Appliance:
     site = golden.copy(place / "h", free_port())
-    site.launcher = KILLER
     site.start()
     return site
 
@@ -70,7 +68,8 @@ def shared(golden: Appliance, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture
 def deployment(shared: Appliance) -> Appliance:
-    (shared.home / KILL).unlink(missing_ok=True)
+    disarm(shared)
+    let_go(shared)
     if shared.service is None or shared.service.poll() is not None:
         # Its test failed; a run that it left waiting must not die of the next test's order.
         shared.start()
@@ -88,26 +87,6 @@ def own(golden: Appliance, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 # --- dying ------------------------------------------------------------------------------------------------------------
-
-
-def arm(site: Appliance, when: str) -> None:
-    (site.home / KILL).write_text(when)
-
-
-def await_death(site: Appliance) -> None:
-    assert site.service is not None
-    assert site.service.wait(90) == -signal.SIGKILL, site.log()[-2000:]
-    (site.home / KILL).unlink(missing_ok=True)
-    site.service = None
-
-
-def die(site: Appliance, when: str, act: Act) -> None:
-    """Lets the service die at `when` while it does `act`, and starts it again."""
-    arm(site, when)
-    with suppress(httpx.TransportError):
-        act()
-    await_death(site)
-    site.start()
 
 
 def count(site: Appliance, type_: str) -> int:
@@ -613,42 +592,35 @@ def test_an_adapter_is_sealed_whole_or_not_at_all(deployment: Appliance) -> None
     check_whole(deployment)
 
 
-LONG = {"epochs": 20, "save_steps": 60}
-"""A run of 60 steps, which is under way still when an order that is to meet it was signed, sent and recorded. Its only
-training checkpoint is that of its last step, so that it begins again wherever it is cut off."""
+STARTED = "after:run.started"
+"""The worker waits for its task; the run is under way."""
 
 
 @pytest.mark.thorough
 def test_a_cancellation_that_was_cut_off(deployment: Appliance) -> None:
     """Before the entry the run was not cancelled and begins again; after it, it stays cancelled."""
     for side in ("before", "after"):
-        run = deployment.order(deployment.train_order("stopped", **LONG))["result"]["run"]
-        await_start(deployment, run)
-        envelope = deployment.sign(Cancel(run=run, **deployment.terms("olga")))
-        die(deployment, f"{side}:run.cancelled", partial(deployment.send, envelope))
-        if side == "before":
-            assert status_of(deployment, run) == "running"
-            deployment.send(envelope)
-        assert status_of(deployment, run) == "cancelled"
-        with pytest.raises(Refused) as refused:
-            deployment.send(envelope)
-        assert refused.value.status == 409
+        with held(deployment, STARTED):
+            run = deployment.order(deployment.train_order("stopped"))["result"]["run"]
+            await_held(deployment)
+            envelope = deployment.sign(Cancel(run=run, **deployment.terms("olga")))
+            die(deployment, f"{side}:run.cancelled", partial(deployment.send, envelope))
+            if side == "before":
+                assert status_of(deployment, run) == "running"
+                deployment.send(envelope)
+            assert status_of(deployment, run) == "cancelled"
+            with pytest.raises(Refused) as refused:
+                deployment.send(envelope)
+            assert refused.value.status == 409
         check_whole(deployment)
-
-
-def await_start(site: Appliance, run: str) -> None:
-    """Wait for the entry, which stays, unlike the run's status."""
-    deadline = time.monotonic() + 90
-    while not site.entries(type="run.started", subject=f"run:{run}"):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.mark.thorough
 def test_a_service_that_dies_while_it_recovers_recovers_next_time(deployment: Appliance) -> None:
-    run = deployment.order(deployment.train_order("twice", **LONG))["result"]["run"]
-    await_start(deployment, run)
-    deployment.kill()
+    with held(deployment, STARTED):
+        run = deployment.order(deployment.train_order("twice"))["result"]["run"]
+        await_held(deployment)
+        deployment.kill()
     for when in ("before:run.started", "within:run.started", "after:run.started"):
         arm(deployment, when)
         deployment.start(wait=False)
@@ -685,9 +657,10 @@ def await_gone(pids: list[int]) -> None:
 def test_a_run_whose_training_worker_is_killed_begins_again(deployment: Appliance) -> None:
     assert deployment.service is not None
     life = count(deployment, "service.started")
-    run = deployment.order(deployment.train_order("killed", **LONG))["result"]["run"]
-    await_start(deployment, run)
-    os.kill(find_workers(deployment.service.pid, "appliance.worker.train")[-1], signal.SIGKILL)
+    with held(deployment, STARTED):
+        run = deployment.order(deployment.train_order("killed"))["result"]["run"]
+        await_held(deployment)
+        os.kill(find_workers(deployment.service.pid, "appliance.worker.train")[-1], signal.SIGKILL)
     assert deployment.wait_run(run)["adapter"] == "killed@1"
     assert started(deployment, run) == 2
     assert count(deployment, "service.started") == life
@@ -714,15 +687,16 @@ def test_a_killed_serving_worker_is_replaced_by_a_new_admission_and_load(deploym
 def test_workers_die_with_the_service(deployment: Appliance) -> None:
     assert deployment.service is not None
     deployment.chat("legal", "labels")
-    run = deployment.order(deployment.train_order("orphan", **LONG))["result"]["run"]
-    await_start(deployment, run)
-    pids = find_workers(deployment.service.pid, "appliance.worker.")
-    assert {module for module in ("serve", "train") for pid in pids if f"worker.{module}" in command(pid)} == {
-        "serve",
-        "train",
-    }
-    deployment.kill()
-    await_gone(pids)
+    with held(deployment, STARTED):
+        run = deployment.order(deployment.train_order("orphan"))["result"]["run"]
+        await_held(deployment)
+        pids = find_workers(deployment.service.pid, "appliance.worker.")
+        assert {module for module in ("serve", "train") for pid in pids if f"worker.{module}" in command(pid)} == {
+            "serve",
+            "train",
+        }
+        deployment.kill()
+        await_gone(pids)
     deployment.start()
     assert deployment.wait_run(run)["adapter"] == "orphan@1"
     check_whole(deployment)

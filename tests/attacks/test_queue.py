@@ -9,7 +9,8 @@ import pytest
 
 from appliance.domain.runs.control import Cancel
 from scripts.kit.appliance import Appliance
-from tests.attacks.test_kill import arm, await_death, check_whole, copy_of, end
+from tests.attacks.stopping import arm, await_death, held
+from tests.attacks.test_kill import check_whole, copy_of, end
 
 pytestmark = pytest.mark.thorough
 
@@ -23,8 +24,9 @@ def own(golden: Appliance, tmp_path: Path) -> Iterator[Appliance]:
 
 def test_the_queue_survives_a_death_between_any_two(own: Appliance) -> None:
     arm(own, "after:adapter.sealed")
-    names = [own.order(own.train_order(name))["result"]["run"] for name in ("first", "second", "third", "fourth")]
-    own.order(Cancel(run=names[2], **own.terms("olga")))
+    with held(own, "after:run.started"):
+        names = [own.order(own.train_order(name))["result"]["run"] for name in ("first", "second", "third", "fourth")]
+        own.order(Cancel(run=names[2], **own.terms("olga")))
     await_death(own)
     arm(own, "before:run.started")
     own.start(wait=False)

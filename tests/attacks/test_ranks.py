@@ -12,8 +12,9 @@ from appliance.domain.runs.control import Resume
 from appliance.errors import BadInput
 from scripts.kit.appliance import Appliance
 from scripts.kit.warm import find_workers
+from tests.attacks.stopping import await_held, held
 from tests.attacks.test_kill import check_whole, copy_of, end
-from tests.attacks.test_training import TRAIN, await_step, bodies, replay, run_named, weights
+from tests.attacks.test_training import CHECKPOINTED, TRAIN, bodies, replay, run_named, weights
 
 LONG = {"epochs": 40, "batch_size": 8, "save_steps": 20, "dropout": "0.1", "processes": 2}
 pytestmark = [
@@ -41,10 +42,11 @@ def test_a_run_of_two_processes_has_the_sandbox_of_one(site: Appliance) -> None:
 
 def test_a_rank_that_dies_fails_the_run_which_continues_to_the_same_bytes(site: Appliance) -> None:
     assert site.service is not None
-    run = str(site.order(site.train_order("cut", **LONG))["result"]["run"])
-    await_step(site, run, 25)
-    found = find_workers(site.service.pid, TRAIN)
-    os.kill(found[-1], signal.SIGKILL)
+    with held(site, CHECKPOINTED):
+        run = str(site.order(site.train_order("cut", **LONG))["result"]["run"])
+        await_held(site)
+        found = find_workers(site.service.pid, TRAIN)
+        os.kill(found[-1], signal.SIGKILL)
     assert site.wait_run(run)["status"] == "failed"
     assert bodies(site, "run.failed", run)[-1]["code"] == "rank-ended"
     site.order(Resume(run=run, **site.terms("olga")))

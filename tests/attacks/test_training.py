@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,20 +21,14 @@ from appliance.domain.runs.replays import TOLERANCE, ReplayRun
 from appliance.formats.core.canonical import parse_canonical
 from scripts.kit.appliance import Appliance, Refused
 from scripts.kit.warm import find_workers
-from tests.attacks.killer import KILL
-from tests.attacks.test_kill import (
-    arm,
-    await_death,
-    check_whole,
-    copy_of,
-    count,
-    die,
-    end,
-)
+from tests.attacks.stopping import arm, await_death, await_held, await_that, die, disarm, held, hold, let_go
+from tests.attacks.test_kill import check_whole, copy_of, count, end
 
 LONG = {"epochs": 40, "batch_size": 8, "save_steps": 20, "dropout": "0.1"}
 STEPS = (20, 40, 60, 80, 100, 120)
 TRAIN = "appliance.worker.train"
+CHECKPOINTED = "after:run.checkpointed"
+"""The first training checkpoint is recorded, and the worker cannot go on to the end."""
 pytestmark = pytest.mark.thorough
 
 
@@ -49,7 +42,8 @@ def shared(golden: Appliance, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture
 def deployment(shared: Appliance) -> Appliance:
-    (shared.home / KILL).unlink(missing_ok=True)
+    disarm(shared)
+    let_go(shared)
     if shared.service is None or shared.service.poll() is not None:
         shared.start()
     return shared
@@ -65,17 +59,6 @@ def weights(site: Appliance, name: str) -> str:
 
 def start(site: Appliance, name: str) -> str:
     return str(site.order(site.train_order(name, **LONG))["result"]["run"])
-
-
-def await_that(site: Appliance, fact: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 90
-    while not fact():
-        assert time.monotonic() < deadline, site.log()[-2000:]
-        time.sleep(0.05)
-
-
-def await_step(site: Appliance, run: str, step: int = 1) -> None:
-    await_that(site, lambda: site.get(f"/v1/runs/{run}")["step"] >= step)
 
 
 def bodies(site: Appliance, type_: str, run: str) -> list[dict[str, Any]]:
@@ -122,9 +105,10 @@ def test_every_checkpoint_is_recorded_and_kept_under_its_digest(deployment: Appl
 
 
 def test_a_killed_worker_is_followed_by_another_that_ends_in_the_same_bytes(deployment: Appliance) -> None:
-    run = start(deployment, "killed")
-    await_step(deployment, run)
-    kill_worker(deployment)
+    with held(deployment, CHECKPOINTED):
+        run = start(deployment, "killed")
+        await_held(deployment)
+        kill_worker(deployment)
     assert deployment.wait_run(run)["adapter"] == "killed@1"
     (resumed,) = bodies(deployment, "run.resumed", run)
     made = {one["step"]: one["checkpoint"] for one in bodies(deployment, "run.checkpointed", run)}
@@ -139,12 +123,16 @@ def test_a_killed_worker_is_followed_by_another_that_ends_in_the_same_bytes(depl
 @pytest.mark.parametrize("killed", ["worker", "service"])
 def test_a_run_that_is_cut_off_before_its_first_checkpoint_begins_again(deployment: Appliance, killed: str) -> None:
     order = deployment.train_order(f"early-{killed}", **{**LONG, "save_steps": 120})
-    run = str(deployment.order(order)["result"]["run"])
-    await_that(deployment, lambda: len(deployment.get(f"/v1/runs/{run}/progress", after=0, wait_s=0)["frames"]) > 1)
-    if killed == "worker":
-        kill_worker(deployment)
-    else:
-        deployment.kill()
+    with held(deployment, "before:step"):
+        run = str(deployment.order(order)["result"]["run"])
+        await_held(deployment)
+        hold(deployment, "before:step")
+        await_held(deployment)  # one step is recorded
+        if killed == "worker":
+            kill_worker(deployment)
+        else:
+            deployment.kill()
+    if killed == "service":
         deployment.start()
     assert deployment.wait_run(run)["adapter"], bodies(deployment, "run.failed", run)
     assert (len(bodies(deployment, "run.started", run)), bodies(deployment, "run.resumed", run)) == (2, [])
@@ -153,12 +141,13 @@ def test_a_run_that_is_cut_off_before_its_first_checkpoint_begins_again(deployme
 
 
 def test_after_three_resumes_it_failed_and_an_order_continues_to_the_same_bytes(deployment: Appliance) -> None:
-    run = start(deployment, "stubborn")
-    await_step(deployment, run)
-    for resumes in range(1, 4):
-        kill_worker(deployment)
-        await_that(deployment, lambda least=resumes: deployment.get(f"/v1/runs/{run}")["resumes"] >= least)  # type: ignore[misc]
-    kill_worker(deployment)
+    with held(deployment, CHECKPOINTED):
+        run = start(deployment, "stubborn")
+        for resumes in range(4):
+            await_held(deployment)
+            assert deployment.get(f"/v1/runs/{run}")["resumes"] == resumes
+            kill_worker(deployment)
+            hold(deployment, "after:run.resumed")
     assert deployment.wait_run(run)["status"] == "failed"
     assert bodies(deployment, "run.failed", run)[-1]["code"] == "worker-ended"
     with pytest.raises(Refused) as refused:
@@ -217,8 +206,10 @@ def test_a_service_that_dies_later_continues_at_its_next_start_to_the_same_bytes
 
 
 def test_a_service_that_ends_leaves_its_run_to_the_next_start(deployment: Appliance) -> None:
-    run = start(deployment, "evening")
-    await_step(deployment, run)
+    with held(deployment, CHECKPOINTED):
+        run = start(deployment, "evening")
+        await_held(deployment)
+        terminate(deployment)
     deployment.stop()
     deployment.start()
     told = deployment.get(f"/v1/runs/{run}/progress", wait_s=5)["frames"]
@@ -228,6 +219,13 @@ def test_a_service_that_ends_leaves_its_run_to_the_next_start(deployment: Applia
     assert not bodies(deployment, "run.failed", run)
     assert weights(deployment, "evening") == weights(deployment, "whole")
     assert untimed(deployment, run) == untimed(deployment, run_named(deployment, "whole")["id"])
+
+
+def terminate(site: Appliance) -> None:
+    """Tell the service to end, and wait until it has begun to: its workers are ended."""
+    assert site.service is not None
+    site.service.send_signal(signal.SIGTERM)
+    await_that(site, lambda: not find_workers(site.service.pid, TRAIN))
 
 
 def untimed(site: Appliance, run: str) -> list[dict[str, Any]]:

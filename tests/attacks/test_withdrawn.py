@@ -18,9 +18,10 @@ from appliance.domain.runs.control import Resume
 from appliance.domain.runs.replays import ReplayRun
 from scripts.kit.appliance import Appliance, Refused
 from scripts.kit.warm import find_workers
+from tests.attacks.stopping import arm, await_death, await_held, await_that, held, hold
 from tests.attacks.test_admission import artifact, flip_byte
-from tests.attacks.test_kill import arm, await_death, check_whole, copy_of, end
-from tests.attacks.test_training import STEPS, TRAIN, await_replay, await_step, await_that, bodies, start, texts
+from tests.attacks.test_kill import check_whole, copy_of, end
+from tests.attacks.test_training import CHECKPOINTED, STEPS, TRAIN, await_replay, bodies, start, texts
 
 pytestmark = pytest.mark.thorough
 
@@ -62,11 +63,12 @@ def check_ended(site: Appliance, runs: tuple[str, ...], reason: str) -> None:
 
 @pytest.mark.parametrize("what", ["base", "dataset"])
 def test_a_revocation_ends_the_run_that_trains_and_those_that_wait(own: Appliance, what: str) -> None:
-    first, second = start(own, "first"), start(own, "second")
-    await_step(own, first)
-    assert workers_of(own)
-    own.order(revocation(own, what))
-    await_that(own, lambda: not workers_of(own))
+    with held(own, CHECKPOINTED):
+        first, second = start(own, "first"), start(own, "second")
+        await_held(own)
+        assert workers_of(own)
+        own.order(revocation(own, what))
+        await_that(own, lambda: not workers_of(own))
     assert own.get(f"/v1/runs/{first}")["step"] < STEPS[-1], "ended in its midst"
     for run in (first, second):
         assert own.wait_run(run)["status"] == "failed"
@@ -83,9 +85,14 @@ def test_a_revocation_ends_the_run_that_trains_and_those_that_wait(own: Applianc
 
 
 def test_a_revocation_ends_a_run_that_is_evaluated(own: Appliance) -> None:
-    run = str(own.order(own.train_order("evaluated"))["result"]["run"])
-    await_that(own, lambda: own.get(f"/v1/runs/{run}")["status"] == "trained")
-    own.order(revocation(own, "dataset"))
+    with held(own, "before:go"):
+        run = str(own.order(own.train_order("evaluated"))["result"]["run"])
+        await_held(own)
+        hold(own, "before:go")  # trained, and the worker that evaluates waits for its task
+        await_held(own)
+        assert own.get(f"/v1/runs/{run}")["status"] == "trained"
+        assert workers_of(own)
+        own.order(revocation(own, "dataset"))
     assert own.wait_run(run)["status"] == "failed"
     check_ended(own, (run,), "Dataset clauses@1 was revoked by entry")
     check_whole(own)
@@ -104,17 +111,17 @@ def test_a_run_that_was_ready_to_be_sealed_is_not_once_its_data_is_revoked(own: 
     check_whole(own)
 
 
-@pytest.mark.parametrize("step", [0, 1])
-def test_a_start_takes_up_nothing_on_what_was_revoked_before_the_service_died(own: Appliance, step: int) -> None:
+@pytest.mark.parametrize("when", ["after:run.started", CHECKPOINTED])
+def test_a_start_takes_up_nothing_on_what_was_revoked_before_the_service_died(own: Appliance, when: str) -> None:
     """With a training checkpoint, or without one."""
-    run = start(own, "cut")
-    await_that(own, lambda: own.get(f"/v1/runs/{run}")["status"] == "running")
-    await_step(own, run, step)
-    envelope = own.sign(revocation(own, "dataset"))
-    arm(own, "after:dataset.revoked")
-    with suppress(httpx.TransportError):
-        own.send(envelope)
-    await_death(own)
+    with held(own, when):
+        run = start(own, "cut")
+        await_held(own)
+        envelope = own.sign(revocation(own, "dataset"))
+        arm(own, "after:dataset.revoked")
+        with suppress(httpx.TransportError):
+            own.send(envelope)
+        await_death(own)
     own.start()
     assert own.wait_run(run)["status"] == "failed"
     check_ended(own, (run,), "Dataset clauses@1 was revoked by entry")
@@ -122,13 +129,14 @@ def test_a_start_takes_up_nothing_on_what_was_revoked_before_the_service_died(ow
 
 
 def test_a_base_that_is_found_changed_ends_the_run_that_trains_on_it(own: Appliance) -> None:
-    run = start(own, "on-sand")
-    await_step(own, run)
-    flip_byte(artifact(own, own.get("/v1/bases/tiny")["digest"]) / "model.safetensors")
-    own.approve()
-    own.activate()
-    with pytest.raises(Refused):
-        own.chat("legal", "labels")
+    with held(own, CHECKPOINTED):
+        run = start(own, "on-sand")
+        await_held(own)
+        flip_byte(artifact(own, own.get("/v1/bases/tiny")["digest"]) / "model.safetensors")
+        own.approve()
+        own.activate()
+        with pytest.raises(Refused):
+            own.chat("legal", "labels")
     assert own.wait_run(run)["status"] == "failed"
     assert [body["code"] for body in bodies(own, "run.failed", run)] == ["quarantined"]
     assert "The files of base model tiny have changed on disk" in texts(own, "run.failed")

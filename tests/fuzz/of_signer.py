@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import tempfile
 from collections.abc import Iterator
@@ -39,11 +40,10 @@ OPERATIONS: dict[str, Form | None] = {
 
 
 class Signing(NamedTuple):
-    """A signer that has signed a log of one entry, and good requests. Its folder is removed with this value."""
+    """A signer that has signed a log of one entry, and good requests."""
 
     operations: Any
     requests: dict[str, tuple[dict[str, Any], bytes]]
-    folder: tempfile.TemporaryDirectory[str]
 
 
 @cache
@@ -52,6 +52,7 @@ def _signing() -> Signing:
     from tests.kit.small_log import ORIGIN
 
     folder = tempfile.TemporaryDirectory(prefix="ap-fuzz-")
+    atexit.register(folder.cleanup)
     operations = make_signer(Path(folder.name, "signer"))
     (key,) = operations.list_log_keys(ORIGIN)
     checkpoint = operations.sign_checkpoint(ORIGIN, 0, [LEAF], EDGE.root(), [key])
@@ -70,7 +71,7 @@ def _signing() -> Signing:
             encode_statement(Statement((("clauses", digest),), SLSA_PROVENANCE, {"a": 1})),
         ),
     }
-    return Signing(operations, requests, folder)
+    return Signing(operations, requests)
 
 
 def _respond(operation: str, header: dict[str, Any], blob: bytes) -> object:

@@ -59,7 +59,6 @@ def import_gguf(site: Appliance, path: Path) -> None:
     assert found["status"] == "finished", found
 
 
-@pytest.mark.journey
 @pytest.mark.outside
 @pytest.mark.thorough
 @pytest.mark.timeout(1_500)

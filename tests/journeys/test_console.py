@@ -28,7 +28,7 @@ from tests.kit.chromium import Tab, browser, open_tab
 
 __all__ = ["postgres"]
 
-pytestmark = [pytest.mark.outside, pytest.mark.journey, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.outside, pytest.mark.timeout(900)]
 
 FORBID = """
 @id("no-night-work")

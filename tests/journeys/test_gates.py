@@ -42,7 +42,7 @@ ROWS_A_LABEL = 70
 SMALL = {"rank": 16, "alpha": 32, "epochs": 3}
 PASSPHRASE = b"correct horse battery"
 
-pytestmark = [pytest.mark.journey, pytest.mark.thorough]
+pytestmark = pytest.mark.thorough
 
 
 def gate(**members: Any) -> dict[str, Any]:

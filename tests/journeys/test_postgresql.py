@@ -23,7 +23,6 @@ from tests.journeys.test_banking77 import check_auditor
 __all__ = ["postgres"]
 
 
-@pytest.mark.journey
 @pytest.mark.essential
 @pytest.mark.timeout(600)
 def test_the_whole_journey_passes_on_postgresql(postgres: Server, tmp_path: Path) -> None:

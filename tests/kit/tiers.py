@@ -79,7 +79,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect the cases of other tiers, after pytest's -k and -m. Files with essential cases come first."""
+    """Deselect the cases of other tiers, after pytest's -k and -m. Files with long cases come first."""
     option = config.option
     gate = list_gate(items)
     left_out: set[pytest.Item] = set()
@@ -92,7 +92,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=[item for item in items if item in left_out])
         items[:] = [item for item in items if item not in left_out]
-    long = {item.path for item in items if item.get_closest_marker("essential") is not None}
+    first = "essential" if option.gate else "outside"
+    long = {item.path for item in items if item.get_closest_marker(first) is not None}
     items.sort(key=lambda item: item.path not in long)
     for item in items:
         item.stash[_IN_GATE] = item in gate

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -72,6 +73,20 @@ def test_one_account_leaves_the_others_their_places_at_a_unix_socket(
         account.append(1001)
         first.close()
         accept()
+
+
+def test_a_unix_socket_is_its_owners_alone_and_no_thread_has_another_umask_meanwhile(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread may create a folder at that moment, and nobody could enter it."""
+    before = os.umask(0)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "umask", lambda mask: pytest.fail("the umask was changed"))
+            with open_unix(home / "s"):
+                assert stat.S_IMODE((home / "s").stat().st_mode) == 0o600
+    finally:
+        os.umask(before)
 
 
 def test_a_listener_has_its_share_of_few_descriptors_and_no_more_than_it_needs_of_many(

@@ -115,7 +115,7 @@ def listen(path: Path) -> socket.socket:
     """
     make_folder(path.parent)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    os.umask(0o177)
+    os.fchmod(listener.fileno(), 0o600)  # bind gives the file this mode
     try:
         listener.bind(str(path))
     except OSError:

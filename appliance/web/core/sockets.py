@@ -227,11 +227,9 @@ def _bind_unix(path: Path) -> socket.socket:
             raise Conflict(f"socket {path}: expected nothing or a socket there, got {kind_of(mode)}")
         path.unlink()
     listener = LimitedSocket(socket.AF_UNIX, _most_connections())
-    before = os.umask(0o177)
-    try:
-        listener.bind(str(path))
-    finally:
-        os.umask(before)
+    # bind gives the file the mode of the descriptor. The umask is that of all threads, which may create folders now.
+    os.fchmod(listener.fileno(), 0o600)
+    listener.bind(str(path))
     listener.listen(128)
     return listener
 

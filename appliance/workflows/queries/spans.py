@@ -23,8 +23,8 @@ MAX_MOMENTS = 400
 """Most moments at which one question about a span is answered."""
 MOMENTS_OF_A_PIECE = 32
 """Most moments of a piece."""
-MOST_EVALUATIONS = 256
-"""Most evaluations of a release for one page; each takes about 0.2 ms. A unit has one for each release and moment."""
+MOST_EVALUATIONS = 128
+"""Most evaluations of a release for one page; each takes about 0.4 ms. A unit has one for each release and moment."""
 MOST_CHANGES = 100
 """Most entries that change a row in one piece."""
 

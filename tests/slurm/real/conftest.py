@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +13,7 @@ from scripts.kit.appliance import Appliance, found_site
 from scripts.kit.ports import free_port
 from scripts.kit.slurm import NODES, Slurm, start_slurm
 from scripts.kit.tiny_model import build_base, clauses, write_csv
+from tests.kit.holding import remove_hold
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +33,29 @@ def both_nodes(slurm: Slurm) -> None:
 
 
 @pytest.fixture(scope="module")
-def site(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
+def holds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder whose file `hold` pauses workers at a frame (tests/slurm/real/held_node.py)."""
+    return tmp_path_factory.mktemp("holds")
+
+
+@pytest.fixture(autouse=True)
+def none_is_paused(holds: Path) -> Iterator[None]:
+    yield
+    remove_hold(holds)
+
+
+@pytest.fixture(scope="module")
+def site(slurm: Slurm, holds: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
     place = tmp_path_factory.mktemp("a")
+    # The nodes' Python is called with `-I -m MODULE JOB-FOLDER`.
+    python = holds / "python"
+    command = shlex.join([sys.executable, str(Path(__file__).with_name("held_node.py")), str(holds)])
+    python.write_text(f'#!/bin/sh\nshift 3\nexec {command} "$@"\n')
+    python.chmod(0o700)
     for name in ("shared", "scratch"):
         (place / name).mkdir(mode=0o700)
     folders = {"APPLIANCE_SLURM_FOLDER": str(place / "shared"), "APPLIANCE_SLURM_SCRATCH": str(place / "scratch")}
-    settings = {**folders, **slurm.environment}
+    settings = {**folders, **slurm.environment, "APPLIANCE_SLURM_PYTHON": str(python)}
     made = found_site(place / "h", free_port(), **settings)
     try:
         assert made.import_base(build_base(place / "base"))["status"] == "finished"

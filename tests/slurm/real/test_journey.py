@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +15,9 @@ from appliance.domain.runs.control import Cancel
 from appliance.domain.runs.replays import ReplayRun
 from scripts.kit.appliance import Appliance
 from scripts.kit.slurm import Slurm
+from tests.kit.holding import count_held, remove_hold, write_hold
 
-pytestmark = [pytest.mark.outside, pytest.mark.xdist_group("slurm"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.outside, pytest.mark.timeout(900)]
 
 LONG = {"epochs": 100, "batch_size": 8, "save_steps": 150, "dropout": "0.1"}
 STEPS = 300
@@ -65,21 +63,9 @@ def job_of(site: Appliance, run: str, type_: str = "run.started") -> dict[str, A
     return dict(bodies(site, type_, run)[-1]["job"])
 
 
-def signal_workers(site: Appliance, number: int) -> None:
-    """To every process of a job's worker: one that is stopped trains no further while a cluster takes its time."""
-    home = f"HOME={site.environment['APPLIANCE_SLURM_SCRATCH']}/".encode()
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        with suppress(OSError):
-            if home in path.read_bytes():
-                os.kill(int(path.parent.name), number)
-
-
-def freeze(site: Appliance) -> None:
-    signal_workers(site, signal.SIGSTOP)
-
-
-def thaw(site: Appliance) -> None:
-    signal_workers(site, signal.SIGCONT)
+def await_paused(holds: Path, workers: int = 1) -> None:
+    """Wait until so many workers are paused at the frame that was written to `hold` last."""
+    await_that(f"{workers} were to be paused", lambda: count_held(holds) >= workers)
 
 
 def is_preempted(slurm: Slurm, job: int) -> bool:
@@ -89,14 +75,15 @@ def is_preempted(slurm: Slurm, job: int) -> bool:
 
 
 def test_a_run_is_preempted_loses_its_node_and_its_service_and_ends_in_the_bytes_of_an_undisturbed_one(
-    site: Appliance, slurm: Slurm
+    site: Appliance, slurm: Slurm, holds: Path
 ) -> None:
     shared = Path(site.environment["APPLIANCE_SLURM_FOLDER"])
+    write_hold(holds, "step")
     gone, run = order(site, "gone"), order(site, "moved")
 
     # Another one is cancelled: its job ends, and nothing of it stays in the shared folder.
+    await_paused(holds, 2)
     await_that("both were to train first", lambda: min(steps_of(site, gone), steps_of(site, run)) > 0)
-    freeze(site)
     site.order(Cancel(run=gone, **site.terms("olga")))
     assert site.wait_run(gone)["status"] == "cancelled"
     number = job_of(site, gone)["id"]
@@ -108,9 +95,8 @@ def test_a_run_is_preempted_loses_its_node_and_its_service_and_ends_in_the_bytes
     assert first["restart"] == 0
     slurm.urgent(first["nodes"][0])
     await_that("it was to be preempted", lambda: is_preempted(slurm, first["id"]))
-    thaw(site)
+    write_hold(holds, "checkpoint")
     await_that("a training checkpoint was asked for", lambda: site.get(f"/v1/runs/{run}")["step"] > 0)
-    freeze(site)
     await_that("it was to be resumed", lambda: bool(bodies(site, "run.resumed", run)))
     (resumed,) = bodies(site, "run.resumed", run)
     assert 0 < resumed["step"] < LONG["save_steps"]  # type: ignore[operator]
@@ -118,22 +104,25 @@ def test_a_run_is_preempted_loses_its_node_and_its_service_and_ends_in_the_bytes
     assert resumed["job"]["restart"] == 1
 
     # The service is killed while the job trains on, and finds it again.
+    write_hold(holds, "step")
+    await_paused(holds)
     await_that("it was to go on", lambda: steps_of(site, run) > resumed["step"])
     site.kill()
-    freeze(site)
     site.start()
     before = steps_of(site, run)
-    thaw(site)
+    write_hold(holds, "checkpoint")
     await_that("the job was to be found again", lambda: steps_of(site, run) > before)
     assert len(bodies(site, "run.resumed", run)) == 1
     assert not bodies(site, "run.failed", run)
 
     # Its node loses power: Slurm starts the job on the other one.
     await_that("a training checkpoint was due", lambda: site.get(f"/v1/runs/{run}")["step"] > resumed["step"])
-    freeze(site)
+    await_paused(holds)
     dead = job_of(site, run, "run.resumed")["nodes"][0]
     slurm.kill(dead)
     slurm.run("scontrol", "update", f"NodeName={dead}", "State=DOWN", "Reason=power")  # as a cluster's monitor does
+    await_run(site, run, "it was to be resumed", lambda: len(bodies(site, "run.resumed", run)) > 1)
+    remove_hold(holds)
     found = site.wait_run(run)
     assert found["adapter"] == "moved@1", found
     assert job_of(site, run, "run.resumed")["nodes"] != [dead]
@@ -156,11 +145,12 @@ def test_a_run_is_preempted_loses_its_node_and_its_service_and_ends_in_the_bytes
 
 
 def test_a_run_on_two_nodes_is_preempted_and_ends_in_the_bytes_of_an_undisturbed_one(
-    site: Appliance, slurm: Slurm
+    site: Appliance, slurm: Slurm, holds: Path
 ) -> None:
+    write_hold(holds, "step")
     run = order(site, "pair", 2, SHORT)
     await_run(site, run, "it was to train", lambda: steps_of(site, run) > 0)
-    freeze(site)
+    await_paused(holds)
     (started,) = bodies(site, "run.started", run)
     assert started["job"]["nodes"] == ["n1", "n2"]
     # The launchers have the network between the nodes, and no worker has: no layer is missing.
@@ -171,11 +161,10 @@ def test_a_run_on_two_nodes_is_preempted_and_ends_in_the_bytes_of_an_undisturbed
     # A more urgent job takes the second node: the first one's worker leaves a training checkpoint for both.
     slurm.urgent("n2")
     await_that("it was to be preempted", lambda: is_preempted(slurm, started["job"]["id"]))
-    thaw(site)
+    write_hold(holds, "checkpoint")
     await_run(site, run, "a training checkpoint was asked for", lambda: site.get(f"/v1/runs/{run}")["step"] > 0)
-    # On a quick machine it would end before Slurm takes it away.
-    freeze(site)
     await_run(site, run, "it was to be resumed", lambda: bool(bodies(site, "run.resumed", run)))
+    remove_hold(holds)
     (resumed,) = bodies(site, "run.resumed", run)
     assert 0 < resumed["step"] < SHORT_STEPS
     assert resumed["job"] == {"id": started["job"]["id"], "restart": 1, "nodes": ["n1", "n2"]}
@@ -194,15 +183,16 @@ def test_a_run_on_two_nodes_is_preempted_and_ends_in_the_bytes_of_an_undisturbed
     assert site.verify()["verdict"] == "verified"
 
 
-def test_a_node_of_two_that_dies_ends_in_another_start_of_the_run(site: Appliance, slurm: Slurm) -> None:
+def test_a_node_of_two_that_dies_ends_in_another_start_of_the_run(site: Appliance, slurm: Slurm, holds: Path) -> None:
+    write_hold(holds, "checkpoint")
     run = order(site, "torn", 2, SHORT)
     await_run(site, run, "a training checkpoint was due", lambda: site.get(f"/v1/runs/{run}")["step"] > 0)
-    freeze(site)
     slurm.kill("n2")
     slurm.run("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=power")
     slurm.start("n2")
-    # What is stopped cannot end the run before Slurm takes the job away.
+    # What is paused cannot end the run before Slurm takes the job away.
     await_run(site, run, "it was to be resumed", lambda: bool(bodies(site, "run.resumed", run)))
+    remove_hold(holds)
     found = site.wait_run(run)
     assert found["adapter"] == "torn@1", found
     assert bodies(site, "run.resumed", run)
