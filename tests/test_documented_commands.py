@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -149,13 +150,17 @@ MODULES = {"appliance-verify": "appliance.verifier", "appliance-witness": "appli
 @pytest.mark.thorough
 @pytest.mark.parametrize("shown", [s for s in SHOWN if s.program in MODULES], ids=str)
 def test_a_documented_option_of_a_program_exists(shown: Shown) -> None:
-    command = [sys.executable, "-m", MODULES[shown.program]]
-    if shown.program == "appliance-witness":
-        command += shown.words[:1]
-    answer = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True, cwd=ROOT)
+    below = shown.words[:1] if shown.program == "appliance-witness" else ()
+    printed = print_help(MODULES[shown.program], *below)
     for word in shown.words:
         if word.startswith("--"):
-            assert word.partition("=")[0] in answer.stdout, f"{shown.program}: no option {word}"
+            assert word.partition("=")[0] in printed, f"{shown.program}: no option {word}"
+
+
+@cache
+def print_help(module: str, *words: str) -> str:
+    command = [sys.executable, "-m", module, *words, "--help"]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,8 @@ from appliance.domain.evaluation.quality import VLLM
 from appliance.formats.core.timestamp import parse_time
 from scripts.benches.measure import Row, row
 from scripts.kit import postgres
-from scripts.kit.hosts import wait_for
 from scripts.kit.ports import free_port
+from scripts.kit.waiting import wait_for
 from scripts.soaking.deployment import BUILTIN, SERVED_MODEL, Deployment, Gateway, build_site, settle
 from scripts.soaking.run import use_database
 
@@ -189,7 +189,7 @@ def _revoke(deployed: Deployment, listeners: Sequence[Listener], unit: str, numb
     """Revoke this version once each gateway answers by it, then activate the unit's next version."""
     name, after = deployed.adapters[unit][number], deployed.adapters[unit][number + 1]
     manifest, own = deployed.manifests[name], [one for one in listeners if one.unit == unit]
-    wait_for(lambda: all(one.answers_by(manifest) for one in own), f"a stream of {name} at each gateway", WAIT_S)
+    wait_for(lambda: all(one.answers_by(manifest) for one in own), f"a stream of {name} at each gateway")
     last = deployed.site.get("/v1/status")["log"]["size"] - 1
     sent = time.time()
     deployed.revoke(name)
@@ -202,8 +202,8 @@ def _revoke(deployed: Deployment, listeners: Sequence[Listener], unit: str, numb
         ]
         return found if len({one["source"] for one in found}) == len(own) else []
 
-    entries = wait_for(told, f"the entry of each gateway that it unloaded {name}", WAIT_S)
-    wait_for(lambda: not any(one.answers_by(manifest) for one in own), f"the end of every stream of {name}", WAIT_S)
+    entries = wait_for(told, f"the entry of each gateway that it unloaded {name}")
+    wait_for(lambda: not any(one.answers_by(manifest) for one in own), f"the end of every stream of {name}")
     tokens: dict[str, list[float]] = {engine: [] for engine in ENGINES}
     unloaded: dict[str, list[float]] = {engine: [] for engine in ENGINES}
     for one in own:

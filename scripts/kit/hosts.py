@@ -5,8 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,9 +16,10 @@ from sqlalchemy import insert, select, update
 
 from appliance.store.database.engine import migrate, open_engine
 from appliance.store.database.tables import head, metadata
-from scripts.kit.appliance import START_S, Appliance
+from scripts.kit.appliance import Appliance
 from scripts.kit.ports import free_port
 from scripts.kit.postgres import APPLICATION, Server
+from scripts.kit.waiting import wait_for
 
 
 def move_to_postgresql(site: Appliance, server: Server) -> str:
@@ -97,9 +97,9 @@ def start_process(*sites: Appliance) -> None:
         if "people" in roles:
             site.wait_until_up()
         elif "units" in roles:
-            wait_for(partial(_is_open_or_ended, site), f"{site.home.name}: {site.log()[-2000:]}", START_S)
+            wait_for(partial(_is_open_or_ended, site), f"{site.home.name}: {site.log()[-2000:]}")
         else:
-            wait_for(partial(_is_running_or_ended, site), f"{site.home.name} starts", START_S)
+            wait_for(partial(_is_running_or_ended, site), f"{site.home.name} starts")
         assert not ended(site), site.log()[-2000:]
 
 
@@ -138,15 +138,6 @@ def is_open(site: Appliance) -> bool:
     assert site.settings.listen is not None
     with socket.socket() as probe:
         return probe.connect_ex(site.settings.listen) == 0
-
-
-def wait_for(found: Callable[[], Any], what: str, timeout_s: float = START_S) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if result := found():
-            return result
-        time.sleep(0.05)
-    raise AssertionError(f"expected within {timeout_s:.0f} s: {what}")
 
 
 def copy_of(golden: Appliance, folder: Path) -> Appliance:

@@ -44,9 +44,13 @@ def forbids(policy_id: str, action: str, principal: str) -> Refusal:
 
 
 def decide(site: Site | LogBuilder, order: Order, cedar: str) -> tuple[Refusal, ...]:
+    return decide_by(CedarPolicies(policy(cedar)), site, order)
+
+
+def decide_by(policies: CedarPolicies, site: Site | LogBuilder, order: Order) -> tuple[Refusal, ...]:
     signer = site.state.principals.get(order.signer)
     assert signer is not None
-    return CedarPolicies(policy(cedar)).decide(signer, order, site.state, site.now)
+    return policies.decide(signer, order, site.state, site.now)
 
 
 class Site(NamedTuple):
@@ -86,10 +90,11 @@ def test_an_order_that_enrols_several_is_asked_of_each_as_an_enrolment() -> None
 def test_every_action_is_decided(action: str) -> None:
     order = ORDERED[action]
     assert decide(SITE, order, PERMIT) == ()
-    forbid = f'{PERMIT}@id("no-{action}") forbid (principal, action == Action::"{action}", resource);'
-    assert decide(SITE, order, forbid) == (forbids(f"no-{action}", action, order.signer),)
+    cedar = f'{PERMIT}@id("no-{action}") forbid (principal, action == Action::"{action}", resource);'
+    forbid = CedarPolicies(policy(cedar))
+    assert decide_by(forbid, SITE, order) == (forbids(f"no-{action}", action, order.signer),)
     others = [other for name, other in ORDERED.items() if name.removesuffix("-several") != action]
-    assert all(decide(SITE, other, forbid) == () for other in others)
+    assert all(decide_by(forbid, SITE, other) == () for other in others)
 
 
 # What a policy can see.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import httpx
 
 from scripts.kit.appliance import Appliance
+from scripts.kit.waiting import wait_for
 from tests.attacks import stopped
 from tests.kit.holding import count_held, remove_hold, write_hold
 
@@ -75,7 +75,4 @@ def await_held(site: Appliance) -> None:
 
 
 def await_that(site: Appliance, fact: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 90
-    while not fact():
-        assert time.monotonic() < deadline, site.log()[-2000:]
-        time.sleep(0.05)
+    wait_for(fact, lambda: f"a fact; the service's log: {site.log()[-2000:]}")

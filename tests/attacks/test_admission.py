@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 
 from scripts.kit.appliance import Appliance, Refused
+from scripts.kit.waiting import wait_for
 
 Spoil = Callable[[Path], None]
 
@@ -164,28 +164,24 @@ def test_a_byte_changed_under_a_running_service_is_found_on_schedule_and_taken_o
     site.approve()
     site.activate()
     assert site.chat("legal", "labels")["choices"]
-    wait_for(site, "artifacts.checked")
+    wait_for_entry(site, "artifacts.checked")
     assert {entry["outcome"] for entry in site.entries(type="artifacts.checked")} == {"success"}
     digest = site.adapter()["manifest"] if kind == "adapter" else site.get("/v1/bases/tiny")["digest"]
     flip_byte(artifact(site, digest) / name)
-    quarantined = wait_for(site, f"{kind}.quarantined")
-    unloaded = wait_for(site, "adapter.unloaded")
+    quarantined = wait_for_entry(site, f"{kind}.quarantined")
+    unloaded = wait_for_entry(site, "adapter.unloaded")
     assert quarantined["index"] < unloaded["index"]
     assert "quarantine" in unloaded["body"]["reason"]
-    found = wait_for(site, "artifacts.checked", outcome="failure")
+    found = wait_for_entry(site, "artifacts.checked", outcome="failure")
     assert found["body"]["changed"] == ["adapter:clauses@1" if kind == "adapter" else "base:tiny"]
     assert found["index"] > quarantined["index"]
     not_admitted(site)
     assert site.verify()["verdict"] == "verified"
 
 
-def wait_for(site: Appliance, type_: str, **filters: str) -> dict[str, Any]:
+def wait_for_entry(site: Appliance, type_: str, **filters: str) -> dict[str, Any]:
     """Return the last entry of the type, once there is one."""
-    deadline = time.monotonic() + 60
-    while not (found := site.entries(type=type_, **filters)):
-        assert time.monotonic() < deadline, f"no {type_} within 60 s"
-        time.sleep(0.1)
-    return found[-1]
+    return wait_for(lambda: site.entries(type=type_, **filters), f"an entry {type_}")[-1]
 
 
 @pytest.mark.thorough

@@ -9,8 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from appliance.formats.core.digest import digest_bytes
 from appliance.formats.signatures.dsse import Envelope, encode_envelope, sign_envelope
 from appliance.formats.signatures.keys import Ed25519Signer, encode_key_file, generate_ed25519
 from scripts.kit.appliance import Appliance, Refused
+from scripts.kit.waiting import wait_for
 from tests.attacks.streaming import let_go, under_way
 from tests.attacks.wires import one_of_both, wire
 from tests.kit.agent_client import fetch
@@ -206,13 +205,6 @@ def test_an_ended_application_is_cut_off_with_all_its_tokens_and_no_other(releas
     assert released.verify()["verdict"] == "verified"
 
 
-def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
 def handed(path: Path) -> str | None:
     try:
         return fetch(path)
@@ -237,14 +229,14 @@ def test_an_agent_hands_out_tokens_over_restarts_until_its_application_is_ended(
     command = [sys.executable, "-m", "appliance", "token", "agent", "indexer", *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as agent:
         try:
-            until(lambda: handed(path) is not None)
+            wait_for(lambda: handed(path) is not None)
             first = fetch(path)
             assert released.chat("legal", "labels", token=first)["choices"]
             released.stop()
             assert fetch(path) == first, "as long as it stands"
             released.start()
             agent.send_signal(signal.SIGHUP)
-            until(lambda: handed(path) != first)
+            wait_for(lambda: handed(path) != first)
             assert released.chat("legal", "labels", token=fetch(path))["choices"]
             end(released, application="indexer")
             agent.send_signal(signal.SIGHUP)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,6 +22,7 @@ from appliance.verifier import ask_export, verify_export
 from appliance.wiring.building import open_ledger
 from scripts.kit.appliance import Appliance, Refused, found_site
 from scripts.kit.ports import free_port
+from scripts.kit.waiting import wait_for
 
 pytestmark = pytest.mark.thorough
 
@@ -54,10 +54,7 @@ def clock(site: Appliance) -> dict[str, Any]:
 
 def wait_until_begun(site: Appliance, before: int) -> None:
     """Its listener for people alone is closed, its first entry is written, and all its listeners open."""
-    deadline = time.monotonic() + 60
-    while site.log().count("service.started") == before:
-        assert time.monotonic() < deadline, site.log()[-2000:]
-        time.sleep(0.1)
+    wait_for(lambda: site.log().count("service.started") > before, lambda: f"a start: {site.log()[-2000:]}")
     site.wait_until_up()
 
 

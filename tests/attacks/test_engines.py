@@ -17,9 +17,9 @@ import pytest
 
 from appliance.domain.evaluation.quality import VLLM
 from scripts.kit.appliance import Appliance, Refused
-from scripts.kit.hosts import wait_for
 from scripts.kit.ports import free_port
 from scripts.kit.postgres import Server, find_binaries, run_server
+from scripts.kit.waiting import wait_for
 from scripts.kit.warm import find_engine
 from scripts.soaking.deployment import BUILTIN, SERVED_MODEL, Deployment, Gateway, build_site, settle
 from scripts.soaking.questions import SHORT
@@ -123,7 +123,7 @@ def streaming(*gateways: Gateway, unit: str) -> Iterator[list[tuple[Future[Any],
         found = [
             (pool.submit(listen, one.site, unit, heard), heard) for one, heard in zip(gateways, lists, strict=True)
         ]
-        wait_for(lambda: all(len(heard) > 2 for heard in lists), "tokens of each gateway", START_S)
+        wait_for(lambda: all(len(heard) > 2 for heard in lists), "tokens of each gateway")
         yield found
 
 

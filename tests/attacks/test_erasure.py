@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from appliance.domain.data.datasets import RevokeDataset
 from appliance.formats.core.commitment import parse_disclosure_value
 from scripts.kit.appliance import Appliance
 from scripts.kit.tiny_model import WORDS, build_base, clauses
+from scripts.kit.waiting import wait_for
 from tests.attacks.keeping import erase_order, files_with, two
 
 pytestmark = pytest.mark.thorough
@@ -85,10 +85,9 @@ def found_on_schedule(site: Appliance) -> None:
     site.environment["APPLIANCE_REHASH"] = "0.02"
     site.start()
     add_file(site, site.adapter()["manifest"])
-    deadline = time.monotonic() + 60
-    while not site.entries(type="artifacts.checked", outcome="failure"):
-        assert time.monotonic() < deadline, site.log()[-2000:]
-        time.sleep(0.1)
+    wait_for(
+        lambda: site.entries(type="artifacts.checked", outcome="failure"), lambda: f"a check: {site.log()[-2000:]}"
+    )
     index = site.adapter()["quarantined"]
     assert f"adapter:clauses@1 has changed on disk: tampered, entry {index} says what" in site.log()
 

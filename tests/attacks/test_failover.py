@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from scripts.kit.appliance import Appliance, Refused, found_site
-from scripts.kit.hosts import wait_for
 from scripts.kit.ports import free_port
 from scripts.kit.postgres import APPLICATION, OWNER, Server, find_binaries, run_server
+from scripts.kit.waiting import wait_for
 
 pytestmark = [pytest.mark.outside, pytest.mark.timeout(300)]
 

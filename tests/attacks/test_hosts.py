@@ -21,8 +21,9 @@ from appliance.domain.releases.suspensions import ResumeRelease, SuspendRelease
 from appliance.domain.serving.tokens import RevokeTokens
 from appliance.formats.core.commitment import Disclosure, disclose
 from scripts.kit.appliance import Appliance, Refused
-from scripts.kit.hosts import Hosts, copy_of, ended, on_hosts, wait_for
+from scripts.kit.hosts import Hosts, copy_of, ended, on_hosts
 from scripts.kit.postgres import Server, postgres
+from scripts.kit.waiting import wait_for
 from tests.attacks import ahead
 from tests.attacks.conftest import golden
 from tests.attacks.streaming import under_way
@@ -181,9 +182,7 @@ def test_who_is_paused_is_replaced_once_and_can_do_nothing_when_it_wakes(hosts: 
     second = hosts.start(hosts.add("runner-2", "runs"))
     assert gateway.chat("legal", "labels")["choices"]
     run = hosts.desk.order(hosts.desk.train_order("long", **LONG))["result"]["run"]
-    wait_for(
-        lambda: hosts.desk.get(f"/v1/runs/{run}")["step"] > 0, f"a checkpoint of {run}: {runner.log()[-800:]}", 120
-    )
+    wait_for(lambda: hosts.desk.get(f"/v1/runs/{run}")["step"] > 0, lambda: f"a checkpoint: {runner.log()[-800:]}")
     last = hosts.desk.get("/v1/status")["log"]["size"] - 1
     with paused(gateway, runner):
         wait_for(lambda: len(hosts.desk.entries(type="process.lost", after=last)) == 2, "both are lost")

@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from appliance.domain.data.imports import CancelImport
 from appliance.errors import BadInput
 from scripts.kit.appliance import Appliance, Refused
 from scripts.kit.tiny_model import build_base, clauses, write_csv
+from scripts.kit.waiting import wait_for
 from tests.attacks.stopping import await_held, held
 
 BAIT = f"/tmp/appliance-attack-bait-{os.getpid()}"
@@ -130,10 +130,7 @@ def test_an_import_is_cancelled_while_its_worker_runs_and_leaves_nothing(shared:
     found = shared.wait_import(order)
     assert found["status"] == "cancelled"
     assert shared.entries(type="import.cancelled")[-1]["actor"] == "olga"
-    deadline = time.monotonic() + 60
-    while list((shared.home / "artifacts").glob(".*")):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(lambda: not list((shared.home / "artifacts").glob(".*")), "no staging folder")
     with pytest.raises(Refused) as unknown:
         shared.get("/v1/bases/unwanted")
     assert unknown.value.status == 404

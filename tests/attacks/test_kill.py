@@ -11,7 +11,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -37,6 +36,7 @@ from appliance.store.files.disk import PARTIAL
 from scripts.kit.appliance import ROOT, Appliance, Refused
 from scripts.kit.ports import free_port
 from scripts.kit.tiny_model import build_base, clauses
+from scripts.kit.waiting import wait_for
 from scripts.kit.warm import find_engine, find_workers
 from tests.attacks.keeping import cosigned, erase_order, files_with, submit_cosignature, watched
 from tests.attacks.stopping import arm, await_death, await_held, die, disarm, held, let_go
@@ -126,13 +126,13 @@ def check_folders(site: Appliance) -> None:
 def await_no_staging(site: Appliance) -> None:
     """Wait until the unfinished files of runs, workers and dead services are gone, except a living engine's folder."""
     assert site.service is not None
-    deadline = time.monotonic() + 60
-    while True:
+    service = site.service.pid
+
+    def is_gone() -> bool:
         left = [name for name in os.listdir(site.home / "artifacts") if name.startswith(".staging-")]
-        if len(left) <= (find_workers(site.service.pid, "appliance.worker.serve") != []):
-            return
-        assert time.monotonic() < deadline, left
-        time.sleep(0.1)
+        return len(left) <= bool(find_workers(service, "appliance.worker.serve"))
+
+    wait_for(is_gone, "no staging folder but a living engine's", pause_s=0.1)
 
 
 def once(
@@ -647,10 +647,7 @@ def command(pid: int) -> str:
 
 
 def await_gone(pids: list[int]) -> None:
-    deadline = time.monotonic() + 60
-    while any(command(pid) for pid in pids):
-        assert time.monotonic() < deadline, [command(pid) for pid in pids]
-        time.sleep(0.02)
+    wait_for(lambda: not any(map(command, pids)), lambda: f"the end of {[command(pid) for pid in pids]}")
 
 
 @pytest.mark.thorough

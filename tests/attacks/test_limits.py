@@ -13,6 +13,7 @@ import openai
 import pytest
 
 from scripts.kit.appliance import Appliance, Refused
+from scripts.kit.waiting import wait_for
 from tests.attacks.streaming import LONG
 from tests.attacks.wires import one_of_both, wire
 from tests.web.small import SMALL
@@ -123,18 +124,22 @@ def test_a_unit_has_no_more_answers_at_once_than_it_may_and_others_have_theirs(l
                 limited.chat("legal", "labels")
             assert (refused.value.status, refused.value.code) == (429, "concurrent-limit")
             limited.chat("claims", "labels", max_tokens=1)
+
         # Both were left: their places come back.
-        deadline = time.monotonic() + 60
-        while True:
+        def is_served() -> bool:
             try:
                 limited.chat("legal", "labels", max_tokens=1)
-                break
             except Refused as again:
-                assert again.code == "concurrent-limit" and time.monotonic() < deadline
-    deadline = time.monotonic() + 60
-    while limited.types().count("request.admitted") > limited.types().count("request.finished"):
-        assert time.monotonic() < deadline, "a request that was left has its end"
-        time.sleep(0.1)
+                assert again.code == "concurrent-limit"
+                return False
+            return True
+
+        wait_for(is_served, "a free place")
+
+    def have_ended() -> bool:
+        return limited.types().count("request.admitted") <= limited.types().count("request.finished")
+
+    wait_for(have_ended, "an end of each request that was left")
     outcomes = [entry["outcome"] for entry in limited.entries(type="request.finished", actor="legal")]
     assert len(outcomes) == 4 and set(outcomes) <= {"success", "interrupted"}
     assert outcomes.count("interrupted") <= 2, "those that were left, unless they had ended"
@@ -215,8 +220,5 @@ def test_a_client_that_does_not_read_holds_nothing_of_the_engine(limited: Applia
     with connect(limited) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.sendall(head_of(limited, f"Content-Length: {len(body)}", "Content-Type: application/json") + body)
-        deadline = time.monotonic() + 60
-        while len(limited.entries(type="request.finished")) < 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+        wait_for(lambda: len(limited.entries(type="request.finished")) >= 2, "the end of two requests")
     assert limited.entries(type="request.finished")[-1]["outcome"] == "success"

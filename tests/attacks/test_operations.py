@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
@@ -16,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from appliance.build import build_version
 from scripts.kit.appliance import Appliance, Refused
 from scripts.kit.ports import free_port
+from scripts.kit.waiting import wait_for
 from tests.attacks.test_failures import moved_away
 from tests.kit.collector import Collected, collecting
 
@@ -130,11 +130,14 @@ def test_it_is_ready_only_while_the_ledger_can_be_written(watched: Appliance) ->
 
 
 def _until(site: Appliance, status: int) -> httpx.Response:
-    deadline = time.monotonic() + 60
-    while (answer := ask(site, "/readyz", None)).status_code != status:
-        assert time.monotonic() < deadline, answer.text
-        time.sleep(0.5)
-    return answer
+    answers: list[httpx.Response] = []
+
+    def is_there() -> bool:
+        answers.append(ask(site, "/readyz", None))
+        return answers[-1].status_code == status
+
+    wait_for(is_there, lambda: f"status {status}, got {answers[-1].text}", pause_s=0.5)
+    return answers[-1]
 
 
 @pytest.mark.parametrize("token", [None, "short", "open"])

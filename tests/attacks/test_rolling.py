@@ -12,8 +12,9 @@ import pytest
 
 from appliance.build import COMPATIBILITY
 from scripts.kit.appliance import ROOT, Appliance
-from scripts.kit.hosts import Hosts, ended, wait_for
+from scripts.kit.hosts import Hosts, ended
 from scripts.kit.postgres import postgres
+from scripts.kit.waiting import wait_for
 from tests.attacks.conftest import golden
 from tests.attacks.streaming import under_way
 from tests.attacks.test_hosts import GATEWAYS, hosts
@@ -53,7 +54,7 @@ def test_responses_never_stop_while_gateways_are_upgraded_one_by_one(hosts: Host
 
     def start(site: Appliance, tree: Path) -> None:
         start_build(site, tree)
-        wait_for(lambda: respond(site, token) or ended(site), f"{site.home.name}: {site.log()[-1000:]}", 200)
+        wait_for(lambda: respond(site, token) or ended(site), f"{site.home.name}: {site.log()[-1000:]}")
 
     balancing = threading.Thread(target=balance)
     balancing.start()

@@ -15,14 +15,16 @@ from scripts.kit.appliance import Appliance
 from tests.attacks.test_kill import check_whole
 
 pytestmark = pytest.mark.thorough
-RECIPE = {"epochs": 40, "eval_steps": 5, "validation": 0.2}
-RATES = ("0.01", "0.0000001")
+RECIPE = {"eval_steps": 5, "validation": 0.2}
+EPOCHS_BY_RATE = {"0.01": 40, "0.0000001": 400}
+"""The second run is far from its end when its first reading stops it."""
 
 
 def test_a_run_that_learns_nothing_is_stopped_at_its_first_reading(site: Appliance) -> None:
     candidates = []
-    for rate in RATES:
-        order = site.train_order("chosen", learning_rate=rate, **RECIPE).model_copy(update={"sweep": "chosen-1"})
+    for rate, epochs in EPOCHS_BY_RATE.items():
+        order = site.train_order("chosen", learning_rate=rate, epochs=epochs, **RECIPE)
+        order = order.model_copy(update={"sweep": "chosen-1"})
         run = site.order(order)["result"]["run"]
         candidates.append(SweepRun(run, {"learning_rate": rate}))
 

@@ -35,6 +35,7 @@ from appliance.formats.core.timestamp import encode_time
 from appliance.formats.signatures.dsse import verify_envelope
 from appliance.formats.signatures.keys import Ed25519Signer, generate_ed25519
 from scripts.kit.log_builder import ORIGIN
+from scripts.kit.waiting import wait_for
 from tests.client.conftest import Office
 
 LIFETIME_S = 900
@@ -101,13 +102,6 @@ def ended(pid: int) -> bool:
     for process in agents._started:
         process.poll()
     return not Path(f"/proc/{pid}").exists()
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_a_session_is_signed_with_the_key(start: Start, key: Ed25519Signer) -> None:

@@ -7,8 +7,7 @@ import os
 import socket
 import stat
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import pytest
 from appliance.client import token_agent as module
 from appliance.client.token_agent import ReceivedToken, TokenAgent, is_own, open_socket
 from appliance.errors import ApplianceError, BadInput, Conflict, NotAuthenticated, RateLimited, Unavailable
+from scripts.kit.waiting import wait_for
 from tests.kit.agent_client import fetch
 
 FAR, PAST = "2999-01-01T00:00:00.000Z", "2020-01-01T00:00:00.000Z"
@@ -42,19 +42,12 @@ def granted(name: str, expires_at: str = FAR) -> ReceivedToken:
     return ReceivedToken(name, f"sha256:{name}", expires_at)
 
 
-def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 @contextmanager
 def running(agent: TokenAgent, path: Path) -> Iterator[None]:
     thread = threading.Thread(target=agent.run, args=(path,))
     thread.start()
     try:
-        until(path.exists)
+        wait_for(path.exists)
         yield
     finally:
         agent.stop()
@@ -81,8 +74,8 @@ def test_a_token_is_handed_out_and_renewed_at_half_its_time(tmp_path: Path) -> N
     service, said = Service(granted("one"), granted("two")), []
     agent = TokenAgent(service, 1, said.append)
     with running(agent, tmp_path / "s"):
-        until(lambda: told_at(tmp_path / "s") == "one")
-        until(lambda: told_at(tmp_path / "s") == "two")
+        wait_for(lambda: told_at(tmp_path / "s") == "one")
+        wait_for(lambda: told_at(tmp_path / "s") == "two")
     assert said[:2] == [f"token sha256:one, until {FAR}", f"token sha256:two, until {FAR}"]
 
 
@@ -91,11 +84,11 @@ def test_a_token_is_handed_out_as_long_as_it_stands_while_none_can_be_had(tmp_pa
     service.answers[1:1] = [Unavailable("service: gone")] * 3
     agent = TokenAgent(service, 3_600, said.append)
     with running(agent, tmp_path / "s"):
-        until(lambda: told_at(tmp_path / "s") == "one")
+        wait_for(lambda: told_at(tmp_path / "s") == "one")
         agent.renew_now()
-        until(lambda: service.asked >= 3)
+        wait_for(lambda: service.asked >= 3)
         assert told_at(tmp_path / "s") in ("one", "two")
-        until(lambda: told_at(tmp_path / "s") == "two")
+        wait_for(lambda: told_at(tmp_path / "s") == "two")
     assert [line for line in said if "gone" in line] == ["no new token: service: gone"], "said once"
 
 
@@ -105,8 +98,8 @@ def test_where_none_stands_the_reason_is_told_and_it_continues_asking(tmp_path: 
     with running(agent, tmp_path / "s"):
         told = told_at(tmp_path / "s")
         assert told in (("no-token", told[1]), ("challenge", f"agent, {tmp_path / 's'}: challenge: another"))
-        until(lambda: service.asked == 6)
-        until(lambda: told_at(tmp_path / "s")[0] == "no-token")
+        wait_for(lambda: service.asked == 6)
+        wait_for(lambda: told_at(tmp_path / "s")[0] == "no-token")
 
 
 def test_a_limit_is_waited_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +127,7 @@ def test_a_token_that_counts_no_longer_is_renewed_before_its_time(
     said: list[str] = []
     agent = TokenAgent(Service(granted("one"), granted("two")), 3_600, said.append, lambda token: token != "one")
     with running(agent, tmp_path / "s"):
-        until(lambda: told_at(tmp_path / "s") == "two")
+        wait_for(lambda: told_at(tmp_path / "s") == "two")
     assert said[1] == "token sha256:one counts no longer"
 
 
@@ -159,7 +152,7 @@ def test_the_socket_is_its_owners_alone_whatever_the_umask(tmp_path: Path) -> No
 def test_another_account_is_told_no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = TokenAgent(Service(granted("one")), 3_600, lambda line: None)
     with running(agent, tmp_path / "s"):
-        until(lambda: told_at(tmp_path / "s") == "one")
+        wait_for(lambda: told_at(tmp_path / "s") == "one")
         monkeypatch.setattr(module, "is_own", lambda connection: False)
         assert told_at(tmp_path / "s")[0] == "denied"
     ours, theirs = socket.socketpair()
@@ -175,7 +168,7 @@ def test_another_account_is_told_no_token(tmp_path: Path, monkeypatch: pytest.Mo
 def test_who_says_nothing_and_who_leaves_holds_nobody_up(tmp_path: Path) -> None:
     agent = TokenAgent(Service(granted("one")), 3_600, lambda line: None)
     with running(agent, tmp_path / "s"):
-        until(lambda: told_at(tmp_path / "s") == "one")
+        wait_for(lambda: told_at(tmp_path / "s") == "one")
         idle = []
         for _ in range(3):
             idle.append(socket.socket(socket.AF_UNIX))

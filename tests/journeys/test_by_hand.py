@@ -25,6 +25,7 @@ import pytest
 from scripts.kit import tiny_model
 from scripts.kit.appliance import ROOT
 from scripts.kit.ports import free_port
+from scripts.kit.waiting import wait_for
 
 PASSPHRASE = b"correct horse battery"
 ANSWERS = (
@@ -130,8 +131,6 @@ def test_the_steps_of_the_tutorial_work_as_printed(clone: Path) -> None:
     assert len(re.findall(rb"assphrase[^\n]*: |Repeat for confirmation: ", shown)) == MOST_PASSPHRASES
     head = {"Authorization": f"Bearer {(clone / 'token').read_text()}"}
     # An embedded service serves the unit for as long as it runs; loading takes a moment.
-    deadline = time.monotonic() + 180
-    while not (found := httpx.get(f"http://127.0.0.1:{port}/v1/models", headers=head, timeout=90).json()["data"]):
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
+    url = f"http://127.0.0.1:{port}/v1/models"
+    found = wait_for(lambda: httpx.get(url, headers=head, timeout=90).json()["data"], "a served model", pause_s=0.5)
     assert [model["id"] for model in found] == ["labels"]

@@ -15,9 +15,9 @@ import pytest
 from appliance.domain.queries.response import MEMBER
 from appliance.domain.releases.adapters import RevokeAdapter
 from scripts.kit.appliance import ROOT, Appliance, Refused, found_site
-from scripts.kit.hosts import wait_for
 from scripts.kit.ports import free_port
 from scripts.kit.tiny_model import build_base, clauses, write_csv
+from scripts.kit.waiting import wait_for
 from tests.attacks.streaming import under_way
 
 PACKAGES = next((ROOT / ".venv-vllm" / "lib").glob("python3*/site-packages"), ROOT / ".venv-vllm")
@@ -116,7 +116,7 @@ def test_a_worker_that_dies_is_empty_and_the_next_request_loads_by_admission_aga
             return bool(site.chat("legal", "labels", max_tokens=4)["choices"])
         return False
 
-    wait_for(responds, "a response of the next engine", 240)
+    wait_for(responds, "a response of the next engine")
     assert len(site.entries(type="adapter.loaded")) == before + 1
 
 

@@ -22,6 +22,7 @@ import pytest
 from appliance.errors import BadInput, TooLarge, Unavailable
 from appliance.sandbox import output
 from appliance.sandbox.local import Worker
+from scripts.kit.waiting import wait_for
 
 HERE = Path(__file__).resolve().parent
 BEATS = ("beat-0", "beat-1", "beat-2")
@@ -29,13 +30,6 @@ BEATS = ("beat-0", "beat-1", "beat-2")
 
 def beats(folder: Path) -> list[str]:
     return [(folder / "output" / name).read_text() for name in BEATS if (folder / "output" / name).exists()]
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.02)
 
 
 def all_beat(folder: Path) -> bool:
@@ -68,7 +62,7 @@ def lingering(folder: Path) -> Iterator[Callable[..., tuple[subprocess.Popen[str
         started.append(process)
         assert process.stdout is not None
         outer: int = json.loads(process.stdout.readline())["outer"]
-        wait_until(lambda: all_beat(folder))
+        wait_for(lambda: all_beat(folder))
         return process, outer
 
     yield begin
@@ -95,8 +89,8 @@ def test_the_crowd_dies_with_the_service(
     process, outer = lingering()
     process.send_signal(end)
     process.wait(60)
-    wait_until(lambda: gone(outer))
-    wait_until(lambda: none_beats(folder), seconds=10)
+    wait_for(lambda: gone(outer))
+    wait_for(lambda: none_beats(folder))
 
 
 @pytest.mark.thorough
@@ -104,8 +98,8 @@ def test_the_crowd_dies_with_the_service_without_a_pid_namespace(lingering: Call
     """By their process group, which the call filter does not let them leave."""
     process, outer = lingering(without=["pid-ns"], accepted=["pid-ns"])
     process.kill()
-    wait_until(lambda: gone(outer))
-    wait_until(lambda: none_beats(folder), seconds=10)
+    wait_for(lambda: gone(outer))
+    wait_for(lambda: none_beats(folder))
 
 
 @pytest.mark.thorough
@@ -113,7 +107,7 @@ def test_the_crowd_dies_with_the_launchers_processes(lingering: Callable[..., An
     """Killing the outer process kills init, and init's end ends its PID namespace."""
     _, outer = lingering()
     os.kill(outer, signal.SIGKILL)
-    wait_until(lambda: none_beats(folder))
+    wait_for(lambda: none_beats(folder))
 
 
 @pytest.mark.thorough
@@ -121,8 +115,8 @@ def test_the_crowd_dies_with_init(lingering: Callable[..., Any], folder: Path) -
     _, outer = lingering()
     (init,) = map(int, Path(f"/proc/{outer}/task/{outer}/children").read_text().split())
     os.kill(init, signal.SIGKILL)
-    wait_until(lambda: gone(outer))
-    wait_until(lambda: none_beats(folder), seconds=10)
+    wait_for(lambda: gone(outer))
+    wait_for(lambda: none_beats(folder))
 
 
 def test_the_crowd_outlives_the_thread_that_started_it(service: Any, folder: Path) -> None:
@@ -133,12 +127,12 @@ def test_the_crowd_outlives_the_thread_that_started_it(service: Any, folder: Pat
     thread.start()
     thread.join()
     with workers[0]:
-        wait_until(lambda: all_beat(folder))
+        wait_for(lambda: all_beat(folder))
 
 
 def test_kill_returns_when_nobody_is_left(service: Any, folder: Path) -> None:
     with service.begin(service.Order(str(folder), module="inmates.crowd")) as worker:
-        wait_until(lambda: all_beat(folder))
+        wait_for(lambda: all_beat(folder))
         assert worker.poll() is None
         worker.kill()
         last = beats(folder)
@@ -154,20 +148,20 @@ def test_a_worker_is_ended_without_waiting_for_its_processes(
 ) -> None:
     monkeypatch.setattr("appliance.sandbox.local._KILL_S", 3.0)
     with service.begin(service.Order(str(folder), module="inmates.crowd")) as worker:
-        wait_until(lambda: all_beat(folder))
+        wait_for(lambda: all_beat(folder))
         os.kill(worker.pid, signal.SIGSTOP)  # the outer process ends no sooner than it is killed
         began = time.monotonic()
         worker.end()
         worker.end()
         assert time.monotonic() - began < 2.5
-        wait_until(lambda: worker.poll() is not None)
-        wait_until(lambda: none_beats(folder))
+        wait_for(lambda: worker.poll() is not None)
+        wait_for(lambda: none_beats(folder))
 
 
 @pytest.mark.thorough
 def test_the_worker_ends_when_its_block_does(service: Any, folder: Path) -> None:
     with service.begin(service.Order(str(folder), module="inmates.crowd")) as worker:
-        wait_until(lambda: all_beat(folder))
+        wait_for(lambda: all_beat(folder))
     assert worker.poll() is not None
     assert none_beats(folder)
 
@@ -175,11 +169,11 @@ def test_the_worker_ends_when_its_block_does(service: Any, folder: Path) -> None
 @pytest.mark.thorough
 def test_a_paused_worker_stands_still_and_continues(service: Any, folder: Path) -> None:
     with service.begin(service.Order(str(folder), module="inmates.crowd")) as worker:
-        wait_until(lambda: all_beat(folder))
+        wait_for(lambda: all_beat(folder))
         worker.pause()
-        wait_until(lambda: none_beats(folder))
+        wait_for(lambda: none_beats(folder))
         worker.resume()
-        wait_until(lambda: all_beat(folder))
+        wait_for(lambda: all_beat(folder))
         worker.pause()
         worker.kill()
         assert worker.poll() == 128 + signal.SIGKILL

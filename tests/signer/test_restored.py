@@ -35,6 +35,7 @@ from appliance.store.ledger.pending import PendingFile
 from appliance.workflows import integrity, restoration
 from appliance.workflows.backups import restoring
 from appliance.workflows.core.record import append
+from scripts.kit.waiting import wait_for
 from tests.kit.backups import BackedUp
 from tests.kit.founded import _DEFAULT
 from tests.kit.signing import make_signer, serving
@@ -250,10 +251,8 @@ class Host:
             command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
         self.stack.callback(self.stop, process)
-        deadline = time.monotonic() + START_S
-        while not ready.exists():
-            assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-            time.sleep(0.05)
+        wait_for(lambda: ready.exists() or process.poll() is not None, f"{ready}")
+        assert ready.exists(), process.communicate()
         return process
 
     @staticmethod

@@ -32,6 +32,7 @@ from appliance.slurm.follower import NodeFollower
 from appliance.slurm.peer import LOST, Peer
 from appliance.slurm.spool import SpoolWriter
 from appliance.slurm.team import SandboxReport, Team
+from scripts.kit.waiting import wait_for
 
 KEY = b"k" * 32
 CODE = digest_bytes(b"code")
@@ -147,11 +148,7 @@ def begun(site: Site) -> Iterator[tuple[Team, Worker]]:
 
 
 def problem_of(found: Team) -> ApplianceError:
-    deadline = time.monotonic() + 60
-    while found.problem is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert found.problem is not None
-    return found.problem
+    return wait_for(lambda: found.problem, "a problem") or pytest.fail("no problem")
 
 
 def test_the_sandbox_report_of_a_run_is_that_of_every_worker(site: Site) -> None:

@@ -7,7 +7,6 @@ import os
 import socketserver
 import stat
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -34,6 +33,7 @@ from appliance.web.operations.notifications import (
     program_sender,
 )
 from scripts.kit.log_builder import stage
+from scripts.kit.waiting import wait_for
 from tests.domain.runs.test_authorisation import asking
 
 REVIEW = Waiting("Review", "/reviews", "a@1 for legal")
@@ -196,10 +196,7 @@ def test_a_program_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) 
         if started.exists() and started.read_text():
             break
     child = int(started.read_text())
-    deadline = time.monotonic() + 60
-    while _lives(child):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for(lambda: not _lives(child), "the child's end")
 
 
 def _lives(pid: int) -> bool:
@@ -348,9 +345,6 @@ def test_a_round_is_made_each_interval_until_the_service_ends() -> None:
     desk, closing = Desk(), threading.Event()
     context: Any = SimpleNamespace(closing=closing)
     notifications.start(context, 0.01, desk.notifications)
-    deadline = time.monotonic() + 60
-    while not desk.sent:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for(lambda: desk.sent, "a notification")
     closing.set()
     assert [one.person for one in desk.sent] == ["rita"]

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import pytest
 
 from scripts.kit.certificates import Authority
 from scripts.kit.ports import free_port
+from scripts.kit.waiting import wait_for
 from tests.kit.console import Console, console, listening
 from tests.web.test_feed import TOKEN, app_of
 
@@ -56,7 +57,7 @@ class Rsyslog:
         words = [found, "-n", "-f", str(self.folder / "rsyslog.conf"), "-i", str(self.folder / "pid")]
         with (self.folder / "errors").open("ab") as errors:
             self.process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors)
-        wait_until(self._listens, (self.folder / "errors").read_text)
+        wait_for(self._listens, (self.folder / "errors").read_text)
 
     def _listens(self) -> bool:
         with socket.socket() as probe:
@@ -116,13 +117,6 @@ def to(server: Rsyslog) -> tuple[str, ...]:
     return "--syslog", f"localhost:{server.port}", "--ca", str(server.authority.file)
 
 
-def wait_until(holds: Callable[[], bool], what: Callable[[], object] = lambda: "") -> None:
-    deadline = time.monotonic() + 120
-    while not holds():
-        assert time.monotonic() < deadline, what()
-        time.sleep(0.1)
-
-
 def state_of(folder: Path) -> int:
     file = folder / "state"
     return int(json.loads(file.read_text())["after"]) if file.exists() else -1
@@ -137,7 +131,7 @@ def test_each_entry_arrives_once_with_its_time_severity_and_type(
         shown = ("--certificate", str(client.chain), "--certificate-key", str(client.key))
         subprocess.run([*words, *to(server), *shown, "--once"], check=True, timeout=240)
         size = desk.site.state.size
-        wait_until(lambda: server.indexes() == list(range(size)), server.indexes)
+        wait_for(lambda: server.indexes() == list(range(size)), server.indexes)
         assert state_of(tmp_path) == size - 1
         priority, at, program, kind, event = server.lines()[0].split(" ", 4)
         assert (priority, program, kind) == ("110", "appliance", "appliance.initialized")
@@ -163,18 +157,18 @@ def test_nothing_is_lost_when_the_server_is_killed_and_duplicates_have_their_ind
             command = subprocess.Popen([*words, *to(server)], stdout=said, stderr=said)
         try:
             first = desk.site.state.size
-            wait_until(lambda: set(server.indexes()) == set(range(first)), server.indexes)
-            wait_until(lambda: state_of(tmp_path) == first - 1)
+            wait_for(lambda: set(server.indexes()) == set(range(first)), server.indexes)
+            wait_for(lambda: state_of(tmp_path) == first - 1)
             for _ in range(3):
                 desk.site.pend(*desk.site.enrolment(f"new{desk.site.state.size}", ("operator",)))
-                wait_until(lambda: desk.site.state.size - 1 in server.indexes())
+                wait_for(lambda: desk.site.state.size - 1 in server.indexes())
                 server.kill()  # before the lines count as taken
                 desk.site.pend(*desk.site.enrolment(f"new{desk.site.state.size}", ("operator",)))
                 time.sleep(1)
                 server.start()
-                wait_until(lambda: desk.site.state.size - 1 in server.indexes(), (tmp_path / "said").read_text)
+                wait_for(lambda: desk.site.state.size - 1 in server.indexes(), (tmp_path / "said").read_text)
             size = desk.site.state.size
-            wait_until(lambda: state_of(tmp_path) == size - 1)
+            wait_for(lambda: state_of(tmp_path) == size - 1)
             seen = server.indexes()
             assert set(seen) == set(range(size)), "nothing is lost"
             assert len(seen) > size, "what was not taken was sent again"
@@ -186,4 +180,4 @@ def test_nothing_is_lost_when_the_server_is_killed_and_duplicates_have_their_ind
         before = len(server.indexes())
         desk.site.pend(*desk.site.enrolment("last", ("operator",)))
         subprocess.run([*words, *to(server), "--once"], check=True, timeout=240)
-        wait_until(lambda: server.indexes()[before:] == [size])
+        wait_for(lambda: server.indexes()[before:] == [size])

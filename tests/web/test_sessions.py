@@ -15,6 +15,7 @@ from appliance.domain.governance.people import RevokePrincipal
 from appliance.store.database.engine import connect_reader, open_engine
 from appliance.store.database.tables import REVISION
 from scripts.kit.appliance import Appliance, Refused
+from scripts.kit.waiting import wait_for
 
 pytestmark = pytest.mark.thorough
 
@@ -65,13 +66,13 @@ def test_a_revoked_key_and_a_revoked_person_read_nothing_more_and_their_sessions
     site.order(RevokeKey(principal="olga", keyid=keyid, since=None, **site.terms("olga")))
     site.order(RevokePrincipal(principal="rita", **site.terms("anna")))
     assert [_reads(site, token) for token in (olga, rita, rob)] == [401, 401, 200]
-    _wait(lambda: _kept(site) == ["rob"])
+    wait_for(lambda: _kept(site) == ["rob"])
 
 
 def test_a_session_that_ran_out_opens_nothing_and_is_swept(start_small: Start) -> None:
     site = start_small(beat_s=0.5)
     token = _open_briefly(site)
-    _wait(lambda: _kept(site) == [])
+    wait_for(lambda: _kept(site) == [])
     assert _reads(site, token) == 401
 
 
@@ -111,10 +112,3 @@ def _set_revision(path: str, revision: str) -> None:
 def _dump(path: str) -> list[str]:
     with closing(sqlite3.connect(path)) as database:
         return list(database.iterdump())
-
-
-def _wait(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)

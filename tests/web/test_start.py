@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 
 from scripts.kit.appliance import ROOT, Appliance
 from scripts.kit.ports import free_port
+from scripts.kit.waiting import wait_for
 
 pytestmark = pytest.mark.thorough
 
@@ -68,10 +68,8 @@ def test_a_start_says_its_addresses_once_nothing_can_refuse_it(
 
     before = len(site.log())
     site.start()
-    deadline = time.monotonic() + 60  # the socket answers a moment earlier
-    while f"people: {site.settings.socket}" not in site.log()[before:]:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    # The socket answers a moment earlier.
+    wait_for(lambda: f"people: {site.settings.socket}" in site.log()[before:], "the line of the people's socket")
 
 
 def appliance(site: Appliance, *words: str) -> subprocess.CompletedProcess[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from appliance.domain.runs.control import Cancel
 from appliance.domain.runs.replays import ReplayRun
 from scripts.kit.appliance import Appliance
 from scripts.kit.slurm import Slurm
+from scripts.kit.waiting import wait_for
 from tests.kit.holding import count_held, remove_hold, write_hold
 
 pytestmark = [pytest.mark.outside, pytest.mark.timeout(900)]
@@ -23,19 +23,11 @@ LONG = {"epochs": 100, "batch_size": 8, "save_steps": 150, "dropout": "0.1"}
 STEPS = 300
 SHORT = {"epochs": 60, "batch_size": 8, "save_steps": 90, "dropout": "0.1"}
 SHORT_STEPS = 180
-WAIT_S = 240.0
 
 
 def order(site: Appliance, name: str, nodes: int = 1, recipe: dict[str, Any] = LONG) -> str:
     made = site.train_order(name, **recipe, processes=nodes).model_copy(update={"on": "slurm", "nodes": nodes})
     return str(site.order(made)["result"]["run"])
-
-
-def await_that(what: str, fact: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not fact():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
 
 
 def await_run(site: Appliance, run: str, what: str, fact: Callable[[], bool]) -> None:
@@ -46,7 +38,7 @@ def await_run(site: Appliance, run: str, what: str, fact: Callable[[], bool]) ->
         assert found["status"] in UNDER_WAY, found
         return fact()
 
-    await_that(what, is_shown)
+    wait_for(is_shown, what)
 
 
 def bodies(site: Appliance, type_: str, run: str) -> list[dict[str, Any]]:
@@ -65,7 +57,7 @@ def job_of(site: Appliance, run: str, type_: str = "run.started") -> dict[str, A
 
 def await_paused(holds: Path, workers: int = 1) -> None:
     """Wait until so many workers are paused at the frame that was written to `hold` last."""
-    await_that(f"{workers} were to be paused", lambda: count_held(holds) >= workers)
+    wait_for(lambda: count_held(holds) >= workers, f"{workers} were to be paused")
 
 
 def is_preempted(slurm: Slurm, job: int) -> bool:
@@ -83,21 +75,21 @@ def test_a_run_is_preempted_loses_its_node_and_its_service_and_ends_in_the_bytes
 
     # Another one is cancelled: its job ends, and nothing of it stays in the shared folder.
     await_paused(holds, 2)
-    await_that("both were to train first", lambda: min(steps_of(site, gone), steps_of(site, run)) > 0)
+    wait_for(lambda: min(steps_of(site, gone), steps_of(site, run)) > 0, "both were to train first")
     site.order(Cancel(run=gone, **site.terms("olga")))
     assert site.wait_run(gone)["status"] == "cancelled"
     number = job_of(site, gone)["id"]
-    await_that("the job was to end", lambda: str(number) not in slurm.run("squeue", "-h", "-o", "%i").split())
-    await_that("its folder was to go", lambda: not list((shared / "jobs").glob(f"{gone}-*")))
+    wait_for(lambda: str(number) not in slurm.run("squeue", "-h", "-o", "%i").split(), "the job was to end")
+    wait_for(lambda: not list((shared / "jobs").glob(f"{gone}-*")), "its folder was to go")
 
     # A more urgent job takes the node: the worker leaves a training checkpoint where none was due.
     first = job_of(site, run)
     assert first["restart"] == 0
     slurm.urgent(first["nodes"][0])
-    await_that("it was to be preempted", lambda: is_preempted(slurm, first["id"]))
+    wait_for(lambda: is_preempted(slurm, first["id"]), "it was to be preempted")
     write_hold(holds, "checkpoint")
-    await_that("a training checkpoint was asked for", lambda: site.get(f"/v1/runs/{run}")["step"] > 0)
-    await_that("it was to be resumed", lambda: bool(bodies(site, "run.resumed", run)))
+    wait_for(lambda: site.get(f"/v1/runs/{run}")["step"] > 0, "a training checkpoint was asked for")
+    wait_for(lambda: bool(bodies(site, "run.resumed", run)), "it was to be resumed")
     (resumed,) = bodies(site, "run.resumed", run)
     assert 0 < resumed["step"] < LONG["save_steps"]  # type: ignore[operator]
     assert resumed["job"]["id"] == first["id"]
@@ -106,17 +98,17 @@ def test_a_run_is_preempted_loses_its_node_and_its_service_and_ends_in_the_bytes
     # The service is killed while the job trains on, and finds it again.
     write_hold(holds, "step")
     await_paused(holds)
-    await_that("it was to go on", lambda: steps_of(site, run) > resumed["step"])
+    wait_for(lambda: steps_of(site, run) > resumed["step"], "it was to go on")
     site.kill()
     site.start()
     before = steps_of(site, run)
     write_hold(holds, "checkpoint")
-    await_that("the job was to be found again", lambda: steps_of(site, run) > before)
+    wait_for(lambda: steps_of(site, run) > before, "the job was to be found again")
     assert len(bodies(site, "run.resumed", run)) == 1
     assert not bodies(site, "run.failed", run)
 
     # Its node loses power: Slurm starts the job on the other one.
-    await_that("a training checkpoint was due", lambda: site.get(f"/v1/runs/{run}")["step"] > resumed["step"])
+    wait_for(lambda: site.get(f"/v1/runs/{run}")["step"] > resumed["step"], "a training checkpoint was due")
     await_paused(holds)
     dead = job_of(site, run, "run.resumed")["nodes"][0]
     slurm.kill(dead)
@@ -126,7 +118,7 @@ def test_a_run_is_preempted_loses_its_node_and_its_service_and_ends_in_the_bytes
     found = site.wait_run(run)
     assert found["adapter"] == "moved@1", found
     assert job_of(site, run, "run.resumed")["nodes"] != [dead]
-    await_that("the shared folder was to be empty", lambda: not any((shared / "jobs").iterdir()))
+    wait_for(lambda: not any((shared / "jobs").iterdir()), "the shared folder was to be empty")
     assert not any((shared / "objects").iterdir())
 
     # The same bytes as on this machine, undisturbed; an auditor has it trained again over every disturbance.
@@ -160,7 +152,7 @@ def test_a_run_on_two_nodes_is_preempted_and_ends_in_the_bytes_of_an_undisturbed
 
     # A more urgent job takes the second node: the first one's worker leaves a training checkpoint for both.
     slurm.urgent("n2")
-    await_that("it was to be preempted", lambda: is_preempted(slurm, started["job"]["id"]))
+    wait_for(lambda: is_preempted(slurm, started["job"]["id"]), "it was to be preempted")
     write_hold(holds, "checkpoint")
     await_run(site, run, "a training checkpoint was asked for", lambda: site.get(f"/v1/runs/{run}")["step"] > 0)
     await_run(site, run, "it was to be resumed", lambda: bool(bodies(site, "run.resumed", run)))

@@ -7,7 +7,6 @@ import json
 import re
 import socket
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from appliance.workflows.core.prompts import ANSWERS_KEPT_S, HeldAnswers
 from appliance.workflows.serving import previews
 from scripts.kit.authenticator import Authenticator, new_passkey
 from scripts.kit.ports import free_port
+from scripts.kit.waiting import wait_for
 from tests.domain.audit.test_verify import verify
 from tests.kit.console import FROM_HERE, Browser, Console, console, listening
 from tests.kit.founded import policy_set
@@ -169,10 +169,7 @@ def test_a_connection_that_ends_before_the_rows_arrived_is_recorded_as_interrupt
                 left.set()
                 client.recv(1_000)
         left.set()
-        deadline = time.monotonic() + 60
-        while not ends(desk) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        (entry,) = ends(desk)
+        (entry,) = wait_for(lambda: ends(desk), "the preview's end")
         assert (entry["outcome"], entry["body"]["code"], entry["body"]["rows"]) == ("interrupted", "not-delivered", 0)
 
 

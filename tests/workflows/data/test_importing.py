@@ -21,6 +21,7 @@ from appliance.workflows.core.jobs import Jobs
 from appliance.workflows.core.retry import stop_run_workers
 from appliance.workflows.data import imports as ingest
 from scripts.kit.log_builder import LogBuilder, order_of, stage
+from scripts.kit.waiting import wait_for
 from tests.workflows.core.test_defects import context_of, finish, inmates, outcomes
 
 pytestmark = pytest.mark.usefixtures("cleared")
@@ -61,9 +62,7 @@ def test_a_cancelled_import_ends_at_once_and_the_next_one_runs(home: Path, inmat
     first, waiting, second = (wanted(context, site, name) for name in ("first", "waiting", "second"))
     for requested in (first, waiting, second):
         context.bases.put(partial(ingest.import_base, context, order_of(requested)))
-    deadline = time.monotonic() + 60
-    while order_of(first) not in context.workers and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_for(lambda: order_of(first) in context.workers, "the first worker")
     site.cancel_import(waiting)
     site.cancel_import(first, "anna")
     began = time.monotonic()
@@ -109,9 +108,7 @@ def test_an_import_that_the_end_of_the_service_ends_was_interrupted(
         context.closing.set()
     context.bases.put(partial(ingest.import_base, context, requested))
     if begins:
-        deadline = time.monotonic() + 60
-        while requested not in context.workers and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wait_for(lambda: requested in context.workers, "the worker")
         context.closing.set()
         context.workers[requested].kill()
     finish(context.bases)

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -32,6 +31,7 @@ from appliance.workflows.core.context import Context
 from appliance.workflows.queries import verification
 from appliance.workflows.queries.verification_program import Moment, encode_moment
 from scripts.kit.postgres import SUPERUSER, Server, postgres
+from scripts.kit.waiting import wait_for
 from tests.kit.attacker import attack
 from tests.kit.founded import policy_set
 from tests.kit.one_process import one_process
@@ -251,11 +251,8 @@ def test_a_program_ends_when_its_service_has_died_though_the_database_says_nothi
             assert process.stdin is not None
             process.stdin.write(b"".join([*encode_moment(moment, texts), program.END]))
             waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = %s"
-            deadline = time.monotonic() + 60
             with psycopg.connect(server.url(name, SUPERUSER), autocommit=True) as watcher:
-                while watcher.execute(waiting, (name,)).fetchone() == (0,):
-                    assert time.monotonic() < deadline
-                    time.sleep(0.05)
+                wait_for(lambda: watcher.execute(waiting, (name,)).fetchone() != (0,), "a session that waits")
             process.stdin.close()
             assert process.wait(60) == 1
 

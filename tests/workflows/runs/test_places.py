@@ -22,6 +22,7 @@ from appliance.workflows.core.progress import Progress
 from appliance.workflows.core.retry import stop_run_workers
 from appliance.workflows.runs import places, train
 from scripts.kit.log_builder import stage
+from scripts.kit.waiting import wait_for
 
 RUN = "r-000001"
 
@@ -116,9 +117,7 @@ def test_runs_on_slurm_go_on_side_by_side_and_none_of_them_twice(monkeypatch: py
     for _ in range(2):
         for on in ("slurm", "slurm", "local"):
             train.enqueue(context, on)
-    deadline = time.monotonic() + 60
-    while len(begun) < 3 and time.monotonic() < deadline:
-        time.sleep(0.005)
+    wait_for(lambda: len(begun) >= 3, "three runs")
     assert sorted(begun) == ["r-000001", "r-000002", "r-000003"]
     assert not train.execute_run(context, RUN)
     monkeypatch.setattr(train, "_run_to_end", lambda *_: None)
@@ -227,9 +226,7 @@ def test_a_run_that_is_resumed_while_its_job_is_ended_does_not_miss_its_turn(
     carried = threading.Event()
 
     def wait_for_turn() -> None:
-        deadline = time.monotonic() + 60
-        while context.cluster_runs.busy and time.monotonic() < deadline:
-            time.sleep(0.005)
+        wait_for(lambda: not context.cluster_runs.busy, "the end of all work")
 
     def resume_meanwhile(*_: object) -> None:
         monkeypatch.setattr(train, "_run_to_end", lambda *_: carried.set())

@@ -18,6 +18,7 @@ import pytest
 from appliance.errors import ApplianceError, RateLimited, Unavailable
 from appliance.formats.core.digest import digest_bytes
 from appliance.workflows.serving import engine
+from scripts.kit.waiting import wait_for
 
 PASSING_S = 100.0
 """Seconds without a frame that are no silence yet."""
@@ -280,10 +281,7 @@ def test_a_worker_that_only_says_that_it_works_is_ended(
     for _ in range(int(engine.ANSWER_S / PASSING_S) + 2):
         worker.frames.put(PASSING_S)
         worker.frames.put(next(GROWS) if said is GROWS else said)
-    deadline = time.monotonic() + 60
-    while made.alive and time.monotonic() < deadline:
-        time.sleep(0.005)
-    assert not made.alive
+    wait_for(lambda: not made.alive, "the engine's end")
     assert f"an engine is ended: engine, {words}" in caplog.text
     if what != "unload":
         assert heard.get(timeout=60) is None

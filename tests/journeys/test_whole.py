@@ -1,8 +1,11 @@
-"""The appliance on PostgreSQL: the owner migrates, the service connects under a role that may only append."""
+"""The whole journey, from import to the auditor's program, on SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 
 import os
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -23,24 +26,49 @@ from tests.journeys.test_banking77 import check_auditor
 __all__ = ["postgres"]
 
 
+CountTexts = Callable[[str], int]
+"""Returns how many texts the database has for a commitment."""
+
+
+@pytest.mark.essential
+@pytest.mark.timeout(600)
+def test_the_whole_journey_passes_on_sqlite(tmp_path: Path) -> None:
+    site = found_site(tmp_path / "h", free_port())
+
+    def count_texts(commitment: str) -> int:
+        with closing(sqlite3.connect(f"file:{site.home / 'ledger.db'}?mode=ro", uri=True)) as database:
+            found = database.execute("SELECT count(*) FROM disclosures WHERE commitment = ?", (commitment,))
+            return int(found.fetchone()[0])
+
+    journey(site, count_texts, tmp_path)
+
+
 @pytest.mark.essential
 @pytest.mark.timeout(600)
 def test_the_whole_journey_passes_on_postgresql(postgres: Server, tmp_path: Path) -> None:
-    # What a site's administrator does first: an owner who migrates, and the service's own role.
+    """The owner migrates, and the service connects under a role that may only append."""
+    # What a site's administrator does first.
     postgres.execute(f"CREATE ROLE {APPLICATION} LOGIN PASSWORD '{postgres.passwords[APPLICATION]}'")
     with postgres.durable():
-        journey(postgres, postgres.create_database(), tmp_path)
-
-
-def journey(postgres: Server, database: str, tmp_path: Path) -> None:
-    site = found_site(
-        tmp_path / "h",
-        free_port(),
-        APPLIANCE_DATABASE_URL=postgres.url(database, APPLICATION),
-        APPLIANCE_MIGRATION_URL=postgres.url(database),
-    )
-    try:
+        name = postgres.create_database()
+        site = found_site(
+            tmp_path / "h",
+            free_port(),
+            APPLIANCE_DATABASE_URL=postgres.url(name, APPLICATION),
+            APPLIANCE_MIGRATION_URL=postgres.url(name),
+        )
         assert not (site.home / "ledger.db").exists()
+
+        def count_texts(commitment: str) -> int:
+            found = postgres.execute(f"SELECT count(*) FROM disclosures WHERE commitment = '{commitment}'", name)
+            return int(found[0][0])
+
+        journey(site, count_texts, tmp_path)
+        postgres.drop_database(name)
+
+
+def journey(site: Appliance, count_texts: CountTexts, tmp_path: Path) -> None:
+    try:
         assert site.import_base(build_base(tmp_path / "base"))["status"] == "finished"
         rows = write_csv(tmp_path / "rows.csv", clauses())
         assert site.import_dataset(rows.read_bytes())["status"] == "finished"
@@ -54,14 +82,13 @@ def journey(postgres: Server, database: str, tmp_path: Path) -> None:
         site.kill()
         site.start()
         assert site.chat("legal", "labels")["choices"]
-        check_kept(site, postgres, database)
+        check_kept(site, count_texts)
         report = site.verify()
         assert (report["verdict"], report["local_findings"]) == ("verified", [])
         check_auditor(site, tmp_path)
     finally:
         if site.service is not None:
             site.stop()
-        postgres.drop_database(database)
 
 
 def check_sets(site: Appliance, rows: bytes) -> None:
@@ -79,15 +106,14 @@ def check_sets(site: Appliance, rows: bytes) -> None:
     assert site.get("/v1/validation-sets/exam@1")["revoked"] is not None
 
 
-def check_kept(site: Appliance, postgres: Server, database: str) -> None:
-    """Check that the service's role erases a text, and that log key and witness are in the database."""
+def check_kept(site: Appliance, count_texts: CountTexts) -> None:
+    """Check that the service erases a text, and that log key and witness are in the database."""
     site.enrol("gone", "operator")
     reason = disclose("left in the eleventh month", os.urandom(32))
     site.order(RevokePrincipal(principal="gone", **site.terms("anna"), reason=reason.commitment), reason)
-    count = f"SELECT count(*) FROM disclosures WHERE commitment = '{reason.commitment}'"
-    assert postgres.execute(count, database) == [(1,)]
+    assert count_texts(reason.commitment) == 1
     assert two(site, erase_order(site, reason.commitment), reason)["type"] == "text.erased"
-    assert postgres.execute(count, database) == [(0,)]
+    assert count_texts(reason.commitment) == 0
     vkey = site.ask("POST", "/v1/log-keys", "anna", json={})["vkey"]
     until = add_seconds(site.now(), 3_600)
     rotation = RotateLogKey(log_key=vkey, old_until=until, **site.terms("anna"))
