@@ -65,7 +65,6 @@ def name_entity(model: type[Entity]) -> str:
 
 @cache
 def context_type(action: str) -> type[OrderContext]:
-    """Return the type of the context of an action."""
     facts = ACTIONS[action].facts
     assert facts is not None
     return facts.make_context_type(ACTIONS[action].order)

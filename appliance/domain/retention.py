@@ -244,7 +244,6 @@ def authorise_erase(state: State, order: Erase, signer: Principal, now: Time) ->
 
 
 def apply_erasure(case: Case) -> Changes:
-    """Apply an erasure."""
     order = case.order(Erase)
     text = case.state.texts.get(order.commitment)
     if text is None:

@@ -191,7 +191,6 @@ class CancelImport(Order):
     order: Digest
 
     def subjects(self) -> Subjects:
-        """Return the import's order."""
         return ((f"order:{self.order}", self.order),)
 
 
@@ -209,7 +208,6 @@ class ImportFailed(Failed):
     code: Code
 
     def about(self) -> tuple[str, ...]:
-        """Return the import's order."""
         return (f"order:{self.order}",)
 
 

@@ -50,7 +50,6 @@ def read_tools(value: object, place: str) -> tuple[Value, ...]:
 
 
 def list_names(tools: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Return the names of the tools."""
     return tuple(tool["function"]["name"] for tool in tools)
 
 
@@ -75,8 +74,6 @@ def read_calls(value: object, place: str) -> list[Value]:
     """Read the calls of a message, each with its id, if it has one, and an object as arguments.
 
     `match_results` gives an id to calls without one.
-
-    Raises: BadInput for malformed calls.
     """
     if not isinstance(value, list) or not 1 <= len(value) <= MAX_CALLS:
         raise BadInput(f"{place}, tool_calls: expected a list of 1 to {MAX_CALLS} calls, got {_describe_count(value)}")
@@ -122,10 +119,7 @@ def read_id(value: object, place: str) -> str:
 
 
 def read_arguments(value: Any, place: str) -> Value:
-    """Read a call's arguments as an object. They may be an object or, as OpenAI writes them, JSON text.
-
-    Raises: BadInput for anything else.
-    """
+    """Read a call's arguments as an object. They may be an object or, as OpenAI writes them, JSON text."""
     if value is None:
         raise BadInput(f"{place}, arguments: expected a JSON object, as text or as it is, got none")
     if isinstance(value, str):

@@ -99,7 +99,7 @@ def encode_items(items: Iterable[EvaluationItem]) -> bytes:
 def parse_items(data: bytes, what: str = ITEMS_FILE) -> tuple[EvaluationItem, ...]:
     """Parse a file of items. Lines must be canonical, sorted, unique by row, and have the same measures.
 
-    Raises: BadInput for malformed lines, TooLarge for too many bytes or items.
+    Raises: TooLarge for too many bytes or items.
     """
     if len(data) > MOST_BYTES:
         raise TooLarge(f"{what}: expected at most {MOST_BYTES} bytes, got {len(data)}")

@@ -163,10 +163,7 @@ def parse_verdict(data: bytes, what: str = "verdict") -> Verdict:
 
 
 def verify_verdict(verdict: Verdict, gates: GatesFile, evidence: VerdictInputs) -> None:
-    """Compute the verdict again, and compare its bytes.
-
-    Raises: Tampered where they differ.
-    """
+    """Compute the verdict again, and compare its bytes."""
     computed = evaluate_gates(gates, evidence)
     if encode_value(computed) != encode_value(verdict):
         names = [name for name in Verdict.model_fields if getattr(computed, name) != getattr(verdict, name)]

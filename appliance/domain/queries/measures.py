@@ -143,7 +143,6 @@ class Measures:
 
 
 def seconds_between(earlier: Time, later: Time) -> int:
-    """Return the seconds from the earlier to the later time."""
     return round((parse_time(later) - parse_time(earlier)).total_seconds())
 
 

@@ -76,10 +76,7 @@ Below it, a noised mean of 64 rows is near the 1e-8 that Adam adds to its diviso
 
 
 def list_warnings(recipe: ResolvedRecipe) -> list[str]:
-    """Return the warnings about a resolved recipe, which refuse nothing.
-
-    They concern an unusual learning rate for the method, and a privacy guarantee that is weak.
-    """
+    """Return the warnings about a resolved recipe, which refuse nothing."""
     return [*_warn_of_rate(recipe), *_warn_of_privacy(recipe)]
 
 

@@ -112,11 +112,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
 
 
 def parse_manifest(data: bytes) -> Manifest:
-    """Parse a manifest from canonical JSON.
-
-    Raises:
-        BadInput: the bytes are not a manifest in canonical form.
-    """
+    """Parse a manifest from canonical JSON."""
     parsed = parse_canonical(data)
     private = isinstance(parsed, dict) and "privacy" in parsed
     value = parse_object(parsed, "manifest", _MEMBERS | {"privacy"} if private else _MEMBERS)
@@ -148,9 +144,6 @@ def parse_path(value: Any, what: str) -> str:
     """Return the value if it is a plain relative path.
 
     A path has at most 8 components of letters, digits, `.`, `_` and `-`. No component starts with a dot or a hyphen.
-
-    Raises:
-        BadInput: the value is another path.
     """
     path = parse_text(value, what)
     steps = path.split("/")
@@ -160,11 +153,7 @@ def parse_path(value: Any, what: str) -> str:
 
 
 def check_paths(paths: Iterable[str], what: str) -> None:
-    """Check that every path is unique, ignoring letter case, and that no path is a folder of another one.
-
-    Raises:
-        BadInput: a path is repeated, or is both a file and a folder.
-    """
+    """Check that every path is unique, ignoring letter case, and that no path is a folder of another one."""
     seen: set[str] = set()
     folders: set[str] = set()
     for path in paths:
@@ -221,10 +210,7 @@ def find_danger(name: str) -> str | None:
 
 
 def describe_ignored(names: list[str]) -> str:
-    """List the names of ignored files for a message.
-
-    At most 16 names of plain characters are written out; all others are counted.
-    """
+    """List the names of ignored files for a message: at most 16 of plain characters, and the number of the others."""
     plain = [name for name in names if _PLAIN_NAME.fullmatch(name)][:_MAX_LISTED]
     others = len(names) - len(plain)
     return ", ".join([*plain, *([f"{others} more"] if others else [])])

@@ -50,22 +50,17 @@ def digest_row(key: bytes, row: bytes) -> bytes:
 
 
 def cluster_digest(dataset_key: bytes, value: str) -> bytes:
-    """Compute the 32-byte cluster digest, which is equal for rows that belong together and hides their common value.
-
-    It is HMAC-SHA256(dataset key, domain ‖ value).
-    """
+    """Compute the 32-byte cluster digest, which is equal for rows that belong together and hides their common value."""
     return _digest_group(dataset_key, _CLUSTER_DOMAIN, value)
 
 
 def slice_digest(dataset_key: bytes, value: str) -> bytes:
-    """Compute the 8-byte slice digest of a value by which the rows of a blind set are grouped.
-
-    It is the first 8 bytes of HMAC-SHA256(dataset key, domain ‖ value).
-    """
+    """Compute the 8-byte slice digest of a value by which the rows of a blind set are grouped."""
     return _digest_group(dataset_key, _SLICE_DOMAIN, value)[:_SLICE_BYTES]
 
 
 def _digest_group(dataset_key: bytes, domain: bytes, value: str) -> bytes:
+    """Compute HMAC-SHA256(dataset key, domain ‖ value)."""
     if len(dataset_key) != DATASET_KEY_BYTES:
         raise BadInput(f"dataset key: expected {DATASET_KEY_BYTES} bytes, got {len(dataset_key)}")
     return hmac.new(dataset_key, domain + value.encode("utf-8"), hashlib.sha256).digest()
@@ -112,11 +107,7 @@ def prove_row(dataset_key: bytes, row_digests: Sequence[bytes], index: int, row:
 
 
 def verify_row(proof: RowProof, size: int, root: bytes) -> None:
-    """Check that the proof's row is at its index in the dataset of this size and root.
-
-    Raises:
-        Tampered: the proof does not lead to the root, or names another size.
-    """
+    """Check that the proof's row is at its index in the dataset of this size and root."""
     if proof.size != size:
         raise Tampered(f"row proof, size: expected {size} rows, got {proof.size}")
     verify_inclusion(hash_leaf(digest_row(proof.key, proof.row)), proof.index, size, proof.path, root)
@@ -134,11 +125,7 @@ def row_proof_value(proof: RowProof) -> dict[str, Any]:
 
 
 def parse_row_proof_value(value: Any) -> RowProof:
-    """Parse the JSON object that `row_proof_value` returns; `verify_row` verifies the proof.
-
-    Raises:
-        BadInput: the value is not such an object.
-    """
+    """Parse the JSON object that `row_proof_value` returns; `verify_row` verifies the proof."""
     member = parse_object(value, "row proof", _MEMBERS)
     return RowProof(
         index=parse_count(member["index"], "row proof, index"),

@@ -21,11 +21,7 @@ _VALUE_PREFIXES = b",[{"
 
 
 def check_values(data: bytes, what: str, most: int = MAX_VALUES) -> None:
-    """Check that the JSON text has at most `most` values; characters inside strings do not count.
-
-    Raises:
-        BadInput: it has more.
-    """
+    """Check that the JSON text has at most `most` values; characters inside strings do not count."""
     if len(data) <= 2 * most or _count(data) < most:
         return
     if (got := _count(_STRING.sub(b"", data)) + 1) > most:
@@ -90,11 +86,7 @@ def encode_canonical(value: Any) -> bytes:
 
 
 def parse_canonical(data: bytes) -> Any:
-    """Parse canonical JSON.
-
-    Raises:
-        BadInput: the bytes are not JSON, or encode to other bytes.
-    """
+    """Parse canonical JSON. Another encoding of the same value is invalid."""
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:

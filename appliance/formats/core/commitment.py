@@ -57,11 +57,7 @@ def disclose(text: str, salt: bytes) -> Disclosure:
 
 
 def parse_commitment(value: Any, what: str = "commitment") -> str:
-    """Return the value if it is the text of a commitment.
-
-    Raises:
-        BadInput: it is not.
-    """
+    """Return the value if it is the text of a commitment."""
     text = parse_text(value, what)
     if _COMMITMENT.fullmatch(text) is None:
         raise BadInput(f"{what}: expected hmac-sha256: and 64 lower-case hexadecimal digits, got {show(text)}")
@@ -74,11 +70,7 @@ def encode_disclosure(disclosure: Disclosure) -> bytes:
 
 
 def parse_disclosure(data: bytes) -> Disclosure:
-    """Parse a disclosure from canonical JSON.
-
-    Raises:
-        BadInput: the bytes are malformed.
-    """
+    """Parse a disclosure from canonical JSON."""
     return parse_disclosure_value(parse_canonical(data))
 
 
@@ -92,11 +84,7 @@ def disclosure_value(disclosure: Disclosure) -> dict[str, str]:
 
 
 def parse_disclosure_value(value: Any) -> Disclosure:
-    """Parse the JSON object that `disclosure_value` returns.
-
-    Raises:
-        BadInput: the value is not such an object.
-    """
+    """Parse the JSON object that `disclosure_value` returns."""
     member = parse_object(value, "disclosure", _MEMBERS)
     return Disclosure(
         commitment=parse_commitment(member["commitment"], "disclosure, commitment"),
@@ -106,12 +94,7 @@ def parse_disclosure_value(value: Any) -> Disclosure:
 
 
 def verify_disclosure(disclosure: Disclosure) -> None:
-    """Check that the commitment is over this text and salt.
-
-    Raises:
-        Tampered: it is not. The message omits the text, which may be a person's name.
-    """
-    # Omit the text from the message, since it may be a person's name.
+    """Check that the commitment is over this text and salt. An error omits the text, which may be a person's name."""
     got = commit(disclosure.text, disclosure.salt)
     if got != disclosure.commitment:
         raise Tampered(f"disclosure, commitment: expected {disclosure.commitment}, got {got}")

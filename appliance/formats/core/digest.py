@@ -33,7 +33,6 @@ class Hasher:
 
 
 def digest_bytes(data: bytes) -> str:
-    """Compute the digest of the data."""
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
@@ -89,11 +88,7 @@ def digest_file(path: str | os.PathLike[str]) -> str:
 
 
 def parse_digest(value: Any, what: str = "digest") -> str:
-    """Return the value if it is the text of a digest.
-
-    Raises:
-        BadInput: it is not.
-    """
+    """Return the value if it is the text of a digest."""
     text = parse_text(value, what)
     if _DIGEST.fullmatch(text) is None:
         raise BadInput(f"{what}: expected sha256: and 64 lower-case hexadecimal digits, got {show(text)}")

@@ -154,11 +154,7 @@ def consistency_proof(old: int, new: int, node: ReadNode) -> list[bytes]:
 
 
 def verify_inclusion(leaf_hash: bytes, index: int, size: int, proof: Sequence[bytes], root: bytes) -> None:
-    """Verify an inclusion proof (RFC 9162 section 2.1.3.2).
-
-    Raises:
-        Tampered: the proof does not lead from the leaf to the root.
-    """
+    """Verify an inclusion proof (RFC 9162 section 2.1.3.2)."""
     if not 0 <= index < size:
         raise Tampered(f"inclusion proof, index: expected 0 <= index < {size}, got {index}")
     _check_hashes("inclusion proof", (leaf_hash, *proof, root), Tampered)
@@ -181,9 +177,6 @@ def verify_consistency(old: int, new: int, proof: Sequence[bytes], old_root: byt
     """Verify a consistency proof (RFC 9162 section 2.1.4.2).
 
     An old tree of size 0 must have the empty root and an empty proof.
-
-    Raises:
-        Tampered: the new tree is not shown to extend the old one.
     """
     if not 0 <= old <= new:
         raise Tampered(f"consistency proof, old size: expected 0 <= old <= {new}, got {old}")

@@ -31,20 +31,12 @@ def encode_time(moment: datetime) -> str:
 
 
 def parse_time(value: Any, what: str = "time") -> datetime:
-    """Parse a time of this format; leap seconds are refused.
-
-    Raises:
-        BadInput: the value is not such a time.
-    """
+    """Parse a time of this format; leap seconds are refused."""
     return datetime.fromisoformat(check_time(value, what))
 
 
 def check_time(value: Any, what: str = "time") -> str:
-    """Return the text if it is a time of this format, for callers that compare times as text.
-
-    Raises:
-        BadInput: it is not.
-    """
+    """Return the text if it is a time of this format, for callers that compare times as text."""
     text = parse_text(value, what)
     if _CLOCK.fullmatch(text, 10) is not None and _is_day(text[:10]):
         return text

@@ -54,11 +54,7 @@ def encode_checkpoint(checkpoint: Checkpoint) -> str:
 
 
 def parse_checkpoint(text: str) -> Checkpoint:
-    """Parse the text of a note as a checkpoint.
-
-    Raises:
-        BadInput: the text is malformed.
-    """
+    """Parse the text of a note as a checkpoint."""
     lines = text.split("\n")
     if len(lines) != 4 or lines[3] != "":
         raise BadInput(f"log checkpoint: expected 3 lines, got {show(text)}")

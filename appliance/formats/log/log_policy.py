@@ -128,9 +128,6 @@ def parse_log_policy(data: bytes) -> LogPolicy:
     """Parse a policy. A name must be defined on a line before the one that refers to it.
 
     Parsing the output of `encode_log_policy` returns an equal policy.
-
-    Raises:
-        BadInput: the policy is malformed.
     """
     if _ALLOWED.fullmatch(data) is None or not data.endswith(b"\n"):
         raise BadInput("policy: expected lines without control characters, got a control character or no line end")
@@ -183,9 +180,6 @@ def open_witnessed(data: bytes, policy: LogPolicy) -> CosignedCheckpoint:
     """Verify that a log of the policy signed the checkpoint and that the quorum cosigned it.
 
     An invalid line by a key of the policy makes the whole note invalid.
-
-    Raises:
-        Tampered: a signature is invalid or missing, or the quorum is not reached.
     """
     try:
         note = parse_note(data)

@@ -91,11 +91,7 @@ def _signature_line(name: str, key_id: bytes, sig: bytes) -> str:
 
 
 def parse_note(data: bytes) -> Note:
-    """Parse a signed note without verifying its signatures.
-
-    Raises:
-        BadInput: the bytes are malformed.
-    """
+    """Parse a signed note without verifying its signatures."""
     try:
         whole = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -134,11 +130,7 @@ def name_key(vkey: str) -> str:
 
 
 def verify_note(note: Note, vkey: str) -> None:
-    """Check that the key signed the text: it has at least one line, and all of its lines are valid.
-
-    Raises:
-        Tampered: a line is invalid, or the key has none.
-    """
+    """Check that the key signed the text: it has at least one line, and all of its lines are valid."""
     key = parse_vkey(vkey)
     for signature in signatures_by(note, key.name, key.key_id):
         verify_signature(key.spki, note.text.encode("utf-8"), signature.sig)
@@ -165,11 +157,7 @@ def vkey_of(name: str, key: Signer | bytes) -> str:
 
 
 def parse_vkey(text: str) -> VerifierKey:
-    """Parse a vkey and check its key id.
-
-    Raises:
-        BadInput: the vkey is malformed, or its key id does not match its name and key.
-    """
+    """Parse a vkey and check its key id."""
     name, key_id, typed = split_vkey(text)
     key = VerifierKey(name, _spki_of_typed(typed))
     check_key_id(key.key_id, key_id)
@@ -195,11 +183,7 @@ def split_vkey(text: str) -> tuple[str, bytes, bytes]:
 
 
 def check_key_id(expected: bytes, claimed: bytes) -> None:
-    """Check that the key id in a vkey is the expected one.
-
-    Raises:
-        BadInput: it is not.
-    """
+    """Check that the key id in a vkey is the expected one."""
     if claimed != expected:
         raise BadInput(f"vkey, key id: expected {expected.hex()}, got {claimed.hex()}")
 

@@ -45,11 +45,7 @@ def encode_proof(proof: Proof) -> bytes:
 
 
 def parse_proof(data: bytes) -> Proof:
-    """Parse a `.tlog-proof` file without verifying it.
-
-    Raises:
-        BadInput: the file is malformed.
-    """
+    """Parse a `.tlog-proof` file without verifying it."""
     lines, checkpoint = split_head(data, "proof")
     if (first := lines.pop(0)) != HEADER:
         raise BadInput(f"proof, line 1: expected {HEADER}, got {show(first)}")
@@ -131,11 +127,7 @@ def encode_request(request: WitnessRequest) -> bytes:
 
 
 def parse_request(data: bytes) -> WitnessRequest:
-    """Parse a request to a witness.
-
-    Raises:
-        BadInput: the request is malformed.
-    """
+    """Parse a request to a witness."""
     lines, checkpoint = split_head(data, "witness request")
     keyword, _, old = lines[0].partition(" ")
     if keyword != "old":

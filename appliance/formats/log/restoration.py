@@ -165,7 +165,6 @@ class VerifiedStepBack:
 
 
 def encode_restoration(restoration: RestorationFile) -> bytes:
-    """Encode a restoration file."""
     value = {
         "consistency": [encode_base64(step) for step in restoration.consistency],
         "entry": encode_base64(restoration.entry),
@@ -175,7 +174,6 @@ def encode_restoration(restoration: RestorationFile) -> bytes:
 
 
 def encode_step_back(file: StepBackFile) -> bytes:
-    """Encode a step-back file."""
     value = {"edge": [encode_base64(one) for one in file.edge], "kept": encode_base64(file.kept)}
     return encode_canonical(_encode_shared(file) | value) + b"\n"
 
@@ -192,11 +190,7 @@ def _encode_shared(orders: SignedOrders) -> dict[str, Any]:
 
 
 def parse_restoration(data: bytes) -> RestorationFile:
-    """Parse a restoration file without verifying it.
-
-    Raises:
-        BadInput: the file is malformed.
-    """
+    """Parse a restoration file without verifying it."""
     value = _parse_members(data, "restoration", _MEMBERS)
     return RestorationFile(
         **_parse_shared(value, "restoration"),
@@ -207,11 +201,7 @@ def parse_restoration(data: bytes) -> RestorationFile:
 
 
 def parse_step_back(data: bytes) -> StepBackFile:
-    """Parse a step-back file without verifying it.
-
-    Raises:
-        BadInput: the file is malformed.
-    """
+    """Parse a step-back file without verifying it."""
     value = _parse_members(data, "step-back", _STEP_BACK_MEMBERS)
     return StepBackFile(
         **_parse_shared(value, "step-back"),

@@ -35,11 +35,7 @@ def encode_seal(seal: LogSeal) -> str:
 
 
 def parse_seal(text: str) -> LogSeal:
-    """Parse the text of a note as a seal.
-
-    Raises:
-        BadInput: the text is malformed.
-    """
+    """Parse the text of a note as a seal."""
     lines = text.split("\n")
     if len(lines) != 7 or lines[6] or not lines[0].endswith(_SUFFIX):
         raise BadInput(

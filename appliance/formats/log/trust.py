@@ -83,11 +83,7 @@ def encode_trust(trust: Trust) -> bytes:
 
 
 def parse_trust(data: bytes) -> Trust:
-    """Parse a trust file.
-
-    Raises:
-        BadInput: the file is malformed.
-    """
+    """Parse a trust file."""
     if not data.endswith(b"\n"):
         raise BadInput("trust file, end: expected a newline, got none")
     found = parse_canonical(data[:-1])

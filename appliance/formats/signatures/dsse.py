@@ -100,11 +100,7 @@ def encode_envelope(envelope: Envelope) -> bytes:
 
 
 def parse_envelope(data: bytes) -> Envelope:
-    """Parse an envelope from canonical JSON without verifying its signature.
-
-    Raises:
-        BadInput: the bytes are not an envelope of this profile.
-    """
+    """Parse an envelope from canonical JSON without verifying its signature."""
     value = parse_object(parse_canonical(data), "envelope", frozenset({"payload", "payloadType", "signatures"}))
     signatures = parse_list(value["signatures"], "envelope, signatures")
     return Envelope(
@@ -123,7 +119,6 @@ def _parse_signature(value: object) -> Signature:
 
 
 def sign_envelope(payload: bytes, key: Signer) -> Envelope:
-    """Sign the payload and return its envelope."""
     sig = key.sign(pae(PAYLOAD_TYPE, payload))
     return Envelope(PAYLOAD_TYPE, payload, (Signature(key.keyid, sig),))
 
@@ -133,9 +128,6 @@ def verify_envelope(envelope: Envelope, spki: bytes, scope: PasskeyScope | None 
 
     With `scope`, the key is a passkey and the signature must be its assertion within that scope. Without it, the
     signature must be a plain one. The caller decides whether the key may sign the document.
-
-    Raises:
-        Tampered: the signature is invalid, by another key, or of the wrong kind.
     """
     signature = envelope.signature
     keyid = digest_bytes(spki)
@@ -193,11 +185,7 @@ def encode_statement(statement: Statement) -> bytes:
 
 
 def parse_statement(data: bytes) -> Statement:
-    """Parse a statement from canonical JSON.
-
-    Raises:
-        BadInput: the bytes are malformed.
-    """
+    """Parse a statement from canonical JSON."""
     value = parse_object(parse_canonical(data), "statement", _MEMBERS)
     parse_constant(value["_type"], "statement, _type", STATEMENT_TYPE)
     predicate = value["predicate"]

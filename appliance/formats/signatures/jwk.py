@@ -19,10 +19,7 @@ _CURVES = {"EC": "P-256", "OKP": "Ed25519"}
 
 
 def check_public_key(jwk: Mapping[str, str]) -> None:
-    """Check that a JWK of texts is a complete public key of a supported size or curve.
-
-    Raises: BadInput otherwise.
-    """
+    """Check that a JWK of texts is a complete public key of a supported size or curve."""
     kid, kty = jwk["kid"], jwk["kty"]
     what, expected = f"key {kid}", _MEMBERS[kty]
     got = jwk.keys() & set().union(*_MEMBERS.values())

@@ -193,11 +193,7 @@ def keyid_of(spki: bytes) -> str:
 
 @lru_cache(maxsize=4096)  # Checking the order of a point takes milliseconds.
 def parse_spki(spki: bytes) -> PublicKey:
-    """Parse a public key of one of the three kinds that people can have from its canonical DER encoding.
-
-    Raises:
-        BadInput: the kind or encoding is not supported, or the key is not a valid point.
-    """
+    """Parse a public key of one of the three kinds that people can have from its canonical DER encoding."""
     if not any(spki.startswith(start) and len(spki) == len(start) + n for start, n in _SPKI_PREFIXES.values()):
         raise BadInput(f"public key: expected the SPKI of {', '.join(_SPKI_PREFIXES)} in DER, got {show(spki.hex())}")
     try:

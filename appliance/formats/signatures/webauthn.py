@@ -134,11 +134,7 @@ class PasskeyScope:
 
 
 def parse_rp_id(text: str) -> str:
-    """Return the text if it is a domain in lower case or `localhost`; browsers accept no IP addresses.
-
-    Raises:
-        BadInput: it is not.
-    """
+    """Return the text if it is a domain in lower case or `localhost`; browsers accept no IP addresses."""
     if len(text) > _MAX_DOMAIN_CHARACTERS or _DOMAIN.fullmatch(text) is None:
         raise BadInput(f"passkey, rp id: expected a domain name in lower case, no IP address, got {show(text)}")
     return text
@@ -148,9 +144,6 @@ def parse_origin(text: str, rp_id: str) -> str:
     """Return the text if it is an origin at which a browser uses passkeys of this relying party.
 
     That is the party's domain or a subdomain over https, or `localhost` over http.
-
-    Raises:
-        BadInput: it is another origin.
     """
     match = _ORIGIN.fullmatch(text)
     if match is None:
@@ -229,11 +222,7 @@ def encode_assertion(assertion: Assertion) -> bytes:
 
 
 def parse_assertion(sig: bytes) -> Assertion:
-    """Parse the `sig` bytes of an envelope without verifying the assertion.
-
-    Raises:
-        BadInput: the bytes are malformed.
-    """
+    """Parse the `sig` bytes of an envelope without verifying the assertion."""
     value = parse_object(parse_canonical(sig), "passkey signature", _MEMBERS)
     return Assertion(
         parse_base64url(value["authenticatorData"], "passkey signature, authenticatorData"),
@@ -243,11 +232,7 @@ def parse_assertion(sig: bytes) -> Assertion:
 
 
 def verify_assertion(spki: bytes, pae: bytes, sig: bytes, scope: PasskeyScope) -> Assertion:
-    """Verify an assertion over the PAE by the steps of WebAuthn level 3 section 7.2 that need no server state.
-
-    Raises:
-        Tampered: the assertion is malformed or invalid, or outside the scope.
-    """
+    """Verify an assertion over the PAE by the steps of WebAuthn level 3 section 7.2 that need no server state."""
     if not is_passkey_key(spki):
         raise Tampered("passkey signature, key: expected P-256, got a key of a different kind or curve")
     if not is_assertion(sig):

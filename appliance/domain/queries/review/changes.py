@@ -184,11 +184,7 @@ def _describe_code(version: SealedVersion) -> dict[str, str | None]:
 
 
 def read_object(version: SealedVersion, path: str) -> dict[str, Any]:
-    """Return a JSON object of the sealed folder, empty if the folder has no such file.
-
-    Raises:
-        BadInput: the file is not a JSON object.
-    """
+    """Return a JSON object of the sealed folder, empty if the folder has no such file."""
     data = version.files.get(path)
     if data is None:
         return {}
