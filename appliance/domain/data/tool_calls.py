@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from appliance.errors import BadInput, TooLarge
+from appliance.formats.core.canonical import parse_json
 
 MAX_TOOLS = 128
 MAX_TOOLS_TEXT = 65_536
@@ -124,8 +125,8 @@ def read_arguments(value: Any, place: str) -> Value:
         raise BadInput(f"{place}, arguments: expected a JSON object, as text or as it is, got none")
     if isinstance(value, str):
         try:
-            value = parse_strict(value)
-        except ValueError:
+            value = parse_json(value.encode("utf-8", "surrogatepass"), place)
+        except BadInput:
             raise BadInput(f"{place}, arguments: expected a JSON object as text, got {value[:40]!r}") from None
     if not isinstance(value, dict):
         raise BadInput(f"{place}, arguments: expected a JSON object, got {type(value).__name__}")
@@ -165,30 +166,6 @@ def encode_json(value: object) -> str:
     Raises: ValueError for NaN and infinities.
     """
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
-
-
-def parse_strict(text: str) -> Any:
-    """Parse JSON that has no duplicate keys, NaN or infinities.
-
-    Raises: ValueError for these, malformed JSON, or too many levels.
-    """
-    try:
-        value = json.loads(text, object_pairs_hook=_reject_duplicates, parse_constant=_reject_constant)
-        json.dumps(value, allow_nan=False)  # 1e999 is read as infinity
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    return value
-
-
-def _reject_duplicates(pairs: list[tuple[str, Any]]) -> Value:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        raise ValueError("a key twice")
-    return value
-
-
-def _reject_constant(constant: str) -> NoReturn:
-    raise ValueError(constant)
 
 
 def canonical_call(name: str, arguments: Mapping[str, Any]) -> str:

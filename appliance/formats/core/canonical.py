@@ -8,7 +8,9 @@ refused. Strings are valid Unicode; lone surrogates are refused. Values are nest
 from __future__ import annotations
 
 import json
+import math
 import re
+from functools import partial
 from typing import Any, NoReturn
 
 from appliance.errors import BadInput
@@ -33,15 +35,14 @@ def _count(data: bytes) -> int:
 
 
 def parse_json(data: bytes, what: str, most: int = MAX_VALUES) -> Any:
-    """Parse JSON in any layout.
-
-    Raises:
-        BadInput: the bytes are not JSON in UTF-8, have too many values, repeat a key, or contain NaN or an infinity.
-    """
+    """Parse JSON in any layout: in UTF-8, with at most `most` values, each key once, and no NaN or infinity."""
     check_values(data, what, most)
     try:
         return json.loads(
-            data.decode("utf-8"), object_pairs_hook=lambda pairs: _plain_object(pairs, what), parse_constant=_refuse
+            data.decode("utf-8"),
+            object_pairs_hook=partial(_plain_object, what=what),
+            parse_float=_finite,
+            parse_constant=_refuse,
         )
     except UnicodeDecodeError as error:
         raise BadInput(f"{what}, byte {error.start}: expected UTF-8, got {error.reason}") from None
@@ -61,6 +62,13 @@ def _plain_object(pairs: list[tuple[str, Any]], what: str) -> dict[str, Any]:
         duplicate = find_twice([name for name, _ in pairs])
         raise BadInput(f"{what}: expected every key once, got {duplicate[:60]!r} twice")
     return value
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:40]}, which is too large")
+    return number
 
 
 def _refuse(constant: str) -> NoReturn:
@@ -152,14 +160,6 @@ def _sorted_keys(value: dict[Any, Any]) -> list[str]:
     return sorted(value, key=lambda key: key.encode("utf-16-be", "surrogatepass"))
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        duplicate = find_twice([name for name, _ in pairs])
-        raise BadInput(f"canonical JSON, key {duplicate[:60]!r}: expected it once, got it twice")
-    return value
-
-
 def _integer(text: str) -> int:
     if len(text) > len(str(-MAX_INTEGER)):
         raise BadInput("canonical JSON, number: expected an integer within ±(2^53 - 1), got a larger one")
@@ -172,5 +172,8 @@ def _refuse_number(text: str) -> NoReturn:
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, check_circular=False, allow_nan=False, separators=(",", ":"))
 _DECODER = json.JSONDecoder(
-    object_pairs_hook=_object, parse_int=_integer, parse_float=_refuse_number, parse_constant=_refuse_number
+    object_pairs_hook=partial(_plain_object, what="canonical JSON"),
+    parse_int=_integer,
+    parse_float=_refuse_number,
+    parse_constant=_refuse_number,
 )

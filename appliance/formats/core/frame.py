@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import io
 import json
-import math
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO
 
 from appliance.errors import BadInput, TooLarge, Unavailable
+from appliance.formats.core.canonical import parse_json
 
 MAX_HEADER_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 20
@@ -138,35 +138,15 @@ def _encode_header(header: dict[str, Any]) -> bytes:
 
 
 def _parse_header(data: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(
-            data.decode("utf-8"), object_pairs_hook=_object, parse_float=_fraction, parse_constant=_refuse_constant
-        )
-        # json accepts a lone surrogate, which cannot be printed later.
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"frame, header: expected JSON in UTF-8, got {type(error).__name__}") from None
+    value = parse_json(data, "frame, header", most=len(data))
     if not isinstance(value, dict):
         raise BadInput(f"frame, header: expected an object, got {type(value).__name__}")
+    try:
+        # json accepts a lone surrogate, which cannot be printed later.
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise BadInput("frame, header: expected Unicode, got a lone surrogate") from None
     return value
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        raise BadInput("frame, header: expected each key once, got one twice")
-    return value
-
-
-def _fraction(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise BadInput(f"frame, header: expected a finite number, got {text[:40]}")
-    return number
-
-
-def _refuse_constant(text: str) -> NoReturn:
-    raise BadInput(f"frame, header: expected a finite number, got {text}")
 
 
 def _write_all(stream: BinaryIO, data: memoryview) -> None:

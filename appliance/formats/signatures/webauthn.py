@@ -10,7 +10,6 @@ format is described in docs/formats/passkey.md.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from dataclasses import dataclass
 from enum import IntFlag
@@ -19,7 +18,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
 
 from appliance.errors import BadInput, Tampered
-from appliance.formats.core.canonical import encode_canonical, parse_canonical
+from appliance.formats.core.canonical import encode_canonical, parse_canonical, parse_json
 from appliance.formats.core.fields import encode_base64url, parse_base64url, parse_object, show
 from appliance.formats.signatures.keys import p256_spki, parse_spki, verify_signature
 
@@ -257,25 +256,10 @@ def is_passkey_key(spki: bytes) -> bool:
 
 def _parse_client_data(data: bytes) -> dict[str, Any]:
     """Parse the browser's JSON, which need not be canonical and may have more fields, each once."""
-    try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
-        raise BadInput(f"passkey signature, clientDataJSON: expected JSON in UTF-8, got {show(data)}") from None
+    value = parse_json(data, "passkey signature, clientDataJSON")
     if not isinstance(value, dict):
         raise BadInput(f"passkey signature, clientDataJSON: expected an object, got {type(value).__name__}")
     return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        raise BadInput("passkey signature, clientDataJSON: expected each field once, got one twice")
-    return value
-
-
-def _no_constant(name: str) -> None:
-    """Refuse NaN and Infinity, which Python accepts and JSON does not have."""
-    raise ValueError(name)
 
 
 def _check_client_data(value: dict[str, Any], challenge: str, scope: PasskeyScope) -> None:

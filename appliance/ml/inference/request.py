@@ -15,12 +15,13 @@ from appliance.domain.data.tool_calls import (
     check_json,
     list_names,
     match_results,
-    parse_strict,
     read_calls,
     read_id,
     read_tools,
 )
 from appliance.errors import BadInput
+from appliance.formats.core.canonical import parse_json
+from appliance.formats.core.fields import parse_text
 from appliance.ml.model.chat import Chat
 
 MAX_STOPS = 4
@@ -161,10 +162,7 @@ def _read_format(value: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_json(value: Mapping[str, Any], name: str) -> Any:
     """Return the value of a field that is JSON text, with the order of its fields."""
-    try:
-        return parse_strict(value[name])
-    except (ValueError, TypeError):
-        raise BadInput(f"{name}: expected JSON text, got something else") from None
+    return parse_json(parse_text(value[name], name).encode("utf-8", "surrogatepass"), name)
 
 
 def check_labels(labels: Sequence[Sequence[int]]) -> None:

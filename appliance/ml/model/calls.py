@@ -11,8 +11,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from appliance.domain.data.tool_calls import MAX_CALLS, encode_json, parse_strict
+from appliance.domain.data.tool_calls import MAX_CALLS, encode_json
 from appliance.errors import BadInput
+from appliance.formats.core.canonical import parse_json
 
 Name = Literal["hermes", "llama", "mistral", "mistral-arguments"]
 
@@ -102,8 +103,8 @@ def _decode(text: str) -> tuple[Any, int] | None:
     start = len(text) - len(text.lstrip())
     try:
         _, end = _DECODER.raw_decode(text, start)
-        return parse_strict(text[start:end]), end
-    except (ValueError, RecursionError):
+        return parse_json(text[start:end].encode(), "call"), end
+    except (BadInput, ValueError, RecursionError):
         return None
 
 

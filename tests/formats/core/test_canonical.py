@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.errors import BadInput
-from appliance.formats.core.canonical import MAX_DEPTH, MAX_INTEGER, encode_canonical, parse_canonical
+from appliance.formats.core.canonical import MAX_DEPTH, MAX_INTEGER, encode_canonical, parse_canonical, parse_json
 
 RFC = json.loads((Path(__file__).resolve().parents[2] / "vectors/rfc8785.json").read_text())
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -112,10 +112,16 @@ def test_a_value_that_holds_itself_is_refused() -> None:
 
 
 def test_a_key_that_stands_twice_is_named() -> None:
-    with pytest.raises(BadInput, match="key 'a': expected it once, got it twice"):
+    with pytest.raises(BadInput, match="expected every key once, got 'a' twice"):
         parse_canonical(b'{"a":1,"a":1}')
 
 
 def test_the_message_names_the_first_byte_that_differs() -> None:
     with pytest.raises(BadInput, match=r"byte 5: expected b'1}', got b' 1}'"):
         parse_canonical(b'{"a": 1}')
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "NaN", "Infinity", "-Infinity"])
+def test_json_has_no_infinite_numbers(number: str) -> None:
+    with pytest.raises(BadInput, match="row: expected JSON, got"):
+        parse_json(f'{{"a": {number}}}'.encode(), "row")
