@@ -286,7 +286,7 @@ def revoke_base(caller: Caller, name: str, reason: str | None) -> None:
 
     One administrator or reviewer is enough.
     """
-    from appliance.domain.data.bases import RevokeBase
+    from appliance.domain.data.artifacts import RevokeBase
 
     _sign(caller, name, caller.propose(RevokeBase, {"base": name}, texts={"reason": reason}))
 
@@ -301,7 +301,7 @@ def revoke_dataset(caller: Caller, name: str, reason: str | None) -> None:
 
     One administrator or reviewer is enough.
     """
-    from appliance.domain.data.datasets import RevokeDataset
+    from appliance.domain.data.artifacts import RevokeDataset
 
     _sign(caller, name, caller.propose(RevokeDataset, {"dataset": name}, texts={"reason": reason}))
 
@@ -316,7 +316,7 @@ def revoke_set(caller: Caller, name: str, reason: str | None) -> None:
 
     One validator, administrator or reviewer is enough.
     """
-    from appliance.domain.data.validation_sets import RevokeValidationSet
+    from appliance.domain.data.artifacts import RevokeValidationSet
 
     _sign(caller, name, caller.propose(RevokeValidationSet, {"validation_set": name}, texts={"reason": reason}))
 

@@ -15,10 +15,8 @@ from appliance.domain.core.lookup import Artifact, Kind, ProvenValue, TrainingFa
 from appliance.domain.core.names import versioned
 from appliance.domain.core.policy import Parameters
 from appliance.domain.core.records.data import Base, Dataset, Import, ValidationSet
-from appliance.domain.data.bases import BaseImported
-from appliance.domain.data.datasets import DatasetImported
+from appliance.domain.data.artifacts import BaseImported, DatasetImported, ValidationSetImported
 from appliance.domain.data.imports import ImportDataset
-from appliance.domain.data.validation_sets import ValidationSetImported
 from appliance.domain.evaluation.items import MOST_BYTES
 from appliance.domain.queries.review.page import is_page_file, make_page, read_import, read_order
 from appliance.domain.queries.review.reported_state import ReportedState

@@ -16,7 +16,7 @@ from appliance.domain.actions.apply import parse_body
 from appliance.domain.actions.registry import ORDERS
 from appliance.domain.core.entry import Entry, parse_entry
 from appliance.domain.core.order import Order
-from appliance.domain.data.datasets import DatasetImported
+from appliance.domain.data.artifacts import DatasetImported
 from appliance.domain.queries.effective_access import BeforeLog
 from appliance.domain.queries.rows import DatasetUses
 from appliance.domain.serving.requests import RequestAdmitted, RequestFinished

@@ -15,7 +15,7 @@ from functools import partial
 from appliance.domain.core.names import versioned
 from appliance.domain.core.records.data import Base
 from appliance.domain.core.records.runs import Adapter
-from appliance.domain.data.bases import BaseQuarantined
+from appliance.domain.data.artifacts import BaseQuarantined
 from appliance.domain.operations import ArtifactsChecked
 from appliance.domain.releases.adapters import AdapterQuarantined
 from appliance.errors import ApplianceError, Denied, Unavailable

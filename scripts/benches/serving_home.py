@@ -17,8 +17,7 @@ from appliance import wiring
 from appliance.domain.core.entry import Ordered
 from appliance.domain.core.names import add_seconds, versioned
 from appliance.domain.core.order import Order
-from appliance.domain.data.bases import BaseImported
-from appliance.domain.data.datasets import DatasetImported
+from appliance.domain.data.artifacts import BaseImported, DatasetImported
 from appliance.domain.data.imports import ImportBase, ImportDataset, ImportRequested
 from appliance.domain.evaluation.items import ITEMS_FILE, encode_items
 from appliance.domain.recipe.recipe import ResolvedRecipe

@@ -30,8 +30,17 @@ from appliance.domain.core.order import Order, encode_order
 from appliance.domain.core.policy import Parameters, PolicySet, parse_policy
 from appliance.domain.core.records.data import BoundSet, LocalSet
 from appliance.domain.core.state import State
-from appliance.domain.data.bases import BaseImported, BaseRevoked, RevokeBase
-from appliance.domain.data.datasets import DatasetImported, DatasetRevoked, RevokeDataset
+from appliance.domain.data.artifacts import (
+    BaseImported,
+    BaseRevoked,
+    DatasetImported,
+    DatasetRevoked,
+    RevokeBase,
+    RevokeDataset,
+    RevokeValidationSet,
+    ValidationSetImported,
+    ValidationSetRevoked,
+)
 from appliance.domain.data.imports import (
     CancelImport,
     ImportBase,
@@ -41,7 +50,6 @@ from appliance.domain.data.imports import (
     ImportValidationSet,
 )
 from appliance.domain.data.kinds import SHIPPED
-from appliance.domain.data.validation_sets import RevokeValidationSet, ValidationSetImported, ValidationSetRevoked
 from appliance.domain.evaluation.basis import find_basis, find_sets, items_path
 from appliance.domain.evaluation.gates import HELD_OUT, GatesFile, parse_gates
 from appliance.domain.evaluation.items import ITEMS_FILE, encode_items, parse_items

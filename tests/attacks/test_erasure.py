@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.domain.data.datasets import RevokeDataset
+from appliance.domain.data.artifacts import RevokeDataset
 from appliance.formats.core.commitment import parse_disclosure_value
 from scripts.kit.appliance import Appliance
 from scripts.kit.tiny_model import WORDS, build_base, clauses

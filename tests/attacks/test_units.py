@@ -11,8 +11,7 @@ import pytest
 from appliance.domain.core.names import NO_DIGEST
 from appliance.domain.core.order import Order, encode_order
 from appliance.domain.core.roles import refuse_role
-from appliance.domain.data.bases import RevokeBase
-from appliance.domain.data.datasets import RevokeDataset
+from appliance.domain.data.artifacts import RevokeBase, RevokeDataset
 from appliance.domain.releases.activations import Activate, Rollback
 from appliance.domain.releases.adapters import RevokeAdapter
 from scripts.kit.appliance import Appliance, Refused

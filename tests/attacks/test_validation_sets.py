@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from appliance.domain.core.names import encode_value
+from appliance.domain.data.artifacts import RevokeValidationSet
 from appliance.domain.data.imports import ImportDataset, ImportValidationSet
-from appliance.domain.data.validation_sets import RevokeValidationSet
 from appliance.domain.evaluation.gates import parse_gate_file
 from appliance.domain.evaluation.items import parse_items
 from appliance.domain.evaluation.verdict import Verdict, parse_verdict

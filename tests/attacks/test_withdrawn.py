@@ -11,8 +11,7 @@ import httpx
 import pytest
 
 from appliance.domain.core.order import Order
-from appliance.domain.data.bases import RevokeBase
-from appliance.domain.data.datasets import RevokeDataset
+from appliance.domain.data.artifacts import RevokeBase, RevokeDataset
 from appliance.domain.governance.keys import RevokeKey
 from appliance.domain.runs.control import Resume
 from appliance.domain.runs.replays import ReplayRun

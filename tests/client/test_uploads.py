@@ -10,7 +10,7 @@ from appliance.api.data import ImportStatus
 from appliance.client import imports
 from appliance.client.support import files, orders
 from appliance.domain.core.records.data import Base
-from appliance.domain.data.datasets import DatasetImported
+from appliance.domain.data.artifacts import DatasetImported
 from appliance.domain.data.imports import (
     CancelImport,
     ImportBase,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from appliance.domain.core.names import add_seconds
-from appliance.domain.data.validation_sets import RevokeValidationSet
+from appliance.domain.data.artifacts import RevokeValidationSet
 from appliance.domain.governance.log_control import RotateLogKey
 from appliance.domain.governance.people import RevokePrincipal
 from appliance.formats.core.commitment import disclose

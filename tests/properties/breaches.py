@@ -13,8 +13,13 @@ from appliance.domain.core.entry import Ordered
 from appliance.domain.core.names import NO_DIGEST, add_seconds, encode_value
 from appliance.domain.core.order import Order
 from appliance.domain.core.policy import Retention
-from appliance.domain.data.bases import BaseImported, BaseQuarantined, RevokeBase
-from appliance.domain.data.datasets import RevokeDataset
+from appliance.domain.data.artifacts import (
+    BaseImported,
+    BaseQuarantined,
+    RevokeBase,
+    RevokeDataset,
+    RevokeValidationSet,
+)
 from appliance.domain.data.imports import (
     CancelImport,
     ImportBase,
@@ -23,7 +28,6 @@ from appliance.domain.data.imports import (
     ImportRequested,
     ImportValidationSet,
 )
-from appliance.domain.data.validation_sets import RevokeValidationSet
 from appliance.domain.governance.countersignature import Countersign, OrderRefused, WithdrawOrder
 from appliance.domain.governance.delegations import Delegate
 from appliance.domain.governance.identities import BindIdentity, UnbindIdentity

@@ -13,7 +13,7 @@ from appliance.domain.core.order import Order
 from appliance.domain.core.roles import Reasons, require_enrolled
 from appliance.domain.core.signatures import OrderReader
 from appliance.domain.core.state import State
-from appliance.domain.data import bases, datasets, imports, validation_sets
+from appliance.domain.data import artifacts, imports
 from appliance.domain.governance import (
     countersignature,
     delegations,
@@ -50,7 +50,7 @@ _ACTIONS: tuple[Action, ...] = (
     *log_control.RULES_ACTIONS, *log_control.CLOCK_ACTIONS, *restoration.ACTIONS,
     *countersignature.ACTIONS, *delegations.ACTIONS,
     *retention.ACTIONS, *retention.HOLD_ACTIONS, *retention.ARCHIVE_ACTIONS,
-    *imports.ACTIONS, *bases.ACTIONS, *datasets.ACTIONS, *validation_sets.ACTIONS,
+    *imports.ACTIONS, *artifacts.ACTIONS,
     *training.ACTIONS, *control.AUTHORISATION_ACTIONS, *control.CANCELLATION_ACTIONS, *control.RESUMPTION_ACTIONS,
     *replays.ACTIONS,
     *adapters.ACTIONS, *requests_for_release.ACTIONS, *findings.ACTIONS, *previews.ACTIONS, *reviews.ACTIONS,
@@ -60,7 +60,7 @@ _ACTIONS: tuple[Action, ...] = (
 _EVENTS: tuple[EventRule, ...] = (
     *service.EVENTS, *sessions.EVENTS, *invitations.EVENTS, *countersignature.EVENTS,
     *witnesses.EVENTS,
-    *imports.EVENTS, *bases.EVENTS, *datasets.EVENTS, *validation_sets.EVENTS,
+    *imports.EVENTS, *artifacts.EVENTS,
     *training.EVENTS, *conditions.EVENTS, *control.EVENTS, *replays.EVENTS,
     *adapters.EVENTS, *previews.EVENTS,
     *tokens.EVENTS, *slots.EVENTS, *requests.EVENTS,

@@ -1,9 +1,7 @@
-"""Checks that bases, datasets and validation sets are usable, and rules for revoking them."""
+"""Checks that bases, datasets and validation sets are usable."""
 
 from __future__ import annotations
 
-from appliance.domain.core.lookup import Completed, Kind, Lookup, OrderInput, ProvenValue
-from appliance.domain.core.names import split_version
 from appliance.domain.core.records.data import BoundSet
 from appliance.domain.core.records.runs import Adapter, Run
 from appliance.domain.core.roles import Reasons
@@ -99,21 +97,3 @@ def refuse_invalid_sets(state: State, sets: tuple[BoundSet, ...]) -> Reasons:
 def refuse_invalid_inputs(state: State, made: Run | Adapter) -> Reasons:
     """Return the reasons against using the base or the dataset that a run or an adapter is trained on."""
     return refuse_invalid_base(state, made.base, made.base_digest) + refuse_invalid_dataset(state, made.dataset)
-
-
-def complete_revocation(kind: Kind, field: str, given: OrderInput, lookup: Lookup) -> Completed:
-    """Return the name, version and digest for the revocation of a dataset or validation set NAME@VERSION."""
-    versioned_name = given.word(field)
-    digest = lookup.find_artifact(kind, versioned_name).value.manifest
-    name, version = split_version(versioned_name)
-    return {field: ProvenValue(name), "version": ProvenValue(version), "digest": ProvenValue(digest)}
-
-
-def check_revocable(subject: str, digest: str, revoked: int | None, named: str, code: RefusalCode) -> Reasons:
-    """Return the reasons against revoking: the order names another digest, or it was revoked before.
-
-    `revoked` is the index of the entry that revoked it, `named` is the order's digest, and `code` is for one that was
-    revoked before.
-    """
-    reasons = [] if named == digest else [DIGEST_DIFFERS(subject, digest=digest, named=Rejected(named))]
-    return reasons if revoked is None else [*reasons, code(subject, entry=revoked)]

@@ -20,8 +20,7 @@ from appliance.domain.core.names import versioned
 from appliance.domain.core.records.data import Import
 from appliance.domain.core.signatures import AcceptedOrder
 from appliance.domain.core.state import State, Table, next_version
-from appliance.domain.data.bases import BaseImported
-from appliance.domain.data.datasets import DatasetImported
+from appliance.domain.data.artifacts import BaseImported, DatasetImported, ValidationSetImported
 from appliance.domain.data.imports import (
     CancelImport,
     ImportBase,
@@ -30,7 +29,6 @@ from appliance.domain.data.imports import (
     ImportRows,
     ImportValidationSet,
 )
-from appliance.domain.data.validation_sets import ValidationSetImported
 from appliance.domain.data.validity import refuse_invalid_base
 from appliance.domain.evaluation.rules import CALLED_ROWS
 from appliance.errors import ApplianceError, BadInput, Denied, NotFound, Tampered, Unavailable

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_pri
 
 from appliance.domain.core.names import NO_DIGEST
 from appliance.domain.core.order import Order
-from appliance.domain.data.bases import BaseImported, BaseQuarantined
+from appliance.domain.data.artifacts import BaseImported, BaseQuarantined
 from appliance.domain.data.imports import CancelImport, ImportBase, ImportCancelled, ImportFailed, ImportRequested
 from appliance.domain.governance.people import Grant, RoleGranted
 from appliance.domain.releases.adapters import AdapterQuarantined, AdapterRevoked, AdapterSealed, RevokeAdapter

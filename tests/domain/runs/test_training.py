@@ -9,7 +9,7 @@ import pytest
 
 from appliance.domain.core.names import NO_DIGEST
 from appliance.domain.core.records.runs import Run
-from appliance.domain.data.bases import BaseQuarantined
+from appliance.domain.data.artifacts import BaseQuarantined
 from appliance.domain.runs.conditions import MOST_RESUMES
 from appliance.domain.runs.control import Cancel, RunCancelled
 from appliance.domain.runs.replays import TOLERANCE, ReplayFailed, compare_replay

@@ -16,7 +16,7 @@ import pytest
 
 from appliance.domain.actions.apply import apply
 from appliance.domain.core.entry import Entry, EntryDraft, encode_entry, parse_entry
-from appliance.domain.data.bases import BaseImported
+from appliance.domain.data.artifacts import BaseImported
 from appliance.domain.data.imports import ImportBase, ImportRequested
 from appliance.domain.runs.training import RunFailed
 from appliance.errors import Denied, NotFound, Unavailable

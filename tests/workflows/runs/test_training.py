@@ -12,7 +12,7 @@ import pytest
 from appliance.api.runs import WorkError
 from appliance.domain.actions.apply import apply
 from appliance.domain.core.entry import Entry, EntryDraft, encode_entry, parse_entry
-from appliance.domain.data.bases import BaseQuarantined
+from appliance.domain.data.artifacts import BaseQuarantined
 from appliance.domain.data.imports import ImportRequested
 from appliance.domain.runs.conditions import MOST_RESUMES
 from appliance.domain.runs.training import RunFailed, RunRequested

@@ -14,10 +14,8 @@ from appliance.domain.core.names import IDENTIFIER, versioned
 from appliance.domain.core.records.data import Base, Dataset, ValidationSet
 from appliance.domain.core.records.runs import Run
 from appliance.domain.core.state import State
-from appliance.domain.data.bases import RevokeBase
-from appliance.domain.data.datasets import RevokeDataset
+from appliance.domain.data.artifacts import RevokeBase, RevokeDataset, RevokeValidationSet
 from appliance.domain.data.imports import ImportDataset, ImportValidationSet
-from appliance.domain.data.validation_sets import RevokeValidationSet
 from appliance.domain.evaluation.basis import find_sets
 from appliance.domain.evaluation.gates import parse_gates
 from appliance.domain.retention import LiftHold, PlaceHold
