@@ -8,9 +8,11 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from appliance.errors import BadInput
+from appliance.errors import BadInput, Tampered
 
 MAX_DECIMAL = 2**63 - 1
 _DECIMAL = re.compile(r"0|[1-9][0-9]{0,18}")
@@ -21,6 +23,15 @@ def show(value: object) -> str:
     """Return an untrusted value for a message, escaped and cut to 80 characters."""
     text = ascii(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+@contextmanager
+def as_tampered(what: str = "") -> Iterator[None]:
+    """Raise Tampered in place of BadInput. The message begins with `what`, if it is given."""
+    try:
+        yield
+    except BadInput as error:
+        raise Tampered(f"{what}: {error.message}" if what else error.message) from None
 
 
 def parse_object(value: Any, what: str, names: frozenset[str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from appliance.errors import BadInput, Tampered
-from appliance.formats.core.fields import MAX_DECIMAL, encode_base64, parse_base64, parse_decimal, show
+from appliance.formats.core.fields import MAX_DECIMAL, as_tampered, encode_base64, parse_base64, parse_decimal, show
 from appliance.formats.core.merkle import EMPTY_ROOT, HASH_BYTES
 from appliance.formats.log.note import (
     Note,
@@ -83,11 +83,9 @@ def open_checkpoint(data: bytes, *vkeys: str) -> Checkpoint:
     names = {parse_vkey(vkey).name for vkey in vkeys}
     if len(names) != 1:
         raise BadInput(f"log checkpoint, keys: expected at least one, all of one name, got {show(sorted(names))}")
-    try:
+    with as_tampered():
         note = parse_note(data)
         checkpoint = parse_checkpoint(note.text)
-    except BadInput as error:
-        raise Tampered(error.message) from None
     for vkey in vkeys:
         verify_note(note, vkey)
     if names != {checkpoint.origin}:

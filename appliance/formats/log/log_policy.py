@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from appliance.errors import BadInput, Tampered
-from appliance.formats.core.fields import parse_decimal, show
+from appliance.formats.core.fields import as_tampered, parse_decimal, show
 from appliance.formats.log.checkpoint import (
     Checkpoint,
     WitnessKey,
@@ -181,10 +181,8 @@ def open_witnessed(data: bytes, policy: LogPolicy) -> CosignedCheckpoint:
 
     An invalid line by a key of the policy makes the whole note invalid.
     """
-    try:
+    with as_tampered():
         note = parse_note(data)
-    except BadInput as error:
-        raise Tampered(error.message) from None
     lines = {(line.name, line.key_id) for line in note.signatures}
     signed = [log.vkey for log in policy.logs if _line_of(parse_vkey(log.vkey)) in lines]
     if not signed:

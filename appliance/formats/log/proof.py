@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from appliance.errors import BadInput, Tampered
-from appliance.formats.core.fields import encode_base64, parse_base64, parse_decimal, show
+from appliance.errors import BadInput
+from appliance.formats.core.fields import as_tampered, encode_base64, parse_base64, parse_decimal, show
 from appliance.formats.core.merkle import HASH_BYTES, verify_inclusion
 from appliance.formats.log.checkpoint import parse_checkpoint
 from appliance.formats.log.log_policy import CosignedCheckpoint, LogPolicy, open_witnessed
@@ -64,10 +64,8 @@ def verify_proof(data: bytes, leaf_hash: bytes, policy: LogPolicy) -> CosignedCh
     Raises:
         Tampered: the bytes are not a proof, the proof is wrong, or a required signature is invalid or missing.
     """
-    try:
+    with as_tampered():
         proof = parse_proof(data)
-    except BadInput as error:
-        raise Tampered(error.message) from None
     witnessed = open_witnessed(proof.checkpoint, policy)
     verify_inclusion(leaf_hash, proof.index, witnessed.checkpoint.size, proof.hashes, witnessed.checkpoint.root)
     return witnessed

@@ -17,6 +17,7 @@ from appliance.errors import ApplianceError, BadInput, Tampered
 from appliance.formats.core.canonical import encode_canonical, parse_canonical
 from appliance.formats.core.digest import digest_bytes, parse_digest, raw_digest
 from appliance.formats.core.fields import (
+    as_tampered,
     encode_base64,
     parse_base64,
     parse_constant,
@@ -246,15 +247,13 @@ def verify_restoration(
     Raises:
         Tampered: a signature, a proof or a document is not valid, or too few administrators signed.
     """
-    try:
+    with as_tampered():
         proof = parse_proof(restoration.proof)
         checkpoint = open_checkpoint(proof.checkpoint, *log_vkeys)
         verify_inclusion(hash_leaf(restoration.entry), proof.index, checkpoint.size, proof.hashes, checkpoint.root)
         _check_entry(restoration)
         step, signers = verify_orders(restoration, log_vkeys[-1], administrators, signatures=signatures)
         verify_consistency(step.kept.size, checkpoint.size, restoration.consistency, step.kept.root, checkpoint.root)
-    except BadInput as error:
-        raise Tampered(error.message) from None
     return VerifiedRestoration(proof.index, step, signers, checkpoint, proof.checkpoint)
 
 
@@ -273,10 +272,8 @@ def verify_step_back(
         raise Tampered("step-back: expected two checkpoints that one of the signer's keys has signed, got others")
     step, signers = verify_orders(file, vkey, administrators, signatures=signatures)
     kept = open_checkpoint(file.kept, vkey)
-    try:
+    with as_tampered("step-back, edge"):
         edge = Frontier(kept.size, file.edge)
-    except BadInput as error:
-        raise Tampered(f"step-back, edge: {error.message}") from None
     if kept != step.kept or edge.root() != kept.root:
         raise Tampered(
             f"step-back, kept: expected the checkpoint of {step.kept.size} entries with the root "
@@ -289,11 +286,9 @@ def verify_step_back(
 def _read_expiry(orders: SignedOrders) -> int:
     """Return the time at which the first of the verified orders expires."""
     envelopes = [parse_envelope(data) for data in (orders.countersigned, orders.order) if data is not None]
-    try:
+    with as_tampered():
         ends = [parse_statement(one.payload).predicate.get("expires_at") for one in envelopes]
         return min(round(parse_time(parse_text(end, "step-back, expires_at")).timestamp() * 1000) for end in ends)
-    except BadInput as error:
-        raise Tampered(error.message) from None
 
 
 def _has_signed(note: bytes, vkey: str) -> bool:
@@ -315,14 +310,12 @@ def verify_orders(
         Tampered: a signature or the note that is given up is not valid, or too few administrators signed.
     """
     documents = (restoration.countersigned, restoration.order)
-    try:
+    with as_tampered():
         envelopes = [parse_envelope(data) for data in documents if data is not None]
         if len(envelopes) < signatures:
             raise Tampered(f"restoration: expected the signatures of {signatures} administrators, got {len(envelopes)}")
         signers = _verify_signers(envelopes, restoration.keys, administrators)
         return _read_step(envelopes, restoration.lost, log_vkey), signers
-    except BadInput as error:
-        raise Tampered(error.message) from None
 
 
 def _check_entry(restoration: RestorationFile) -> None:

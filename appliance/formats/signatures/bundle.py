@@ -18,7 +18,7 @@ from appliance.errors import BadInput, Tampered
 from appliance.formats.artifacts.manifest import check_paths, parse_path
 from appliance.formats.core.canonical import encode_canonical, parse_canonical
 from appliance.formats.core.digest import raw_digest
-from appliance.formats.core.fields import parse_object, show
+from appliance.formats.core.fields import as_tampered, parse_object, show
 from appliance.formats.signatures.dsse import (
     Envelope,
     Statement,
@@ -57,24 +57,17 @@ def verify_model(data: bytes, spki: bytes, files: Mapping[str, str]) -> None:
         Unavailable: the key is ML-DSA-65, which this Python cannot compute.
     """
     _check_kind(spki)
-    try:
-        _verify_bundle(data, spki, files)
-    except BadInput as error:
-        raise Tampered(error.message) from None
-
-
-def _verify_bundle(data: bytes, spki: bytes, files: Mapping[str, str]) -> None:
-    bundle = parse_object(parse_canonical(data), "model signature", _MEMBERS)
-    envelope = parse_envelope(encode_canonical(bundle["dsseEnvelope"]))
-    expected = _encode_bundle(envelope, spki)
-    if data != expected:
-        raise Tampered("model signature, bundle: expected exactly this key's bundle v0.3, got one that differs")
-    verify_envelope(envelope, spki)
-    statement = parse_statement(envelope.payload)
-    model_name, _ = statement.subjects[0]
-    # Compare bytes, since 0 equals False in Python.
-    if envelope.payload != encode_statement(_statement_of(files, model_name)):
-        raise Tampered(f"model signature, statement: expected the files found, {_difference(statement, files)}")
+    with as_tampered():
+        bundle = parse_object(parse_canonical(data), "model signature", _MEMBERS)
+        envelope = parse_envelope(encode_canonical(bundle["dsseEnvelope"]))
+        if data != _encode_bundle(envelope, spki):
+            raise Tampered("model signature, bundle: expected exactly this key's bundle v0.3, got one that differs")
+        verify_envelope(envelope, spki)
+        statement = parse_statement(envelope.payload)
+        model_name, _ = statement.subjects[0]
+        # Compare bytes, since 0 equals False in Python.
+        if envelope.payload != encode_statement(_statement_of(files, model_name)):
+            raise Tampered(f"model signature, statement: expected the files found, {_difference(statement, files)}")
 
 
 def _statement_of(files: Mapping[str, str], model_name: str) -> Statement:

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurv
 
 from appliance.errors import BadInput, Tampered
 from appliance.formats.core.canonical import encode_canonical, parse_canonical, parse_json
-from appliance.formats.core.fields import encode_base64url, parse_base64url, parse_object, show
+from appliance.formats.core.fields import as_tampered, encode_base64url, parse_base64url, parse_object, show
 from appliance.formats.signatures.keys import p256_spki, parse_spki, verify_signature
 
 MAX_CREDENTIAL_ID_BYTES = 1_023
@@ -236,11 +236,9 @@ def verify_assertion(spki: bytes, pae: bytes, sig: bytes, scope: PasskeyScope) -
         raise Tampered("passkey signature, key: expected P-256, got a key of a different kind or curve")
     if not is_assertion(sig):
         raise Tampered("passkey signature: expected a passkey's assertion, got a plain signature")
-    try:
+    with as_tampered():
         assertion = parse_assertion(sig)
         client_data = _parse_client_data(assertion.client_data_json)
-    except BadInput as error:
-        raise Tampered(error.message) from None
     _check_client_data(client_data, encode_base64url(challenge_of(pae)), scope)
     _check_authenticator_data(assertion.authenticator_data, scope)
     signed = assertion.authenticator_data + hashlib.sha256(assertion.client_data_json).digest()
