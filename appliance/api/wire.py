@@ -15,7 +15,7 @@ from appliance.formats.core.commitment import Disclosure as _Disclosure
 from appliance.formats.core.commitment import disclosure_value, parse_disclosure_value
 from appliance.formats.core.fields import encode_base64, parse_base64
 from appliance.formats.signatures.dsse import Envelope as _Envelope
-from appliance.formats.signatures.dsse import parse_envelope
+from appliance.formats.signatures.dsse import envelope_value, parse_envelope
 
 T = TypeVar("T")
 
@@ -53,16 +53,6 @@ Disclosure = Annotated[
     ),
 ]
 """A text and the salt that open a commitment (`formats.core.commitment`)."""
-
-
-def envelope_value(envelope: _Envelope) -> dict[str, Any]:
-    """Return an envelope as a JSON object."""
-    signature = envelope.signature
-    return {
-        "payload": encode_base64(envelope.payload),
-        "payloadType": envelope.payload_type,
-        "signatures": [{"keyid": signature.keyid, "sig": encode_base64(signature.sig)}],
-    }
 
 
 Envelope = Annotated[

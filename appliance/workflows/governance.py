@@ -109,7 +109,7 @@ def accept_caller(state: State, text: str, now: str) -> UnitCaller:
         )
     envelope = parse_token(text)
     token, unit = accept_token(state, envelope, now)
-    return UnitCaller(unit.name, envelope.pae_digest, token.issued_at, envelope.signatures[0].keyid)
+    return UnitCaller(unit.name, envelope.pae_digest, token.issued_at, envelope.signature.keyid)
 
 
 Kind = Literal["program", "link", "browser"]

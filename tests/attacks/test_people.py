@@ -241,7 +241,7 @@ def test_an_order_signed_with_another_key_is_nobodys(shared: Appliance) -> None:
     outsider = shared.sign(order, generate_ed25519())
     insider = shared.sign(order, shared.keys["rob"])
     # ... and one that claims rita's key over a signature that her key did not make.
-    claimed = replace(outsider, signatures=(Signature(honest.signature.keyid, outsider.signature.sig),))
+    claimed = replace(outsider, signature=Signature(honest.signature.keyid, outsider.signature.sig))
     reviews = len(shared.adapter()["reviews"])
     for envelope in (outsider, insider, claimed):
         refused(shared, lambda e=envelope: shared.send(e, meaning), 401, recorded=False)
@@ -257,7 +257,7 @@ def test_no_flipped_byte_of_an_order_is_accepted(shared: Appliance) -> None:
         payload = bytearray(honest.payload)
         payload[at] ^= 1
         try:
-            forged = Envelope(honest.payload_type, bytes(payload), honest.signatures)
+            forged = Envelope(bytes(payload), honest.signature)
         except BadInput:
             continue
         with pytest.raises(Refused) as error:

@@ -6,13 +6,14 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from appliance.api.people import PendingOrder
-from appliance.api.wire import envelope_value, json_value
+from appliance.api.wire import json_value
 from appliance.client import policies
 from appliance.client.support import orders
 from appliance.domain.core.entry import EntryDraft
 from appliance.domain.core.lookup import OrderInput
 from appliance.domain.governance.log_control import ResetClock
 from appliance.errors import NotFound, Tampered
+from appliance.formats.signatures.dsse import envelope_value
 from appliance.store.ledger.queue import LogClock
 from tests.client.conftest import Office
 

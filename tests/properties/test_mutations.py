@@ -156,9 +156,7 @@ def forged(site: LogBuilder) -> None:
     """Append an order that another key signed under the signer's name."""
     order = site.review_order("rita", "privacy")
     envelope = site.sign(order, generate_ed25519())
-    lie = Envelope(
-        envelope.payload_type, envelope.payload, (Signature(site.keys["rita"].keyid, envelope.signature.sig),)
-    )
+    lie = Envelope(envelope.payload, Signature(site.keys["rita"].keyid, envelope.signature.sig))
     signed = ((envelope.pae_digest, order),)
     site.add(ReviewRecorded(policy=site.in_force), documents={"order": encode_envelope(lie)}, signed=signed)
 

@@ -13,7 +13,6 @@ from typing import Any
 from appliance.api.log import About
 from appliance.api.people import OrderCheck, OrderReceipt, OrderRefusals, OrderRequest, PendingOrder
 from appliance.api.runs import RecipeFacts
-from appliance.api.wire import envelope_value
 from appliance.client.support.connection import ANSWER_TIMEOUT_S, LONG_TIMEOUT_S, Connection
 from appliance.client.support.files import read_file
 from appliance.client.support.log import Anchor, list_rows, read_entry
@@ -53,6 +52,7 @@ from appliance.formats.signatures.dsse import (
     PAYLOAD_TYPE,
     Envelope,
     encode_envelope,
+    envelope_value,
     pae,
     parse_envelope,
     sign_envelope,

@@ -144,10 +144,10 @@ def _open(
     identify: Callable[[str], str] | None,
 ) -> OpenedSession:
     from appliance.api.people import Challenge, EmptyBody, OpenedSession, SessionRequest
-    from appliance.api.wire import envelope_value
     from appliance.domain.core.credentials import SessionStatement as Statement
     from appliance.domain.core.credentials import encode_credential
     from appliance.domain.core.names import add_seconds
+    from appliance.formats.signatures.dsse import envelope_value
 
     about = connection.about
     challenge = connection.post("/v1/sessions/challenge", Challenge, EmptyBody(), reading=False)

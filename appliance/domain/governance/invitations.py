@@ -224,7 +224,7 @@ def apply_acceptance(case: Case) -> Changes:
     case.require(case.entry.time < row.until, "time", f"a time before {row.until}", case.entry.time)
     envelope = parse_envelope(case.documents["possession"])
     proof = parse_credential(PasskeyPossession, envelope.payload)
-    found = (proof.origin, proof.signer, proof.keyid, envelope.signatures[0].keyid)
+    found = (proof.origin, proof.signer, proof.keyid, envelope.signature.keyid)
     case.require(found == (state.site.origin, row.name, body.keyid, body.keyid), "possession", row.name, found)
     verify_envelope(envelope, base64.b64decode(proof.key), scope_of(proof))
     reasons = list_newcomer_problems(state, row, proof)

@@ -177,7 +177,7 @@ def check_possession(case: Case, order: NewKey | ProvedKey, data: bytes) -> None
     expected = (case.state.site.origin, order.principal, order.key, order.keyid, order.possession)
     if found != expected:
         raise BadInput(f"proof of possession of {order.principal}: expected {expected}, got {found}")
-    if (keyid := envelope.signatures[0].keyid) != order.keyid:
+    if (keyid := envelope.signature.keyid) != order.keyid:
         what = f"proof of possession of {order.principal}"
         raise BadInput(f"{what}: expected a signature by {order.keyid}, got one by {keyid}")
     verify_envelope(envelope, base64.b64decode(order.key))

@@ -292,7 +292,7 @@ def accept_token_request(state: State, data: bytes, now: Time) -> tuple[TokenReq
     if request.origin != state.site.origin:
         raise NotAuthenticated(f"{what}: expected one for the log {state.site.origin}, got {request.origin}")
     row = find_application(state, request.signer, request.application)
-    if (got := envelope.signatures[0].keyid) != row.keyid:
+    if (got := envelope.signature.keyid) != row.keyid:
         raise NotAuthenticated(f"{what}: expected the key of {row.name}, got {got}")
     try:
         verify_envelope(envelope, base64.b64decode(row.spki))

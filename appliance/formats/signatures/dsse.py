@@ -42,31 +42,20 @@ class Signature:
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """A DSSE envelope with exactly one signature, which is unverified."""
+    """A DSSE envelope with its one signature, which is unverified."""
 
-    payload_type: str
     payload: bytes
-    signatures: tuple[Signature, ...]
-
-    def __post_init__(self) -> None:
-        parse_constant(self.payload_type, "envelope, payloadType", PAYLOAD_TYPE)
-        if len(self.signatures) != 1:
-            raise BadInput(f"envelope, signatures: expected 1, got {len(self.signatures)}")
+    signature: Signature
 
     @property
     def pae(self) -> bytes:
         """Return the bytes that were signed."""
-        return pae(self.payload_type, self.payload)
+        return pae(PAYLOAD_TYPE, self.payload)
 
     @property
     def pae_digest(self) -> str:
         """Return the digest of the PAE, which identifies the document independently of its signer."""
         return digest_bytes(self.pae)
-
-    @property
-    def signature(self) -> Signature:
-        """Return the only signature of the envelope."""
-        return self.signatures[0]
 
 
 def pae(payload_type: str, payload: bytes) -> bytes:
@@ -87,40 +76,37 @@ def parse_pae(data: bytes) -> bytes:
     return payload
 
 
+def envelope_value(envelope: Envelope) -> dict[str, Any]:
+    """Return the JSON object of an envelope, for a document that includes it."""
+    signature = envelope.signature
+    return {
+        "payload": encode_base64(envelope.payload),
+        "payloadType": PAYLOAD_TYPE,
+        "signatures": [{"keyid": signature.keyid, "sig": encode_base64(signature.sig)}],
+    }
+
+
 def encode_envelope(envelope: Envelope) -> bytes:
     """Encode the envelope as canonical JSON."""
-    signature = envelope.signature
-    return encode_canonical(
-        {
-            "payload": encode_base64(envelope.payload),
-            "payloadType": envelope.payload_type,
-            "signatures": [{"keyid": signature.keyid, "sig": encode_base64(signature.sig)}],
-        }
-    )
+    return encode_canonical(envelope_value(envelope))
 
 
 def parse_envelope(data: bytes) -> Envelope:
     """Parse an envelope from canonical JSON without verifying its signature."""
     value = parse_object(parse_canonical(data), "envelope", frozenset({"payload", "payloadType", "signatures"}))
+    parse_constant(value["payloadType"], "envelope, payloadType", PAYLOAD_TYPE)
     signatures = parse_list(value["signatures"], "envelope, signatures")
+    if len(signatures) != 1:
+        raise BadInput(f"envelope, signatures: expected 1, got {len(signatures)}")
+    signature = parse_object(signatures[0], "envelope, signature", frozenset({"keyid", "sig"}))
     return Envelope(
-        payload_type=parse_text(value["payloadType"], "envelope, payloadType"),
         payload=parse_base64(value["payload"], "envelope, payload"),
-        signatures=tuple(_parse_signature(signature) for signature in signatures),
-    )
-
-
-def _parse_signature(value: object) -> Signature:
-    member = parse_object(value, "envelope, signature", frozenset({"keyid", "sig"}))
-    return Signature(
-        keyid=parse_digest(member["keyid"], "envelope, keyid"),
-        sig=parse_base64(member["sig"], "envelope, sig"),
+        signature=Signature(signature["keyid"], parse_base64(signature["sig"], "envelope, sig")),
     )
 
 
 def sign_envelope(payload: bytes, key: Signer) -> Envelope:
-    sig = key.sign(pae(PAYLOAD_TYPE, payload))
-    return Envelope(PAYLOAD_TYPE, payload, (Signature(key.keyid, sig),))
+    return Envelope(payload, Signature(key.keyid, key.sign(pae(PAYLOAD_TYPE, payload))))
 
 
 def verify_envelope(envelope: Envelope, spki: bytes, scope: PasskeyScope | None = None) -> None:

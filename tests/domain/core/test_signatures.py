@@ -19,7 +19,7 @@ from appliance.domain.governance.people import MOST_PEOPLE, EnrolSeveral, Grant
 from appliance.domain.releases.reviews import ReviewRecorded
 from appliance.errors import BadInput, Conflict, Denied, NotAuthenticated, Tampered
 from appliance.formats.core.canonical import encode_canonical, parse_canonical
-from appliance.formats.signatures.dsse import PAYLOAD_TYPE, Envelope, Signature, encode_envelope, sign_envelope
+from appliance.formats.signatures.dsse import Envelope, Signature, encode_envelope, sign_envelope
 from appliance.formats.signatures.keys import EcdsaSigner, generate_ed25519
 from scripts.kit.log_builder import ORIGIN, LogBuilder, stage
 from tests.kit.refusals import refuses
@@ -56,7 +56,7 @@ def test_the_signature_of_an_order_is_verified_before_its_payload_is_parsed() ->
     site = stage("sealed")
     payload = b"no order"
     by_nobody, by_rita = sign_envelope(payload, generate_ed25519()), sign_envelope(payload, site.keys["rita"])
-    forged = Envelope(PAYLOAD_TYPE, payload, (Signature(site.keys["rita"].keyid, by_nobody.signature.sig),))
+    forged = Envelope(payload, Signature(site.keys["rita"].keyid, by_nobody.signature.sig))
     for envelope, words in (
         (by_nobody, "expected a key enrolled for this principal"),
         (forged, "expected a valid one"),
@@ -120,7 +120,7 @@ def test_a_flipped_bit_in_the_signature_is_found() -> None:
     for place in (0, 31, 32, 63):
         sig = bytearray(good.signature.sig)
         sig[place] ^= 1
-        forged = Envelope(good.payload_type, good.payload, (Signature(good.signature.keyid, bytes(sig)),))
+        forged = Envelope(good.payload, Signature(good.signature.keyid, bytes(sig)))
         with refuses(site, NotAuthenticated, "signature by rita", "expected a valid one"):
             review(site, order, forged)
 
@@ -131,7 +131,7 @@ def test_a_signature_over_other_bytes_is_found() -> None:
     rejection = site.review_order("rita", "privacy", decision="reject")
     approval = rejection.model_copy(update={"decision": "approve"})
     signed = site.sign(rejection)
-    forged = Envelope(signed.payload_type, encode_order(approval), signed.signatures)
+    forged = Envelope(encode_order(approval), signed.signature)
     with refuses(site, NotAuthenticated, "expected a valid one"):
         review(site, approval, forged)
 
@@ -204,11 +204,7 @@ def test_the_other_valid_signature_of_an_ecdsa_order_is_a_replay_too() -> None:
     order = site.review_order("eve", "security")
     signed = site.sign(order)
     r, s = decode_dss_signature(signed.signature.sig)
-    twin = Envelope(
-        signed.payload_type,
-        signed.payload,
-        (Signature(signed.signature.keyid, encode_dss_signature(r, P256_ORDER - s)),),
-    )
+    twin = Envelope(signed.payload, Signature(signed.signature.keyid, encode_dss_signature(r, P256_ORDER - s)))
     assert ORDERS.read(site.state, encode_envelope(twin), site.now).order == order, "the twin's signature holds"
     review(site, order, signed)
     with refuses(site, Conflict, "expected a new one"):
@@ -334,9 +330,7 @@ def test_nobody_enrols_a_key_that_somebody_else_holds() -> None:
     order, _ = site.enrolment("olga", ("operator",), possession=by_mallory.pae_digest)
     with refuses(site, BadInput, "expected a signature by", "got one by"):
         site.pend(order, {"possession": encode_envelope(by_mallory)})
-    claimed = Envelope(
-        by_mallory.payload_type, by_mallory.payload, (Signature(victim.keyid, by_mallory.signature.sig),)
-    )
+    claimed = Envelope(by_mallory.payload, Signature(victim.keyid, by_mallory.signature.sig))
     with refuses(site, Tampered, "expected a valid one"):
         site.pend(order, {"possession": encode_envelope(claimed)})
 

@@ -270,7 +270,7 @@ def test_an_assertion_for_another_statement_signs_nothing() -> None:
     passkey = site.enrol_passkey("rita")
     order, other = site.review_order("rita", "privacy"), site.review_order("rita", "privacy", decision="reject")
     one, two = site.sign(order, passkey), site.sign(other, passkey)
-    moved = Envelope(one.payload_type, two.payload, one.signatures)
+    moved = Envelope(two.payload, one.signature)
     with refuses(site, NotAuthenticated, "challenge"):
         site.add(
             ReviewRecorded(policy=site.in_force),
@@ -296,7 +296,7 @@ def test_a_confirmation_that_is_no_assertion_signs_nothing() -> None:
         signed(site, passkey.key)
     order = site.review_order("rita", "privacy")
     envelope = site.sign(order, passkey)
-    renamed = Envelope(envelope.payload_type, envelope.payload, (Signature(site.keys["rita"].keyid, b"{}"),))
+    renamed = Envelope(envelope.payload, Signature(site.keys["rita"].keyid, b"{}"))
     with refuses(site, NotAuthenticated, "signature by rita"):
         site.add(
             ReviewRecorded(policy=site.in_force),

@@ -133,9 +133,9 @@ def test_a_requests_signature_and_its_dates_hold_or_nothing_is_issued() -> None:
     key = site.enrol_application()
     request = site.token_request(key)
     forged = sign_envelope(request.payload, generate_ed25519())
-    under_its_name = replace(forged.signatures[0], keyid=key.keyid)
+    under_its_name = replace(forged.signature, keyid=key.keyid)
     with refuses(site, NotAuthenticated, "signature"):
-        site.issue(replace(forged, signatures=(under_its_name,)))
+        site.issue(replace(forged, signature=under_its_name))
     now = site.now
     for fields, code in (
         ({"expires_at": add_seconds(now, 3_700)}, "too-long"),

@@ -26,7 +26,6 @@ from appliance.formats.core.fields import (
     parse_identifier,
 )
 from appliance.formats.signatures.dsse import (
-    PAYLOAD_TYPE,
     Envelope,
     Signature,
     encode_envelope,
@@ -227,7 +226,7 @@ def read_proof(fields: Mapping[str, str]) -> tuple[PasskeyPossession, Envelope]:
     statement = parse_credential(PasskeyPossession, payload)
     parts = [parse_base64url(fields.get(name, ""), f"assertion, {name}") for name in ASSERTION_FIELDS[1:]]
     sig = encode_assertion(Assertion(*parts))
-    return statement, Envelope(PAYLOAD_TYPE, payload, (Signature(statement.keyid, sig),))
+    return statement, Envelope(payload, Signature(statement.keyid, sig))
 
 
 class _Proof:

@@ -35,7 +35,7 @@ from appliance.errors import (
     Tampered,
 )
 from appliance.formats.core.fields import encode_base64, parse_base64url
-from appliance.formats.signatures.dsse import PAYLOAD_TYPE, Envelope, Signature
+from appliance.formats.signatures.dsse import Envelope, Signature
 from appliance.formats.signatures.webauthn import Assertion, encode_assertion
 from appliance.web.console.core.page import PageValue, Viewer
 from appliance.workflows.core.context import LedgerContext
@@ -153,7 +153,7 @@ def read_envelope(payload: bytes, form: Mapping[str, str], state: State, signer:
         if key.passkey is not None and key.passkey.credential_id == form["credential_id"]:
             parts = [parse_base64url(form[name], f"assertion, {name}") for name in ASSERTION_FIELDS[1:]]
             sig = encode_assertion(Assertion(*parts))
-            return Envelope(PAYLOAD_TYPE, payload, (Signature(key.keyid, sig),))
+            return Envelope(payload, Signature(key.keyid, sig))
     raise NotAuthenticated(
         f"This passkey is not enrolled for {signer}. A new passkey works once two administrators have enrolled it."
     )
