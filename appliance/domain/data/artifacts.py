@@ -195,7 +195,12 @@ _REFUSALS = {
 
 
 def _find_table(state: State, order: RevokeArtifact) -> Table[Any]:
-    return {"base": state.bases, "dataset": state.datasets, "validation-set": state.validation_sets}[order.kind]
+    tables: dict[Kind, Table[Any]] = {
+        "base": state.bases,
+        "dataset": state.datasets,
+        "validation-set": state.validation_sets,
+    }
+    return tables[order.kind]
 
 
 def authorise_revocation(state: State, order: RevokeArtifact, signer: Principal, now: Time) -> Reasons:
