@@ -17,7 +17,7 @@ from appliance.domain.evaluation.detectable import DetectableEffect, list_detect
 from appliance.domain.evaluation.gates import HELD_OUT, GatesFile
 from appliance.domain.evaluation.rules import count_items
 from appliance.domain.planning.shape import Machine, MachineCalibration
-from appliance.domain.recipe.recipe import ResolutionFacts
+from appliance.domain.recipe.recipe import ResolutionFacts, ResolvedRecipe
 from appliance.domain.runs.training import check_local_sets, check_validation_sets
 from appliance.errors import Unavailable
 
@@ -146,7 +146,7 @@ class WorkStatus(Value, Generic[R]):
 class CalibrationRequest(Value):
     """A resolved recipe with which to measure the machine."""
 
-    recipe: dict[str, Any]
+    recipe: ResolvedRecipe
 
 
 class CalibrationStatus(WorkStatus[MachineCalibration]):

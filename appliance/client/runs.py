@@ -227,7 +227,7 @@ def calibrate(connection: Connection, recipe: ResolvedRecipe) -> MachineCalibrat
 
     Raises: Unavailable if that fails.
     """
-    body = CalibrationRequest(recipe=recipe.model_dump(mode="json"))
+    body = CalibrationRequest(recipe=recipe)
     key = connection.post("/v1/calibrations", WorkStarted, body).key
     while not (state := connection.get(f"/v1/calibrations/{key}", CalibrationStatus, wait_s=WAIT_S)).ended:
         continue

@@ -16,7 +16,7 @@ from appliance.domain.core.facts import Entity, OrderContext
 from appliance.domain.core.names import EXCLUSIVE_ROLES, PARTED_ROLES, Value
 from appliance.domain.core.order import Order
 from appliance.domain.queries.alarms import RULES
-from appliance.domain.recipe.parsing import say_range
+from appliance.domain.recipe.parsing import describe_range
 from appliance.domain.recipe.recipe import Recipe
 from appliance.errors import KINDS, REFUSAL_CODES, RefusalCode
 from scripts.references.commands import render_commands
@@ -67,7 +67,12 @@ def render_recipe() -> str:
     """docs/reference/recipe.md."""
     schema = Recipe.model_json_schema()
     rows = [
-        (f"`{key}`", found["description"], say_range(found), _default(key, found.get("default"), schema["required"]))
+        (
+            f"`{key}`",
+            found["description"],
+            describe_range(found),
+            _default(key, found.get("default"), schema["required"]),
+        )
         for key, found in schema["properties"].items()
     ]
     return _RECIPE.format(rows=table(("key", "meaning", "range", "default"), rows))

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -36,7 +36,7 @@ from appliance.domain.governance.countersignature import Countersign
 from appliance.domain.governance.policies import PARAMETERS, POLICIES, SCHEMA, assemble_policy
 from appliance.domain.queries.entry_proof import parse_entry_proof
 from appliance.domain.queries.response import parse_record
-from appliance.domain.recipe.parsing import parse_recipe, parse_resolved
+from appliance.domain.recipe.parsing import parse_recipe
 from appliance.domain.recipe.recipe import Recipe, ResolvedRecipe
 from appliance.domain.releases.exports import ExportRows, Proofs
 from appliance.errors import ApplianceError
@@ -272,7 +272,7 @@ DOCUMENTS: dict[str, Case] = {
     "proofs": of_model(Proofs),
     "state_rows": of_model(ExportRows),
     "recipe": in_fields(of_json(parse_recipe), Recipe.model_fields),
-    "resolved recipe": in_fields(of_json(parse_resolved), ResolvedRecipe.model_fields),
+    "resolved recipe": in_fields(partial(parse_value, ResolvedRecipe, what="recipe"), ResolvedRecipe.model_fields),
     "conversation": in_fields(parse_conversation, ["tools", "tool_calls"]),
     "response record": in_fields(parse_record, ["entry", "proof", "text"]),
     "entry proof": in_fields(parse_entry_proof, ["entry", "documents", "disclosures", "proofs"]),
@@ -290,7 +290,7 @@ AFTER: dict[str, Callable[[Any], object]] = {
     "POST /v1/orders": lambda body: parse_envelope(encode_canonical(body.envelope)),
     "POST /v1/orders/check": lambda body: ORDERS.parse(body.statement),
     "POST /v1/policy/test": lambda body: (body.policy, body.cases),
-    "POST /v1/calibrations": lambda body: parse_resolved(body.recipe),
+    "POST /v1/calibrations": lambda body: body.recipe,
     "POST /v1/dataset-checks": lambda body: body.uploads,
     "POST /v1/datasets/{name}/row": lambda body: body.text,
     "POST /v1/prompts": lambda body: body.prompts,

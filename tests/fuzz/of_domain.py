@@ -25,11 +25,11 @@ from appliance.domain.governance.policies import assemble_policy
 from appliance.domain.planning import plan, shape
 from appliance.domain.queries.entry_proof import parse_entry_proof
 from appliance.domain.queries.response import parse_record
-from appliance.domain.recipe.parsing import parse_recipe, parse_resolved
+from appliance.domain.recipe.parsing import parse_recipe
 from appliance.domain.releases.admission import open_log_checkpoint
 from appliance.domain.runs.steps import parse_steps
 from appliance.formats.signatures import dsse
-from scripts.kit.log_builder import RECIPE, stage
+from scripts.kit.log_builder import stage
 from tests.fuzz.seeds import (
     BASE_FACTS,
     CALL,
@@ -151,7 +151,6 @@ def encode_json(value: object) -> bytes:
 of_bytes(parse_entry_proof, entry_proofs)
 of_bytes(parse_record, records)
 of_bytes(parse_recipe, recipes, parse=lambda data: parse_recipe(read_object(data)))
-of_value(parse_resolved, [RECIPE], is_object=True)
 of_bytes(open_log_checkpoint, [OWN["checkpoint"].encode()], "text", OWN["vkey"].partition("+")[0], [OWN["vkey"]])
 of_bytes(parse_steps, lambda: [_steps()], "lines")
 

@@ -117,8 +117,6 @@ def _compute_moment(order: int, rows: int, expected: int, noise: Number) -> Numb
 
 CLIP = "1.0"
 """Default clipping norm."""
-FRACTIONS = ("noise", "epsilon", "clip", "delta")
-
 _Auto = Literal["auto"]
 
 

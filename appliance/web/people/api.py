@@ -82,7 +82,6 @@ from appliance.domain.core.words import add_advice, unknown_word
 from appliance.domain.queries.review.reported_state import ReportedState
 from appliance.domain.queries.review.values import ReviewPage
 from appliance.domain.queries.rows import DatasetUses
-from appliance.domain.recipe.parsing import parse_resolved
 from appliance.errors import BadInput, NotFound, Unavailable
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.digest import parse_digest
@@ -361,7 +360,7 @@ def _runs(router: APIRouter, context: RunContext, person: Callable[..., Session]
     def calibrate(
         body: Annotated[CalibrationRequest, body_of(CalibrationRequest)], session: Session = asking
     ) -> WorkStarted:
-        return WorkStarted(key=planning.order_calibration(context, session.principal, parse_resolved(body.recipe)))
+        return WorkStarted(key=planning.order_calibration(context, session.principal, body.recipe))
 
     @router.get("/v1/calibrations/{key}")
     async def calibration(key: str, session: Session = asking, wait_s: Wait = 0) -> CalibrationStatus:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from appliance.domain.core.names import encode_value, versioned
+from appliance.domain.core.names import encode_value, parse_value, versioned
 from appliance.domain.core.records.runs import Adapter, Run
 from appliance.domain.core.state import next_version
 from appliance.domain.data.kinds import SHIPPED, is_local
@@ -23,13 +23,13 @@ from appliance.domain.evaluation.gates import parse_gates
 from appliance.domain.evaluation.items import MOST_BYTES
 from appliance.domain.evaluation.quality import summarize_training
 from appliance.domain.evaluation.rules import CALIBRATION_FILE, GATES_FILE, VERDICT_FILE
-from appliance.domain.recipe.parsing import parse_resolved
+from appliance.domain.recipe.recipe import ResolvedRecipe
 from appliance.domain.releases.adapters import SIGNATURE_FILES, SIGNATURE_ROLES, AdapterSealed, guarantee_of
 from appliance.domain.runs.steps import STEPS_FILE, parse_steps
 from appliance.domain.runs.training import Train
 from appliance.errors import Denied, NotFound, Tampered
 from appliance.formats.artifacts.manifest import MANIFEST_PATH, encode_manifest
-from appliance.formats.core.canonical import encode_canonical, parse_canonical
+from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.signatures.bundle import sign_model
 from appliance.formats.signatures.dsse import Statement, encode_envelope, encode_statement, sign_envelope
@@ -158,7 +158,7 @@ def _open_released(context: LedgerContext, run: Run) -> _Released:
     if adapter is None:
         raise Denied(f"run {run.id}: expected a released version to compare with, got one that is released no more")
     context.artifacts.check(adapter.manifest)
-    recipe = parse_resolved(parse_canonical(context.artifacts.read(adapter.manifest, RECIPE)))
+    recipe = parse_value(ResolvedRecipe, context.artifacts.read(adapter.manifest, RECIPE), "recipe")
     if recipe.base != run.base:
         raise Tampered(
             f"adapter {adapter.name}@{adapter.version}, recipe: expected the base {run.base}, got {recipe.base}"

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from appliance.domain.core.names import encode_value, parse_value
 from appliance.domain.recipe.methods import PRIVATE
-from appliance.domain.recipe.parsing import parse_recipe, parse_resolved, write_template
+from appliance.domain.recipe.parsing import parse_recipe, write_template
 from appliance.domain.recipe.privacy import ResolvedPrivacy, choose_delta, find_epsilon
 from appliance.domain.recipe.recipe import ResolutionFacts, ResolvedRecipe, list_recipe_problems, resolve_recipe
 from appliance.domain.recipe.sweep import list_warnings
@@ -54,7 +55,7 @@ def test_methods_that_train_nothing_but_lora_s_factors_can_be_private(method: st
         ({"privacy": {}}, "privacy: expected noise or epsilon, got neither"),
         ({"privacy": {"clip": 1}}, "privacy: expected noise or epsilon, got neither"),
         ({"privacy": 3}, "privacy: expected an object, got 3"),
-        ({"privacy": {"noise": 1, "sigma": 2}}, "privacy, key 'sigma': expected noise, epsilon, clip, delta"),
+        ({"privacy": {"noise": 1, "sigma": 2}}, "privacy.sigma: expected noise, epsilon, clip, delta"),
         ({"privacy": {"noise": "much"}}, "privacy, noise: expected a decimal fraction"),
         ({"privacy": {"noise": -1}}, "privacy, noise: expected a fraction of at least 0, got -1"),
         ({"privacy": {"noise": 0}}, "privacy, noise: expected 0.2 to 1000, got 0.0"),
@@ -135,7 +136,7 @@ def test_rows_that_are_all_in_each_step_are_accounted_for_as_such() -> None:
 
 def test_a_resolved_private_recipe_is_read_again_as_it_was_written() -> None:
     recipe = resolved(privacy={"epsilon": 2})
-    assert parse_resolved(recipe.model_dump(mode="json")) == recipe
+    assert parse_value(ResolvedRecipe, encode_value(recipe), "recipe") == recipe
 
 
 def test_the_template_names_the_key_and_what_it_holds() -> None:
