@@ -188,9 +188,10 @@ def list_costs(made: Plan, promised: Sequence[tuple[str, str]] = ()) -> list[str
 
 def say_duration(duration: Duration) -> str:
     """Return a duration in words."""
-    from appliance.domain.planning.plan import say_seconds
+    from appliance.domain.planning.plan import format_seconds
 
-    text = f"about {say_seconds(duration.likely)}, between {say_seconds(duration.low)} and {say_seconds(duration.high)}"
+    likely, low, high = map(format_seconds, (duration.likely, duration.low, duration.high))
+    text = f"about {likely}, between {low} and {high}"
     return text if duration.measured else f"{text} (not measured here: appliance run plan RECIPE --calibrate)"
 
 
@@ -223,11 +224,11 @@ def _name(offer: Offer) -> str:
 
 
 def _cell(choice: MethodEstimate) -> str:
-    from appliance.domain.planning.plan import say_seconds
+    from appliance.domain.planning.plan import format_seconds
 
     if choice.fits is False:
         return f"{show_bytes(choice.peak_bytes)}: too much"
-    likely = say_seconds(choice.duration.likely).replace(" seconds", " s").replace(" minutes", " min")
+    likely = format_seconds(choice.duration.likely).replace(" seconds", " s").replace(" minutes", " min")
     return f"{show_bytes(choice.peak_bytes)}, {likely}"
 
 

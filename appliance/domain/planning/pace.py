@@ -12,9 +12,9 @@ from typing import Any
 from pydantic import Field
 
 from appliance.domain.core.names import Value
-from appliance.domain.planning.footprint import count_trainable, is_quick
+from appliance.domain.planning.footprint import Subject, count_trainable, is_quick
 from appliance.domain.planning.packs import PlannedPack, count_trained_rows, draw_packs
-from appliance.domain.planning.shape import Card, DecoderShape, Lengths, Machine, MachineCalibration
+from appliance.domain.planning.shape import Card, DecoderShape, Machine, MachineCalibration
 from appliance.domain.recipe.recipe import ResolvedRecipe
 from appliance.errors import BadInput
 
@@ -155,20 +155,16 @@ def count_operations(shape: DecoderShape, recipe: ResolvedRecipe, pack: PlannedP
     return linear * pack.tokens + attention + head
 
 
-def training_seconds(
-    shape: DecoderShape, lengths: Lengths, recipe: ResolvedRecipe, rows: int, pace: MachineRate
-) -> float:
+def training_seconds(subject: Subject, recipe: ResolvedRecipe, pace: MachineRate) -> float:
     """Return the seconds of all training steps, extrapolated from the packs that are drawn."""
-    trained = count_trained_rows(recipe, rows)
-    drawn = list(draw_packs(lengths, recipe, rows))[:-1]
+    trained = count_trained_rows(recipe, subject.rows)
+    drawn = list(draw_packs(subject.lengths, recipe, subject.rows))[:-1]
     tokens = sum(pack.tokens + pack.root * (pack.segments - 1) for pack in drawn)
-    share = trained * recipe.epochs * lengths.mean / max(1, tokens)
-    return share * seconds_of(shape, recipe, drawn, pace)
+    share = trained * recipe.epochs * subject.lengths.mean / max(1, tokens)
+    return share * seconds_of(subject.shape, recipe, drawn, pace)
 
 
-def validation_seconds(
-    shape: DecoderShape, lengths: Lengths, recipe: ResolvedRecipe, rows: int, pace: MachineRate
-) -> float:
+def validation_seconds(subject: Subject, recipe: ResolvedRecipe, pace: MachineRate) -> float:
     """Return the seconds of all validation losses, of which the last is after the last step.
 
     Each is a pass over the validation rows (two passes for preferences) through the library's modules, for every
@@ -176,14 +172,14 @@ def validation_seconds(
     """
     if not recipe.eval_steps:
         return 0.0
-    passes = -(-count_planned_steps(recipe, rows) // recipe.eval_steps) * (2 if float(recipe.beta) else 1)
-    slower = _find_rate_share(recipe, shape) / _find_library_share(recipe)
-    return slower * _pass_seconds(shape, lengths, passes * (rows - count_trained_rows(recipe, rows)), pace)
+    passes = -(-count_planned_steps(recipe, subject.rows) // recipe.eval_steps) * (2 if float(recipe.beta) else 1)
+    slower = _find_rate_share(recipe, subject.shape) / _find_library_share(recipe)
+    return slower * _pass_seconds(subject, passes * (subject.rows - count_trained_rows(recipe, subject.rows)), pace)
 
 
-def _pass_seconds(shape: DecoderShape, lengths: Lengths, rows: int, pace: MachineRate) -> float:
+def _pass_seconds(subject: Subject, rows: int, pace: MachineRate) -> float:
     """Return the seconds of a forward pass of this number of rows."""
-    return rows * lengths.mean * 2.0 * shape.passed_weights / pace.operations_a_second
+    return rows * subject.lengths.mean * 2.0 * subject.shape.passed_weights / pace.operations_a_second
 
 
 def seconds_of(shape: DecoderShape, recipe: ResolvedRecipe, packs: Iterable[PlannedPack], pace: MachineRate) -> float:
@@ -191,19 +187,16 @@ def seconds_of(shape: DecoderShape, recipe: ResolvedRecipe, packs: Iterable[Plan
     return sum(pace.pack_s + count_operations(shape, recipe, pack) / pace.operations_a_second for pack in packs)
 
 
-def plan_duration(
-    shape: DecoderShape, lengths: Lengths, recipe: ResolvedRecipe, rows: tuple[int, int], pace: MachineRate
-) -> Duration:
+def plan_duration(subject: Subject, recipe: ResolvedRecipe, pace: MachineRate) -> Duration:
     """Return the time from the worker's start to the evaluated adapter.
 
-    `rows` are the numbers of training and held-out rows. Held-out rows pass the model four times: for their loss and
-    for their labels, with the adapter and without. A run that may stop early is planned with all its steps. Generated
-    answers are not included, since their rate is unknown; docs/guides/planning.md lists what is not counted.
+    Held-out rows pass the model four times: for their loss and for their labels, with the adapter and without. A run
+    that may stop early is planned with all its steps. Generated answers are not included, since their rate is unknown;
+    docs/guides/planning.md lists what is not counted.
     """
     start = 2 * (START_S + pace.load_s)
-    training = training_seconds(shape, lengths, recipe, rows[0], pace)
-    training += validation_seconds(shape, lengths, recipe, rows[0], pace)
-    likely = start + training + _pass_seconds(shape, lengths, 4 * rows[1], pace)
+    training = training_seconds(subject, recipe, pace) + validation_seconds(subject, recipe, pace)
+    likely = start + training + _pass_seconds(subject, 4 * subject.held_out, pace)
     low, high = (likely * share for share in pace.around)
     return Duration(low=low, likely=likely, high=high, measured=pace.measured)
 

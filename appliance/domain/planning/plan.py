@@ -20,7 +20,14 @@ from appliance.domain.planning.footprint import (
     plan_memory,
     stored_bytes,
 )
-from appliance.domain.planning.pace import Duration, count_planned_steps, pace_of_card, pace_of_machine, plan_duration
+from appliance.domain.planning.pace import (
+    Duration,
+    MachineRate,
+    count_planned_steps,
+    pace_of_card,
+    pace_of_machine,
+    plan_duration,
+)
 from appliance.domain.planning.shape import CARDS, Card, Machine, read_lengths, read_packed, read_shape
 from appliance.domain.recipe.methods import (
     METHODS,
@@ -143,7 +150,10 @@ def make_plan(recipe: Recipe, facts: ResolutionFacts, subject: Subject, machine:
         machine="this machine",
         memory_bytes=machine.memory_bytes,
         measured=any(one.host == machine.host for one in machine.calibrations),
-        choices=tuple(_make_choice(one, subject, machine) for one in compared),
+        choices=tuple(
+            _estimate(one, subject, pace_of_machine(machine, one, subject.shape), machine.memory_bytes)
+            for one in compared
+        ),
     )
     advised, reasons = advise(own.choices, conditions)
     return Plan(
@@ -184,34 +194,21 @@ def _resolve_others(
     return found
 
 
-def _make_choice(recipe: ResolvedRecipe, subject: Subject, machine: Machine) -> MethodEstimate:
-    memory, pace = plan_memory(subject, recipe), pace_of_machine(machine, recipe, subject.shape)
-    rows = (subject.rows, subject.held_out)
+def _estimate(recipe: ResolvedRecipe, subject: Subject, pace: MachineRate, memory_bytes: int | None) -> MethodEstimate:
+    peak = plan_memory(subject, recipe).peak
     return MethodEstimate(
         method=recipe.method,
         quantisation=recipe.quantisation,
         servable=is_servable(recipe.method, recipe.quantisation),
-        peak_bytes=memory.peak,
-        duration=plan_duration(subject.shape, subject.lengths, recipe, rows, pace),
-        fits=None if machine.memory_bytes is None else with_margin(memory.peak) <= machine.memory_bytes,
+        peak_bytes=peak,
+        duration=plan_duration(subject, recipe, pace),
+        fits=None if memory_bytes is None else with_margin(peak) <= memory_bytes,
     )
 
 
 def _make_offer(card: Card, compared: list[ResolvedRecipe], subject: Subject) -> Offer:
-    choices = []
-    for one in compared:
-        moved = one.model_copy(update={"device": "cuda", "compute_dtype": "bfloat16"})
-        memory, pace = plan_memory(subject, moved), pace_of_card(card, moved, subject.shape)
-        choices.append(
-            MethodEstimate(
-                method=one.method,
-                quantisation=one.quantisation,
-                servable=is_servable(one.method, one.quantisation),
-                peak_bytes=memory.peak,
-                duration=plan_duration(subject.shape, subject.lengths, moved, (subject.rows, subject.held_out), pace),
-                fits=with_margin(memory.peak) <= card.memory_bytes,
-            )
-        )
+    moved = [one.model_copy(update={"device": "cuda", "compute_dtype": "bfloat16"}) for one in compared]
+    choices = (_estimate(one, subject, pace_of_card(card, one, subject.shape), card.memory_bytes) for one in moved)
     return Offer(machine=card.name, memory_bytes=card.memory_bytes, measured=card.measured, choices=tuple(choices))
 
 
@@ -287,7 +284,7 @@ def advise(
         left_out = " and ".join(one.reason for one in conditions)
         return advised, (
             f"Quality: not known before the run. Other methods are left out, {left_out}.",
-            f"Cost: {say_seconds(by_name[advised].duration.likely)} on this machine.",
+            f"Cost: {format_seconds(by_name[advised].duration.likely)} on this machine.",
         )
     chosen, other = by_name[advised], lora if advised == "qlora" else qlora
     return advised, (
@@ -303,8 +300,8 @@ def _advise_packed(lora: MethodEstimate) -> tuple[str | None, tuple[str, ...]]:
     if lora.fits is False:
         return None, ("It does not fit this machine: take a smaller base, shorter rows or a smaller batch.",)
     return "lora", (
-        "Base: it was imported in GPTQ and stays so; what trains every weight, or on NF4, needs the original weights.",
-        f"Cost: {say_seconds(lora.duration.likely)} on this machine.",
+        "Base: it was imported in GPTQ and stays so. Full fine-tuning and QLoRA need the original weights.",
+        f"Cost: {format_seconds(lora.duration.likely)} on this machine.",
         f"Memory: {show_bytes(lora.peak_bytes)}; the packed weights are dequantised layer by layer.",
     )
 
@@ -332,15 +329,15 @@ def _describe_cost(chosen: MethodEstimate, other: MethodEstimate, full: MethodEs
     times = full.duration.likely / chosen.duration.likely
     against = other.duration.likely / chosen.duration.likely
     return (
-        f"Cost: {say_seconds(chosen.duration.likely)} on this machine; {name_method(other.method)} would take "
+        f"Cost: {format_seconds(chosen.duration.likely)} on this machine; {name_method(other.method)} would take "
         f"{against:.1f} times as long, full fine-tuning {times:.1f} times."
     )
 
 
 def _describe_memory(chosen: MethodEstimate, full: MethodEstimate) -> str:
     return (
-        f"Memory: {show_bytes(chosen.peak_bytes)}; full fine-tuning would need {show_bytes(full.peak_bytes)}, and what "
-        "it leaves can be compared with but not released: it is another model, not an adapter on the approved one."
+        f"Memory: {show_bytes(chosen.peak_bytes)}; full fine-tuning would need {show_bytes(full.peak_bytes)}. Its "
+        "result can be compared, but not released: it is another model, not an adapter on the approved one."
     )
 
 
@@ -361,7 +358,7 @@ def name_method(method: str) -> str:
     return {"qlora": "QLoRA", "lora": "LoRA", "full": "full fine-tuning"}.get(method, method)
 
 
-def say_seconds(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     """Format a duration with one or two digits, in a unit that fits."""
     for unit, scale in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 1.5 * scale:

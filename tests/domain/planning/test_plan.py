@@ -15,7 +15,7 @@ from appliance.domain.planning.footprint import (
 )
 from appliance.domain.planning.pace import count_operations, pace_of_machine, validation_seconds
 from appliance.domain.planning.packs import PACK_TOKENS, draw_packs
-from appliance.domain.planning.plan import check_fits, make_plan, plan_disk, read_subject, say_seconds
+from appliance.domain.planning.plan import check_fits, format_seconds, make_plan, plan_disk, read_subject
 from appliance.domain.planning.shape import (
     DecoderShape,
     GptqForm,
@@ -217,7 +217,7 @@ def test_each_reading_of_the_validation_loss_is_a_pass_over_the_validation_rows(
     for recipe, times in ((quick, 1 / 0.25), (full, 1), (preferring, 2 / 0.25), (resolved(), 0)):
         pace = pace_of_machine(MACHINE, recipe, SHAPE)
         operations = times * 3 * 80 * LENGTHS.mean * 2 * SHAPE.passed_weights
-        found = validation_seconds(SHAPE, LENGTHS, recipe, 800, pace)
+        found = validation_seconds(SUBJECT, recipe, pace)
         assert found == pytest.approx(operations / pace.operations_a_second)
 
 
@@ -252,7 +252,7 @@ def test_an_import_from_before_plans_is_named() -> None:
     [(5, "5 seconds"), (89, "89 seconds"), (400, "6.7 minutes"), (7000, "1.9 hours"), (4e5, "4.6 days")],
 )
 def test_times_are_said_with_as_many_figures_as_they_deserve(value: float, said: str) -> None:
-    assert say_seconds(value) == said
+    assert format_seconds(value) == said
 
 
 @pytest.mark.thorough

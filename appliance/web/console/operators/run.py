@@ -13,7 +13,7 @@ from appliance.domain.core.records.runs import Run
 from appliance.domain.core.state import State
 from appliance.domain.evaluation.gates import parse_gates
 from appliance.domain.evaluation.quality import list_measures, list_warnings, summarize_training
-from appliance.domain.planning.plan import say_seconds
+from appliance.domain.planning.plan import format_seconds
 from appliance.domain.recipe.recipe import ResolvedRecipe
 from appliance.domain.runs.conditions import UNDER_WAY
 from appliance.domain.runs.control import (
@@ -265,7 +265,7 @@ def _costs(
     planned = plan_of(context, recipe)
     used = {
         "steps": str(steps[-1]["step"]) if steps else None,
-        "time": say_seconds(float(row.seconds)) if row.seconds else None,
+        "time": format_seconds(float(row.seconds)) if row.seconds else None,
         "most memory": None if peak is None else show_bytes(peak),
     }
     return tuple(PlanComparison(name=name, planned=planned.get(name), used=amount) for name, amount in used.items())

@@ -11,7 +11,7 @@ from appliance.domain.core.records.runs import Run
 from appliance.domain.evaluation.gates import parse_gates
 from appliance.domain.planning.footprint import plan_memory
 from appliance.domain.planning.pace import count_planned_steps, pace_of_machine, plan_duration
-from appliance.domain.planning.plan import note_near_rows, read_subject, say_seconds
+from appliance.domain.planning.plan import format_seconds, note_near_rows, read_subject
 from appliance.domain.recipe.recipe import ResolvedRecipe
 from appliance.domain.runs.training import RECIPE_UNTRAINABLE
 from appliance.errors import ApplianceError, BadInput, Refusal, Rejected
@@ -234,11 +234,11 @@ def plan_of(context: RunContext, recipe: ResolvedRecipe) -> dict[str, str]:
         memory = plan_memory(subject, recipe).peak
     except (ApplianceError, KeyError):
         return {}
-    duration = plan_duration(subject.shape, subject.lengths, recipe, (subject.rows, subject.held_out), pace)
-    low, high = say_seconds(duration.low), say_seconds(duration.high)
+    duration = plan_duration(subject, recipe, pace)
+    low, high = format_seconds(duration.low), format_seconds(duration.high)
     return {
         "steps": str(count_planned_steps(recipe, subject.rows)),
-        "time": f"about {say_seconds(duration.likely)}, between {low} and {high}",
+        "time": f"about {format_seconds(duration.likely)}, between {low} and {high}",
         "most memory": show_bytes(memory),
     }
 
