@@ -64,15 +64,15 @@ def items_path(name: str, *, released: bool = False) -> str:
 def find_basis(state: State, run: Run, gates: GatesFile | None) -> VerdictBasis:
     """Return the basis of a run that is to be sealed. `gates` are those that its order bound."""
     names = sets_by_name(run)
-    rows = {HELD_OUT: _held_out_rows(state, run.dataset)}
+    rows = {HELD_OUT: rows_of_dataset(state, run.dataset)}
     finals = set()
     for name, version in names.items():
         found = state.validation_sets.get(version)
         if found is not None:
-            rows[name] = _rows_of_set(found)
+            rows[name] = rows_of_set(found)
             finals |= {name} if found.final else set()
     for bound in run.local_sets:
-        rows[bound.set] = _rows_of_local(state, bound, run.dataset)
+        rows[bound.set] = rows_of_local(state, bound, run.dataset)
     others: dict[tuple[str, str], ItemsFile | None] = {}
     for gate in () if gates is None else gates.gates:
         if gate.comparison == "released":
@@ -81,8 +81,8 @@ def find_basis(state: State, run: Run, gates: GatesFile | None) -> VerdictBasis:
             others |= _find_full_record(state, run, gate.set)
     return VerdictBasis(
         (HELD_OUT, *names, *(bound.set for bound in run.local_sets)),
-        {name: _count_evaluations(state, one) for name, one in rows.items()},
-        {name: _count_evaluations(state, rows[name], run.name) for name in finals},
+        {name: count_evaluations(state, one) for name, one in rows.items()},
+        {name: count_evaluations(state, rows[name], run.name) for name in finals},
         others,
     )
 
@@ -113,88 +113,55 @@ def _find_full_record(state: State, run: Run, name: str) -> dict[tuple[str, str]
 
 
 def _record_of(evaluation: AdapterEvaluation, run: Run, name: str) -> ItemsFile | None:
-    """Return the record that an evaluation has of the same rows; None where it has none."""
-    if name == HELD_OUT:
-        return (
-            ItemsFile(ITEMS_FILE, evaluation.adapter, evaluation.items) if evaluation.dataset == run.dataset else None
-        )
-    if is_local(name):
-        return _local_record_of(evaluation, run, name)
-    version = sets_by_name(run).get(name)
+    """Return the record that an evaluation has of the same rows; None where it has none.
+
+    A metric's rows are those of the dataset, so the datasets must be the same.
+    """
+    if name.startswith(METRIC) and evaluation.dataset != run.dataset:
+        return None
+    bound = {HELD_OUT: run.dataset} | sets_by_name(run) | {one.set: one.digest for one in run.local_sets}
+    for found, identity, items in _list_records(evaluation):
+        if (found, identity) == (name, bound.get(name)):
+            return ItemsFile(items_path(name), evaluation.adapter, items)
+    return None
+
+
+def _list_records(evaluation: AdapterEvaluation) -> Iterator[tuple[str, str, str]]:
+    """Yield the name of each evaluated set, its version or digest, and the digest of its items."""
+    yield HELD_OUT, evaluation.dataset, evaluation.items
     for one in evaluation.sets:
-        if one.validation_set == version:
-            return ItemsFile(items_path(name), evaluation.adapter, one.items)
-    return None
-
-
-def _local_record_of(evaluation: AdapterEvaluation, run: Run, name: str) -> ItemsFile | None:
-    """Return the record of a local set. A metric's rows are those of the dataset, so the datasets must be the same."""
-    digest = next((one.digest for one in run.local_sets if one.set == name), None)
-    same = evaluation.dataset == run.dataset or not name.startswith(METRIC)
-    for one in evaluation.local_sets:
-        if same and (one.set, one.digest) == (name, digest):
-            return ItemsFile(items_path(name), evaluation.adapter, one.items)
-    return None
+        yield split_version(one.validation_set)[0], one.validation_set, one.items
+    for local in evaluation.local_sets:
+        yield local.set, local.digest, local.items
 
 
 def find_records(state: State) -> dict[str, tuple[str, str]]:
     """Return, by the digest of the items, the adapter and the file name of every record of a run's own items."""
-    found = {}
-    for one in state.evaluations.values():
-        found[one.items] = (one.adapter, ITEMS_FILE)
-        for of_set in one.sets:
-            found[of_set.items] = (one.adapter, items_path(split_version(of_set.validation_set)[0]))
-        for local in one.local_sets:
-            found[local.items] = (one.adapter, items_path(local.set))
-    return found
+    return {
+        items: (one.adapter, items_path(name))
+        for one in state.evaluations.values()
+        for name, _, items in _list_records(one)
+    }
 
 
 @dataclass(frozen=True)
-class _RowOrigin:
+class RowOrigin:
     """The origin of rows: the name of their set in any version, and the digest of their file."""
 
     kind: str
     name: str
     file: str
 
-    def same(self, other: _RowOrigin) -> bool:
+    def same(self, other: RowOrigin) -> bool:
         """Return True if the rows have the same file, or are versions of the same set."""
         return self.file == other.file or (self.kind, self.name) == (other.kind, other.name)
 
 
-def count_evaluated(state: State, dataset: str) -> int:
-    """Return the number of sealed runs that were evaluated on the dataset's held-out rows, with gates or without.
+def list_evaluations(state: State, rows: RowOrigin, adapter: str | None = None) -> list[AdapterEvaluation]:
+    """Return the evaluations of sealed runs on these rows, with gates or without: each of them showed its metrics.
 
-    Each of them showed its metrics. All versions of the dataset count, and all evaluations on the same file, by its
-    digest.
+    With `adapter`, only those of adapters of this name.
     """
-    return _count_evaluations(state, _held_out_rows(state, dataset))
-
-
-def count_evaluated_locally(state: State, bound: LocalSet, dataset: str) -> int:
-    """Return the number of sealed runs on any version of the dataset that were evaluated on the local set."""
-    return _count_evaluations(state, _rows_of_local(state, bound, dataset))
-
-
-def count_evaluated_on(state: State, validation_set: ValidationSet) -> int:
-    """Return the number of sealed runs that were evaluated on the validation set.
-
-    All versions of it count, and other sets and datasets with the same file.
-    """
-    return _count_evaluations(state, _rows_of_set(validation_set))
-
-
-def list_evaluated(state: State, dataset: str) -> list[AdapterEvaluation]:
-    """Return the evaluations that `count_evaluated` counts."""
-    return _list_evaluations(state, _held_out_rows(state, dataset))
-
-
-def _count_evaluations(state: State, rows: _RowOrigin, adapter: str | None = None) -> int:
-    return len(_list_evaluations(state, rows, adapter))
-
-
-def _list_evaluations(state: State, rows: _RowOrigin, adapter: str | None = None) -> list[AdapterEvaluation]:
-    """Return the evaluations on these rows; with `adapter`, only those of adapters of this name."""
     return [
         one
         for one in state.evaluations.values()
@@ -203,35 +170,40 @@ def _list_evaluations(state: State, rows: _RowOrigin, adapter: str | None = None
     ]
 
 
-def _evaluated_rows(state: State, evaluation: AdapterEvaluation) -> Iterator[_RowOrigin]:
-    yield _held_out_rows(state, evaluation.dataset)
+def count_evaluations(state: State, rows: RowOrigin, adapter: str | None = None) -> int:
+    return len(list_evaluations(state, rows, adapter))
+
+
+def _evaluated_rows(state: State, evaluation: AdapterEvaluation) -> Iterator[RowOrigin]:
+    yield rows_of_dataset(state, evaluation.dataset)
     for one in evaluation.sets:
         found = state.validation_sets.get(one.validation_set)
         if found is not None:
-            yield _rows_of_set(found)
+            yield rows_of_set(found)
     for local in evaluation.local_sets:
-        yield _rows_of_local(state, local, evaluation.dataset)
+        yield rows_of_local(state, local, evaluation.dataset)
 
 
-def _rows_of_set(found: ValidationSet) -> _RowOrigin:
-    return _RowOrigin("validation-set", found.name, found.file)
+def rows_of_set(found: ValidationSet) -> RowOrigin:
+    """Return the rows of a validation set, of which all versions and all other sets with the same file are the same."""
+    return RowOrigin("validation-set", found.name, found.file)
 
 
-def _rows_of_local(state: State, bound: LocalSet, dataset: str) -> _RowOrigin:
+def rows_of_local(state: State, bound: LocalSet, dataset: str) -> RowOrigin:
     """Return the rows of a local set for runs on this dataset.
 
     Each run is a trial on the same rows. Runs on other datasets are trials of other tasks and are not counted, unless
     their held-out rows are the same file.
     """
-    task = _held_out_rows(state, dataset)
-    return _RowOrigin("local-set", f"{bound.set} with {task.name}", f"{bound.set} with {task.file}")
+    task = rows_of_dataset(state, dataset)
+    return RowOrigin("local-set", f"{bound.set} with {task.name}", f"{bound.set} with {task.file}")
 
 
-def _held_out_rows(state: State, name: str) -> _RowOrigin:
+def rows_of_dataset(state: State, name: str) -> RowOrigin:
     """Return the dataset's held-out rows, identified by the file that they were imported from."""
     dataset = state.datasets.get(name)
     ordered = None if dataset is None else state.imports.get(dataset.order)
-    return _RowOrigin("dataset", split_version(name)[0], name if ordered is None else ordered.held_out_of)
+    return RowOrigin("dataset", split_version(name)[0], name if ordered is None else ordered.held_out_of)
 
 
 def find_released(state: State, name: str, dataset: str, base_digest: str) -> Adapter | None:
@@ -244,10 +216,10 @@ def find_released(state: State, name: str, dataset: str, base_digest: str) -> Ad
     active = [
         adapter for one in current if (adapter := state.adapters.get(one.adapter)) is not None and _is_usable(adapter)
     ]
-    rows = _held_out_rows(state, dataset)
+    rows = rows_of_dataset(state, dataset)
     named = [adapter for adapter in active if adapter.name == name]
     on_base = [adapter for adapter in active if adapter.base_digest == base_digest]
-    same_rows = [adapter for adapter in on_base if rows.same(_held_out_rows(state, adapter.dataset))]
+    same_rows = [adapter for adapter in on_base if rows.same(rows_of_dataset(state, adapter.dataset))]
     return next(iter([*named, *same_rows]), None)
 
 

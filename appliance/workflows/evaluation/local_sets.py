@@ -12,7 +12,7 @@ from appliance.api import runs
 from appliance.domain.core.records.data import LocalSet
 from appliance.domain.core.records.runs import Run
 from appliance.domain.data.kinds import HARNESS, METRIC, SHIPPED
-from appliance.domain.evaluation.basis import count_evaluated_locally, items_path
+from appliance.domain.evaluation.basis import count_evaluations, items_path, rows_of_local
 from appliance.domain.evaluation.items import ITEMS_FILE, MOST_BYTES
 from appliance.domain.evaluation.rules import count_local_items
 from appliance.domain.evaluation.shipped.sets import digest_set
@@ -42,7 +42,7 @@ def list_local(context: RunContext, dataset: str) -> tuple[runs.LocalSet, ...]:
         runs.LocalSet(
             **dict(one),
             items=count_local_items(one, facts),
-            evaluated_before=count_evaluated_locally(state, one, dataset),
+            evaluated_before=count_evaluations(state, rows_of_local(state, one, dataset)),
         )
         for one in sets
     )

@@ -10,7 +10,7 @@ from appliance.domain.core.records.runs import TrainingCheckpoint
 from appliance.domain.core.state import State
 from appliance.domain.core.words import unknown_word
 from appliance.domain.data.kinds import PREFERENCE
-from appliance.domain.evaluation.basis import count_evaluated, count_evaluated_on, find_sets
+from appliance.domain.evaluation.basis import count_evaluations, find_sets, rows_of_dataset, rows_of_set
 from appliance.domain.planning.shape import read_roles
 from appliance.domain.recipe.recipe import ResolutionFacts
 from appliance.domain.runs.conditions import UNDER_WAY
@@ -127,7 +127,9 @@ def _list_valid_sets(state: State, base_digest: str, dataset_kind: object) -> tu
     """Return the newest version of each valid validation set on which a run on this base and kind can be evaluated."""
     names = [one.name for one in state.validation_sets.values() if dataset_kind in (None, one.dataset_kind)]
     found = find_sets(state, names, base_digest).values()
-    return tuple(ValidationSet(**dict(one), evaluated_before=count_evaluated_on(state, one)) for one in found)
+    return tuple(
+        ValidationSet(**dict(one), evaluated_before=count_evaluations(state, rows_of_set(one))) for one in found
+    )
 
 
 def recipe_facts(context: RunContext, base_name: str, dataset_name: str) -> RecipeFacts:
@@ -167,7 +169,7 @@ def recipe_facts(context: RunContext, base_name: str, dataset_name: str) -> Reci
         facts=facts,
         base_facts=base.facts,
         dataset_facts=dataset.facts,
-        evaluated_before=count_evaluated(state, dataset_name),
+        evaluated_before=count_evaluations(state, rows_of_dataset(state, dataset_name)),
         local_sets=list_local(context, dataset_name),
         validation_sets=_list_valid_sets(state, base.digest, dataset.facts.get("dataset_kind")),
         machine=machine,

@@ -9,7 +9,7 @@ import pytest
 from appliance.domain.actions.registry import list_refusal_reasons
 from appliance.domain.core.records.data import LocalSet
 from appliance.domain.data.imports import ImportRequested
-from appliance.domain.evaluation.basis import count_evaluated_locally, items_path
+from appliance.domain.evaluation.basis import count_evaluations, items_path, rows_of_local
 from appliance.domain.evaluation.gates import GatesFile
 from appliance.domain.evaluation.items import EvaluationItem, encode_items
 from appliance.domain.evaluation.shipped.sets import digest_set, list_shipped_rows
@@ -120,10 +120,11 @@ def test_a_set_that_had_other_texts_when_it_was_bound_has_as_many_items_as_were_
 def test_runs_on_the_same_dataset_count_as_tries_and_no_others(site: LogBuilder) -> None:
     bound = LocalSet(set="general", digest=digest_set("general"))
     seal(site)
-    assert count_evaluated_locally(site.state, bound, "clauses@1") == 1
-    assert count_evaluated_locally(site.state, bound, "other@1") == 0
+    assert count_evaluations(site.state, rows_of_local(site.state, bound, "clauses@1")) == 1
+    assert count_evaluations(site.state, rows_of_local(site.state, bound, "other@1")) == 0
     sealed(site)
-    assert count_evaluated_locally(site.state, bound, "clauses@1") == 1, "a run that was not evaluated on it"
+    rows = rows_of_local(site.state, bound, "clauses@1")
+    assert count_evaluations(site.state, rows) == 1, "a run that was not evaluated on it"
     seal(site)
     assert [one.evaluated_before for one in verdict_of(site, 3).evaluated] == [1, 2]
 
@@ -138,8 +139,8 @@ def test_a_dataset_under_another_name_is_no_first_try_where_its_held_out_rows_ca
         requested = site.ordered(ImportRequested(policy=site.in_force), order)
         body = site.dataset_imported(requested, dataset=f"{name}@1")
         site.add(body, documents={"manifest": manifest(name, 1, {"rows": b"rows"})})
-    assert count_evaluated_locally(site.state, bound, "copy@1") == 1
-    assert count_evaluated_locally(site.state, bound, "other@1") == 0
+    assert count_evaluations(site.state, rows_of_local(site.state, bound, "copy@1")) == 1
+    assert count_evaluations(site.state, rows_of_local(site.state, bound, "other@1")) == 0
 
 
 def test_a_task_of_lm_eval_is_evaluated_by_the_digest_of_its_folder(site: LogBuilder) -> None:

@@ -10,7 +10,7 @@ from appliance.domain.core.names import add_seconds
 from appliance.domain.core.records.data import BoundSet, ValidationSet
 from appliance.domain.core.records.runs import AdapterEvaluation
 from appliance.domain.data.imports import ImportRequested
-from appliance.domain.evaluation.basis import count_evaluated, count_evaluated_on
+from appliance.domain.evaluation.basis import count_evaluations, rows_of_dataset, rows_of_set
 from appliance.domain.evaluation.gates import GatesFile
 from appliance.domain.evaluation.items import encode_items
 from appliance.domain.evaluation.verdict import Verdict, parse_verdict
@@ -231,13 +231,14 @@ def test_the_items_of_another_set_are_not_those_of_this_one(site: LogBuilder) ->
 
 def test_a_try_is_counted_on_the_rows_that_it_was_evaluated_on(site: LogBuilder) -> None:
     seal(site)
-    assert (count_evaluated_on(site.state, the_set(site)), count_evaluated(site.state, "clauses@1")) == (1, 1)
+    assert count_evaluations(site.state, rows_of_set(the_set(site))) == 1
+    assert count_evaluations(site.state, rows_of_dataset(site.state, "clauses@1")) == 1
     site.import_set(2, file=digest_bytes(b"second"))
     assert seal(site, 2).evaluated[0].evaluated_before == 1, "any version of the name"
     site.import_set(1, validation_set="copy")
-    assert count_evaluated_on(site.state, the_set(site, "copy@1")) == 1, "the same file by another name"
+    assert count_evaluations(site.state, rows_of_set(the_set(site, "copy@1"))) == 1, "the same file by another name"
     site.import_set(1, validation_set="fresh", file=digest_bytes(b"fresh"))
-    assert count_evaluated_on(site.state, the_set(site, "fresh@1")) == 0
+    assert count_evaluations(site.state, rows_of_set(the_set(site, "fresh@1"))) == 0
 
 
 def test_held_out_rows_of_the_same_file_are_the_same_rows() -> None:
@@ -245,7 +246,7 @@ def test_held_out_rows_of_the_same_file_are_the_same_rows() -> None:
     import_more(site, held_out=digest_bytes(b"exam"))
     site.seal(site.train(recipe={"dataset": "clauses@2"}, gates=None), 1)
     site.import_set()
-    assert count_evaluated_on(site.state, the_set(site)) == 1
+    assert count_evaluations(site.state, rows_of_set(the_set(site))) == 1
 
 
 def test_a_final_set_evaluates_each_adapter_name_once() -> None:

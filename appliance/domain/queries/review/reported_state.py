@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from appliance.domain.core.names import Identifier, Time, VersionedName, versioned
 from appliance.domain.core.records.runs import Adapter
 from appliance.domain.core.state import State
-from appliance.domain.evaluation.basis import list_evaluated
+from appliance.domain.evaluation.basis import list_evaluations, rows_of_dataset
 from appliance.domain.queries.review.values import (
     AdapterStatus,
     DecisionStatus,
@@ -173,7 +173,9 @@ def _list_active_versions(state: State, adapter: Adapter) -> Iterator[ActiveVers
 
 def _list_evaluated_before(state: State, adapter: Adapter) -> Iterator[EvaluatedRun]:
     """Yield the runs that were evaluated on the adapter's rows before it, the last one first."""
-    earlier = [one for one in list_evaluated(state, adapter.dataset) if one.index < adapter.index]
+    earlier = [
+        one for one in list_evaluations(state, rows_of_dataset(state, adapter.dataset)) if one.index < adapter.index
+    ]
     for one in sorted(earlier, key=lambda one: one.index, reverse=True):
         yield EvaluatedRun(run=one.run, adapter=one.adapter, entry=one.index, passed=one.passed)
 
