@@ -11,7 +11,7 @@ from appliance.domain.core.action import Action, Attachment
 from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.entry import Countersigned, Entry, Ordered
 from appliance.domain.core.facts import ActionFacts, Entity
-from appliance.domain.core.names import Commitment, Digest, RecordClass, Time, Value, add_seconds
+from appliance.domain.core.names import Commitment, Digest, RecordClass, Time, add_seconds
 from appliance.domain.core.order import Order, Subjects, entered
 from appliance.domain.core.policy import Parameters
 from appliance.domain.core.records.people import Principal
@@ -28,7 +28,7 @@ HOLD_EXISTS = RefusalCode(
 HOLD_SUBJECT_UNKNOWN = RefusalCode(
     "hold-subject-unknown",
     "order",
-    "The log knows no {subject}.",
+    "The log has no {subject}.",
     "Name a principal, unit, base, dataset, validation-set, adapter, run or served model of the log.",
 )
 HOLD_UNKNOWN = RefusalCode(
@@ -96,8 +96,8 @@ class HoldLifted(Countersigned):
     type = "hold.lifted"
 
 
-def keeps(held: str, subjects: tuple[str, ...]) -> bool:
-    """Return True if a hold on this subject keeps a text about these subjects.
+def is_held(held: str, subjects: tuple[str, ...]) -> bool:
+    """Return True if a hold on this subject holds a text about these subjects.
 
     A hold on a name keeps texts about all its versions. A hold on a version also keeps texts about the name alone, such
     as those of the order that imported it.
@@ -157,35 +157,6 @@ class HoldEntity(Entity):
     subject: str
 
 
-HOLD_ACTIONS = (
-    Action(
-        PlaceHold,
-        title="Place a hold",
-        authorise=authorise_place_hold,
-        signers=("administrator", "auditor"),
-        meaning="While the hold is valid, texts of entries about this subject are not erased, and such records are not "
-        "archived.",
-        event=HoldPlaced,
-        apply=apply_hold,
-        facts=ActionFacts(HoldEntity, "subject"),
-        example_values={"signer": "anna", "subject": "adapter:clauses@1"},
-    ),
-    Action(
-        LiftHold,
-        title="Lift a hold",
-        authorise=authorise_lift_hold,
-        signers=("administrator",),
-        meaning="Texts about this subject may be erased again, and records archived, when their retention has ended.",
-        event=HoldLifted,
-        apply=apply_hold_lift,
-        two_administrators=True,
-        facts=ActionFacts(HoldEntity, "subject"),
-        example_values={"signer": "anna", "subject": "principal:olga"},
-    ),
-)
-"""Registry rows of legal holds."""
-
-
 class Erase(Order):
     """An order to erase the text behind a commitment. The commitment stays, and every signature over it stays valid."""
 
@@ -203,19 +174,19 @@ class TextErased(Countersigned):
     type = "text.erased"
 
 
-def reasons_to_keep(state: State, commitment: str, now: Time) -> Reasons:
+def authorise_erase(state: State, order: Erase, signer: Principal, now: Time) -> Reasons:
     """Return the reasons for which a text must not be erased yet."""
-    text = state.texts.get(commitment)
+    text = state.texts.get(order.commitment)
     if text is None:
-        return [TEXT_UNKNOWN(commitment=Rejected(commitment))]
+        return [TEXT_UNKNOWN(commitment=Rejected(order.commitment))]
     if text.erased is not None:
         return [TEXT_ERASED(entry=text.erased)]
     reasons = [
         TEXT_HELD(hold.subject, entry=hold.index)
         for hold in state.holds.values()
-        if keeps(hold.subject, (*text.subjects, f"principal:{text.signer}"))
+        if is_held(hold.subject, (*text.subjects, f"principal:{text.signer}"))
     ]
-    return reasons + _check_retention(state, commitment, text, now)
+    return reasons + _check_retention(state, order.commitment, text, now)
 
 
 def _check_retention(state: State, commitment: str, text: CommittedText, now: Time) -> Reasons:
@@ -226,21 +197,12 @@ def _check_retention(state: State, commitment: str, text: CommittedText, now: Ti
     """
     owners = [principal for principal in state.principals.values() if principal.printed_name == commitment]
     if not owners:
-        return _check_end(add_seconds(text.time, state.parameters.text_retention_s), now)
-    enrolled_owners = tuple(owner.name for owner in owners if owner.revoked_at is None)
-    if enrolled_owners:
+        end = add_seconds(text.time, state.parameters.text_retention_s)
+    elif enrolled_owners := tuple(owner.name for owner in owners if owner.revoked_at is None):
         return [NAME_IN_USE(owners=enrolled_owners)]
-    last = max(owner.revoked_at or "" for owner in owners)
-    return _check_end(add_seconds(last, state.parameters.name_retention_s), now)
-
-
-def _check_end(end: Time, now: Time) -> Reasons:
+    else:
+        end = add_seconds(max(owner.revoked_at or "" for owner in owners), state.parameters.name_retention_s)
     return [RETENTION(end=end, now=now)] if now < end else []
-
-
-def authorise_erase(state: State, order: Erase, signer: Principal, now: Time) -> Reasons:
-    """Return the refusal reasons of an erasure."""
-    return reasons_to_keep(state, order.commitment, now)
 
 
 def apply_erasure(case: Case) -> Changes:
@@ -258,26 +220,6 @@ class TextEntity(Entity):
     signer: str = Field(description="the person whose entry binds it, or the service")
     subjects: tuple[str, ...] = Field(description="what its entry is about")
 
-
-ACTIONS = (
-    Action(
-        Erase,
-        title="Erase a text",
-        authorise=authorise_erase,
-        signers=("administrator",),
-        meaning="This text is destroyed here, for ever; every signature over its commitment holds. What was "
-        "made of it stays: an instruction is in its dataset's rows and in what was trained on them. "
-        "The manual says how to destroy those, under Limits.",
-        event=TextErased,
-        apply=apply_erasure,
-        two_administrators=True,
-        facts=ActionFacts(TextEntity, "commitment"),
-        example_values={"signer": "anna"},
-    ),
-)
-
-
-# --- archives of records ----------------------------------------------------------------------------------------------
 
 LAST_OF_RECORDS = "2025-06-15T09:30:00.000Z"
 """Time of the records that the example order removes."""
@@ -466,20 +408,49 @@ class ArchiveEntity(Entity):
     up_to: int
 
 
-class _ArchiveContext(Value):
-    records: tuple[str, ...] = Field(description="the classes of what is removed")
-    count: int = Field(description="number of entries that are removed")
-
-
-def _read_archive(state: State, order: ArchiveLog) -> _ArchiveContext:
-    return _ArchiveContext(records=order.records, count=order.count)
-
-
 def _describe_archive(state: State, order: ArchiveLog, signer: Principal) -> ArchiveEntity:
     return ArchiveEntity(id=str(order.up_to), up_to=order.up_to)
 
 
-ARCHIVE_ACTIONS = (
+ACTIONS = (
+    Action(
+        Erase,
+        title="Erase a text",
+        authorise=authorise_erase,
+        signers=("administrator",),
+        meaning="This text is destroyed here, for ever; every signature over its commitment holds. What was "
+        "made of it stays: an instruction is in its dataset's rows and in what was trained on them. "
+        "The manual says how to destroy those, under Limits.",
+        event=TextErased,
+        apply=apply_erasure,
+        two_administrators=True,
+        facts=ActionFacts(TextEntity, "commitment"),
+        example_values={"signer": "anna"},
+    ),
+    Action(
+        PlaceHold,
+        title="Place a hold",
+        authorise=authorise_place_hold,
+        signers=("administrator", "auditor"),
+        meaning="While the hold is valid, texts of entries about this subject are not erased, and such records are not "
+        "archived.",
+        event=HoldPlaced,
+        apply=apply_hold,
+        facts=ActionFacts(HoldEntity, "subject"),
+        example_values={"signer": "anna", "subject": "adapter:clauses@1"},
+    ),
+    Action(
+        LiftHold,
+        title="Lift a hold",
+        authorise=authorise_lift_hold,
+        signers=("administrator",),
+        meaning="Texts about this subject may be erased again, and records archived, when their retention has ended.",
+        event=HoldLifted,
+        apply=apply_hold_lift,
+        two_administrators=True,
+        facts=ActionFacts(HoldEntity, "subject"),
+        example_values={"signer": "anna", "subject": "principal:olga"},
+    ),
     Action(
         ArchiveLog,
         title="Archive old records",
@@ -491,7 +462,7 @@ ARCHIVE_ACTIONS = (
         apply=apply_archive,
         two_administrators=True,
         attachment=Attachment("removed", check_removed),
-        facts=ActionFacts(ArchiveEntity, _describe_archive, _read_archive),
+        facts=ActionFacts(ArchiveEntity, _describe_archive, ("records", "count")),
         example_values={
             "signer": "anna",
             "records": ("requests",),
@@ -502,4 +473,3 @@ ARCHIVE_ACTIONS = (
         has_form=False,
     ),
 )
-"""Registry rows of archives."""

@@ -428,7 +428,7 @@ PARTS: dict[str, tuple[Any, str, Any, Breach]] = {
     "an emergency's end": (approval, "refuse_ended_emergency", no_reasons, ("released", after_an_emergency)),
     "roles that stand alone": (people, "exclusive_roles", no_reasons, ("staffed", lambda s: s.enrol(
         "eve", "auditor", "operator"))),
-    "retention": (retention, "reasons_to_keep", no_reasons, ACTIONS[Erase]),
+    "retention": (retention, "_check_retention", no_reasons, ACTIONS[Erase]),
     "witnesses": (slots, "refuse_unwitnessed_log", no_reasons, ("released", unwitnessed)),
 }  # fmt: skip
 

@@ -49,7 +49,7 @@ _ACTIONS: tuple[Action, ...] = (
     *log_control.LOG_KEY_ACTIONS, *post_quantum.ACTIONS, *policies.ACTIONS,
     *log_control.RULES_ACTIONS, *log_control.CLOCK_ACTIONS, *restoration.ACTIONS,
     *countersignature.ACTIONS, *delegations.ACTIONS,
-    *retention.ACTIONS, *retention.HOLD_ACTIONS, *retention.ARCHIVE_ACTIONS,
+    *retention.ACTIONS,
     *imports.ACTIONS, *artifacts.ACTIONS,
     *training.ACTIONS, *control.AUTHORISATION_ACTIONS, *control.CANCELLATION_ACTIONS, *control.RESUMPTION_ACTIONS,
     *replays.ACTIONS,

@@ -23,7 +23,7 @@ from appliance.domain.core.names import RecordClass, Time, Value, add_seconds
 from appliance.domain.core.records.site import Hold
 from appliance.domain.core.state import State
 from appliance.domain.governance.countersignature import OrderRefused
-from appliance.domain.retention import MOST_ARCHIVED, ArchiveLog, LogArchived, has_bit, keeps
+from appliance.domain.retention import MOST_ARCHIVED, ArchiveLog, LogArchived, has_bit, is_held
 from appliance.domain.witnesses import CheckpointCosigned
 from appliance.errors import ApplianceError, BadInput, Conflict, NotFound, Tampered
 from appliance.formats.core.commitment import Disclosure
@@ -67,7 +67,7 @@ def holds_on(entry: Entry, documents: Documents) -> frozenset[str]:
 def find_hold(holds: Iterable[Hold], subjects: Collection[str]) -> Hold | None:
     """Return a legal hold that keeps an entry about these subjects, or None."""
     about = tuple(subjects)
-    return next((hold for hold in holds if keeps(hold.subject, about)), None)
+    return next((hold for hold in holds if is_held(hold.subject, about)), None)
 
 
 class Selection:

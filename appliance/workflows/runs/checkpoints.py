@@ -18,7 +18,7 @@ from appliance.domain.core.names import Time, add_seconds, explain
 from appliance.domain.core.records.runs import Adapter, Run
 from appliance.domain.core.state import State
 from appliance.domain.recipe.recipe import MOST_CHECKPOINTS
-from appliance.domain.retention import keeps
+from appliance.domain.retention import is_held
 from appliance.domain.runs.conditions import UNDER_WAY, RunCheckpointed
 from appliance.errors import BadInput
 from appliance.sandbox.output import open_output
@@ -110,7 +110,7 @@ def _sweep_secrets(context: LedgerContext) -> None:
     """Destroy the secrets of private runs without anything that could be trained again."""
     state, kept = context.ledger.state, list_kept(context)
     for run in state.runs.values():
-        held = any(keeps(hold.subject, (f"run:{run.id}",)) for hold in state.holds.values())
+        held = any(is_held(hold.subject, (f"run:{run.id}",)) for hold in state.holds.values())
         if run.privacy is not None and run.status not in UNDER_WAY and run.id not in kept and not held:
             destroy_secret(context, run)
 
@@ -189,7 +189,7 @@ def _keep_run(context: LedgerContext, ends: _Ends, run: Run, last: int) -> KeepR
     state, adapter = context.ledger.state, ends.adapters.get(run.id)
     subjects = (f"run:{run.id}",) if adapter is None else (f"run:{run.id}", f"adapter:{adapter}")
     for hold in state.holds.values():
-        if keeps(hold.subject, subjects):
+        if is_held(hold.subject, subjects):
             return KeepReason(f"legal hold on {hold.subject}")
     if (why := ends.needs(run)) is not None:
         return KeepReason(why)

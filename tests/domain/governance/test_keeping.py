@@ -572,7 +572,7 @@ def test_a_hold_keeps_why_an_import_failed() -> None:
 def test_a_hold_is_on_something_that_the_log_knows(subject: str) -> None:
     """A mistyped one would keep nothing, without an error."""
     site = stage("released")
-    with refuses(site, Denied, f"The log knows no {subject}"):
+    with refuses(site, Denied, f"The log has no {subject}"):
         site.hold(subject)
     for name in (
         "dataset:clauses@1",
