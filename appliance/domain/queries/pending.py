@@ -1,15 +1,15 @@
-"""Pending items: the decisions and the work that wait for one person or unit."""
+"""Pending items: the decisions and the work that wait for one person or unit; and the pending reviews of adapters."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 from appliance.domain.actions.registry import ACTIONS
-from appliance.domain.core.decisions import ReviewRecord
+from appliance.domain.core.decisions import Delegation, ReviewRecord
 from appliance.domain.core.names import Time, Value, add_seconds, versioned
 from appliance.domain.core.records.people import Principal
 from appliance.domain.core.records.runs import Adapter
@@ -17,7 +17,6 @@ from appliance.domain.core.records.serving import Release
 from appliance.domain.core.state import State, Table
 from appliance.domain.governance.countersignature import waiting_orders
 from appliance.domain.governance.invitations import EnrolWithPasskey
-from appliance.domain.queries.pending_reviews import list_pending_reviews
 from appliance.domain.releases.approval import (
     approved_by_activator,
     find_blockers,
@@ -25,8 +24,15 @@ from appliance.domain.releases.approval import (
     list_counted_approvals,
     list_refusals,
     refuse_makers,
+    refuse_missing_approvals,
 )
-from appliance.domain.releases.requests import find_current_request, find_reattestation_deadline
+from appliance.domain.releases.requests import (
+    compute_requirement,
+    find_current_request,
+    find_reattestation_deadline,
+    find_review_deadline,
+    find_tier,
+)
 from appliance.domain.releases.reviews import list_delegations
 from appliance.domain.releases.suspensions import list_suspensions
 from appliance.domain.releases.verdicts import is_open
@@ -215,12 +221,26 @@ def _list_ready(query: PendingQuery) -> Iterator[PendingItem]:
             yield PendingItem(kind=READY, subject=f"adapter:{name}", text=f"{name} for {unit}", unit=unit)
 
 
-_NEVER = "9999"
-_BLOCKED: WeakKeyDictionary[State, dict[tuple[int, str], tuple[Adapter, int, Time]]] = WeakKeyDictionary()
-"""Adapters that were inadmissible for a unit, by entry and unit, for each state.
+class _Settled(NamedTuple):
+    """A cached result for one adapter for which no decision or release was pending.
 
-A result holds for this value of the adapter, at this revision of the state, until a time: while nothing changes, only
-the end of a request for changes makes an adapter admissible.
+    It holds for this value of the adapter, at this revision of the state, until a time.
+    """
+
+    adapter: Adapter
+    revision: int
+    until: Time
+
+    def counts(self, adapter: Adapter, revision: int, now: Time) -> bool:
+        """Return True if the result holds for this value of the adapter, at this revision, now."""
+        return self.adapter is adapter and self.revision == revision and now < self.until
+
+
+_NEVER = "9999"
+_BLOCKED: WeakKeyDictionary[State, dict[tuple[int, str], _Settled]] = WeakKeyDictionary()
+"""Adapters that were blocked for a unit, by entry and unit, for each state.
+
+While nothing changes, only the end of a request for changes makes such an adapter admissible.
 """
 
 
@@ -238,14 +258,15 @@ def list_unreleased(
             continue
         for unit in sorted({one.unit for one in adapter.reviews} | {one.unit for one in adapter.requests}):
             found = known.get((adapter.index, unit))
-            if found is not None and found[0] is adapter and found[1] == revision and now < found[2]:
+            if found is not None and found.counts(adapter, revision, now):
                 continue
             if (units is not None and unit not in units) or (unit, versioned(adapter.name, adapter.version)) in named:
                 continue
             if not find_blockers(state, adapter, unit, now):
                 yield adapter, unit
             else:
-                known[adapter.index, unit] = adapter, revision, _find_end_of_changes(state, adapter, unit, now)
+                end = _find_end_of_changes(state, adapter, unit, now)
+                known[adapter.index, unit] = _Settled(adapter, revision, end)
 
 
 def _find_end_of_changes(state: State, adapter: Adapter, unit: str, now: Time) -> Time:
@@ -349,3 +370,134 @@ def _list_failed(query: PendingQuery) -> Iterator[PendingItem]:
         if run.status == "failed" and not is_followed:
             yield PendingItem(kind=FAILED, subject=f"run:{run.id}", text=f"{run.id}, {run.name}")
         later.setdefault(run.name, run.sweep)
+
+
+class PendingReview(Value):
+    """An adapter that waits for approvals.
+
+    `unit` is None until a release is requested. `mine` is true if the person may decide and has not. `in_place_of`
+    lists the reviewers in whose place the person may decide.
+    """
+
+    adapter: str
+    unit: str | None
+    tier: str | None
+    exposure: str | None
+    purpose: str | None
+    asked_by: str
+    asked: Time | None
+    until: Time | None
+    approvals: int
+    required: int
+    open_findings: int
+    mine: bool
+    in_place_of: tuple[str, ...]
+    entry: int
+
+
+class _Decider(NamedTuple):
+    """A person, whether they are a reviewer, and the valid delegations to them."""
+
+    name: str
+    is_reviewer: bool
+    delegations: Sequence[Delegation]
+
+
+_DECIDED: WeakKeyDictionary[State, dict[int, _Settled]] = WeakKeyDictionary()
+"""Adapters that wait for no approvals, by their entry, for each state.
+
+Most adapters were decided long ago, and are not evaluated again for each page.
+"""
+
+
+def list_pending_reviews(
+    state: State,
+    now: Time,
+    name: str,
+    *,
+    before: int | None = None,
+    everyone: bool = False,
+    adapters: Iterable[Adapter] | None = None,
+) -> Iterator[PendingReview]:
+    """Yield the pending reviews, newest first: those on which this person can decide, or all with `everyone`.
+
+    `before` is the entry of an adapter. Later adapters and that one are left out. With `adapters`, only these, in their
+    order.
+    """
+    person = state.principals.get(name)
+    is_reviewer = person is not None and any(role.startswith("reviewer:") for role in person.roles)
+    decider = _Decider(name, is_reviewer, list_delegations(state, name, now))
+    known, revision = _DECIDED.setdefault(state, {}), state.revision
+    for adapter in reversed(state.adapters.values()) if adapters is None else adapters:
+        found = known.get(adapter.index)
+        if found is not None and found.counts(adapter, revision, now):
+            continue
+        if adapter.revoked is not None or adapter.quarantined is not None:
+            continue
+        units = _list_units(state, adapter)
+        waiting = [unit for unit in units if _is_waiting(state, adapter, unit, now)]
+        if not waiting:
+            ends = [end for unit in units if unit is not None for end in _list_ends(state, adapter, unit, now)]
+            known[adapter.index] = _Settled(adapter, revision, min(ends, default=_NEVER))
+        elif before is None or adapter.index < before:
+            rows = (_describe_review(state, now, decider, adapter, unit) for unit in waiting)
+            yield from (one for one in rows if one.mine or everyone)
+
+
+def _list_units(state: State, adapter: Adapter) -> list[str | None]:
+    """Return the units of the release requests; otherwise those of the reviews, or None if nobody has named a unit."""
+    requested = {request.unit for request in adapter.requests}
+    current = sorted(unit for unit in requested if find_current_request(state, adapter, unit) is not None)
+    found: list[str | None] = [*(current or sorted({review.unit for review in adapter.reviews} - requested))]
+    return found or ([] if requested else [None])
+
+
+def _is_waiting(state: State, adapter: Adapter, unit: str | None, now: Time) -> bool:
+    """Return True if approvals are missing and nobody has rejected the adapter or requested changes."""
+    if unit is None:
+        return True
+    refused = list_refusals(state, adapter, unit, now)
+    return not refused and bool(refuse_missing_approvals(state, adapter, unit, now))
+
+
+def _list_ends(state: State, adapter: Adapter, unit: str, now: Time) -> Iterator[Time]:
+    """Yield the ends of the valid approvals, rejections and requests for changes."""
+    decisions = (*list_counted_approvals(state, adapter, unit, now), *list_refusals(state, adapter, unit, now))
+    ends = (find_approval_end(state, adapter, review) for review in decisions)
+    yield from (end for end in ends if end is not None)
+
+
+def _describe_review(state: State, now: Time, decider: _Decider, adapter: Adapter, unit: str | None) -> PendingReview:
+    request = None if unit is None else find_current_request(state, adapter, unit)
+    tier = None if request is None else find_tier(state.parameters, request)
+    approved = [] if unit is None else list_counted_approvals(state, adapter, unit, now)
+    decided = any(review.reviewer == decider.name for review in approved)
+    can_decide = not decided and not refuse_makers(adapter, decider.name)
+    places = {review.reviewer if (by := review.on_behalf_of) is None else by.principal for review in approved}
+    in_place_of = tuple(
+        one.delegator for one in decider.delegations if can_decide and can_replace(adapter, one, places)
+    )
+    return PendingReview(
+        adapter=versioned(adapter.name, adapter.version),
+        unit=unit,
+        tier=None if tier is None else tier.name,
+        exposure=None if request is None else request.exposure,
+        purpose=None if request is None else request.purpose,
+        asked_by=adapter.ordered_by if request is None else request.requested_by,
+        asked=None if request is None else request.time,
+        until=None if request is None else find_review_deadline(state.parameters, request),
+        approvals=len(approved),
+        required=compute_requirement(state.parameters, tier).reviewers,
+        open_findings=sum(is_open(state, finding) for finding in adapter.findings),
+        mine=can_decide and (decider.is_reviewer or bool(in_place_of)),
+        in_place_of=in_place_of,
+        entry=adapter.index,
+    )
+
+
+def can_replace(adapter: Adapter, delegation: Delegation, places: Container[str] = ()) -> bool:
+    """Return True if a decision in the delegator's place can count.
+
+    `places` are the people whose approval counts already.
+    """
+    return delegation.delegator not in places and not refuse_makers(adapter, delegation.delegator)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from appliance.domain.core.names import add_seconds
-from appliance.domain.queries.pending_reviews import PendingReview, list_pending_reviews
+from appliance.domain.queries.pending import PendingReview, list_pending_reviews
 from scripts.kit.log_builder import LogBuilder, stage
 
 DAY_S = 86_400

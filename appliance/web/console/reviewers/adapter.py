@@ -16,7 +16,7 @@ from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import versioned
 from appliance.domain.core.records.runs import Adapter
 from appliance.domain.core.state import State
-from appliance.domain.queries.pending_reviews import PendingReview, can_replace, list_pending_reviews
+from appliance.domain.queries.pending import PendingReview, can_replace, list_pending_reviews
 from appliance.domain.queries.review.values import PageOrder, ReviewPage, open_parts
 from appliance.domain.releases.approval import refuse_makers
 from appliance.domain.releases.reviews import ReviewRecorded, list_delegations
