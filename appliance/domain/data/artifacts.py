@@ -191,7 +191,7 @@ _REFUSALS = {
     "dataset": (DATASET_UNKNOWN, DATASET_REVOKED),
     "validation-set": (SET_UNKNOWN, SET_REVOKED),
 }
-"""By kind, the refusals to revoke what was not imported, and what was revoked before."""
+"""Refusals by kind: of a name that was not imported, and of one that was revoked before."""
 
 
 def _find_table(state: State, order: RevokeArtifact) -> Table[Any]:
