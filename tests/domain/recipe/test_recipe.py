@@ -123,7 +123,7 @@ def test_every_problem_of_a_recipe_is_named_at_once() -> None:
     told = refused.value.reasons
     assert [reason.partition(":")[0] for reason in told] == [
         "recipe, key 'rnak'", "recipe, key 'colour'", "recipe, dropout", "recipe, learning_rate",
-        "recipe, name", "recipe, base", "recipe, method", "recipe, rank", "recipe, seed",
+        "recipe, base", "recipe, method", "recipe, rank", "recipe, seed", "recipe, name",
     ]  # fmt: skip
     assert "did you mean 'rank'?" in told[0] and "appliance recipe new prints every key" in told[1]
     assert "lower-case letters, digits and hyphens" in refused.value.message and "pattern" not in refused.value.message
