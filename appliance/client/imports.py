@@ -27,9 +27,9 @@ from appliance.domain.data.kinds import (
     GROUPS,
     PARTS,
     DatasetKind,
+    find_share_problem,
     find_unknown_parts,
     map_columns,
-    wrong_share,
 )
 from appliance.errors import (
     ApplianceError,
@@ -73,7 +73,7 @@ class DatasetTerms:
 
     def problems(self) -> list[str]:
         """Return the values that do not fit the dataset kind or are malformed."""
-        return [*_check_terms(self), *wrong_share(self.held_out)]
+        return [*_check_terms(self), *find_share_problem(self.held_out)]
 
     def own_values(self, held_out: ImportSource | None) -> dict[str, Any]:
         """Return the values of the order that only datasets have."""

@@ -51,15 +51,10 @@ def apply_artifact_check(case: Case) -> Changes:
 def _find_row(case: Case, what: str, subject: str) -> object:
     kind, _, name = subject.partition(":")
     state = case.state
-    rows: dict[str, Table[Any]] = {
-        "adapter": state.adapters,
-        "base": state.bases,
-        "dataset": state.datasets,
-        "validation-set": state.validation_sets,
-    }
-    row = rows[kind].get(name) if kind in rows else None
+    tables: tuple[Table[Any], ...] = (state.adapters, state.bases, state.datasets, state.validation_sets)
+    row = next((table.get(name) for table in tables if table.kind == kind), None)
     if row is None:
-        raise Denied(f"entry {case.entry.index}: {what}: expected what the ledger knows, got {subject}")
+        raise Denied(f"entry {case.entry.index}: {what}: expected a subject of the ledger, got {subject}")
     return row
 
 

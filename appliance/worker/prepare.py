@@ -144,7 +144,7 @@ def _read_teaching(task: Header) -> tuple[Any, dict[str, str]]:
 def _read_held_out(task: Header, kind: Any, columns: dict[str, str]) -> Any:
     """Return the records of an uploaded validation set, all held out."""
     from appliance.domain.evaluation.items import MOST_ITEMS
-    from appliance.domain.evaluation.rules import WRITTEN
+    from appliance.domain.evaluation.rules import GENERATED_KINDS
     from appliance.ml.data import rows as data
     from appliance.ml.data.sources import parse_source
 
@@ -155,7 +155,7 @@ def _read_held_out(task: Header, kind: Any, columns: dict[str, str]) -> Any:
         raise BadInput(
             f"validation set: expected {least} rows at least, so that no number tells of one, got {len(sources)}"
         )
-    if kind not in WRITTEN and len(sources) > MOST_ITEMS:
+    if kind not in GENERATED_KINDS and len(sources) > MOST_ITEMS:
         raise BadInput(
             f"validation set: expected at most {MOST_ITEMS} rows, which can be evaluated, got {len(sources)}"
         )

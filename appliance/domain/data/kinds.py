@@ -90,7 +90,7 @@ _SHARE = re.compile(r"[0-9]{1,3}\.[0-9]{1,12}")
 MOST_HELD_OUT = Fraction(9, 10)
 
 
-def wrong_share(text: str) -> list[str]:
+def find_share_problem(text: str) -> list[str]:
     """Return what is wrong with a held-out share. It must be a decimal fraction as text, above 0 and at most 0.9."""
     if _SHARE.fullmatch(text) is None:
         return [f"dataset, held_out: expected a share above 0 and at most 0.9, such as 0.2, got {text!r:.40}"]
@@ -99,7 +99,7 @@ def wrong_share(text: str) -> list[str]:
     return []
 
 
-def may_lack(dataset_kind: DatasetKind, part: str, column: str) -> bool:
+def is_column_optional(dataset_kind: DatasetKind, part: str, column: str) -> bool:
     """Return True if a file may lack this column: an optional part without a column name of its own."""
     return (dataset_kind, part) in OPTIONAL and column == part
 
@@ -155,17 +155,17 @@ class InstructedDataset:
     instruction: str | None
 
 
-def example_request(model: str, teaching: InstructedDataset, *, added: bool) -> dict[str, Any]:
+def example_request(model: str, dataset: InstructedDataset, *, added: bool) -> dict[str, Any]:
     """Return an example request to an adapter: the path of the unit API and a body in the form of the training rows.
 
     `<text>` and the other names in angle brackets mark the places for the caller's text. `added` is true if the service
     adds the system message.
     """
-    about = teaching.about
+    about = dataset.about
     question = "\n\n".join(f"<{part}>" for part in QUESTIONS[about.dataset_kind])
     if about.dataset_kind == "completion":
         return {"path": "/v1/completions", "body": {"model": model, "prompt": question}}
-    system = [] if added or not teaching.instruction else [{"role": "system", "content": teaching.instruction}]
+    system = [] if added or not dataset.instruction else [{"role": "system", "content": dataset.instruction}]
     body: dict[str, Any] = {"model": model, "messages": [*system, {"role": "user", "content": question}]}
     if about.dataset_kind == "classification":
         return {"path": "/v1/classify", "body": {**body, "labels": list(about.labels)}}

@@ -201,9 +201,8 @@ def match_results(messages: Sequence[Value], names: Sequence[str] | None, place:
             _match_result(message, waiting, seen, location)
             continue
         if waiting:
-            raise BadInput(
-                f"{location}: expected a result of the call {_describe_call(waiting[0])}, got the {message['role']}'s"
-            )
+            got = f"a message of the {message['role']}"
+            raise BadInput(f"{location}: expected a result of the call {_describe_call(waiting[0])}, got {got}")
         waiting = list(message.get("tool_calls", ()))
         _check_called(waiting, names, seen, location)
 

@@ -74,7 +74,7 @@ class PairedValues:
         whole = SCALE * len(self.items)
         return Fraction(sum(self.ours), whole), Fraction(sum(self.theirs), whole), Fraction(sum(self.gains), whole)
 
-    def only(self, indices: Sequence[int]) -> PairedValues:
+    def select(self, indices: Sequence[int]) -> PairedValues:
         """Return the items at these indices alone."""
         return PairedValues(
             tuple(self.items[index] for index in indices),
@@ -131,7 +131,7 @@ class Test:
     interval: Callable[[Fraction], Interval]
 
 
-def find_unfit(gate: Gate, pairs: PairedValues) -> str | None:
+def find_unsuitable_reason(gate: Gate, pairs: PairedValues) -> str | None:
     """Return the reason why a gate's test cannot be used on these items; None where it can."""
     if gate.test in COUNTED and pairs.units.clustered:
         return (
@@ -188,7 +188,7 @@ def _shift(units: Units, bound: Fraction) -> list[int]:
     ]
 
 
-def harm(metric: str, pairs: PairedValues) -> Test:
+def test_regression(metric: str, pairs: PairedValues) -> Test:
     """Test if the adapter is worse: McNemar's exact test for the accuracy of independent items, else the t test."""
     if metric == ACCURACY and not pairs.units.clustered:
         counts = pairs.counts
@@ -264,8 +264,10 @@ def evaluate_slices(gates: GatesFile, gate: Gate, pairs: PairedValues) -> tuple[
     A subgroup is worse where the test shows it after Holm's correction over all subgroups of the gate. Alpha is not
     divided by the number of earlier runs, since that would hide harm.
     """
-    parts = [(by, value, pairs.only(places)) for by, value, places in _split(gate.slices, pairs)]
-    tests = [harm(gate.metric, part) if len(part.items) >= gates.least_slice else None for _, _, part in parts]
+    parts = [(by, value, pairs.select(places)) for by, value, places in _split(gate.slices, pairs)]
+    tests = [
+        test_regression(gate.metric, part) if len(part.items) >= gates.least_slice else None for _, _, part in parts
+    ]
     adjusted = iter(distributions.adjust([test.p for test in tests if test is not None]))
     alpha = Fraction(gates.alpha)
     return tuple(

@@ -73,13 +73,12 @@ class Gate(Value):
     test: Literal["bootstrap", "mcnemar", "permutation", "tango", "tost"]
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        for problem in (self._test_problem(), self._margin_problem(), self._rest_problem()):
-            if problem:
-                raise ValueError(f"gate {self.name}, {problem}")
+    def _check(self) -> Self:
+        if problem := self._find_problem():
+            raise ValueError(f"gate {self.name}, {problem}")
         return self
 
-    def _test_problem(self) -> str | None:
+    def _find_problem(self) -> str | None:
         if self.claim not in CLAIMS[self.test]:
             fit = ", ".join(name for name, claims in CLAIMS.items() if self.claim in claims)
             return f"test: expected one that can show {self.claim} ({fit}), got {self.test}"
@@ -87,18 +86,12 @@ class Gate(Value):
             return f"test: {self.test} counts right and wrong: expected metric {ACCURACY}, got {self.metric}"
         if self.resamples is not None and self.test not in RESAMPLED:
             return f"resamples: expected none for {self.test}, which draws nothing, got {self.resamples}"
-        return None
-
-    def _margin_problem(self) -> str | None:
         if self.test == "mcnemar" and self.margin_value:
             return f"margin: expected 0.0 for mcnemar (tango can show more than a margin), got {self.margin}"
         if self.claim != "better" and not self.margin_value:
             return f"margin: expected more than 0 for {self.claim}, since equality cannot be shown, got {self.margin}"
         if self.metric == ACCURACY and self.margin_value >= 1:
             return f"margin: expected less than 1.0 for {ACCURACY}, got {self.margin}"
-        return None
-
-    def _rest_problem(self) -> str | None:
         if len(set(self.slices)) != len(self.slices):
             return f"slices: expected each once, got {', '.join(self.slices)}"
         if self.chance is None:
@@ -200,7 +193,7 @@ class GatesFile(Value):
             raise ValueError("gates: expected a gate of kind target, which says what is to be better, got none")
         if not any(gate.kind == "regression" or gate.slices for gate in self.gates):
             raise ValueError(
-                "gates: expected a gate of kind regression or one with slices, so that harm is seen, got none"
+                "gates: expected a gate of kind regression or one with slices, to detect regressions, got none"
             )
 
     def _check_resamples(self) -> None:

@@ -68,7 +68,7 @@ class EvaluationItem(Canonical):
     slices: Slices
 
     @model_validator(mode="after")
-    def _both_alike(self) -> Self:
+    def _check_same_measures(self) -> Self:
         adapter, base = kinds_of(self.adapter), kinds_of(self.base)
         if adapter != base:
             raise ValueError(f"adapter: expected what base has ({', '.join(base)}), got {', '.join(adapter)}")

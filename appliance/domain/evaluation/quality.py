@@ -135,7 +135,7 @@ def _warn_of_majority(metrics: Mapping[str, Any]) -> list[str]:
         return []
     return [
         f"no better than always naming {MAJORITY}: accuracy {_show(ours)}, {MAJORITY} alone {_show(theirs)}; "
-        "it may have learned nothing of the texts"
+        "it may ignore the texts"
     ]
 
 

@@ -28,7 +28,7 @@ GATES_FILE, VERDICT_FILE, CALIBRATION_FILE = "gates.json", "verdict.json", "cali
 MOST_ANSWERS = 64
 """Most rows for which an answer is generated: generating one takes as long as scoring hundreds of rows."""
 CLASSIFICATION = "classification"
-WRITTEN = ("question-answering", "summarisation")
+GENERATED_KINDS = ("question-answering", "summarisation")
 """Dataset kinds whose answers are generated and compared with those of the rows."""
 CALLED_ROWS = "called_rows"
 """The dataset fact that counts held-out rows with tools."""
@@ -95,7 +95,7 @@ def choose_evaluated(
     """
     with_tools = [row for row in rows if has_tools(row)]
     rows = with_tools or rows
-    count = min(len(rows), MOST_ANSWERS) if dataset_kind in WRITTEN or with_tools else len(rows)
+    count = min(len(rows), MOST_ANSWERS) if dataset_kind in GENERATED_KINDS or with_tools else len(rows)
     return [rows[number * len(rows) // count] for number in range(count)]
 
 
@@ -132,7 +132,7 @@ def count_items(facts: Mapping[str, object], rows: str = "held_out_rows") -> int
     called = facts.get(CALLED_ROWS)
     if isinstance(called, int) and called > 0:
         return min(called, MOST_ANSWERS)
-    return min(count, MOST_ANSWERS) if facts.get("dataset_kind") in WRITTEN else count
+    return min(count, MOST_ANSWERS) if facts.get("dataset_kind") in GENERATED_KINDS else count
 
 
 def count_local_items(bound: LocalSet, facts: Mapping[str, object]) -> int | None:
@@ -191,7 +191,7 @@ def refuse_local_sets(dataset: Dataset, bound: Sequence[LocalSet], gates: str | 
         if not is_local(one.set) or one.set.endswith(RELEASED_ENDING)
     ]
     dataset_kind = dataset.facts.get("dataset_kind")
-    answered = (CLASSIFICATION, *WRITTEN)
+    answered = (CLASSIFICATION, *GENERATED_KINDS)
     if dataset_kind is not None and dataset_kind not in answered and any(one.set.startswith(METRIC) for one in bound):
         reasons.append(METRIC_NEEDS_OTHER_KIND(kinds=answered, dataset_kind=str(dataset_kind)))
     return reasons
@@ -327,8 +327,8 @@ def _check_records(
             expected[key] = files.get(record.path) if record.adapter is None else record.digest
     for gate, result in zip(gates.gates, verdict.results, strict=True):
         unreleased = basis.others.get((gate.comparison, gate.set), ...) is None
-        stands = result.outcome != "not-applicable" or unreleased
-        case.require(stands, f"gate {gate.name}", "another outcome, since a version is released", result.outcome)
+        is_consistent = result.outcome != "not-applicable" or unreleased
+        case.require(is_consistent, f"gate {gate.name}", "another outcome, since a version is released", result.outcome)
     got = {(record.model, record.set): record.digest for record in verdict.evaluated}
     case.require(got == expected and len(got) == len(verdict.evaluated), "verdict, evaluated", expected, got)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Annotated, Literal, NamedTuple
 
@@ -23,7 +23,7 @@ from appliance.domain.evaluation.comparison import (
     Test,
     above_chance,
     evaluate_slices,
-    find_unfit,
+    find_unsuitable_reason,
     pair_items,
     run_test,
     show,
@@ -209,18 +209,18 @@ def check_conclusion(gates: GatesFile, verdict: Verdict) -> None:
         raise Tampered(f"verdict, why: expected {why!r}, got {verdict.why!r}")
 
 
-def _find_allowed_outcomes(gates: GatesFile, gate: Gate, result: GateResult, times: int) -> tuple[Outcome, ...]:
-    """Return the outcomes that a result's numbers allow. `times` is the factor of the correction for earlier runs."""
+def _find_allowed_outcomes(gates: GatesFile, gate: Gate, result: GateResult, run_factor: int) -> tuple[Outcome, ...]:
+    """Return the outcomes that a result's numbers allow. `run_factor` is the correction for earlier runs."""
     if result.p is None or result.adjusted is None:
         found: tuple[Outcome, ...] = ("failed",)
         found += ("not-informative",) if gate.chance is not None else ()
         return found + (("not-applicable",) if gate.comparison == "released" else ())
     # The p-value is rounded up to nine places, so the exact one is less than one unit of the last place below it.
-    least = min(Fraction(1), (Fraction(result.p) - Fraction(1, 10**9)) * times)
+    least = min(Fraction(1), (Fraction(result.p) - Fraction(1, 10**9)) * run_factor)
     if Fraction(result.adjusted) < least:
         raise Tampered(
-            f"verdict, gate {gate.name}, adjusted: expected {write_up(least)} at least, since p counts {times} times, "
-            f"got {result.adjusted}"
+            f"verdict, gate {gate.name}, adjusted: expected {write_up(least)} at least, because p is multiplied by "
+            f"{run_factor}, got {result.adjusted}"
         )
     return ("passed",) if Fraction(result.adjusted) <= Fraction(gates.alpha) else ("failed",)
 
@@ -229,12 +229,12 @@ def _find_allowed_outcomes(gates: GatesFile, gate: Gate, result: GateResult, tim
 class _Trial:
     """The result of a gate before the correction over the gates. Without a test, `outcome` and `reason` explain it.
 
-    `before` is the number of runs that were evaluated on the set before, and `times` the factor that corrects for them.
+    `before` is the number of runs that were evaluated on the set before, and `run_factor` the correction for them.
     """
 
     gate: Gate
     before: int
-    times: int
+    run_factor: int
     pairs: PairedValues | None = None
     test: Test | None = None
     outcome: Outcome = "failed"
@@ -294,50 +294,39 @@ def _find_spent(
 
 def _evaluate_gate(gates: GatesFile, gate: Gate, evidence: VerdictInputs) -> _Trial:
     before = evidence.evaluated_before.get(gate.set, 0)
-    times = correction_factor(gates, before)
+    trial = _Trial(gate, before, correction_factor(gates, before))
     items = evidence.sets.get(gate.set)
     if items is None:
-        return _Trial(gate, before, times, reason=f"expected items of the set {gate.set}, got none")
+        return replace(trial, reason=f"expected items of the set {gate.set}, got none")
     named, overlap = evidence.named_before.get(gate.set), evidence.overlaps.get(gate.set)
     if spent := _find_spent(gates, gate.set, len(items), named, overlap):
-        return _Trial(gate, before, times, reason=spent)
+        return replace(trial, reason=spent)
     if gates.run_correction == "once" and before:
-        return _Trial(
-            gate,
-            before,
-            times,
-            reason=f"the set {gate.set} can be used once, and {before} runs were evaluated on it before",
-        )
-    others = None
-    if gate.comparison != "base":
-        others = evidence.others.get((gate.comparison, gate.set))
-        if others is None:
-            return _evaluate_without_record(gate, before, times, evidence)
+        reason = f"the set {gate.set} can be used once, and {before} runs were evaluated on it before"
+        return replace(trial, reason=reason)
+    compared = (gate.comparison, gate.set)
+    others = None if gate.comparison == "base" else evidence.others.get(compared)
+    if gate.comparison == "released" and others is None and compared in evidence.others:
+        return replace(trial, outcome="not-applicable", reason="no version is released to compare with")
+    if gate.comparison != "base" and others is None:
+        return replace(trial, reason=f"expected items of {gate.comparison} on the set {gate.set}, got none")
     try:
         pairs = pair_items(items, others, gate.metric)
     except BadInput as error:
-        return _Trial(gate, before, times, reason=error.message)
-    return _test_gate(gates, _Trial(gate, before, times, pairs))
+        return replace(trial, reason=error.message)
+    return _test_gate(gates, replace(trial, pairs=pairs), pairs)
 
 
-def _evaluate_without_record(gate: Gate, before: int, times: int, evidence: VerdictInputs) -> _Trial:
-    if gate.comparison == "released" and (gate.comparison, gate.set) in evidence.others:
-        return _Trial(gate, before, times, outcome="not-applicable", reason="no version is released to compare with")
-    return _Trial(gate, before, times, reason=f"expected items of {gate.comparison} on the set {gate.set}, got none")
-
-
-def _test_gate(gates: GatesFile, trial: _Trial) -> _Trial:
-    gate, before, times, pairs = trial.gate, trial.before, trial.times, trial.pairs
-    assert pairs is not None
+def _test_gate(gates: GatesFile, trial: _Trial, pairs: PairedValues) -> _Trial:
+    gate = trial.gate
     if len(pairs.items) < gate.least_items:
-        reason = f"expected {gate.least_items} items or more, got {len(pairs.items)}"
-        return _Trial(gate, before, times, pairs, reason=reason)
-    if unfit := find_unfit(gate, pairs):
-        return _Trial(gate, before, times, pairs, reason=unfit)
+        return replace(trial, reason=f"expected {gate.least_items} items or more, got {len(pairs.items)}")
+    if reason := find_unsuitable_reason(gate, pairs):
+        return replace(trial, reason=reason)
     if gate.chance is not None and above_chance(pairs, Fraction(gate.chance)) > Fraction(gates.alpha):
         reason = f"not informative: {gate.comparison} is not shown to be above chance ({gate.chance})"
-        return _Trial(gate, before, times, pairs, outcome="not-informative", reason=reason)
-    return _Trial(gate, before, times, pairs, run_test(gate, pairs, gates.seed))
+        return replace(trial, outcome="not-informative", reason=reason)
+    return replace(trial, test=run_test(gate, pairs, gates.seed))
 
 
 def _decide(gates: GatesFile, trials: list[_Trial]) -> list[GateResult]:
@@ -347,7 +336,7 @@ def _decide(gates: GatesFile, trials: list[_Trial]) -> list[GateResult]:
     """
     counted = [index for index, trial in enumerate(trials) if trial.test is not None or trial.outcome == "failed"]
     values = [
-        Fraction(1) if (test := trials[index].test) is None else min(Fraction(1), test.p * trials[index].times)
+        Fraction(1) if (test := trials[index].test) is None else min(Fraction(1), test.p * trials[index].run_factor)
         for index in counted
     ]
     if gates.correction == "holm":
@@ -361,7 +350,7 @@ def _decide(gates: GatesFile, trials: list[_Trial]) -> list[GateResult]:
 def _result(gates: GatesFile, trial: _Trial, adjusted: Fraction, factor: int) -> GateResult:
     gate, pairs, test = trial.gate, trial.pairs, trial.test
     outcome, reason = trial.outcome, trial.reason
-    level = Fraction(gates.alpha) / (trial.times * factor)
+    level = Fraction(gates.alpha) / (trial.run_factor * factor)
     if test is not None:
         outcome = "passed" if adjusted <= Fraction(gates.alpha) else "failed"
         reason = _reason(gates, trial, adjusted, factor)
@@ -403,9 +392,9 @@ def _reason(gates: GatesFile, trial: _Trial, adjusted: Fraction, factor: int) ->
         f"{gate.metric} {show(ours)}, {gate.comparison} {show(theirs)}: {'' if holds else 'not shown to be '}{claim}"
     )
     sentence += f" ({show_p(adjusted)} after correction, alpha {gates.alpha})"
-    if not holds and trial.times > 1:
+    if not holds and trial.run_factor > 1:
         sentence += f"; corrected for {_count(trial.before, 'earlier evaluation')} on {gate.set}"
-    if gate.draws and trial.times * factor > (gate.draws + 1) * Fraction(gates.alpha):
+    if gate.draws and trial.run_factor * factor > (gate.draws + 1) * Fraction(gates.alpha):
         sentence += f"; {gate.draws} resamples can show nothing here: name more, or a set with fewer evaluations"
     return sentence
 

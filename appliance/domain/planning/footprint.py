@@ -255,7 +255,7 @@ def _plan_training(subject: Subject, recipe: ResolvedRecipe, pack: PlannedPack, 
     eight_bit = recipe.optimiser != "adamw"
     copies = shape.linear_weights * size if full and size < 4 else 0
     varied = subject.lengths.quantiles[0] < subject.lengths.longest
-    fragments = FRAGMENTS + (GAPS if varied else 0.0)
+    fragments = FRAGMENTS + (VARIED_FRAGMENTS if varied else 0.0)
     activations = (
         _count_quick_activations(shape, recipe, pack, fragments)
         if is_quick(recipe, shape)
@@ -288,9 +288,9 @@ def _plan_save(subject: Subject, recipe: ResolvedRecipe, train: Parts, *, host: 
     enough free memory in the allocator for the tensors.
     """
     checkpoint = checkpoint_bytes(subject.shape, recipe) if host else 0
-    free = max(0, train.activations - MOST_KEPT)
+    free = max(0, train.activations - MAX_UNUSABLE_BYTES)
     pieces = max(0, checkpoint - free)
-    beside = SAVING if host else 0
+    beside = ENCODING_BYTES if host else 0
     return train.model_copy(update={"logits": 0, "checkpoint": checkpoint + pieces + beside if checkpoint else 0})
 
 
@@ -310,17 +310,18 @@ def _count_logit_bytes(shape: DecoderShape, recipe: ResolvedRecipe, pack: Planne
     return chunk + (2 * 4 * shape.head_weights if recipe.method == "full" else 0)
 
 
-# Share of the bytes of long-lived tensors that an allocator leaves unused between them. Measured on the CPU.
 FRAGMENTS = 0.1
-# The additional share if tensors have other sizes in every step.
-GAPS = 0.06
-# Copies of the attention scores that are in memory together in a backward pass. Measured.
-COPIES = 4
-# Bytes freed by a step that a checkpoint's tensors cannot use, and bytes for encoding an adapter. Measured.
-MOST_KEPT, SAVING = 720 * MB, 30 * MB
-# Ratio of the memory of the library's modules to the memory of the saved tensors. Measured for DoRA and LLM.int8.
+"""Share of the bytes of long-lived tensors that an allocator leaves unused between them. Measured on the CPU."""
+VARIED_FRAGMENTS = 0.06
+"""Additional share if tensors have other sizes in every step."""
+SCORE_COPIES = 4
+"""Copies of the attention scores that are in memory together in a backward pass. Measured."""
+MAX_UNUSABLE_BYTES, ENCODING_BYTES = 720 * MB, 30 * MB
+"""Bytes freed by a step that a checkpoint's tensors cannot use, and bytes for encoding an adapter. Measured."""
 LIBRARY_TIMES = {"full": 1.0, "dora": 1.95}
+"""Ratio of the memory of the library's modules to that of the saved tensors. Measured for DoRA and LLM.int8."""
 OTHER_LIBRARY_TIMES = 1.35
+"""The same ratio for methods that are not in LIBRARY_TIMES."""
 
 
 def _count_quick_activations(shape: DecoderShape, recipe: ResolvedRecipe, pack: PlannedPack, fragments: float) -> int:
@@ -335,7 +336,7 @@ def _count_quick_activations(shape: DecoderShape, recipe: ResolvedRecipe, pack: 
     repeated = {"none": 0, "mlp": wide, "layer": wide + attention}[recipe.gradient_checkpointing]
     layer_numbers = shape.hidden + attention + wide - repeated
     backward_numbers = repeated + 6 * shape.inner + 12 * shape.hidden
-    scores = COPIES * pack.held_scores * shape.heads
+    scores = SCORE_COPIES * pack.held_scores * shape.heads
     made = 0 if kept_weights(shape, recipe) else 2 * shape.hidden * shape.inner
     layers = round(shape.layers * layer_numbers * pack.tokens * (1 + fragments))
     return size * (layers + backward_numbers * pack.tokens + scores + made)

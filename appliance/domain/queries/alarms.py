@@ -75,23 +75,23 @@ def find_alarms(measures: Measures) -> tuple[Alarm, ...]:
 def _find_low_disk(measures: Measures) -> Found:
     disk = measures.disk
     if disk is not None and not disk.error and disk.needed <= disk.free < LOW_FACTOR * disk.needed:
-        yield disk.folder, _say_free(disk)
+        yield disk.folder, _describe_free_space(disk)
 
 
 def _find_full_disk(measures: Measures) -> Found:
     disk = measures.disk
     if disk is not None and not disk.error and disk.free < disk.needed:
-        yield disk.folder, _say_free(disk)
+        yield disk.folder, _describe_free_space(disk)
 
 
-def _say_free(disk: DiskSpace) -> str:
+def _describe_free_space(disk: DiskSpace) -> str:
     return f"{show_bytes(disk.free)} of {show_bytes(disk.total)} are free on the disk of {disk.folder}."
 
 
 def _find_released_reserve(measures: Measures) -> Found:
     disk = measures.disk
     if disk is not None and not disk.error and disk.is_reserve_released:
-        yield disk.folder, f"The disk reserve {disk.folder}/reserve is empty. {_say_free(disk)}"
+        yield disk.folder, f"The disk reserve {disk.folder}/reserve is empty. {_describe_free_space(disk)}"
 
 
 def _find_unreadable_disk(measures: Measures) -> Found:
@@ -168,14 +168,10 @@ def _find_loss(measures: Measures) -> Found:
         yield f"loss {number}", f"{text}."
 
 
-def _is_behind(measures: Measures) -> bool:
-    last = measures.last_entry
-    return last is not None and add_seconds(measures.now, measures.clock_skew_s) < last
-
-
 def _find_clock_behind(measures: Measures) -> Found:
-    if _is_behind(measures):
-        yield "clock", f"The host's clock says {measures.now}; the last entry is of {measures.last_entry}."
+    last = measures.last_entry
+    if last is not None and add_seconds(measures.now, measures.clock_skew_s) < last:
+        yield "clock", f"The host's clock says {measures.now}; the last entry is of {last}."
 
 
 def _find_clock_ahead(measures: Measures) -> Found:

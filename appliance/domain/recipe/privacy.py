@@ -131,7 +131,7 @@ class PrivacyParameters(Value):
     )
 
     @model_validator(mode="after")
-    def _one(self) -> PrivacyParameters:
+    def _check_noise_or_epsilon(self) -> PrivacyParameters:
         if (self.noise is None) == (self.epsilon is None):
             got = "neither" if self.noise is None else "both"
             raise ValueError(f"expected noise or epsilon, got {got}")
@@ -147,7 +147,7 @@ class ResolvedPrivacy(Value):
     delta: Decimal
 
 
-Written = Annotated[
+WrittenPrivacy = Annotated[
     PrivacyParameters | None,
     Field(
         description="differential privacy for each training row: {epsilon: 3} or {noise: 1.1}, optionally with clip "
@@ -164,11 +164,11 @@ def resolve_privacy(written: Mapping[str, Any], rows: int, expected: int, steps:
     clip = CLIP if written["clip"] == "auto" else written["clip"]
     delta = choose_delta(rows) if written["delta"] == "auto" else written["delta"]
     noise = written["noise"]
-    if problem := _misfit_delta(delta, rows):
+    if problem := _find_delta_problem(delta, rows):
         raise BadInput(problem)
     if noise is None:
         noise = _find_noise(rows, expected, steps, written["epsilon"], delta)
-    elif problem := _misfit_noise(noise):
+    elif problem := _find_noise_problem(noise):
         raise BadInput(problem)
     return {"noise": noise, "clip": clip, "delta": delta, "epsilon": find_epsilon(rows, expected, steps, noise, delta)}
 
@@ -191,19 +191,19 @@ def list_privacy_problems(
     preferences: bool,
 ) -> list[str]:
     """Return what is wrong with the privacy of a recipe, each as one sentence. `recipe` has the recipe's values."""
-    problems = _misfit_values(recipe)
+    problems = _find_value_problems(recipe)
     if preferences:
         problems.append("recipe, privacy: expected none for preferences, whose reference is not accounted for")
     if not Number(privacy.clip):
         problems.append("recipe, privacy, clip: expected a number above 0, got 0.0")
-    if problem := _misfit_noise(privacy.noise):
+    if problem := _find_noise_problem(privacy.noise):
         return [*problems, problem]
     if not isinstance(rows, int):
         return [
             *problems,
             f"recipe, privacy: expected a dataset whose training rows are counted, got {recipe['dataset']}",
         ]
-    if problem := _misfit_delta(privacy.delta, rows):
+    if problem := _find_delta_problem(privacy.delta, rows):
         return [*problems, problem]
     found = find_epsilon(rows, rows_a_step, steps, privacy.noise, privacy.delta)
     if privacy.epsilon != found:
@@ -214,7 +214,7 @@ def list_privacy_problems(
     return problems
 
 
-def _misfit_values(recipe: Mapping[str, Any]) -> list[str]:
+def _find_value_problems(recipe: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with the recipe's other values.
 
     They must not reveal more of a row than its clipped gradient does, and privacy must use them.
@@ -237,13 +237,13 @@ def _misfit_values(recipe: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _misfit_noise(noise: str) -> str | None:
+def _find_noise_problem(noise: str) -> str | None:
     if LEAST_NOISE <= Number(noise) <= MOST_NOISE:
         return None
     return f"recipe, privacy, noise: expected {LEAST_NOISE} to {MOST_NOISE}, got {noise}"
 
 
-def _misfit_delta(delta: str, rows: int) -> str | None:
+def _find_delta_problem(delta: str, rows: int) -> str | None:
     if 0 < Number(delta) * rows < 1:
         return None
     return (

@@ -34,7 +34,7 @@ from appliance.domain.recipe.methods import (
     list_servable,
     lower_rate,
 )
-from appliance.domain.recipe.privacy import ResolvedPrivacy, Written, list_privacy_problems, resolve_privacy
+from appliance.domain.recipe.privacy import ResolvedPrivacy, WrittenPrivacy, list_privacy_problems, resolve_privacy
 from appliance.errors import refuse
 
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -147,7 +147,7 @@ class Recipe(Value):
     processes: Processes = Field(
         1, description="processes that share each step: on CUDA at most the cards, on the CPU a divisor of the threads"
     )
-    privacy: Written = None
+    privacy: WrittenPrivacy = None
 
 
 class ResolvedRecipe(Value):
@@ -358,12 +358,11 @@ def _list_value_problems(recipe: ResolvedRecipe) -> list[str]:
     if name != "lora-plus" and Number(recipe.loraplus_lr_ratio) != 1:
         problems.append(f"recipe, loraplus_lr_ratio: expected 1.0 or auto for {name}, got {recipe.loraplus_lr_ratio}")
     if name in STARTED and Number(recipe.weight_decay):
-        problems.append(
-            f"recipe, weight_decay: expected 0.0 for {name}, whose beginning is held still, got {recipe.weight_decay}"
-        )
+        reason = f"for {name}, because its first weights are fixed"
+        problems.append(f"recipe, weight_decay: expected 0.0 {reason}, got {recipe.weight_decay}")
     for key in ("learning_rate", "loraplus_lr_ratio"):
         if not Number(getattr(recipe, key)):
-            problems.append(f"recipe, {key}: expected a number above 0, since nothing would move, got 0.0")
+            problems.append(f"recipe, {key}: expected a number above 0, because the weights would not change, got 0.0")
     if recipe.optimiser in CUDA_OPTIMISERS and recipe.device != "cuda":
         problems.append(
             f"recipe, optimiser: expected adamw or adamw-8bit, since bitsandbytes pages only on a CUDA device, "

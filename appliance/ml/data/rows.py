@@ -23,8 +23,8 @@ from appliance.domain.data.kinds import (
     DatasetDescription,
     DatasetKind,
     encode_about,
+    find_share_problem,
     parse_about,
-    wrong_share,
 )
 from appliance.domain.data.tool_calls import canonical_call
 from appliance.domain.evaluation.rules import CALLED_ROWS
@@ -73,7 +73,7 @@ class RenderedRow:
 
 def parse_fraction(text: str) -> Fraction:
     """Return the held-out share of a decimal text, above 0 and at most 0.9."""
-    refuse("dataset", wrong_share(text))
+    refuse("dataset", find_share_problem(text))
     return Fraction(text)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from appliance.domain.data.kinds import FORMATS, GROUPS, OPTIONAL, PARTS, PREFERENCE, DatasetKind, may_lack
+from appliance.domain.data.kinds import FORMATS, GROUPS, OPTIONAL, PARTS, PREFERENCE, DatasetKind, is_column_optional
 from appliance.domain.data.tool_calls import TOOL, list_names, match_results, read_calls, read_id, read_name, read_tools
 from appliance.errors import BadInput, TooLarge
 
@@ -129,7 +129,7 @@ _MESSAGES: Mapping[str, tuple[str, ...]] = {"chat": ("messages",), "preference":
 def _find_columns(schema: Any, dataset_kind: DatasetKind, columns: Mapping[str, str], file: str) -> dict[str, str]:
     found = {}
     for part, name in columns.items():
-        if name not in schema.names and may_lack(dataset_kind, part, name):
+        if name not in schema.names and is_column_optional(dataset_kind, part, name):
             continue
         if schema.names.count(name) != 1:
             raise BadInput(f"{file}: expected one column {name!r}, got the columns {', '.join(schema.names)!r}")
@@ -352,7 +352,7 @@ def _parse_table(reader: Any, kind: str, dataset_kind: DatasetKind, columns: Map
 
 
 def _is_wanted(header: list[str], dataset_kind: DatasetKind, part: str, name: str) -> bool:
-    return name in header or not may_lack(dataset_kind, part, name)
+    return name in header or not is_column_optional(dataset_kind, part, name)
 
 
 def _check_header(header: list[str], wanted: Mapping[str, str], file: str) -> None:
@@ -427,7 +427,7 @@ def _read_object(content: str, dataset_kind: DatasetKind, columns: Mapping[str, 
     for part, name in columns.items():
         if name in value:
             values[part] = value[name]
-        elif not may_lack(dataset_kind, part, name):
+        elif not is_column_optional(dataset_kind, part, name):
             members = ", ".join(sorted(value))
             raise BadInput(f"{place}: expected a value in {name!r}, got the fields {members}")
     return values

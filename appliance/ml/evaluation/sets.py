@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from appliance.domain.data.kinds import GENERAL, REFUSAL, DatasetDescription
 from appliance.domain.evaluation.basis import items_path
 from appliance.domain.evaluation.items import SCALE, Answer, EvaluationItem, Slices, classify_length, encode_items
-from appliance.domain.evaluation.rules import WRITTEN, choose_evaluated
+from appliance.domain.evaluation.rules import GENERATED_KINDS, choose_evaluated
 from appliance.domain.evaluation.shipped.sets import list_shipped_rows, load_general, load_refusal
 from appliance.errors import ApplianceError, BadInput
 from appliance.formats.artifacts.rows import split_digests
@@ -204,7 +204,7 @@ def measure_noise(
     """
     pairs_of_all = list(zip(evaluated.rows, evaluated.samples, strict=True))
     chosen = choose_evaluated(evaluated.about.dataset_kind, pairs_of_all, lambda pair: pair[0].calls is not None)
-    written = evaluated.about.dataset_kind in WRITTEN or any(row.calls is not None for row, _ in chosen)
+    written = evaluated.about.dataset_kind in GENERATED_KINDS or any(row.calls is not None for row, _ in chosen)
     places = _sample_places(len(chosen), NOISE_ANSWERS if written else NOISE_ROWS)
     # The limit of all rows, since a limit of the sample would cut responses at other lengths.
     limit = evaluation.limit_answers(base.chat, [row for row, _ in chosen]) if written else None

@@ -17,7 +17,7 @@ from appliance.api.runs import WorkError
 from appliance.domain.core.names import versioned
 from appliance.domain.core.words import unknown_word
 from appliance.domain.data.imports import is_blind_file, refuse_file_for_evaluation
-from appliance.domain.data.kinds import wrong_share
+from appliance.domain.data.kinds import find_share_problem
 from appliance.domain.data.validity import refuse_invalid_base
 from appliance.domain.evaluation.basis import find_sets
 from appliance.errors import ApplianceError, Denied, NotFound, refuse
@@ -58,7 +58,7 @@ def order_check(context: RunContext, principal: str, rows: RowsToCheck) -> str:
     if reasons and not person.has("validator"):
         raise Denied("dataset check", refusals=reasons)
     if rows.held_out_file is None:
-        refuse("dataset", wrong_share(rows.held_out))
+        refuse("dataset", find_share_problem(rows.held_out))
     if rows.base is not None:
         _find_base(context, rows.base)
     key = context.progress.open_one(_KIND, principal, MOST_CHECKS)

@@ -122,7 +122,10 @@ def turns(*messages: tuple[str, Any]) -> list[dict[str, Any]]:
     ("messages", "message"),
     [
         ([("user", 0), ("tool", "a")], "message 1: expected a result of a call before it, got one without a call"),
-        ([("assistant", ["a"]), ("user", 0)], "message 1: expected a result of the call find (a), got the user's"),
+        (
+            [("assistant", ["a"]), ("user", 0)],
+            "message 1: expected a result of the call find (a), got a message of the user",
+        ),
         ([("assistant", ["a", "a"])], "message 0, call 1: expected an id of its own, got 'a' again"),
         (
             [("assistant", ["a"]), ("tool", "a"), ("assistant", ["a"])],

@@ -119,7 +119,7 @@ def test_the_resamples_of_all_gates_together_are_bounded(gates: int, resamples: 
 
 def test_a_set_in_which_nothing_looks_for_harm_is_refused() -> None:
     gates = [dict(CLASSIFICATION["gates"][0]) | {"slices": []}]
-    with pytest.raises(BadInput, match="so that harm is seen, got none"):
+    with pytest.raises(BadInput, match="to detect regressions, got none"):
         parse_gate_file(json.dumps(CLASSIFICATION | {"gates": gates}).encode())
 
 

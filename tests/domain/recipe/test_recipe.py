@@ -187,7 +187,7 @@ def test_a_key_that_is_missing_is_named() -> None:
         ({"method": "ia3", "purpose": "baseline", "dropout": 0.1}, "dropout: expected 0.0 or auto, since ia3 has none"),
         (
             {"method": "pissa", "weight_decay": 0.01},
-            "weight_decay: expected 0.0 for pissa, whose beginning is held still",
+            "weight_decay: expected 0.0 for pissa, because its first weights are fixed",
         ),
         ({"loraplus_lr_ratio": 4}, "loraplus_lr_ratio: expected 1.0 or auto for qlora, got 4.0"),
         ({"optimiser": "paged-adamw-8bit"}, "expected adamw or adamw-8bit, since bitsandbytes pages only on a CUDA"),
@@ -195,7 +195,7 @@ def test_a_key_that_is_missing_is_named() -> None:
             {"warmup_ratio": 1.5},
             "warmup_ratio: expected a warm-up shorter than the run's 86 steps, got 129 steps (1.5)",
         ),
-        ({"learning_rate": 0}, "learning_rate: expected a number above 0, since nothing would move"),
+        ({"learning_rate": 0}, "learning_rate: expected a number above 0, because the weights would not change"),
         (
             {"max_grad_norm": 0},
             "max_grad_norm: expected a number above 0, since every gradient would be clipped to nothing, got 0.0; a",
