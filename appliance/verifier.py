@@ -12,7 +12,6 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
@@ -41,7 +40,7 @@ from appliance.formats.core.merkle import Tree, hash_leaf
 from appliance.formats.core.text import is_visible
 from appliance.formats.core.timestamp import encode_time, parse_point
 from appliance.formats.log.export import MEMBERS, ParsedExport, hash_line, read_removed
-from appliance.formats.log.log_policy import LogPolicy, parse_log_policy, quorum_policy
+from appliance.formats.log.log_policy import LogPolicy, PolicyLog, parse_log_policy
 from appliance.formats.log.note import name_key
 from appliance.formats.log.trust import Trust, parse_trust
 
@@ -245,8 +244,8 @@ def load_policy(path: Path, log_key: str | None = None) -> tuple[LogPolicy, str 
     if not data.startswith(b"{") and log_key is None:
         return parse_log_policy(data), None
     trust = load_trust(path)
-    policy = quorum_policy([log_key or trust.log_key], [], 0)
-    return replace(policy, second_keys=trust.log_keys[:-1]), trust.genesis
+    log = PolicyLog(log_key or trust.log_key)
+    return LogPolicy((log,), second_keys=trust.log_keys[:-1]), trust.genesis
 
 
 def _check_proof(given: argparse.Namespace) -> int:

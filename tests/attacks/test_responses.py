@@ -14,9 +14,9 @@ from appliance import verifier
 from appliance.domain.queries.response import MEMBER, VerifiedRecord, parse_record, verify_answer, verify_record
 from appliance.errors import Tampered
 from appliance.formats.core.canonical import encode_canonical
-from appliance.formats.log.log_policy import quorum_policy
 from scripts.kit.appliance import Appliance
 from tests.attacks.wires import one_of_both, wire
+from tests.kit.log_policies import quorum_policy
 
 REQUESTED: Any = [{"role": "user", "content": "the parties agree"}]
 DRAWN: dict[str, Any] = {"model": "labels", "max_tokens": 6, "temperature": 1.0, "seed": 3}

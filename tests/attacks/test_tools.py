@@ -16,11 +16,11 @@ import pytest
 from appliance.domain.evaluation.items import parse_items
 from appliance.domain.queries.response import MEMBER, parse_record, verify_answer, verify_record
 from appliance.formats.core.canonical import encode_canonical
-from appliance.formats.log.log_policy import quorum_policy
 from scripts.kit.appliance import Appliance
 from scripts.kit.tiny_model import build_base, clauses
 from scripts.kit.tool_templates import HERMES
 from tests.attacks.test_kill import check_whole
+from tests.kit.log_policies import quorum_policy
 from tests.kit.toolful import STOP
 
 ASKED = {"role": "user", "content": clauses()[0][0]}

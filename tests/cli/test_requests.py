@@ -6,9 +6,9 @@ import json
 from collections.abc import Callable
 
 from appliance.domain.core.entry import parse_entry
-from appliance.formats.log.log_policy import quorum_policy
 from appliance.formats.log.proof import verify_proof
 from tests.cli.conftest import Desk, one_line
+from tests.kit.log_policies import quorum_policy
 
 
 def test_a_request_is_found_by_its_answers_id(open_desk: Callable[[str], Desk]) -> None:

@@ -25,6 +25,7 @@ from appliance.formats.signatures import dsse, keys, webauthn
 from appliance.formats.signatures import webauthn as authenticator_data
 from appliance.formats.signatures import webauthn as relying_party
 from appliance.formats.signatures.bundle import verify_model
+from tests.kit.log_policies import encode_log_policy, quorum_policy
 from tests.kit.mutations import mutated, reshaped
 
 OWN = json.loads((Path(__file__).resolve().parents[1] / "vectors/appliance.json").read_text(encoding="utf-8"))
@@ -57,14 +58,12 @@ PUBLIC = json.loads((Path(__file__).resolve().parents[1] / "vectors/transparency
 REQUEST = PUBLIC["litewitness"]["accepted"][2]
 WITNESS_VKEY = PUBLIC["witnessed"]["witnesses"][0]
 PROOF = f"{proof.HEADER}\nextra AAA=\nindex 3\n{'A' * 43}=\n\n{PUBLIC['witnessed']['note']}".encode()
-POLICY = log_policy.encode_log_policy(
-    log_policy.quorum_policy([PUBLIC["witnessed"]["log"]], PUBLIC["witnessed"]["witnesses"], 2)
-)
+POLICY = encode_log_policy(quorum_policy([PUBLIC["witnessed"]["log"]], PUBLIC["witnessed"]["witnesses"], 2))
 
 
 def _written(data: bytes) -> bytes:
     """People write policies too, so their parser takes more than one spelling: only the written one is looked at."""
-    if log_policy.encode_log_policy(log_policy.parse_log_policy(data)) != data:
+    if encode_log_policy(log_policy.parse_log_policy(data)) != data:
         raise BadInput("another spelling")
     return data
 
@@ -106,9 +105,7 @@ FORMATS = {
     "witness vkey": _of_text(checkpoint.parse_witness_vkey, lambda key: key.vkey, WITNESS_VKEY),
     "proof": Format(proof.parse_proof, proof.encode_proof, PROOF),
     "witness request": Format(witness_request.parse_request, witness_request.encode_request, REQUEST.encode()),
-    "written policy": Format(
-        lambda data: log_policy.parse_log_policy(_written(data)), log_policy.encode_log_policy, POLICY
-    ),
+    "written policy": Format(lambda data: log_policy.parse_log_policy(_written(data)), encode_log_policy, POLICY),
     "commitment": _of_text(commitment.parse_commitment, str, json.loads(OWN["disclosure"])["commitment"]),
     "path": _of_text(lambda text: manifest.parse_path(text, "path"), str, "a/b-c_d.json"),
     "identifier": _of_text(lambda text: fields.parse_identifier(text, "name"), str, "clauses-2"),
@@ -178,7 +175,7 @@ def test_good_json_with_one_member_exchanged(name: str) -> None:
 def test_a_policy_in_any_spelling_says_what_its_written_form_says(data: bytes) -> None:
     with suppress(BadInput):
         policy = log_policy.parse_log_policy(data)
-        assert log_policy.parse_log_policy(log_policy.encode_log_policy(policy)) == policy
+        assert log_policy.parse_log_policy(encode_log_policy(policy)) == policy
 
 
 @pytest.mark.thorough

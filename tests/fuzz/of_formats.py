@@ -61,6 +61,7 @@ from tests.fuzz.target import (
     of_value,
     read_json,
 )
+from tests.kit.log_policies import encode_log_policy
 
 # --- formats ----------------------------------------------------------------------------------------------------------
 
@@ -152,7 +153,7 @@ of_bytes(
     "text",
     parse=lambda data: checkpoint.verify_cosignature(note.parse_note(data), WITNESSED["witnesses"][0]),
 )
-of_bytes(log_policy.parse_log_policy, [log_policy.encode_log_policy(POLICY), PUBLIC["policy"].encode()], "text")
+of_bytes(log_policy.parse_log_policy, [encode_log_policy(POLICY), PUBLIC["policy"].encode()], "text")
 of_bytes(log_policy.open_witnessed, [WITNESSED["note"].encode()], "text", POLICY)
 of_bytes(note.parse_note, [OWN["checkpoint"].encode(), WITNESSED["note"].encode()], "text")
 of_bytes(

@@ -25,12 +25,13 @@ from appliance.formats.log import export, log_policy, proof, trust
 from appliance.formats.log import restoration as restorations
 from appliance.formats.signatures import dsse, webauthn
 from scripts.kit.log_builder import LogBuilder, stage
+from tests.kit.log_policies import quorum_policy
 
 ROOT = Path(__file__).resolve().parents[2]
 OWN = json.loads((ROOT / "tests/vectors/appliance.json").read_text(encoding="utf-8"))
 PUBLIC = json.loads((ROOT / "tests/vectors/transparency.json").read_text(encoding="utf-8"))
 WITNESSED = PUBLIC["witnessed"]
-POLICY = log_policy.quorum_policy([WITNESSED["log"]], WITNESSED["witnesses"], 2)
+POLICY = quorum_policy([WITNESSED["log"]], WITNESSED["witnesses"], 2)
 PROOF = f"{proof.HEADER}\nextra AAA=\nindex 3\n{'A' * 43}=\n\n{WITNESSED['note']}".encode()
 ROW_PROOF = {"index": 1, "size": 3, "row": "e30=", "key": f"{'A' * 43}=", "path": [f"{'A' * 43}="] * 2}
 SPKI = {name: parse_base64(key["spki"], "spki") for name, key in OWN["keys"].items()}
@@ -234,7 +235,7 @@ def entry_proof() -> bytes:
 def entry_proof_terms() -> tuple[bytes, log_policy.LogPolicy]:
     """Return the entry's hash and the policy under which its proof is verified."""
     site = stage("approved")
-    return hash_leaf(site.entries[-1]), log_policy.quorum_policy([site.trust.log_key], [], 0)
+    return hash_leaf(site.entries[-1]), quorum_policy([site.trust.log_key], [], 0)
 
 
 @cache

@@ -14,13 +14,13 @@ from appliance.domain.runs.training import RunFailed
 from appliance.formats.core.commitment import disclosure_value
 from appliance.formats.core.merkle import hash_leaf, inclusion_proof, root_of
 from appliance.formats.log.checkpoint import claimed_size, cosign, witness_vkey_of
-from appliance.formats.log.log_policy import encode_log_policy, quorum_policy
 from appliance.formats.log.note import Note, encode_note, parse_note
 from appliance.formats.log.proof import Proof, encode_proof
 from appliance.formats.log.trust import encode_trust
 from appliance.formats.signatures.dsse import parse_envelope
 from appliance.formats.signatures.keys import Ed25519Signer, generate_ed25519
 from scripts.kit.log_builder import LogBuilder, stage
+from tests.kit.log_policies import encode_log_policy, quorum_policy
 
 HOSTILE = (
     "<img src=x onerror=document.title='ran'> \N{RIGHT-TO-LEFT OVERRIDE}degnahc\N{LINE SEPARATOR}\N{HANGUL FILLER}"

@@ -18,12 +18,13 @@ from appliance.domain.serving.requests import RequestRefused
 from appliance.errors import ApplianceError
 from appliance.formats.core.commitment import commit
 from appliance.formats.core.merkle import hash_leaf, inclusion_proof, root_of
-from appliance.formats.log.log_policy import LogPolicy, quorum_policy
+from appliance.formats.log.log_policy import LogPolicy
 from appliance.formats.log.note import vkey_of
 from appliance.formats.log.proof import Proof, encode_proof
 from appliance.formats.log.trust import encode_trust
 from appliance.formats.signatures.keys import generate_ed25519
 from scripts.kit.log_builder import ORIGIN, LogBuilder, stage
+from tests.kit.log_policies import quorum_policy
 from tests.kit.mutations import mutated, reshaped
 from tests.verifier.test_program import run
 

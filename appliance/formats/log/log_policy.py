@@ -1,7 +1,7 @@
 """Trust policies (c2sp.org/tlog-policy): the trusted logs, and the quorum of witnesses that must have cosigned.
 
-People write these files, so the parser accepts comments, white space and any order that the specification allows. The
-encoder writes one spelling. Names are opaque bytes, held as text with surrogate escapes.
+People write these files, so the parser accepts comments, white space and any order that the specification allows. Names
+are opaque bytes, held as text with surrogate escapes.
 """
 
 from __future__ import annotations
@@ -96,39 +96,8 @@ class CosignedCheckpoint:
     times_s: Mapping[str, int]
 
 
-def quorum_policy(log_vkeys: Sequence[str], witness_vkeys: Sequence[str], quorum: int) -> LogPolicy:
-    """Build the policy that `quorum` of these witnesses must cosign; 0 means that none is needed.
-
-    Each witness has the name of its key.
-
-    Raises:
-        BadInput: the quorum is larger than the number of witnesses.
-    """
-    logs = tuple(PolicyLog(vkey) for vkey in log_vkeys)
-    witnesses = tuple(PolicyWitness(parse_witness_vkey(vkey).name, vkey) for vkey in witness_vkeys)
-    if not 0 <= quorum <= len(witnesses):
-        raise BadInput(f"policy, quorum: expected 0 to the number of witnesses {len(witnesses)}, got {quorum}")
-    if quorum == 0:
-        return LogPolicy(logs, witnesses)
-    group = WitnessGroup("witnesses", quorum, tuple(witness.name for witness in witnesses))
-    return LogPolicy(logs, witnesses, (group,), group.name)
-
-
-def encode_log_policy(policy: LogPolicy) -> bytes:
-    """Encode logs, witnesses, groups and the quorum, one per line; thresholds are numbers."""
-    lines = [["log", log.vkey, log.url or ""] for log in policy.logs]
-    lines += [["witness", witness.name, witness.vkey, witness.url or ""] for witness in policy.witnesses]
-    lines += [["group", group.name, str(group.threshold), *group.members] for group in policy.groups]
-    lines += [["quorum", policy.quorum]]
-    text = "".join(" ".join(filter(None, words)) + "\n" for words in lines)
-    return text.encode("utf-8", "surrogateescape")
-
-
 def parse_log_policy(data: bytes) -> LogPolicy:
-    """Parse a policy. A name must be defined on a line before the one that refers to it.
-
-    Parsing the output of `encode_log_policy` returns an equal policy.
-    """
+    """Parse a policy. A name must be defined on a line before the one that refers to it."""
     if _ALLOWED.fullmatch(data) is None or not data.endswith(b"\n"):
         raise BadInput("policy: expected lines without control characters, got a control character or no line end")
     reader = _Reader([], [], [], [])

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from appliance.errors import BadInput
 from appliance.formats.core.fields import as_tampered, encode_base64, parse_base64, parse_decimal, show
 from appliance.formats.core.merkle import HASH_BYTES, verify_inclusion
-from appliance.formats.log.checkpoint import parse_checkpoint
+from appliance.formats.log.checkpoint import claimed_size
 from appliance.formats.log.log_policy import CosignedCheckpoint, LogPolicy, open_witnessed
-from appliance.formats.log.note import parse_note
 
 HEADER = "c2sp.org/tlog-proof@v1"
 MAX_HASHES = 63
@@ -31,11 +30,16 @@ class Proof:
     extra: bytes | None = None
 
     def __post_init__(self) -> None:
-        if len(self.hashes) > MAX_HASHES:
-            raise BadInput(f"proof, hashes: expected at most {MAX_HASHES}, got {len(self.hashes)}")
-        size = parse_checkpoint(parse_note(self.checkpoint).text).size
+        size = _check_parts(self.hashes, self.checkpoint, "proof")
         if not 0 <= self.index < size:
             raise BadInput(f"proof, index: expected 0 <= index < the checkpoint's size {size}, got {self.index}")
+
+
+def _check_parts(hashes: tuple[bytes, ...], checkpoint: bytes, what: str) -> int:
+    """Check the number of hashes, and return the size that the checkpoint claims."""
+    if len(hashes) > MAX_HASHES:
+        raise BadInput(f"{what}, hashes: expected at most {MAX_HASHES}, got {len(hashes)}")
+    return claimed_size(checkpoint)
 
 
 def encode_proof(proof: Proof) -> bytes:
@@ -112,9 +116,7 @@ class WitnessRequest:
     checkpoint: bytes
 
     def __post_init__(self) -> None:
-        if len(self.hashes) > MAX_HASHES:
-            raise BadInput(f"witness request, hashes: expected at most {MAX_HASHES}, got {len(self.hashes)}")
-        size = parse_checkpoint(parse_note(self.checkpoint).text).size
+        size = _check_parts(self.hashes, self.checkpoint, "witness request")
         if not 0 <= self.old <= size:
             raise BadInput(f"witness request, old: expected 0 to the checkpoint's size {size}, got {self.old}")
 

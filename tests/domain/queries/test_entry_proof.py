@@ -12,7 +12,7 @@ from appliance.domain.core.entry import parse_entry
 from appliance.domain.queries.entry_proof import VerifiedEntry, parse_entry_proof, verify_entry_proof
 from appliance.errors import ApplianceError, BadInput, Tampered, Unavailable
 from appliance.formats.core.commitment import disclose, disclosure_value
-from appliance.formats.log.log_policy import parse_log_policy, quorum_policy
+from appliance.formats.log.log_policy import parse_log_policy
 from appliance.formats.signatures.keys import generate_ed25519
 from scripts.kit.log_builder import LogBuilder
 from tests.kit.entry_proofs import (
@@ -26,6 +26,7 @@ from tests.kit.entry_proofs import (
     encoded,
     entry_proof_of,
 )
+from tests.kit.log_policies import quorum_policy
 from tests.verifier.test_program import run
 
 

@@ -17,16 +17,15 @@ from appliance.formats.log.log_policy import (
     PolicyLog,
     PolicyWitness,
     WitnessGroup,
-    encode_log_policy,
     open_witnessed,
     parse_log_policy,
-    quorum_policy,
     satisfies,
 )
 from appliance.formats.log.note import Note, NoteSignature, add_signature, encode_note, parse_note, sign_note, vkey_of
 from appliance.formats.signatures.keys import Ed25519Signer
 from appliance.formats.signatures.ml_dsa import MlDsaSigner, generate_ml_dsa
 from tests.formats.conftest import ORIGIN
+from tests.kit.log_policies import encode_log_policy, quorum_policy
 
 NAMES = ("X1", "X2", "X3", "Y1", "Y2", "Y3")
 

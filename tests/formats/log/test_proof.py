@@ -11,11 +11,11 @@ import pytest
 from appliance.errors import ApplianceError, BadInput, Tampered
 from appliance.formats.core.merkle import hash_leaf, hash_node, inclusion_proof, root_of
 from appliance.formats.log.checkpoint import Checkpoint, cosign, sign_checkpoint, witness_vkey_of
-from appliance.formats.log.log_policy import quorum_policy
 from appliance.formats.log.note import add_signature, encode_note, parse_note, vkey_of
 from appliance.formats.log.proof import HEADER, Proof, encode_proof, parse_proof, verify_proof
 from appliance.formats.signatures.keys import Ed25519Signer
 from tests.formats.conftest import LEAVES, ORIGIN, read_node
+from tests.kit.log_policies import quorum_policy
 
 SIZE = 7
 

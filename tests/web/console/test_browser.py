@@ -16,11 +16,11 @@ from appliance.domain.queries.response import parse_record, verify_record
 from appliance.domain.releases.adapters import AdapterRevoked, RevokeAdapter
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.log.export import read_removed
-from appliance.formats.log.log_policy import quorum_policy
 from appliance.web.console.pages import PAGES
 from scripts.kit.ports import free_port
 from tests.kit.chromium import TIMEOUT_MS, served
 from tests.kit.console import Console, console, listening
+from tests.kit.log_policies import quorum_policy
 from tests.kit.old_records import archive, old_template
 from tests.web.console.test_pages import CASES, lay_inputs
 from tests.web.console.test_streams import _frame

@@ -12,11 +12,11 @@ import pytest
 
 from appliance.domain.queries.entry_proof import EntryProof, parse_entry_proof, verify_entry_proof
 from appliance.formats.log.checkpoint import witness_vkey_of
-from appliance.formats.log.log_policy import quorum_policy
 from appliance.formats.signatures.keys import generate_ed25519
 from appliance.web.console.auditors.entry import PROOF_PAGE, PROOF_PAGE_DIGEST
 from tests.kit.console import Browser, Console, console
 from tests.kit.founded import policy_set
+from tests.kit.log_policies import quorum_policy
 
 ROOT = Path(__file__).resolve().parents[3]
 MOST_LINES = 216

@@ -15,7 +15,7 @@ from appliance.domain.queries.entry_proof import encode_entry_proof, parse_entry
 from appliance.domain.queries.response import parse_record, verify_record
 from appliance.errors import ApplianceError, BadInput, Tampered, Unavailable
 from appliance.formats.core.commitment import commit
-from appliance.formats.log.log_policy import LogPolicy, parse_log_policy, quorum_policy
+from appliance.formats.log.log_policy import LogPolicy, parse_log_policy
 from appliance.formats.log.trust import encode_trust, parse_trust
 from appliance.formats.signatures.keys import generate_ed25519
 from appliance.web.console.core.render import STATIC
@@ -33,6 +33,7 @@ from tests.kit.entry_proofs import (
     entry_proof_of,
     hostile,
 )
+from tests.kit.log_policies import quorum_policy
 from tests.verifier.test_records import SALT, TEXT, record_of
 from tests.web.console.test_browser import _axe
 

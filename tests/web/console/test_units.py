@@ -24,7 +24,6 @@ from appliance.domain.queries.response import parse_record, verify_answer, verif
 from appliance.errors import RateLimited
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.digest import digest_bytes
-from appliance.formats.log.log_policy import quorum_policy
 from appliance.formats.signatures.dsse import parse_envelope
 from appliance.store.database.engine import connect_writer, open_engine
 from appliance.store.database.sessions import SessionRow, digest_of
@@ -35,6 +34,7 @@ from appliance.web.operations.limits import UnitLimits
 from appliance.workflows.governance import RefusedRequest
 from appliance.workflows.serving import serve
 from tests.kit.console import Browser, Console, console
+from tests.kit.log_policies import quorum_policy
 
 SECRET = "Who pays for the broken lamp?"
 
