@@ -222,9 +222,7 @@ def has_too_many_imports(state: State, signer: Principal) -> Reasons:
     waiting = sum(record.status == "requested" and record.signer == signer.name for record in state.imports.values())
     if waiting < MOST_WAITING:
         return []
-    return [
-        TOO_MANY_IMPORTS(f"principal:{signer.name}", waiting=waiting, limit=MOST_WAITING),
-    ]
+    return [TOO_MANY_IMPORTS(f"principal:{signer.name}", waiting=waiting, limit=MOST_WAITING)]
 
 
 def authorise_import_base(state: State, order: ImportBase, signer: Principal, now: Time) -> Reasons:
@@ -237,15 +235,20 @@ def authorise_import_base(state: State, order: ImportBase, signer: Principal, no
     return reasons + has_too_many_imports(state, signer) + refuse_unknown_licence(state.parameters, order.licence)
 
 
-def authorise_import_dataset(state: State, order: ImportDataset, signer: Principal, now: Time) -> Reasons:
-    """Return the reasons against the order; none if the signer may import the dataset."""
+def _refuse_rows(state: State, order: ImportRows, signer: Principal) -> Reasons:
+    """Return the reasons against the order that all imports of rows have in common."""
     return [
         *refuse_invalid_base(state, order.base, order.base_digest),
         *refuse_unknown_licence(state.parameters, order.licence),
         *refuse_unknown_classification(state.parameters, order.classification),
-        *(reason for file in order.files for reason in refuse_file_for_evaluation(state, file)),
         *has_too_many_imports(state, signer),
     ]
+
+
+def authorise_import_dataset(state: State, order: ImportDataset, signer: Principal, now: Time) -> Reasons:
+    """Return the reasons against the order; none if the signer may import the dataset."""
+    of_files = (reason for file in order.files for reason in refuse_file_for_evaluation(state, file))
+    return [*_refuse_rows(state, order, signer), *of_files]
 
 
 def is_blind_file(state: State, file: str) -> bool:
@@ -263,13 +266,7 @@ def refuse_file_for_evaluation(state: State, file: str) -> Reasons:
 
 def authorise_import_validation_set(state: State, order: ImportValidationSet, signer: Principal, now: Time) -> Reasons:
     """Return the reasons against the order; none if the signer may import the validation set."""
-    reasons = [
-        *has_too_many_imports(state, signer),
-        *refuse_invalid_base(state, order.base, order.base_digest),
-        *refuse_unknown_licence(state.parameters, order.licence),
-        *refuse_unknown_classification(state.parameters, order.classification),
-    ]
-    name = order.validation_set
+    reasons, name = _refuse_rows(state, order, signer), order.validation_set
     if is_local(name) or name == RESERVED or name.endswith(RELEASED_ENDING):
         reasons.append(
             SET_NAME_RESERVED(
@@ -321,8 +318,8 @@ def apply_import_request(case: Case) -> Changes:
     return [(case.state.imports, record.order, record)]
 
 
-def requested_import(case: Case, digest: str) -> Import:
-    """Return the import with this order digest.
+def _end_import(case: Case, digest: str, status: str) -> tuple[Import, Changes]:
+    """Return the record of the import with this order digest, and the change that gives it its last status.
 
     Raises: Denied unless it is requested and has not ended.
     """
@@ -330,19 +327,17 @@ def requested_import(case: Case, digest: str) -> Import:
     if record is None or record.status != "requested":
         got = "none" if record is None else record.status
         raise Denied(f"entry {case.entry.index}: import {digest}: expected one under way, got {got}")
-    return record
+    return record, [(case.state.imports, digest, record.model_copy(update={"status": status}))]
 
 
 def apply_import_failure(case: Case) -> Changes:
     """Mark the import as failed."""
-    record = requested_import(case, case.of(ImportFailed).order)
-    return [(case.state.imports, record.order, record.model_copy(update={"status": "failed"}))]
+    return _end_import(case, case.of(ImportFailed).order, "failed")[1]
 
 
 def apply_import_cancellation(case: Case) -> Changes:
     """Mark the import as cancelled."""
-    record = requested_import(case, case.order(CancelImport).order)
-    return [(case.state.imports, record.order, record.model_copy(update={"status": "cancelled"}))]
+    return _end_import(case, case.order(CancelImport).order, "cancelled")[1]
 
 
 def finish_import(case: Case, digest: str, kind: str, name: str) -> tuple[Import, Changes]:
@@ -350,9 +345,9 @@ def finish_import(case: Case, digest: str, kind: str, name: str) -> tuple[Import
 
     Raises: Denied unless the import is requested and has this kind and name.
     """
-    record = requested_import(case, digest)
+    record, changes = _end_import(case, digest, "finished")
     case.require(record.subject == f"{kind}:{name}", "subject", record.subject, f"{kind}:{name}")
-    return record, [(case.state.imports, digest, record.model_copy(update={"status": "finished"}))]
+    return record, changes
 
 
 def check_import(case: Case, sandbox_probes: dict[str, str], name: str, version: int) -> None:
