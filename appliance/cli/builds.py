@@ -32,6 +32,16 @@ def metadata(caller: Caller) -> None:
     print_json({"version": build_version(), "compatibility": COMPATIBILITY})
 
 
+def parse_build_metadata(data: bytes) -> tuple[str, int]:
+    """Parse the output of `metadata`. Return the version and the compatibility number."""
+    from appliance.formats.core.canonical import parse_json
+    from appliance.formats.core.fields import parse_count, parse_object, parse_text
+
+    value = parse_object(parse_json(data, "compatibility"), "compatibility", frozenset({"version", "compatibility"}))
+    version = parse_text(value["version"], "compatibility, version")
+    return version, parse_count(value["compatibility"], "compatibility, compatibility")
+
+
 @update_compatibility.command("check", example="appliance update-compatibility check compatibility.json")
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
 @shares
@@ -43,15 +53,14 @@ def check(context: click.Context, file: Path) -> None:
     stopped before the first one of the other build is started (`recreate`).
     """
     from appliance.client.support.files import read_file
-    from appliance.formats.core.build_metadata import parse_build_metadata
 
-    other = parse_build_metadata(read_file(file, "compatibility", _MAX_BYTES))
-    verdict = "rolling" if other.compatibility == COMPATIBILITY else "recreate"
+    version, compatibility = parse_build_metadata(read_file(file, "compatibility", _MAX_BYTES))
+    verdict = "rolling" if compatibility == COMPATIBILITY else "recreate"
     own = f"{build_version()}, compatibility number {COMPATIBILITY}"
     facts = {
         "verdict": verdict,
         "this_build": own,
-        "other_build": f"{other.version}, compatibility number {other.compatibility}",
+        "other_build": f"{version}, compatibility number {compatibility}",
     }
     caller: Caller = context.obj
     if caller.json:

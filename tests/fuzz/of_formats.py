@@ -11,8 +11,6 @@ from appliance.domain.core.entry import parse_entry
 from appliance.errors import ApplianceError
 from appliance.formats.artifacts import manifest, rows
 from appliance.formats.core import (
-    advisory,
-    build_metadata,
     canonical,
     commitment,
     digest,
@@ -28,7 +26,6 @@ from appliance.formats.log import backup, checkpoint, export, log_policy, note, 
 from appliance.formats.log import restoration as restorations
 from appliance.formats.signatures import bundle, dsse, keys, ml_dsa, webauthn
 from tests.fuzz.seeds import (
-    ADVISORY,
     CREATION,
     HASH,
     LEAVES,
@@ -83,9 +80,7 @@ def _hashes(data: bytes) -> list[bytes]:
 
 of_bytes(canonical.parse_canonical, [OWN["statement"].encode()])
 of_bytes(canonical.parse_json, [OWN["statement"].encode()], "json", "value")
-of_bytes(build_metadata.parse_build_metadata, [b'{"version": "1", "compatibility": 1}\n'])
 of_value(commitment.parse_commitment, [json.loads(OWN["disclosure"])["commitment"]])
-of_bytes(advisory.parse_advisories, [json.dumps(ADVISORY).encode(), json.dumps([ADVISORY]).encode()])
 of_bytes(commitment.parse_disclosure, [OWN["disclosure"].encode()])
 of_value(commitment.parse_disclosure_value, [json.loads(OWN["disclosure"])])
 of_value(digest.parse_digest, [OWN["pae_digest"]])

@@ -47,13 +47,14 @@ def _add_service() -> None:
     """Add the parsers of requests, settings, and files that people and the service keep."""
     from appliance.access.identity import read_identity_token
     from appliance.api import runs, wire
+    from appliance.cli.builds import parse_build_metadata
     from appliance.cli.support.advisories import compare
     from appliance.client import questions
     from appliance.client.feed import _parse as parse_event
     from appliance.client.gates import load_gates
     from appliance.client.policies import load_policy
     from appliance.client.runs import load_recipe, load_written
-    from appliance.client.support import connection, profile
+    from appliance.client.support import connection, osv, profile
     from appliance.client.support.orders import read_order_file
     from appliance.config.description import explain_settings
     from appliance.config.settings import load_settings
@@ -87,6 +88,8 @@ def _add_service() -> None:
     of_bytes(folder.parse_record, [encode_frame({"frame": "job"})], "bytes")
     of_bytes(folder.parse_description, _descriptions, "bytes")
     of_value(folder.parse_left, [[{"path": "a", "size": 1, "digest": f"sha256:{'0' * 64}", "folder": 0}]])
+    of_bytes(osv.parse_advisories, [json.dumps(ADVISORY).encode(), json.dumps([ADVISORY]).encode()])
+    of_bytes(parse_build_metadata, [b'{"version": "1", "compatibility": 1}\n'])
     of_file(compare, _advisories, "json", lambda path: compare(path, {"h11": "0.13"}))
     of_file(load_gates, shipped_gates, "json")
     of_file(load_policy, policies, "json")

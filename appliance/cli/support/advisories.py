@@ -14,9 +14,9 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from appliance.client.support.files import read_file, replace_private
+from appliance.client.support.osv import Advisory, AffectedLibrary, RangeEvent, parse_advisories
 from appliance.client.support.session import state_folder
 from appliance.errors import BadInput, NotFound, TooLarge
-from appliance.formats.core.advisory import Advisory, AffectedLibrary, RangeEvent, parse_advisories
 from appliance.formats.core.fields import parse_decimal, show
 
 ECOSYSTEM = "PyPI"
@@ -68,12 +68,11 @@ def compare(path: Path, installed: dict[str, str]) -> AdvisoryComparison:
     for advisory in read_advisories(path):
         records += 1
         newest = max(newest, advisory.modified)
-        affected = [
-            one for one in advisory.affected if one.ecosystem.partition(":")[0] == ECOSYSTEM and not advisory.withdrawn
-        ]
+        listed = () if advisory.withdrawn is not None else advisory.affected
+        affected = [one for one in listed if one.package.ecosystem.partition(":")[0] == ECOSYSTEM]
         relevant += bool(affected)
         for one in affected:
-            name = canonicalize_name(one.name)
+            name = canonicalize_name(one.package.name)
             if name in installed and (verdict := is_affected(installed[name], one)) is not False:
                 matches.append(_describe(advisory, one, name, installed[name], comparable=verdict is True))
     if not relevant:
@@ -105,8 +104,8 @@ def store_largest_count(count: int) -> None:
 
 
 def _describe(advisory: Advisory, affected: AffectedLibrary, name: str, version: str, *, comparable: bool) -> Match:
-    fixed = tuple(event.version for events in affected.ranges for event in events if event.kind == "fixed")
-    return Match(name, version, advisory.id, advisory.aliases, fixed, advisory.summary, comparable)
+    fixed = tuple(event.fixed for events in affected.version_ranges for event in events if event.fixed is not None)
+    return Match(name, version, advisory.id, advisory.aliases, fixed, advisory.title, comparable)
 
 
 def read_advisories(path: Path) -> Iterator[Advisory]:
@@ -137,25 +136,32 @@ def is_affected(version: str, affected: AffectedLibrary) -> bool | None:
     """
     if version in affected.versions:
         return True
+    ranges = affected.version_ranges
     try:
         own = _public(version)
         if any(_public(one) == own for one in affected.versions if _is_version(one)):
             return True
-        if any(_is_in_range(own, events) for events in affected.ranges):
+        if any(_is_in_range(own, events) for events in ranges):
             return True
     except ValueError:  # InvalidVersion, or a number of more digits than Python converts
         return None
-    can_compare = all(any(event.kind == "introduced" for event in events) for events in affected.ranges)
-    return False if can_compare and (affected.ranges or affected.versions) else None
+    can_compare = all(any(event.introduced is not None for event in events) for events in ranges)
+    return False if can_compare and (ranges or affected.versions) else None
 
 
 def _is_in_range(own: Version, events: Sequence[RangeEvent]) -> bool:
     """Evaluate the events of a range in the order of their versions, as the OSV schema says."""
-    limits = [event.version for event in events if event.kind == "limit"]
+    limits = [event.limit for event in events if event.limit is not None]
     if limits and not any(text == "*" or own < _public(text) for text in limits):
         return False
     within = False
-    for bound, kind in sorted((_public(event.version), event.kind) for event in events if event.kind != "limit"):
+    bounds = [
+        (_public(version), kind)
+        for event in events
+        for kind in ("introduced", "fixed", "last_affected")
+        if (version := getattr(event, kind)) is not None
+    ]
+    for bound, kind in sorted(bounds):
         if kind == "introduced" and own >= bound:
             within = True
         elif (kind == "fixed" and own >= bound) or (kind == "last_affected" and own > bound):
