@@ -40,7 +40,7 @@ def test_every_evaluated_row_has_its_line(
     digests = split_digests((tmp_path / "row_digests.bin").read_bytes())
     expected = [digests[row.index].hex() for row in evaluation_rules.choose_evaluated(dataset_kind, rows)]
     check_rows(items, expected)
-    assert len(items) == (3 if dataset_kind in evaluation_rules.WRITTEN else len(rows))
+    assert len(items) == (3 if dataset_kind in evaluation_rules.GENERATED_KINDS else len(rows))
     kinds = KINDS.get(dataset_kind, {"loss"})
     for item in items:
         answer = item.adapter
