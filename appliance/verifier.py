@@ -23,16 +23,19 @@ from appliance.domain.audit.log_replay import CedarPolicy
 from appliance.domain.audit.report import CEDAR_POLICIES, AuditFinding, Report, require_cedar_policies, with_findings
 from appliance.domain.audit.summary import MAX_LINES, describe_findings, describe_verdict, group_findings
 from appliance.domain.audit.verify import verify_log
-from appliance.domain.queries import entry_proof
 from appliance.domain.queries.effective_access import BeforeLog, UnitAccess, effective_access_then
 from appliance.domain.queries.periods import Span, describe_answer, effective_access_during
-from appliance.domain.queries.response import (
-    MAX_BYTES,
+from appliance.domain.queries.proofs import (
+    MAX_PROOF_BYTES,
+    MAX_RECORD_BYTES,
+    Role,
     VerifiedRecord,
+    describe_proven,
+    parse_entry_proof,
     parse_record,
-    verify_answer,
-    verify_instruction,
+    verify_entry_proof,
     verify_record,
+    verify_text,
 )
 from appliance.errors import ApplianceError, BadInput, Tampered, Unavailable
 from appliance.formats.core.digest import Hasher
@@ -254,11 +257,11 @@ def _check_proof(given: argparse.Namespace) -> int:
         if given.trust is None:
             raise Unavailable("proof: expected --trust FILE, under which it can be checked, got none")
         policy, genesis = load_policy(given.trust, given.log_key)
-        proof = entry_proof.parse_entry_proof(_read(given.proof, "proof", entry_proof.MAX_BYTES))
-        proven = entry_proof.verify_entry_proof(proof, policy, genesis)
+        proof = parse_entry_proof(_read(given.proof, "proof", MAX_PROOF_BYTES))
+        proven = verify_entry_proof(proof, policy, genesis)
     except ApplianceError as error:
         return _fail(error)
-    facts = entry_proof.describe_proven(proven)
+    facts = describe_proven(proven)
     if given.json:
         _print_out(json.dumps({**proven.entry.model_dump(mode="json"), **dict(facts)}, indent=2))
     else:
@@ -272,12 +275,12 @@ def _check_record(given: argparse.Namespace) -> int:
         if given.trust is None:
             raise Unavailable("response record: expected --trust FILE, under which it can be checked, got none")
         policy, _ = load_policy(given.trust, given.log_key)
-        record = parse_record(_read(given.record, "response record", MAX_BYTES))
+        record = parse_record(_read(given.record, "response record", MAX_RECORD_BYTES))
         answered = verify_record(record, policy)
         if given.answer is not None:
-            _check_text(answered, given.answer, "answer", verify_answer)
+            _check_text(answered, given.answer, "answer")
         if given.instruction is not None:
-            _check_text(answered, given.instruction, "instruction", verify_instruction)
+            _check_text(answered, given.instruction, "instruction")
     except ApplianceError as error:
         return _fail(error)
     facts = _record_facts(answered, checked=given.answer is not None or record.text is not None)
@@ -291,27 +294,23 @@ def _check_record(given: argparse.Namespace) -> int:
     return 0
 
 
-Verify = Callable[[VerifiedRecord, str], None]
-"""A function that raises Tampered unless a text is the one that a response committed to."""
-
-
-def _check_text(answered: VerifiedRecord, path: Path, what: str, verify: Verify) -> None:
+def _check_text(answered: VerifiedRecord, path: Path, role: Role) -> None:
     """Raise Tampered unless the file contains exactly the committed text."""
-    text = _read(path, what, MAX_BYTES).decode("utf-8", "surrogateescape")
+    text = _read(path, role, MAX_RECORD_BYTES).decode("utf-8", "surrogateescape")
     try:
-        verify(answered, text)
+        verify_text(answered, role, text)
     except Tampered as error:
-        if not _is_text(answered, text.removesuffix("\n").removesuffix("\r"), verify):
+        if not _is_text(answered, role, text.removesuffix("\n").removesuffix("\r")):
             raise
         problem = (
-            f"the file has one newline more than the {what}: write it without, such as with printf %s instead of echo"
+            f"the file has one newline more than the {role}: write it without, such as with printf %s instead of echo"
         )
-        raise Tampered(f"{what}, {path}: {problem}") from error
+        raise Tampered(f"{role}, {path}: {problem}") from error
 
 
-def _is_text(answered: VerifiedRecord, text: str, verify: Verify) -> bool:
+def _is_text(answered: VerifiedRecord, role: Role, text: str) -> bool:
     try:
-        verify(answered, text)
+        verify_text(answered, role, text)
     except Tampered:
         return False
     return True

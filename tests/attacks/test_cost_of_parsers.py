@@ -34,8 +34,7 @@ from appliance.domain.data import tool_calls
 from appliance.domain.evaluation.gates import parse_gate_file, parse_gates
 from appliance.domain.governance.countersignature import Countersign
 from appliance.domain.governance.policies import PARAMETERS, POLICIES, SCHEMA, assemble_policy
-from appliance.domain.queries.entry_proof import parse_entry_proof
-from appliance.domain.queries.response import parse_record
+from appliance.domain.queries.proofs import parse_entry_proof, parse_record
 from appliance.domain.recipe.parsing import parse_recipe
 from appliance.domain.recipe.recipe import Recipe, ResolvedRecipe
 from appliance.domain.releases.exports import ExportRows, Proofs

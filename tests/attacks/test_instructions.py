@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from appliance import verifier
-from appliance.domain.queries.response import MEMBER
+from appliance.domain.queries.proofs import MEMBER
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.commitment import parse_disclosure_value
 from scripts.kit.appliance import Appliance, Refused

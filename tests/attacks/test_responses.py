@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from appliance import verifier
-from appliance.domain.queries.response import MEMBER, VerifiedRecord, parse_record, verify_answer, verify_record
+from appliance.domain.queries.proofs import MEMBER, VerifiedRecord, parse_record, verify_record, verify_text
 from appliance.errors import Tampered
 from appliance.formats.core.canonical import encode_canonical
 from scripts.kit.appliance import Appliance
@@ -30,9 +30,9 @@ def check(site: Appliance, extra: dict[str, Any] | None, text: str) -> VerifiedR
     """As a unit does it: with the record as it came, the text and the trust file."""
     record = parse_record(json.dumps((extra or {})[MEMBER]).encode())
     answered = verify_record(record, quorum_policy([site.trust.log_key], [], 0))
-    verify_answer(answered, text)
+    verify_text(answered, "answer", text)
     with pytest.raises(Tampered):
-        verify_answer(answered, text + " ")
+        verify_text(answered, "answer", text + " ")
     return answered
 
 

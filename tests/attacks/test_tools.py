@@ -14,7 +14,7 @@ import pydantic
 import pytest
 
 from appliance.domain.evaluation.items import parse_items
-from appliance.domain.queries.response import MEMBER, parse_record, verify_answer, verify_record
+from appliance.domain.queries.proofs import MEMBER, parse_record, verify_record, verify_text
 from appliance.formats.core.canonical import encode_canonical
 from scripts.kit.appliance import Appliance
 from scripts.kit.tiny_model import build_base, clauses
@@ -55,7 +55,7 @@ def _check_record(site: Appliance, extra: dict[str, Any] | None, given: dict[str
     salt = base64.b64decode(record.prompt_salt or "")
     assert admitted["body"]["prompt"] == f"hmac-sha256:{hmac.digest(salt, encode_canonical(given), 'sha256').hex()}"
     assert record.text is not None
-    verify_answer(answered, record.text)
+    verify_text(answered, "answer", record.text)
     return record.text
 
 

@@ -23,8 +23,7 @@ from appliance.domain.evaluation.items import parse_items
 from appliance.domain.evaluation.verdict import parse_verdict
 from appliance.domain.governance.policies import assemble_policy
 from appliance.domain.planning import plan, shape
-from appliance.domain.queries.entry_proof import parse_entry_proof
-from appliance.domain.queries.response import parse_record
+from appliance.domain.queries.proofs import parse_entry_proof, parse_record
 from appliance.domain.recipe.parsing import parse_recipe
 from appliance.domain.releases.admission import open_log_checkpoint
 from appliance.domain.runs.steps import parse_steps

@@ -17,7 +17,7 @@ from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import encode_value
 from appliance.domain.core.order import encode_order
 from appliance.domain.governance.policies import assemble_policy
-from appliance.domain.queries.entry_proof import encode_entry_proof, parse_entry_proof
+from appliance.domain.queries.proofs import encode_entry_proof, parse_entry_proof
 from appliance.formats.core import canonical, commitment
 from appliance.formats.core.fields import parse_base64, parse_base64url
 from appliance.formats.core.merkle import hash_leaf, root_of

@@ -12,7 +12,7 @@ from decimal import Decimal
 
 import pytest
 
-from appliance.domain.queries.response import MEMBER
+from appliance.domain.queries.proofs import MEMBER
 from appliance.domain.releases.adapters import RevokeAdapter
 from scripts.kit.appliance import ROOT, Appliance, Refused, found_site
 from scripts.kit.ports import free_port

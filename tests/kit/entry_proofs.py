@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from appliance.domain.core.entry import parse_entry
-from appliance.domain.queries.entry_proof import EntryProof, encode_entry_proof
+from appliance.domain.queries.proofs import EntryProof, encode_entry_proof
 from appliance.domain.runs.training import RunFailed
 from appliance.formats.core.commitment import disclosure_value
 from appliance.formats.core.merkle import hash_leaf, inclusion_proof, root_of

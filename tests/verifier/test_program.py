@@ -18,7 +18,7 @@ from appliance.domain.audit.report import Report
 from appliance.domain.core import signatures
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import add_seconds
-from appliance.domain.queries.entry_proof import encode_entry_proof
+from appliance.domain.queries.proofs import encode_entry_proof
 from appliance.domain.releases.adapters import AdapterRevoked, RevokeAdapter
 from appliance.errors import NotFound
 from appliance.formats.log.export import write_export

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from appliance.domain.queries.response import ResponseRecord, derive_salt, parse_record, verify_answer, verify_record
+from appliance.domain.queries.proofs import ResponseRecord, derive_salt, parse_record, verify_record, verify_text
 from appliance.domain.serving.requests import RequestRefused
 from appliance.errors import ApplianceError
 from appliance.formats.core.commitment import commit
@@ -233,4 +233,4 @@ def test_whatever_is_handed_in_for_a_record_is_answered_with_an_error_of_ours(da
         reshaped(record).map(lambda value: json.dumps(value).encode()) | mutated(json.dumps(record).encode())
     )
     with suppress(ApplianceError):
-        verify_answer(verify_record(parse_record(changed), policy), TEXT)
+        verify_text(verify_record(parse_record(changed), policy), "answer", TEXT)

@@ -16,7 +16,7 @@ import pytest
 from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from appliance.domain.queries.response import commit_prompt
+from appliance.domain.queries.proofs import commit_prompt
 from appliance.errors import BadInput
 from appliance.ml.inference.request import parse_request
 from appliance.web.core.errors import MalformedRequest

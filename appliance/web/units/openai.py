@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from appliance.api.wire import Envelope
 from appliance.domain.core.credentials import TokenRequest
-from appliance.domain.queries.response import MEMBER
+from appliance.domain.queries.proofs import MEMBER
 from appliance.errors import ApplianceError, RateLimited
 from appliance.web.core.auth import CallerAuthenticator, Challenges
 from appliance.web.core.errors import FrameworkError, MalformedRequest, install, refusal

@@ -16,7 +16,7 @@ from appliance.domain.core.names import SERVICE
 from appliance.domain.core.records.site import Archive
 from appliance.domain.core.state import State
 from appliance.domain.core.words import unknown_word
-from appliance.domain.queries.entry_proof import EntryProof
+from appliance.domain.queries.proofs import EntryProof
 from appliance.domain.queries.unit_reading import UnitReader
 from appliance.errors import ApplianceError, Conflict, Denied, RefusalCode
 from appliance.formats.core.canonical import encode_canonical, parse_canonical

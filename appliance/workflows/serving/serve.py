@@ -16,7 +16,7 @@ from appliance.domain.core.entry import Outcome
 from appliance.domain.core.records.serving import Release, release_key
 from appliance.domain.data.kinds import InstructedDataset, example_request
 from appliance.domain.evaluation.quality import VLLM
-from appliance.domain.queries.response import ResponseRecord, commit_prompt, derive_salt
+from appliance.domain.queries.proofs import ResponseRecord, commit_prompt, derive_salt
 from appliance.domain.releases.approval import find_release_blockers, find_released_adapter
 from appliance.domain.serving.requests import RequestAdmitted, RequestFinished, name_request
 from appliance.domain.serving.tokens import TokenIssued

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from appliance.domain.core.entry import parse_entry
-from appliance.domain.queries.entry_proof import VerifiedEntry, parse_entry_proof, verify_entry_proof
+from appliance.domain.queries.proofs import VerifiedEntry, parse_entry_proof, verify_entry_proof
 from appliance.errors import ApplianceError, BadInput, Tampered, Unavailable
 from appliance.formats.core.commitment import disclose, disclosure_value
 from appliance.formats.log.log_policy import parse_log_policy
@@ -128,7 +128,7 @@ def test_the_program_says_what_is_proved_and_ends_with_the_verdict_s_code(
     code, out, err = run(capsys, "--proof", proof, "--trust", trust)
     assert (code, err) == (0, "")
     assert f"entry          {log.reviewed}, review.recorded by rita at " in out
-    assert "witnesses      none: that there is one history only is not shown" in out
+    assert "witnesses      none: the proof does not exclude a second history of this log" in out
     policy.write_bytes(log.policy(2))
     code, out, _ = run(capsys, "--proof", proof, "--trust", policy, "--json")
     value = json.loads(out)

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from appliance.domain.queries.response import parse_record, verify_record
+from appliance.domain.queries.proofs import parse_record, verify_record
 from appliance.domain.releases.adapters import AdapterRevoked, RevokeAdapter
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.log.export import read_removed

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.domain.queries.entry_proof import EntryProof, parse_entry_proof, verify_entry_proof
+from appliance.domain.queries.proofs import EntryProof, parse_entry_proof, verify_entry_proof
 from appliance.formats.log.checkpoint import witness_vkey_of
 from appliance.formats.signatures.keys import generate_ed25519
 from appliance.web.console.auditors.entry import PROOF_PAGE, PROOF_PAGE_DIGEST

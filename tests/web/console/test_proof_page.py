@@ -11,8 +11,13 @@ from typing import Any
 
 import pytest
 
-from appliance.domain.queries.entry_proof import encode_entry_proof, parse_entry_proof, verify_entry_proof
-from appliance.domain.queries.response import parse_record, verify_record
+from appliance.domain.queries.proofs import (
+    encode_entry_proof,
+    parse_entry_proof,
+    parse_record,
+    verify_entry_proof,
+    verify_record,
+)
 from appliance.errors import ApplianceError, BadInput, Tampered, Unavailable
 from appliance.formats.core.commitment import commit
 from appliance.formats.log.log_policy import LogPolicy, parse_log_policy

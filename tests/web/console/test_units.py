@@ -20,7 +20,7 @@ from sqlalchemy import insert
 
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.data.kinds import DatasetDescription, InstructedDataset
-from appliance.domain.queries.response import parse_record, verify_answer, verify_record
+from appliance.domain.queries.proofs import parse_record, verify_record, verify_text
 from appliance.errors import RateLimited
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.digest import digest_bytes
@@ -87,7 +87,7 @@ def test_an_answer_in_words_is_saved_with_the_record_that_opens_it(desk: Console
     answered = verify_record(
         parse_record(_file(answer, "record.json")), quorum_policy([desk.context.ledger.state.site.log_key], [], 0)
     )
-    verify_answer(answered, _file(answer, "answer.txt").decode())
+    verify_text(answered, "answer", _file(answer, "answer.txt").decode())
     (asked,) = desk.answers.engine.asked
     assert asked["max_tokens"] == 9 and asked["kind"] == "generate"
     assert [message["content"] for message in asked["messages"]] == ["Be brief.", SECRET]

@@ -14,7 +14,7 @@ from appliance.domain.actions.registry import ACTIONS, ORDERS
 from appliance.domain.actions.showing import label_of, show_value
 from appliance.domain.core.entry import RecordedRefusal, parse_entry, read_refusal
 from appliance.domain.core.records.site import Archive
-from appliance.domain.queries.entry_proof import encode_entry_proof
+from appliance.domain.queries.proofs import encode_entry_proof
 from appliance.errors import ApplianceError, NotFound, Refusal
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.core.fields import MAX_DECIMAL
