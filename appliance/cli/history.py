@@ -27,7 +27,8 @@ from appliance.errors import BadInput
 if TYPE_CHECKING:
     from appliance.api.log import EffectiveAccess
     from appliance.client.questions import ProvedAnswer, RowAnswer
-    from appliance.domain.queries.effective_access import AccessCandidate, LoadedAdapter, UnitAccess
+    from appliance.domain.core.records.serving import Slot
+    from appliance.domain.queries.effective_access import AccessCandidate, UnitAccess
     from appliance.domain.queries.rows import DatasetUses
 
 
@@ -125,26 +126,13 @@ def _print_span(caller: Caller, unit: str, at: str | None, since: str | None, un
 def _print_period(found: EffectiveAccess) -> None:
     """Print the beginning of a period, what could be loaded with its approvals, and one line for each refusal."""
     from appliance.domain.queries.effective_access import UnitAccess
+    from appliance.domain.queries.periods import describe_period
 
     answer = found.answer
     assert isinstance(answer, UnitAccess)  # a span begins with the log
     print_line(f"from {answer.at}, as of entry {found.as_of}:")
-    for model in answer.served_models:
-        candidate, release = model.candidate, model.release
-        if not model.effective_access:
-            print_facts([(f"  {model.served_model}", f"could not load {candidate.adapter}: {candidate.reasons[0]}")])
-            continue
-        approved = [
-            f"{review.reviewer} ({review.review_function}), entry {review.entry}"
-            for review in candidate.reviews
-            if review.decision.startswith("approve") and review.refusal is None
-        ]
-        released = f"released by {release.by}, entry {release.entry}"
-        text = f"could load {candidate.adapter}; {released}; approved by {', '.join(approved) or 'nobody'}"
-        print_facts([(f"  {model.served_model}", text)])
-    for one in answer.exported:
-        text = f"could load {one.adapter} from an exported folder, entry {one.entry}, until {one.valid_until}"
-        print_facts([(f"  {one.served_model}", text)])
+    for served_model, text in describe_period(answer):
+        print_facts([(f"  {served_model}", text)])
     if not answer.served_models and not answer.exported:
         print_line("  nothing: no adapter was released to it")
 
@@ -156,7 +144,7 @@ def _count_text(entries: int) -> str:
 def _print_answer(answer: UnitAccess, proved: ProvedAnswer) -> None:
     found, names = proved.found, proved.names
     times = {named.entry: named.time for named in found.rests_on}
-    enrolled = "" if answer.enrolled is not None else ", which was no enrolled unit then"
+    enrolled = "" if answer.enrolled is not None else ", which was not an enrolled unit at that time"
     print_facts(
         [
             ("unit", f"{answer.unit}{enrolled}"),
@@ -171,16 +159,16 @@ def _print_answer(answer: UnitAccess, proved: ProvedAnswer) -> None:
         print_line(
             f"{model.served_model}: {'could load' if model.effective_access else 'could not load'} {candidate.adapter}"
         )
-        text = f"entry {release.entry}, {times[release.entry]}, {release.kind} by {release.by}"
+        text = f"entry {release.index}, {times[release.index]}, {release.kind} by {release.signer}"
         facts = [(f"  {label}", value) for label, value in _candidate(candidate, names, times)]
         print_facts([("  released", text), *facts, ("  was loaded", _slot(model.slot))])
     for one in answer.exported:
         print_line("")
         print_line(
             f"{one.served_model}: could load {one.adapter} until {one.valid_until} from an exported folder, "
-            f"entry {one.entry}; no revocation reaches it"
+            f"entry {one.index}; no revocation reaches it"
         )
-        print_facts([("  manifest", one.manifest), ("  exported", f"entry {one.entry}, {times[one.entry]}")])
+        print_facts([("  manifest", one.manifest), ("  exported", f"entry {one.index}, {times[one.index]}")])
     for other in answer.others:
         print_line("")
         print_line(f"not released: could not load {other.adapter}")
@@ -193,33 +181,35 @@ def _print_answer(answer: UnitAccess, proved: ProvedAnswer) -> None:
 
 
 def _requirement_text(answer: UnitAccess) -> str:
-    fields = ", ".join(answer.required_functions)
-    wanted = f"{answer.reviewers} valid approvals of {answer.distinct_functions} different review functions"
+    fields = ", ".join(answer.required.required_functions)
+    functions = f"{answer.required.distinct_functions} different review functions"
+    wanted = f"{answer.required.reviewers} valid approvals of {functions}"
     return f"{wanted}, among them {fields}" if fields else wanted
 
 
 def _candidate(candidate: AccessCandidate, names: dict[str, str], times: dict[int, str]) -> Iterator[tuple[str, str]]:
     yield "manifest", f"{candidate.manifest}, sealed by entry {candidate.sealed}"
-    for review in candidate.reviews:
-        printed = names.get(review.printed_name or "")
-        when = f", {times[review.entry]}" if review.entry in times else ""
+    for one in candidate.reviews:
+        review, refusal = one.record, one.status.refusal
+        printed = names.get(one.printed_name or "")
+        when = f", {times[review.index]}" if review.index in times else ""
         who = review.reviewer if printed is None else f"{review.reviewer} ({printed})"
         until = "" if review.valid_until is None else f", until {review.valid_until}"
-        counted = "" if review.refusal is None else f"\nno longer valid: {review.refusal}"
+        counted = "" if refusal is None else f"\nno longer valid: {refusal}"
         yield (
             {"approve": "approved", "reject": "rejected"}.get(review.decision, review.decision),
-            f"entry {review.entry}{when}, by {who}, for {review.review_function}{until}{counted}",
+            f"entry {review.index}{when}, by {who}, for {review.review_function}{until}{counted}",
         )
     for reason in map(str, candidate.reasons):
-        yield "against it", reason
+        yield "refused", reason
 
 
-def _slot(slot: LoadedAdapter | None) -> str:
+def _slot(slot: Slot | None) -> str:
     if slot is None:
         return "nothing"
-    if slot.entry is None:
+    if slot.loaded is None:
         return f"not yet: {slot.adapter} was admitted by entry {slot.admitted}"
-    return f"{slot.adapter}, entry {slot.entry}, admitted by entry {slot.admitted}"
+    return f"{slot.adapter}, entry {slot.loaded}, admitted by entry {slot.admitted}"
 
 
 def _members(value: dict[str, Any]) -> Iterator[tuple[str, object]]:

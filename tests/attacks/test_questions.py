@@ -30,8 +30,8 @@ def test_what_a_unit_could_load_before_and_after_a_release_and_a_revocation(site
     site.chat("legal", "labels")
     now = site.get("/v1/units/legal/effective-access", "axel")
     (served_model,) = now["answer"]["served_models"]
-    assert served_model["effective_access"] and served_model["release"]["entry"] == released
-    assert served_model["slot"]["adapter"] == "clauses@1" and served_model["slot"]["entry"] is not None
+    assert served_model["effective_access"] and served_model["release"]["index"] == released
+    assert served_model["slot"]["adapter"] == "clauses@1" and served_model["slot"]["loaded"] is not None
     loaded = [entry["index"] for entry in site.entries(type="adapter.loaded")]
     assert {released, *loaded} <= {named["entry"] for named in now["rests_on"]}
     assert len(now["disclosures"]) == 2, "both reviewers' printed names are still disclosed"
@@ -44,7 +44,7 @@ def test_what_a_unit_could_load_before_and_after_a_release_and_a_revocation(site
     assert not after["answer"]["served_models"][0]["effective_access"]
     (exported,) = after["answer"]["exported"]
     assert exported["adapter"] == "clauses@1" and site.now() < exported["valid_until"]
-    assert exported["entry"] in [named["entry"] for named in after["rests_on"]], "the folder answers on"
+    assert exported["index"] in [named["entry"] for named in after["rests_on"]], "the folder answers on"
     same = site.get("/v1/units/legal/effective-access", "axel", at=now["as_of"])
     assert (same["answer"]["served_models"], same["answer"]["exported"]) == (now["answer"]["served_models"], []), (
         "what was true then is still what was true then"

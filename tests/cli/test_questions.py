@@ -50,7 +50,7 @@ def test_effective_access_names_adapter_reviewers_and_entries(open_desk: Callabl
     desk.site.revoke("raul")
     gone = desk.as_("audrey", "ledger", "effective-access", "legal").out
     assert "labels: could not load clauses@1" in gone
-    assert "against it:" in gone and "no longer valid: raul, who decided in entry" in gone
+    assert "refused:" in gone and "no longer valid: raul, who decided in entry" in gone
 
 
 @pytest.mark.thorough
@@ -101,7 +101,7 @@ def test_effective_access_names_the_folder_that_no_revocation_reaches(open_desk:
     assert "labels: could not load clauses@1\n" in told.out
     assert f"exported:  entry {exported.index}, {exported.time}" in told.out
     value = json.loads(desk.as_("audrey", "ledger", "effective-access", "legal", "--json").out)
-    assert [one["entry"] for one in value["exported"]] == [exported.index]
+    assert [one["index"] for one in value["exported"]] == [exported.index]
     assert exported.index in [named["entry"] for named in value["rests_on"]]
 
 

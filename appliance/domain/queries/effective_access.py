@@ -6,27 +6,26 @@ The state is replayed from entries or rebuilt from rows as of an earlier entry. 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Literal
 
 from appliance.domain.actions.apply import apply
 from appliance.domain.actions.registry import find_rule_set
-from appliance.domain.core.decisions import Decision, ReviewRecord
+from appliance.domain.core.decisions import ReviewRecord
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import Time, Value, versioned
 from appliance.domain.core.records.runs import Adapter
-from appliance.domain.core.records.serving import Release, Slot
+from appliance.domain.core.records.serving import Activation, Export, Release, Slot
 from appliance.domain.core.roles import is_unit
 from appliance.domain.core.state import State
 from appliance.domain.core.words import unknown_word
 from appliance.domain.governance.log_control import ClockReset
 from appliance.domain.releases.approval import (
-    ReviewState,
     ReviewStatus,
     find_blockers,
     find_release_blockers,
     find_released_adapter,
     find_review_status,
 )
+from appliance.domain.releases.requests import RequiredReviews, compute_requirement
 from appliance.domain.witnesses import refuse_unwitnessed_log
 from appliance.errors import BadInput, NotFound, Refusal, RefusalCode
 from appliance.formats.log.export import read_removed
@@ -52,19 +51,11 @@ OF_UNITS = ("release", "export", "slot")
 
 
 class Signoff(Value):
-    """One recorded decision on an adapter for the unit. `refusal`: why it was not valid, None if it was."""
+    """A recorded decision on an adapter for the unit, its reviewer's printed name, and its state."""
 
-    entry: int
-    order: str
-    reviewer: str
+    record: ReviewRecord
     printed_name: str | None
-    keyid: str
-    review_function: str
-    decision: Decision
-    valid_until: Time | None
-    state: ReviewState
-    superseded_by: int | None
-    refusal: Refusal | None
+    status: ReviewStatus
 
 
 NOT_RELEASED = RefusalCode(
@@ -85,42 +76,17 @@ class AccessCandidate(Value):
     reasons: tuple[Refusal, ...]
 
 
-class ActivatingEntry(Value):
-    """The activation, rollback or emergency that made an adapter active."""
-
-    entry: int
-    order: str
-    by: str
-    keyid: str
-    kind: Literal["activate", "rollback", "break-glass"]
-
-
-class LoadedAdapter(Value):
-    """The adapter in the engine's slot. `entry` is None if it was admitted but not loaded."""
-
-    adapter: str
-    admitted: int
-    entry: int | None
-
-
 class ServedModelAnswer(Value):
-    """One served model of a unit: its released adapter, whether it could be loaded, and the loaded adapter."""
+    """One served model of a unit: its released adapter, whether it could be loaded, its release, and its slot.
+
+    The slot is None if the adapter was not admitted.
+    """
 
     served_model: str
     effective_access: bool
     candidate: AccessCandidate
-    release: ActivatingEntry
-    slot: LoadedAdapter | None
-
-
-class ExportedAdapter(Value):
-    """An adapter that the unit could load from an exported folder on its own host. Revocations do not reach it."""
-
-    served_model: str
-    adapter: str
-    manifest: str
-    entry: int
-    valid_until: Time
+    release: Activation
+    slot: Slot | None
 
 
 class UnitAccess(Value):
@@ -135,11 +101,9 @@ class UnitAccess(Value):
     enrolled: int | None
     at: Time
     policy: str
-    reviewers: int
-    distinct_functions: int
-    required_functions: tuple[str, ...]
+    required: RequiredReviews
     served_models: tuple[ServedModelAnswer, ...]
-    exported: tuple[ExportedAdapter, ...]
+    exported: tuple[Export, ...]
     others: tuple[AccessCandidate, ...]
     rests_on: tuple[int, ...]
 
@@ -189,15 +153,13 @@ def effective_access(state: State, unit: str, now: Time, *, others: bool = True)
         ):
             reasons = (*find_blockers(state, adapter, unit, now), NOT_RELEASED(f"adapter:{key}"))
             unreleased.append(_describe_candidate(state, adapter, unit, now, reasons))
-    rules, principal = state.parameters, state.principals.get(unit)
+    principal = state.principals.get(unit)
     answer = UnitAccess(
         unit=unit,
         enrolled=principal.enrolled if principal is not None and is_unit(state, unit) else None,
         at=now,
         policy=state.site.policy,
-        reviewers=rules.reviewers,
-        distinct_functions=rules.distinct_functions,
-        required_functions=tuple(rules.required_functions),
+        required=compute_requirement(state.parameters, None),
         served_models=served_models,
         exported=_list_exported(state, unit, now),
         others=tuple(unreleased),
@@ -292,20 +254,12 @@ def _describe_served_model(state: State, release: Release, now: Time) -> ServedM
     # Every refusal reason of admission, also those because of missing cosignatures.
     reasons = (*find_release_blockers(state, release, adapter, now), *refuse_unwitnessed_log(state, now))
     candidate = _describe_candidate(state, adapter, release.unit, now, reasons)
-    slot = _find_slot(state, release)
-    current = release.current
     return ServedModelAnswer(
         served_model=release.served_model,
         effective_access=not candidate.reasons,
         candidate=candidate,
-        release=ActivatingEntry(
-            entry=current.index,
-            order=current.order,
-            by=current.signer,
-            keyid=current.keyid,
-            kind=current.kind,
-        ),
-        slot=None if slot is None else LoadedAdapter(adapter=slot.adapter, admitted=slot.admitted, entry=slot.loaded),
+        release=release.current,
+        slot=_find_slot(state, release),
     )
 
 
@@ -317,22 +271,13 @@ def _find_slot(state: State, release: Release) -> Slot | None:
     return max(slots, key=lambda slot: (slot.loaded is not None, -slot.admitted), default=None)
 
 
-def _list_exported(state: State, unit: str, now: Time) -> tuple[ExportedAdapter, ...]:
+def _list_exported(state: State, unit: str, now: Time) -> tuple[Export, ...]:
     """Return the exports that had not expired, the oldest first.
 
     Every recorded export is listed, because the ledger does not record whether the folder was fetched.
     """
     valid = [row for row in state.exports.values() if row.unit == unit and now < row.valid_until]
-    return tuple(
-        ExportedAdapter(
-            served_model=row.served_model,
-            adapter=row.adapter,
-            manifest=row.manifest,
-            entry=row.index,
-            valid_until=row.valid_until,
-        )
-        for row in sorted(valid, key=lambda row: row.index)
-    )
+    return tuple(sorted(valid, key=lambda row: row.index))
 
 
 def _describe_candidate(
@@ -343,28 +288,15 @@ def _describe_candidate(
         manifest=adapter.manifest,
         sealed=adapter.index,
         reviews=tuple(
-            _describe_signoff(state, review, find_review_status(state, adapter, review, now))
+            Signoff(
+                record=review,
+                printed_name=None if (person := state.principals.get(review.reviewer)) is None else person.printed_name,
+                status=find_review_status(state, adapter, review, now),
+            )
             for review in adapter.reviews
             if review.unit == unit
         ),
         reasons=reasons,
-    )
-
-
-def _describe_signoff(state: State, review: ReviewRecord, status: ReviewStatus) -> Signoff:
-    person = state.principals.get(review.reviewer)
-    return Signoff(
-        entry=review.index,
-        order=review.order,
-        reviewer=review.reviewer,
-        printed_name=None if person is None else person.printed_name,
-        keyid=review.keyid,
-        review_function=review.review_function,
-        decision=review.decision,
-        valid_until=review.valid_until,
-        state=status.state,
-        superseded_by=status.superseded_by,
-        refusal=status.refusal,
     )
 
 
@@ -373,7 +305,7 @@ def _list_entries(state: State, answer: UnitAccess) -> tuple[int, ...]:
 
     The result also states that no release named the adapters in `others`, which no entry can show.
     """
-    indexes: set[int | None] = {answer.enrolled, *(export.entry for export in answer.exported)}
+    indexes: set[int | None] = {answer.enrolled, *(export.index for export in answer.exported)}
     for candidate in (*(model.candidate for model in answer.served_models), *answer.others):
         adapter = state.adapters.get(candidate.adapter)
         base = None if adapter is None else state.bases.get(adapter.base)
@@ -382,11 +314,11 @@ def _list_entries(state: State, answer: UnitAccess) -> tuple[int, ...]:
         dataset = None if adapter is None else state.datasets.get(adapter.dataset)
         indexes |= set() if dataset is None else {dataset.index, dataset.revoked}
         indexes |= set() if adapter is None else _list_decision_entries(state, adapter, answer.unit)
-        for review in candidate.reviews:
-            indexes |= {review.entry, *_list_person_entries(state, review.reviewer, review.keyid)}
+        for one in candidate.reviews:
+            indexes |= {one.record.index, *_list_person_entries(state, one.record.reviewer, one.record.keyid)}
     for model in answer.served_models:
-        indexes |= {model.release.entry, *_list_person_entries(state, model.release.by, model.release.keyid)}
-        indexes |= set() if model.slot is None else {model.slot.admitted, model.slot.entry}
+        indexes |= {model.release.index, *_list_person_entries(state, model.release.signer, model.release.keyid)}
+        indexes |= set() if model.slot is None else {model.slot.admitted, model.slot.loaded}
     if state.parameters.witness_quorum:
         indexes |= {witness.index for witness in state.witnesses.values()}
     return tuple(sorted(index for index in indexes if index is not None))

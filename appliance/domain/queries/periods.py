@@ -15,7 +15,6 @@ from appliance.domain.queries.effective_access import (
     ACCESS_KINDS,
     AccessCandidate,
     BeforeLog,
-    ServedModelAnswer,
     UnitAccess,
     check_unit_name,
     effective_access,
@@ -166,14 +165,14 @@ def is_same(one: UnitAccess, other: UnitAccess) -> bool:
 
 def _summarise(answer: UnitAccess) -> tuple[object, ...]:
     served_models = tuple(
-        (model.served_model, model.effective_access, model.release.entry, _summarise_candidate(model.candidate))
+        (model.served_model, model.effective_access, model.release.index, _summarise_candidate(model.candidate))
         for model in answer.served_models
     )
     return served_models, answer.exported
 
 
 def _summarise_candidate(candidate: AccessCandidate) -> tuple[object, ...]:
-    counts = tuple(review.entry for review in candidate.reviews if review.refusal is None)
+    counts = tuple(one.record.index for one in candidate.reviews if one.status.refusal is None)
     return candidate.adapter, counts, tuple(sorted({reason.code for reason in candidate.reasons}))
 
 
@@ -188,24 +187,25 @@ def describe_answer(answer: UnitAccess | BeforeLog | Span) -> Iterator[str]:
         return
     yield f"could load     {answer.unit} at {answer.at}, under policy {answer.policy}"
     if answer.enrolled is None:
-        yield "  it was no enrolled unit then"
+        yield "  it was not an enrolled unit at that time"
     for model in answer.served_models:
         candidate, release = model.candidate, model.release
         verb = "could load" if model.effective_access else "could not load"
         described = f"{candidate.adapter} ({candidate.manifest}), sealed by entry {candidate.sealed}"
         yield f"  {model.served_model}: {verb} {described}"
-        yield f"    released by {release.by}, entry {release.entry} ({release.kind})"
-        for review in candidate.reviews:
+        yield f"    released by {release.signer}, entry {release.index} ({release.kind})"
+        for one in candidate.reviews:
+            review, refusal = one.record, one.status.refusal
             decided = {"approve": "approved", "reject": "rejected"}.get(review.decision, review.decision)
             until = "" if review.valid_until is None else f", until {review.valid_until}"
-            decision = f"{decided} by {review.reviewer} for {review.review_function}, entry {review.entry}{until}"
-            yield f"    {decision}{f'; {review.refusal}' if review.refusal else ''}"
-        yield from (f"    against it: {reason}" for reason in candidate.reasons)
-        if model.slot is not None and model.slot.entry is not None:
-            yield f"    it had loaded {model.slot.adapter}, entry {model.slot.entry}"
+            decision = f"{decided} by {review.reviewer} for {review.review_function}, entry {review.index}{until}"
+            yield f"    {decision}{f'; {refusal}' if refusal else ''}"
+        yield from (f"    refused: {reason}" for reason in candidate.reasons)
+        if model.slot is not None and model.slot.loaded is not None:
+            yield f"    it had loaded {model.slot.adapter}, entry {model.slot.loaded}"
     for export in answer.exported:
         yield f"  {export.served_model}: could load {export.adapter} ({export.manifest}) until {export.valid_until}"
-        yield f"    from an exported folder, entry {export.entry}; no revocation reaches it"
+        yield f"    from an exported folder, entry {export.index}; no revocation reaches it"
     for other in answer.others:
         yield f"  could not load {other.adapter}: {' '.join(map(str, other.reasons))}"
     if not answer.served_models:
@@ -216,22 +216,23 @@ def _describe_span(span: Span) -> Iterator[str]:
     yield f"could load     {span.unit} from {span.since} until {span.until}"
     for period in span.periods:
         yield f"  from {period.answer.at}, as of entry {period.as_of}:"
-        yield from (
-            f"    {model.served_model}: {_describe_served_model(model)}" for model in period.answer.served_models
-        )
-        for export in period.answer.exported:
-            source = f"from an exported folder, entry {export.entry}, until {export.valid_until}"
-            yield f"    {export.served_model}: could load {export.adapter} {source}"
+        yield from (f"    {served_model}: {text}" for served_model, text in describe_period(period.answer))
         if not period.answer.served_models and not period.answer.exported:
             yield "    nothing: no adapter was released to it"
 
 
-def _describe_served_model(model: ServedModelAnswer) -> str:
-    if not model.effective_access:
-        return f"could not load {model.candidate.adapter}: {model.candidate.reasons[0]}"
-    counted = (review for review in model.candidate.reviews if review.refusal is None)
-    approvals = [
-        f"{r.reviewer} ({r.review_function}), entry {r.entry}" for r in counted if r.decision.startswith("approve")
-    ]
-    released = f"released by {model.release.by}, entry {model.release.entry}"
-    return f"could load {model.candidate.adapter}; {released}; approved by {', '.join(approvals) or 'nobody'}"
+def describe_period(answer: UnitAccess) -> Iterator[tuple[str, str]]:
+    """Yield each served model with what could be loaded and its approvals, or one reason why nothing could."""
+    for model in answer.served_models:
+        adapter, release = model.candidate.adapter, model.release
+        if not model.effective_access:
+            yield model.served_model, f"could not load {adapter}: {model.candidate.reasons[0]}"
+            continue
+        counted = (one.record for one in model.candidate.reviews if one.status.refusal is None)
+        approvals = [f"{r.reviewer} ({r.review_function}), entry {r.index}" for r in counted if r.approves]
+        released = f"released by {release.signer}, entry {release.index}"
+        text = f"could load {adapter}; {released}; approved by {', '.join(approvals) or 'nobody'}"
+        yield model.served_model, text
+    for export in answer.exported:
+        source = f"from an exported folder, entry {export.index}, until {export.valid_until}"
+        yield export.served_model, f"could load {export.adapter} {source}"

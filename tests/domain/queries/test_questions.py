@@ -43,14 +43,16 @@ def test_a_released_adapter_could_be_loaded_by_these_sign_offs() -> None:
     site = stage("serving")
     (served_model,) = (answer := ask(site)).served_models
     assert served_model.effective_access and served_model.candidate.reasons == () and answer.others == ()
-    assert [(r.reviewer, r.review_function, r.decision, r.refusal) for r in served_model.candidate.reviews] == [
-        ("rita", "privacy", "approve", None),
-        ("raul", "model-risk", "approve", None),
+    records = [review.record for review in served_model.candidate.reviews]
+    assert [(r.reviewer, r.review_function, r.decision) for r in records] == [
+        ("rita", "privacy", "approve"),
+        ("raul", "model-risk", "approve"),
     ]
-    assert [r.entry for r in served_model.candidate.reviews] == indexes(site, "review.recorded")
+    assert [review.status.refusal for review in served_model.candidate.reviews] == [None, None]
+    assert [record.index for record in records] == indexes(site, "review.recorded")
     (released,), (loaded,) = indexes(site, "release.activated"), indexes(site, "adapter.loaded")
-    assert (served_model.release.entry, served_model.release.by) == (released, "otto")
-    assert served_model.slot is not None and (served_model.slot.adapter, served_model.slot.entry) == (
+    assert (served_model.release.index, served_model.release.signer) == (released, "otto")
+    assert served_model.slot is not None and (served_model.slot.adapter, served_model.slot.loaded) == (
         "clauses@1",
         loaded,
     )
@@ -125,7 +127,8 @@ def test_what_stands_against_it_is_said_and_is_what_admission_says(
     told = [*find_blockers(site.state, adapter, "legal", now, "labels"), *refuse_invalid_release(site.state, release)]
     assert list(served_model.candidate.reasons) == [*told, *refuse_unwitnessed_log(site.state, now)]
     assert any(reason in str(told) for told in served_model.candidate.reasons)
-    lapsed = [review.refusal for review in served_model.candidate.reviews if review.refusal is not None]
+    refusals = [review.status.refusal for review in served_model.candidate.reviews]
+    lapsed = [refusal for refusal in refusals if refusal is not None]
     assert [against in str(told) for told in lapsed] == ([] if against is None else [True])
     if act in (revoke_reviewer, revoke_adapter, revoke_owner, suspend):
         assert site.state.size - 1 in answer.rests_on, "the entry that took it away is named"
@@ -178,16 +181,17 @@ def test_a_unit_that_is_gone_has_its_folder_still() -> None:
     exported = site.export()
     site.revoke("legal")
     answer = ask(site)
-    assert (answer.enrolled, [one.entry for one in answer.exported]) == (None, [exported.index])
+    assert (answer.enrolled, [one.index for one in answer.exported]) == (None, [exported.index])
 
 
 def test_a_sign_off_counts_until_its_last_day() -> None:
     site = stage("serving")
     (review, _) = ask(site).served_models[0].candidate.reviews
-    for now, is_valid in ((add_seconds(review.valid_until, -1), True), (review.valid_until, False)):
+    end = review.record.valid_until
+    for now, is_valid in ((add_seconds(end, -1), True), (end, False)):
         (served_model,) = effective_access(site.state, "legal", now).served_models
         assert served_model.effective_access is is_valid
-        assert [r.refusal is None for r in served_model.candidate.reviews] == [is_valid, True], (
+        assert [r.status.refusal is None for r in served_model.candidate.reviews] == [is_valid, True], (
             "the other ends a second later"
         )
 
@@ -205,7 +209,7 @@ def test_an_answer_changes_at_no_other_moment_than_at_an_entry_or_a_date_of_the_
     answers = [effective_access(state, "legal", moment) for moment in (start, *dates)]
     changes = [now for now, one, two in zip(dates, answers[:-1], answers[1:], strict=True) if not is_same(one, two)]
     (folder,), (served_model,) = state.exports.values(), ask(site).served_models
-    ends = {folder.valid_until, *(review.valid_until for review in served_model.candidate.reviews)}
+    ends = {folder.valid_until, *(review.record.valid_until for review in served_model.candidate.reviews)}
     assert {now for now in changes} == {moment for moment in ends if moment is not None and moment < end}
     assert len(changes) >= 2
 

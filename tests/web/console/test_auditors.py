@@ -243,7 +243,7 @@ def test_an_approval_that_is_no_longer_valid_is_shown_with_its_reason(desk: Cons
     page = auditor.get("/effective-access?unit=legal").text
     assert "raul, who decided in entry 27, is no longer a reviewer of model-risk." in page
     (candidate,) = auditor.get("/effective-access.json?unit=legal").json()["candidates"]
-    assert any(review["refusal"] for review in candidate["reviews"])
+    assert any(review["status"]["refusal"] for review in candidate["reviews"])
 
 
 def test_a_page_of_a_span_ends_after_a_bounded_number_of_evaluations(

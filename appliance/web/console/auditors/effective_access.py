@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from appliance.api.log import EffectiveAccess
-from appliance.domain.queries import effective_access as queries
-from appliance.domain.queries.effective_access import ServedModelAnswer, UnitAccess
+from appliance.domain.core.records.serving import Export
+from appliance.domain.queries.effective_access import AccessCandidate, ServedModelAnswer, Signoff, UnitAccess
 from appliance.errors import BadInput, Refusal
 from appliance.formats.core.timestamp import parse_point
 from appliance.web.console.core.page import PEOPLE, CsvTable, Page, PageValue, Query, Viewer
@@ -31,21 +31,12 @@ class EffectiveAccessQuery(Query):
     past: str | None = None
 
 
-class SignoffRow(PageValue):
-    """A review of a candidate. `refusal` says why it is not valid."""
-
-    entry: int
-    reviewer: str
-    printed_name: str | None
-    review_function: str
-    decision: str
-    state: str
-    valid_until: str | None
-    refusal: Refusal | None
-
-
 class AccessCandidateRow(PageValue):
-    """An adapter and whether the unit could load it. `served_model` is None for an adapter that no release named."""
+    """An adapter and whether the unit could load it.
+
+    `served_model` is None for an adapter that no release named. The reviews have printed names in place of their
+    commitments.
+    """
 
     served_model: str | None
     adapter: str
@@ -53,17 +44,8 @@ class AccessCandidateRow(PageValue):
     released_by: str | None
     release_entry: int | None
     loaded: str | None
-    reviews: tuple[SignoffRow, ...]
+    reviews: tuple[Signoff, ...]
     reasons: tuple[Refusal, ...]
-
-
-class ExportedAdapterRow(PageValue):
-    """An adapter that was exported for the unit's own host."""
-
-    served_model: str
-    adapter: str
-    entry: int
-    valid_until: str
 
 
 class AccessPeriodRow(PageValue):
@@ -72,7 +54,7 @@ class AccessPeriodRow(PageValue):
     begins: str
     as_of: int
     candidates: tuple[AccessCandidateRow, ...]
-    exported: tuple[ExportedAdapterRow, ...]
+    exported: tuple[Export, ...]
 
 
 class EffectiveAccessPage(PageValue):
@@ -84,7 +66,7 @@ class EffectiveAccessPage(PageValue):
     at: str | None
     as_of: int | None
     candidates: tuple[AccessCandidateRow, ...]
-    exported: tuple[ExportedAdapterRow, ...]
+    exported: tuple[Export, ...]
     rests_on: tuple[tuple[int, str, str, str], ...]
     next: str | None
     """First further adapter without a release, on the next page; None on the last page."""
@@ -133,13 +115,7 @@ def _period(as_of: int, answer: UnitAccess) -> AccessPeriodRow:
         begins=answer.at,
         as_of=as_of,
         candidates=tuple(_candidate(model.candidate, {}, model) for model in answer.served_models),
-        exported=_exported(answer),
-    )
-
-
-def _exported(answer: UnitAccess) -> tuple[ExportedAdapterRow, ...]:
-    return tuple(
-        ExportedAdapterRow(**one.model_dump(include=set(ExportedAdapterRow.model_fields))) for one in answer.exported
+        exported=answer.exported,
     )
 
 
@@ -160,7 +136,7 @@ def _page(
         at=None if found is None else found.answer.at,
         as_of=None if found is None else found.as_of,
         candidates=(*served_models, *others),
-        exported=() if answer is None else _exported(answer),
+        exported=() if answer is None else answer.exported,
         rests_on=tuple((one.entry, one.time, one.type, one.actor) for one in rests_on),
         next=following,
         periods=(),
@@ -168,24 +144,19 @@ def _page(
     )
 
 
-def _candidate(
-    found: queries.AccessCandidate, names: dict[str, str], model: ServedModelAnswer | None
-) -> AccessCandidateRow:
+def _candidate(found: AccessCandidate, names: dict[str, str], model: ServedModelAnswer | None) -> AccessCandidateRow:
     return AccessCandidateRow(
         served_model=None if model is None else model.served_model,
         adapter=found.adapter,
         effective_access=model is not None and model.effective_access,
-        released_by=None if model is None else model.release.by,
-        release_entry=None if model is None else model.release.entry,
+        released_by=None if model is None else model.release.signer,
+        release_entry=None if model is None else model.release.index,
         loaded=None if model is None or model.slot is None else model.slot.adapter,
-        reviews=tuple(_signoff(review, names) for review in found.reviews),
+        reviews=tuple(
+            one.model_copy(update={"printed_name": names.get(one.printed_name or "")}) for one in found.reviews
+        ),
         reasons=found.reasons,
     )
-
-
-def _signoff(review: queries.Signoff, names: dict[str, str]) -> SignoffRow:
-    fields = {name: getattr(review, name) for name in SignoffRow.model_fields if name != "printed_name"}
-    return SignoffRow(printed_name=names.get(review.printed_name or ""), **fields)
 
 
 def _table(value: EffectiveAccessPage) -> CsvTable:
@@ -207,7 +178,7 @@ def _table(value: EffectiveAccessPage) -> CsvTable:
         [
             *(begins, as_of, one.served_model, one.adapter, "yes" if one.effective_access else "no", one.released_by),
             *(one.release_entry, one.loaded),
-            "; ".join(f"{review.reviewer} {review.decision} {review.state}" for review in one.reviews),
+            "; ".join(f"{r.record.reviewer} {r.record.decision} {r.status.state}" for r in one.reviews),
             " ".join(map(str, one.reasons)),
         ]
         for begins, as_of, candidates in moments
