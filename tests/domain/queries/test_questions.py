@@ -167,7 +167,7 @@ def test_what_was_exported_could_be_loaded_until_its_date_whatever_was_taken_awa
         if served_model.candidate.adapter == "clauses@1"
     ] in ([False], [])
     (one,) = answer.exported
-    assert (one.served_model, one.adapter, one.entry, one.valid_until) == ("labels", "clauses@1", exported.index, end)
+    assert (one.served_model, one.adapter, one.index, one.valid_until) == ("labels", "clauses@1", exported.index, end)
     assert one.manifest == site.on_adapter()["manifest"] and exported.index in answer.rests_on
     last = effective_access(site.state, "legal", add_seconds(end, -1))
     assert last.exported == (one,)
@@ -265,7 +265,7 @@ def test_folding_a_log_up_to_a_moment_gives_what_stood_then() -> None:
         for at in (str(index), entry.time):
             answer, last = effective_access_then(lambda: site.entries, site.documents.get, "legal", at, now)
             assert (answer, last) == (effective_access(state, "legal", entry.time), index)
-            known = [row.entry for row in answer.exported]
+            known = [row.index for row in answer.exported]
             assert known == [i for i, until in exported.items() if i <= index and entry.time < until]
     assert effective_access_then(lambda: site.entries, site.documents.get, "legal", None, now)[0] == ask(
         site, seconds=3_600

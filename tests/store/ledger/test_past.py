@@ -136,8 +136,8 @@ def test_an_export_is_told_of_from_rows_as_from_the_fold(past: Ledger, told: Log
         now = parse_entry(data).time
         answer = effective_access(unit_state(past, index), "legal", now)
         assert answer == effective_access_then(lambda: told.entries, told.documents.get, "legal", str(index), now)[0]
-        assert {one.entry for one in answer.exported} <= set(answer.rests_on)
-        seen.add(tuple(one.entry for one in answer.exported))
+        assert {one.index for one in answer.exported} <= set(answer.rests_on)
+        seen.add(tuple(one.index for one in answer.exported))
     first, second, third = (e.index for e in map(parse_entry, told.entries) if e.type == "adapter.exported")
     assert seen == {(), (first,), (first, second), (second,), (second, third)}
 
