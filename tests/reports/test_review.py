@@ -20,6 +20,7 @@ from appliance.domain.releases.findings import AddFinding
 from appliance.domain.releases.requests import RequestRelease
 from appliance.domain.releases.reviews import ReviewAdapter
 from appliance.errors import Refusal
+from appliance.formats.artifacts.manifest import ManifestFile
 from appliance.reports.templates import write_report
 from scripts.kit.item_groups import digest
 
@@ -128,7 +129,7 @@ def page(text: str = "plain", labels: tuple[str, ...] = ("billing", "other")) ->
             runs=20, people=1, swept=16, sweeps=2, sealed=3, cancelled=14, failed=1
         ),
         signed_content=values.SignedContent(
-            manifest=DIGEST, files=(values.File(path="recipe.json", size=10, digest=DIGEST),),
+            manifest=DIGEST, files=(ManifestFile(path="recipe.json", size=10, digest=DIGEST),),
             materials={"order": DIGEST}, sealed=6, sealed_at=TIME, run="r-000002", ordered_by=text, order=DIGEST,
             recipe={"note": text},
         ),

@@ -75,7 +75,7 @@ def _list_differences(before: Mapping[str, str | None], now: Mapping[str, str | 
 
 def _list_measures(before: SealedVersion, now: SealedVersion) -> Iterable[Change]:
     """Yield the measures that differ. Where the datasets differ, so do the held-out rows, and each name says so."""
-    theirs, ours = (list_scores(read_object(version, METRICS_FILE)) for version in (before, now))
+    theirs, ours = (list_scores(read_object(version.name, version.files, METRICS_FILE)) for version in (before, now))
     same_rows = before.training_data.dataset_digest == now.training_data.dataset_digest
     for one in _list_differences(theirs, ours):
         yield one if same_rows else one.model_copy(update={"what": f"{one.what}, on other rows"})
@@ -183,17 +183,17 @@ def _describe_code(version: SealedVersion) -> dict[str, str | None]:
     return versions
 
 
-def read_object(version: SealedVersion, path: str) -> dict[str, Any]:
-    """Return a JSON object of the sealed folder, empty if the folder has no such file."""
-    data = version.files.get(path)
+def read_object(adapter: str, files: Mapping[str, bytes], path: str) -> dict[str, Any]:
+    """Return a JSON object among the files of a sealed folder, empty if there is no such file."""
+    data = files.get(path)
     if data is None:
         return {}
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise BadInput(f"adapter {version.name}, {path}: expected JSON, got: {str(error)[:200]}") from None
+        raise BadInput(f"adapter {adapter}, {path}: expected JSON, got: {str(error)[:200]}") from None
     if not isinstance(value, dict):
-        raise BadInput(f"adapter {version.name}, {path}: expected a JSON object, got {type(value).__name__}")
+        raise BadInput(f"adapter {adapter}, {path}: expected a JSON object, got {type(value).__name__}")
     return value
 
 

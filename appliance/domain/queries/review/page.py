@@ -6,7 +6,6 @@ The reviewer's client and the service use the same function with a `PageSource` 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from decimal import Decimal as Number
 from fractions import Fraction
 from typing import Any, Protocol
@@ -34,7 +33,6 @@ from appliance.domain.queries.review.changes import (
 )
 from appliance.domain.queries.review.reported_state import ActiveVersion, ReportedState
 from appliance.domain.queries.review.values import (
-    File,
     Measure,
     Named,
     PageBase,
@@ -140,7 +138,7 @@ def make_page(lookup: PageSource, name: str, count: Count = count_items) -> Revi
         for index, status in reported_state.decisions
     )
     compared = [_compare_active(lookup, version, active) for active in reported_state.active_versions]
-    metrics = read_object(version, METRICS_FILE)
+    metrics = read_object(name, version.files, METRICS_FILE)
     return ReviewPage(
         version=1,
         adapter=name,
@@ -188,7 +186,7 @@ def read_version(lookup: PageSource, name: str, is_wanted: Callable[[str], bool]
     train, order = _check_train(lookup.entry(reported_state.run_entry), run, materials)
     training_data = _check_dataset(lookup, reported_state, materials)
     base_name, base_licence = _check_base(lookup, reported_state, materials)
-    version = SealedVersion(
+    return SealedVersion(
         name=name,
         files=files,
         train=train,
@@ -196,24 +194,23 @@ def read_version(lookup: PageSource, name: str, is_wanted: Callable[[str], bool]
         base_entry=reported_state.base_entry,
         privacy=manifest.privacy,
         training_data=training_data,
-        base=PageBase(name=base_name, digest=materials[f"base:{base_name}"], licence=base_licence, facts={}),
+        base=PageBase(
+            name=base_name,
+            digest=materials[f"base:{base_name}"],
+            licence=base_licence,
+            facts=read_object(name, files, ORIGIN_FILE),
+        ),
         signed_content=SignedContent(
             manifest=digest,
-            files=tuple(File(path=file.path, size=file.size, digest=file.digest) for file in manifest.files),
+            files=manifest.files,
             materials=materials,
             sealed=entry.index,
             sealed_at=entry.time,
             run=run,
             ordered_by=train.signer,
             order=order,
-            recipe={},
+            recipe=read_object(name, files, RECIPE_FILE),
         ),
-    )
-    recipe, facts = read_object(version, RECIPE_FILE), read_object(version, ORIGIN_FILE)
-    return replace(
-        version,
-        base=version.base.model_copy(update={"facts": facts}),
-        signed_content=version.signed_content.model_copy(update={"recipe": recipe}),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from appliance.domain.core.names import Identifier, Time, VersionedName, versioned
-from appliance.domain.core.records.runs import Adapter
+from appliance.domain.core.records.runs import Adapter, Run
 from appliance.domain.core.state import State
 from appliance.domain.evaluation.basis import list_evaluations, rows_of_dataset
 from appliance.domain.queries.review.values import (
@@ -106,8 +106,8 @@ def report_state(state: State, adapter: Adapter, about: str, now: Time) -> Repor
         decisions=tuple(_describe_decisions(state, adapter, now)),
         active_versions=tuple(_list_active_versions(state, adapter)),
         evaluated_before=tuple(_list_evaluated_before(state, adapter)),
-        trained_before=list_trained_before(state, name),
-        previous_runs=count_previous_runs(state, name),
+        trained_before=list_trained_before(state, adapter),
+        previous_runs=count_previous_runs(state, adapter),
     )
 
 
@@ -180,48 +180,43 @@ def _list_evaluated_before(state: State, adapter: Adapter) -> Iterator[Evaluated
         yield EvaluatedRun(run=one.run, adapter=one.adapter, entry=one.index, passed=one.passed)
 
 
-def list_trained_before(state: State, adapter: str) -> TrainedBefore:
+def _list_other_runs(state: State, adapter: Adapter) -> list[Run]:
+    """Return the other runs on the adapter's dataset."""
+    own = state.runs.get(adapter.run)
+    return [
+        run
+        for run in state.runs.values()
+        if own is not None and run.dataset_digest == own.dataset_digest and run.id != own.id
+    ]
+
+
+def list_trained_before(state: State, adapter: Adapter) -> TrainedBefore:
     """Return the runs on the adapter's dataset before it was sealed.
 
     Private runs count if they began, others if they were sealed.
-
-    Raises:
-        NotFound: there is no such adapter or run.
     """
-    sealed = state.adapters.get(adapter)
-    own = None if sealed is None else state.runs.get(sealed.run)
-    if sealed is None or own is None:
-        raise NotFound(f"adapter {adapter}: expected it and its run, got none")
-    others = [run for run in state.runs.values() if run.dataset_digest == own.dataset_digest and run.id != own.id]
-    before = {earlier.run for earlier in state.adapters.values() if earlier.index < sealed.index}
+    others = _list_other_runs(state, adapter)
+    before = {earlier.run for earlier in state.adapters.values() if earlier.index < adapter.index}
     return TrainedBefore(
         private=tuple(
             PrivateRun(run=run.id, epsilon=run.privacy.epsilon, delta=run.privacy.delta)
             for run in others
-            if run.privacy is not None and run.secret is not None and run.index < sealed.index
+            if run.privacy is not None and run.secret is not None and run.index < adapter.index
         ),
         plain=sum(run.privacy is None and run.id in before for run in others),
     )
 
 
-def count_previous_runs(state: State, adapter: str) -> PreviousRuns:
+def count_previous_runs(state: State, adapter: Adapter) -> PreviousRuns:
     """Return the counts of other runs on the adapter's dataset that were trained and ended before it was sealed.
 
     Runs count whatever their name, sweep or author. Runs on another version of the dataset do not count. Neither do
     runs without a result: those that wait, still train, or were cancelled before they began.
-
-    Raises:
-        NotFound: there is no such adapter or run.
     """
-    sealed = state.adapters.get(adapter)
-    own = None if sealed is None else state.runs.get(sealed.run)
-    if sealed is None or own is None:
-        raise NotFound(f"adapter {adapter}: expected it and its run, got none")
     others = [
         run
-        for run in state.runs.values()
-        if run.dataset_digest == own.dataset_digest and run.id != own.id and run.index < sealed.index
-        if run.started and run.status not in UNDER_WAY
+        for run in _list_other_runs(state, adapter)
+        if run.index < adapter.index and run.started and run.status not in UNDER_WAY
     ]
     sweeps = [run.sweep for run in others if run.sweep is not None]
     ended = [run.status for run in others]

@@ -22,6 +22,7 @@ from appliance.domain.releases.findings import AddFinding
 from appliance.domain.releases.requests import RequestRelease
 from appliance.domain.releases.reviews import ReviewAdapter
 from appliance.errors import Refusal
+from appliance.formats.artifacts.manifest import ManifestFile
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.digest import digest_bytes
 
@@ -297,14 +298,6 @@ class PrivacySummary(Value):
     before: TrainedBefore
 
 
-class File(Value):
-    """A file of the sealed folder. `size`: number of bytes."""
-
-    path: str
-    size: int
-    digest: Digest
-
-
 class SignedContent(Value):
     """The signed content: the manifest, and through it every file.
 
@@ -312,7 +305,7 @@ class SignedContent(Value):
     """
 
     manifest: Digest
-    files: tuple[File, ...]
+    files: tuple[ManifestFile, ...]
     materials: dict[str, Digest]
     sealed: int
     sealed_at: Time
