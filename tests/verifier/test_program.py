@@ -375,7 +375,7 @@ def test_an_auditor_learns_of_the_folder_that_no_revocation_reaches(
     assert f"until {until}\n    {said}\n" in out
     code, out, _ = run(capsys, *query, len(site.entries) - 1, "--json")
     (one,) = json.loads(out)["effective_access"]["exported"]
-    assert (one["adapter"], one["entry"], one["valid_until"]) == ("clauses@1", exported.index, until)
+    assert (one["adapter"], one["index"], one["valid_until"]) == ("clauses@1", exported.index, until)
     for at in (exported.index - 1, until):
         code, out, _ = run(capsys, *query, at)
         assert code == 0 and "exported folder" not in out
