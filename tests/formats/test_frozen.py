@@ -30,6 +30,7 @@ from appliance.formats.core.sealed import Keystream, commit_secret
 from appliance.formats.log.backup import (
     Backup,
     BackupFile,
+    FolderMode,
     Index,
     KeyringPair,
     StoredObject,
@@ -77,7 +78,8 @@ STATEMENT = Statement((("adapter:clauses@1", DIGEST),), "urn:appliance:order:rev
 RECIPIENTS = [f"age1{letter * 58}" for letter in "qpz"]
 OBJECTS = tuple(StoredObject(f"{letter * 64}-{letter * 16}", f"sha256:{letter * 64}", 1 << 20) for letter in "abc")
 INDEX = Index(
-    (BackupFile("artifacts/ab/manifest.json", 0o444, OBJECTS[0].name, DIGEST, 100),), (("artifacts/ab", 0o555),)
+    (BackupFile("artifacts/ab/manifest.json", 0o444, OBJECTS[0].name, DIGEST, 100),),
+    (FolderMode("artifacts/ab", 0o555),),
 )
 
 

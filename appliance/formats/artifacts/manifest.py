@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from appliance.errors import BadInput
@@ -21,6 +21,7 @@ from appliance.formats.core.fields import (
     parse_identifier,
     parse_list,
     parse_object,
+    parse_record,
     parse_text,
     show,
 )
@@ -29,8 +30,6 @@ MANIFEST_TYPE = "urn:appliance:manifest:v1"
 MANIFEST_PATH = "manifest.json"
 MAX_FILES = 10_000
 _MEMBERS = frozenset({"_type", "files", "name", "version"})
-_PRIVATE_MEMBERS = frozenset({"delta", "epsilon"})
-_FILE_MEMBERS = frozenset({"digest", "path", "size"})
 # No leading dot: the public model_signing command ignores .git* and similar files.
 _COMPONENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,126}")
 _MAX_COMPONENTS = 8
@@ -102,12 +101,12 @@ def encode_manifest(manifest: Manifest) -> bytes:
     """Encode the manifest as canonical JSON (RFC 8785)."""
     value = {
         "_type": MANIFEST_TYPE,
-        "files": [{"digest": file.digest, "path": file.path, "size": file.size} for file in manifest.files],
+        "files": [asdict(file) for file in manifest.files],
         "name": manifest.name,
         "version": manifest.version,
     }
     if manifest.privacy is not None:
-        value["privacy"] = {"delta": manifest.privacy.delta, "epsilon": manifest.privacy.epsilon}
+        value["privacy"] = asdict(manifest.privacy)
     return encode_canonical(value)
 
 
@@ -117,26 +116,12 @@ def parse_manifest(data: bytes) -> Manifest:
     private = isinstance(parsed, dict) and "privacy" in parsed
     value = parse_object(parsed, "manifest", _MEMBERS | {"privacy"} if private else _MEMBERS)
     parse_constant(value["_type"], "manifest, _type", MANIFEST_TYPE)
+    files = parse_list(value["files"], "manifest, files")
     return Manifest(
-        name=parse_identifier(value["name"], "manifest, name"),
-        version=parse_count(value["version"], "manifest, version", least=1),
-        files=tuple(_parse_file(item) for item in parse_list(value["files"], "manifest, files")),
-        privacy=_parse_guarantee(value["privacy"]) if private else None,
-    )
-
-
-def _parse_guarantee(value: object) -> PrivacyGuarantee:
-    members = parse_object(value, "manifest, privacy", _PRIVATE_MEMBERS)
-    return PrivacyGuarantee(**{name: parse_text(text, f"manifest, privacy, {name}") for name, text in members.items()})
-
-
-def _parse_file(value: object) -> ManifestFile:
-    file = parse_object(value, "manifest, file", _FILE_MEMBERS)
-    path = parse_path(file["path"], "manifest, path")
-    return ManifestFile(
-        path=path,
-        size=parse_count(file["size"], f"manifest, size of {path}"),
-        digest=parse_digest(file["digest"], f"manifest, digest of {path}"),
+        name=value["name"],
+        version=value["version"],
+        files=tuple(parse_record(ManifestFile, file, "manifest, file") for file in files),
+        privacy=parse_record(PrivacyGuarantee, value["privacy"], "manifest, privacy") if private else None,
     )
 
 

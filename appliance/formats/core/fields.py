@@ -10,10 +10,15 @@ import binascii
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from appliance.errors import BadInput, Tampered
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+R = TypeVar("R", bound="DataclassInstance")
 MAX_DECIMAL = 2**63 - 1
 _DECIMAL = re.compile(r"0|[1-9][0-9]{0,18}")
 _IDENTIFIER = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
@@ -41,6 +46,11 @@ def parse_object(value: Any, what: str, names: frozenset[str]) -> dict[str, Any]
     if value.keys() != names:
         raise BadInput(f"{what}, fields: expected {sorted(names)}, got {show(sorted(value))}")
     return value
+
+
+def parse_record(model: type[R], value: Any, what: str) -> R:
+    """Return the dataclass of an object with exactly its fields. The dataclass checks the type of each."""
+    return model(**parse_object(value, what, frozenset(field.name for field in fields(model))))
 
 
 def parse_list(value: Any, what: str) -> list[Any]:

@@ -9,13 +9,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from appliance.errors import BadInput, Tampered
 from appliance.formats.core.canonical import encode_canonical, parse_canonical
 from appliance.formats.core.digest import parse_digest
-from appliance.formats.core.fields import parse_constant, parse_count, parse_list, parse_object, parse_text, show
+from appliance.formats.core.fields import (
+    parse_constant,
+    parse_count,
+    parse_list,
+    parse_object,
+    parse_record,
+    parse_text,
+    show,
+)
 from appliance.formats.core.timestamp import check_time
 from appliance.formats.log.note import parse_vkey
 from appliance.formats.signatures.dsse import (
@@ -37,15 +45,6 @@ DATABASE_PATH = "database"
 _NAME = re.compile(r"[0-9]{8}T[0-9]{6}Z")
 _OBJECT = re.compile(r"[0-9a-f]{64}-[0-9a-f]{16}")
 _RECIPIENT = re.compile(r"age1[02-9ac-hj-np-z]{58}")
-_MEMBERS = frozenset(
-    {
-        *("build", "checkpoint", "compatibility", "database", "erasure", "index", "keyring", "logKey", "name"),
-        *("recipients", "revision", "sizes", "time"),
-    }
-)
-_PAIR_MEMBERS = frozenset({"inner", "object", "outer"})
-_FILE_MEMBERS = frozenset({"digest", "mode", "object", "path", "size"})
-_FOLDER_MEMBERS = frozenset({"mode", "path"})
 _MOST_MODE = 0o777
 _ENVELOPE_COMMAS = 3
 """Commas of an envelope with one signature. Its texts have none."""
@@ -110,6 +109,8 @@ class Backup:
     def __post_init__(self) -> None:
         parse_backup_name(self.name)
         check_time(self.time, "backup, time")
+        for name in ("checkpoint", "log_key", "revision", "build"):
+            parse_text(getattr(self, name), f"backup, {name}")
         parse_vkey(self.log_key)
         if self.database not in ("sqlite", "postgresql"):
             raise BadInput(f"backup, database: expected sqlite or postgresql, got {show(self.database)}")
@@ -143,31 +144,15 @@ def sign_backup(backup: Backup, signer: Signer) -> bytes:
 
 def encode_backup(backup: Backup) -> bytes:
     """Encode the manifest as the statement that is signed."""
-    predicate = {
-        "build": backup.build,
-        "checkpoint": backup.checkpoint,
-        "compatibility": backup.compatibility,
-        "database": backup.database,
-        "erasure": backup.erasure,
-        "index": backup.index,
-        "keyring": [{"inner": pair.inner, "object": pair.object, "outer": pair.outer} for pair in backup.keyring],
-        "logKey": backup.log_key,
-        "name": backup.name,
-        "recipients": list(backup.recipients),
-        "revision": backup.revision,
-        "sizes": {found.name: found.size for found in backup.objects},
-        "time": backup.time,
-    }
+    predicate = asdict(backup)
+    del predicate["objects"]
+    predicate["sizes"] = {found.name: found.size for found in backup.objects}
     subjects = tuple((found.name, found.digest) for found in backup.objects)
     return encode_statement(Statement(subjects, PREDICATE_TYPE, predicate))
 
 
 def parse_backup(data: bytes) -> Backup:
-    """Parse a manifest from its signed file, without verifying the signature.
-
-    Raises:
-        BadInput: the bytes are not a signed manifest.
-    """
+    """Parse a manifest from its signed file, without verifying the signature."""
     return parse_backup_statement(_parse_envelope(data).payload)
 
 
@@ -181,39 +166,19 @@ def parse_backup_statement(payload: bytes) -> Backup:
     """Parse the statement of a manifest.
 
     Millions of small values are refused unparsed, since they take minutes and gigabytes.
-
-    Raises:
-        BadInput: the bytes are not a manifest.
     """
     if payload.count(b",") > _FREE_COMMAS + len(payload) // _BYTES_PER_COMMA:
         raise BadInput("backup: expected a manifest, got too many small values")
     statement = parse_statement(payload)
     parse_constant(statement.predicate_type, "backup, predicateType", PREDICATE_TYPE)
-    member = parse_object(statement.predicate, "backup", _MEMBERS)
-    sizes = parse_object(member["sizes"], "backup, sizes", frozenset(name for name, _ in statement.subjects))
-    return Backup(
-        name=parse_text(member["name"], "backup, name"),
-        time=parse_text(member["time"], "backup, time"),
-        checkpoint=parse_text(member["checkpoint"], "backup, checkpoint"),
-        log_key=parse_text(member["logKey"], "backup, logKey"),
-        database=parse_text(member["database"], "backup, database"),
-        revision=parse_text(member["revision"], "backup, revision"),
-        build=parse_text(member["build"], "backup, build"),
-        compatibility=parse_count(member["compatibility"], "backup, compatibility"),
-        erasure=None if member["erasure"] is None else parse_count(member["erasure"], "backup, erasure"),
-        recipients=tuple(parse_recipient(one) for one in parse_list(member["recipients"], "backup, recipients")),
-        index=parse_text(member["index"], "backup, index"),
-        keyring=tuple(_parse_pair(one) for one in parse_list(member["keyring"], "backup, keyring")),
-        objects=tuple(
-            StoredObject(name, digest, parse_count(sizes[name], f"backup, size of {show(name)}"))
-            for name, digest in statement.subjects
-        ),
-    )
-
-
-def _parse_pair(value: object) -> KeyringPair:
-    member = parse_object(value, "backup, keyring", _PAIR_MEMBERS)
-    return KeyringPair(**{name: parse_text(text, f"backup, keyring, {name}") for name, text in member.items()})
+    names = {field.name for field in fields(Backup)} - {"objects"} | {"sizes"}
+    values = dict(parse_object(statement.predicate, "backup", frozenset(names)))
+    sizes = parse_object(values.pop("sizes"), "backup, sizes", frozenset(name for name, _ in statement.subjects))
+    pairs = parse_list(values["keyring"], "backup, keyring")
+    values["keyring"] = tuple(parse_record(KeyringPair, pair, "backup, keyring") for pair in pairs)
+    values["recipients"] = tuple(parse_list(values["recipients"], "backup, recipients"))
+    objects = tuple(StoredObject(name, digest, sizes[name]) for name, digest in statement.subjects)
+    return Backup(**values, objects=objects)
 
 
 def open_backup(data: bytes, log_keys: Iterable[str]) -> Backup:
@@ -259,64 +224,44 @@ class BackupFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Index:
-    """The files of a backup, sorted by path, and the (path, mode) of its folders."""
+class FolderMode:
+    """A folder of a backup: its path and its mode."""
 
-    files: tuple[BackupFile, ...]
-    folders: tuple[tuple[str, int], ...]
+    path: str
+    mode: int
 
     def __post_init__(self) -> None:
-        for path, mode in self.folders:
-            _check_path(path)
-            _check_mode(mode, path)
-        for paths in ([file.path for file in self.files], [path for path, _ in self.folders]):
+        _check_path(self.path)
+        _check_mode(self.mode, self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """The files and the folders of a backup, each sorted by path."""
+
+    files: tuple[BackupFile, ...]
+    folders: tuple[FolderMode, ...]
+
+    def __post_init__(self) -> None:
+        for paths in ([file.path for file in self.files], [folder.path for folder in self.folders]):
             if paths != sorted(set(paths)):
                 raise BadInput("index, paths: expected each once, sorted, got another order")
 
 
 def encode_index(index: Index) -> bytes:
     """Encode the index as canonical JSON."""
-    return encode_canonical(
-        {
-            "files": [
-                {"digest": file.digest, "mode": file.mode, "object": file.object, "path": file.path, "size": file.size}
-                for file in index.files
-            ],
-            "folders": [{"mode": mode, "path": path} for path, mode in index.folders],
-            "version": INDEX_VERSION,
-        }
-    )
+    return encode_canonical(asdict(index) | {"version": INDEX_VERSION})
 
 
 def parse_index(data: bytes) -> Index:
-    """Parse the index of a backup.
-
-    Raises:
-        BadInput: the bytes are not an index in canonical form.
-    """
+    """Parse the index of a backup."""
     value = parse_object(parse_canonical(data), "index", frozenset({"files", "folders", "version"}))
     parse_constant(value["version"], "index, version", INDEX_VERSION)
+    files, folders = (parse_list(value[name], f"index, {name}") for name in ("files", "folders"))
     return Index(
-        tuple(_parse_file(one) for one in parse_list(value["files"], "index, files")),
-        tuple(_parse_folder(one) for one in parse_list(value["folders"], "index, folders")),
+        tuple(parse_record(BackupFile, file, "index, file") for file in files),
+        tuple(parse_record(FolderMode, folder, "index, folder") for folder in folders),
     )
-
-
-def _parse_file(value: object) -> BackupFile:
-    member = parse_object(value, "index, file", _FILE_MEMBERS)
-    path = parse_text(member["path"], "index, path")
-    return BackupFile(
-        path,
-        parse_count(member["mode"], f"index, mode of {show(path)}"),
-        parse_text(member["object"], f"index, object of {show(path)}"),
-        parse_text(member["digest"], f"index, digest of {show(path)}"),
-        parse_count(member["size"], f"index, size of {show(path)}"),
-    )
-
-
-def _parse_folder(value: object) -> tuple[str, int]:
-    member = parse_object(value, "index, folder", _FOLDER_MEMBERS)
-    return parse_text(member["path"], "index, folder"), parse_count(member["mode"], "index, mode")
 
 
 def parse_recipient(value: Any) -> str:
@@ -350,11 +295,11 @@ def time_of_name(name: str) -> str:
 
 
 def _check_path(path: str) -> None:
-    steps = path.split("/")
+    steps = parse_text(path, "index, path").split("/")
     if not all(steps) or ".." in steps or "." in steps or "\0" in path:
         raise BadInput(f"index, path: expected a plain relative path, got {show(path)}")
 
 
 def _check_mode(mode: int, path: str) -> None:
-    if mode > _MOST_MODE:
+    if parse_count(mode, f"index, mode of {show(path)}") > _MOST_MODE:
         raise BadInput(f"index, mode of {show(path)}: expected permission bits, got {mode:o}")

@@ -28,6 +28,7 @@ from appliance.formats.log.backup import (
     DATABASE_PATH,
     Backup,
     BackupFile,
+    FolderMode,
     Index,
     KeyringPair,
     StoredObject,
@@ -233,7 +234,8 @@ class _Writer:
     def index(self) -> Index:
         """Return the index of the files so far."""
         files = sorted(self._files, key=lambda file: file.path)
-        return Index(tuple(files), tuple(sorted(self._folders.items())))
+        folders = (FolderMode(path, mode) for path, mode in sorted(self._folders.items()))
+        return Index(tuple(files), tuple(folders))
 
     def add_folder(self, path: str, mode: int) -> None:
         self._folders[path] = mode

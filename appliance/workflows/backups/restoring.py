@@ -353,11 +353,11 @@ class _Layout:
 
     def finish_folders(self, index: Index) -> None:
         """Give the folders of the index their modes, the deepest first."""
-        for path, mode in sorted(index.folders, reverse=True):
-            place = self._find(path)
+        for folder in sorted(index.folders, key=lambda folder: folder.path, reverse=True):
+            place = self._find(folder.path)
             _make_folders(place)
             disk.sync_folder(place)
-            place.chmod(mode)
+            place.chmod(folder.mode)
 
     def publish(self) -> None:
         """Make everything durable and move it to its place, the home last."""
