@@ -6,6 +6,7 @@ The review page is in tabs with addresses of their own, and has the history of t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from itertools import islice
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -359,10 +360,11 @@ def _rows(value: AdapterPage) -> list[dict[str, Any]]:
     verdict = None if review.evaluation is None else review.evaluation.verdict
     if value.tab in ("summary", "findings"):
         return [_list_fields(one) for one in (review.decisions if value.tab == "summary" else review.findings)]
+    if value.tab == "signature":
+        return [asdict(file) for file in review.signed_content.files]
     listed: dict[str, Sequence[BaseModel]] = {
         "quality": () if verdict is None else verdict.results,
         "data": () if verdict is None else verdict.evaluated,
-        "signature": review.signed_content.files,
     }
     subgroups = () if review.evaluation is None or value.tab != "quality" else review.evaluation.subgroups
     rows = [one.model_dump() for one in listed[value.tab]]
