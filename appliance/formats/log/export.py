@@ -17,10 +17,9 @@ from __future__ import annotations
 import re
 import tarfile
 from array import array
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice
 from types import TracebackType
 from typing import BinaryIO, Self
 
@@ -55,7 +54,6 @@ _USTAR_LIMIT = 8**11
 _COMMITMENT = re.compile(rb"hmac-sha256:[0-9a-f]{64}")
 _DIGEST = re.compile(rb'"(sha256:[0-9a-f]{64})"')
 _DOCUMENTS, _NONE = b'"documents":{', b'"documents":{}'
-_NAME_BYTES = 32
 
 _REMOVED = re.compile(rb'\{"removed":"sha256:([0-9a-f]{64})"\}')
 
@@ -244,7 +242,10 @@ class ParsedExport:
         self.origin = parse_text(header["origin"], "export.json, origin")
         self.size = parse_count(header["size"], "export.json, size")
         self.checkpoint = self._whole("checkpoint")
-        self._documents = self._index_documents()
+        self._offsets = array("Q")
+        """Offsets of the lines of documents.jsonl."""
+        self.documents = self._index_documents()
+        """The line of each document, by its digest of 32 bytes, counted from 0."""
         self.disorder: str | None = "entries.jsonl: expected to be read to its end, got less"
         """The first document or disclosure out of order, or None; valid after `entries` was read to its end."""
 
@@ -264,19 +265,11 @@ class ParsedExport:
 
     def document(self, digest: str) -> bytes | None:
         """Return the bytes stored under the digest, or None; the caller must check that they hash to it."""
-        offset = self._documents.find(raw_digest(digest))
-        if offset is None:
+        number = self.documents.get(raw_digest(digest))
+        if number is None:
             return None
-        self._stream.seek(offset)
+        self._stream.seek(self._offsets[number])
         return _parse_document(self._stream.readline(MAX_LINE)[:-1])[1]
-
-    def document_names(self) -> bytes:
-        """Return the digests of documents.jsonl in its order, 32 bytes each."""
-        return bytes(self._documents.names)
-
-    def disclosure_names(self) -> bytes:
-        """Return the commitments of disclosures.jsonl in its order, 32 bytes each."""
-        return b"".join(_raw_commitment(disclosure.commitment) for disclosure in self.disclosures())
 
     def disclosures(self) -> Iterator[Disclosure]:
         """Yield the disclosures in the order of the file; `verify_disclosure` verifies them.
@@ -348,48 +341,16 @@ class ParsedExport:
             expected = f"at most {limit} bytes and a newline"
             raise BadInput(f"{name}, line {number}: expected {expected}, got a longer line or no newline")
 
-    def _index_documents(self) -> _OffsetIndex:
+    def _index_documents(self) -> dict[bytes, int]:
         offset = self._spans["documents.jsonl"][0]
-        found = _OffsetIndex()
+        found: dict[bytes, int] = {}
         for _, line in self._lines("documents.jsonl", MAX_LINE):
-            found.add(raw_digest(_parse_document(line)[0]), offset)
+            digest = _parse_document(line)[0]
+            if found.setdefault(raw_digest(digest), len(self._offsets)) != len(self._offsets):
+                raise BadInput(f"documents.jsonl, {digest}: expected each document once, got it again")
+            self._offsets.append(offset)
             offset += len(line) + 1
-        duplicate = found.sort()
-        if duplicate is not None:
-            raise BadInput(f"documents.jsonl, sha256:{duplicate.hex()}: expected each document once, got it again")
         return found
-
-
-class _OffsetIndex:
-    """An index from digests to the offsets of their lines, in 48 bytes per line, since there may be a million lines."""
-
-    def __init__(self) -> None:
-        self.names = bytearray()
-        """The full digests in the order of their lines, since an attacker could make many digests with a common
-        prefix."""
-        self._offsets = array("Q")
-        self._sorted = array("Q")
-
-    def add(self, digest: bytes, offset: int) -> None:
-        self.names += digest
-        self._offsets.append(offset)
-
-    def sort(self) -> bytes | None:
-        """Sort the index after the last line was added; return a digest that has two lines, or None."""
-        self._sorted = array("Q", sorted(range(len(self._offsets)), key=self._name))
-        for one, other in pairwise(map(self._name, self._sorted)):
-            if one == other:
-                return one
-        return None
-
-    def find(self, digest: bytes) -> int | None:
-        index = bisect_left(self._sorted, digest, key=self._name)
-        if index == len(self._sorted) or self._name(self._sorted[index]) != digest:
-            return None
-        return self._offsets[self._sorted[index]]
-
-    def _name(self, number: int) -> bytes:
-        return bytes(self.names[number * _NAME_BYTES : (number + 1) * _NAME_BYTES])
 
 
 class _Order:
@@ -400,8 +361,11 @@ class _Order:
 
     def __init__(self, export: ParsedExport) -> None:
         self._export = export
-        self._documents = _Lines("documents.jsonl", "sha256:", export.document_names())
-        self._disclosures = _Lines("disclosures.jsonl", "hmac-sha256:", export.disclosure_names())
+        disclosed = (_raw_commitment(disclosure.commitment) for disclosure in export.disclosures())
+        self._documents = _Lines("documents.jsonl", "sha256:", export.documents)
+        self._disclosures = _Lines(
+            "disclosures.jsonl", "hmac-sha256:", {name: number for number, name in enumerate(disclosed)}
+        )
         self._entry = -1
 
     def take(self, data: bytes) -> None:
@@ -420,37 +384,35 @@ class _Order:
 
 
 class _Lines:
-    """The digests or commitments of one member's lines, which the entries must use in the order of the lines."""
+    """The lines of one member, by digest or commitment, which the entries must use in the order of the lines."""
 
-    def __init__(self, member: str, prefix: str, names: bytes) -> None:
-        self._member, self._prefix, self._names = member, prefix, names
-        self._unused = {names[at : at + _NAME_BYTES] for at in range(0, len(names), _NAME_BYTES)}
+    def __init__(self, member: str, prefix: str, numbers: Mapping[bytes, int]) -> None:
+        self._member, self._prefix, self._numbers = member, prefix, numbers
+        self._is_used = bytearray(len(numbers))
         self._next = 0
         self._fault: str | None = None
 
     def use(self, name: bytes, entry: int) -> bool:
         """Use a line; return True if the line exists and this is its first use."""
-        if name not in self._unused:
+        number = self._numbers.get(name)
+        if number is None or self._is_used[number]:
             return False
-        if name != self._next_name():
+        if number != self._next:
             self._note_fault(f"{self._prefix}{name.hex()}, which entry {entry} uses first")
-        self._unused.remove(name)
+        self._is_used[number] = True
         self._next += 1
         return True
 
     def close(self) -> str | None:
         """Return a description of the first line that is out of order or unused, or None."""
-        if self._unused:
+        if self._next < len(self._numbers):
             self._note_fault("one that an entry uses")
         return self._fault
 
     def _note_fault(self, expected: str) -> None:
         if self._fault is None:
-            got = f"{self._prefix}{self._next_name().hex()}"
+            got = f"{self._prefix}{next(islice(self._numbers, self._next, None)).hex()}"
             self._fault = f"{self._member}, line {self._next + 1}: expected {expected}, got {got}"
-
-    def _next_name(self) -> bytes:
-        return self._names[self._next * _NAME_BYTES : (self._next + 1) * _NAME_BYTES]
 
 
 def _raw_commitment(text: str) -> bytes:
