@@ -196,13 +196,15 @@ class CedarPolicies:
     def _reasons_against_adopting(self, people: Sequence[Principal], single: bool, now: Time) -> tuple[Refusal, ...]:
         reasons: list[Refusal] = []
         for first in people:
-            refused = self.list_refusal_reasons(_governing("adopt-policy", first, None, single, now))
+            refused = self.list_refusal_reasons(_make_adoption_request("adopt-policy", first, None, single, now))
             reasons += refused
             if not refused and single:
                 return ()
             for second in [] if refused or single else people:
                 if second.name != first.name:
-                    refused = self.list_refusal_reasons(_governing("countersign", second, first, single, now))
+                    refused = self.list_refusal_reasons(
+                        _make_adoption_request("countersign", second, first, single, now)
+                    )
                     reasons += refused
                     if not refused:
                         return ()
@@ -218,7 +220,9 @@ class CedarPolicies:
         return self._cedar.is_valid(f'permit (principal, action == Action::"{action}", resource);')
 
 
-def _governing(action: str, signer: Principal, first: Principal | None, single: bool, now: Time) -> CedarRequest:
+def _make_adoption_request(
+    action: str, signer: Principal, first: Principal | None, single: bool, now: Time
+) -> CedarRequest:
     """Return the Cedar request to adopt a policy set, or to countersign the first administrator's adoption.
 
     Every set declares these two actions, and attributes that it does not declare are left out. So a current set can

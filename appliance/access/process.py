@@ -26,8 +26,8 @@ from appliance.errors import BadInput, TooLarge, Unavailable
 
 LIMITS = ProcessLimits(load_s=4.0, call_s=0.02, memory_bytes=4 << 30)
 """Limits of the process. The slowest text within the bounds needs a second, or two on a busy processor."""
-WALL_S = 60.0
-"""Longest wall-clock time in seconds of a start or a call, on a machine that does other work, too. `LIMITS` limit the
+MAX_WAIT_S = 60.0
+"""Longest time in seconds of a start or a call, on a machine that does other work, too. `LIMITS` limit the
 processor time of the text.
 """
 _MOST_BYTES = 1 << 20
@@ -109,13 +109,13 @@ class CedarProcess:
 
     def _read_line(self) -> bytes:
         assert self._process.stdout is not None
-        line, deadline = b"", time.monotonic() + WALL_S
+        line, deadline = b"", time.monotonic() + MAX_WAIT_S
         ready = select.poll()
         ready.register(self._process.stdout, select.POLLIN)
         while not line.endswith(b"\n"):
             if not ready.poll(max(0.0, deadline - time.monotonic()) * 1_000):
                 self.close()
-                raise BadInput(f"{self._what}, got no answer in {WALL_S:g} s")
+                raise BadInput(f"{self._what}, got no answer in {MAX_WAIT_S:g} s")
             chunk = os.read(self._process.stdout.fileno(), 1 << 16)
             line += chunk
             if not chunk or len(line) > _MOST_BYTES:

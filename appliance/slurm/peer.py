@@ -59,7 +59,7 @@ class Peer:
         buffer = io.BytesIO()
         write_frame(buffer, header, blob)
         with self._lock:
-            sealed = self._sending_seal.close(buffer.getvalue())
+            sealed = self._sending_seal.encrypt_next(buffer.getvalue())
             try:
                 self._connection.sendall(_LENGTH.pack(len(sealed)) + sealed)
             except OSError as error:
@@ -82,7 +82,7 @@ class Peer:
         sealed = _read(self._connection, length, self._deadline)
         if sealed is None:
             return None
-        data = self._receiving_seal.open(sealed)
+        data = self._receiving_seal.decrypt_next(sealed)
         frame = read_frame(io.BytesIO(data), len(data), len(data))
         if frame is None or not isinstance(frame[0].get("frame"), str):
             raise BadInput("node: expected a frame, got none")

@@ -256,7 +256,7 @@ def test_without_a_process_nothing_is_said_of_the_text(monkeypatch: pytest.Monke
     with pytest.raises(Unavailable, match="exit code 3, before it read the text"):
         CedarPolicies.confine(when("true"))
     monkeypatch.setattr(process, "_PROGRAM", "import time; time.sleep(60)")
-    monkeypatch.setattr(process, "WALL_S", 0.1)
+    monkeypatch.setattr(process, "MAX_WAIT_S", 0.1)
     with pytest.raises(Unavailable, match=r"no answer in 0\.1 s, before it read the text"):
         CedarPolicies.confine(when("true"))
 

@@ -35,11 +35,11 @@ class ConnectionCipher:
     def __init__(self, key: bytes) -> None:
         self._cipher, self._number = AESGCM(key), 0
 
-    def close(self, data: bytes) -> bytes:
+    def encrypt_next(self, data: bytes) -> bytes:
         """Encrypt the next message."""
         return self._cipher.encrypt(self._next(), data, None)
 
-    def open(self, data: bytes) -> bytes:
+    def decrypt_next(self, data: bytes) -> bytes:
         """Decrypt the next message.
 
         Raises:

@@ -12,21 +12,21 @@ KEY = bytes(range(32))
 
 def test_messages_open_in_the_order_in_which_they_were_sealed() -> None:
     sealing, opening = ConnectionCipher(KEY), ConnectionCipher(KEY)
-    sealed = [sealing.close(data) for data in (b"one", b"", b"one")]
+    sealed = [sealing.encrypt_next(data) for data in (b"one", b"", b"one")]
     assert len(set(sealed)) == 3, "the same words under another number are other bytes"
     assert len(sealed[0]) == len(b"one") + OVERHEAD_BYTES
-    assert [opening.open(data) for data in sealed] == [b"one", b"", b"one"]
+    assert [opening.decrypt_next(data) for data in sealed] == [b"one", b"", b"one"]
 
 
 @pytest.mark.parametrize("spoil", ["changed", "repeated", "left out", "shortened", "other key"])
 def test_any_other_message_does_not_open(spoil: str) -> None:
     sealing, opening = ConnectionCipher(KEY), ConnectionCipher(derive_key(KEY, b"x") if spoil == "other key" else KEY)
-    first, second = sealing.close(b"one"), sealing.close(b"two")
+    first, second = sealing.encrypt_next(b"one"), sealing.encrypt_next(b"two")
     if spoil == "repeated":
-        opening.open(first)
+        opening.decrypt_next(first)
     bad = {"changed": bytes([first[0] ^ 1]) + first[1:], "left out": second, "shortened": first[:-1]}
     with pytest.raises(Tampered, match="expected the next one under its key"):
-        opening.open(bad.get(spoil, first))
+        opening.decrypt_next(bad.get(spoil, first))
 
 
 def test_a_key_is_of_its_context_alone() -> None:
