@@ -96,7 +96,7 @@ def test_every_combination_is_signed_at_once_and_one_that_falls_behind_is_cancel
     ("text", "words", "said"),
     [
         (RECIPE.replace("[4, 8, 16]", "8"), (), "expected a list for one of method, rank, learning_rate, epochs"),
-        (RECIPE.replace("[4, 8, 16]", "[4, 1000]"), (), "rank: expected at most 512 or auto, got 1000"),
+        (RECIPE.replace("[4, 8, 16]", "[4, 1000]"), (), "rank: expected at most 512 or 'auto', got 1000"),
         (RECIPE, ("recipe.yaml",), "expected one recipe with --sweep, got 2"),
     ],
 )

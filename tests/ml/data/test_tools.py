@@ -95,7 +95,7 @@ def test_every_file_gives_the_same_rows(chat: Chat) -> None:
         (
             [ASKED, {**CALLED, "tool_calls": [CALL, OTHER]}, RESULT, SAID],
             TOOLS,
-            "line 1, message 3: expected a result of the call stop (call00001), got the assistant's",
+            "line 1, message 3: expected a result of the call stop (call00001), got a message of the assistant",
         ),
         ([*TURNS, ASKED, CALLED], TOOLS, "line 1, message 5, call 0: expected an id of its own, got 'call00000' again"),
         (TURNS, TOOLS[1:], "line 1, message 1, call 0: expected one of the tools stop, got 'find'"),
