@@ -15,7 +15,6 @@ from urllib.parse import quote
 import pytest
 
 from appliance.domain.governance.people import PrincipalEnrolled
-from appliance.reports.templates import STYLE
 from appliance.web.console.core.desk import write_csv
 from appliance.web.console.core.page import CsvTable
 from appliance.web.console.core.render import STATIC, Assets, make_environment, words
@@ -129,13 +128,6 @@ def test_the_accessibility_rules_are_those_that_were_published() -> None:
     """axe-core 4.14.1 (MPL-2.0), dist file axe.min.js; only tests use it."""
     data = (Path(__file__).parent / "vendor" / "axe.min.js").read_bytes()
     assert hashlib.sha256(data).hexdigest() == "29348999450cdf2849a8e70b7912fc2da85a849da39c0d0d5394f51d4a9ed95c"
-
-
-def test_the_first_page_is_light() -> None:
-    """What a browser without anything in its cache is sent, beside the page itself."""
-    paths = [STYLE, *(STATIC / name for name in ("htmx.js", "live.js", "symbols.svg"))]
-    sizes = {path.name: path.stat().st_size for path in paths}
-    assert sum(sizes.values()) < 90_000, sizes
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="no node to run the page's script")
