@@ -16,14 +16,11 @@ from appliance.errors import Tampered
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.log.log_policy import quorum_policy
 from scripts.kit.appliance import Appliance
-from tests.attacks.wires import one_of_both, wire
 
 REQUESTED: Any = [{"role": "user", "content": "the parties agree"}]
 DRAWN: dict[str, Any] = {"model": "labels", "max_tokens": 6, "temperature": 1.0, "seed": 3}
 
-
-__all__ = ["wire"]
-pytestmark = [pytest.mark.thorough, one_of_both]
+pytestmark = pytest.mark.thorough
 
 
 def check(site: Appliance, extra: dict[str, Any] | None, text: str) -> VerifiedRecord:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from appliance.domain.evaluation.items import parse_items
 from appliance.formats.core.canonical import encode_canonical
 from appliance.ml.inference.adapters import parse_adapter_config
 from appliance.sandbox.escape_targets import EscapeTargets, Probes
-from scripts.kit.tiny_model import TEMPLATE
 from tests.worker.conftest import Frame, Process, Start, dataset_task, train_task
 
 MESSAGES = [{"role": "system", "content": "Name the kind."}, {"role": "user", "content": "invoice and fee"}]
@@ -132,40 +130,6 @@ def test_a_broken_row_is_a_failure_naming_its_line_and_nothing_is_written(
     assert not list(output.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("turns", "change", "code", "message"),
-    [
-        (["user"], "", "nothing-to-train", "dataset, line 2: expected a turn of the assistant, got none"),
-        (
-            ["user", "assistant"],
-            " | upper",
-            "answer-altered",
-            "dataset, line 2: chat_template.jinja: expected the answer",
-        ),
-        (["user", "assistant"], "[:0]", "answer-altered", "dataset, line 2: chat_template.jinja: expected the answer"),
-    ],
-    ids=["no-answer", "an-altered-answer", "a-dropped-answer"],
-)
-def test_a_chat_without_its_answer_is_a_failure_naming_its_line_and_nothing_is_written(
-    start: Start, places: dict[str, Path], tmp_path: Path, turns: list[str], change: str, code: str, message: str
-) -> None:
-    """The template keeps answers until it comes to `one`, so that it is no bad template for every conversation."""
-    base, output = Path(shutil.copytree(places["base"], tmp_path / "base")), tmp_path / "output"
-    output.mkdir()
-    said = "message['content']"
-    altered = f"({said}{change} if message['role'] == 'assistant' and {said} == 'one' else {said})"
-    (base / "chat_template.jinja").write_text(TEMPLATE.replace(said, altered))
-    source = tmp_path / "talks.jsonl"
-    talks = [[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]]
-    talks.append([{"role": role, "content": "one"} for role in turns])
-    source.write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
-    task = dataset_task(places, source=str(source), format="jsonl", dataset_kind="chat", columns={}, output=str(output))
-    failure, _ = start("prepare").run(task | {"base": str(base)}, KEY)
-    assert (failure["frame"], failure["code"]) == ("failure", code)
-    assert failure["message"].startswith(message)
-    assert not list(output.iterdir())
-
-
 def test_a_pickle_in_a_base_is_a_failure_naming_it(start: Start, places: dict[str, Path], tmp_path: Path) -> None:
     bad, output = tmp_path / "bad", tmp_path / "output"
     bad.mkdir()
@@ -250,40 +214,22 @@ def test_training_continues_from_a_checkpoint_to_the_same_adapter(
 
 
 @pytest.mark.thorough
-def test_a_window_is_trained_again_and_compared(
+def test_a_run_is_trained_again_in_another_process_to_the_same_bytes(
     start: Start, places: dict[str, Path], trained: tuple[Frame, list[Frame]], tmp_path: Path
 ) -> None:
-    """From the beginning to the first recorded step: the recorded bytes, and a difference of nothing."""
-    first = next(frame for frame in trained[1] if frame["frame"] == "checkpoint")
+    """An auditor's process has nothing in common with the one that trained, which was forked with torch in it."""
+    last = [frame for frame in trained[1] if frame["frame"] == "checkpoint"][-1]
     files = {name: tmp_path / name for name in ("before", "expected", "got")}
-    recorded = (places["checkpoints"] / first["file"]).read_bytes()
+    recorded = (places["checkpoints"] / last["file"]).read_bytes()
     files["expected"].write_bytes(recorded)
     paths = {name: str(path) for name, path in files.items()}
-    result, frames = start("replay").run({**train_task(places, "again"), **paths, "stop": first["step"]})
-    assert (result["step"], len(frames)) == (first["step"], first["step"])
-    assert result["machine"] == first["machine"]
+    result, frames = start("replay", fresh=True).run({**train_task(places, "again"), **paths, "stop": last["step"]})
+    assert (result["step"], len(frames)) == (last["step"], last["step"])
+    assert [f"{frame['loss']:.6f}" for frame in frames] == trained[0]["losses"]
+    assert result["machine"] == last["machine"]
     assert files["got"].read_bytes() == recorded
     compared, _ = start("compare").run(paths)
     assert compared == {"frame": "result", "largest_difference": "0.000000000000"}
-
-
-@pytest.mark.thorough
-def test_the_same_recipe_in_another_process_gives_the_same_bytes(
-    start: Start, places: dict[str, Path], trained: tuple[Frame, list[Frame]]
-) -> None:
-    """What lets an auditor replay a run."""
-    again, _ = start("train", fresh=True).run(train_task(places, "again"))
-    assert again["losses"] == trained[0]["losses"]
-    for name in ("adapter_model.safetensors", "adapter_config.json"):
-        assert (places["again"] / name).read_bytes() == (places["adapter"] / name).read_bytes()
-
-
-def test_a_row_over_max_length_fails_the_run_and_writes_nothing(
-    start: Start, places: dict[str, Path], dataset: Frame, tmp_path: Path
-) -> None:
-    failure, _ = start("train").run({**train_task(places, "again", max_length=8), "output": str(tmp_path)})
-    assert "expected at most 8 tokens (max_length)" in failure["message"]
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.thorough
@@ -453,14 +399,6 @@ def test_next_to_no_temperature_is_none(server: Process, slot: str, temperature:
     text, done = _answer(server, "1", temperature=temperature, seed=5)
     assert (text, done["frame"]) == (_answer(server, "2", temperature=0)[0], "done")
     assert _answer(server, "3", temperature=temperature, labels=["fee", "due"])[1]["frame"] == "done"
-
-
-@pytest.mark.parametrize("temperature", [1e-5, 1e-3])
-@pytest.mark.parametrize("top_p", [5e-324, 1e-38, 1e-9, 1.0])
-def test_the_smallest_temperature_and_share_are_answered(
-    server: Process, slot: str, temperature: float, top_p: float
-) -> None:
-    assert _answer(server, "1", temperature=temperature, top_p=top_p)[1]["frame"] == "done"
 
 
 def test_a_long_request_can_be_cancelled_before_it_is_read(server: Process, slot: str) -> None:
