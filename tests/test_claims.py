@@ -73,3 +73,8 @@ def test_every_promise_that_policy_changes_is_compared() -> None:
 def test_a_sentence_that_rests_on_a_parameter_agrees_with_the_default_set(page: str, claim: str) -> None:
     assert claim in read_words(page)
     assert OTHER_CLAIMS[page, claim](DEFAULT)
+
+
+def test_the_security_page_is_short_and_the_first_page_fits() -> None:
+    assert len((ROOT / "SECURITY.md").read_text(encoding="utf-8").split()) <= 3_000
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120

@@ -1,4 +1,4 @@
-"""The pages' form: lines that fit an editor, links and tests that exist."""
+"""The pages' form: lines that fit an editor, cells that can be scanned, links and tests that exist."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ PAGES = sorted(
 ROLES = ("administrators", "auditors", "operators", "release-owners", "reviewers", "units", "validators")
 AUDIENCES = (*(f"docs/guides/{role}.md" for role in ROLES), "docs/operations/service.md")
 COLUMNS = 100
+CELL = 200
 LINK = re.compile(r"\[[^\]]*\]\((?P<target>[^)\n]+)\)")
 
 
@@ -41,6 +42,11 @@ def long_lines(text: str) -> list[int]:
 
 def _without_target(link: re.Match[str]) -> str:
     return link.group(0).replace(link["target"], "")
+
+
+def long_cells(text: str) -> list[str]:
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    return [cell for row in rows for cell in row.strip("|").split("|") if len(cell.strip()) > CELL]
 
 
 def headings(text: str) -> set[str]:
@@ -75,6 +81,11 @@ def test_prose_has_at_most_a_hundred_columns(page: Path) -> None:
     assert long_lines(page.read_text(encoding="utf-8")) == []
 
 
+@pytest.mark.parametrize("name", ["README.md", "SECURITY.md", *AUDIENCES])
+def test_a_cell_is_a_phrase(name: str) -> None:
+    assert long_cells((ROOT / name).read_text(encoding="utf-8")) == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_a_link_leads_to_a_file_and_a_heading(page: Path) -> None:
     assert broken_links(page) == []
@@ -107,6 +118,10 @@ def test_only_prose_is_measured() -> None:
     wide = "x " * 60
     text = f"{wide}\n| {wide} |\n```\n{wide}\n```\n[a]({'x' * 120})\n- {wide}\n"
     assert long_lines(text) == [1, 7]
+
+
+def test_a_long_cell_is_found() -> None:
+    assert long_cells(f"| a | {'b' * 201} |\n| {'c' * 200} |\n") == [f" {'b' * 201} "]
 
 
 def test_a_link_to_nothing_is_found(tmp_path: Path) -> None:
