@@ -15,7 +15,7 @@ from appliance.formats.log.backup import Backup, open_backup, parse_backup_name,
 from appliance.formats.log.checkpoint import claimed_size, open_checkpoint
 from appliance.formats.log.note import is_post_quantum
 from appliance.formats.log.trust import Trust
-from appliance.store.database.engine import open_engine
+from appliance.store.database.engine import using_engine
 from appliance.store.files.backups import MAX_BACKUPS, BackupFolder
 from appliance.store.ledger.checks import summarise_database
 from appliance.workflows.core import retry
@@ -45,11 +45,8 @@ def read_log_keys(database_url: str) -> LogKeys:
     Raises:
         NotFound: The database has no log.
     """
-    engine = open_engine(database_url, read_only=True)
-    try:
+    with using_engine(database_url, read_only=True) as engine:
         state = summarise_database(engine).state
-    finally:
-        engine.dispose()
     if state is None:
         raise NotFound("log: expected one in the database, got none; give the trust file: --trust FILE")
     return state.site.log_keys

@@ -27,7 +27,7 @@ from appliance.formats.log.backup import DATABASE_PATH, Backup, BackupFile, Inde
 from appliance.formats.log.checkpoint import Checkpoint, claimed_size, open_checkpoint
 from appliance.formats.log.export import ParsedExport, hash_line, read_removed
 from appliance.formats.log.trust import Trust, encode_trust
-from appliance.store.database.engine import open_engine
+from appliance.store.database.engine import using_engine
 from appliance.store.database.tables import REVISION
 from appliance.store.files import disk
 from appliance.store.files.artifacts import Artifacts
@@ -396,23 +396,16 @@ def _open_database(layout: _Layout, backup: Backup, trust: Trust) -> LogCopy:
         _check_connection(layout.places.database_url)
         restore_dump(layout.database, layout.places.owner_url)
         layout.database.unlink()
-        engine = open_engine(layout.places.database_url)
-        try:
+        with using_engine(layout.places.database_url) as engine:
             copied = read_database(engine, trust)
-        finally:
-            engine.dispose()
         compare_log(backup, copied)
     return copied
 
 
 def _check_connection(url: str) -> None:
     """Check that the service's login can connect, before the database is filled."""
-    engine = open_engine(url, read_only=True)
-    try:
-        with reading(engine) as connection:
-            connection.exec_driver_sql("SELECT 1")
-    finally:
-        engine.dispose()
+    with using_engine(url, read_only=True) as engine, reading(engine) as connection:
+        connection.exec_driver_sql("SELECT 1")
 
 
 def _check_trust_file(staged: Path, trust: Trust) -> None:
@@ -452,11 +445,8 @@ def _apply_erasures(
         )
     erasures = [entry for entry in later if entry.type == TextErased.type]
     wanted = [one.removeprefix("text:") for entry in erasures for one in entry.subjects if one.startswith("text:")]
-    engine = open_engine(layout.owner_url)
-    try:
+    with using_engine(layout.owner_url) as engine:
         erase_texts(engine, wanted)
-    finally:
-        engine.dispose()
     return len(wanted), checkpoint if frontier.size > size else None
 
 
@@ -512,13 +502,10 @@ def _compare_notes(layout: _Layout, copied: LogCopy, paths: Iterable[Path], lost
     seen = {}
     for name, data in (notes | given).items():
         seen[name] = _open_note(name, data, copied.state)
-    engine = open_engine(layout.places.database_url)
-    try:
+    with using_engine(layout.places.database_url) as engine:
         roots = roots_at(
             engine, [checkpoint.size for checkpoint in seen.values() if checkpoint.size <= copied.state.size]
         )
-    finally:
-        engine.dispose()
     for name, checkpoint in seen.items():
         if checkpoint.size > copied.state.size:
             last = checkpoint.size - 1

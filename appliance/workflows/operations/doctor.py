@@ -26,7 +26,7 @@ from appliance.formats.log.trust import parse_trust
 from appliance.sandbox import kernel
 from appliance.sandbox.description import PACKAGE, detect_layers
 from appliance.sandbox.local import OFFLINE
-from appliance.store.database.engine import open_engine
+from appliance.store.database.engine import using_engine
 from appliance.store.database.processes import list_members
 from appliance.store.files import disk
 from appliance.store.files.backups import BackupFolder
@@ -238,10 +238,9 @@ def _check_signer(installation: Installation, opened: Callable[[str], RemoteKeys
 
 def check_database(installation: Installation, now: datetime) -> tuple[list[Check], Parameters | None]:
     """Return the findings on the database, and the parameters of the valid policy if they can be read."""
-    engine = open_engine(installation.database_url)
     try:
-        seen = summarise_database(engine)
-        members = list_members(engine)
+        with using_engine(installation.database_url) as engine:
+            seen, members = summarise_database(engine), list_members(engine)
     except ApplianceError as error:
         expected = "tables, triggers and rights as migrations make them"
         action = "docs/operations/service.md (When it does not start) says what to do"
@@ -250,8 +249,6 @@ def check_database(installation: Installation, now: datetime) -> tuple[list[Chec
             action = "start its server, or correct the settings database_url and migration_url"
         finding = Check("database", "fail", error.message[:600], expected, action)
         return [finding, *check_signer(installation, None)], None
-    finally:
-        engine.dispose()
     findings = [
         make_finding(
             "database",
