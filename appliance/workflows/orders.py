@@ -386,7 +386,7 @@ def _check_ready(context: Context, accepted: AcceptedOrder) -> None:
     _refuse_for(order, refuse_signer(state, order) or list_refusal_reasons(state, order, now))
     if pending is not None:
         accepted = ORDERS.read(state, context.ledger.documents_of(pending.index)["order"], context.now(state))
-    ready(context, accepted)
+    ready(context, accepted.order, accepted.digest)
 
 
 def _try_attached(context: Context, order: Order, submission: Submission) -> None:
@@ -560,7 +560,7 @@ def _start_work(context: Context, accepted: AcceptedOrder) -> None:
     """Start the work of a recorded order, and unload what may not be served any more."""
     start = _find_effect(accepted.order).start
     if start is not None:
-        start(context, accepted)
+        start(context, accepted.order, accepted.digest)
     if find_action(context.ledger.state, accepted.order).recheck_slots:
         try:
             context.recheck_answers()

@@ -21,7 +21,6 @@ from appliance.domain.core.entry import Entry, EntryDraft, parse_entry, record_r
 from appliance.domain.core.names import NO_DIGEST, encode_value
 from appliance.domain.core.order import Order, encode_order
 from appliance.domain.core.policy import Parameters, PolicySet
-from appliance.domain.core.signatures import AcceptedOrder
 from appliance.domain.governance import countersignature
 from appliance.domain.governance.countersignature import Countersign, WithdrawOrder
 from appliance.domain.governance.log_control import RaiseRules
@@ -227,8 +226,8 @@ def test_what_an_order_needs_is_looked_for_without_the_lock_of_orders(
     desk = found(policy())
     held: list[tuple[str, bool]] = []
 
-    def look(context: Context, accepted: AcceptedOrder) -> None:
-        held.append((accepted.order.action, context.order_lock._is_owned()))  # type: ignore[attr-defined]
+    def look(context: Context, order: Order, digest: str) -> None:
+        held.append((order.action, context.order_lock._is_owned()))  # type: ignore[attr-defined]
         if len(held) == 1:
             raise NotFound("file: expected one, got none")
 

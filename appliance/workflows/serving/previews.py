@@ -23,7 +23,6 @@ from appliance.domain.core.names import versioned
 from appliance.domain.core.records.data import Dataset
 from appliance.domain.core.records.runs import Adapter
 from appliance.domain.core.roles import refuse_role
-from appliance.domain.core.signatures import AcceptedOrder
 from appliance.domain.data.kinds import InstructedDataset, example_request
 from appliance.domain.evaluation.basis import find_released
 from appliance.domain.evaluation.gates import HELD_OUT
@@ -165,9 +164,7 @@ def _key_of(preview: Preview) -> str:
     return preview_key(preview.by, preview.order)
 
 
-def _check_held(context: ServingContext, accepted: AcceptedOrder) -> None:
-    order = accepted.order
-    assert isinstance(order, TryAdapter)
+def _check_held(context: ServingContext, order: TryAdapter, _: str) -> None:
     if missing := context.prompts.missing(order.signer, order.prompts):
         raise BadInput(
             f"order {order.action}, prompts: expected all {len(order.prompts)} to be sent before it, "
@@ -175,12 +172,10 @@ def _check_held(context: ServingContext, accepted: AcceptedOrder) -> None:
         )
 
 
-def _begin(context: ServingContext, accepted: AcceptedOrder) -> None:
-    order = accepted.order
-    assert isinstance(order, ViewSamples | TryAdapter)
+def _begin(context: ServingContext, order: ViewSamples | TryAdapter, digest: str) -> None:
     prompts = context.prompts.take(order.signer, order.prompts) if isinstance(order, TryAdapter) else []
-    context.progress.open(preview_key(order.signer, accepted.digest), order.signer)
-    context.previews.put(partial(compute_answers, context, accepted.digest, order, prompts))
+    context.progress.open(preview_key(order.signer, digest), order.signer)
+    context.previews.put(partial(compute_answers, context, digest, order, prompts))
 
 
 def compute_answers(
