@@ -6,12 +6,10 @@ import socket
 import threading
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from appliance.errors import ApplianceError, Tampered, Unavailable
-from appliance.formats.core.digest import digest_bytes
 from appliance.formats.core.fields import encode_base64, parse_base64, parse_count, parse_list, parse_text
 from appliance.formats.core.frame import read_frame, write_frame
 from appliance.formats.core.merkle import HASH_BYTES, Frontier
@@ -19,8 +17,8 @@ from appliance.formats.log.backup import Backup, encode_backup
 from appliance.formats.log.checkpoint import open_checkpoint
 from appliance.formats.log.seal import LogSeal, encode_seal
 from appliance.formats.signatures.dsse import parse_pae
-from appliance.formats.signatures.keys import Signer
-from appliance.signer.protocol import MAX_BLOB_BYTES, MAX_HEADER_BYTES, REQUEST_S, join_hashes, parse_error
+from appliance.formats.signatures.keys import RemoteSigner, Signer
+from appliance.signer.protocol import MAX_BLOB_BYTES, MAX_HEADER_BYTES, REQUEST_S, parse_error
 from appliance.store.ledger.keys import LastSigned
 
 
@@ -55,7 +53,7 @@ class SignerKeys:
             SignerAhead: its last checkpoint is another one.
         """
         header = {"origin": origin, "before": before.size, "root": encode_base64(root), "keys": list(vkeys)}
-        _, note = self._ask("sign-checkpoint", header, join_hashes(leaves))
+        _, note = self._ask("sign-checkpoint", header, b"".join(leaves))
         for vkey in vkeys:
             found = open_checkpoint(note, vkey)
             if (found.size, found.root) != (before.size + len(leaves), root):
@@ -104,11 +102,11 @@ class SignerKeys:
         return self._make_adapter_signer(self._ask("create-adapter-key", {})[0], post_quantum=True)
 
     def _make_adapter_signer(self, header: dict[str, Any], *, post_quantum: bool) -> Signer:
-        return _AdapterSigner(self, parse_base64(header.get("key"), "signer, adapter key"), post_quantum)
+        def sign(data: bytes) -> bytes:
+            # The signer encodes the statement of this PAE again.
+            return self._ask("sign-adapter", {"post_quantum": post_quantum}, parse_pae(data))[1]
 
-    def sign_adapter(self, payload: bytes, *, post_quantum: bool) -> bytes:
-        """Have the signer sign a statement about an adapter, and return the signature of its envelope."""
-        return self._ask("sign-adapter", {"post_quantum": post_quantum}, payload)[1]
+        return RemoteSigner(parse_base64(header.get("key"), "signer, adapter key"), sign)
 
     def close(self) -> None:
         """Close the connection; it is opened again on the next use."""
@@ -161,24 +159,3 @@ class SignerKeys:
                 stream.close()
         if connection is not None:
             connection.close()
-
-
-@dataclass(frozen=True)
-class _AdapterSigner:
-    """A signer of the envelopes of statements about adapters."""
-
-    keys: SignerKeys
-    spki: bytes
-    post_quantum: bool
-
-    @property
-    def keyid(self) -> str:
-        return digest_bytes(self.spki)
-
-    def sign(self, data: bytes) -> bytes:
-        """Return the signature of a statement's PAE, which the signer encodes again.
-
-        Raises:
-            BadInput: the data is not the PAE of a statement.
-        """
-        return self.keys.sign_adapter(parse_pae(data), post_quantum=self.post_quantum)
