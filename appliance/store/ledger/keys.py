@@ -151,7 +151,7 @@ class KeyringKeys(HeldLogKeys):
 
     def post_quantum_adapter_key(self) -> Signer:
         """Return the second signer of adapters of the keyring; create its key if there is none."""
-        return self._keyring.post_quantum_adapter_key()
+        return self._keyring.ensure_key(POST_QUANTUM_ADAPTER_KEY)
 
     def close(self) -> None:
         """Do nothing: the keys are in memory."""
