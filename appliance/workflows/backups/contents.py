@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from appliance.domain.core.state import State
 from appliance.domain.releases.adapters import verify_signatures
 from appliance.errors import NotFound, Tampered, Unavailable
@@ -17,39 +15,11 @@ from appliance.store.files.artifacts import MAX_MANIFEST_BYTES, Artifacts
 from appliance.store.files.keyring import Keyring
 from appliance.store.ledger.keys import ServiceKeys
 from appliance.workflows.data.folders import secret_name
+from appliance.workflows.integrity import SealedFolder, list_sealed_folders
 from appliance.workflows.releases.exports import read_signatures
 from appliance.workflows.serving.serve import DIGEST_KEY
 
 ROWS, ROW_DIGESTS = "rows.jsonl", "row_digests.bin"
-
-
-class NamedFolder(NamedTuple):
-    """A sealed folder that the log names. `needed`: its subject is not revoked, so that the folder must be there."""
-
-    subject: str
-    digest: str
-    needed: bool
-
-
-def list_named(state: State) -> list[NamedFolder]:
-    """Return the sealed folders that the log names, without quarantined ones, which have been moved away."""
-    return [
-        *(
-            NamedFolder(f"base:{b.name}", b.digest, b.revoked is None)
-            for b in state.bases.values()
-            if b.quarantined is None
-        ),
-        *(NamedFolder(f"dataset:{key}", found.digest, found.revoked is None) for key, found in state.datasets.items()),
-        *(
-            NamedFolder(f"validation-set:{key}", found.digest, found.revoked is None)
-            for key, found in state.validation_sets.items()
-        ),
-        *(
-            NamedFolder(f"adapter:{key}", found.manifest, found.revoked is None)
-            for key, found in state.adapters.items()
-            if found.quarantined is None
-        ),
-    ]
 
 
 def read_manifest(artifacts: Artifacts, digest: str) -> Manifest:
@@ -72,11 +42,11 @@ def check_folders(artifacts: Artifacts, state: State) -> None:
         Tampered: a folder is altered.
         Unavailable: a folder is missing.
     """
-    for named in list_named(state):
+    for named in list_sealed_folders(state):
         try:
             artifacts.check(named.digest)
         except Unavailable:
-            if named.needed:
+            if not named.is_revoked:
                 raise
 
 
@@ -90,7 +60,7 @@ def check_keys(keys: ServiceKeys, keyring: Keyring, artifacts: Artifacts, state:
         Tampered: a key is missing or does not fit.
     """
     _check_service_keys(keys, keyring, state)
-    for named in list_named(state):
+    for named in list_sealed_folders(state):
         try:
             artifacts.path(named.digest)
         except NotFound:
@@ -104,7 +74,7 @@ def check_keys(keys: ServiceKeys, keyring: Keyring, artifacts: Artifacts, state:
             raise Tampered(f"{named.subject}: {error.message}") from None
 
 
-def _check_adapter(artifacts: Artifacts, state: State, named: NamedFolder) -> None:
+def _check_adapter(artifacts: Artifacts, state: State, named: SealedFolder) -> None:
     manifest = read_manifest(artifacts, named.digest)
     files = {file.path: file.digest for file in manifest.files} | {MANIFEST_PATH: named.digest}
     adapter = state.adapters.get(named.subject.removeprefix("adapter:"))

@@ -46,8 +46,9 @@ from appliance.store.files.lock import hold_lock
 from appliance.store.ledger.copies import copy_database, find_erasures
 from appliance.store.ledger.keys import KeyringKeys, ServiceKeys
 from appliance.store.ledger.snapshots import Snapshots
-from appliance.workflows.backups.contents import check_keys, list_named, read_manifest
+from appliance.workflows.backups.contents import check_keys, read_manifest
 from appliance.workflows.backups.listing import LogKeys, read_backup
+from appliance.workflows.integrity import list_sealed_folders
 from appliance.workflows.runs import checkpoints
 from appliance.workflows.serving.serve import DIGEST_KEY
 
@@ -338,11 +339,11 @@ def _add_sealed(writer: _Writer, places: Places, state: State) -> Iterator[str]:
     """
     artifacts = Artifacts(places.home, places.shared)
     added: set[str] = set()
-    for subject, digest, needed in list_named(state):
+    for subject, digest, is_revoked in list_sealed_folders(state):
         try:
             folder = artifacts.path(digest)
         except NotFound as error:
-            if needed:
+            if not is_revoked:
                 action = "put the folder back, or revoke it if it was destroyed on purpose"
                 raise Unavailable(f"backup, {subject}: {error.message}; {action}") from None
             yield subject

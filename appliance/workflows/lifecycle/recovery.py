@@ -22,6 +22,7 @@ from appliance.workflows.core.context import LedgerContext, RunContext
 from appliance.workflows.core.record import append, append_all, conceal, draft_of, lease_of
 from appliance.workflows.data.folders import destroy_unnamed_secrets
 from appliance.workflows.data.imports import enqueue, make_interruption, queue_of
+from appliance.workflows.integrity import list_sealed_folders
 from appliance.workflows.runs import checkpoints, places, replay, steps, train
 
 RUNS = "runs"
@@ -180,9 +181,4 @@ def resume_forgotten(context: RunContext) -> None:
 
 def list_named_artifacts(state: State) -> frozenset[str]:
     """Return every folder that some entry names."""
-    return frozenset(
-        [base.digest for base in state.bases.values()]
-        + [dataset.digest for dataset in state.datasets.values()]
-        + [found.digest for found in state.validation_sets.values()]
-        + [adapter.manifest for adapter in state.adapters.values()]
-    )
+    return frozenset(folder.digest for folder in list_sealed_folders(state, quarantined=True))

@@ -22,6 +22,7 @@ from appliance.sandbox.program import CANCELLED, run_program
 from appliance.workflows.core.context import LedgerContext, RunContext
 from appliance.workflows.core.workers import failure
 from appliance.workflows.evaluation.verdicts import verify_evaluation
+from appliance.workflows.integrity import list_sealed_folders
 from appliance.workflows.queries.verification_program import Moment, encode_moment
 from appliance.workflows.runs import checkpoints
 
@@ -72,7 +73,7 @@ def _verify(context: RunContext, trust: Trust | None, cancelled: Callable[[], bo
         **found,
         groups=tuple(group_findings(report.findings)),
         local_findings=tuple(local),
-        artifacts=len(_named_folders(context)),
+        artifacts=len(list_sealed_folders(context.ledger.state)),
         verdicts=sum(one.verdict is not None for one in context.ledger.state.evaluations.values()),
         projections=len(list(_list_rows(context))),
     )
@@ -98,28 +99,18 @@ def _list_rows(context: LedgerContext) -> Iterator[tuple[str, str]]:
             yield kind, key
 
 
-def _named_folders(context: LedgerContext) -> list[tuple[str, str]]:
-    state = context.ledger.state
-    return (
-        [(f"base {b.name}", b.digest) for b in state.bases.values() if b.quarantined is None]
-        + [(f"dataset {key}", d.digest) for key, d in state.datasets.items()]
-        + [(f"validation set {key}", found.digest) for key, found in state.validation_sets.items()]
-        + [(f"adapter {key}", a.manifest) for key, a in state.adapters.items() if a.quarantined is None]
-    )
-
-
 def _check_artifacts(context: RunContext, cancelled: Callable[[], bool]) -> list[str]:
     """Return the findings on every folder that an entry names and every kept training checkpoint, after hashing them
     again.
     """
     findings = []
-    for what, digest in _named_folders(context):
+    for subject, digest, _ in list_sealed_folders(context.ledger.state):
         if cancelled():
             raise Unavailable("verification: expected a caller that waits for it, got none", code=CANCELLED)
         try:
             context.artifacts.check(digest)
         except ApplianceError as error:
-            findings.append(f"{what}: {error.message}")
+            findings.append(f"{subject}: {error.message}")
     for digest in sorted(checkpoints.kept_digests(context)):
         try:
             context.checkpoints.read(digest)
