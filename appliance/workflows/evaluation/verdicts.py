@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,14 +29,13 @@ from appliance.domain.evaluation.verdict import (
     read_verdict_inputs,
 )
 from appliance.domain.runs.training import Train
-from appliance.errors import ApplianceError, NotFound, Tampered, Unavailable
+from appliance.errors import ApplianceError, NotFound, Tampered
 from appliance.formats.artifacts.manifest import parse_manifest
 from appliance.formats.artifacts.rows import split_digests
 from appliance.formats.core.digest import digest_bytes
-from appliance.sandbox.program import run_program
 from appliance.workflows.core.context import LedgerContext, WorkerContext
 from appliance.workflows.core.retry import check_run_valid
-from appliance.workflows.core.workers import carry_out, check_sandbox, failure, worker
+from appliance.workflows.core.workers import ask_program, carry_out, check_sandbox, worker
 from appliance.workflows.evaluation.verdict_program import VerdictInput, encode_question
 
 PROGRAM = "appliance.workflows.evaluation.verdict_program"
@@ -209,14 +207,12 @@ def _read(context: LedgerContext, name: str, path: str) -> bytes:
 def _compute(context: LedgerContext, question: VerdictInput, key: str, cancelled: Callable[[], bool]) -> Conclusion:
     """Compute the conclusion in the separate program, and raise the failure that it reports."""
     log = context.logs / f"{key}-evaluation.log"
-    output = run_program(PROGRAM, encode_question(question), log=log, most_bytes=MOST_BYTES, cancelled=cancelled)
-    try:
-        value: dict[str, Any] = json.loads(output)
-        if "failure" not in value:
-            return Conclusion(*(None if value[name] is None else value[name].encode() for name in Conclusion._fields))
-    except (ValueError, KeyError, AttributeError) as error:
-        raise Unavailable(f"verdict: expected a whole one, got {type(error).__name__}", code="program-ended") from None
-    raise failure(value["failure"])
+    lines = encode_question(question)
+    return ask_program(PROGRAM, lines, _parse_conclusion, log=log, most_bytes=MOST_BYTES, cancelled=cancelled)
+
+
+def _parse_conclusion(reply: dict[str, Any]) -> Conclusion:
+    return Conclusion(*(None if reply[name] is None else reply[name].encode() for name in Conclusion._fields))
 
 
 log = logging.getLogger("appliance")
