@@ -12,10 +12,11 @@ import resource
 import sys
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO
+
+from sqlalchemy import Connection, Engine
 
 from appliance.access.cedar import CedarPolicies
 from appliance.domain.audit.report import MAX_FINDINGS, Report, require_cedar_policies
@@ -25,7 +26,8 @@ from appliance.formats.core.commitment import Disclosure, encode_disclosure, par
 from appliance.formats.log.checkpoint import claimed_size
 from appliance.formats.log.trust import Trust, encode_trust, parse_trust
 from appliance.sandbox.program import END, answer_once, end_with_service
-from appliance.store.ledger.checks import LogReader
+from appliance.store.database.engine import using_engine
+from appliance.store.ledger.checks import check_guards, check_projections, find_document, read_log, reading
 from appliance.store.ledger.log_state import KnownHead
 
 MOST_CHARACTERS = 4_000
@@ -77,9 +79,9 @@ def parse_moment(line: bytes) -> Moment:
     )
 
 
-def examine(log: LogReader, moment: Moment, texts: Iterable[Disclosure]) -> tuple[Report, list[str]]:
+def examine(log: Engine, moment: Moment, texts: Iterable[Disclosure]) -> tuple[Report, list[str]]:
     """Return the report over the log, and the findings on the rest of the database."""
-    entries = partial(log.entries, claimed_size(moment.checkpoint))
+    entries = partial(read_log, log, 0, claimed_size(moment.checkpoint))
     report = verify_log(
         entries(),
         partial(_find_document, log),
@@ -91,26 +93,27 @@ def examine(log: LogReader, moment: Moment, texts: Iterable[Disclosure]) -> tupl
         again=entries,
     )
     report = require_cedar_policies(report, accepted=False)
-    return report, _shorten([*log.check_guards(), *_check_projections(log, moment.seen)])
+    with reading(log) as connection:
+        return report, _shorten([*check_guards(connection), *_check_projections(connection, moment.seen)])
 
 
-def _find_document(log: LogReader, digest: str) -> bytes | None:
+def _find_document(log: Engine, digest: str) -> bytes | None:
     """Return the document, or None if its bytes are wrong, which the report says.
 
     Raises:
         Unavailable: The database does not respond, which is no finding.
     """
     try:
-        return log.document(digest)
+        return find_document(log, digest)
     except Unavailable:
         raise
     except ApplianceError:
         return None
 
 
-def _check_projections(log: LogReader, seen: KnownHead) -> list[str]:
+def _check_projections(connection: Connection, seen: KnownHead) -> list[str]:
     try:
-        return log.check_projections(seen)
+        return check_projections(connection, seen)
     except Tampered as error:
         return [f"projections: expected a log that they follow from, got: {error.message}"]
 
@@ -128,7 +131,7 @@ def answer(source: BinaryIO) -> dict[str, Any]:
     moment = parse_moment(_read_line(source))
     os.environ.update(moment.variables)
     try:
-        with closing(LogReader(moment.database)) as log:
+        with using_engine(moment.database, read_only=True) as log:
             report, local = examine(log, moment, _receive_texts(source))
         return {"report": report.model_dump(mode="json"), "local": local}
     except MemoryError:
