@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Sequence
 from functools import partial
 
 from appliance.api.data import RowsFound, SplitRows
@@ -24,12 +23,10 @@ from appliance.formats.core.canonical import encode_canonical, parse_canonical
 from appliance.formats.core.fields import parse_decimal
 from appliance.formats.core.timestamp import encode_time, parse_time
 from appliance.store.ledger.past import (
-    Version,
     Window,
     count_requests,
     entries_at,
     last_at,
-    page_at,
     unit_state_at,
     values_at,
 )
@@ -116,8 +113,18 @@ def _entry_summary(data: bytes) -> EntrySummary:
     return EntrySummary(entry=entry.index, time=entry.time, type=entry.type, actor=entry.actor)
 
 
-def state_as_of(context: LedgerContext, at: str | None, kinds: list[str], reader: UnitReader | None = None) -> StateAt:
+def state_as_of(
+    context: LedgerContext,
+    at: str | None,
+    kinds: Sequence[str],
+    reader: UnitReader | None = None,
+    *,
+    past: str = "",
+    limit: int | None = None,
+) -> StateAt:
     """Return the rows of the state after an entry, for a unit's reader those that concern the unit.
+
+    Of each kind, only up to `limit` rows with identifiers after `past` are read.
 
     Raises:
         NotFound: The log begins later.
@@ -126,32 +133,16 @@ def state_as_of(context: LedgerContext, at: str | None, kinds: list[str], reader
     if index is None:
         begins = parse_entry(context.ledger.entry_bytes(0)).time
         raise NotFound(f"entry at {moment}: expected a time since {begins}, when the log begins, got an earlier one")
-    values = context.ledger.ask(partial(values_at, index=index, kinds=kinds or tuple(MODELS)))
-    rows = _parse_rows(values)
+    wanted = partial(values_at, index=index, kinds=kinds or tuple(MODELS), past=past, limit=limit)
+    rows = tuple(
+        StateRow(kind=row.kind, id=row.id, since=row.since, value=json.loads(row.value))
+        for row in context.ledger.ask(wanted)
+    )
     if reader is not None:
         narrowed = ((row, reader.narrow_row(row.kind, row.id, row.value)) for row in rows)
         rows = tuple(row.model_copy(update={"value": value}) for row, value in narrowed if value is not None)
     time = parse_entry(context.ledger.entry_bytes(index)).time
     return StateAt(as_of=index, time=time, narrowed=reader is not None, rows=rows)
-
-
-def _parse_rows(values: Iterable[Version]) -> tuple[StateRow, ...]:
-    return tuple(StateRow(**asdict(row) | {"value": json.loads(row.value)}) for row in values)
-
-
-def list_state_objects(context: LedgerContext, at: str | None, kind: str, past: str, limit: int) -> StateAt:
-    """Return the rows of one kind, a page at a time: `limit` rows from the first identifier after `past` on.
-
-    Raises:
-        NotFound: The log begins later.
-    """
-    index, moment = find_moment(context, at)
-    if index is None:
-        begins = parse_entry(context.ledger.entry_bytes(0)).time
-        raise NotFound(f"entry at {moment}: expected a time since {begins}, when the log begins, got an earlier one")
-    values = context.ledger.ask(partial(page_at, index=index, kind=kind, past=past, limit=limit))
-    time = parse_entry(context.ledger.entry_bytes(index)).time
-    return StateAt(as_of=index, time=time, narrowed=False, rows=_parse_rows(values))
 
 
 def dataset_uses(context: LedgerContext, name: str) -> tuple[DatasetUses, ...]:
