@@ -14,9 +14,7 @@ from appliance.domain.actions.registry import ACTIONS
 from appliance.domain.core.lookup import Artifact, Kind, OrderInput, ProvenValue, TrainingFacts, UnprovenValue
 from appliance.domain.core.policy import Parameters
 from appliance.domain.core.state import State, Table
-from appliance.domain.core.words import unknown_word
 from appliance.domain.releases.requests import find_current_request
-from appliance.errors import NotFound
 from appliance.workflows.core.context import RunContext
 from appliance.workflows.queries.work import recipe_facts
 from appliance.workflows.releases.review import find_adapter
@@ -40,11 +38,7 @@ class StateLookup:
             return ProvenValue(Artifact(adapter.manifest, adapter.verdict))
         tables: dict[str, Table[Any]] = {"base": state.bases, "dataset": state.datasets}
         tables["validation-set"] = state.validation_sets
-        row = tables[kind].get(name)
-        if row is None:
-            known = [key for key, _ in tables[kind].items()]
-            raise NotFound(unknown_word(kind.replace("-", " "), name[:80], known, "an imported one"))
-        return ProvenValue(Artifact(row.digest))
+        return ProvenValue(Artifact(tables[kind].require(name).digest))
 
     def find_request(self, adapter: str, unit: str) -> ProvenValue[str] | None:
         """Return the digest of the unit's valid release request for the adapter, or None."""

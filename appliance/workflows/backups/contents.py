@@ -77,8 +77,7 @@ def check_keys(keys: ServiceKeys, keyring: Keyring, artifacts: Artifacts, state:
 def _check_adapter(artifacts: Artifacts, state: State, named: SealedFolder) -> None:
     manifest = read_manifest(artifacts, named.digest)
     files = {file.path: file.digest for file in manifest.files} | {MANIFEST_PATH: named.digest}
-    adapter = state.adapters.get(named.subject.removeprefix("adapter:"))
-    assert adapter is not None, "the state names it"
+    adapter = state.adapters.require(named.subject.removeprefix("adapter:"))
     verify_signatures(state.site, adapter.index, read_signatures(artifacts, state.site, adapter), files)
 
 

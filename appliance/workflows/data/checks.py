@@ -15,7 +15,6 @@ from typing import Any
 from appliance.api.data import CheckStatus, RowFindings, RowsToCheck
 from appliance.api.runs import WorkError
 from appliance.domain.core.names import versioned
-from appliance.domain.core.words import unknown_word
 from appliance.domain.data.imports import is_blind_file, refuse_file_for_evaluation
 from appliance.domain.data.kinds import wrong_share
 from appliance.domain.data.validity import refuse_invalid_base
@@ -82,9 +81,7 @@ def check_status(context: WorkerContext, principal: str, key: str) -> CheckStatu
 def _find_base(context: LedgerContext, name: str) -> Path:
     """Return the base's folder. Its bytes are not hashed again, since the check keeps no result of them."""
     state = context.ledger.state
-    base = state.bases.get(name)
-    if base is None:
-        raise NotFound(unknown_word("base", name, [key for key, _ in state.bases.items()], "an imported one"))
+    base = state.bases.require(name)
     if reasons := refuse_invalid_base(state, name, base.digest):
         raise Denied(f"base {name}", refusals=reasons)
     return context.artifacts.path(base.digest)

@@ -332,9 +332,7 @@ def checked_base(context: WorkerContext, name: str) -> Path:
 def _read_order(context: LedgerContext, digest: str, model: type[Any]) -> Any:
     """Return the order of a running import, read again from the ledger."""
     state: State = context.ledger.state
-    record = state.imports.get(digest)
-    if record is None:
-        raise NotFound(f"import: expected one that was ordered, got {digest}")
+    record = state.imports.require(digest)
     order = ORDERS.read_logged(state, context.ledger.documents_of(record.index)["order"], record.index).order
     if not isinstance(order, model):
         raise BadInput(f"import {digest}: expected {model.action}, got {order.action}")

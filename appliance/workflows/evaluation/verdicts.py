@@ -29,7 +29,7 @@ from appliance.domain.evaluation.verdict import (
     read_verdict_inputs,
 )
 from appliance.domain.runs.training import Train
-from appliance.errors import ApplianceError, NotFound, Tampered
+from appliance.errors import ApplianceError, Tampered
 from appliance.formats.artifacts.manifest import parse_manifest
 from appliance.formats.artifacts.rows import split_digests
 from appliance.formats.core.digest import digest_bytes
@@ -106,18 +106,13 @@ def list_rows_of(context: LedgerContext, run: Run, name: str) -> Sequence[str] |
     if is_local(name):
         bound = next(one for one in run.local_sets if one.set == name)
         return find_shipped_rows(bound) if name in SHIPPED else None
-    version = sets_by_name(run)[name]
-    found = context.ledger.state.validation_sets.get(version)
-    if found is None:
-        raise NotFound(f"validation set: expected an imported one, got {version}")
+    found = context.ledger.state.validation_sets.require(sets_by_name(run)[name])
     return _list_rows(context, found.digest, found.dataset_kind)
 
 
 def list_rows(context: LedgerContext, name: str) -> list[str]:
     """Return the keyed digests of the dataset's rows on which a run is evaluated, in the rows' order."""
-    dataset = context.ledger.state.datasets.get(name)
-    if dataset is None:
-        raise NotFound(f"dataset: expected an imported one, got {name}")
+    dataset = context.ledger.state.datasets.require(name)
     return _list_rows(context, dataset.digest, str(dataset.facts.get("dataset_kind")))
 
 
@@ -134,9 +129,7 @@ def verify_evaluation(context: LedgerContext, evaluation: AdapterEvaluation, can
     Raises:
         Tampered: They do not.
     """
-    what, run = f"adapter {evaluation.adapter}", context.ledger.state.runs.get(evaluation.run)
-    if run is None:
-        raise NotFound(f"run: expected {evaluation.run}, got none")
+    what, run = f"adapter {evaluation.adapter}", context.ledger.state.runs.require(evaluation.run)
     own = {HELD_OUT: evaluation.items} | {split_version(one.validation_set)[0]: one.items for one in evaluation.sets}
     own |= {one.set: one.items for one in evaluation.local_sets}
     items = {name: _read_items(context, evaluation.adapter, items_path(name), digest) for name, digest in own.items()}
@@ -198,9 +191,7 @@ def _read_items(context: LedgerContext, adapter: str, path: str, digest: str) ->
 
 
 def _read(context: LedgerContext, name: str, path: str) -> bytes:
-    adapter = context.ledger.state.adapters.get(name)
-    if adapter is None:
-        raise NotFound(f"adapter: expected a sealed one, got {name}")
+    adapter = context.ledger.state.adapters.require(name)
     return context.artifacts.read(adapter.manifest, path)
 
 

@@ -12,7 +12,6 @@ from appliance.api.releases import AdapterHistory, HistoryStep
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.records.data import Dataset
 from appliance.domain.core.state import State
-from appliance.domain.core.words import unknown_word
 from appliance.domain.data.kinds import parse_about
 from appliance.domain.queries.effective_access import BeforeLog, UnitAccess, effective_access, list_reviewed_adapters
 from appliance.domain.queries.rows import LISTED_OF_ADAPTERS, MODELS, DatasetUses, used_by
@@ -154,13 +153,8 @@ def dataset_uses(context: LedgerContext, name: str) -> tuple[DatasetUses, ...]:
     with context.ledger.lock:
         found = used_by(context.ledger.state, name)
     if not found:
-        raise _no_dataset(context, name)
+        context.ledger.state.datasets.require(name)
     return found
-
-
-def _no_dataset(context: LedgerContext, name: str) -> NotFound:
-    known = [key for key, _ in context.ledger.state.datasets.items()]
-    return NotFound(unknown_word("dataset", name, known, "an imported one"))
 
 
 def dataset_labels(context: LedgerContext, name: str) -> dict[str, SplitRows]:
@@ -170,9 +164,7 @@ def dataset_labels(context: LedgerContext, name: str) -> dict[str, SplitRows]:
         NotFound: There is no such dataset.
         Tampered: Its file has changed and has other lines than rows.
     """
-    dataset = context.ledger.state.datasets.get(name)
-    if dataset is None:
-        raise _no_dataset(context, name)
+    dataset = context.ledger.state.datasets.require(name)
     counts = {label: {"train": 0, "held-out": 0} for label in parse_about(read_about(context, dataset)).labels}
     if not counts:
         return {}
@@ -201,7 +193,7 @@ def dataset_row(context: LedgerContext, person: str, name: str, text: str) -> li
         raise Denied(f"row of a dataset: expected {person} to have the role {' or '.join(ROW_ROLES)}, got {held}")
     datasets = [(key, row) for key, row in context.ledger.state.datasets.items() if name in (key, row.name)]
     if not datasets:
-        raise _no_dataset(context, name)
+        context.ledger.state.datasets.require(name)
     return [_find_rows(context, key, dataset, text) for key, dataset in datasets]
 
 

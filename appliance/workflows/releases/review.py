@@ -18,7 +18,6 @@ from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import Time
 from appliance.domain.core.records.runs import Adapter
 from appliance.domain.core.state import State
-from appliance.domain.core.words import unknown_word
 from appliance.domain.evaluation.confusion import Confusion
 from appliance.domain.queries.review.changes import SealedVersion
 from appliance.domain.queries.review.page import Count, count_items, make_page, read_order
@@ -44,12 +43,10 @@ def find_adapter(state: State, name: str) -> Adapter:
     Raises:
         NotFound: There is none.
     """
-    adapter = state.adapters.get(name)
-    if adapter is None:
-        known = [key for key, _ in state.adapters.items()]
-        message = unknown_word("adapter", name, known, "a sealed one")
-        raise NotFound(message if known else f"{message}; none is sealed yet, and a run that ends well seals one")
-    return adapter
+    if not len(state.adapters):
+        got = "none is sealed yet, and a run that ends well seals one"
+        raise NotFound(f"adapter: expected a sealed one, got {name!r:.80}; {got}")
+    return state.adapters.require(name)
 
 
 def adapter_file(context: LedgerContext, name: str, path: str) -> bytes:
@@ -156,9 +153,7 @@ def read_reported_state(context: LedgerContext, name: str) -> ReportedState:
     """
     state = context.ledger.state
     adapter = find_adapter(state, name)
-    dataset = state.datasets.get(adapter.dataset)
-    if dataset is None:
-        raise NotFound(f"dataset {adapter.dataset}: expected its import, got none")
+    dataset = state.datasets.require(adapter.dataset)
     return report_state(state, adapter, encode_base64(read_about(context, dataset)), context.now(state))
 
 

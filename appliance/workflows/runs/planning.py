@@ -104,9 +104,7 @@ def max_checkpoint_bytes(context: LedgerContext, recipe: ResolvedRecipe) -> int:
 
 def _subject(context: LedgerContext, recipe: ResolvedRecipe) -> Subject:
     state = context.ledger.state
-    base, dataset = state.bases.get(recipe.base), state.datasets.get(recipe.dataset)
-    if base is None or dataset is None:
-        raise NotFound(f"plan: expected an imported base and dataset, got {recipe.base} and {recipe.dataset}")
+    base, dataset = state.bases.require(recipe.base), state.datasets.require(recipe.dataset)
     return read_subject(recipe.base, recipe.dataset, base.facts, dataset.facts)
 
 

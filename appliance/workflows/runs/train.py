@@ -256,9 +256,7 @@ def _train_on(context: RunContext, run_id: str, order: Train, folders: RunFolder
         Tampered: The stored training checkpoint differs from the recorded one; raised before the worker starts.
     """
     state = context.ledger.state
-    run = state.runs.get(run_id)
-    if run is None:
-        raise NotFound(f"run: expected the id of a recorded run, got {run_id}")
+    run = state.runs.require(run_id)
     check_run_valid(context, run)
     last = last_checkpoint(state, run)
     begin = b"" if last is None else context.checkpoints.read(last.digest)

@@ -309,9 +309,7 @@ def _render_prompt(row: dict[str, Any]) -> str:
 
 
 def _check_dataset(context: LedgerContext, adapter: Adapter) -> Dataset:
-    dataset = context.ledger.state.datasets.get(adapter.dataset)
-    if dataset is None:
-        raise NotFound(f"dataset: expected an imported one, got {adapter.dataset}")
+    dataset = context.ledger.state.datasets.require(adapter.dataset)
     context.artifacts.check(dataset.digest)
     return dataset
 
@@ -368,9 +366,7 @@ def _build_question(teaching: InstructedDataset, order: TryAdapter, prompt: str)
 
 
 def _check_adapter(context: LedgerContext, preview: Preview) -> Adapter:
-    adapter = context.ledger.state.adapters.get(preview.adapter)
-    if adapter is None:
-        raise NotFound(f"adapter: expected a sealed one, got {preview.adapter}")
+    adapter = context.ledger.state.adapters.require(preview.adapter)
     if reasons := refuse_unusable(context.ledger.state, adapter):
         raise Denied(f"preview of {preview.adapter}", refusals=reasons)
     return adapter
