@@ -22,7 +22,7 @@ from appliance.store.ledger.log_state import (
     KnownHead,
     LogState,
     advance,
-    check_keys,
+    check_index_rows,
     check_settled,
     make_removals,
 )
@@ -50,7 +50,7 @@ def check_projections(connection: Connection, seen: KnownHead) -> list[str]:
     log_state = LogState(removals=make_removals(connection))
     advance(connection, log_state, read_head(connection).size, seen, versions.record)
     check_settled(log_state)
-    check_keys(connection, log_state)
+    check_index_rows(connection, log_state)
     archived = max(list_archives(connection), default=-1)
     expected = _leave_archived(versions.rows, archived)
     rows_found = connection.execute(select(projections))

@@ -412,10 +412,10 @@ def check_end(connection: Connection, log_state: LogState, log_key: str) -> None
         for key in (low, high):
             if key is not None and not 0 <= key < size:
                 raise Tampered(f"{name} {key}: expected none beyond the head at size {size}, got a row")
-    check_keys(connection, log_state)
+    check_index_rows(connection, log_state)
 
 
-def check_keys(connection: Connection, log_state: LogState) -> None:
+def check_index_rows(connection: Connection, log_state: LogState) -> None:
     """Check that the index has no row for a key that no entry has, by comparing the number of rows.
 
     Raises:
