@@ -5,13 +5,12 @@ from __future__ import annotations
 from appliance.domain.core.state import State
 from appliance.domain.releases.adapters import verify_signatures
 from appliance.errors import NotFound, Tampered, Unavailable
-from appliance.formats.artifacts.manifest import MANIFEST_PATH, Manifest, parse_manifest
+from appliance.formats.artifacts.manifest import MANIFEST_PATH
 from appliance.formats.artifacts.rows import row_digest, split_digests
 from appliance.formats.core.canonical import parse_canonical
-from appliance.formats.core.digest import digest_bytes
 from appliance.formats.core.fields import encode_base64
 from appliance.formats.log.note import name_key
-from appliance.store.files.artifacts import MAX_MANIFEST_BYTES, Artifacts
+from appliance.store.files.artifacts import Artifacts
 from appliance.store.files.keyring import Keyring
 from appliance.store.ledger.keys import ServiceKeys
 from appliance.workflows.data.folders import secret_name
@@ -20,19 +19,6 @@ from appliance.workflows.releases.exports import read_signatures
 from appliance.workflows.serving.serve import DIGEST_KEY
 
 ROWS, ROW_DIGESTS = "rows.jsonl", "row_digests.bin"
-
-
-def read_manifest(artifacts: Artifacts, digest: str) -> Manifest:
-    """Return the manifest of a sealed folder, compared with its digest.
-
-    Raises:
-        NotFound: there is no such folder.
-        Tampered: the manifest is altered.
-    """
-    data = artifacts.read(digest, MANIFEST_PATH, MAX_MANIFEST_BYTES)
-    if (got := digest_bytes(data)) != digest:
-        raise Tampered(f"artifact {digest}, {MANIFEST_PATH}: expected {digest}, got {got}")
-    return parse_manifest(data)
 
 
 def check_folders(artifacts: Artifacts, state: State) -> None:
@@ -75,7 +61,7 @@ def check_keys(keys: ServiceKeys, keyring: Keyring, artifacts: Artifacts, state:
 
 
 def _check_adapter(artifacts: Artifacts, state: State, named: SealedFolder) -> None:
-    manifest = read_manifest(artifacts, named.digest)
+    manifest = artifacts.read_manifest(named.digest)
     files = {file.path: file.digest for file in manifest.files} | {MANIFEST_PATH: named.digest}
     adapter = state.adapters.require(named.subject.removeprefix("adapter:"))
     verify_signatures(state.site, adapter.index, read_signatures(artifacts, state.site, adapter), files)

@@ -46,7 +46,7 @@ from appliance.store.files.lock import hold_lock
 from appliance.store.ledger.copies import copy_database, find_erasures
 from appliance.store.ledger.keys import KeyringKeys, ServiceKeys
 from appliance.store.ledger.snapshots import Snapshots
-from appliance.workflows.backups.contents import check_keys, read_manifest
+from appliance.workflows.backups.contents import check_keys
 from appliance.workflows.backups.listing import LogKeys, read_backup
 from appliance.workflows.integrity import list_sealed_folders
 from appliance.workflows.runs import checkpoints
@@ -354,7 +354,7 @@ def _add_sealed(writer: _Writer, places: Places, state: State) -> Iterator[str]:
 
 
 def _add_folder(writer: _Writer, artifacts: Artifacts, folder: Path, digest: str) -> None:
-    root, manifest = f"artifacts/{folder.name}", read_manifest(artifacts, digest)
+    root, manifest = f"artifacts/{folder.name}", artifacts.read_manifest(digest)
     writer.add_folder(root, 0o555)
     size = len(encode_manifest(manifest))
     writer.add(BackupSource(f"{root}/{MANIFEST_PATH}", folder / MANIFEST_PATH, 0o444, digest, size))
