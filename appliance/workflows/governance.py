@@ -251,16 +251,12 @@ def _find(context: LedgerContext, token: str, kind: Kind) -> SessionRow:
     row = context.sessions.find(kind, token)
     if row is None:
         raise NotAuthenticated(NO_SESSION)
-    _check(context, row)
-    return row
-
-
-def _check(context: LedgerContext, row: SessionRow) -> None:
     state = context.ledger.state
     if row.expires_at <= context.now(state):
         raise NotAuthenticated(NO_SESSION)
     if (why := _find_end_reason(state, row, context.now(state))) is not None:
         raise NotAuthenticated(f"session: {why}")
+    return row
 
 
 def end_session(context: LedgerContext, token: str, source: str, kind: Kind = "program") -> None:

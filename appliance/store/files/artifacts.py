@@ -23,7 +23,6 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple, Self
 
 from appliance.domain.core.names import check_name
@@ -80,9 +79,7 @@ class Upload:
             disk.sync_folder(self._target.parent)
         return self._target
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with disk.disk_errors(f"upload {self._digest}"):
             os.close(self._descriptor)
             self._partial.unlink(missing_ok=True)

@@ -11,7 +11,6 @@ import shutil
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -276,16 +275,9 @@ def _last_line(message: bytes) -> str:
 # --- a restored database ------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def writing(engine: Engine) -> Iterator[Connection]:
-    """Yield a connection in a writing transaction on a restored database, which no service has opened yet."""
-    with database_errors("restore of the database"), begin_migration(engine) as connection:
-        yield connection
-
-
 def erase_texts(engine: Engine, commitments: Iterable[str]) -> None:
     """Erase the texts behind these commitments, as an erasure that the copied log lacks did."""
-    with writing(engine) as connection:
+    with database_errors("restore of the database"), begin_migration(engine) as connection:
         delete_disclosures(connection, list(commitments))
 
 

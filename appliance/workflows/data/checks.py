@@ -19,8 +19,7 @@ from appliance.domain.data.imports import is_blind_file, refuse_file_for_evaluat
 from appliance.domain.data.kinds import wrong_share
 from appliance.domain.data.validity import refuse_invalid_base
 from appliance.domain.evaluation.basis import find_sets
-from appliance.errors import ApplianceError, Denied, NotFound, refuse
-from appliance.formats.core.fields import show
+from appliance.errors import ApplianceError, Denied, refuse
 from appliance.store.files.artifacts import UploadKey
 from appliance.workflows.core.context import LedgerContext, RunContext, WorkerContext
 from appliance.workflows.core.jobs import contain_defects
@@ -72,9 +71,7 @@ def check_status(context: WorkerContext, principal: str, key: str) -> CheckStatu
     Raises:
         NotFound: The principal did not start this check. Others may not see it, since it quotes rows.
     """
-    stream = context.progress.read_own(key, principal) if key.startswith(f"{_KIND}:{principal}:") else None
-    if stream is None:
-        raise NotFound(f"dataset check: expected the key of a check that {principal} started, got {show(key)}")
+    stream = context.progress.read_personal(_KIND, key, principal)
     return CheckStatus(result=stream.result, error=stream.error, ended=stream.ended)
 
 

@@ -143,7 +143,7 @@ def _end_unsent(context: ServingContext, answers: Answers, error: ApplianceError
     attempt.
     """
     try:
-        append(context, _make_event_without_answers(answers.preview, error.code), outcome="failure")
+        append(context, make_event_without_answers(answers.preview, error.code), outcome="failure")
     except Unavailable:
         context.answers.put(answers)
         return
@@ -216,7 +216,7 @@ def _record_delivery(context: WorkerContext, answers: Answers, is_whole: bool) -
                 return
             except Denied:
                 pass  # the adapter was withdrawn while the response was sent
-        append_with_retry(context, _make_event_without_answers(preview, "not-delivered"), outcome="interrupted")
+        append_with_retry(context, make_event_without_answers(preview, "not-delivered"), outcome="interrupted")
     finally:
         _disown(context, preview.order)
         context.progress.forget(_key_of(preview))
@@ -225,13 +225,14 @@ def _record_delivery(context: WorkerContext, answers: Answers, is_whole: bool) -
 def _fail(context: WorkerContext, preview: Preview, error: ApplianceError) -> None:
     """End a preview without answers."""
     try:
-        append_with_retry(context, _make_event_without_answers(preview, error.code), outcome="failure")
+        append_with_retry(context, make_event_without_answers(preview, error.code), outcome="failure")
     finally:
         _disown(context, preview.order)
     context.progress.end(_key_of(preview), error=WorkError(code=error.code, message=error.message))
 
 
-def _make_event_without_answers(preview: Preview, code: str) -> SamplesShown | TryFinished:
+def make_event_without_answers(preview: Preview, code: str) -> SamplesShown | TryFinished:
+    """Return the event of a preview that ends without answers."""
     ended: dict[str, Any] = {"order": preview.order, "adapter": preview.adapter, "by": preview.by, "code": code}
     return (
         SamplesShown(**ended, rows=0, released=None) if preview.kind == "samples" else TryFinished(**ended, answers=())
