@@ -23,7 +23,7 @@ from appliance.store.ledger.keys import LastSigned
 
 
 class SignerKeys:
-    """The keys of a log that are in the signer.
+    """The keys of a log that are in the signer, with the methods of `ServiceKeys` and of `SigningRecord`.
 
     Each request can be repeated without harm, so after a broken connection it is sent once more on a new one.
     """
@@ -37,11 +37,9 @@ class SignerKeys:
 
     @property
     def place(self) -> str:
-        """Return the place of the keys, for messages."""
         return f"the signer at {self._path}"
 
     def has_log_key(self, vkey: str) -> bool:
-        """Return True if the signer has the key."""
         return vkey in self._log_keys or vkey in self.list_log_keys()
 
     def sign_checkpoint(
@@ -68,37 +66,30 @@ class SignerKeys:
         return parse_text(header.get("origin"), "signer, origin") or None
 
     def last_signed(self, origin: str) -> LastSigned | None:
-        """Return the last checkpoint that the signer has signed."""
         header, note = self._ask("last-signed", {"origin": origin})
         size = parse_count(header.get("size"), "signer, size")
         return LastSigned(size, parse_base64(header["root"], "signer, root", size=HASH_BYTES), note) if size else None
 
     def sign_snapshot(self, seal: LogSeal) -> bytes:
-        """Have the signer sign the seal."""
         return self._ask("sign-snapshot", {"seal": encode_seal(seal)})[1]
 
     def sign_backup(self, backup: Backup) -> bytes:
-        """Have the signer sign the manifest of a backup."""
         return self._ask("sign-backup", {}, encode_backup(backup))[1]
 
     def list_log_keys(self) -> list[str]:
-        """Return the vkeys of the signer's log keys."""
         header, _ = self._ask("keys", {"origin": self.origin})
         self._log_keys = [parse_text(key, "signer, key") for key in parse_list(header.get("log"), "signer, keys")]
         return self._log_keys
 
     def next_log_key(self, used: Collection[str], *, post_quantum: bool = False) -> str:
-        """Return an unused log key of the signer, or have it make one."""
         header = {"origin": self.origin, "used": list(used), "post_quantum": post_quantum}
         return parse_text(self._ask("create-log-key", header)[0].get("key"), "signer, key")
 
     def adapter_signer(self, *, post_quantum: bool = False) -> Signer:
-        """Return a signer of adapters whose key is in the signer."""
         header, _ = self._ask("adapter-key", {"post_quantum": post_quantum})
         return self._make_adapter_signer(header, post_quantum=post_quantum)
 
     def post_quantum_adapter_key(self) -> Signer:
-        """Return the second signer of adapters; have its key made if there is none."""
         return self._make_adapter_signer(self._ask("create-adapter-key", {})[0], post_quantum=True)
 
     def _make_adapter_signer(self, header: dict[str, Any], *, post_quantum: bool) -> Signer:
@@ -109,7 +100,6 @@ class SignerKeys:
         return RemoteSigner(parse_base64(header.get("key"), "signer, adapter key"), sign)
 
     def close(self) -> None:
-        """Close the connection; it is opened again on the next use."""
         with self._lock:
             self._drop()
 

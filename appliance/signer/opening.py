@@ -91,12 +91,7 @@ def _open(folder: Path, keys: KeyStore, record: SignerRecord) -> Operations:
 
 
 def _has_log_key(keys: KeyStore, record: SignerRecord) -> bool:
-    """Return True if the record belongs to the log key, and False if there is no key and no id in the record.
-
-    Raises:
-        Conflict: the record has no id of a log key, or that of another one.
-        NotFound: the record belongs to a key that is not here.
-    """
+    """Return True if the record belongs to the log key, and False if there is no key and no id in the record."""
     expected = record.read_log_key()
     try:
         got = keys.open_signer(LOG_KEY).keyid

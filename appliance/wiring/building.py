@@ -225,11 +225,9 @@ def service(
 
 
 def _compare_with_notes(context: Context, *, restoration: bool) -> None:
-    """Compare the log with the notes beside it. With `restoration`, a log that lacks entries awaits their restoration.
+    """Compare the log with the notes beside it.
 
-    Raises:
-        Tampered: The log lacks entries, or the notes are missing.
-        Conflict: A restoration is awaited, and the log lacks nothing.
+    With `restoration`, a log that lacks entries awaits their restoration.
     """
     store_signer_checkpoint(context)
     give_up_notes(context)
@@ -261,9 +259,6 @@ def _load(
     """Load the ledger. If the log does not continue the state snapshot, replay every entry and return the snapshot.
 
     The log lost entries then, or has others. The caller compares the snapshot's checkpoint as it does those of others.
-
-    Raises:
-        Tampered: The ledger fails its verification, or no restoration can continue it.
     """
 
     def on_progress(folded: int, size: int) -> None:

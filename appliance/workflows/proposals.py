@@ -21,7 +21,7 @@ from appliance.workflows.releases.review import find_adapter
 
 
 class StateLookup:
-    """A reader of the values that orders are completed with, from the service's state and machine."""
+    """A `Lookup` that reads the service's state and machine."""
 
     def __init__(self, context: RunContext) -> None:
         self._context = context
@@ -31,7 +31,6 @@ class StateLookup:
         return self._context.ledger.state
 
     def find_artifact(self, kind: Kind, name: str) -> ProvenValue[Artifact]:
-        """Return the digests of an adapter, a base, a dataset or a validation set."""
         state = self._state
         if kind == "adapter":
             adapter = find_adapter(state, name)
@@ -41,16 +40,13 @@ class StateLookup:
         return ProvenValue(Artifact(tables[kind].require(name).digest))
 
     def find_request(self, adapter: str, unit: str) -> ProvenValue[str] | None:
-        """Return the digest of the unit's valid release request for the adapter, or None."""
         request = find_current_request(self._state, find_adapter(self._state, adapter), unit)
         return None if request is None else ProvenValue(request.order)
 
     def read_parameters(self) -> ProvenValue[Parameters]:
-        """Return the parameters of the valid policy set."""
         return ProvenValue(self._state.parameters)
 
     def read_training_facts(self, base: str, dataset: str) -> UnprovenValue[TrainingFacts]:
-        """Return the facts for a recipe on this base and dataset, measured by the service."""
         return UnprovenValue(recipe_facts(self._context, base, dataset).for_orders)
 
 

@@ -140,11 +140,7 @@ def read_copied_log(connection: Connection, trust: Trust, kept: SnapshotContent 
 
 
 def _check_documents(connection: Connection) -> None:
-    """Check that the bytes of each document have its digest.
-
-    Raises:
-        Tampered: one has not.
-    """
+    """Check that the bytes of each document have its digest."""
     every = select(documents.c.digest, documents.c.bytes).execution_options(yield_per=100)
     for digest, data in connection.execute(every):
         if (got := digest_bytes(data)) != (expected := f"sha256:{digest.hex()}"):

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from appliance.build import COMPATIBILITY, build_version
+from appliance.domain.core.records.site import LogKey
 from appliance.domain.core.state import State
 from appliance.errors import ApplianceError, BadInput, Conflict, NotFound, Tampered, Unavailable
 from appliance.formats.artifacts.manifest import MANIFEST_PATH, encode_manifest
@@ -47,7 +48,7 @@ from appliance.store.ledger.copies import copy_database, find_erasures
 from appliance.store.ledger.keys import KeyringKeys, ServiceKeys
 from appliance.store.ledger.snapshots import Snapshots
 from appliance.workflows.backups.contents import check_keys
-from appliance.workflows.backups.listing import LogKeys, read_backup
+from appliance.workflows.backups.listing import read_backup
 from appliance.workflows.integrity import list_sealed_folders
 from appliance.workflows.runs import checkpoints
 from appliance.workflows.serving.serve import DIGEST_KEY
@@ -203,7 +204,7 @@ def create(
     return MadeBackup(backup, writer.new_bytes, missing)
 
 
-def _list_known(folder: BackupFolder, log_keys: LogKeys) -> Known:
+def _list_known(folder: BackupFolder, log_keys: tuple[LogKey, ...]) -> Known:
     """Return the objects of the earlier backups whose signature is valid."""
     known: dict[str, StoredObject] = {}
     for name in folder.names():
@@ -331,12 +332,7 @@ class _Writer:
 
 
 def _add_sealed(writer: _Writer, places: Places, state: State) -> Iterator[str]:
-    """Add the sealed folders. Yield the subjects whose folder is missing and may be, since they are revoked.
-
-    Raises:
-        Unavailable: the folder of a valid subject is missing.
-        Tampered: a folder is not as it was sealed.
-    """
+    """Add the sealed folders. Yield the subjects whose folder is missing and may be, since they are revoked."""
     artifacts = Artifacts(places.home, places.shared)
     added: set[str] = set()
     for subject, digest, is_revoked in list_sealed_folders(state):

@@ -18,6 +18,7 @@ from appliance.access.cedar import CedarPolicies
 from appliance.domain.audit.report import require_cedar_policies
 from appliance.domain.audit.verify import verify_log
 from appliance.domain.core.entry import Entry, parse_entry
+from appliance.domain.core.records.site import LogKey
 from appliance.domain.core.state import State
 from appliance.domain.retention import LogArchived, TextErased
 from appliance.errors import ApplianceError, BadInput, Conflict, NotFound, Tampered
@@ -39,7 +40,7 @@ from appliance.store.files.lock import hold_lock
 from appliance.store.ledger.checks import reading
 from appliance.store.ledger.copies import LogCopy, erase_texts, read_database, restore_dump, roots_at
 from appliance.workflows.backups.contents import check_folders, check_keys
-from appliance.workflows.backups.listing import LogKeys, read_backup
+from appliance.workflows.backups.listing import read_backup
 from appliance.workflows.backups.making import Places
 from appliance.workflows.backups.moving import (
     MARK,
@@ -78,7 +79,7 @@ class RestoreRequest:
     identities: Sequence[AgeIdentity]
     home: Path
     trust: Trust
-    log_keys: LogKeys
+    log_keys: tuple[LogKey, ...]
     erasures: Path | None = None
     checkpoints: Sequence[Path] = ()
 
@@ -164,9 +165,6 @@ def _check_empty(path: Path, *, is_home: bool = True) -> None:
     """Check that a folder is empty or absent. What an interrupted restore left in a home does not count.
 
     Of another folder only the staging folder does not count: the other files may be those of a service.
-
-    Raises:
-        Conflict: it has other files, or belongs to another account.
     """
     if not os.path.lexists(path):
         return
@@ -386,11 +384,7 @@ class _Layout:
 
 
 def _open_database(layout: _Layout, backup: Backup, trust: Trust) -> LogCopy:
-    """Verify the copy of the log; a dump is put into the database that the settings name.
-
-    Raises:
-        Conflict: that database has tables.
-    """
+    """Verify the copy of the log; a dump is put into the database that the settings name."""
     copied = check_database(backup, layout.database, trust)
     if copied is None:
         _check_connection(layout.places.database_url)
@@ -469,11 +463,7 @@ def _require_verified(export: ParsedExport, request: RestoreRequest, now: str) -
 
 
 def _read_later(export: ParsedExport, request: RestoreRequest, copied: LogCopy) -> tuple[Frontier, list[Entry]]:
-    """Return the right edge of the export's tree, and the erasures and archives after the backup.
-
-    Raises:
-        Tampered: the export does not continue the backup's log.
-    """
+    """Return the right edge of the export's tree, and the erasures and archives after the backup."""
     frontier, later = Frontier.EMPTY, []
     for count, data in enumerate(export.entries(), 1):
         frontier = frontier.append(hash_line(data))

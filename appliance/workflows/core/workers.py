@@ -167,11 +167,7 @@ def _no_result(how: str) -> Unavailable:
 
 
 def _receive(started: RunningWorker, deadline: float) -> tuple[Frame, bytes] | None:
-    """Return the next frame, or None at the end.
-
-    Raises:
-        TooLarge: With the code `time-limit`, if no frame comes by the deadline.
-    """
+    """Return the next frame, or None at the end."""
     left = deadline - time.monotonic()
     try:
         received = started.receive(max(0.0, min(SILENCE_S, left)))

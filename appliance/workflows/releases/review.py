@@ -158,18 +158,16 @@ def read_reported_state(context: LedgerContext, name: str) -> ReportedState:
 
 
 class StatePageSource:
-    """A lookup that reads the service's own ledger, folders and state."""
+    """A `PageSource` that reads the service's own ledger, folders and state."""
 
     def __init__(self, context: LedgerContext) -> None:
         self._context = context
         self._reported_states: dict[str, ReportedState] = {}
 
     def adapter_keys(self, index: int) -> tuple[bytes, ...]:
-        """Return the SPKIs whose signatures an adapter needs that was sealed by the entry of this index."""
         return self._context.ledger.state.site.adapter_keys(index)
 
     def entry(self, index: int) -> RecordedEntry:
-        """Return an entry of the ledger."""
         ledger = self._context.ledger
         documents = ledger.documents_of(index)
         bound = [
@@ -182,14 +180,12 @@ class StatePageSource:
         return RecordedEntry(entry, documents, tuple(ledger.disclosures(bound).values()))
 
     def file(self, adapter: str, manifest: str, file: ManifestFile) -> bytes:
-        """Return a file of a sealed folder after comparing its digest."""
         data = self._context.artifacts.read(manifest, file.path)
         if digest_bytes(data) != file.digest:
             raise Tampered(f"adapter {adapter}, {file.path}: expected {file.digest}, got {digest_bytes(data)}")
         return data
 
     def reported_state(self, adapter: str) -> ReportedState:
-        """Return the present state of an adapter."""
         if adapter not in self._reported_states:
             self._reported_states[adapter] = read_reported_state(self._context, adapter)
         return self._reported_states[adapter]

@@ -343,11 +343,7 @@ def _unit_of(slot: str) -> str:
 
 
 def _check_calls(calls: object, text: str) -> None:
-    """Check that a token's calls are well formed and not much longer than their text. Numbers may be written out.
-
-    Raises:
-        BadInput: They are not.
-    """
+    """Check that a token's calls are well formed and not much longer than their text. Numbers may be written out."""
     if not isinstance(calls, list) or not all(
         isinstance(call, dict)
         and call.keys() == {"name", "arguments"}
