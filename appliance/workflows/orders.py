@@ -245,7 +245,7 @@ def _decide_and_record(
     Such an entry may change the decision or take the number that the order's entry was to have.
     """
     for left in reversed(range(_ATTEMPTS)):
-        before = context.ledger.others
+        before = context.ledger.replayed_from_others
         try:
             _decide(context, accepted.order)
             _refuse_for(accepted.order, submission.refuse(accepted.order))
@@ -256,7 +256,7 @@ def _decide_and_record(
             raise
         except ApplianceError:
             context.refresh()
-            if not left or context.ledger.others == before:
+            if not left or context.ledger.replayed_from_others == before:
                 raise
     raise AssertionError("unreachable")
 

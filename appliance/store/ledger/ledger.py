@@ -114,7 +114,7 @@ class Ledger:
         self._followed: deque[Entry] = deque()
         self.loads = 0
         """Number of full loads; they include entries of other processes, which `take_followed` does not return."""
-        self.others = 0
+        self.replayed_from_others = 0
         """Number of entries of other processes that were replayed since the load."""
         self.committed: bytes | None = None
         """The signed checkpoint of this process's last commit."""
@@ -174,10 +174,10 @@ class Ledger:
     def refresh(self) -> bool:
         """Replay what other processes have appended; return True if there was anything."""
         with self.lock, database_errors("ledger"):
-            log_state, before = self._current(), self.others
+            log_state, before = self._current(), self.replayed_from_others
             with connect_reader(self._engine) as connection:
                 self._catch_up(connection, log_state, rows.read_head(connection))
-            return self.others != before
+            return self.replayed_from_others != before
 
     def take_followed(self) -> list[Entry]:
         """Return the entries of other processes that were replayed since the last call, in order."""
@@ -222,7 +222,7 @@ class Ledger:
         self._keep(log_state, log_state.frontier.root())
 
     def _follow(self, entry: Entry) -> None:
-        self.others += 1
+        self.replayed_from_others += 1
         if self.fence is not None:
             self._followed.append(entry)
 

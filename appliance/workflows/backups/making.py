@@ -1,4 +1,4 @@
-"""Encrypted backups of an appliance: made beside a running service or without one, listed, verified and removed.
+"""The creation of an encrypted backup of an appliance, beside a running service or without one.
 
 The database is copied first, then the sealed folders that its log names. A folder is sealed before the entry that names
 it is appended, so the folders of the copied log are there. Files that no entry names yet are left out.

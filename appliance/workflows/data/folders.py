@@ -108,7 +108,7 @@ def secret_name(dataset: str) -> str:
 _MAX_ABOUT_BYTES = 4_000_000
 
 
-def read_teaching(context: LedgerContext, dataset: Dataset) -> InstructedDataset:
+def read_training_description(context: LedgerContext, dataset: Dataset) -> InstructedDataset:
     """Return the training data's description and its instruction, or None for an erased instruction.
 
     Raises:

@@ -162,7 +162,7 @@ def resume_work(context: RunContext) -> None:
             replay.enqueue(context, wanted.order)
 
 
-def resume_forgotten(context: RunContext) -> None:
+def start_missed_work(context: RunContext) -> None:
     """Start ordered work that never started, because the reply to its commit was lost and the client got an error."""
     if context.runs_here and not context.runs.busy:
         resume_work(context)

@@ -52,9 +52,9 @@ def effective_access_at(context: LedgerContext, unit: str, at: str | None) -> Ef
 def effective_access_page(
     context: LedgerContext, unit: str, at: str | None, *, past: str = "", most: int | None
 ) -> tuple[EffectiveAccess, str | None]:
-    """Return the same with only `most` of the adapters that no release named, and the `past` of the next page or None.
+    """Return one page of a unit's effective access, and the `past` of the next page or None.
 
-    The page begins with the first adapter after `past`.
+    The page has at most `most` of the adapters that no release named, from the first one after `past` on.
     """
     window = None if most is None else Window(past, most)
     index, now = find_moment(context, at)

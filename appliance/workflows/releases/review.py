@@ -80,8 +80,8 @@ def adapter_row(context: LedgerContext, adapter: Adapter) -> releases.Adapter:
 def _describe_review(state: State, adapter: Adapter, review: ReviewRecord, now: Time) -> releases.Review:
     own = {field.name: getattr(review, field.name) for field in fields(review)}
     found = find_review_status(state, adapter, review, now)
-    reported_state = {field.name: getattr(found, field.name) for field in fields(found)}
-    return releases.Review(**own, again_by=find_reattestation_deadline(state, adapter, review), **reported_state)
+    status = {field.name: getattr(found, field.name) for field in fields(found)}
+    return releases.Review(**own, again_by=find_reattestation_deadline(state, adapter, review), **status)
 
 
 def reviews_among(context: LedgerContext, entries: Iterable[tuple[int, bytes]]) -> dict[int, releases.Review]:

@@ -123,8 +123,8 @@ class EngineProcess:
         self._computed = 0
         self.alive = True
         try:
-            tuple_ = f"{recipe['quantisation']}-{recipe['compute_dtype']}"
-            key = f"serve-{base_digest.removeprefix('sha256:')[:16]}-{tuple_}"
+            form = f"{recipe['quantisation']}-{recipe['compute_dtype']}"
+            key = f"serve-{base_digest.removeprefix('sha256:')[:16]}-{form}"
             self._worker = self._stack.enter_context(
                 worker(
                     context,

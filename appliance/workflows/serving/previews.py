@@ -48,7 +48,7 @@ from appliance.workflows.core.prompts import ANSWERS_KEPT_S, Answers
 from appliance.workflows.core.record import Effect, append, lease_of
 from appliance.workflows.core.retry import append_with_retry
 from appliance.workflows.core.workers import Bounds, carry_out, check_sandbox, worker
-from appliance.workflows.data.folders import read_teaching
+from appliance.workflows.data.folders import read_training_description
 from appliance.workflows.data.imports import checked_base
 from appliance.workflows.integrity import quarantine_adapter
 from appliance.workflows.releases.exports import read_signatures
@@ -252,7 +252,7 @@ def _show_samples(context: WorkerContext, preview: Preview, order: ViewSamples) 
     adapter = _check_adapter(context, preview)
     root = context.ledger.root_at(adapter.index + 1)
     rows = draw_samples(adapter.manifest, root, _read_held_out_rows(context, adapter), order.count)
-    teaching = read_teaching(context, _check_dataset(context, adapter))
+    teaching = read_training_description(context, _check_dataset(context, adapter))
     questions = [
         {"rendered": _render_prompt(row), "labels": list(teaching.about.labels), "max_tokens": SAMPLE_TOKENS}
         for _, row in rows
@@ -322,7 +322,7 @@ def _try(
     context: WorkerContext, preview: Preview, order: TryAdapter, prompts: Sequence[Disclosure]
 ) -> tuple[TryFinished, dict[str, Any]]:
     adapter = _check_adapter(context, preview)
-    teaching = read_teaching(context, _check_dataset(context, adapter))
+    teaching = read_training_description(context, _check_dataset(context, adapter))
     if order.adds_instruction and teaching.instruction is None:
         raise Denied("try: expected the dataset's instruction, got one that was erased", code="instruction-erased")
     questions = [_build_question(teaching, order, prompt.text) for prompt in prompts]

@@ -33,7 +33,7 @@ from appliance.store.ledger.queue import AppendedEntry
 from appliance.workflows.core.context import Frame, LedgerContext, ServingContext, Signal
 from appliance.workflows.core.jobs import contain_defects
 from appliance.workflows.core.record import append
-from appliance.workflows.data.folders import disclosed_instruction, read_teaching
+from appliance.workflows.data.folders import disclosed_instruction, read_training_description
 from appliance.workflows.governance import UnitCaller
 from appliance.workflows.serving.answering import CUT_OFF, AnswerEnd, AnswerStream, LoadedSlot, make_lost_error
 from appliance.workflows.serving.slots import Slots
@@ -116,7 +116,7 @@ def describe_served_model(context: LedgerContext, caller: UnitCaller, served_mod
     dataset = None if adapter is None else state.datasets.get(adapter.dataset)
     for model in list_served_models(context, caller):
         if model["id"] == served_model and release is not None and dataset is not None:
-            return {**model, **_describe_training(release, read_teaching(context, dataset))}
+            return {**model, **_describe_training(release, read_training_description(context, dataset))}
     raise make_unknown_model_error(caller, served_model)
 
 
@@ -386,7 +386,7 @@ class ServingWorkflow:
         self._slots.settle()
 
     def follow(self) -> None:
-        """Do the same after entries of other processes. Work that waits for an engine is left to another thread."""
+        """Close obsolete slots after other processes appended entries. Another thread waits for the engines."""
         self._close_obsolete()
         threading.Thread(target=self._empty_closed_slots, name="emptying", daemon=True).start()
 

@@ -394,5 +394,5 @@ def _unload_or_end(engine: EngineProcess, slot: str) -> None:
     except NotFound:
         return
     except ApplianceError as error:
-        log.critical("ALARM: the engine did not let go of slot %s and is ended: %s", slot, error.message)
+        log.critical("ALARM: the engine did not unload slot %s, and the service ended it: %s", slot, error.message)
         engine.close()
