@@ -206,7 +206,7 @@ def test_a_client_that_leaves_ends_its_verification(
         ended.set()
         raise Unavailable("program: expected a caller that waits for its answer, got none")
 
-    monkeypatch.setattr(verification, "run_program", wait)
+    monkeypatch.setattr(verification, "ask_program", wait)
     monkeypatch.setattr(log, "LONG_TIMEOUT_S", 2.0)
     office = open_office("staffed")
     with pytest.raises(Unavailable):

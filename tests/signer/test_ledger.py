@@ -21,6 +21,7 @@ from appliance.signer import operations as operations_module
 from appliance.signer import record as record_module
 from appliance.signer.operations import Operations
 from appliance.signer.record import FILE, SignerRecord
+from appliance.store.database.catalogue import check_catalogue
 from appliance.store.database.engine import migrate, open_engine
 from appliance.store.files.keyring import Keyring
 from appliance.store.ledger import ledger as ledger_module
@@ -91,7 +92,7 @@ def check_whole(place: Place, opened: Ledger) -> None:
     checkpoint = open_checkpoint(opened.checkpoint(), place.site.log_key)
     assert (checkpoint.size, checkpoint.root) == place.signed() == (opened.state.size, opened.edge.root())
     assert (place.home / PENDING).read_bytes() == b""
-    assert opened.check_projections() == [] == opened.check_schema()
+    assert opened.check_projections() == [] == opened.ask(check_catalogue)
 
 
 def test_a_signed_ledger_is_one_as_any_other(place: Place, ledger: Ledger, mia: Enrolment) -> None:

@@ -315,7 +315,7 @@ def _head(kind: str, answer: AnswerStream, model: str) -> Value:
         "object": kind,
         "created": int(time.time()),
         "model": model,
-        "system_fingerprint": answer.manifest,
+        "system_fingerprint": answer.loaded.row.manifest,
     }
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from appliance.domain.core.records.runs import Replay, Run, TrainingCheckpoint, checkpoint_key
-from appliance.domain.core.signatures import AcceptedOrder
 from appliance.domain.core.state import State
 from appliance.domain.runs.replays import ReplayFailed, ReplayFinished, ReplayRun, compare_replay
 from appliance.errors import ApplianceError, Denied, NotFound
@@ -159,14 +158,12 @@ def _measure(context: WorkerContext, replay: Replay, folder: Path, scratch: Path
     return result.get("largest_difference")
 
 
-def _check_kept(context: RunContext, accepted: AcceptedOrder) -> None:
+def _check_kept(context: RunContext, order: ReplayRun, _: str) -> None:
     """Check, before the order is recorded, that the state at the window's start still exists.
 
     Raises:
         NotFound: The state or the secret of a private run has been removed.
     """
-    order = accepted.order
-    assert isinstance(order, ReplayRun)
     run = context.ledger.state.runs.get(order.run)
     if run is not None and run.privacy is not None:
         read_secret(context, run)
@@ -178,4 +175,4 @@ def _check_kept(context: RunContext, accepted: AcceptedOrder) -> None:
         )
 
 
-EFFECTS = (Effect(ReplayRun, ready=_check_kept, start=lambda context, accepted: enqueue(context, accepted.digest)),)
+EFFECTS = (Effect(ReplayRun, ready=_check_kept, start=lambda context, _, digest: enqueue(context, digest)),)

@@ -25,11 +25,10 @@ from appliance.domain.queries.rows import MODELS, state_of
 from appliance.errors import BadInput, NotFound
 from appliance.store.ledger.ledger import Ledger
 from appliance.store.ledger.past import (
-    Version,
+    ValueSpan,
     Window,
     count_requests,
     last_at,
-    page_at,
     unit_state_at,
     values_at,
 )
@@ -165,16 +164,18 @@ def test_of_what_belongs_to_units_only_the_one_units_is_read(past: Ledger, told:
 def test_pages_of_a_kind_are_the_whole_of_it_at_any_entry(past: Ledger, told: LogBuilder) -> None:
     for at in (5, len(told.entries) // 2, len(told.entries) - 1):
         whole = past.ask(lambda connection, at=at: values_at(connection, at, ["key"]))
-        paged: list[Version] = []
+        paged: list[ValueSpan] = []
         while True:
             after = paged[-1].id if paged else ""
-            page = past.ask(lambda connection, at=at, after=after: page_at(connection, at, "key", after, 2))
+            page = past.ask(
+                lambda connection, at=at, after=after: values_at(connection, at, ["key"], past=after, limit=2)
+            )
             paged += page
             if len(page) < 2:
                 break
         assert paged == whole and len(whole) >= 2
     with pytest.raises(BadInput, match="expected one of"):
-        past.ask(lambda connection: page_at(connection, 1, "wether", "", 2))
+        past.ask(lambda connection: values_at(connection, 1, ["wether"], limit=2))
 
 
 def test_every_kind_that_is_projected_can_be_read_back(told: LogBuilder) -> None:

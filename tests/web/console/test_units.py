@@ -49,7 +49,7 @@ def desk(home: Path) -> Iterator[Console]:
 def speaking(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the served model's answers texts, though the log's own dataset has labels."""
     teaching = InstructedDataset(DatasetDescription("instruction", ()), "Be brief.")
-    monkeypatch.setattr(serve, "read_teaching", lambda context, dataset: teaching)
+    monkeypatch.setattr(serve, "read_training_description", lambda context, dataset: teaching)
 
 
 def _ask(browser: Browser, text: str = SECRET, **fields: str) -> httpx.Response:

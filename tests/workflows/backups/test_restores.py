@@ -22,6 +22,7 @@ from appliance.formats.core.merkle import Frontier
 from appliance.formats.log.checkpoint import Checkpoint, cosign, sign_checkpoint, witness_vkey_of
 from appliance.formats.log.note import Note, encode_note, parse_note, vkey_of
 from appliance.formats.signatures.keys import generate_ed25519
+from appliance.store.database.catalogue import check_catalogue
 from appliance.store.database.engine import open_engine
 from appliance.store.files import disk
 from appliance.store.files.encryption import make_identity
@@ -112,7 +113,7 @@ def test_a_restore_into_a_new_postgresql_database(
     with wiring.service(load_settings(home, environment), restoration=True) as context:
         append(context, CHECKED)
         assert context.ledger.state.size == done.entries + 1
-        assert context.ledger.check_schema() == []
+        assert context.ledger.ask(check_catalogue) == []
         assert context.ledger.disclosures([disclosed.commitment]) == {}
 
 

@@ -13,7 +13,7 @@ from appliance.formats.log.note import parse_note
 from appliance.web.console.core.page import PEOPLE, CsvTable, Page, PageValue, Query, Viewer
 from appliance.web.console.core.render import LogCondition, find_log_condition, seconds_since
 from appliance.workflows.core.context import LedgerContext
-from appliance.workflows.queries.questions import list_state_objects
+from appliance.workflows.queries.questions import state_as_of
 
 
 class LastCosignature(PageValue):
@@ -140,7 +140,7 @@ def past(context: LedgerContext, viewer: Viewer, query: PastQuery) -> Past:
     if query.kind not in kinds:
         raise BadInput(unknown_word("kind", query.kind, kinds, "a kind of object"))
     at = parse_point(query.at, "at", context.clock(), end_of_day=True)
-    found = list_state_objects(context, at, query.kind, query.past or "", MOST_ROWS + 1)
+    found = state_as_of(context, at, (query.kind,), past=query.past or "", limit=MOST_ROWS + 1)
     rows = found.rows
     return Past(
         as_of=found.as_of,

@@ -179,8 +179,8 @@ def _gather(runner: RequestRunner, kind: str, body: AnyRequest, context: Request
     shares = read_shares(text) if kind == "classify" else {}
     return ShownResponse(
         request=answer.request,
-        adapter=answer.adapter,
-        manifest=answer.manifest,
+        adapter=answer.loaded.row.adapter,
+        manifest=answer.loaded.row.manifest,
         entry=int(json.loads(record["entry"])["index"]),
         finish_reason=str(done["finish_reason"]),
         tokens_read=int(done["prompt_tokens"]),
