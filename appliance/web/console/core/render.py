@@ -104,7 +104,6 @@ def make_environment(assets: Assets) -> Environment:
         words=words,
         decimal=decimal,
         short=shorten_decimals,
-        p_value=p_value,
         json=pretty,
         label=label,
         subject=subject,
@@ -216,12 +215,6 @@ def decimal(value: object, places: int = 3) -> str:
         return "–" if value is None else f"{float(str(value)):.{places}f}"
     except ValueError:
         return str(value)
-
-
-def p_value(value: object) -> str:
-    """Format a p-value with four places; a smaller one as "below 0.0001"."""
-    shown = decimal(value, 4)
-    return "below 0.0001" if shown == "0.0000" and float(str(value)) > 0 else shown
 
 
 def pretty(value: object) -> str:
