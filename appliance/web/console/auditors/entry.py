@@ -35,12 +35,12 @@ def proof_routes(desk: Desk) -> list[Route]:
     """Return the routes of the proof and of the page that checks it."""
 
     def page(request: Request) -> Response:
-        desk.check(request, "page that checks proofs", EVERYBODY)
+        desk.viewer(request).require("page that checks proofs", EVERYBODY)
         # The page is saved and not opened here, so that it runs where the service cannot change it.
         return Response(PROOF_PAGE, media_type="application/octet-stream", headers=desk.named("proof.html"))
 
     def proof(request: Request) -> Response:
-        desk.check(request, "proof of an entry", PEOPLE)
+        desk.viewer(request).require("proof of an entry", PEOPLE)
         index = desk.entry(request)
         data = encode_entry_proof(log.entry_proof(desk.context, index))
         return Response(data, media_type="application/json", headers=desk.named(f"entry-{index}-proof.json"))

@@ -20,8 +20,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 
 from appliance.addresses import PREFIX
 from appliance.domain.core.decisions import OpenedPagePart
-from appliance.domain.core.roles import refuse_role
-from appliance.errors import ApplianceError, BadInput, Denied, NotAuthenticated, NotFound, RateLimited
+from appliance.errors import ApplianceError, BadInput, NotAuthenticated, NotFound, RateLimited
 from appliance.formats.core.text import safe_cell
 from appliance.web.console.core.events import RecentEntries
 from appliance.web.console.core.page import CsvTable, Page, Viewer, parse_query
@@ -125,12 +124,6 @@ class Desk:
         principal = self.context.ledger.state.principals.get(session.principal)
         roles = () if principal is None else principal.roles
         return Viewer(session.principal, roles, session.expires_at, csrf_of(secret))
-
-    def check(self, request: Request, what: str, roles: Sequence[str]) -> None:
-        """Raise Denied if the viewer has none of the roles that a file requires."""
-        viewer = self.viewer(request)
-        if not viewer.has(*roles):
-            raise Denied(what, refusals=(refuse_role(viewer.name, viewer.roles, roles),))
 
     def entry(self, request: Request) -> int:
         """Return the number of the entry in the path.

@@ -73,6 +73,11 @@ class Viewer:
         """Return True if the viewer has a role of one of these kinds."""
         return any(kind in self.kinds for kind in kinds)
 
+    def require(self, what: str, kinds: Sequence[str]) -> None:
+        """Raise Denied if the viewer has no role of these kinds. `what` is the refused thing."""
+        if not self.has(*kinds):
+            raise Denied(what, refusals=(refuse_role(self.name, self.roles, kinds),))
+
     def may_sign(self, signers: Sequence[str]) -> bool:
         """Return True if the viewer has a role of these signers of an action. Relations to the thing do not count."""
         kinds = {signer.partition(":")[0] for signer in signers}
@@ -110,9 +115,7 @@ class Page:
 
     def check(self, viewer: Viewer) -> None:
         """Raise Denied if the viewer has none of the page's roles."""
-        if not viewer.has(*self.seen_by):
-            refused = (refuse_role(viewer.name, viewer.roles, self.seen_by),)
-            raise Denied(f"page {self.path}, which none of your roles opens", refusals=refused)
+        viewer.require(f"page {self.path}, which none of your roles opens", self.seen_by)
 
 
 def parse_query(model: type[Query], path: dict[str, Any], parameters: QueryParams) -> Query:
