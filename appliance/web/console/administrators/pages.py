@@ -28,7 +28,7 @@ from appliance.domain.serving.tokens import RevokeTokens
 from appliance.errors import NotFound, Refusal
 from appliance.formats.signatures.dsse import encode_envelope
 from appliance.web.console.auditors.entry import read_order
-from appliance.web.console.core.page import PAGE_ROWS, PEOPLE, CsvTable, Page, PageValue, Query, Viewer
+from appliance.web.console.core.page import PAGE_ROWS, CsvTable, Page, PageValue, Query, Viewer
 from appliance.web.console.core.render import link, seconds_since
 from appliance.workflows.core.context import LedgerContext, RunContext
 from appliance.workflows.operations.status import storage, work
@@ -110,17 +110,7 @@ def _health_table(value: Health) -> CsvTable:
 
 def make_health_page(examine: Examine) -> Page:
     """Return the page of health and storage."""
-    return Page(
-        "/health",
-        "Health and storage",
-        PEOPLE,
-        HealthQuery,
-        partial(health, examine),
-        "administrators/health.html",
-        _health_table,
-        "Site",
-        "health",
-    )
+    return Page("/health", "Health and storage", partial(health, examine), _health_table, group="Site", symbol="health")
 
 
 class OrderRow(PageValue):
@@ -191,9 +181,7 @@ def _orders_table(value: Orders) -> CsvTable:
     return CsvTable(headers, [[getattr(one, name) for name in headers] for one in value.orders])
 
 
-ORDERS_PAGE = Page(
-    "/orders", "Waiting orders", PEOPLE, Query, orders, "administrators/orders.html", _orders_table, "Site", "order"
-)
+ORDERS_PAGE = Page("/orders", "Waiting orders", orders, _orders_table, group="Site", symbol="order")
 
 
 class PeopleQuery(Query):
@@ -475,18 +463,8 @@ def _keys_table(value: PersonPage) -> CsvTable:
     return CsvTable(headers, [[getattr(one, name) for name in headers] for one in value.keys])
 
 
-PEOPLE_PAGE = Page(
-    "/people",
-    "People and units",
-    PEOPLE,
-    PeopleQuery,
-    people,
-    "administrators/people.html",
-    _people_table,
-    "Site",
-    "people",
-)
-PERSON = Page("/people/{name}", "Person", PEOPLE, PersonQuery, person, "administrators/person.html", _keys_table)
+PEOPLE_PAGE = Page("/people", "People and units", people, _people_table, group="Site", symbol="people")
+PERSON = Page("/people/{name}", "Person", person, _keys_table)
 
 
 _ADOPTED = ("appliance.initialized", "policy.adopted")
@@ -533,6 +511,4 @@ def _policy_table(value: PolicyPage) -> CsvTable:
     return CsvTable(("parameter", "value"), list(value.parameters.items()))
 
 
-POLICY_PAGE = Page(
-    "/policy", "Policy", PEOPLE, Query, policy, "administrators/policy.html", _policy_table, "Site", "policy"
-)
+POLICY_PAGE = Page("/policy", "Policy", policy, _policy_table, group="Site", symbol="policy")

@@ -7,7 +7,7 @@ from appliance.domain.queries import effective_access as queries
 from appliance.domain.queries.effective_access import ServedModelAnswer, UnitAccess
 from appliance.errors import BadInput, Refusal
 from appliance.formats.core.timestamp import parse_point
-from appliance.web.console.core.page import PEOPLE, CsvTable, Page, PageValue, Query, Viewer
+from appliance.web.console.core.page import CsvTable, Page, PageValue, Query, Viewer
 from appliance.workflows.core.context import LedgerContext
 from appliance.workflows.queries.questions import effective_access_page
 from appliance.workflows.queries.spans import effective_access_periods
@@ -217,15 +217,10 @@ def _table(value: EffectiveAccessPage) -> CsvTable:
 
 
 PAGE = Page(
-    *(
-        "/effective-access",
-        "Effective access",
-        PEOPLE,
-        EffectiveAccessQuery,
-        effective_access,
-        "auditors/effective_access.html",
-        _table,
-    ),
+    "/effective-access",
+    "Effective access",
+    effective_access,
+    _table,
     group="Audit",
     symbol="load",
     without_results=_without_answer,

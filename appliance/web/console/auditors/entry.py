@@ -213,4 +213,4 @@ def _is_table(value: Any) -> bool:
     return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(one, dict) for one in value))
 
 
-PAGE = Page("/log/{index}", "Entry", PEOPLE, EntryQuery, entry, "auditors/entry.html")
+PAGE = Page("/log/{index}", "Entry", entry)

@@ -16,7 +16,7 @@ from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.records.site import Archive
 from appliance.formats.core.timestamp import parse_moment
 from appliance.reports.review.words import name_decision
-from appliance.web.console.core.page import PAGE_ROWS, PEOPLE, CsvTable, Page, PageValue, Query, Viewer
+from appliance.web.console.core.page import PAGE_ROWS, CsvTable, Page, PageValue, Query, Viewer
 from appliance.workflows.core.context import LedgerContext
 from appliance.workflows.queries.log import LogFilters, complete_subject, count_facets, search
 from appliance.workflows.releases.review import reviews_among
@@ -177,12 +177,7 @@ def _table(value: Log) -> CsvTable:
     return CsvTable(headers, [[getattr(row, name) for name in headers] for row in value.entries])
 
 
-PAGE = Page(
-    *("/log", "Log", PEOPLE, LogQuery, log, "auditors/log.html", _table),
-    group="Audit",
-    symbol="log",
-    without_results=_without_entries,
-)
+PAGE = Page("/log", "Log", log, _table, group="Audit", symbol="log", without_results=_without_entries)
 
 
 class ArchivesQuery(Query):
@@ -223,8 +218,4 @@ def _archives_table(value: Archives) -> CsvTable:
     return CsvTable(headers, rows)
 
 
-ARCHIVES_PAGE = Page(
-    *("/archives", "Archives", PEOPLE, ArchivesQuery, archives, "auditors/archives.html", _archives_table),
-    group="Audit",
-    symbol="archive",
-)
+ARCHIVES_PAGE = Page("/archives", "Archives", archives, _archives_table, group="Audit", symbol="archive")

@@ -10,7 +10,7 @@ from appliance.errors import BadInput
 from appliance.formats.core.timestamp import parse_point
 from appliance.formats.log.checkpoint import parse_checkpoint
 from appliance.formats.log.note import parse_note
-from appliance.web.console.core.page import PEOPLE, CsvTable, Page, PageValue, Query, Viewer
+from appliance.web.console.core.page import CsvTable, Page, PageValue, Query, Viewer
 from appliance.web.console.core.render import LogCondition, find_log_condition, seconds_since
 from appliance.workflows.core.context import LedgerContext
 from appliance.workflows.queries.questions import list_state_objects
@@ -88,11 +88,7 @@ def _checkpoint_table(value: CheckpointPage) -> CsvTable:
     return CsvTable(headers, [[getattr(one, name) for name in headers] for one in value.witnesses])
 
 
-CHECKPOINT_PAGE = Page(
-    *("/checkpoint", "Log checkpoint", PEOPLE, Query, checkpoint, "auditors/checkpoint.html", _checkpoint_table),
-    group="Audit",
-    symbol="seal",
-)
+CHECKPOINT_PAGE = Page("/checkpoint", "Log checkpoint", checkpoint, _checkpoint_table, group="Audit", symbol="seal")
 
 
 MOST_ROWS = 20
@@ -162,8 +158,5 @@ def _table(value: Past) -> CsvTable:
 
 
 PAST_PAGE = Page(
-    *("/past", "State at a time", PEOPLE, PastQuery, past, "auditors/past.html", _table),
-    group="Audit",
-    symbol="past",
-    without_results=_without_moment,
+    "/past", "State at a time", past, _table, group="Audit", symbol="past", without_results=_without_moment
 )

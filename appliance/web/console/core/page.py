@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, get_origin
+from functools import cached_property, partial
+from typing import Any, NamedTuple, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.datastructures import QueryParams
@@ -92,18 +93,17 @@ class Viewer:
 class Page:
     """A page of the console.
 
-    `value` is called with the context, the viewer and the parsed query. `group` and `symbol` place the page in the
-    navigation; one without a group is linked from other pages. `opens` takes a value and whether all of it is sent, and
-    returns the adapter whose review page is shown and the parts that are shown.
+    `value` is called with the context, the viewer and the parsed query. Its folder and name are those of the template.
+    `group` and `symbol` place the page in the navigation; one without a group is linked from other pages. `opens` takes
+    a value and whether all of it is sent, and returns the adapter whose review page is shown and the parts that are
+    shown.
     """
 
     path: str
     title: str
-    seen_by: tuple[str, ...]
-    query: type[Query]
     value: Callable[[Context, Viewer, Any], PageValue]
-    template: str
     table: Callable[[Any], CsvTable] | None = None
+    seen_by: tuple[str, ...] = PEOPLE
     group: str = ""
     symbol: str = ""
     opens: Callable[[Any, bool], tuple[str, tuple[OpenedPagePart, ...]]] | None = None
@@ -112,6 +112,22 @@ class Page:
 
     The template receives the message as `problem` and shows it beside the field that it begins with.
     """
+
+    @cached_property
+    def query(self) -> type[Query]:
+        """The model of the values in the page's address."""
+        found: type[Query] = get_type_hints(self._function)["query"]
+        return found
+
+    @property
+    def template(self) -> str:
+        """The name of the page's template, such as `operators/runs.html`."""
+        function = self._function
+        return f"{function.__module__.split('.')[-2]}/{function.__name__}.html"
+
+    @property
+    def _function(self) -> Any:
+        return self.value.func if isinstance(self.value, partial) else self.value
 
     def check(self, viewer: Viewer) -> None:
         """Raise Denied if the viewer has none of the page's roles."""

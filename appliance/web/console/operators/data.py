@@ -9,7 +9,7 @@ from pydantic import Field
 from appliance.domain.core.names import versioned
 from appliance.domain.core.records.data import Base, Dataset, Import, ValidationSet
 from appliance.domain.data.imports import CancelImport
-from appliance.web.console.core.page import PAGE_ROWS, PEOPLE, CsvTable, Page, PageValue, Query, Viewer
+from appliance.web.console.core.page import PAGE_ROWS, CsvTable, Page, PageValue, Query, Viewer
 from appliance.web.console.core.render import link
 from appliance.web.console.operators.inputs import describe_set, find_ended
 from appliance.workflows.core.context import LedgerContext
@@ -124,7 +124,7 @@ def _list_all(value: Data) -> list[tuple[str, ImportedRow]]:
     return [(kind, one) for kind, listed in kinds for one in listed]
 
 
-PAGE = Page("/data", "Bases and datasets", PEOPLE, PagedQuery, data, "operators/data.html", _table, "Training", "data")
+PAGE = Page("/data", "Bases and datasets", data, _table, group="Training", symbol="data")
 
 
 class ImportsQuery(Query):
@@ -201,6 +201,4 @@ def _imports_table(value: Imports) -> CsvTable:
     return CsvTable(headers, [[getattr(one, name) for name in headers] for one in value.imports])
 
 
-IMPORTS_PAGE = Page(
-    "/imports", "Imports", PEOPLE, ImportsQuery, imports, "operators/imports.html", _imports_table, "Training", "import"
-)
+IMPORTS_PAGE = Page("/imports", "Imports", imports, _imports_table, group="Training", symbol="import")

@@ -23,7 +23,7 @@ from appliance.domain.evaluation.gates import parse_gates
 from appliance.domain.retention import LiftHold, PlaceHold
 from appliance.domain.runs.conditions import UNDER_WAY
 from appliance.errors import NotFound
-from appliance.web.console.core.page import PAGE_ROWS, PEOPLE, VERSIONED, Page, PageValue, Query, Viewer
+from appliance.web.console.core.page import PAGE_ROWS, VERSIONED, Page, PageValue, Query, Viewer
 from appliance.web.console.core.render import link
 from appliance.web.console.operators.records import train_form
 from appliance.workflows.core.context import LedgerContext
@@ -140,7 +140,7 @@ def _base_actions(state: State, viewer: Viewer, found: Base) -> Iterator[InputAc
     yield from _offer_hold(state, viewer, f"base:{found.name}")
 
 
-BASE = Page("/bases/{name}", "Base", PEOPLE, BaseQuery, base, "operators/base.html")
+BASE = Page("/bases/{name}", "Base", base)
 
 
 class VersionQuery(Query):
@@ -206,7 +206,7 @@ def _dataset_actions(state: State, viewer: Viewer, name: str, found: Dataset) ->
     yield from _offer_hold(state, viewer, f"dataset:{name}")
 
 
-DATASET = Page("/datasets/{name}", "Dataset", PEOPLE, VersionQuery, dataset, "operators/dataset.html")
+DATASET = Page("/datasets/{name}", "Dataset", dataset)
 
 
 class EvaluatedAdapter(PageValue):
@@ -296,6 +296,4 @@ def describe_set(found: ValidationSet) -> tuple[str, ...]:
     return tuple(text for name, text in words.items() if getattr(found, name))
 
 
-VALIDATION_SET = Page(
-    "/validation-sets/{name}", "Validation set", PEOPLE, VersionQuery, validation_set, "operators/validation_set.html"
-)
+VALIDATION_SET = Page("/validation-sets/{name}", "Validation set", validation_set)

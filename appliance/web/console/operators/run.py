@@ -32,7 +32,7 @@ from appliance.domain.runs.steps import best_step
 from appliance.domain.runs.training import RunFailed, Train
 from appliance.formats.core.text import show_bytes
 from appliance.formats.signatures.dsse import parse_envelope
-from appliance.web.console.core.page import PEOPLE, CsvTable, Page, PageValue, Query, Viewer
+from appliance.web.console.core.page import CsvTable, Page, PageValue, Query, Viewer
 from appliance.web.console.core.render import link
 from appliance.web.console.operators.live import progress_of
 from appliance.web.console.operators.records import (
@@ -275,4 +275,4 @@ def _table(value: RunPage) -> CsvTable:
     return CsvTable(("recipe", "value"), [[name, item] for name, item in value.recipe.items()])
 
 
-PAGE = Page("/runs/{run}", "Run", PEOPLE, RunQuery, run, "operators/run.html", _table)
+PAGE = Page("/runs/{run}", "Run", run, _table)

@@ -16,7 +16,7 @@ from appliance.domain.recipe.recipe import ResolvedRecipe
 from appliance.domain.runs.training import RECIPE_UNTRAINABLE
 from appliance.errors import ApplianceError, BadInput, Refusal, Rejected
 from appliance.formats.core.text import show_bytes
-from appliance.web.console.core.page import PAGE_ROWS, PEOPLE, CsvTable, Page, PageValue, Query, Viewer
+from appliance.web.console.core.page import PAGE_ROWS, CsvTable, Page, PageValue, Query, Viewer
 from appliance.web.console.core.render import words
 from appliance.web.console.operators.live import WITH_PROGRESS, Point, StepProgress, read_step_progress
 from appliance.web.console.operators.records import (
@@ -117,9 +117,7 @@ def _table(value: Runs) -> CsvTable:
     return CsvTable(headers, [[getattr(run, name) for name in headers] for run in value.runs])
 
 
-RUNS_PAGE = Page(
-    "/runs", "Runs", PEOPLE, RunsQuery, runs, "operators/runs.html", _table, group="Training", symbol="run"
-)
+RUNS_PAGE = Page("/runs", "Runs", runs, _table, group="Training", symbol="run")
 
 
 MOST = 6
@@ -212,11 +210,7 @@ def _curves_table(value: RunComparison) -> CsvTable:
     return CsvTable(("difference", *value.runs), rows)
 
 
-CURVES_PAGE = Page(
-    *("/compare", "Compare runs", PEOPLE, CompareQuery, compare, "operators/compare.html", _curves_table),
-    group="Training",
-    symbol="compare",
-)
+CURVES_PAGE = Page("/compare", "Compare runs", compare, _curves_table, group="Training", symbol="compare")
 
 
 def plan_of(context: RunContext, recipe: ResolvedRecipe) -> dict[str, str]:

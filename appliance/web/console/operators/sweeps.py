@@ -18,7 +18,7 @@ from appliance.domain.runs.control import Cancel, list_cancel_reasons
 from appliance.domain.runs.replays import find_behind, is_rung
 from appliance.domain.runs.steps import Reading, best_step
 from appliance.errors import ApplianceError, BadInput, NotFound
-from appliance.web.console.core.page import PAGE_ROWS, PEOPLE, CsvTable, Page, PageValue, Query, Viewer
+from appliance.web.console.core.page import PAGE_ROWS, CsvTable, Page, PageValue, Query, Viewer
 from appliance.web.console.core.render import link
 from appliance.web.console.operators.records import find_adapter_of_run, form_values, read_order, read_steps, train_form
 from appliance.web.console.operators.runs import MOST, plan_of
@@ -71,9 +71,7 @@ def _sweeps_table(value: Sweeps) -> CsvTable:
     return CsvTable(headers, [[getattr(one, name) for name in headers] for one in value.sweeps])
 
 
-SWEEPS_PAGE = Page(
-    "/sweeps", "Sweeps", PEOPLE, Query, sweeps, "operators/sweeps.html", _sweeps_table, "Training", "compare"
-)
+SWEEPS_PAGE = Page("/sweeps", "Sweeps", sweeps, _sweeps_table, group="Training", symbol="compare")
 
 
 class SweepQuery(Query):
@@ -176,7 +174,7 @@ def _sweep_table(value: SweepPage) -> CsvTable:
     return CsvTable(("run", *value.keys, "best_validation_loss", "step", "status", "adapter"), rows)
 
 
-SWEEP_PAGE = Page("/sweeps/{sweep}", "Sweep", PEOPLE, SweepQuery, sweep, "operators/sweep.html", _sweep_table)
+SWEEP_PAGE = Page("/sweeps/{sweep}", "Sweep", sweep, _sweep_table)
 
 
 class PlanQuery(Query):
@@ -303,4 +301,4 @@ def _planned(
     )
 
 
-PLAN_PAGE = Page("/start-sweep", "Start a sweep", ("operator",), PlanQuery, plan, "operators/start_sweep.html")
+PLAN_PAGE = Page("/start-sweep", "Start a sweep", plan, seen_by=("operator",))

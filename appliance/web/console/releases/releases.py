@@ -30,7 +30,7 @@ from appliance.domain.releases.requests import (
 from appliance.domain.releases.suspensions import list_suspensions
 from appliance.errors import NotFound, Refusal
 from appliance.reports.review.words import describe_conditions, describe_use, name_decision, tone_of_tier
-from appliance.web.console.core.page import EVERYBODY, PAGE_ROWS, PEOPLE, CsvTable, Page, PageValue, Query, Viewer
+from appliance.web.console.core.page import EVERYBODY, PAGE_ROWS, CsvTable, Page, PageValue, Query, Viewer
 from appliance.workflows.core.context import LedgerContext
 from appliance.workflows.releases.review import read_text
 
@@ -275,22 +275,8 @@ def _history_table(value: ReleasePage) -> CsvTable:
     return CsvTable(headers, [[getattr(one, name) for name in headers] for one in value.history])
 
 
-PAGE = Page(
-    *("/releases", "Releases", EVERYBODY, ReleasesQuery, releases, "releases/releases.html", _table),
-    group="Adapters",
-    symbol="release",
-)
-RELEASE = Page(
-    *(
-        "/releases/{unit}/{served_model}",
-        "Release",
-        EVERYBODY,
-        ReleaseQuery,
-        release,
-        "releases/release.html",
-        _history_table,
-    )
-)
+PAGE = Page("/releases", "Releases", releases, _table, seen_by=EVERYBODY, group="Adapters", symbol="release")
+RELEASE = Page("/releases/{unit}/{served_model}", "Release", release, _history_table, seen_by=EVERYBODY)
 
 
 class CandidatesQuery(Query):
@@ -393,13 +379,5 @@ def _candidates_table(value: Candidates) -> CsvTable:
 
 
 CANDIDATES_PAGE = Page(
-    "/candidates",
-    "Ready for release",
-    PEOPLE,
-    CandidatesQuery,
-    candidates,
-    "releases/candidates.html",
-    _candidates_table,
-    group="Adapters",
-    symbol="check",
+    "/candidates", "Ready for release", candidates, _candidates_table, group="Adapters", symbol="check"
 )

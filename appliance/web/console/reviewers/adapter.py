@@ -26,7 +26,7 @@ from appliance.errors import BadInput, NotFound, Tampered
 from appliance.reports.review.blocks import Cell, Section, make_row, make_table
 from appliance.reports.review.sections import make_sections
 from appliance.reports.review.words import tone_of_tier
-from appliance.web.console.core.page import PAGE_ROWS, PEOPLE, VERSIONED, CsvTable, Page, PageValue, Query, Viewer
+from appliance.web.console.core.page import PAGE_ROWS, VERSIONED, CsvTable, Page, PageValue, Query, Viewer
 from appliance.workflows.core.context import LedgerContext
 from appliance.workflows.queries.questions import read_adapter_history
 from appliance.workflows.releases.review import find_adapter, read_text, review_page
@@ -107,17 +107,7 @@ def _adapters_table(value: Adapters) -> CsvTable:
     return CsvTable(headers, [[getattr(one, name) for name in headers] for one in value.adapters])
 
 
-ADAPTERS_PAGE = Page(
-    "/adapters",
-    "Adapters",
-    PEOPLE,
-    AdaptersQuery,
-    adapters,
-    "reviewers/adapters.html",
-    _adapters_table,
-    "Adapters",
-    "adapter",
-)
+ADAPTERS_PAGE = Page("/adapters", "Adapters", adapters, _adapters_table, group="Adapters", symbol="adapter")
 
 
 Tab = Literal["summary", "changes", "quality", "data", "findings", "history", "signature"]
@@ -380,9 +370,7 @@ def _opens(value: AdapterPage, whole: bool) -> tuple[str, tuple[OpenedPagePart, 
     return value.name, () if value.review is None else open_parts(value.review, parts)
 
 
-PAGE = Page(
-    "/adapters/{name}", "Adapter", PEOPLE, AdapterQuery, adapter, "reviewers/adapter.html", _table, opens=_opens
-)
+PAGE = Page("/adapters/{name}", "Adapter", adapter, _table, opens=_opens)
 
 
 class Queue(PageValue):
@@ -420,14 +408,4 @@ def _queue_table(value: Queue) -> CsvTable:
     return CsvTable(headers, [[getattr(one, name) for name in headers] for one in value.waiting])
 
 
-QUEUE_PAGE = Page(
-    "/reviews",
-    "Reviews",
-    PEOPLE,
-    QueueQuery,
-    queue,
-    "reviewers/queue.html",
-    _queue_table,
-    group="Adapters",
-    symbol="review",
-)
+QUEUE_PAGE = Page("/reviews", "Reviews", queue, _queue_table, group="Adapters", symbol="review")

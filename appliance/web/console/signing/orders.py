@@ -45,7 +45,7 @@ from appliance.formats.core.digest import is_short_code
 from appliance.formats.signatures.dsse import encode_envelope, parse_envelope
 from appliance.reports.impact import describe_activation, describe_stop, list_terms
 from appliance.web.console.core.desk import Desk
-from appliance.web.console.core.page import PEOPLE, Page, PageValue, Query, Viewer
+from appliance.web.console.core.page import Page, PageValue, Query, Viewer
 from appliance.web.console.core.render import make_shell
 from appliance.web.console.core.security import source_of
 from appliance.web.console.core.why import Explained, explain
@@ -236,7 +236,7 @@ class OrderToSign(PageValue):
         return bool(self.refusal_reasons) or (self.comparison is not None and self.comparison.problem is not None)
 
 
-PAGE = Page("/sign/{action}", "Sign an order", PEOPLE, FormQuery, form, "signing/form.html")
+PAGE = Page("/sign/{action}", "Sign an order", form)
 
 
 def order_routes(desk: Desk) -> list[Route]:

@@ -109,9 +109,7 @@ def _waiting(context: LedgerContext, viewer: Viewer) -> Iterator[WaitingPasskey]
             )
 
 
-PAGE = Page(
-    "/passkeys", "Your passkeys", EVERYBODY, Query, passkeys, "signing/passkeys.html", group="Orders", symbol="check"
-)
+PAGE = Page("/passkeys", "Your passkeys", passkeys, seen_by=EVERYBODY, group="Orders", symbol="check")
 
 
 def passkey_routes(desk: Desk) -> list[Route]:

@@ -81,17 +81,7 @@ def _table(value: SessionsPage) -> CsvTable:
     return CsvTable(headers, [[getattr(one, name) for name in headers] for one in value.sessions])
 
 
-PAGE = Page(
-    "/sessions",
-    "Open sessions",
-    EVERYBODY,
-    Query,
-    sessions,
-    "signing/sessions.html",
-    _table,
-    group="Orders",
-    symbol="leave",
-)
+PAGE = Page("/sessions", "Open sessions", sessions, _table, seen_by=EVERYBODY, group="Orders", symbol="leave")
 
 
 def session_routes(desk: Desk) -> list[Route]:

@@ -119,7 +119,7 @@ class ShownResponse(PageValue):
     answer: str
 
 
-PAGE = Page(ASK, "Playground", ("unit",), PlaygroundQuery, ask, "units/ask.html", group="Your unit", symbol="load")
+PAGE = Page(ASK, "Playground", ask, seen_by=("unit",), group="Your unit", symbol="load")
 
 
 def ask_routes(desk: Desk, playground: Playground | None) -> list[Route]:

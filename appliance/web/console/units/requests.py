@@ -99,11 +99,7 @@ def _table(value: Requests) -> CsvTable:
     return CsvTable(headers, [[getattr(one, name) for name in headers] for one in value.requests])
 
 
-PAGE = Page(
-    *("/requests", "Requests", ("unit",), RequestsQuery, requests, "units/requests.html", _table),
-    group="Your unit",
-    symbol="log",
-)
+PAGE = Page("/requests", "Requests", requests, _table, seen_by=("unit",), group="Your unit", symbol="log")
 
 
 class Limit(PageValue):
@@ -166,7 +162,11 @@ def _usage_table(value: UsagePage) -> CsvTable:
 def make_usage_page(measure: Measure) -> Page:
     """Return the page of the unit's usage and limits."""
     return Page(
-        *("/usage", "Usage and limits", ("unit",), Query, partial(usage, measure), "units/usage.html", _usage_table),
+        "/usage",
+        "Usage and limits",
+        partial(usage, measure),
+        _usage_table,
+        seen_by=("unit",),
         group="Your unit",
         symbol="health",
     )
