@@ -112,10 +112,6 @@ def effective_access(context: LedgerContext, viewer: Viewer, query: EffectiveAcc
     return _page(units, state.size, query.unit, found, following)
 
 
-def _without_answer(context: LedgerContext, viewer: Viewer, query: EffectiveAccessQuery) -> EffectiveAccessPage:
-    return effective_access(context, viewer, EffectiveAccessQuery())
-
-
 def _span(context: LedgerContext, units: tuple[str, ...], query: EffectiveAccessQuery) -> EffectiveAccessPage:
     since = parse_point(query.since, "since", now := context.clock(), end_of_day=False)
     if query.at is not None:
@@ -223,5 +219,5 @@ PAGE = Page(
     _table,
     group="Audit",
     symbol="load",
-    without_results=_without_answer,
+    is_search=True,
 )

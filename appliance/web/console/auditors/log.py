@@ -128,31 +128,17 @@ def log(context: LedgerContext, viewer: Viewer, query: LogQuery) -> Log:
     facets = tuple(
         Facet(name=name, values=tuple(FacetValue(**asdict(one)) for one in counts)) for name, counts in counted.items()
     )
-    results = {
-        "entries": rows,
-        "count": total.count,
-        "is_least": total.is_least,
-        "older": last if (more or not newest) and last else None,
-        "newer": first if (query.before is not None or (not newest and more)) else None,
-        "unknown": tuple(answer.unknown),
-        "archived": answer.archived,
-        "facets": facets,
-    }
-    return _without_entries(context, viewer, query).model_copy(update=results)
-
-
-def _without_entries(context: LedgerContext, viewer: Viewer, query: LogQuery) -> Log:
     state = context.ledger.state
     return Log(
-        entries=(),
+        entries=rows,
         size=state.size,
-        count=0,
-        is_least=False,
-        older=None,
-        newer=None,
-        unknown=(),
-        archived=(),
-        facets=(),
+        count=total.count,
+        is_least=total.is_least,
+        older=last if (more or not newest) and last else None,
+        newer=first if (query.before is not None or (not newest and more)) else None,
+        unknown=tuple(answer.unknown),
+        archived=answer.archived,
+        facets=facets,
         types=tuple(sorted(EVENTS)),
         units=tuple(sorted(one.name for one in state.principals.values() if "unit" in one.roles)),
     )
@@ -177,7 +163,7 @@ def _table(value: Log) -> CsvTable:
     return CsvTable(headers, [[getattr(row, name) for name in headers] for row in value.entries])
 
 
-PAGE = Page("/log", "Log", log, _table, group="Audit", symbol="log", without_results=_without_entries)
+PAGE = Page("/log", "Log", log, _table, group="Audit", symbol="log", is_search=True)
 
 
 class ArchivesQuery(Query):

@@ -149,14 +149,8 @@ def past(context: LedgerContext, viewer: Viewer, query: PastQuery) -> Past:
     )
 
 
-def _without_moment(context: LedgerContext, viewer: Viewer, query: PastQuery) -> Past:
-    return past(context, viewer, PastQuery())
-
-
 def _table(value: Past) -> CsvTable:
     return CsvTable(("kind", "id", "since"), [[value.kind, row.id, row.since] for row in value.rows])
 
 
-PAST_PAGE = Page(
-    "/past", "State at a time", past, _table, group="Audit", symbol="past", without_results=_without_moment
-)
+PAST_PAGE = Page("/past", "State at a time", past, _table, group="Audit", symbol="past", is_search=True)

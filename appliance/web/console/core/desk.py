@@ -158,26 +158,21 @@ class Desk:
             try:
                 viewer, query, value = self._value(page, request)
             except BadInput as error:
-                if page.without_results is None:
+                if not page.is_search:
                     raise
                 viewer, query = self._query(page, request)
-                value, problem = page.without_results(self.context, viewer, query), error.message
-            shell = make_shell(self.context, viewer, self.pages)
-            extra: dict[str, Any] = (
-                {"opened": self._open(page, request, value, whole=False)} if page.opens is not None else {}
-            )
-            if page.without_results is not None:
-                extra["problem"] = problem
+                value, problem = page.value(self.context, viewer, page.query()), error.message
             return self.render(
                 page.template,
                 status=200 if problem is None else BadInput.status,
                 page=page,
-                shell=shell,
+                shell=make_shell(self.context, viewer, self.pages),
                 query=query,
                 value=value,
                 path=request.url.path,
                 moment=moment,
-                **extra,
+                opened=self._open(page, request, value, whole=False),
+                problem=problem,
             )
 
         return answer

@@ -107,10 +107,11 @@ class Page:
     group: str = ""
     symbol: str = ""
     opens: Callable[[Any, bool], tuple[str, tuple[OpenedPagePart, ...]]] | None = None
-    without_results: Callable[[Context, Viewer, Any], PageValue] | None = None
-    """Function for the value of a search page whose query has an unreadable field.
+    is_search: bool = False
+    """True if the page also shows a query with an unreadable field, in place of a refusal.
 
-    The template receives the message as `problem` and shows it beside the field that it begins with.
+    The value is then that of an empty query. The template receives the message as `problem`, shows it beside the field
+    that it begins with, and shows no results.
     """
 
     @cached_property
