@@ -74,7 +74,7 @@ def test_a_person_signs_in_with_a_passkey_and_a_token_and_the_session_ends_with_
     assert (entry.type, entry.source, found["issuer"]) == ("session.opened", "tcp:testclient", ISSUER)
     assert (found["binding"], found["key"], found["token"]) == (row.index, "k1", digest_bytes(token.encode()))
     assert "@" not in entry.encoded.decode()
-    ends = browser.get("/sessions.json").json()["sessions"][0]["expires_at"]
+    ends = browser.get("/sessions.json").json()["rows"][0]["expires_at"]
     assert ends == found["expires_at"] < add_seconds(desk.site.now, 121)
     assert finish(desk.browser(), fields, token).status_code == 401  # the statement was used
     again, other = begin(browser)

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from functools import partial
+from operator import attrgetter
 from typing import Any, Literal, get_args
-
-from pydantic import Field
 
 from appliance.api.operations import ActiveJob, Check, EngineRow, ProcessRow, ServiceRow, StoredKind
 from appliance.domain.actions.registry import ACTIONS
 from appliance.domain.core.decisions import Delegation
 from appliance.domain.core.entry import parse_entry
-from appliance.domain.core.names import EXCLUSIVE_ROLES, IDENTIFIER, Time
+from appliance.domain.core.names import EXCLUSIVE_ROLES, Time
 from appliance.domain.core.records.people import Key, Principal
 from appliance.domain.core.state import State
 from appliance.domain.governance.delegations import Delegate, refuse_delegate
@@ -28,7 +27,17 @@ from appliance.domain.serving.tokens import RevokeTokens
 from appliance.errors import NotFound, Refusal
 from appliance.formats.signatures.dsse import encode_envelope
 from appliance.web.console.auditors.entry import read_order
-from appliance.web.console.core.page import PAGE_ROWS, CsvTable, Page, PageValue, Query, Viewer
+from appliance.web.console.core.page import (
+    PAGE_ROWS,
+    CsvTable,
+    ListPage,
+    NameQuery,
+    Page,
+    PageValue,
+    Query,
+    Viewer,
+    columns,
+)
 from appliance.web.console.core.render import link, seconds_since
 from appliance.workflows.core.context import LedgerContext, RunContext
 from appliance.workflows.operations.status import storage, work
@@ -135,13 +144,7 @@ class OrderRow(PageValue):
     mine: bool
 
 
-class Orders(PageValue):
-    """The page of pending orders."""
-
-    orders: tuple[OrderRow, ...]
-
-
-def orders(context: LedgerContext, viewer: Viewer, query: Query) -> Orders:
+def orders(context: LedgerContext, viewer: Viewer, query: Query) -> ListPage[OrderRow]:
     """Return the pending orders."""
     mine = {one.order for one in waiting_for(context, viewer.name)}
     rows = []
@@ -164,7 +167,7 @@ def orders(context: LedgerContext, viewer: Viewer, query: Query) -> Orders:
                 mine=one.digest in mine,
             )
         )
-    return Orders(orders=tuple(rows))
+    return ListPage[OrderRow](rows=tuple(rows))
 
 
 def _is_technical(label: str, text: str) -> bool:
@@ -176,18 +179,15 @@ _TECHNICAL = ("action", "origin", "signer", "nonce", "made", "expires", "key", "
 """Labels of technical values of an order."""
 
 
-def _orders_table(value: Orders) -> CsvTable:
-    headers = ("digest", "action", "signer", "entry", "expires_at")
-    return CsvTable(headers, [[getattr(one, name) for name in headers] for one in value.orders])
-
-
-ORDERS_PAGE = Page("/orders", "Waiting orders", orders, _orders_table, group="Site", symbol="order")
+_COLUMNS = ("digest", "action", "signer", "entry", "expires_at")
+"""Columns of the table of orders."""
+ORDERS_PAGE = Page("/orders", "Waiting orders", orders, columns("rows", *_COLUMNS), group="Site", symbol="order")
 
 
 class PeopleQuery(Query):
-    """`past` is the last name on the previous page."""
+    """`after` is the last name on the previous page."""
 
-    past: str | None = None
+    after: str | None = None
 
 
 class PersonRow(PageValue):
@@ -218,23 +218,22 @@ class InvitationRow(PageValue):
     can_countersign: bool
 
 
-class People(PageValue):
+class People(ListPage[PersonRow]):
     """The page of people and units."""
 
     invitations: tuple[InvitationRow, ...]
-    people: tuple[PersonRow, ...]
-    next: str | None
 
 
 def people(context: LedgerContext, viewer: Viewer, query: PeopleQuery) -> People:
     """Return the people and units by name."""
+    by_name = attrgetter("name")
     rest = sorted(
-        (one for one in context.ledger.state.principals.values() if query.past is None or one.name > query.past),
-        key=lambda one: one.name,
+        (one for one in context.ledger.state.principals.values() if query.after is None or one.name > query.after),
+        key=by_name,
     )
-    shown = rest[:PAGE_ROWS]
+    shown = rest[: PAGE_ROWS + 1]
     names = context.ledger.disclosures([one.printed_name for one in shown if one.printed_name])
-    rows = tuple(
+    rows = (
         PersonRow(
             name=one.name,
             printed_name=names[one.printed_name].text if one.printed_name in names else None,
@@ -244,8 +243,8 @@ def people(context: LedgerContext, viewer: Viewer, query: PeopleQuery) -> People
         )
         for one in shown
     )
-    invited = tuple(_invitations(context, viewer)) if query.past is None else ()
-    return People(invitations=invited, people=rows, next=shown[-1].name if len(rest) > PAGE_ROWS else None)
+    invited = tuple(_invitations(context, viewer)) if query.after is None else ()
+    return People.of(rows, by_name, invitations=invited)
 
 
 def _invitations(context: LedgerContext, viewer: Viewer) -> Iterator[InvitationRow]:
@@ -271,17 +270,6 @@ def _invitations(context: LedgerContext, viewer: Viewer) -> Iterator[InvitationR
             waiting=None if order is None else order.digest,
             can_countersign=order is not None and viewer.has("administrator") and viewer.name != order.signer,
         )
-
-
-def _people_table(value: People) -> CsvTable:
-    headers = tuple(PersonRow.model_fields)
-    return CsvTable(headers, [[getattr(one, name) for name in headers] for one in value.people])
-
-
-class PersonQuery(Query):
-    """The name of a person or unit."""
-
-    name: str = Field(pattern=rf"^{IDENTIFIER}$")
 
 
 class PersonAction(PageValue):
@@ -359,7 +347,7 @@ class PersonPage(PageValue):
     actions: tuple[PersonAction, ...]
 
 
-def person(context: LedgerContext, viewer: Viewer, query: PersonQuery) -> PersonPage:
+def person(context: LedgerContext, viewer: Viewer, query: NameQuery) -> PersonPage:
     """Return the page of a person or unit.
 
     Raises: NotFound for a name that was never enrolled.
@@ -463,7 +451,7 @@ def _keys_table(value: PersonPage) -> CsvTable:
     return CsvTable(headers, [[getattr(one, name) for name in headers] for one in value.keys])
 
 
-PEOPLE_PAGE = Page("/people", "People and units", people, _people_table, group="Site", symbol="people")
+PEOPLE_PAGE = Page("/people", "People and units", people, columns(), group="Site", symbol="people")
 PERSON = Page("/people/{name}", "Person", person, _keys_table)
 
 

@@ -10,7 +10,7 @@ from appliance.errors import BadInput
 from appliance.formats.core.timestamp import parse_point
 from appliance.formats.log.checkpoint import parse_checkpoint
 from appliance.formats.log.note import parse_note
-from appliance.web.console.core.page import CsvTable, Page, PageValue, Query, Viewer
+from appliance.web.console.core.page import CsvTable, Page, PageValue, Query, Viewer, columns
 from appliance.web.console.core.render import LogCondition, find_log_condition, seconds_since
 from appliance.workflows.core.context import LedgerContext
 from appliance.workflows.queries.questions import list_state_objects
@@ -83,12 +83,11 @@ def checkpoint(context: LedgerContext, viewer: Viewer, query: Query) -> Checkpoi
     )
 
 
-def _checkpoint_table(value: CheckpointPage) -> CsvTable:
-    headers = ("name", "size", "time", "age_s", "counts", "vkey")
-    return CsvTable(headers, [[getattr(one, name) for name in headers] for one in value.witnesses])
-
-
-CHECKPOINT_PAGE = Page("/checkpoint", "Log checkpoint", checkpoint, _checkpoint_table, group="Audit", symbol="seal")
+_COLUMNS = ("name", "size", "time", "age_s", "counts", "vkey")
+"""Columns of the table of witnesses."""
+CHECKPOINT_PAGE = Page(
+    "/checkpoint", "Log checkpoint", checkpoint, columns("witnesses", *_COLUMNS), group="Audit", symbol="seal"
+)
 
 
 MOST_ROWS = 20

@@ -6,12 +6,13 @@ same value under the same rights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, NamedTuple, get_origin, get_type_hints
+from operator import attrgetter
+from typing import Any, Generic, NamedTuple, Self, TypeVar, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import QueryParams
 
 from appliance.domain.core.decisions import OpenedPagePart
@@ -32,6 +33,9 @@ VERSIONED = rf"^{IDENTIFIER}@[1-9][0-9]{{0,8}}$"
 """Pattern of NAME@VERSION."""
 
 
+R = TypeVar("R")
+
+
 class PageValue(BaseModel):
     """The whole content of a page. Templates read nothing else."""
 
@@ -44,11 +48,63 @@ class Query(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class BeforeQuery(Query):
+    """`before` is the entry of the last row on the previous page."""
+
+    before: int | None = Field(default=None, ge=0)
+
+    def list_newest(self, rows: Sequence[Any]) -> Iterator[Any]:
+        """Yield the records after the previous page, the newest first. The last of `rows` is the newest."""
+        return (one for one in reversed(rows) if self.before is None or one.index < self.before)
+
+
+class NameQuery(Query):
+    """The name of a base, person or unit."""
+
+    name: str = Field(pattern=rf"^{IDENTIFIER}$")
+
+
+class ListPage(PageValue, Generic[R]):
+    """A page of a list. `next` identifies its last row, after which the next page begins; None on the last page."""
+
+    rows: tuple[R, ...]
+    next: int | str | None = None
+
+    @classmethod
+    def of(cls, rows: Iterable[R], key: Callable[[R], int | str] = attrgetter("entry"), **others: Any) -> Self:
+        """Return the page that begins with these rows. `others` are the fields that it has beside them.
+
+        `key` identifies the place of a row in the list. Rows of the same place are on the same page.
+        """
+        shown: list[R] = []
+        following = None
+        for one in rows:
+            if len(shown) >= PAGE_ROWS and key(one) != key(shown[-1]):
+                following = key(shown[-1])
+                break
+            shown.append(one)
+        return cls(rows=tuple(shown), next=following, **others)
+
+
 class CsvTable(NamedTuple):
     """A page's rows for CSV."""
 
     headers: Sequence[str]
     rows: Sequence[Sequence[object]]
+
+
+def columns(field: str = "rows", *names: str) -> Callable[[Any], CsvTable]:
+    """Return a function that makes the table of a page from the rows in a field of its value.
+
+    The columns are the named fields of the rows, or all of them.
+    """
+
+    def table(value: PageValue) -> CsvTable:
+        kind = get_args(type(value).model_fields[field].annotation)[0]
+        headers = names or tuple(kind.model_fields)
+        return CsvTable(headers, [[getattr(one, name) for name in headers] for one in getattr(value, field)])
+
+    return table
 
 
 @dataclass(frozen=True)

@@ -4,21 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field
-
 from appliance.domain.core.names import versioned
 from appliance.domain.core.records.data import Base, Dataset, Import, ValidationSet
 from appliance.domain.data.imports import CancelImport
-from appliance.web.console.core.page import PAGE_ROWS, CsvTable, Page, PageValue, Query, Viewer
+from appliance.web.console.core.page import PAGE_ROWS, BeforeQuery, CsvTable, ListPage, Page, PageValue, Viewer, columns
 from appliance.web.console.core.render import link
 from appliance.web.console.operators.inputs import describe_set, find_ended
 from appliance.workflows.core.context import LedgerContext
-
-
-class PagedQuery(Query):
-    """`before` is the entry of the last dataset on the previous page."""
-
-    before: int | None = Field(default=None, ge=0)
 
 
 class ImportedRow(PageValue):
@@ -45,7 +37,7 @@ class Data(PageValue):
     next: int | None
 
 
-def data(context: LedgerContext, viewer: Viewer, query: PagedQuery) -> Data:
+def data(context: LedgerContext, viewer: Viewer, query: BeforeQuery) -> Data:
     """Return the bases, datasets and validation sets, newest first."""
     state = context.ledger.state
     fitting = [
@@ -127,12 +119,6 @@ def _list_all(value: Data) -> list[tuple[str, ImportedRow]]:
 PAGE = Page("/data", "Bases and datasets", data, _table, group="Training", symbol="data")
 
 
-class ImportsQuery(Query):
-    """`before` is the entry of the last import on the previous page."""
-
-    before: int | None = Field(default=None, ge=0)
-
-
 class ImportRow(PageValue):
     """An import. `found` has the measured facts. The reason of a failure is in the log under its order."""
 
@@ -153,23 +139,14 @@ class ImportRow(PageValue):
     """Address of the form that cancels it, if the viewer can do so."""
 
 
-class Imports(PageValue):
-    """The page of imports."""
-
-    imports: tuple[ImportRow, ...]
-    next: int | None
-
-
-def imports(context: LedgerContext, viewer: Viewer, query: ImportsQuery) -> Imports:
+def imports(context: LedgerContext, viewer: Viewer, query: BeforeQuery) -> ListPage[ImportRow]:
     """Return the imports, newest first."""
     state = context.ledger.state
-    every = state.imports.values()
-    found = [one for one in reversed(every) if query.before is None or one.index < query.before][: PAGE_ROWS + 1]
     made: dict[str, Base | Dataset | ValidationSet] = {one.order: one for one in state.bases.values()}
     made.update({one.order: one for one in state.datasets.values()})
     made.update({one.order: one for one in state.validation_sets.values()})
-    rows = tuple(_row(viewer, one, made.get(one.order)) for one in found[:PAGE_ROWS])
-    return Imports(imports=rows, next=rows[-1].entry if len(found) > PAGE_ROWS else None)
+    found = query.list_newest(state.imports.values())
+    return ListPage[ImportRow].of(_row(viewer, one, made.get(one.order)) for one in found)
 
 
 _FOLDERS: dict[type, str] = {Base: "bases", Dataset: "datasets", ValidationSet: "validation-sets"}
@@ -196,9 +173,6 @@ def _row(viewer: Viewer, one: Import, made: Base | Dataset | ValidationSet | Non
     )
 
 
-def _imports_table(value: Imports) -> CsvTable:
-    headers = tuple(name for name in ImportRow.model_fields if name not in ("found", "path", "cancel"))
-    return CsvTable(headers, [[getattr(one, name) for name in headers] for one in value.imports])
-
-
-IMPORTS_PAGE = Page("/imports", "Imports", imports, _imports_table, group="Training", symbol="import")
+_COLUMNS = ("subject", "action", "status", "signer", "licence", "classification", "order", "entry", "made")
+"""Columns of the table of imports."""
+IMPORTS_PAGE = Page("/imports", "Imports", imports, columns("rows", *_COLUMNS), group="Training", symbol="import")

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from appliance.api.data import SplitRows
 from appliance.domain.actions.registry import ACTIONS
-from appliance.domain.core.names import IDENTIFIER, versioned
+from appliance.domain.core.names import versioned
 from appliance.domain.core.records.data import Base, Dataset, ValidationSet
 from appliance.domain.core.records.runs import Run
 from appliance.domain.core.state import State
@@ -23,7 +23,7 @@ from appliance.domain.evaluation.gates import parse_gates
 from appliance.domain.retention import LiftHold, PlaceHold
 from appliance.domain.runs.conditions import UNDER_WAY
 from appliance.errors import NotFound
-from appliance.web.console.core.page import PAGE_ROWS, VERSIONED, Page, PageValue, Query, Viewer
+from appliance.web.console.core.page import PAGE_ROWS, VERSIONED, NameQuery, Page, PageValue, Query, Viewer
 from appliance.web.console.core.render import link
 from appliance.web.console.operators.records import train_form
 from appliance.workflows.core.context import LedgerContext
@@ -86,12 +86,6 @@ def _plain_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if not isinstance(value, dict)}
 
 
-class BaseQuery(Query):
-    """The name of a base."""
-
-    name: str = Field(pattern=rf"^{IDENTIFIER}$")
-
-
 class BasePage(PageValue):
     """The page of a base."""
 
@@ -105,7 +99,7 @@ class BasePage(PageValue):
     actions: tuple[InputAction, ...]
 
 
-def base(context: LedgerContext, viewer: Viewer, query: BaseQuery) -> BasePage:
+def base(context: LedgerContext, viewer: Viewer, query: NameQuery) -> BasePage:
     """Return the page of a base.
 
     Raises: NotFound if there is none of this name.

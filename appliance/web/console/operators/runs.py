@@ -16,7 +16,7 @@ from appliance.domain.recipe.recipe import ResolvedRecipe
 from appliance.domain.runs.training import RECIPE_UNTRAINABLE
 from appliance.errors import ApplianceError, BadInput, Refusal, Rejected
 from appliance.formats.core.text import show_bytes
-from appliance.web.console.core.page import PAGE_ROWS, CsvTable, Page, PageValue, Query, Viewer
+from appliance.web.console.core.page import BeforeQuery, CsvTable, ListPage, Page, PageValue, Query, Viewer, columns
 from appliance.web.console.core.render import words
 from appliance.web.console.operators.live import WITH_PROGRESS, Point, StepProgress, read_step_progress
 from appliance.web.console.operators.records import (
@@ -34,11 +34,10 @@ from appliance.workflows.runs import planning
 Status = Literal["waiting", "queued", "running", "trained", "sealed", "failed", "cancelled", "refused"]
 
 
-class RunsQuery(Query):
-    """`before` is the entry of the last run on the previous page."""
+class RunsQuery(BeforeQuery):
+    """The status of the listed runs."""
 
     status: Status | None = None
-    before: int | None = Field(default=None, ge=0)
 
 
 class RunRow(PageValue):
@@ -63,14 +62,12 @@ class RunRow(PageValue):
     entry: int
 
 
-class Runs(PageValue):
+class Runs(ListPage[RunRow]):
     """The list of runs. `running` has every running run, on every page of the list."""
 
     running: tuple[RunRow, ...]
-    runs: tuple[RunRow, ...]
     queued: int
-    going: int
-    next: int | None
+    running_count: int
 
 
 def runs(context: RunContext, viewer: Viewer, query: RunsQuery) -> Runs:
@@ -78,19 +75,13 @@ def runs(context: RunContext, viewer: Viewer, query: RunsQuery) -> Runs:
     every = context.ledger.state.runs.values()
     waiting = sorted((run for run in every if run.status == "queued"), key=lambda run: run.queued)
     places = {run.id: place for place, run in enumerate(waiting, start=1)}
-    fitting = (
-        run
-        for run in reversed(every)
-        if (query.status is None or run.status == query.status) and (query.before is None or run.index < query.before)
-    )
-    page_rows = [run for run, _ in zip(fitting, range(PAGE_ROWS + 1), strict=False)]
-    going = [run for run in every if run.status in WITH_PROGRESS]
-    return Runs(
-        running=tuple(_row(context, run, None) for run in going),
-        runs=tuple(_row(context, run, places.get(run.id)) for run in page_rows[:PAGE_ROWS]),
+    fitting = (run for run in query.list_newest(every) if query.status in (None, run.status))
+    running = tuple(_row(context, run, None) for run in every if run.status in WITH_PROGRESS)
+    return Runs.of(
+        (_row(context, run, places.get(run.id)) for run in fitting),
+        running=running,
         queued=len(waiting),
-        going=len(going),
-        next=page_rows[PAGE_ROWS - 1].index if len(page_rows) > PAGE_ROWS else None,
+        running_count=len(running),
     )
 
 
@@ -112,12 +103,7 @@ def _row(context: RunContext, run: Run, place: int | None) -> RunRow:
     )
 
 
-def _table(value: Runs) -> CsvTable:
-    headers = tuple(RunRow.model_fields)
-    return CsvTable(headers, [[getattr(run, name) for name in headers] for run in value.runs])
-
-
-RUNS_PAGE = Page("/runs", "Runs", runs, _table, group="Training", symbol="run")
+RUNS_PAGE = Page("/runs", "Runs", runs, columns(), group="Training", symbol="run")
 
 
 MOST = 6

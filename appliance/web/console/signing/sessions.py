@@ -22,7 +22,7 @@ from appliance.formats.core.digest import digest_bytes
 from appliance.formats.core.fields import parse_base64, parse_identifier
 from appliance.formats.signatures.dsse import PAYLOAD_TYPE, encode_envelope, pae
 from appliance.web.console.core.desk import Desk
-from appliance.web.console.core.page import EVERYBODY, CsvTable, Page, PageValue, Query, Viewer
+from appliance.web.console.core.page import EVERYBODY, ListPage, Page, PageValue, Query, Viewer, columns
 from appliance.web.console.core.render import seconds_since
 from appliance.web.console.core.security import source_of
 from appliance.web.console.signing.identities import make_provider_address
@@ -50,13 +50,7 @@ class SessionLine(PageValue):
     expires_at: str
 
 
-class SessionsPage(PageValue):
-    """The page of open sessions."""
-
-    sessions: tuple[SessionLine, ...]
-
-
-def sessions(context: LedgerContext, viewer: Viewer, query: Query) -> SessionsPage:
+def sessions(context: LedgerContext, viewer: Viewer, query: Query) -> ListPage[SessionLine]:
     """Return the open sessions that the viewer may see."""
     state, rows = context.ledger.state, open_sessions(context, viewer.name)[:_MOST]
     lines = []
@@ -73,15 +67,10 @@ def sessions(context: LedgerContext, viewer: Viewer, query: Query) -> SessionsPa
                 expires_at=row.expires_at,
             )
         )
-    return SessionsPage(sessions=tuple(lines))
+    return ListPage[SessionLine](rows=tuple(lines))
 
 
-def _table(value: SessionsPage) -> CsvTable:
-    headers = tuple(SessionLine.model_fields)
-    return CsvTable(headers, [[getattr(one, name) for name in headers] for one in value.sessions])
-
-
-PAGE = Page("/sessions", "Open sessions", sessions, _table, seen_by=EVERYBODY, group="Orders", symbol="leave")
+PAGE = Page("/sessions", "Open sessions", sessions, columns(), seen_by=EVERYBODY, group="Orders", symbol="leave")
 
 
 def session_routes(desk: Desk) -> list[Route]:
