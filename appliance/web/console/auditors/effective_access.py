@@ -21,14 +21,14 @@ PERIODS = 6
 class EffectiveAccessQuery(Query):
     """A moment `at`, or a span from `since` to `until`.
 
-    `past` is the last adapter without a release on the previous page.
+    `after` is the last adapter without a release on the previous page.
     """
 
     unit: str | None = None
     at: str | None = None
     since: str | None = None
     until: str | None = None
-    past: str | None = None
+    after: str | None = None
 
 
 class SignoffRow(PageValue):
@@ -108,7 +108,7 @@ def effective_access(context: LedgerContext, viewer: Viewer, query: EffectiveAcc
     if query.since is not None or query.until is not None:
         return _span(context, units, query)
     at = parse_point(query.at, "at", context.clock(), end_of_day=True)
-    found, following = effective_access_page(context, query.unit, at, past=query.past or "", most=OTHERS)
+    found, following = effective_access_page(context, query.unit, at, past=query.after or "", most=OTHERS)
     return _page(units, state.size, query.unit, found, following)
 
 

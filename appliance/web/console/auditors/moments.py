@@ -94,15 +94,15 @@ MOST_ROWS = 20
 """Number of objects on a page. Each is shown as a whole; an adapter has all of its reviews."""
 
 
-class PastQuery(Query):
+class StateAtQuery(Query):
     """A moment `at`: an entry's number, a time, or the end of a day; without it, now.
 
-    `past` is the last id on the previous page.
+    `after` is the last id on the previous page.
     """
 
     at: str | None = None
     kind: str = "release"
-    past: str | None = None
+    after: str | None = None
 
 
 class StateObject(PageValue):
@@ -114,7 +114,7 @@ class StateObject(PageValue):
     value: dict[str, Any]
 
 
-class Past(PageValue):
+class StateAtPage(PageValue):
     """The objects of one kind at a moment."""
 
     as_of: int
@@ -126,7 +126,7 @@ class Past(PageValue):
     next: str | None
 
 
-def past(context: LedgerContext, viewer: Viewer, query: PastQuery) -> Past:
+def state_at(context: LedgerContext, viewer: Viewer, query: StateAtQuery) -> StateAtPage:
     """Return the objects of a kind as they were at a moment.
 
     Raises: BadInput for an unknown kind or an unreadable moment.
@@ -135,9 +135,9 @@ def past(context: LedgerContext, viewer: Viewer, query: PastQuery) -> Past:
     if query.kind not in kinds:
         raise BadInput(unknown_word("kind", query.kind, kinds, "a kind of object"))
     at = parse_point(query.at, "at", context.clock(), end_of_day=True)
-    found = list_state_objects(context, at, query.kind, query.past or "", MOST_ROWS + 1)
+    found = list_state_objects(context, at, query.kind, query.after or "", MOST_ROWS + 1)
     rows = found.rows
-    return Past(
+    return StateAtPage(
         as_of=found.as_of,
         time=found.time,
         size=context.ledger.state.size,
@@ -148,8 +148,8 @@ def past(context: LedgerContext, viewer: Viewer, query: PastQuery) -> Past:
     )
 
 
-def _table(value: Past) -> CsvTable:
+def _table(value: StateAtPage) -> CsvTable:
     return CsvTable(("kind", "id", "since"), [[value.kind, row.id, row.since] for row in value.rows])
 
 
-PAST_PAGE = Page("/past", "State at a time", past, _table, group="Audit", symbol="past", is_search=True)
+STATE_AT_PAGE = Page("/past", "State at a time", state_at, _table, group="Audit", symbol="past", is_search=True)

@@ -327,7 +327,7 @@ SECTIONS = {
     "auditors/effective_access.html": "guides/auditors/#questions-and-commands",
     "auditors/entry.html": "guides/auditors/#a-proof-in-your-own-browser",
     "auditors/log.html": "guides/console/#searching-the-log",
-    "auditors/past.html": "guides/auditors/#questions-and-commands",
+    "auditors/state_at.html": "guides/auditors/#questions-and-commands",
     "core/refusal.html": "troubleshooting/",
     "core/sign_in.html": "guides/console/#signing-in-and-out",
     "home/home.html": "guides/console/#what-waits-for-you",
