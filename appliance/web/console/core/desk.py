@@ -8,7 +8,7 @@ import io
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -148,6 +148,20 @@ class Desk:
             check_csrf(self.site.read_cookie(request) or "", fields.pop("csrf", None))
         return fields
 
+    def posted(
+        self,
+        act: Callable[[Request, dict[str, str]], Response],
+        *,
+        in_session: bool = True,
+        run: Callable[..., Awaitable[Response]] = run_in_threadpool,
+    ) -> Callable[[Request], Awaitable[Response]]:
+        """Return the handler of a form: it reads the fields and runs `act` with them in a thread."""
+
+        async def take(request: Request) -> Response:
+            return await run(act, request, await self.form(request, in_session=in_session))
+
+        return take
+
     # --- pages ----------------------------------------------------------------------------------------------------
 
     def html(self, page: Page) -> Callable[[Request], Response]:
@@ -162,14 +176,14 @@ class Desk:
                     raise
                 viewer, query = self._query(page, request)
                 value, problem = page.value(self.context, viewer, page.query()), error.message
-            return self.render(
+            return self.render_page(
+                request,
+                viewer,
                 page.template,
                 status=200 if problem is None else BadInput.status,
                 page=page,
-                shell=make_shell(self.context, viewer, self.pages),
                 query=query,
                 value=value,
-                path=request.url.path,
                 moment=moment,
                 opened=self._open(page, request, value, whole=False),
                 problem=problem,
@@ -226,6 +240,13 @@ class Desk:
     def render(self, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
         """Return a template as a response."""
         return HTMLResponse(self._environment.get_template(template).render(**values), status)
+
+    def render_page(
+        self, request: Request, viewer: Viewer, template: str, *, status: int = 200, **values: Any
+    ) -> HTMLResponse:
+        """Return a template in the frame of the viewer's pages. The navigation marks the page of the address `path`."""
+        frame = {"shell": make_shell(self.context, viewer, self.pages), "path": request.url.path}
+        return self.render(template, status=status, **frame | values)
 
     # --- refusals -------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from time import monotonic
 
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -103,11 +102,7 @@ class _Invited:
                     "signing/not_invited.html", status=error.status, shell=None, is_withdrawn=is_withdrawn
                 )
 
-        async def take(request: Request) -> Response:
-            fields = await desk.form(request, in_session=False)
-            return await run_in_threadpool(answer, request, fields)
-
-        return take
+        return desk.posted(answer, in_session=False)
 
     def show(self, request: Request, secret: bytes, fields: Mapping[str, str]) -> Response:
         """Return the page that says who is invited, on which the passkey is created."""

@@ -13,7 +13,6 @@ from functools import partial
 from typing import Annotated
 
 from pydantic import StringConstraints
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
@@ -46,7 +45,6 @@ from appliance.formats.signatures.dsse import encode_envelope, parse_envelope
 from appliance.reports.impact import describe_activation, describe_stop, list_terms
 from appliance.web.console.core.desk import Desk
 from appliance.web.console.core.page import Page, PageValue, Query, Viewer
-from appliance.web.console.core.render import make_shell
 from appliance.web.console.core.security import source_of
 from appliance.web.console.core.why import Explained, explain
 from appliance.web.console.operators.runs import GateOutlook, foresee_gates, list_plan_problems, plan_of
@@ -241,12 +239,12 @@ PAGE = Page("/sign/{action}", "Sign an order", form)
 
 def order_routes(desk: Desk) -> list[Route]:
     """Return the routes of filling a form in, preparing its order and submitting it."""
-    checks, drafts = Checks(), Drafts()
+    handlers = _OrderHandlers(desk)
     return [
         *import_routes(desk),
-        Route("/sign/{action}", _Fill(desk, drafts).take, methods=["POST"]),
-        Route("/sign/{action}/{draft}", _Prepare(desk, checks, drafts).show),
-        Route("/signed", _Submit(desk, drafts).take, methods=["POST"]),
+        Route("/sign/{action}", desk.posted(handlers.keep), methods=["POST"]),
+        Route("/sign/{action}/{draft}", handlers.show),
+        Route("/signed", desk.posted(handlers.submit), methods=["POST"]),
     ]
 
 
@@ -257,17 +255,14 @@ def _check_viewer(viewer: Viewer, action: str) -> None:
         check_administrator(viewer)
 
 
-class _Fill:
-    """The address to which forms are sent. It keeps the form and sends the browser to the page of its draft."""
+class _OrderHandlers:
+    """The handlers of forms and orders, with the drafts that they share."""
 
-    def __init__(self, desk: Desk, drafts: Drafts) -> None:
-        self._desk, self._drafts = desk, drafts
+    def __init__(self, desk: Desk) -> None:
+        self._desk, self._checks, self._drafts = desk, Checks(), Drafts()
 
-    async def take(self, request: Request) -> Response:
-        fields = await self._desk.form(request)
-        return await run_in_threadpool(self._keep, request, fields)
-
-    def _keep(self, request: Request, fields: dict[str, str]) -> Response:
+    def keep(self, request: Request, fields: dict[str, str]) -> Response:
+        """Keep a filled form, and send the browser on to the page of its draft."""
         action, viewer = request.path_params["action"], self._desk.viewer(request)
         _check_viewer(viewer, action)
         for one in fields_of(action):
@@ -278,13 +273,6 @@ class _Fill:
             raise BadInput(f"back: expected the address of the plan of a sweep, got {back!r:.60}")
         draft = self._drafts.keep(viewer.name, action, fields, back)
         return RedirectResponse(f"/sign/{action}/{draft.key}", 303)
-
-
-class _Prepare:
-    """The page of a draft: the form with its problems, or the order that is ready to be signed."""
-
-    def __init__(self, desk: Desk, checks: Checks, drafts: Drafts) -> None:
-        self._desk, self._checks, self._drafts = desk, checks, drafts
 
     def show(self, request: Request) -> Response:
         """Return the page to sign the draft's order, or its form if something is wrong or is to be changed."""
@@ -326,15 +314,7 @@ class _Prepare:
         return self._render(request, viewer, value, status)
 
     def _render(self, request: Request, viewer: Viewer, value: Form, status: int) -> Response:
-        desk = self._desk
-        return desk.render(
-            "signing/form.html",
-            status=status,
-            page=PAGE,
-            shell=make_shell(desk.context, viewer, desk.pages),
-            value=value,
-            path=request.url.path,
-        )
+        return self._desk.render_page(request, viewer, PAGE.template, status=status, page=PAGE, value=value)
 
     def _prepare(self, request: Request, viewer: Viewer, draft: FormDraft, order: OrderInput) -> Response:
         desk, action = self._desk, draft.action
@@ -363,13 +343,13 @@ class _Prepare:
         wrong = {one.order_field: one.sentence for one in value.refusal_reasons if one.order_field}
         if wrong:
             return self._form(request, viewer, draft, wrong, BadInput.status)
-        return desk.render(
+        return desk.render_page(
+            request,
+            viewer,
             "signing/sign.html",
             page=PAGE,
-            shell=make_shell(desk.context, viewer, desk.pages),
             value=value,
             draft=draft,
-            path=request.url.path,
             empty=ASSERTION_FIELDS,
             again=f"{request.url.path}?change=form",
         )
@@ -377,16 +357,72 @@ class _Prepare:
     def _check(self, request: Request, viewer: Viewer, draft: FormDraft) -> Response:
         """Return the page of the check of an import's rows."""
         desk = self._desk
-        return desk.render(
+        return desk.render_page(
+            request,
+            viewer,
             "signing/checking.html",
             page=PAGE,
-            shell=make_shell(desk.context, viewer, desk.pages),
-            path=request.url.path,
             title=ACTIONS[draft.action].title,
             again=f"{request.url.path}?change=form",
             checked=self._checks.read(desk.context, viewer.name, draft.check),
             next=f"{request.url.path}?{CHECK}={draft.check}",
         )
+
+    def submit(self, request: Request, fields: Mapping[str, str]) -> Response:
+        """Submit a signed order. Send the browser on to the page of what the order did, or back to its form."""
+        desk = self._desk
+        viewer = desk.viewer(request)
+        proposal, _ = parse_proposal(fields.get("file", "").encode("utf-8"))
+        order = proposal.order
+        if order.signer != viewer.name:
+            raise Denied(
+                f"order {order.action}: expected one signed by {viewer.name}, got one signed by {order.signer}"
+            )
+        draft = self._find_draft(viewer, order, fields.get("draft", ""))
+        try:
+            submitted = self._sign(request, viewer, proposal, fields)
+        except ApplianceError as error:
+            if draft is None:
+                raise
+            self._drafts.change(draft, refused=explain(error))
+            return RedirectResponse(f"/sign/{draft.action}/{draft.key}", 303)
+        index = submitted.appended.entry.index
+        if draft is not None:
+            self._drafts.finish(draft, index)
+        if isinstance(order, ViewSamples | TryAdapter):
+            return RedirectResponse(f"/previews/{submitted.digest}", 303)
+        if draft is not None and draft.back:
+            return RedirectResponse(draft.back, 303)
+        return RedirectResponse(f"/signed/{index}", 303)
+
+    def _find_draft(self, viewer: Viewer, order: Order, key: str) -> FormDraft | None:
+        """Return the draft of a signed order; None if it is no longer kept, since the order itself is complete."""
+        try:
+            return self._drafts.find(viewer.name, order.action, key)
+        except NotFound:
+            return None
+
+    def _sign(
+        self, request: Request, viewer: Viewer, proposal: Proposal, fields: Mapping[str, str]
+    ) -> orders.SubmittedOrder:
+        desk = self._desk
+        try:
+            envelope = read_envelope(encode_order(proposal.order), fields, desk.context.ledger.state, viewer.name)
+            texts, prompts = split_texts(proposal)
+            if prompts:
+                hold_prompts(desk.context, viewer.name, prompts)
+            submission = orders.Submission(
+                envelope=encode_envelope(envelope),
+                disclosures=texts,
+                documents=proposal.documents,
+                source=source_of(request),
+                refuse=partial(_check_opened, desk, desk.site.read_cookie(request) or ""),
+            )
+            return orders.submit(desk.context, submission)
+        except NotAuthenticated as error:
+            # The session is valid, but the signature is not.
+            desk.authenticator.count(None, error)
+            raise Denied(error.message, code="wrong-signature") from None
 
 
 def to_sign(
@@ -466,72 +502,6 @@ def _describe_countersigned(proposal: Proposal, entry: int) -> CountersignedOrde
         file=encode_proposal(proposal).decode("utf-8"),
         fields=json.dumps(describe_fields(type(order))),
     )
-
-
-class _Submit:
-    """The address to which a signed order is sent. It sends the browser on to the page of what the order did."""
-
-    def __init__(self, desk: Desk, drafts: Drafts) -> None:
-        self._desk, self._drafts = desk, drafts
-
-    async def take(self, request: Request) -> Response:
-        fields = await self._desk.form(request)
-        return await run_in_threadpool(self._submit, request, fields)
-
-    def _submit(self, request: Request, fields: Mapping[str, str]) -> Response:
-        desk = self._desk
-        viewer = desk.viewer(request)
-        proposal, _ = parse_proposal(fields.get("file", "").encode("utf-8"))
-        order = proposal.order
-        if order.signer != viewer.name:
-            raise Denied(
-                f"order {order.action}: expected one signed by {viewer.name}, got one signed by {order.signer}"
-            )
-        draft = self._find_draft(viewer, order, fields.get("draft", ""))
-        try:
-            submitted = self._sign(request, viewer, proposal, fields)
-        except ApplianceError as error:
-            if draft is None:
-                raise
-            self._drafts.change(draft, refused=explain(error))
-            return RedirectResponse(f"/sign/{draft.action}/{draft.key}", 303)
-        index = submitted.appended.entry.index
-        if draft is not None:
-            self._drafts.finish(draft, index)
-        if isinstance(order, ViewSamples | TryAdapter):
-            return RedirectResponse(f"/previews/{submitted.digest}", 303)
-        if draft is not None and draft.back:
-            return RedirectResponse(draft.back, 303)
-        return RedirectResponse(f"/signed/{index}", 303)
-
-    def _find_draft(self, viewer: Viewer, order: Order, key: str) -> FormDraft | None:
-        """Return the draft of a signed order; None if it is no longer kept, since the order itself is complete."""
-        try:
-            return self._drafts.find(viewer.name, order.action, key)
-        except NotFound:
-            return None
-
-    def _sign(
-        self, request: Request, viewer: Viewer, proposal: Proposal, fields: Mapping[str, str]
-    ) -> orders.SubmittedOrder:
-        desk = self._desk
-        try:
-            envelope = read_envelope(encode_order(proposal.order), fields, desk.context.ledger.state, viewer.name)
-            texts, prompts = split_texts(proposal)
-            if prompts:
-                hold_prompts(desk.context, viewer.name, prompts)
-            submission = orders.Submission(
-                envelope=encode_envelope(envelope),
-                disclosures=texts,
-                documents=proposal.documents,
-                source=source_of(request),
-                refuse=partial(_check_opened, desk, desk.site.read_cookie(request) or ""),
-            )
-            return orders.submit(desk.context, submission)
-        except NotAuthenticated as error:
-            # The session is valid, but the signature is not.
-            desk.authenticator.count(None, error)
-            raise Denied(error.message, code="wrong-signature") from None
 
 
 def _check_opened(desk: Desk, secret: str, order: Order) -> tuple[Refusal, ...]:

@@ -9,7 +9,6 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
@@ -76,48 +75,31 @@ PAGE = Page("/sessions", "Open sessions", sessions, columns(), seen_by=EVERYBODY
 def session_routes(desk: Desk) -> list[Route]:
     """Return the routes that end a session, and that tell a page about its own."""
 
-    async def end(request: Request) -> Response:
-        fields = await desk.form(request)
-        return await run_in_threadpool(_end, request, fields.get("entry", ""))
-
-    def _end(request: Request, entry: str) -> Response:
-        viewer = desk.viewer(request)
+    def end(request: Request, fields: Mapping[str, str]) -> Response:
+        viewer, entry = desk.viewer(request), fields.get("entry", "")
         if not entry.isascii() or not entry.isdecimal() or len(entry) > 12:
             raise BadInput(f"session, entry: expected the number of an entry, got {entry!r:.40}")
         close_session(desk.context, viewer.name, int(entry), source_of(request))
         return RedirectResponse("/sessions", 303)
 
-    return [Route("/sessions", end, methods=["POST"]), Route("/session.json", lambda request: _tell(desk, request))]
+    def tell(request: Request) -> Response:
+        """Return whose session the browser has, the token of its forms, and the seconds for which it lasts."""
+        viewer = desk.viewer(request)
+        left_s = seconds_since(desk.context.now(desk.context.ledger.state), viewer.until)
+        return JSONResponse({"viewer": viewer.name, "csrf": viewer.csrf, "left_s": left_s})
 
-
-def _tell(desk: Desk, request: Request) -> Response:
-    """Return whose session the browser has, the token of its forms, and the seconds for which it lasts."""
-    viewer = desk.viewer(request)
-    left_s = seconds_since(desk.context.now(desk.context.ledger.state), viewer.until)
-    return JSONResponse({"viewer": viewer.name, "csrf": viewer.csrf, "left_s": left_s})
-
-
-def passkey_sign_in_routes(desk: Desk) -> list[Route]:
-    """Return the routes of sign-in with a passkey."""
-    page = _SignIn(desk)
-    return [Route(_PASSKEY, page.show), Route(_PASSKEY, page.take, methods=["POST"])]
+    return [Route("/sessions", desk.posted(end), methods=["POST"]), Route("/session.json", tell)]
 
 
 _PASSKEY = "/sign-in/passkey.json"
 """Address of signing in with a passkey: what is to be signed, and the signature."""
 
 
-class _SignIn:
-    """Sign-in with a passkey by the script of a page.
+def passkey_sign_in_routes(desk: Desk) -> list[Route]:
+    """Return the routes of sign-in with a passkey, by the script of a page."""
 
-    What is to be signed is the same for every name, so that it does not disclose who is enrolled.
-    """
-
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
-
-    def show(self, request: Request) -> Response:
-        desk = self._desk
+    def show(request: Request) -> Response:
+        """Return what is to be signed. It is the same for every name, and so does not disclose who is enrolled."""
         state = desk.context.ledger.state
         now = desk.context.now(state)
         statement = SessionStatement(
@@ -127,24 +109,15 @@ class _SignIn:
             issued_at=now,
             expires_at=add_seconds(now, state.parameters.session_lifetime_s),
         )
-        file = statement_file(encode_credential(statement))
+        payload = encode_credential(statement)
+        file = statement_file(payload)
         made = make_signing(file, "statement:session", statement.signer, desk.site.url, (), SessionStatement)
-        return JSONResponse({"file": made.file, "script_data": made.script_data, "identity": self._provider(statement)})
+        # An ID token with this nonce fits this statement only.
+        provider, nonce = state.parameters.identity_provider, digest_bytes(pae(PAYLOAD_TYPE, payload))
+        identity = None if provider is None else make_provider_address(provider, desk.site.url, nonce)
+        return JSONResponse({"file": made.file, "script_data": made.script_data, "identity": identity})
 
-    def _provider(self, statement: SessionStatement) -> str | None:
-        """Return the address for an ID token that fits the statement, or None if policy requires none of anybody."""
-        provider = self._desk.context.ledger.state.parameters.identity_provider
-        if provider is None:
-            return None
-        nonce = digest_bytes(pae(PAYLOAD_TYPE, encode_credential(statement)))
-        return make_provider_address(provider, self._desk.site.url, nonce)
-
-    async def take(self, request: Request) -> Response:
-        fields = await self._desk.form(request, in_session=False)
-        return await run_in_threadpool(self._open, request, fields)
-
-    def _open(self, request: Request, fields: Mapping[str, str]) -> Response:
-        desk = self._desk
+    def open_session(request: Request, fields: Mapping[str, str]) -> Response:
         try:
             payload = parse_base64(json.loads(fields.get("file", "")).get("statement"), "session, statement")
         except (ValueError, AttributeError, RecursionError):
@@ -156,59 +129,49 @@ class _SignIn:
         cookie, session = desk.authenticator.admit(desk.authenticator.link(f"Bearer {token}"))
         return admit(desk, request, cookie, session, JSONResponse({"viewer": session.principal}))
 
+    return [Route(_PASSKEY, show), Route(_PASSKEY, desk.posted(open_session, in_session=False), methods=["POST"])]
+
 
 def sign_in_routes(desk: Desk) -> list[Route]:
     """Return the routes of sign-in and sign-out."""
-    return [
-        Route("/sign-in", _Page(desk).show),
-        Route("/sign-in/{code}", _Link(desk).show),
-        Route("/sign-in/{code}", _Link(desk).take, methods=["POST"]),
-        Route("/sign-out", _SignOut(desk).take, methods=["POST"]),
-    ]
 
-
-class _Page:
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
-
-    def show(self, request: Request) -> Response:
-        if _is_signed_in(self._desk, request):
+    def show(request: Request) -> Response:
+        if _is_signed_in(desk, request):
             return RedirectResponse("/home", 303)
-        return self._desk.show_sign_in(request, target="/home")
+        return desk.show_sign_in(request, target="/home")
 
+    def show_link(request: Request) -> Response:
+        """Return the page of a sign-in link.
 
-class _Link(_Page):
-    """The page of a sign-in link.
-
-    Opening it uses nothing up, so that programs that prefetch addresses sign nobody in.
-    """
-
-    def show(self, request: Request) -> Response:
+        Opening it uses nothing up, so that programs that prefetch addresses sign nobody in.
+        """
         code = request.path_params["code"]
         try:
-            name = self._desk.authenticator.whose_link(code)
+            name = desk.authenticator.whose_link(code)
         except NotAuthenticated:
             # The person came back to the link that signed them in.
-            if _is_signed_in(self._desk, request):
+            if _is_signed_in(desk, request):
                 return RedirectResponse("/home", 303)
             raise
-        return self._desk.show_sign_in(request, target="/home", link=(code, name))
+        return desk.show_sign_in(request, target="/home", link=(code, name))
 
-    async def take(self, request: Request) -> Response:
-        await self._desk.form(request, in_session=False)
-        cookie, session = await run_in_threadpool(self._desk.authenticator.admit, request.path_params["code"])
-        return await run_in_threadpool(admit, self._desk, request, cookie, session, RedirectResponse("/home", 303))
+    def use_link(request: Request, fields: Mapping[str, str]) -> Response:
+        cookie, session = desk.authenticator.admit(request.path_params["code"])
+        return admit(desk, request, cookie, session, RedirectResponse("/home", 303))
 
-
-class _SignOut(_Page):
-    async def take(self, request: Request) -> Response:
-        await self._desk.form(request)
-        site = self._desk.site
-        await run_in_threadpool(self._desk.authenticator.sign_out, site.read_cookie(request) or "", source_of(request))
+    def sign_out(request: Request, fields: Mapping[str, str]) -> Response:
+        desk.authenticator.sign_out(desk.site.read_cookie(request) or "", source_of(request))
         answer = RedirectResponse("/sign-in", 303)
-        for line in (site.set_cookie("", 0), site.set_name("")):
+        for line in (desk.site.set_cookie("", 0), desk.site.set_name("")):
             answer.headers.append("Set-Cookie", line)
         return answer
+
+    return [
+        Route("/sign-in", show),
+        Route("/sign-in/{code}", show_link),
+        Route("/sign-in/{code}", desk.posted(use_link, in_session=False), methods=["POST"]),
+        Route("/sign-out", desk.posted(sign_out), methods=["POST"]),
+    ]
 
 
 def _is_signed_in(desk: Desk, request: Request) -> bool:
