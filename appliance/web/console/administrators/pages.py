@@ -8,6 +8,7 @@ from functools import partial
 from operator import attrgetter
 from typing import Any, Literal, get_args
 
+from appliance.api.log import EntrySummary
 from appliance.api.operations import ActiveJob, Check, EngineRow, ProcessRow, ServiceRow, StoredKind
 from appliance.domain.actions.registry import ACTIONS
 from appliance.domain.core.decisions import Delegation
@@ -22,6 +23,7 @@ from appliance.domain.governance.keys import ReplaceKey, RevokeKey, RotateKey
 from appliance.domain.governance.passkeys import EnrolPasskey
 from appliance.domain.governance.people import Grant, RemoveRole, RevokePrincipal
 from appliance.domain.queries.alarms import Alarm
+from appliance.domain.queries.measures import seconds_between
 from appliance.domain.releases.reviews import delegation_reasons
 from appliance.domain.serving.tokens import RevokeTokens
 from appliance.errors import NotFound, Refusal
@@ -38,7 +40,7 @@ from appliance.web.console.core.page import (
     Viewer,
     columns,
 )
-from appliance.web.console.core.render import link, seconds_since
+from appliance.web.console.core.render import link
 from appliance.workflows.core.context import LedgerContext, RunContext
 from appliance.workflows.operations.status import storage, work
 from appliance.workflows.queries import people as people_queries
@@ -290,7 +292,7 @@ class KeyRow(PageValue):
     is_passkey: bool
     enrolled: int
     enrolled_at: str
-    age_s: float
+    age_s: int
     until: str | None
     revoked: int | None
     distrusted: int | None
@@ -388,7 +390,7 @@ def _key(viewer: Viewer, key: Key, now: Time) -> KeyRow:
         is_passkey=key.passkey is not None,
         enrolled=key.enrolled,
         enrolled_at=key.enrolled_at,
-        age_s=seconds_since(key.enrolled_at, now),
+        age_s=seconds_between(key.enrolled_at, now),
         until=key.until,
         revoked=key.revoked,
         distrusted=key.distrusted,
@@ -459,15 +461,6 @@ _ADOPTED = ("appliance.initialized", "policy.adopted")
 """Types of entries that make a policy set valid."""
 
 
-class AdoptionRow(PageValue):
-    """An entry that made a policy set valid."""
-
-    entry: int
-    time: str
-    actor: str
-    type: str
-
-
 class PolicyPage(PageValue):
     """The page of the valid policy set."""
 
@@ -477,7 +470,7 @@ class PolicyPage(PageValue):
     cedar: str
     rules: int
     newest_rules: int
-    adopted: tuple[AdoptionRow, ...]
+    adopted: tuple[EntrySummary, ...]
 
 
 def policy(context: LedgerContext, viewer: Viewer, query: Query) -> PolicyPage:
@@ -491,7 +484,7 @@ def policy(context: LedgerContext, viewer: Viewer, query: Query) -> PolicyPage:
         cedar=found.policy.cedar,
         rules=rules.version,
         newest_rules=rules.newest,
-        adopted=tuple(AdoptionRow(entry=one.index, time=one.time, actor=one.actor, type=one.type) for one in entries),
+        adopted=tuple(EntrySummary(entry=one.index, time=one.time, actor=one.actor, type=one.type) for one in entries),
     )
 
 

@@ -2,38 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from appliance.api.log import StateRow
+from appliance.api.operations import WitnessRow
+from appliance.domain.core.records.site import LogKey
 from appliance.domain.core.words import unknown_word
 from appliance.domain.queries.rows import MODELS
 from appliance.errors import BadInput
 from appliance.formats.core.timestamp import parse_point
 from appliance.formats.log.checkpoint import parse_checkpoint
 from appliance.formats.log.note import parse_note
-from appliance.web.console.core.page import CsvTable, Page, PageValue, Query, Viewer, columns
-from appliance.web.console.core.render import LogCondition, find_log_condition, seconds_since
+from appliance.web.console.core.page import Page, PageValue, Query, Viewer, columns
+from appliance.web.console.core.render import LogCondition, find_log_condition
 from appliance.workflows.core.context import LedgerContext
+from appliance.workflows.operations.status import describe_witness
 from appliance.workflows.queries.questions import list_state_objects
-
-
-class LastCosignature(PageValue):
-    """The last cosignature of a witness. `counts` is true while it is recent enough for the policy."""
-
-    name: str
-    vkey: str
-    size: int | None
-    time: str | None
-    age_s: float | None
-    counts: bool
-    entry: int | None
-
-
-class LogKeyRow(PageValue):
-    """A key of the log and the entries that it signs."""
-
-    vkey: str
-    since: int
-    until: str | None
 
 
 class CheckpointPage(PageValue):
@@ -45,8 +27,8 @@ class CheckpointPage(PageValue):
     root: str
     quorum: int
     lifetime_s: int
-    witnesses: tuple[LastCosignature, ...]
-    log_keys: tuple[LogKeyRow, ...]
+    witnesses: tuple[WitnessRow, ...]
+    log_keys: tuple[LogKey, ...]
 
 
 def checkpoint(context: LedgerContext, viewer: Viewer, query: Query) -> CheckpointPage:
@@ -55,22 +37,6 @@ def checkpoint(context: LedgerContext, viewer: Viewer, query: Query) -> Checkpoi
     parsed = parse_checkpoint(parse_note(note).text)
     state = context.ledger.state
     now, rules = context.now(state), state.parameters
-    seen = {one.vkey: one for one in state.witnesses.values()}
-    rows = []
-    for vkey in rules.witnesses:
-        one = seen.get(vkey)
-        age = None if one is None else seconds_since(one.time, now)
-        rows.append(
-            LastCosignature(
-                name=vkey.partition("+")[0],
-                vkey=vkey,
-                size=None if one is None else one.size,
-                time=None if one is None else one.time,
-                age_s=age,
-                counts=age is not None and age <= rules.witness_lifetime_s,
-                entry=None if one is None else one.index,
-            )
-        )
     return CheckpointPage(
         log=find_log_condition(context),
         note=note.decode("utf-8"),
@@ -78,16 +44,12 @@ def checkpoint(context: LedgerContext, viewer: Viewer, query: Query) -> Checkpoi
         root=f"sha256:{parsed.root.hex()}",
         quorum=rules.witness_quorum,
         lifetime_s=rules.witness_lifetime_s,
-        witnesses=tuple(rows),
-        log_keys=tuple(LogKeyRow(**key.model_dump()) for key in state.site.log_keys),
+        witnesses=tuple(describe_witness(state, vkey, now) for vkey in rules.witnesses),
+        log_keys=tuple(state.site.log_keys),
     )
 
 
-_COLUMNS = ("name", "size", "time", "age_s", "counts", "vkey")
-"""Columns of the table of witnesses."""
-CHECKPOINT_PAGE = Page(
-    "/checkpoint", "Log checkpoint", checkpoint, columns("witnesses", *_COLUMNS), group="Audit", symbol="seal"
-)
+CHECKPOINT_PAGE = Page("/checkpoint", "Log checkpoint", checkpoint, columns("witnesses"), group="Audit", symbol="seal")
 
 
 MOST_ROWS = 20
@@ -105,15 +67,6 @@ class StateAtQuery(Query):
     after: str | None = None
 
 
-class StateObject(PageValue):
-    """An object of the state."""
-
-    id: str
-    since: int
-    """Entry that last changed the object."""
-    value: dict[str, Any]
-
-
 class StateAtPage(PageValue):
     """The objects of one kind at a moment."""
 
@@ -122,7 +75,7 @@ class StateAtPage(PageValue):
     size: int
     kind: str
     kinds: tuple[str, ...]
-    rows: tuple[StateObject, ...]
+    rows: tuple[StateRow, ...]
     next: str | None
 
 
@@ -143,13 +96,13 @@ def state_at(context: LedgerContext, viewer: Viewer, query: StateAtQuery) -> Sta
         size=context.ledger.state.size,
         kind=query.kind,
         kinds=kinds,
-        rows=tuple(StateObject(id=one.id, since=one.since, value=one.value) for one in rows[:MOST_ROWS]),
+        rows=rows[:MOST_ROWS],
         next=rows[MOST_ROWS - 1].id if len(rows) > MOST_ROWS else None,
     )
 
 
-def _table(value: StateAtPage) -> CsvTable:
-    return CsvTable(("kind", "id", "since"), [[value.kind, row.id, row.since] for row in value.rows])
-
-
-STATE_AT_PAGE = Page("/past", "State at a time", state_at, _table, group="Audit", symbol="past", is_search=True)
+_COLUMNS = ("kind", "id", "since")
+"""Columns of the table of objects."""
+STATE_AT_PAGE = Page(
+    "/past", "State at a time", state_at, columns("rows", *_COLUMNS), group="Audit", symbol="past", is_search=True
+)

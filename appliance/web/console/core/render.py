@@ -19,11 +19,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from appliance.addresses import address_of, address_of_error, address_of_refusal
+from appliance.domain.queries.measures import seconds_between
 from appliance.domain.witnesses import refuse_unwitnessed_log
 from appliance.errors import KINDS, NotFound
 from appliance.formats.core.digest import short_code
 from appliance.formats.core.text import show_bytes
-from appliance.formats.core.timestamp import parse_time
 from appliance.reports import templates
 from appliance.reports.review.words import name_decision, shorten_decimals
 from appliance.reports.templates import STYLE, when
@@ -158,11 +158,6 @@ def age(seconds: float | None) -> str:
     return f"{seconds / 86_400:.0f} days"
 
 
-def seconds_since(earlier: str, later: str) -> float:
-    """Return the seconds between two times."""
-    return (parse_time(later) - parse_time(earlier)).total_seconds()
-
-
 def label(name: str) -> str:
     """Return a field's name as words, without the suffix `_s`, because durations show their unit."""
     return name.removesuffix("_s").replace("_", " ")
@@ -256,10 +251,10 @@ class LogCondition(PageValue):
 
     origin: str
     size: int
-    last_age_s: float
+    last_age_s: int
     cosigned: int
     witnesses: int
-    oldest_age_s: float | None
+    oldest_age_s: int | None
     problems: tuple[str, ...]
     is_behind: bool
 
@@ -270,7 +265,7 @@ class Shell(PageValue):
     viewer: str
     roles: tuple[str, ...]
     until: str
-    left_s: float
+    left_s: int
     csrf: str
     groups: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...]
     """Path, title and symbol of each page that the viewer may see, by group."""
@@ -282,14 +277,14 @@ def find_log_condition(context: LedgerContext) -> LogCondition:
     state = context.ledger.state
     now, rules = context.now(state), state.parameters
     witnesses_seen = [witness for witness in state.witnesses.values() if witness.vkey in rules.witnesses]
-    ages = sorted(seconds_since(witness.time, now) for witness in witnesses_seen)
+    ages = sorted(seconds_between(witness.time, now) for witness in witnesses_seen)
     problems = [*map(str, refuse_unwitnessed_log(state, now)), *(error.message for error in context.missing_from_log)]
     problems += ["heartbeat: expected one each minute, got one that hangs"] if context.stalled else []
     cosigned = sum(age <= rules.witness_lifetime_s for age in ages)
     return LogCondition(
         origin=state.site.origin,
         size=state.size,
-        last_age_s=seconds_since(state.last_time, now),
+        last_age_s=seconds_between(state.last_time, now),
         cosigned=cosigned,
         witnesses=len(rules.witnesses),
         oldest_age_s=ages[-1] if ages and len(ages) == len(rules.witnesses) else None,
@@ -309,7 +304,7 @@ def make_shell(context: LedgerContext, viewer: Viewer, pages: Sequence[Page]) ->
         viewer=viewer.name,
         roles=viewer.roles,
         until=viewer.until,
-        left_s=seconds_since(context.now(context.ledger.state), viewer.until),
+        left_s=seconds_between(context.now(context.ledger.state), viewer.until),
         csrf=viewer.csrf,
         groups=groups,
         log=find_log_condition(context),

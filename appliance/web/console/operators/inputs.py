@@ -12,7 +12,7 @@ from appliance.api.data import SplitRows
 from appliance.domain.actions.registry import ACTIONS
 from appliance.domain.core.names import versioned
 from appliance.domain.core.records.data import Base, Dataset, ValidationSet
-from appliance.domain.core.records.runs import Run
+from appliance.domain.core.records.runs import AdapterEvaluation, Run
 from appliance.domain.core.state import State
 from appliance.domain.data.bases import RevokeBase
 from appliance.domain.data.datasets import RevokeDataset
@@ -203,15 +203,6 @@ def _dataset_actions(state: State, viewer: Viewer, name: str, found: Dataset) ->
 DATASET = Page("/datasets/{name}", "Dataset", dataset)
 
 
-class EvaluatedAdapter(PageValue):
-    """An adapter that was evaluated on a validation set, its run, and the verdict of its gates."""
-
-    adapter: str
-    run: str
-    passed: bool | None
-    entry: int
-
-
 class SetPage(PageValue):
     """The page of a validation set.
 
@@ -230,7 +221,7 @@ class SetPage(PageValue):
     needed: int
     """Number of rows for which the gates of this file ask."""
     used: str | None
-    evaluated: tuple[EvaluatedAdapter, ...]
+    evaluated: tuple[AdapterEvaluation, ...]
     waiting: tuple[InputRun, ...]
     actions: tuple[InputAction, ...]
 
@@ -264,10 +255,7 @@ def validation_set(context: LedgerContext, viewer: Viewer, query: VersionQuery) 
         gates=gates.name,
         needed=max(one.least_items for one in parse_gates(gates.data).gates),
         used=None if used is None else versioned(used.name, used.version),
-        evaluated=tuple(
-            EvaluatedAdapter(adapter=one.adapter, run=one.run, passed=one.passed, entry=one.index)
-            for one in reversed(evaluations[-PAGE_ROWS:])
-        ),
+        evaluated=tuple(reversed(evaluations[-PAGE_ROWS:])),
         waiting=_list_runs(waiting),
         actions=tuple(_set_actions(state, viewer, query.name, found)),
     )

@@ -16,13 +16,13 @@ from starlette.routing import Route
 from appliance.domain.core.credentials import SessionStatement, encode_credential, parse_credential
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import add_seconds
+from appliance.domain.queries.measures import seconds_between
 from appliance.errors import ApplianceError, BadInput, NotAuthenticated
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.core.fields import parse_base64, parse_identifier
 from appliance.formats.signatures.dsse import PAYLOAD_TYPE, encode_envelope, pae
 from appliance.web.console.core.desk import Desk
 from appliance.web.console.core.page import EVERYBODY, ListPage, Page, PageValue, Query, Viewer, columns
-from appliance.web.console.core.render import seconds_since
 from appliance.web.console.core.security import source_of
 from appliance.web.console.signing.identities import make_provider_address
 from appliance.web.console.signing.statements import make_signing, read_envelope, statement_file
@@ -85,7 +85,7 @@ def session_routes(desk: Desk) -> list[Route]:
     def tell(request: Request) -> Response:
         """Return whose session the browser has, the token of its forms, and the seconds for which it lasts."""
         viewer = desk.viewer(request)
-        left_s = seconds_since(desk.context.now(desk.context.ledger.state), viewer.until)
+        left_s = seconds_between(desk.context.now(desk.context.ledger.state), viewer.until)
         return JSONResponse({"viewer": viewer.name, "csrf": viewer.csrf, "left_s": left_s})
 
     return [Route("/sessions", desk.posted(end), methods=["POST"]), Route("/session.json", tell)]
@@ -187,7 +187,7 @@ def admit(desk: Desk, request: Request, cookie: str, session: Session, answer: R
     with suppress(ApplianceError):
         if (before := desk.site.read_cookie(request)) is not None:
             desk.authenticator.sign_out(before, source_of(request))
-    left_s = seconds_since(desk.context.now(desk.context.ledger.state), session.expires_at)
+    left_s = seconds_between(desk.context.now(desk.context.ledger.state), session.expires_at)
     for line in (desk.site.set_cookie(cookie, max(round(left_s), 1)), desk.site.set_name(session.principal)):
         answer.headers.append("Set-Cookie", line)
     return answer

@@ -83,30 +83,11 @@ def describe_row(data: bytes) -> RequestRow:
 PAGE = Page("/requests", "Requests", requests, columns(), seen_by=("unit",), group="Your unit", symbol="log")
 
 
-class Limit(PageValue):
-    """A limit of the unit. `most` is 0 if there is none."""
-
-    name: str
-    most: int
-    left: int | None
-
-
-class ModelUsage(PageValue):
-    """Numbers of complete responses, and of incomplete or failed ones."""
-
-    served_model: str
-    adapter: str
-    complete: int
-    incomplete: int
-    tokens_read: int
-    tokens_written: int
-
-
 class UsagePage(PageValue):
     """The page of the unit's usage and limits."""
 
-    limits: tuple[Limit, ...]
-    answered: tuple[ModelUsage, ...]
+    limits: tuple[Usage, ...]
+    answered: tuple[ResponseCounts, ...]
     since: Time
     running: int
     releases: tuple[ReleaseRow, ...]
@@ -127,8 +108,8 @@ def usage(measure: Measure, context: LedgerContext, viewer: Viewer, query: Query
     limits, answered = measure(viewer.name)
     found = releases(context, viewer, ReleasesQuery()).rows
     return UsagePage(
-        limits=tuple(Limit(**one._asdict()) for one in limits),
-        answered=tuple(ModelUsage(**one._asdict()) for one in answered),
+        limits=tuple(limits),
+        answered=tuple(answered),
         since=context.began,
         running=sum(one.unit == viewer.name for one in context.ledger.state.requests.values()),
         releases=tuple(one for one in found if one.most_a_day is not None),
