@@ -62,7 +62,15 @@ from appliance.web.console.signing.forms import (
     parts_of,
     read_draft,
 )
-from appliance.web.console.signing.imports import CHECK, MOST_BYTES, Checks, import_routes, is_import
+from appliance.web.console.signing.imports import (
+    CHECK,
+    MOST_BYTES,
+    ImportCheck,
+    import_routes,
+    is_import,
+    read_check,
+    start_check,
+)
 from appliance.web.console.signing.initial_values import fill_initial_values
 from appliance.web.console.signing.statements import (
     ASSERTION_FIELDS,
@@ -259,7 +267,7 @@ class _OrderHandlers:
     """The handlers of forms and orders, with the drafts that they share."""
 
     def __init__(self, desk: Desk) -> None:
-        self._desk, self._checks, self._drafts = desk, Checks(), Drafts()
+        self._desk, self._drafts = desk, Drafts()
 
     def keep(self, request: Request, fields: dict[str, str]) -> Response:
         """Keep a filled form, and send the browser on to the page of its draft."""
@@ -319,13 +327,15 @@ class _OrderHandlers:
     def _prepare(self, request: Request, viewer: Viewer, draft: FormDraft, order: OrderInput) -> Response:
         desk, action = self._desk, draft.action
         if is_import(action):
-            key = draft.check
-            if not key:
-                key = self._checks.start(desk.context, viewer.name, action, order)
+            # The fields of a draft never change, so its check is of the order's own files.
+            if not draft.check:
+                key = start_check(desk.context, viewer.name, action, order)
                 draft = self._drafts.change(draft, check=key)
-            if request.query_params.get(CHECK) != key:
-                return self._check(request, viewer, draft)
-            self._checks.require(desk.context, viewer.name, key, order)
+            checked = read_check(desk.context, viewer.name, draft.check, blind=bool(order.values.get("blind")))
+            if request.query_params.get(CHECK) != draft.check:
+                return self._show_check(request, viewer, draft, checked)
+            if not checked.passed:
+                raise Denied("import: expected a check that found nothing wrong, got another; begin again")
         if action == ReviewAdapter.action:
             adapter, decision = str(order.values.get("adapter")), str(order.values.get("decision"))
             fetched = desk.opened.of(desk.site.read_cookie(request) or "", adapter)
@@ -354,7 +364,7 @@ class _OrderHandlers:
             again=f"{request.url.path}?change=form",
         )
 
-    def _check(self, request: Request, viewer: Viewer, draft: FormDraft) -> Response:
+    def _show_check(self, request: Request, viewer: Viewer, draft: FormDraft, checked: ImportCheck) -> Response:
         """Return the page of the check of an import's rows."""
         desk = self._desk
         return desk.render_page(
@@ -364,7 +374,7 @@ class _OrderHandlers:
             page=PAGE,
             title=ACTIONS[draft.action].title,
             again=f"{request.url.path}?change=form",
-            checked=self._checks.read(desk.context, viewer.name, draft.check),
+            checked=checked,
             next=f"{request.url.path}?{CHECK}={draft.check}",
         )
 
