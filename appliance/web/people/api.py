@@ -90,7 +90,7 @@ from appliance.formats.core.fields import MAX_DECIMAL
 from appliance.formats.log.checkpoint import MAX_SIZE
 from appliance.web.core.auth import LINK_S, CallerAuthenticator, Session
 from appliance.web.core.errors import install, people_body
-from appliance.web.core.receiving import Delivery, read_size, run_while_awaited, take_upload
+from appliance.web.core.receiving import Delivery, read_size, run_while_awaited, source_of, take_upload
 from appliance.web.people.middleware import check_unit, follow, has_ended, has_frames, is_settled, reader_of
 from appliance.web.people.parsing import MAX_PUBLIC_VALUES, body_of, describe
 from appliance.workflows import governance, orders, restoration, witnesses
@@ -149,14 +149,6 @@ def _sends(media: str) -> dict[int | str, dict[str, Any]]:
     return {200: {"content": {media: {}}}}
 
 
-def _source(request: Request) -> str:
-    """Return the source of the request as entries have it: the connected account of this machine, or the host."""
-    if request.client is None:
-        return "unix"
-    host = request.client.host
-    return host if host.startswith("unix:") else f"tcp:{host}"
-
-
 def _sessions(
     router: APIRouter, context: WorkerContext, authenticator: CallerAuthenticator, console: str | None
 ) -> None:
@@ -186,14 +178,14 @@ def _sessions(
         request: Request, body: Annotated[SessionRequest, body_of(SessionRequest, MAX_PUBLIC_VALUES)]
     ) -> OpenedSession:
         data = encode_canonical(body.envelope)
-        token, session = authenticator.open_session(data, _source(request), body.identity_token)
+        token, session = authenticator.open_session(data, source_of(request.scope), body.identity_token)
         principal = context.ledger.state.principals.get(session.principal)
         roles = () if principal is None else principal.roles
         return OpenedSession(token=token, principal=session.principal, roles=roles, expires_at=session.expires_at)
 
     @router.delete("/v1/sessions/own")
     def end_session(request: Request, authorization: Annotated[str | None, Header()] = None) -> EmptyBody:
-        authenticator.end_session(authorization, _source(request))
+        authenticator.end_session(authorization, source_of(request.scope))
         return EmptyBody()
 
 
@@ -225,7 +217,7 @@ def _orders(public: APIRouter, private: APIRouter, context: Context, person: Cal
             envelope=encode_canonical(body.envelope),
             disclosures=body.disclosures,
             documents=body.documents,
-            source=_source(request),
+            source=source_of(request.scope),
         )
         submitted = orders.submit(context, submission)
         return OrderReceipt(
@@ -475,7 +467,7 @@ def _keeping(router: APIRouter, context: LedgerContext, person: Callable[..., Se
 
     @router.post("/v1/cosignatures")
     def cosignature(request: Request, body: Annotated[CosignatureRequest, body_of(CosignatureRequest)]) -> Cosignature:
-        entry = parse_entry(witnesses.accept(context, body.note.encode(), _source(request)).entry_bytes)
+        entry = parse_entry(witnesses.accept(context, body.note.encode(), source_of(request.scope)).entry_bytes)
         return Cosignature(index=entry.index, **{name: entry.body[name] for name in ("witness", "size", "time")})
 
     @router.post("/v1/log-keys")

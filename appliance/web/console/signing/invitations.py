@@ -18,7 +18,6 @@ from starlette.routing import Route
 from appliance.errors import BadInput, NotAuthenticated, RateLimited
 from appliance.formats.core.fields import parse_base64url
 from appliance.web.console.core.desk import Desk
-from appliance.web.console.core.security import source_of
 from appliance.web.console.signing.passkeys import (
     describe_creation,
     make_proving,
@@ -27,6 +26,7 @@ from appliance.web.console.signing.passkeys import (
     refuse_address,
 )
 from appliance.web.console.signing.statements import ASSERTION_FIELDS
+from appliance.web.core.receiving import source_of
 from appliance.workflows.invitations import accept_invitation, find_invitation, look_up
 
 ADDRESS = "/invitation"
@@ -137,7 +137,7 @@ class _Invited:
         """Record the proof, and return the page with the passkey's short code."""
         desk = self._desk
         statement, proof = read_proof(fields)
-        row = accept_invitation(desk.context, secret, proof, (desk.site.url,), source_of(request))
+        row = accept_invitation(desk.context, secret, proof, (desk.site.url,), source_of(request.scope))
         return desk.render("signing/accepted.html", shell=None, invited=row, keyid=statement.keyid, url=desk.site.url)
 
 

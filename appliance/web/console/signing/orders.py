@@ -45,7 +45,6 @@ from appliance.formats.signatures.dsse import encode_envelope, parse_envelope
 from appliance.reports.impact import describe_activation, describe_stop, list_terms
 from appliance.web.console.core.desk import Desk
 from appliance.web.console.core.page import Page, PageValue, Query, Viewer
-from appliance.web.console.core.security import source_of
 from appliance.web.console.core.why import Explained, explain
 from appliance.web.console.operators.runs import GateOutlook, foresee_gates, list_plan_problems, plan_of
 from appliance.web.console.signing.actions import describe_signers, may_sign
@@ -85,6 +84,7 @@ from appliance.web.console.signing.statements import (
     opened_by,
     read_envelope,
 )
+from appliance.web.core.receiving import source_of
 from appliance.workflows import orders
 from appliance.workflows.core.context import LedgerContext, RunContext
 from appliance.workflows.invitations import read_proof
@@ -425,7 +425,7 @@ class _OrderHandlers:
                 envelope=encode_envelope(envelope),
                 disclosures=texts,
                 documents=proposal.documents,
-                source=source_of(request),
+                source=source_of(request.scope),
                 refuse=partial(_check_opened, desk, desk.site.read_cookie(request) or ""),
             )
             return orders.submit(desk.context, submission)

@@ -23,10 +23,10 @@ from appliance.formats.core.fields import parse_base64, parse_identifier
 from appliance.formats.signatures.dsse import PAYLOAD_TYPE, encode_envelope, pae
 from appliance.web.console.core.desk import Desk
 from appliance.web.console.core.page import EVERYBODY, ListPage, Page, PageValue, Query, Viewer, columns
-from appliance.web.console.core.security import source_of
 from appliance.web.console.signing.identities import make_provider_address
 from appliance.web.console.signing.statements import make_signing, read_envelope, statement_file
 from appliance.web.core.auth import Session
+from appliance.web.core.receiving import source_of
 from appliance.workflows.core.context import LedgerContext
 from appliance.workflows.governance import close_session, open_sessions
 
@@ -79,7 +79,7 @@ def session_routes(desk: Desk) -> list[Route]:
         viewer, entry = desk.viewer(request), fields.get("entry", "")
         if not entry.isascii() or not entry.isdecimal() or len(entry) > 12:
             raise BadInput(f"session, entry: expected the number of an entry, got {entry!r:.40}")
-        close_session(desk.context, viewer.name, int(entry), source_of(request))
+        close_session(desk.context, viewer.name, int(entry), source_of(request.scope))
         return RedirectResponse("/sessions", 303)
 
     def tell(request: Request) -> Response:
@@ -125,7 +125,7 @@ def passkey_sign_in_routes(desk: Desk) -> list[Route]:
         statement = parse_credential(SessionStatement, payload)
         envelope = read_envelope(payload, fields, desk.context.ledger.state, statement.signer)
         data, identity_token = encode_envelope(envelope), fields.get("identity_token")
-        token, _ = desk.authenticator.open_session(data, source_of(request), identity_token)
+        token, _ = desk.authenticator.open_session(data, source_of(request.scope), identity_token)
         cookie, session = desk.authenticator.admit(desk.authenticator.link(f"Bearer {token}"))
         return admit(desk, request, cookie, session, JSONResponse({"viewer": session.principal}))
 
@@ -160,7 +160,7 @@ def sign_in_routes(desk: Desk) -> list[Route]:
         return admit(desk, request, cookie, session, RedirectResponse("/home", 303))
 
     def sign_out(request: Request, fields: Mapping[str, str]) -> Response:
-        desk.authenticator.sign_out(desk.site.read_cookie(request) or "", source_of(request))
+        desk.authenticator.sign_out(desk.site.read_cookie(request) or "", source_of(request.scope))
         answer = RedirectResponse("/sign-in", 303)
         for line in (desk.site.set_cookie("", 0), desk.site.set_name("")):
             answer.headers.append("Set-Cookie", line)
@@ -186,7 +186,7 @@ def admit(desk: Desk, request: Request, cookie: str, session: Session, answer: R
     """Return the response with the session's cookie and its person's name. An earlier session of this browser ends."""
     with suppress(ApplianceError):
         if (before := desk.site.read_cookie(request)) is not None:
-            desk.authenticator.sign_out(before, source_of(request))
+            desk.authenticator.sign_out(before, source_of(request.scope))
     left_s = seconds_between(desk.context.now(desk.context.ledger.state), session.expires_at)
     for line in (desk.site.set_cookie(cookie, max(round(left_s), 1)), desk.site.set_name(session.principal)):
         answer.headers.append("Set-Cookie", line)

@@ -21,8 +21,8 @@ from appliance.errors import BadInput, Unavailable
 from appliance.web.console.core.desk import COUNTED_FOR, Desk
 from appliance.web.console.core.middleware import ASK
 from appliance.web.console.core.page import Page, PageValue, Query, Viewer
-from appliance.web.console.core.security import source_of
 from appliance.web.core.errors import MalformedRequest
+from appliance.web.core.receiving import source_of
 from appliance.web.operations.limits import Quotas
 from appliance.web.units.middleware import AnyRequest, RequestContext, RequestRunner, Threads, read_shares, text_of
 from appliance.web.units.request_bodies import MAX_TOKENS, ChatRequest, ClassifyRequest, CompletionRequest
@@ -137,7 +137,9 @@ def ask_routes(desk: Desk, playground: Playground | None) -> list[Route]:
         kind, body = _read_body(value.chosen, fields)
         with playground.quotas.enter(caller.unit) as place:
             setattr(request.state, COUNTED_FOR, None)
-            answered = _gather(playground.runner, kind, body, RequestContext(caller, place, source_of(request), {}))
+            answered = _gather(
+                playground.runner, kind, body, RequestContext(caller, place, source_of(request.scope), {})
+            )
         return desk.render_page(
             request, viewer, "units/answer.html", page=PAGE, value=value, answered=answered, asked=fields
         )
