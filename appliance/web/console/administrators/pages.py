@@ -32,6 +32,7 @@ from appliance.web.console.auditors.entry import read_order
 from appliance.web.console.core.page import (
     PAGE_ROWS,
     CsvTable,
+    FormLink,
     ListPage,
     NameQuery,
     Page,
@@ -40,7 +41,7 @@ from appliance.web.console.core.page import (
     Viewer,
     columns,
 )
-from appliance.web.console.core.render import link
+from appliance.web.console.core.render import sign_link
 from appliance.workflows.core.context import LedgerContext, RunContext
 from appliance.workflows.operations.status import storage, work
 from appliance.workflows.queries import people as people_queries
@@ -274,13 +275,6 @@ def _invitations(context: LedgerContext, viewer: Viewer) -> Iterator[InvitationR
         )
 
 
-class PersonAction(PageValue):
-    """Something that the viewer can do with a person or key, and the address of its form."""
-
-    title: str
-    path: str
-
-
 class KeyRow(PageValue):
     """A key of a person or unit.
 
@@ -297,7 +291,7 @@ class KeyRow(PageValue):
     revoked: int | None
     distrusted: int | None
     is_valid: bool
-    revoke: PersonAction | None
+    revoke: FormLink | None
 
 
 class ApplicationRow(PageValue):
@@ -328,7 +322,7 @@ class DelegationRow(PageValue):
     until: str
     entry: int
     ended: Refusal | None
-    end: PersonAction | None
+    end: FormLink | None
 
 
 class PersonPage(PageValue):
@@ -346,7 +340,7 @@ class PersonPage(PageValue):
     """Delegations by which others decide in this person's place."""
     received: tuple[DelegationRow, ...]
     """Delegations by which this person decides in the place of others."""
-    actions: tuple[PersonAction, ...]
+    actions: tuple[FormLink, ...]
 
 
 def person(context: LedgerContext, viewer: Viewer, query: NameQuery) -> PersonPage:
@@ -383,7 +377,7 @@ def person(context: LedgerContext, viewer: Viewer, query: NameQuery) -> PersonPa
 
 def _key(viewer: Viewer, key: Key, now: Time) -> KeyRow:
     can_revoke = key.revoked is None and (viewer.name == key.principal or viewer.has("administrator"))
-    path = link(f"/sign/{RevokeKey.action}", given=[f"principal:{key.principal}", f"keyid:{key.keyid}"])
+    revoke = sign_link(RevokeKey, f"Revoke {key.title}", principal=key.principal, keyid=key.keyid)
     return KeyRow(
         title=key.title,
         keyid=key.keyid,
@@ -395,12 +389,12 @@ def _key(viewer: Viewer, key: Key, now: Time) -> KeyRow:
         revoked=key.revoked,
         distrusted=key.distrusted,
         is_valid=key.is_valid(now),
-        revoke=PersonAction(title=f"Revoke {key.title}", path=path) if can_revoke else None,
+        revoke=revoke if can_revoke else None,
     )
 
 
 def _delegation(state: State, viewer: Viewer, one: Delegation, now: Time) -> DelegationRow:
-    given = [f"principal:{one.delegate}", f"review_function:{one.review_function}"]
+    end = sign_link(Delegate, "End it", principal=one.delegate, review_function=one.review_function)
     ended = next(iter(delegation_reasons(state, one, now)), None)
     can_end = ended is None and viewer.name == one.delegator
     return DelegationRow(
@@ -410,42 +404,39 @@ def _delegation(state: State, viewer: Viewer, one: Delegation, now: Time) -> Del
         until=one.until,
         entry=one.index,
         ended=ended,
-        end=PersonAction(title="End it", path=link(f"/sign/{Delegate.action}", given=given)) if can_end else None,
+        end=end if can_end else None,
     )
 
 
-def _list_actions(state: State, viewer: Viewer, found: Principal) -> Iterator[PersonAction]:
+def _list_actions(state: State, viewer: Viewer, found: Principal) -> Iterator[FormLink]:
     """Yield what the viewer can do with a person or unit. A revoked one stays revoked."""
     if found.revoked is not None:
         return
-    given = [f"principal:{found.name}"]
     functions, is_own = viewer.places("reviewer"), viewer.name == found.name
     if functions and (is_own or not ("unit" in found.roles or refuse_delegate(state, found.name))):
-        to = [] if is_own else given
-        own = [f"review_function:{functions[0]}"] if len(functions) == 1 else []
-        title = "Delegate a review function" if is_own else f"Delegate to {found.name}"
-        yield PersonAction(title=title, path=link(f"/sign/{Delegate.action}", given=[*to, *own]))
+        given = {} if is_own else {"principal": found.name}
+        given |= {"review_function": functions[0]} if len(functions) == 1 else {}
+        yield sign_link(Delegate, "Delegate a review function" if is_own else f"Delegate to {found.name}", **given)
     if is_own:
-        yield PersonAction(title="Rotate your key", path=f"/sign/{RotateKey.action}")
+        yield sign_link(RotateKey, "Rotate your key")
     if "unit" in found.roles and (viewer.has("administrator") or found.name in viewer.places("release-owner")):
-        yield PersonAction(
-            title="Revoke tokens", path=link(f"/sign/{RevokeTokens.action}", given=[f"unit:{found.name}"])
-        )
+        yield sign_link(RevokeTokens, "Revoke tokens", unit=found.name)
     if viewer.has("administrator"):
-        yield from _list_administrator_actions(state, found, given)
+        yield from _list_administrator_actions(state, found)
 
 
-def _list_administrator_actions(state: State, found: Principal, given: list[str]) -> Iterator[PersonAction]:
+def _list_administrator_actions(state: State, found: Principal) -> Iterator[FormLink]:
     if not set(found.roles) & set(EXCLUSIVE_ROLES):
-        yield PersonAction(title=ACTIONS[Grant.action].title, path=link(f"/sign/{Grant.action}", given=given))
+        yield sign_link(Grant, principal=found.name)
     if len(found.roles) > 1:
-        yield PersonAction(title=ACTIONS[RemoveRole.action].title, path=link(f"/sign/{RemoveRole.action}", given=given))
+        yield sign_link(RemoveRole, principal=found.name)
     if "unit" not in found.roles:
-        for order in (BindIdentity, *((UnbindIdentity,) if found.name in state.identities else ())):
-            yield PersonAction(title=ACTIONS[order.action].title, path=link(f"/sign/{order.action}", given=given))
-    yield PersonAction(title="Replace a lost key", path=f"/sign/{ReplaceKey.action}")
-    yield PersonAction(title="Add a passkey", path=f"/sign/{EnrolPasskey.action}")
-    yield PersonAction(title=f"Revoke {found.name}", path=link(f"/sign/{RevokePrincipal.action}", given=given))
+        yield sign_link(BindIdentity, principal=found.name)
+        if found.name in state.identities:
+            yield sign_link(UnbindIdentity, principal=found.name)
+    yield sign_link(ReplaceKey, "Replace a lost key")
+    yield sign_link(EnrolPasskey, "Add a passkey")
+    yield sign_link(RevokePrincipal, f"Revoke {found.name}", principal=found.name)
 
 
 def _keys_table(value: PersonPage) -> CsvTable:

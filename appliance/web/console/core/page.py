@@ -42,6 +42,13 @@ class PageValue(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class FormLink(PageValue):
+    """An action that the viewer can order, and the address of its form."""
+
+    title: str
+    path: str
+
+
 class Query(BaseModel):
     """The values in a page's address: parts of its path and parameters."""
 

@@ -19,6 +19,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from appliance.addresses import address_of, address_of_error, address_of_refusal
+from appliance.domain.actions.registry import ACTIONS
+from appliance.domain.core.order import Order
 from appliance.domain.queries.measures import seconds_between
 from appliance.domain.witnesses import refuse_unwitnessed_log
 from appliance.errors import KINDS, NotFound
@@ -27,7 +29,7 @@ from appliance.formats.core.text import show_bytes
 from appliance.reports import templates
 from appliance.reports.review.words import name_decision, shorten_decimals
 from appliance.reports.templates import STYLE, when
-from appliance.web.console.core.page import Page, PageValue, Viewer
+from appliance.web.console.core.page import FormLink, Page, PageValue, Viewer
 from appliance.web.console.core.why import find_pages
 from appliance.workflows.core.context import LedgerContext
 
@@ -239,6 +241,12 @@ def link(path: str, /, **parameters: Any) -> str:
         else:
             given += [(name, str(item)) for item in value]
     return f"{path}?{urlencode(given)}" if given else path
+
+
+def sign_link(order: type[Order], title: str = "", /, **given: object) -> FormLink:
+    """Return the link to an order's form with these fields filled in. Its title is by default that of the action."""
+    fields = [f"{name}:{value}" for name, value in given.items()]
+    return FormLink(title=title or ACTIONS[order.action].title, path=link(f"/sign/{order.action}", given=fields))
 
 
 class LogCondition(PageValue):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 from appliance.domain.core.names import versioned
 from appliance.domain.core.records.data import Base, Dataset, Import, ValidationSet
 from appliance.domain.data.imports import CancelImport
 from appliance.web.console.core.page import PAGE_ROWS, BeforeQuery, CsvTable, ListPage, Page, PageValue, Viewer, columns
-from appliance.web.console.core.render import link
+from appliance.web.console.core.render import sign_link
 from appliance.web.console.operators.inputs import describe_set, find_ended
 from appliance.workflows.core.context import LedgerContext
 
@@ -34,68 +35,39 @@ class Data(PageValue):
     datasets: tuple[ImportedRow, ...]
     validation_sets: tuple[ImportedRow, ...]
     """The newest validation sets."""
-    next: int | None
+    next: int | str | None
 
 
 def data(context: LedgerContext, viewer: Viewer, query: BeforeQuery) -> Data:
     """Return the bases, datasets and validation sets, newest first."""
     state = context.ledger.state
-    fitting = [
-        (key, one)
-        for key, one in zip(*_columns(state.datasets), strict=True)
-        if query.before is None or one.index < query.before
-    ][::-1]
-    shown = fitting[:PAGE_ROWS]
+    datasets = ListPage[Dataset].of(query.list_newest(state.datasets.values()), attrgetter("index"))
+    bases = reversed(state.bases.values()[-PAGE_ROWS:])
+    sets = reversed(state.validation_sets.values()[-PAGE_ROWS:])
     return Data(
-        bases=tuple(
-            ImportedRow(
-                name=one.name,
-                about=_parameters(one.facts),
-                licence=one.licence,
-                classification=None,
-                rows=None,
-                imported_by=one.imported_by,
-                entry=one.index,
-                digest=one.digest,
-                state=find_ended(one.revoked, one.quarantined),
-            )
-            for one in reversed(state.bases.values()[-PAGE_ROWS:])
-        ),
-        datasets=tuple(
-            ImportedRow(
-                name=key,
-                about=str(one.facts.get("dataset_kind", "")),
-                licence=one.licence,
-                classification=one.classification,
-                rows=one.facts.get("rows"),
-                imported_by=one.imported_by,
-                entry=one.index,
-                digest=one.digest,
-                state=find_ended(one.revoked),
-            )
-            for key, one in shown
-        ),
-        validation_sets=tuple(
-            ImportedRow(
-                name=versioned(one.name, one.version),
-                about="; ".join([one.dataset_kind, *describe_set(one)]),
-                licence=one.licence,
-                classification=one.classification,
-                rows=one.facts.get("rows"),
-                imported_by=one.imported_by,
-                entry=one.index,
-                digest=one.digest,
-                state=find_ended(one.revoked),
-            )
-            for one in reversed(state.validation_sets.values()[-PAGE_ROWS:])
-        ),
-        next=shown[-1][1].index if len(fitting) > PAGE_ROWS else None,
+        bases=tuple(_describe(one, _parameters(one.facts)) for one in bases),
+        datasets=tuple(_describe(one, str(one.facts.get("dataset_kind", ""))) for one in datasets.rows),
+        validation_sets=tuple(_describe(one, "; ".join([one.dataset_kind, *describe_set(one)])) for one in sets),
+        next=datasets.next,
     )
 
 
-def _columns(table: Any) -> tuple[list[str], list[Any]]:
-    pairs = list(table.items())
-    return [key for key, _ in pairs], [value for _, value in pairs]
+def _describe(one: Base | Dataset | ValidationSet, about: str) -> ImportedRow:
+    return ImportedRow(
+        name=_name(one),
+        about=about,
+        licence=one.licence,
+        classification=None if isinstance(one, Base) else one.classification,
+        rows=one.facts.get("rows"),
+        imported_by=one.imported_by,
+        entry=one.index,
+        digest=one.digest,
+        state=find_ended(one.revoked, one.quarantined if isinstance(one, Base) else None),
+    )
+
+
+def _name(one: Base | Dataset | ValidationSet) -> str:
+    return one.name if isinstance(one, Base) else versioned(one.name, one.version)
 
 
 def _parameters(facts: dict[str, Any]) -> str:
@@ -107,13 +79,9 @@ def _parameters(facts: dict[str, Any]) -> str:
 
 def _table(value: Data) -> CsvTable:
     headers = tuple(ImportedRow.model_fields)
-    rows = [[kind, *(getattr(one, name) for name in headers)] for kind, one in _list_all(value)]
+    kinds = {"base": value.bases, "dataset": value.datasets, "validation-set": value.validation_sets}
+    rows = [[kind, *(getattr(one, name) for name in headers)] for kind, listed in kinds.items() for one in listed]
     return CsvTable(("kind", *headers), rows)
-
-
-def _list_all(value: Data) -> list[tuple[str, ImportedRow]]:
-    kinds = (("base", value.bases), ("dataset", value.datasets), ("validation-set", value.validation_sets))
-    return [(kind, one) for kind, listed in kinds for one in listed]
 
 
 PAGE = Page("/data", "Bases and datasets", data, _table, group="Training", symbol="data")
@@ -155,7 +123,7 @@ _FOLDERS: dict[type, str] = {Base: "bases", Dataset: "datasets", ValidationSet: 
 
 def _row(viewer: Viewer, one: Import, made: Base | Dataset | ValidationSet | None) -> ImportRow:
     facts = {} if made is None else made.facts
-    name = None if made is None else made.name if isinstance(made, Base) else versioned(made.name, made.version)
+    name = None if made is None else _name(made)
     can_cancel = one.status == "requested" and (viewer.name == one.signer or viewer.has("administrator"))
     return ImportRow(
         subject=one.subject,
@@ -169,7 +137,7 @@ def _row(viewer: Viewer, one: Import, made: Base | Dataset | ValidationSet | Non
         found={name: value for name, value in facts.items() if not isinstance(value, dict)},
         made=name,
         path=None if name is None else f"/{_FOLDERS[type(made)]}/{name}",
-        cancel=link(f"/sign/{CancelImport.action}", given=[f"order:{one.order}"]) if can_cancel else None,
+        cancel=sign_link(CancelImport, order=one.order).path if can_cancel else None,
     )
 
 

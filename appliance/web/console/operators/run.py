@@ -32,8 +32,8 @@ from appliance.domain.runs.steps import best_step
 from appliance.domain.runs.training import RunFailed, Train
 from appliance.formats.core.text import show_bytes
 from appliance.formats.signatures.dsse import parse_envelope
-from appliance.web.console.core.page import CsvTable, Page, PageValue, Query, Viewer
-from appliance.web.console.core.render import link
+from appliance.web.console.core.page import CsvTable, FormLink, Page, PageValue, Query, Viewer
+from appliance.web.console.core.render import sign_link
 from appliance.web.console.operators.live import progress_of
 from appliance.web.console.operators.records import (
     RUN,
@@ -66,13 +66,6 @@ class PlanComparison(PageValue):
     used: str | None
 
 
-class RunAction(PageValue):
-    """Something that the viewer can do with the run, and the address of its form."""
-
-    title: str
-    path: str
-
-
 class RunEndDetails(PageValue):
     """The entry by which a run was cancelled, was refused or failed.
 
@@ -95,7 +88,7 @@ class RunPage(PageValue):
     status: str
     detail: str | None
     end: RunEndDetails | None
-    actions: tuple[RunAction, ...]
+    actions: tuple[FormLink, ...]
     sweep: str | None
     adapter: str | None
     base: str
@@ -212,24 +205,22 @@ def _find_end(context: LedgerContext, row: Run) -> RunEndDetails | None:
     return RunEndDetails(entry=entry.index, time=entry.time, by=entry.actor, code=entry.body.get("code"), text=text)
 
 
-def _list_actions(state: State, viewer: Viewer, row: Run, order: Train) -> Iterator[RunAction]:
+def _list_actions(state: State, viewer: Viewer, row: Run, order: Train) -> Iterator[FormLink]:
     """Yield what the viewer can do with the run, by the rules that decide on the order."""
     person = state.principals.get(viewer.name)
     if person is None:
         return
-    given = [f"run:{row.id}"]
     if row.status == "waiting" and can_authorise(state, row, person):
-        for title, action in (("Authorise", AuthoriseRun.action), ("Refuse", RefuseRun.action)):
-            yield RunAction(title=title, path=link(f"/sign/{action}", given=[*given, f"order:{row.order}"]))
+        yield sign_link(AuthoriseRun, "Authorise", run=row.id, order=row.order)
+        yield sign_link(RefuseRun, "Refuse", run=row.id, order=row.order)
     if not list_resume_reasons(state, row, person):
-        yield RunAction(title="Resume", path=link(f"/sign/{Resume.action}", given=given))
+        yield sign_link(Resume, "Resume", run=row.id)
     if not list_cancel_reasons(row, person):
-        yield RunAction(title="Cancel", path=link(f"/sign/{Cancel.action}", given=given))
+        yield sign_link(Cancel, "Cancel", run=row.id)
     if viewer.has("auditor") and row.step:
-        replayed = [*given, "from_step:0", f"to_step:{row.step}"]
-        yield RunAction(title="Train it again to compare", path=link(f"/sign/{ReplayRun.action}", given=replayed))
+        yield sign_link(ReplayRun, "Train it again to compare", run=row.id, from_step=0, to_step=row.step)
     if viewer.has("operator"):
-        yield RunAction(title="Start again with these values", path=_start_again(order))
+        yield FormLink(title="Start again with these values", path=_start_again(order))
 
 
 def _start_again(order: Train) -> str:

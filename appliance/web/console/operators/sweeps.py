@@ -19,7 +19,7 @@ from appliance.domain.runs.replays import find_behind, is_rung
 from appliance.domain.runs.steps import Reading, best_step
 from appliance.errors import ApplianceError, BadInput, NotFound
 from appliance.web.console.core.page import PAGE_ROWS, CsvTable, ListPage, Page, PageValue, Query, Viewer, columns
-from appliance.web.console.core.render import link
+from appliance.web.console.core.render import link, sign_link
 from appliance.web.console.operators.records import find_adapter_of_run, form_values, read_order, read_steps, train_form
 from appliance.web.console.operators.runs import MOST, plan_of
 from appliance.workflows.core.context import LedgerContext, RunContext
@@ -155,7 +155,7 @@ def _find_cancel(state: State, viewer: Viewer, run: Run) -> str | None:
     person = state.principals.get(viewer.name)
     if person is None or list_cancel_reasons(run, person):
         return None
-    return link(f"/sign/{Cancel.action}", given=[f"run:{run.id}"])
+    return sign_link(Cancel, run=run.id).path
 
 
 def _sweep_table(value: SweepPage) -> CsvTable:
