@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from appliance.domain.core.decisions import Conditions
-from appliance.domain.governance.people import Grant, PrincipalEnrolled, RoleGranted
+from appliance.domain.governance.people import Grant, RoleGranted
 from appliance.workflows.operations.status import status
 from tests.kit.console import Console, console
 
@@ -48,11 +48,8 @@ def test_a_release_owner_sees_what_is_missing_and_when_it_is_not_any_more(desk: 
 @pytest.mark.parametrize("desk", ["sealed"], indirect=True)
 def test_a_page_of_candidates_has_all_units_of_its_adapters(desk: Console, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("appliance.web.console.core.page.PAGE_ROWS", 1)
-    site = desk.site
-    order, documents = site.enrolment("sales", ("unit",))
-    site.two(PrincipalEnrolled(policy=site.in_force), order, documents)
     for unit in ("legal", "sales"):
-        site.request_release(unit=unit)
+        desk.site.request_release(unit=unit)
     value = desk.signed_in("audrey").get("/candidates.json").json()
     assert ([one["unit"] for one in value["rows"]], value["next"]) == (["legal", "sales"], None)
 
