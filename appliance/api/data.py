@@ -22,6 +22,11 @@ class ImportStatus(data.Import):
     error: WorkError | None
     progress: tuple[dict[str, Any], ...]
 
+    @property
+    def ended(self) -> bool:
+        """Return True if the import is over."""
+        return self.status != "requested"
+
 
 class RowsToCheck(Value):
     """The uploaded files to check, and the terms of their import."""
