@@ -15,18 +15,8 @@ from appliance.domain.evaluation.gates import parse_gates
 from appliance.domain.evaluation.quality import list_measures, list_warnings, summarize_training
 from appliance.domain.planning.plan import say_seconds
 from appliance.domain.recipe.recipe import ResolvedRecipe
+from appliance.domain.runs import control
 from appliance.domain.runs.conditions import UNDER_WAY
-from appliance.domain.runs.control import (
-    AuthoriseRun,
-    Cancel,
-    RefuseRun,
-    Resume,
-    RunCancelled,
-    RunRefused,
-    can_authorise,
-    list_cancel_reasons,
-    list_resume_reasons,
-)
 from appliance.domain.runs.replays import ReplayRun
 from appliance.domain.runs.steps import best_step
 from appliance.domain.runs.training import RunFailed, Train
@@ -34,19 +24,8 @@ from appliance.formats.core.text import show_bytes
 from appliance.formats.signatures.dsse import parse_envelope
 from appliance.web.console.core.page import CsvTable, FormLink, Page, PageValue, Query, Viewer
 from appliance.web.console.core.render import sign_link
+from appliance.web.console.operators import records
 from appliance.web.console.operators.live import progress_of
-from appliance.web.console.operators.records import (
-    RUN,
-    Spike,
-    find_adapter_of_run,
-    find_run,
-    form_values,
-    make_curves,
-    read_metrics,
-    read_order,
-    read_steps,
-    train_form,
-)
 from appliance.web.console.operators.runs import plan_of
 from appliance.workflows.core.context import LedgerContext, RunContext
 from appliance.workflows.queries.work import run_progress
@@ -55,7 +34,7 @@ from appliance.workflows.queries.work import run_progress
 class RunQuery(Query):
     """The id of a run."""
 
-    run: str = Field(pattern=RUN)
+    run: str = Field(pattern=records.RUN)
 
 
 class PlanComparison(PageValue):
@@ -109,7 +88,7 @@ class RunPage(PageValue):
     peak_bytes: int | None
     validation: tuple[float, float, int] | None
     """The last validation loss, the lowest one, and the step of the lowest."""
-    spikes: tuple[Spike, ...]
+    spikes: tuple[records.Spike, ...]
     recipe: dict[str, Any]
     costs: tuple[PlanComparison, ...]
     measures: tuple[tuple[str, str], ...]
@@ -132,12 +111,12 @@ def run(context: RunContext, viewer: Viewer, query: RunQuery) -> RunPage:
 
     Raises: NotFound for an unknown run.
     """
-    row = find_run(context, query.run)
-    order, adapter = read_order(context, row), find_adapter_of_run(context, row.id)
-    steps, losses = read_steps(context, row.id)
+    row = records.find_run(context, query.run)
+    order, adapter = records.read_order(context, row), records.find_adapter_of_run(context, row.id)
+    steps, losses = records.read_steps(context, row.id)
     frames = [{**step, "frame": "step"} for step in steps]
     progress, run_state = progress_of(frames), run_progress(context, row.id, 0)
-    metrics = read_metrics(context, adapter)
+    metrics = records.read_metrics(context, adapter)
     if "training" not in metrics:
         metrics = {**metrics, "training": summarize_training(losses)}
     costs = _costs(context, row, order.recipe, steps)
@@ -168,7 +147,7 @@ def run(context: RunContext, viewer: Viewer, query: RunQuery) -> RunPage:
         first_loss=float(losses[0]) if losses else None,
         peak_bytes=row.peak_bytes or max((int(step["peak_bytes"]) for step in steps), default=None),
         validation=_validation(steps),
-        spikes=make_curves(steps).spikes,
+        spikes=records.make_curves(steps).spikes,
         recipe=order.recipe.model_dump(mode="json"),
         costs=costs,
         measures=tuple(list_measures(metrics)),
@@ -184,7 +163,7 @@ def run(context: RunContext, viewer: Viewer, query: RunQuery) -> RunPage:
     )
 
 
-_ENDS = {"cancelled": RunCancelled.type, "refused": RunRefused.type, "failed": RunFailed.type}
+_ENDS = {"cancelled": control.RunCancelled.type, "refused": control.RunRefused.type, "failed": RunFailed.type}
 """Type of the entry that ended a run, by the run's status."""
 
 
@@ -210,13 +189,13 @@ def _list_actions(state: State, viewer: Viewer, row: Run, order: Train) -> Itera
     person = state.principals.get(viewer.name)
     if person is None:
         return
-    if row.status == "waiting" and can_authorise(state, row, person):
-        yield sign_link(AuthoriseRun, "Authorise", run=row.id, order=row.order)
-        yield sign_link(RefuseRun, "Refuse", run=row.id, order=row.order)
-    if not list_resume_reasons(state, row, person):
-        yield sign_link(Resume, "Resume", run=row.id)
-    if not list_cancel_reasons(row, person):
-        yield sign_link(Cancel, "Cancel", run=row.id)
+    if row.status == "waiting" and control.can_authorise(state, row, person):
+        yield sign_link(control.AuthoriseRun, "Authorise", run=row.id, order=row.order)
+        yield sign_link(control.RefuseRun, "Refuse", run=row.id, order=row.order)
+    if not control.list_resume_reasons(state, row, person):
+        yield sign_link(control.Resume, "Resume", run=row.id)
+    if not control.list_cancel_reasons(row, person):
+        yield sign_link(control.Cancel, "Cancel", run=row.id)
     if viewer.has("auditor") and row.step:
         yield sign_link(ReplayRun, "Train it again to compare", run=row.id, from_step=0, to_step=row.step)
     if viewer.has("operator"):
@@ -231,7 +210,8 @@ def _start_again(order: Train) -> str:
         "on": order.on,
         "nodes": str(order.nodes) if order.nodes > 1 else None,
     }
-    return train_form(form_values(order.recipe) | {name: value for name, value in others.items() if value})
+    given = {name: value for name, value in others.items() if value}
+    return records.train_form(records.form_values(order.recipe) | given)
 
 
 def _planned_steps(row: Run, costs: tuple[PlanComparison, ...]) -> int | None:

@@ -18,15 +18,8 @@ from appliance.errors import ApplianceError, BadInput, Refusal, Rejected
 from appliance.formats.core.text import show_bytes
 from appliance.web.console.core.page import BeforeQuery, CsvTable, ListPage, Page, PageValue, Query, Viewer, columns
 from appliance.web.console.core.render import words
+from appliance.web.console.operators import records
 from appliance.web.console.operators.live import WITH_PROGRESS, Point, StepProgress, read_step_progress
-from appliance.web.console.operators.records import (
-    find_adapter_of_run,
-    find_run,
-    make_curves,
-    read_metrics,
-    read_order,
-    read_steps,
-)
 from appliance.workflows.core.context import RunContext
 from appliance.workflows.queries.work import recipe_facts
 from appliance.workflows.runs import planning
@@ -153,10 +146,10 @@ def compare(context: RunContext, viewer: Viewer, query: CompareQuery) -> RunComp
     names = tuple(dict.fromkeys(query.run))
     if len(names) != len(query.run):
         raise BadInput("comparison: expected each run once, got one twice")
-    rows = [find_run(context, name) for name in names]
-    recipes = [read_order(context, row).recipe.model_dump(mode="json") for row in rows]
-    steps = [read_steps(context, row.id).shown for row in rows]
-    metrics = [read_metrics(context, find_adapter_of_run(context, row.id)) for row in rows]
+    rows = [records.find_run(context, name) for name in names]
+    recipes = [records.read_order(context, row).recipe.model_dump(mode="json") for row in rows]
+    steps = [records.read_steps(context, row.id).shown for row in rows]
+    metrics = [records.read_metrics(context, records.find_adapter_of_run(context, row.id)) for row in rows]
     results: list[dict[str, Any]] = [
         {
             "status": row.status,
@@ -174,7 +167,7 @@ def compare(context: RunContext, viewer: Viewer, query: CompareQuery) -> RunComp
         recipes=different,
         results=_differences(results)[0],
         curves=tuple(
-            RunCurve(run=row.id, label=f"{row.id} {row.name}", points=make_curves(lines).points)
+            RunCurve(run=row.id, label=f"{row.id} {row.name}", points=records.make_curves(lines).points)
             for row, lines in zip(rows, steps, strict=True)
         ),
         others=tuple((run.id, run.name) for run in newest if run.id not in names),

@@ -18,13 +18,7 @@ from starlette.routing import Route
 from appliance.errors import BadInput, NotAuthenticated, RateLimited
 from appliance.formats.core.fields import parse_base64url
 from appliance.web.console.core.desk import Desk
-from appliance.web.console.signing.passkeys import (
-    describe_creation,
-    make_proving,
-    make_statement,
-    read_proof,
-    refuse_address,
-)
+from appliance.web.console.signing import passkeys
 from appliance.web.console.signing.statements import ASSERTION_FIELDS
 from appliance.web.core.receiving import source_of
 from appliance.workflows.invitations import accept_invitation, find_invitation, look_up
@@ -113,8 +107,8 @@ class _Invited:
             shell=None,
             invited=row,
             printed_name=texts[row.printed_name].text if row.printed_name in texts else "",
-            refusal_reasons=refuse_address(desk.context, desk.site.url),
-            script_data=describe_creation(desk, row.name),
+            refusal_reasons=passkeys.refuse_address(desk.context, desk.site.url),
+            script_data=passkeys.describe_creation(desk, row.name),
             address=f"{ADDRESS}/passkey",
             url=desk.site.url,
             origin=desk.context.ledger.state.site.origin,
@@ -123,12 +117,12 @@ class _Invited:
     def prove(self, request: Request, secret: bytes, fields: Mapping[str, str]) -> Response:
         """Return the page on which the created passkey signs its statement."""
         desk, row = self._desk, find_invitation(self._desk.context, secret)
-        statement = make_statement(desk, row.name, fields)
+        statement = passkeys.make_statement(desk, row.name, fields)
         return desk.render(
             "signing/prove_invited.html",
             shell=None,
             name=statement.passkey,
-            signing=make_proving(desk, statement),
+            signing=passkeys.make_proving(desk, statement),
             empty=ASSERTION_FIELDS,
             address=f"{ADDRESS}/accepted",
         )
@@ -136,7 +130,7 @@ class _Invited:
     def accept(self, request: Request, secret: bytes, fields: Mapping[str, str]) -> Response:
         """Record the proof, and return the page with the passkey's short code."""
         desk = self._desk
-        statement, proof = read_proof(fields)
+        statement, proof = passkeys.read_proof(fields)
         row = accept_invitation(desk.context, secret, proof, (desk.site.url,), source_of(request.scope))
         return desk.render("signing/accepted.html", shell=None, invited=row, keyid=statement.keyid, url=desk.site.url)
 

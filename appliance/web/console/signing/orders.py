@@ -47,20 +47,10 @@ from appliance.web.console.core.desk import Desk
 from appliance.web.console.core.page import Page, PageValue, Query, Viewer
 from appliance.web.console.core.why import Explained, explain
 from appliance.web.console.operators.runs import GateOutlook, foresee_gates, list_plan_problems, plan_of
+from appliance.web.console.signing import forms, statements
 from appliance.web.console.signing.actions import describe_signers, may_sign
 from appliance.web.console.signing.choices import ChoiceQuery
 from appliance.web.console.signing.drafts import KEPT_S, Drafts, FormDraft
-from appliance.web.console.signing.forms import (
-    CONDITIONS_PART,
-    SHORT_CODE,
-    Field,
-    assign_problems,
-    fields_of,
-    fill_fields,
-    model_of,
-    parts_of,
-    read_draft,
-)
 from appliance.web.console.signing.imports import (
     CHECK,
     MOST_BYTES,
@@ -71,19 +61,6 @@ from appliance.web.console.signing.imports import (
     start_check,
 )
 from appliance.web.console.signing.initial_values import fill_initial_values
-from appliance.web.console.signing.statements import (
-    ASSERTION_FIELDS,
-    PolicySetComparison,
-    Signing,
-    against_opened,
-    check_administrator,
-    compare_policies,
-    describe_fields,
-    list_valid_passkeys,
-    make_signing,
-    opened_by,
-    read_envelope,
-)
 from appliance.web.core.receiving import source_of
 from appliance.workflows import orders
 from appliance.workflows.core.context import LedgerContext, RunContext
@@ -118,23 +95,23 @@ class Form(PageValue):
     signed_by: str
     may_sign: bool
     """True if the viewer has a role or a relation that the action needs."""
-    fields: tuple[Field, ...]
+    fields: tuple[forms.Field, ...]
     problem: str = ""
     refused: Explained | None = None
     back: str = ""
 
     @property
-    def parts(self) -> tuple[tuple[str, tuple[Field, ...], bool], ...]:
+    def parts(self) -> tuple[tuple[str, tuple[forms.Field, ...], bool], ...]:
         """The fields by folded part; the part "" is always shown. The last value says that a part begins open."""
         return tuple(
             (title, found, title == self._asked_for or any(one.is_changed or one.problem for one in found))
-            for title, found in parts_of(self.fields)
+            for title, found in forms.parts_of(self.fields)
         )
 
     @property
     def _asked_for(self) -> str:
         """The title of the part that the chosen decision is about, or "none"."""
-        return CONDITIONS_PART if self._value_of("decision") == "approve-with-conditions" else "none"
+        return forms.CONDITIONS_PART if self._value_of("decision") == "approve-with-conditions" else "none"
 
     @property
     def adapter(self) -> str:
@@ -145,7 +122,7 @@ class Form(PageValue):
         return next((one.value for one in self.fields if one.name == name), "")
 
     @property
-    def wrong(self) -> tuple[Field, ...]:
+    def wrong(self) -> tuple[forms.Field, ...]:
         """The fields with a problem."""
         return tuple(one for one in self.fields if one.problem)
 
@@ -180,10 +157,10 @@ def form(context: LedgerContext, viewer: Viewer, query: FormQuery) -> Form:
 
     Raises: NotFound for an action without a form; Denied for a policy set unless the viewer is an administrator.
     """
-    model_of(query.action)
+    forms.model_of(query.action)
     given = {name: value for name, _, value in (one.partition(":") for one in query.given)}
     if query.action == AdoptPolicy.action:
-        check_administrator(viewer)
+        statements.check_administrator(viewer)
     given = fill_initial_values(context, viewer, query.action, given)
     return _make_form(context, viewer, query.action, given, {}).model_copy(update={"back": query.back})
 
@@ -198,7 +175,7 @@ def _make_form(
         meaning=row.description,
         signed_by=describe_signers(row.signers),
         may_sign=may_sign(context, viewer, row),
-        fields=fill_fields(ChoiceQuery(context, viewer, action, now), given, problems),
+        fields=forms.fill_fields(ChoiceQuery(context, viewer, action, now), given, problems),
         problem=problems.get("", ""),
     )
 
@@ -227,9 +204,9 @@ class OrderToSign(PageValue):
     action: str
     title: str
     meaning: str
-    signing: Signing
+    signing: statements.Signing
     countersigned: CountersignedOrder | None
-    comparison: PolicySetComparison | None
+    comparison: statements.PolicySetComparison | None
     plan: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
     change: tuple[tuple[str, str], ...]
@@ -260,7 +237,7 @@ def _check_viewer(viewer: Viewer, action: str) -> None:
     """Raise Denied unless the viewer may fill in forms, and is an administrator for a policy set."""
     PAGE.check(viewer)
     if action == AdoptPolicy.action:
-        check_administrator(viewer)
+        statements.check_administrator(viewer)
 
 
 class _OrderHandlers:
@@ -273,7 +250,7 @@ class _OrderHandlers:
         """Keep a filled form, and send the browser on to the page of its draft."""
         action, viewer = request.path_params["action"], self._desk.viewer(request)
         _check_viewer(viewer, action)
-        for one in fields_of(action):
+        for one in forms.fields_of(action):
             if one.kind == "yes":
                 fields.setdefault(one.name, "")  # browsers send no field for a box without its mark
         back = fields.pop("back", "")
@@ -296,7 +273,7 @@ class _OrderHandlers:
             return RedirectResponse(f"/signed/{draft.entry}", 303)
         if "change" in request.query_params:
             return self._form(request, viewer, draft, {}, 200)
-        order, problems = read_draft(action, draft.fields, desk.context.clock())
+        order, problems = forms.read_draft(action, draft.fields, desk.context.clock())
         if problems:
             return self._form(request, viewer, draft, problems, BadInput.status)
         try:
@@ -304,7 +281,7 @@ class _OrderHandlers:
         except (Conflict, NotAuthenticated, Unavailable):
             raise
         except ApplianceError as error:
-            problems = {} if error.refusals else assign_problems(action, error)
+            problems = {} if error.refusals else forms.assign_problems(action, error)
             return self._form(request, viewer, draft, problems, error.status, error)
 
     def _form(
@@ -339,12 +316,12 @@ class _OrderHandlers:
         if action == ReviewAdapter.action:
             adapter, decision = str(order.values.get("adapter")), str(order.values.get("decision"))
             fetched = desk.opened.of(desk.site.read_cookie(request) or "", adapter)
-            order.values["opened"] = opened_by(desk.context, adapter, decision, fetched)
+            order.values["opened"] = statements.opened_by(desk.context, adapter, decision, fetched)
         if action == Train.action and (digest := order.values.pop("gates", None)):
             order.documents["gates"] = read_gates(desk.context, digest)
         if action == EnrolWithPasskey.action and (keyid := order.values.pop("possession", None)):
             order.documents["possession"] = read_proof(desk.context, keyid)
-        code = str(order.values.pop(SHORT_CODE, None) or "")
+        code = str(order.values.pop(forms.SHORT_CODE, None) or "")
         proposal = propose(desk.context, viewer.name, action, order)
         _check_short_code(desk.context, proposal.order, code)
         fields = _make_form(desk.context, viewer, action, draft.fields, {}).fields
@@ -360,7 +337,7 @@ class _OrderHandlers:
             page=PAGE,
             value=value,
             draft=draft,
-            empty=ASSERTION_FIELDS,
+            empty=statements.ASSERTION_FIELDS,
             again=f"{request.url.path}?change=form",
         )
 
@@ -417,7 +394,9 @@ class _OrderHandlers:
     ) -> orders.SubmittedOrder:
         desk = self._desk
         try:
-            envelope = read_envelope(encode_order(proposal.order), fields, desk.context.ledger.state, viewer.name)
+            envelope = statements.read_envelope(
+                encode_order(proposal.order), fields, desk.context.ledger.state, viewer.name
+            )
             texts, prompts = split_texts(proposal)
             if prompts:
                 hold_prompts(desk.context, viewer.name, prompts)
@@ -441,7 +420,7 @@ def to_sign(
     """Return the page to sign an order. `unchanged` are the labels of values that the person left as they were."""
     state, order = context.ledger.state, proposal.order
     now = orders.find_decision_time(context, state, order)
-    keys = list_valid_passkeys(state, viewer.name, url, context.now(state))
+    keys = statements.list_valid_passkeys(state, viewer.name, url, context.now(state))
     allowed = tuple(key.passkey.credential_id for key in keys if key.passkey is not None)
     waiting = _waiting(context, order.order) if isinstance(order, Countersign) else None
     recipe = order.recipe if isinstance(order, Train) else None
@@ -451,9 +430,11 @@ def to_sign(
         action=order.action,
         title=ACTIONS[order.action].title,
         meaning=ACTIONS[order.action].explain(order),
-        signing=make_signing(encode_proposal(proposal), "order:", viewer.name, url, allowed, type(order), unchanged),
+        signing=statements.make_signing(
+            encode_proposal(proposal), "order:", viewer.name, url, allowed, type(order), unchanged
+        ),
         countersigned=None if waiting is None else _describe_countersigned(*waiting),
-        comparison=compare_policies(context, viewer, proposal if waiting is None else waiting[0]),
+        comparison=statements.compare_policies(context, viewer, proposal if waiting is None else waiting[0]),
         plan=() if recipe is None else (*plan_of(context, recipe).items(), *outlook.facts),
         warnings=outlook.warnings,
         change=describe_change(context, order if waiting is None else waiting[0].order, now),
@@ -510,11 +491,11 @@ def _describe_countersigned(proposal: Proposal, entry: int) -> CountersignedOrde
         entry=entry,
         meaning=ACTIONS[order.action].explain(order),
         file=encode_proposal(proposal).decode("utf-8"),
-        fields=json.dumps(describe_fields(type(order))),
+        fields=json.dumps(statements.describe_fields(type(order))),
     )
 
 
 def _check_opened(desk: Desk, secret: str, order: Order) -> tuple[Refusal, ...]:
     if not isinstance(order, ReviewAdapter):
         return ()
-    return against_opened(desk.context, order, desk.opened.of(secret, order.name))
+    return statements.against_opened(desk.context, order, desk.opened.of(secret, order.name))
