@@ -65,7 +65,7 @@ def test_a_release_says_its_conditions_and_how_far_they_are_used_up(desk: Consol
     value = browser.get("/releases/legal/labels.json").json()
     assert (value["row"]["used_today"], value["row"]["most_a_day"]) == (0, 1_000)
     assert value["row"]["approved_by"] == ["rita", "raul"] and value["row"]["by"] == "otto"
-    assert [one["answers_a_day"] for one in value["conditions"]] == [1_000]
+    assert [one["terms"]["answers_a_day"] for one in value["conditions"]] == [1_000]
     assert value["row"]["until"] == min(one["valid_until"] for one in value["approvals"])
     text = browser.get("/releases/legal/labels").text
     assert "at most 1,000 responses a day" in text and "of 1,000" in text

@@ -10,11 +10,12 @@ from typing import Any, Literal, get_args
 
 from appliance.api.log import EntrySummary
 from appliance.api.operations import ActiveJob, Check, EngineRow, ProcessRow, ServiceRow, StoredKind
+from appliance.api.people import PendingOrder
 from appliance.domain.actions.registry import ACTIONS
 from appliance.domain.core.decisions import Delegation
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import EXCLUSIVE_ROLES, Time
-from appliance.domain.core.records.people import Key, Principal
+from appliance.domain.core.records.people import Application, Invitation, Key, Principal
 from appliance.domain.core.state import State
 from appliance.domain.governance.delegations import Delegate, refuse_delegate
 from appliance.domain.governance.identities import BindIdentity, UnbindIdentity
@@ -125,26 +126,15 @@ def make_health_page(examine: Examine) -> Page:
     return Page("/health", "Health and storage", partial(health, examine), _health_table, group="Site", symbol="health")
 
 
-class OrderRow(PageValue):
-    """A pending order.
+class OrderRow(PendingOrder):
+    """A pending order in words. `can_countersign` is true if the viewer can."""
 
-    `mine` is true if the viewer can countersign it. `blockers` lists why it cannot take effect any more. `documents`
-    are the roles of the documents that it binds.
-    """
-
-    digest: str
-    action: str
     title: str
-    signer: str
-    entry: int
-    expires_at: str
     meaning: str | None
     lines: tuple[tuple[str, str], ...]
     technical: tuple[tuple[str, str], ...]
     """Values of the order that are folded."""
-    documents: tuple[str, ...]
-    blockers: tuple[Refusal, ...]
-    mine: bool
+    can_countersign: bool
 
 
 def orders(context: LedgerContext, viewer: Viewer, query: Query) -> ListPage[OrderRow]:
@@ -156,18 +146,12 @@ def orders(context: LedgerContext, viewer: Viewer, query: Query) -> ListPage[Ord
         meaning, lines = read_order(encode_envelope(one.envelope), texts)
         rows.append(
             OrderRow(
-                digest=one.digest,
-                action=one.action,
+                **dict(one),
                 title=ACTIONS[one.action].title,
-                signer=one.signer,
-                entry=one.index,
-                expires_at=one.expires_at,
                 meaning=meaning,
                 lines=tuple(line for line in lines if not _is_technical(*line)),
                 technical=tuple(line for line in lines if _is_technical(*line)),
-                documents=tuple(one.documents),
-                blockers=one.blockers,
-                mine=one.digest in mine,
+                can_countersign=one.digest in mine,
             )
         )
     return ListPage[OrderRow](rows=tuple(rows))
@@ -182,7 +166,7 @@ _TECHNICAL = ("action", "origin", "signer", "nonce", "made", "expires", "key", "
 """Labels of technical values of an order."""
 
 
-_COLUMNS = ("digest", "action", "signer", "entry", "expires_at")
+_COLUMNS = ("digest", "action", "signer", "index", "expires_at")
 """Columns of the table of orders."""
 ORDERS_PAGE = Page("/orders", "Waiting orders", orders, columns("rows", *_COLUMNS), group="Site", symbol="order")
 
@@ -196,27 +180,18 @@ class PeopleQuery(Query):
 class PersonRow(PageValue):
     """A person or unit in the list."""
 
-    name: str
+    principal: Principal
     printed_name: str | None
-    roles: tuple[str, ...]
-    enrolled: int
-    revoked: int | None
 
 
 class InvitationRow(PageValue):
     """An invitation that is open, or whose person has made a passkey.
 
-    `accepted` is the entry of the passkey. `waiting` is the order that enrols it, once one administrator has signed it.
+    `waiting` is the order that enrols the passkey, once one administrator has signed it.
     """
 
-    name: str
+    invitation: Invitation
     printed_name: str | None
-    roles: tuple[str, ...]
-    invited_by: str
-    until: str
-    entry: int
-    accepted: int | None
-    keyid: str | None
     waiting: str | None
     can_countersign: bool
 
@@ -229,25 +204,18 @@ class People(ListPage[PersonRow]):
 
 def people(context: LedgerContext, viewer: Viewer, query: PeopleQuery) -> People:
     """Return the people and units by name."""
-    by_name = attrgetter("name")
     rest = sorted(
         (one for one in context.ledger.state.principals.values() if query.after is None or one.name > query.after),
-        key=by_name,
+        key=attrgetter("name"),
     )
     shown = rest[: PAGE_ROWS + 1]
     names = context.ledger.disclosures([one.printed_name for one in shown if one.printed_name])
     rows = (
-        PersonRow(
-            name=one.name,
-            printed_name=names[one.printed_name].text if one.printed_name in names else None,
-            roles=one.roles,
-            enrolled=one.enrolled,
-            revoked=one.revoked,
-        )
+        PersonRow(principal=one, printed_name=names[one.printed_name].text if one.printed_name in names else None)
         for one in shown
     )
     invited = tuple(_invitations(context, viewer)) if query.after is None else ()
-    return People.of(rows, by_name, invitations=invited)
+    return People.of(rows, attrgetter("principal.name"), invitations=invited)
 
 
 def _invitations(context: LedgerContext, viewer: Viewer) -> Iterator[InvitationRow]:
@@ -262,14 +230,8 @@ def _invitations(context: LedgerContext, viewer: Viewer) -> Iterator[InvitationR
             continue
         order = ordered.get(one.keyid or "")
         yield InvitationRow(
-            name=one.name,
+            invitation=one,
             printed_name=names[one.printed_name].text if one.printed_name in names else None,
-            roles=one.roles,
-            invited_by=one.invited_by,
-            until=one.until,
-            entry=one.index,
-            accepted=one.accepted,
-            keyid=one.keyid,
             waiting=None if order is None else order.digest,
             can_countersign=order is not None and viewer.has("administrator") and viewer.name != order.signer,
         )
@@ -294,15 +256,6 @@ class KeyRow(PageValue):
     revoke: FormLink | None
 
 
-class ApplicationRow(PageValue):
-    """An application that the unit enrolled."""
-
-    name: str
-    served_models: tuple[str, ...]
-    enrolled: int
-    revoked: int | None
-
-
 class IdentityRow(PageValue):
     """The provider at which a person is bound to a subject, and the entry that bound them."""
 
@@ -311,16 +264,9 @@ class IdentityRow(PageValue):
 
 
 class DelegationRow(PageValue):
-    """A review function that `delegator` gave to `delegate`.
+    """A delegation. `ended` says why it is not valid now, and `end` is set if the viewer can end it."""
 
-    `ended` says why it is not valid now, and `end` is set if the viewer can end it.
-    """
-
-    review_function: str
-    delegator: str
-    delegate: str
-    until: str
-    entry: int
+    delegation: Delegation
     ended: Refusal | None
     end: FormLink | None
 
@@ -328,14 +274,11 @@ class DelegationRow(PageValue):
 class PersonPage(PageValue):
     """The page of a person or unit."""
 
-    name: str
+    principal: Principal
     printed_name: str | None
-    roles: tuple[str, ...]
-    enrolled: int
-    revoked: int | None
     identity: IdentityRow | None
     keys: tuple[KeyRow, ...]
-    applications: tuple[ApplicationRow, ...]
+    applications: tuple[Application, ...]
     given: tuple[DelegationRow, ...]
     """Delegations by which others decide in this person's place."""
     received: tuple[DelegationRow, ...]
@@ -357,18 +300,11 @@ def person(context: LedgerContext, viewer: Viewer, query: NameQuery) -> PersonPa
     delegations = [one for one in state.delegations.values() if found.name in (one.delegator, one.delegate)]
     bound = state.identities.get(found.name)
     return PersonPage(
-        name=found.name,
+        principal=found,
         printed_name=names[found.printed_name].text if found.printed_name in names else None,
-        roles=found.roles,
-        enrolled=found.enrolled,
-        revoked=found.revoked,
         identity=None if bound is None else IdentityRow(issuer=bound.issuer, entry=bound.index),
         keys=tuple(_key(viewer, key, now) for key in state.keys.values() if key.principal == found.name),
-        applications=tuple(
-            ApplicationRow(name=one.name, served_models=one.served_models, enrolled=one.enrolled, revoked=one.revoked)
-            for one in state.applications.values()
-            if one.unit == found.name
-        ),
+        applications=tuple(one for one in state.applications.values() if one.unit == found.name),
         given=tuple(_delegation(state, viewer, one, now) for one in delegations if one.delegator == found.name),
         received=tuple(_delegation(state, viewer, one, now) for one in delegations if one.delegate == found.name),
         actions=tuple(_list_actions(state, viewer, found)),
@@ -397,15 +333,7 @@ def _delegation(state: State, viewer: Viewer, one: Delegation, now: Time) -> Del
     end = sign_link(Delegate, "End it", principal=one.delegate, review_function=one.review_function)
     ended = next(iter(delegation_reasons(state, one, now)), None)
     can_end = ended is None and viewer.name == one.delegator
-    return DelegationRow(
-        review_function=one.review_function,
-        delegator=one.delegator,
-        delegate=one.delegate,
-        until=one.until,
-        entry=one.index,
-        ended=ended,
-        end=end if can_end else None,
-    )
+    return DelegationRow(delegation=one, ended=ended, end=end if can_end else None)
 
 
 def _list_actions(state: State, viewer: Viewer, found: Principal) -> Iterator[FormLink]:
@@ -444,7 +372,9 @@ def _keys_table(value: PersonPage) -> CsvTable:
     return CsvTable(headers, [[getattr(one, name) for name in headers] for one in value.keys])
 
 
-PEOPLE_PAGE = Page("/people", "People and units", people, columns(), group="Site", symbol="people")
+_OF_PEOPLE = ("principal.name", "printed_name", "principal.roles", "principal.enrolled", "principal.revoked")
+"""Columns of the table of people."""
+PEOPLE_PAGE = Page("/people", "People and units", people, columns("rows", *_OF_PEOPLE), group="Site", symbol="people")
 PERSON = Page("/people/{name}", "Person", person, _keys_table)
 
 

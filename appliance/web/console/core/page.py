@@ -103,13 +103,14 @@ class CsvTable(NamedTuple):
 def columns(field: str = "rows", *names: str) -> Callable[[Any], CsvTable]:
     """Return a function that makes the table of a page from the rows in a field of its value.
 
-    The columns are the named fields of the rows, or all of them.
+    The columns are the named fields of the rows, or all of them. A name such as `run.id` is of a field's own field.
     """
 
     def table(value: PageValue) -> CsvTable:
         kind = get_args(type(value).model_fields[field].annotation)[0]
-        headers = names or tuple(kind.model_fields)
-        return CsvTable(headers, [[getattr(one, name) for name in headers] for one in getattr(value, field)])
+        read = [attrgetter(name) for name in names or kind.model_fields]
+        headers = [name.rpartition(".")[2] for name in names or kind.model_fields]
+        return CsvTable(headers, [[get(one) for get in read] for one in getattr(value, field)])
 
     return table
 

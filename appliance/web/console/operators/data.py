@@ -87,17 +87,9 @@ def _table(value: Data) -> CsvTable:
 PAGE = Page("/data", "Bases and datasets", data, _table, group="Training", symbol="data")
 
 
-class ImportRow(PageValue):
+class ImportRow(Import):
     """An import. `found` has the measured facts. The reason of a failure is in the log under its order."""
 
-    subject: str
-    action: str
-    status: str
-    signer: str
-    licence: str
-    classification: str
-    order: str
-    entry: int
     found: dict[str, Any]
     made: str | None
     """Name of the base, dataset or validation set that it made."""
@@ -114,7 +106,8 @@ def imports(context: LedgerContext, viewer: Viewer, query: BeforeQuery) -> ListP
     made.update({one.order: one for one in state.datasets.values()})
     made.update({one.order: one for one in state.validation_sets.values()})
     found = query.list_newest(state.imports.values())
-    return ListPage[ImportRow].of(_row(viewer, one, made.get(one.order)) for one in found)
+    rows = (_row(viewer, one, made.get(one.order)) for one in found)
+    return ListPage[ImportRow].of(rows, attrgetter("index"))
 
 
 _FOLDERS: dict[type, str] = {Base: "bases", Dataset: "datasets", ValidationSet: "validation-sets"}
@@ -126,14 +119,7 @@ def _row(viewer: Viewer, one: Import, made: Base | Dataset | ValidationSet | Non
     name = None if made is None else _name(made)
     can_cancel = one.status == "requested" and (viewer.name == one.signer or viewer.has("administrator"))
     return ImportRow(
-        subject=one.subject,
-        action=one.action,
-        status=one.status,
-        signer=one.signer,
-        licence=one.licence,
-        classification=one.classification,
-        order=one.order,
-        entry=one.index,
+        **dict(one),
         found={name: value for name, value in facts.items() if not isinstance(value, dict)},
         made=name,
         path=None if name is None else f"/{_FOLDERS[type(made)]}/{name}",
@@ -141,6 +127,6 @@ def _row(viewer: Viewer, one: Import, made: Base | Dataset | ValidationSet | Non
     )
 
 
-_COLUMNS = ("subject", "action", "status", "signer", "licence", "classification", "order", "entry", "made")
+_COLUMNS = ("subject", "action", "status", "signer", "licence", "classification", "order", "index", "made")
 """Columns of the table of imports."""
 IMPORTS_PAGE = Page("/imports", "Imports", imports, columns("rows", *_COLUMNS), group="Training", symbol="import")

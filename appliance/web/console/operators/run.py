@@ -62,23 +62,11 @@ class RunEndDetails(PageValue):
 class RunPage(PageValue):
     """The page of a run."""
 
-    id: str
-    name: str
-    status: str
+    run: Run
     detail: str | None
     end: RunEndDetails | None
     actions: tuple[FormLink, ...]
-    sweep: str | None
     adapter: str | None
-    base: str
-    base_digest: str
-    dataset: str
-    dataset_digest: str
-    method: str
-    purpose: str
-    ordered_by: str
-    entry: int
-    order: str
     step: int | None
     steps: int | None
     left_s: float | None
@@ -93,14 +81,9 @@ class RunPage(PageValue):
     costs: tuple[PlanComparison, ...]
     measures: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
-    resumes: int
-    gates: str | None
     gates_name: str | None
-    sets: tuple[str, ...]
-    """Validation sets on which the run is evaluated."""
     passed: bool | None
     """True if the adapter passed its gates, None before its evaluation or without gates."""
-    started: bool
     began: bool
     """True if there is a step to show."""
     is_under_way: bool
@@ -122,23 +105,11 @@ def run(context: RunContext, viewer: Viewer, query: RunQuery) -> RunPage:
     costs = _costs(context, row, order.recipe, steps)
     evaluation = None if adapter is None else context.ledger.state.evaluations.get(adapter)
     return RunPage(
-        id=row.id,
-        name=row.name,
-        status=row.status,
+        run=row,
         detail=run_state.detail,
         end=_find_end(context, row),
         actions=tuple(_list_actions(context.ledger.state, viewer, row, order)),
-        sweep=row.sweep,
         adapter=adapter,
-        base=row.base,
-        base_digest=row.base_digest,
-        dataset=row.dataset,
-        dataset_digest=row.dataset_digest,
-        method=row.method,
-        purpose=row.purpose,
-        ordered_by=row.ordered_by,
-        entry=row.index,
-        order=row.order,
         step=progress.get("step"),
         steps=progress.get("steps") or _planned_steps(row, costs),
         left_s=progress.get("left_s") if row.status == "running" else None,
@@ -152,12 +123,8 @@ def run(context: RunContext, viewer: Viewer, query: RunQuery) -> RunPage:
         costs=costs,
         measures=tuple(list_measures(metrics)),
         warnings=tuple(list_warnings(metrics)),
-        resumes=row.resumes,
-        gates=row.gates,
         gates_name=None if row.gates is None else parse_gates(context.ledger.document(row.gates)).name,
-        sets=tuple(one.validation_set for one in row.sets),
         passed=None if evaluation is None else evaluation.passed,
-        started=row.started,
         began=bool(steps),
         is_under_way=row.status in UNDER_WAY,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any, Literal
 
 from pydantic import Field
@@ -34,25 +35,11 @@ class RunsQuery(BeforeQuery):
 
 
 class RunRow(PageValue):
-    """A run. `place` is its position in the queue. The fields from `step` to `detail` are set while it is running."""
+    """A run. `place` is its position in the queue. `progress` is empty unless it is running."""
 
-    id: str
-    name: str
-    status: str
+    run: Run
     place: int | None
-    step: int | None
-    steps: int | None
-    loss: float | None
-    tokens_s: float | None
-    left_s: float | None
-    peak_bytes: int | None
-    detail: str | None
-    base: str
-    dataset: str
-    method: str
-    ordered_by: str
-    seconds: str | None
-    entry: int
+    progress: StepProgress
 
 
 class Runs(ListPage[RunRow]):
@@ -72,6 +59,7 @@ def runs(context: RunContext, viewer: Viewer, query: RunsQuery) -> Runs:
     running = tuple(_row(context, run, None) for run in every if run.status in WITH_PROGRESS)
     return Runs.of(
         (_row(context, run, places.get(run.id)) for run in fitting),
+        attrgetter("run.index"),
         running=running,
         queued=len(waiting),
         running_count=len(running),
@@ -80,23 +68,16 @@ def runs(context: RunContext, viewer: Viewer, query: RunsQuery) -> Runs:
 
 def _row(context: RunContext, run: Run, place: int | None) -> RunRow:
     progress = read_step_progress(context, run.id) if run.status in WITH_PROGRESS else StepProgress()
-    progress = progress._replace(steps=progress.steps or run.planned_steps)
-    return RunRow(
-        id=run.id,
-        name=run.name,
-        status=run.status,
-        place=place,
-        **progress._asdict(),
-        base=run.base,
-        dataset=run.dataset,
-        method=run.method,
-        ordered_by=run.ordered_by,
-        seconds=run.seconds,
-        entry=run.index,
-    )
+    progress = progress.model_copy(update={"steps": progress.steps or run.planned_steps})
+    return RunRow(run=run, place=place, progress=progress)
 
 
-RUNS_PAGE = Page("/runs", "Runs", runs, columns(), group="Training", symbol="run")
+_COLUMNS = (
+    *("run.id", "run.name", "run.status", "place", *(f"progress.{name}" for name in StepProgress.model_fields)),
+    *("run.base", "run.dataset", "run.method", "run.ordered_by", "run.seconds", "run.index"),
+)
+"""Columns of the table of runs."""
+RUNS_PAGE = Page("/runs", "Runs", runs, columns("rows", *_COLUMNS), group="Training", symbol="run")
 
 
 MOST = 6

@@ -7,10 +7,10 @@ from typing import Any
 
 from pydantic import Field
 
-from appliance.domain.core.decisions import ReleaseRequest, ReviewRecord, Suspension, answers_key
+from appliance.domain.core.decisions import Conditions, ReleaseRequest, ReviewRecord, Suspension, answers_key
 from appliance.domain.core.names import IDENTIFIER, Time, versioned
 from appliance.domain.core.records.runs import Adapter
-from appliance.domain.core.records.serving import Release, release_key
+from appliance.domain.core.records.serving import Export, Release, release_key
 from appliance.domain.core.state import State
 from appliance.domain.releases.approval import (
     approved_by_activator,
@@ -173,23 +173,12 @@ class Approval(PageValue):
         return name_decision(self.decision)
 
 
-class Condition(PageValue):
-    """A condition on the release, and the entry that set it."""
+class ReleaseTerms(PageValue):
+    """Conditions on the release, and the entry that set them."""
 
     source: str
     entry: int
-    not_before: Time | None
-    not_after: Time | None
-    served_models: tuple[str, ...]
-    answers_a_day: int | None
-
-
-class ReleaseExportRow(PageValue):
-    """An export of the release that is still valid."""
-
-    entry: int
-    adapter: str
-    valid_until: Time
+    terms: Conditions
 
 
 class ReleasePage(PageValue):
@@ -204,11 +193,11 @@ class ReleasePage(PageValue):
     loaded: str | None
     loaded_at: Time | None
     approvals: tuple[Approval, ...]
-    conditions: tuple[Condition, ...]
+    conditions: tuple[ReleaseTerms, ...]
     earlier: tuple[str, ...]
     """Versions to which it can be rolled back, the latest first."""
     history: tuple[ActivationRow, ...]
-    exports: tuple[ReleaseExportRow, ...]
+    exports: tuple[Export, ...]
 
 
 def release(context: LedgerContext, viewer: Viewer, query: ReleaseQuery) -> ReleasePage:
@@ -245,14 +234,14 @@ def release(context: LedgerContext, viewer: Viewer, query: ReleaseQuery) -> Rele
             )
             for one in approvals
         ),
-        conditions=tuple(Condition(source=source, entry=index, **one.model_dump()) for source, index, one in binding),
+        conditions=tuple(ReleaseTerms(source=source, entry=index, terms=terms) for source, index, terms in binding),
         earlier=tuple(one.adapter for one in found.earlier),
         history=tuple(
             ActivationRow(entry=one.index, adapter=one.adapter, by=one.signer, kind=one.kind)
             for one in reversed(found.history[-PAGE_ROWS:])
         ),
         exports=tuple(
-            ReleaseExportRow(entry=one.index, adapter=one.adapter, valid_until=one.valid_until)
+            one
             for one in state.exports.values()
             if (one.unit, one.served_model) == (found.unit, found.served_model) and now < one.valid_until
         ),
