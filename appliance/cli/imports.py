@@ -228,11 +228,12 @@ def check_before_import(caller: Caller, teaching: RowTerms, sources: Sequence[Im
 
     Raises: BadInput if an import would fail.
     """
-    from appliance.client.imports import check_rows, list_facts, list_warnings, refuse_errors
+    from appliance.api.data import list_row_facts, list_row_warnings
+    from appliance.client.imports import check_rows, refuse_errors
 
     found = check_rows(caller.reading(), teaching, sources, keep=True)
-    print_facts(list_facts(found), err=True)
-    say(*(f"warning: {plain(text)}" for text in list_warnings(found)))
+    print_facts(list_row_facts(found), err=True)
+    say(*(f"warning: {plain(text)}" for text in list_row_warnings(found)))
     hidden = f" (of a blind set only lines are shown; for the reasons run: appliance dataset check {path})"
     refuse_errors(found, str(path), ", nothing was imported" + (hidden if teaching.blind else ""))
 
@@ -257,19 +258,20 @@ def check(
     Names every row that does not fit, counts labels, and lists labels that are nearly the same and repeated texts; with
     --base also lengths. The service's sandboxed worker reads the file, which is not kept.
     """
+    from appliance.api.data import list_row_facts, list_row_warnings
     from appliance.api.wire import json_value
-    from appliance.client.imports import RowTerms, check_rows, list_facts, list_warnings, refuse_errors
+    from appliance.client.imports import RowTerms, check_rows, refuse_errors
 
     teaching = RowTerms(columns=read_columns(columns), **given)
     sources = read_sources(path, held_out_file, kind)
     for source in sources:
         send(caller, source)
     found = check_rows(caller.reading(), teaching, sources, keep=False)
-    warnings = list_warnings(found)
+    warnings = list_row_warnings(found)
     if caller.json:
         print_json({**json_value(found), "warnings": warnings})
     else:
-        print_facts([*list_facts(found), *(("warning", text) for text in warnings)])
+        print_facts([*list_row_facts(found), *(("warning", text) for text in warnings)])
     refuse_errors(found, str(path))
 
 

@@ -200,9 +200,8 @@ def list_datasets(caller: Caller) -> None:
 @click.pass_obj
 def show_dataset(caller: Caller, name: str) -> None:
     """Show one dataset: its owner, digests, the root over its rows, the import's facts, and each label's rows."""
-    from appliance.api.data import SplitRows
+    from appliance.api.data import SplitRows, describe_label
     from appliance.client.evidence import dataset_owner
-    from appliance.client.imports import describe_label
     from appliance.domain.core.records.data import Dataset
 
     connection = caller.reading()

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from pydantic import ValidationError
 
-from appliance.api.data import CheckStatus, ImportStatus, RowFindings, RowsToCheck, SplitRows
+from appliance.api.data import CheckStatus, ImportStatus, RowFindings, RowsToCheck
 from appliance.api.runs import WorkError, WorkStarted
 from appliance.client.support.connection import Connection
 from appliance.client.support.files import ImportSource, read_source
@@ -247,8 +247,6 @@ WAIT_S = 20
 """Seconds for which one request for a result waits at the service."""
 TURN_S, AGAIN_S = 600, 2
 """Seconds for which a check waits while another of the same person runs, and seconds between its attempts."""
-SHOWN = 20
-"""Largest number of repeated texts that a warning lists."""
 
 
 @dataclass(frozen=True)
@@ -317,49 +315,3 @@ def refuse_errors(found: RowFindings, what: str, then: str = "") -> None:
         more = (f"and {count - len(errors)} more",) if count > len(errors) else ()
         problems = "1 problem" if count == 1 else f"{count} problems"
         raise BadInput(f"dataset, {what}: {problems}{then}", reasons=(*errors, *more))
-
-
-def list_warnings(found: RowFindings) -> list[str]:
-    """Return a sentence for each unusual thing in valid rows, such as nearly equal labels and repeated texts."""
-    warnings = [
-        *found.notes,
-        *(
-            f"labels {one!r} and {other!r} are nearly the same"
-            + (f"; {rarer!r} is the rarer: {places}" if places else "")
-            for one, other, rarer, places in found.similar_labels
-        ),
-    ]
-    pairs, count = found.duplicates, found.duplicate_count
-    if count:
-        shown = "; ".join(f"{place} is that of {first}" for place, first in pairs[:SHOWN])
-        more = f"; and {count - SHOWN} more" if pairs and count > SHOWN else ""
-        have = "1 row has" if count == 1 else f"{count} rows have"
-        listed = f": {shown}{more}" if pairs else ""
-        warnings.append(f"{have} a text that came before, case and spaces aside{listed}")
-    for name, one in found.overlaps.items():
-        if one.duplicates or one.near_duplicates:
-            text = f"{one.duplicates} of {one.rows} rows are among those to train on"
-            warnings.append(f"validation set {name}: {text}, and {one.near_duplicates} nearly")
-    for label, sides in found.labels.items():
-        if sides.train and not sides.held_out:
-            warnings.append(f"label {label!r} has no held-out row: nothing will measure it")
-    return warnings
-
-
-def describe_label(sides: SplitRows) -> str:
-    """Return the numbers of rows with a label: all, to train on, and held out."""
-    return f"{sides.train + sides.held_out}, {sides.train} to train on, {sides.held_out} held out"
-
-
-def list_facts(found: RowFindings) -> list[tuple[str, object]]:
-    """Return the counts of rows, labels and lengths as (label, value). All rows of a validation set evaluate."""
-    if not found.train_rows:
-        facts: list[tuple[str, object]] = [("rows", found.rows)]
-        facts += [(f"label {label}", sides.held_out) for label, sides in found.labels.items()]
-    else:
-        facts = [("rows", f"{found.rows}, {found.train_rows} to train on, {found.held_out_rows} held out")]
-        facts += [(f"label {label}", describe_label(sides)) for label, sides in found.labels.items()]
-    if found.max_tokens is not None:
-        lengths = f"{found.max_tokens} tokens at most, {found.mean_tokens} in the mean"
-        facts.append(("length", f"{lengths}, of the base's context of {found.context_length}"))
-    return facts

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from starlette.types import ASGIApp
@@ -25,7 +26,14 @@ from appliance.store.files.keyring import MAX_CERTIFICATE_BYTES
 from appliance.web.core.logs import set_level
 from appliance.web.core.server import Listener, serve_in_thread
 from appliance.web.core.sockets import listen, load_certificate, open_tcp, open_tls, read_private
-from appliance.web.operations.health import LEAST_TOKEN, Feed, NotReady, OperationsTokens, Readiness, operations_app
+from appliance.web.operations.health import (
+    LEAST_TOKEN,
+    NotReady,
+    OperationsTokens,
+    Readiness,
+    operations_app,
+    read_feed,
+)
 from appliance.web.operations.metrics import Metrics
 from appliance.workflows.core.context import LedgerContext
 from appliance.workflows.queries.measures import measure_certificates
@@ -134,7 +142,7 @@ def list_network_listeners(
     if listeners.console is not None and console is not None:
         network_listeners.append(Listener(console, listen(listeners.console, "console"), listeners.console_tls))
     if listeners.operations is not None:
-        app = operations_app(Readiness(context), metrics, Feed(context), listeners.tokens)
+        app = operations_app(Readiness(context), metrics, partial(read_feed, context), listeners.tokens)
         stopping = NotReady("stopping").app()
         opened = listen(listeners.operations, "operations")
         network_listeners.append(Listener(app, opened, listeners.tls, stopping=stopping))

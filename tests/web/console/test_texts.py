@@ -165,7 +165,7 @@ def test_no_text_turns_its_direction_round_or_hides_a_part_of_itself(desk: Conso
     for path in ("/people", "/people/mallory", "/adapters/clauses@1"):
         text = browser.get(path).text
         assert WRITTEN in text and not set(HIDDEN) & set(text) - set("abcdefg"), path
-    assert any(row["printed_name"] == HIDDEN for row in browser.get("/people.json").json()["people"])
+    assert any(row["printed_name"] == HIDDEN for row in browser.get("/people.json").json()["rows"])
     environment = make_environment(Assets())
     assert environment.from_string("{{ x | exact }}").render(x=HIDDEN + "<") == HIDDEN + "&lt;"
     assert environment.from_string("{{ x }}").render(x="Zoë, 日本,\nعربي\t✓") == "Zoë, 日本,\nعربي\t✓"
