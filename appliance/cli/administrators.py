@@ -11,7 +11,15 @@ import click
 
 from appliance.build import find_folder
 from appliance.cli.support.caller import Caller, is_interactive
-from appliance.cli.support.command import command, group, reads, shares, signs
+from appliance.cli.support.command import (
+    PATH,
+    REASON,
+    command,
+    with_common_options,
+    with_session_options,
+    with_signing_options,
+)
+from appliance.cli.support.groups import identity, principal
 from appliance.cli.support.output import (
     END_HELP,
     parse_end,
@@ -26,8 +34,6 @@ from appliance.errors import BadInput
 
 if TYPE_CHECKING:
     from appliance.domain.actions.proposals import Proposal
-
-_FILE = click.Path(path_type=Path)
 
 
 @command(
@@ -45,13 +51,12 @@ _FILE = click.Path(path_type=Path)
     help="For trials: one administrator decides alone. The log records this permanently.",
 )
 @click.option("--origin", metavar="LOG", help="The log's permanent name, such as appliance.example.org/1.")
-@click.option("--policy", type=_FILE, metavar="FOLDER", help="The first policy set. Default: policies/default.")
+@click.option("--policy", type=PATH, metavar="FOLDER", help="The first policy set. Default: policies/default.")
 @click.option(
-    "--output", type=_FILE, metavar="FILE", help="Also write the trust file here, on another machine or medium."
+    "--output", type=PATH, metavar="FILE", help="Also write the trust file here, on another machine or medium."
 )
 @click.option("--post-quantum", is_flag=True, help="Have ML-DSA-65 sign checkpoints and adapters, too.")
-@shares
-@click.pass_obj
+@with_common_options
 def init(
     caller: Caller,
     administrators: tuple[str, ...],
@@ -113,11 +118,6 @@ def _default_policy() -> Path:
     return find_folder("policies") / "default"
 
 
-@group("principal", example="appliance principal list")
-def principal() -> None:
-    """Enrol, list and revoke people and units, and grant roles."""
-
-
 @principal.command(
     "enrol",
     example=(
@@ -127,7 +127,7 @@ def principal() -> None:
     ),
 )
 @click.argument("name", required=False)
-@click.option("--proof", type=_FILE, metavar="FILE", help="The person's proof, made with: appliance key prove")
+@click.option("--proof", type=PATH, metavar="FILE", help="The person's proof, made with: appliance key prove")
 @click.option("--printed-name", metavar="TEXT", help="The name as signatures show it; can be erased later.")
 @click.option(
     "--role",
@@ -136,13 +136,12 @@ def principal() -> None:
     metavar="ROLE",
     help="administrator, operator, validator, auditor, unit, recovery, reviewer:FUNCTION or release-owner:UNIT.",
 )
-@click.option("--folder", type=_FILE, metavar="FOLDER", help="Several by one order: people.csv and a NAME.proof each.")
+@click.option("--folder", type=PATH, metavar="FOLDER", help="Several by one order: people.csv and a NAME.proof each.")
 @click.option("--invited", is_flag=True, help="Use the passkey that the person made after: appliance principal invite")
 @click.option(
     "--short-code", metavar="CODE", help="With --invited: the passkey's short code, as the person reads it out."
 )
-@signs
-@click.pass_obj
+@with_signing_options
 def enrol(
     caller: Caller,
     name: str | None,
@@ -226,8 +225,7 @@ def _expect_folder_alone(*single: object) -> None:
 @click.option("--role", "roles", multiple=True, required=True, metavar="ROLE", help="A role, as for: principal enrol")
 @click.option("--until", default="1h", metavar="TIME", help=f"Until when the address works. {END_HELP} Default: 1h.")
 @click.option("--console", metavar="URL", help="The console's address. Default: as the service reports it.")
-@signs
-@click.pass_obj
+@with_signing_options
 def invite(
     caller: Caller, name: str, printed_name: str, roles: tuple[str, ...], until: str, console: str | None
 ) -> None:
@@ -262,9 +260,8 @@ def invite(
     "withdraw-invitation", example="appliance principal withdraw-invitation nina --reason 'The address was seen.'"
 )
 @click.argument("name")
-@click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
-@signs
-@click.pass_obj
+@REASON
+@with_signing_options
 def withdraw_invitation(caller: Caller, name: str, reason: str | None) -> None:
     """End the invitation of a person who is not enrolled yet. One administrator is enough.
 
@@ -278,8 +275,7 @@ def withdraw_invitation(caller: Caller, name: str, reason: str | None) -> None:
 
 
 @principal.command("list", example="appliance principal list --json")
-@reads
-@click.pass_obj
+@with_session_options
 def list_principals(caller: Caller) -> None:
     """List all people and units that were ever enrolled, with roles and key ids."""
     from appliance.domain.core.records.people import Principal
@@ -297,8 +293,7 @@ def list_principals(caller: Caller) -> None:
 @principal.command("grant", example="appliance principal grant ada reviewer:privacy")
 @click.argument("name")
 @click.argument("role")
-@signs
-@click.pass_obj
+@with_signing_options
 def grant(caller: Caller, name: str, role: str) -> None:
     """Give a person one more role. Needs two administrators."""
     from appliance.domain.governance.people import Grant
@@ -311,9 +306,8 @@ def grant(caller: Caller, name: str, role: str) -> None:
 @principal.command("remove-role", example="appliance principal remove-role ada operator")
 @click.argument("name")
 @click.argument("role")
-@click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
-@signs
-@click.pass_obj
+@REASON
+@with_signing_options
 def remove_role(caller: Caller, name: str, role: str, reason: str | None) -> None:
     """Remove one role of a person, who keeps the others. Needs two administrators."""
     from appliance.domain.governance.people import RemoveRole
@@ -325,9 +319,8 @@ def remove_role(caller: Caller, name: str, role: str, reason: str | None) -> Non
 
 @principal.command("revoke", example="appliance principal revoke mallory --reason 'left the firm'")
 @click.argument("name")
-@click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
-@signs
-@click.pass_obj
+@REASON
+@with_signing_options
 def revoke(caller: Caller, name: str, reason: str | None) -> None:
     """Take all rights from a person or a unit at once. One administrator is enough. It cannot be undone."""
     from appliance.domain.governance.people import RevokePrincipal
@@ -341,11 +334,10 @@ def revoke(caller: Caller, name: str, reason: str | None) -> None:
 )
 @click.argument("name")
 @click.option(
-    "--proof", type=_FILE, metavar="FILE", required=True, help="The person's proof, made with: appliance key prove"
+    "--proof", type=PATH, metavar="FILE", required=True, help="The person's proof, made with: appliance key prove"
 )
-@click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
-@signs
-@click.pass_obj
+@REASON
+@with_signing_options
 def replace_key(caller: Caller, name: str, proof: Path, reason: str | None) -> None:
     """Give a person a new key, because theirs is lost. The old ones end at once. Needs two administrators.
 
@@ -366,13 +358,12 @@ def replace_key(caller: Caller, name: str, proof: Path, reason: str | None) -> N
 )
 @click.argument("name")
 @click.option(
-    "--proof", type=_FILE, metavar="FILE", required=True, help="The person's proof, made with: appliance key prove"
+    "--proof", type=PATH, metavar="FILE", required=True, help="The person's proof, made with: appliance key prove"
 )
 @click.option(
     "--printed-name", metavar="TEXT", required=True, help="The name as signatures show it; can be erased later."
 )
-@signs
-@click.pass_obj
+@with_signing_options
 def recover(caller: Caller, name: str, proof: Path, printed_name: str) -> None:
     """Enrol a new administrator with a recovery key, because too few administrators have theirs.
 
@@ -401,10 +392,9 @@ def recover(caller: Caller, name: str, proof: Path, printed_name: str) -> None:
 @principal.command("enrol-passkey", example="appliance principal enrol-passkey rita --proof rita-blue.proof")
 @click.argument("name")
 @click.option(
-    "--proof", type=_FILE, metavar="FILE", required=True, help="The proof that the person downloaded in the console."
+    "--proof", type=PATH, metavar="FILE", required=True, help="The proof that the person downloaded in the console."
 )
-@signs
-@click.pass_obj
+@with_signing_options
 def enrol_passkey(caller: Caller, name: str, proof: Path) -> None:
     """Let a person also sign with a passkey, at the addresses that its proof names. Needs two administrators.
 
@@ -420,11 +410,6 @@ def enrol_passkey(caller: Caller, name: str, proof: Path) -> None:
     print_outcome(caller, sign_and_submit(caller, proposal, notes), f"{name} has another passkey")
 
 
-@group("identity", example="appliance identity bind olga 248289761001")
-def identity() -> None:
-    """Bind people to subjects of the site's identity provider. Policy can require its ID tokens for sessions."""
-
-
 @identity.command(
     "bind",
     example=(
@@ -435,9 +420,8 @@ def identity() -> None:
 @click.argument("name")
 @click.argument("subject")
 @click.option("--issuer", metavar="URL", help="The provider's address. Default: that of the policy set.")
-@click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
-@signs
-@click.pass_obj
+@REASON
+@with_signing_options
 def bind(caller: Caller, name: str, subject: str, issuer: str | None, reason: str | None) -> None:
     """Bind a person to a subject, the claim `sub` of their ID tokens. Needs two administrators.
 
@@ -456,9 +440,8 @@ def bind(caller: Caller, name: str, subject: str, issuer: str | None, reason: st
 
 @identity.command("unbind", example="appliance identity unbind olga --reason 'left the firm'")
 @click.argument("name")
-@click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
-@signs
-@click.pass_obj
+@REASON
+@with_signing_options
 def unbind(caller: Caller, name: str, reason: str | None) -> None:
     """Remove a person's identity and end the sessions that rest on it. One administrator is enough."""
     from appliance.domain.governance.identities import UnbindIdentity
@@ -468,8 +451,7 @@ def unbind(caller: Caller, name: str, reason: str | None) -> None:
 
 
 @identity.command("list", example="appliance identity list --json")
-@reads
-@click.pass_obj
+@with_session_options
 def list_identities(caller: Caller) -> None:
     """List the subject of each person who is bound, and the entry that bound them."""
     from appliance.client.questions import state_as_of

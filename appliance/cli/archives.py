@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import command, reads, signs
+from appliance.cli.support.command import PATH, REASON, with_session_options, with_signing_options
+from appliance.cli.support.groups import ledger
 from appliance.cli.support.output import print_facts, print_json, print_table, say
 from appliance.cli.support.signing import print_outcome, sign_and_submit
 from appliance.errors import BadInput, Tampered
@@ -22,7 +23,7 @@ _RECORDS = click.Choice(("previews", "refusals", "replays", "requests"))
 """The classes of records, as `domain.core.names.RecordClass` has them."""
 
 
-@command(
+@ledger.command(
     "archive",
     example=(
         "appliance ledger archive archive-2026.tar --dry-run\n"
@@ -30,7 +31,7 @@ _RECORDS = click.Choice(("previews", "refusals", "replays", "requests"))
         "appliance ledger archive copy.tar --check 5f0d2c"
     ),
 )
-@click.argument("file", type=click.Path(path_type=Path), metavar="FILE")
+@click.argument("file", type=PATH, metavar="FILE")
 @click.option(
     "--up-to",
     type=click.IntRange(1),
@@ -45,9 +46,8 @@ _RECORDS = click.Choice(("previews", "refusals", "replays", "requests"))
 )
 @click.option("--dry-run", is_flag=True, help="Write and verify the archive, say what could be removed, order nothing.")
 @click.option("--check", "pending", metavar="ORDER", help="Compare the archive with this pending order; order nothing.")
-@click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
-@signs
-@click.pass_obj
+@REASON
+@with_signing_options
 def archive(
     caller: Caller,
     file: Path,
@@ -156,9 +156,8 @@ def _check(caller: Caller, file: Path, digest: str) -> None:
     )
 
 
-@command("archives", example="appliance ledger archives")
-@reads
-@click.pass_obj
+@ledger.command("archives", example="appliance ledger archives")
+@with_session_options
 def archives(caller: Caller) -> None:
     """List the archives: what was removed, by whose order, and the digest of the file that has it."""
     from appliance.client.retention import list_archives

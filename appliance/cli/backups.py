@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import FOLDER, group, shares
+from appliance.cli.support.command import FOLDER, PATH, with_common_options
+from appliance.cli.support.groups import backup
 from appliance.cli.support.output import print_facts, print_json, print_table, say
 from appliance.errors import BadInput, Conflict
 from appliance.formats.core.text import show_bytes
@@ -17,30 +18,21 @@ from appliance.formats.core.text import show_bytes
 if TYPE_CHECKING:
     from appliance.formats.log.trust import Trust
 
-_FILE = click.Path(path_type=Path)
 _NICENESS = 10
 """Niceness of a process that makes a backup, so that units are answered at nearly the same pace meanwhile."""
-_FOLDER = click.argument("folder", metavar="FOLDER", type=_FILE)
-_OPTIONAL_FOLDER = click.argument("folder", metavar="[FOLDER]", type=_FILE, required=False)
+_FOLDER = click.argument("folder", metavar="FOLDER", type=PATH)
+_OPTIONAL_FOLDER = click.argument("folder", metavar="[FOLDER]", type=PATH, required=False)
 _NAME = click.argument("name", metavar="NAME")
 _IDENTITY = click.option(
     "--identity",
     "identities",
     metavar="FILE",
-    type=_FILE,
+    type=PATH,
     multiple=True,
     help="A private key of age, as age-keygen writes it. Repeat it for several.",
 )
-_TRUST = click.option("--trust", metavar="FILE", type=_FILE, help="The trust file, kept elsewhere than the backup.")
+_TRUST = click.option("--trust", metavar="FILE", type=PATH, help="The trust file, kept elsewhere than the backup.")
 _LOG_KEY = click.option("--log-key", metavar="VKEY", help="The log's key, if it was rotated after `init`.")
-
-
-@group("backup", example="appliance backup create /media/backup\nappliance backup list /media/backup")
-def backup() -> None:
-    """Make, list, verify, remove and restore encrypted backups.
-
-    Type these on the service's host, as the service's account. The service may run meanwhile.
-    """
 
 
 @backup.command("create", example="appliance backup create /media/backup")
@@ -51,8 +43,7 @@ def backup() -> None:
     show_default=True,
     help="Copy the training checkpoints and steps of runs that may be resumed or replayed.",
 )
-@shares
-@click.pass_obj
+@with_common_options
 def create(caller: Caller, folder: Path | None, checkpoints: bool) -> None:
     """Copy the log, the sealed folders, the settings and the keys into FOLDER, encrypted and verified.
 
@@ -85,8 +76,7 @@ def create(caller: Caller, folder: Path | None, checkpoints: bool) -> None:
 @_OPTIONAL_FOLDER
 @_TRUST
 @_LOG_KEY
-@shares
-@click.pass_obj
+@with_common_options
 def list_backups(caller: Caller, folder: Path | None, trust: Path | None, log_key: str | None) -> None:
     """List the backups in FOLDER, oldest first. The signature of each is verified, and no object is read.
 
@@ -125,8 +115,7 @@ def list_backups(caller: Caller, folder: Path | None, trust: Path | None, log_ke
 @_IDENTITY
 @_TRUST
 @_LOG_KEY
-@shares
-@click.pass_obj
+@with_common_options
 def verify(
     caller: Caller,
     folder: Path,
@@ -159,8 +148,7 @@ def verify(
 @_FOLDER
 @_NAME
 @click.option("--newest", is_flag=True, help="Remove it even if it is the newest backup in FOLDER.")
-@shares
-@click.pass_obj
+@with_common_options
 def remove(caller: Caller, folder: Path, name: str, newest: bool) -> None:
     """Remove a backup, with the objects that no other backup in FOLDER uses."""
     from appliance import wiring
@@ -187,19 +175,18 @@ def remove(caller: Caller, folder: Path, name: str, newest: bool) -> None:
 @click.option(
     "--erasures",
     metavar="FILE",
-    type=_FILE,
+    type=PATH,
     help="A newer export of the log: erase what was erased after the backup.",
 )
 @click.option(
     "--checkpoint",
     "checkpoints",
     metavar="FILE",
-    type=_FILE,
+    type=PATH,
     multiple=True,
     help="A newer checkpoint of the log, to compare with: a witness's state, or what an account has seen. Repeatable.",
 )
-@shares
-@click.pass_obj
+@with_common_options
 def restore(
     caller: Caller,
     folder: Path,
@@ -258,8 +245,7 @@ def restore(
 
 @backup.command("confirm", example="appliance backup confirm --home ~/appliance")
 @click.option("--yes", "confirmed", is_flag=True, help="Confirm without being asked.")
-@shares
-@click.pass_obj
+@with_common_options
 def confirm(caller: Caller, confirmed: bool) -> None:
     """Confirm that a restored home is the only copy of its appliance, so that its service can start.
 

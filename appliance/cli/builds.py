@@ -8,7 +8,8 @@ import click
 
 from appliance.build import COMPATIBILITY, build_version
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import group, shares
+from appliance.cli.support.command import PATH, with_common_options
+from appliance.cli.support.groups import database, update_compatibility
 from appliance.cli.support.output import print_facts, print_json
 
 ROLLING, RECREATE = 0, 3
@@ -16,27 +17,17 @@ ROLLING, RECREATE = 0, 3
 _MAX_BYTES = 4_096
 
 
-@group(
-    "update-compatibility",
-    example="appliance update-compatibility check compatibility.json\nappliance update-compatibility metadata",
-)
-def update_compatibility() -> None:
-    """Say whether processes of this build and of another one can serve one log."""
-
-
 @update_compatibility.command("metadata", example="appliance update-compatibility metadata > compatibility.json")
-@shares
-@click.pass_obj
+@with_common_options
 def metadata(caller: Caller) -> None:
     """Print this build's version and compatibility number as JSON, for `check` of another build."""
     print_json({"version": build_version(), "compatibility": COMPATIBILITY})
 
 
 @update_compatibility.command("check", example="appliance update-compatibility check compatibility.json")
-@click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
-@shares
-@click.pass_context
-def check(context: click.Context, file: Path) -> None:
+@click.argument("file", metavar="FILE", type=PATH)
+@with_common_options
+def check(caller: Caller, file: Path) -> None:
     """Compare this build with another one, whose metadata is in FILE. A bundle has its own in compatibility.json.
 
     The exit code is 0 if hosts can be upgraded one by one (`rolling`), and 3 if all processes of the log have to be
@@ -53,25 +44,15 @@ def check(context: click.Context, file: Path) -> None:
         "this_build": own,
         "other_build": f"{other.version}, compatibility number {other.compatibility}",
     }
-    caller: Caller = context.obj
     if caller.json:
         print_json(facts)
     else:
         print_facts((name.replace("_", " "), value) for name, value in facts.items())
-    context.exit(ROLLING if verdict == "rolling" else RECREATE)
-
-
-@group("database", example="appliance database check\nappliance database migrate")
-def database() -> None:
-    """Check and migrate the database of this home, as an upgrade does.
-
-    Type these on the service's host, as the service's account. `/usr/lib/appliance/upgrade` runs them by itself.
-    """
+    raise click.exceptions.Exit(ROLLING if verdict == "rolling" else RECREATE)
 
 
 @database.command("check", example="appliance database check --json")
-@shares
-@click.pass_obj
+@with_common_options
 def check_database(caller: Caller) -> None:
     """Verify the schema, and replay the whole log by the rules of this build. Changes nothing.
 
@@ -96,8 +77,7 @@ def check_database(caller: Caller) -> None:
 
 @database.command("migrate", example="appliance database migrate\nappliance database migrate --to initial")
 @click.option("--to", "revision", metavar="REVISION", help="An earlier revision, which an earlier build needs.")
-@shares
-@click.pass_obj
+@with_common_options
 def migrate_database(caller: Caller, revision: str | None) -> None:
     """Migrate the tables to the revision of this build, or back to an earlier one, in one transaction.
 

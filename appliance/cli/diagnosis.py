@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING
 import click
 
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import command, shares
+from appliance.cli.support.command import PATH, command, with_common_options
 from appliance.cli.support.output import print_facts, print_json, say
 from appliance.errors import ApplianceError
 from appliance.formats.core.text import show_bytes
@@ -30,7 +30,7 @@ _ALARM = re.compile(r'appliance_alarm\{code="([a-z-]+)"\} 1\.0')
         "journalctl -u appliance -o json -n 1000 | appliance diagnose diagnosis.json --service-log - --yes"
     ),
 )
-@click.argument("file", type=click.Path(path_type=Path), metavar="FILE")
+@click.argument("file", type=PATH, metavar="FILE")
 @click.option(
     "--service-log",
     "log",
@@ -39,8 +39,7 @@ _ALARM = re.compile(r'appliance_alarm\{code="([a-z-]+)"\} 1\.0')
     help="The service's log as JSON; - is stdin.",
 )
 @click.option("--yes", "confirmed", is_flag=True, help="Write the file without asking.")
-@shares
-@click.pass_obj
+@with_common_options
 def diagnose(caller: Caller, file: Path, log: IO[str] | None, confirmed: bool) -> None:
     """Collect what a maintainer needs to help you, into one file of JSON.
 

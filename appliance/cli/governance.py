@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import group, reads, shares, signs
+from appliance.cli.support.command import PATH, with_common_options, with_session_options, with_signing_options
+from appliance.cli.support.groups import clock, policy, rules
 from appliance.cli.support.output import plain, print_facts, print_json, print_line, print_table, say
 from appliance.cli.support.signing import print_outcome, receipt_value, show_proposal, sign_and_submit
 from appliance.errors import Conflict, Denied
@@ -18,18 +19,9 @@ if TYPE_CHECKING:
     from appliance.client.support.connection import Connection
 
 
-_FOLDER = click.Path(path_type=Path)
-
-
-@group("policy", example="appliance policy show")
-def policy() -> None:
-    """Show, export, adopt, test and compare policy sets."""
-
-
 @policy.command("show", example="appliance policy show\nappliance policy show --cedar > policies.cedar")
 @click.option("--cedar", is_flag=True, help="Print the Cedar policies alone.")
-@reads
-@click.pass_obj
+@with_session_options
 def show(caller: Caller, cedar: bool) -> None:
     """Show the valid policy set: its digest, its parameters, its Cedar policies."""
     from appliance.client.policies import current_policy
@@ -51,9 +43,8 @@ def _shown(value: object) -> str:
 
 
 @policy.command("export", example="appliance policy export default\nappliance policy adopt default")
-@click.argument("folder", type=_FOLDER)
-@reads
-@click.pass_obj
+@click.argument("folder", type=PATH)
+@with_session_options
 def export(caller: Caller, folder: Path) -> None:
     """Write the valid policy set to a new folder, to be edited and adopted again. The digest of its bytes is checked.
 
@@ -75,9 +66,8 @@ def export(caller: Caller, folder: Path) -> None:
 
 
 @policy.command("adopt", example="appliance policy adopt policies/default")
-@click.argument("folder", type=_FOLDER)
-@signs
-@click.pass_obj
+@click.argument("folder", type=PATH)
+@with_signing_options
 def adopt(caller: Caller, folder: Path) -> None:
     """Order that a policy set becomes valid. FOLDER has parameters.json, policies.cedar and schema.cedarschema.
 
@@ -99,9 +89,8 @@ def adopt(caller: Caller, folder: Path) -> None:
 
 
 @policy.command("test", example="appliance policy test policies/default")
-@click.argument("folder", type=_FOLDER)
-@reads
-@click.pass_obj
+@click.argument("folder", type=PATH)
+@with_session_options
 def test(caller: Caller, folder: Path) -> None:
     """Run a set's test cases (tests.json) with the service's own policy engine. Fails if one does not pass."""
     from appliance.client.policies import run_cases
@@ -124,9 +113,8 @@ def test(caller: Caller, folder: Path) -> None:
 
 
 @policy.command("diff", example="appliance policy diff policies/strict-example")
-@click.argument("folder", type=_FOLDER)
-@reads
-@click.pass_obj
+@click.argument("folder", type=PATH)
+@with_session_options
 def diff(caller: Caller, folder: Path) -> None:
     """Compare a policy set with the valid one: parameters, Cedar policies and schema, as a unified diff."""
     from appliance.client.policies import current_policy, load_policy
@@ -142,14 +130,8 @@ def diff(caller: Caller, folder: Path) -> None:
     say("No text differs." if not changes else f"In force: {old.digest}. The other: {new.digest}.")
 
 
-@group("rules", example="appliance rules show")
-def rules() -> None:
-    """Show or raise the version of the rules that apply to new entries."""
-
-
 @rules.command("show", example="appliance rules show")
-@reads
-@click.pass_obj
+@with_session_options
 def show_rules(caller: Caller) -> None:
     """Show the valid rules version, the entry that set it, and the newest version that this build knows."""
     from appliance.client.policies import read_rules
@@ -163,8 +145,7 @@ def show_rules(caller: Caller) -> None:
 
 @rules.command("raise", example="appliance rules raise 2")
 @click.argument("version", type=int)
-@signs
-@click.pass_obj
+@with_signing_options
 def raise_(caller: Caller, version: int) -> None:
     """Raise the rules version after an upgrade. Needs two administrators. It cannot be undone.
 
@@ -176,14 +157,8 @@ def raise_(caller: Caller, version: int) -> None:
     print_outcome(caller, sign_and_submit(caller, proposal), f"rules version {version} is valid")
 
 
-@group("clock", example="appliance clock show")
-def clock() -> None:
-    """Show the log's time and the host's clock, or reset the log's time after the host's clock was ahead."""
-
-
 @clock.command("show", example="appliance clock show")
-@shares
-@click.pass_obj
+@with_common_options
 def show_clock(caller: Caller) -> None:
     """Show the last entry's time, the host's clock, and whether entries can be recorded. Needs no key."""
     from appliance.client.policies import read_clock
@@ -197,8 +172,7 @@ def show_clock(caller: Caller) -> None:
 
 
 @clock.command("reset", example="appliance clock reset")
-@signs
-@click.pass_obj
+@with_signing_options
 def reset(caller: Caller) -> None:
     """Set the log's time back to the host's clock, after you have corrected that. Needs two administrators.
 
@@ -219,8 +193,7 @@ def reset(caller: Caller) -> None:
 
 
 @clock.command("countersign", example="appliance clock countersign")
-@signs
-@click.pass_obj
+@with_signing_options
 def countersign(caller: Caller) -> None:
     """Countersign the other administrator's order to reset the clock, which then takes effect."""
     from appliance.client.policies import find_reset

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import command, group, reads, signs
+from appliance.cli.support.command import PATH, REASON, combine, with_session_options, with_signing_options
+from appliance.cli.support.groups import base, dataset, imports, validation_set
 from appliance.cli.support.output import plain, print_facts, print_json, print_table, say
 from appliance.cli.support.progress import ImportDisplay, ProgressMeter
 from appliance.cli.support.signing import receipt_value, sign_and_submit
@@ -24,14 +25,8 @@ if TYPE_CHECKING:
     from appliance.domain.actions.proposals import Proposal
 
 
-@group("import", example="appliance import list")
-def imports() -> None:
-    """List or cancel imports that were ordered."""
-
-
 @imports.command("list", example="appliance import list")
-@reads
-@click.pass_obj
+@with_session_options
 def list_imports(caller: Caller) -> None:
     """List every import, in the order in which they were ordered."""
     from appliance.domain.core.records.data import Import
@@ -50,8 +45,7 @@ def list_imports(caller: Caller) -> None:
 
 @imports.command("cancel", example="appliance import cancel base:smollm2")
 @click.argument("what", metavar="IMPORT")
-@signs
-@click.pass_obj
+@with_signing_options
 def cancel(caller: Caller, what: str) -> None:
     """Cancel an import that waits or runs. The person who ordered it or an administrator may do so.
 
@@ -114,32 +108,7 @@ def print_receipt(caller: Caller, receipt: Receipt) -> None:
     print_facts([("order", receipt.order), ("entry", receipt.index), ("outcome", receipt.outcome)])
 
 
-F = TypeVar("F", bound=Callable[..., Any])
-PATH = click.Path(path_type=Path)
-
-
-def describes_rows(function: F) -> F:
-    """Add the options for the dataset kind of a file's rows and their division."""
-    for option in (*_TEACHES, *_DIVIDES)[::-1]:
-        function = option(function)
-    return function
-
-
-def describes_set(function: F) -> F:
-    """Add the options for the dataset kind of rows that are all for evaluation."""
-    for option in _TEACHES[::-1]:
-        function = option(function)
-    return function
-
-
-def describes_terms(function: F) -> F:
-    """Add the options for the owner and the terms of the data."""
-    for option in _TERMS[::-1]:
-        function = option(function)
-    return function
-
-
-_TEACHES = (
+with_row_options = combine(
     click.option(
         "--dataset-kind",
         type=click.Choice(DATASET_KINDS),
@@ -166,7 +135,8 @@ _TEACHES = (
         "--format", "kind", type=click.Choice(FORMATS), help="Needed when the file's ending does not show it."
     ),
 )
-_DIVIDES = (
+"""Decorator that adds the options for the kind of a file's rows."""
+with_split_options = combine(
     click.option("--seed", metavar="N", default=1, show_default=True, help="Selects which rows are held out."),
     click.option(
         "--held-out",
@@ -182,11 +152,13 @@ _DIVIDES = (
         help="Keep this file's rows for evaluation instead of a share.",
     ),
 )
-_TERMS = (
+"""Decorator that adds the options for the division of a dataset's rows."""
+with_terms_options = combine(
     click.option("--owner", required=True, metavar="TEXT", help="Who owns the data; can be erased later."),
     click.option("--licence", required=True, metavar="SPDX", help="The licence's SPDX identifier, or LicenseRef-NAME."),
     click.option("--classification", required=True, metavar="WORD", help="Such as public, internal or restricted."),
 )
+"""Decorator that adds the options for the owner and the terms of the data."""
 
 
 def read_columns(pairs: tuple[str, ...]) -> dict[str, str]:
@@ -237,12 +209,14 @@ def check_before_import(caller: Caller, teaching: RowTerms, sources: Sequence[Im
     refuse_errors(found, str(path), ", nothing was imported" + (hidden if teaching.blind else ""))
 
 
-@command("check", example="appliance dataset check clauses.csv\nappliance dataset check clauses.csv --base smollm2")
+@dataset.command(
+    "check", example="appliance dataset check clauses.csv\nappliance dataset check clauses.csv --base smollm2"
+)
 @click.argument("path", type=PATH)
-@describes_rows
+@with_row_options
+@with_split_options
 @click.option("--base", metavar="NAME", help="Count tokens with this base, and compare with its context.")
-@reads
-@click.pass_obj
+@with_session_options
 def check(
     caller: Caller,
     /,
@@ -273,14 +247,10 @@ def check(
     refuse_errors(found, str(path))
 
 
-_REASON = click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
-
-
-@command("revoke", example="appliance base revoke smollm2 --reason 'Its licence does not allow this use.'")
+@base.command("revoke", example="appliance base revoke smollm2 --reason 'Its licence does not allow this use.'")
 @click.argument("name", metavar="NAME")
-@_REASON
-@signs
-@click.pass_obj
+@REASON
+@with_signing_options
 def revoke_base(caller: Caller, name: str, reason: str | None) -> None:
     """Revoke a base at once and permanently, for every unit, with every adapter and every run on it.
 
@@ -291,11 +261,10 @@ def revoke_base(caller: Caller, name: str, reason: str | None) -> None:
     _sign(caller, name, caller.propose(RevokeBase, {"base": name}, texts={"reason": reason}))
 
 
-@command("revoke", example="appliance dataset revoke clauses@1 --reason 'Its owner has withdrawn it.'")
+@dataset.command("revoke", example="appliance dataset revoke clauses@1 --reason 'Its owner has withdrawn it.'")
 @click.argument("name", metavar="NAME@VERSION")
-@_REASON
-@signs
-@click.pass_obj
+@REASON
+@with_signing_options
 def revoke_dataset(caller: Caller, name: str, reason: str | None) -> None:
     """Revoke a dataset at once and permanently, for every unit, with every adapter and every run on it.
 
@@ -306,11 +275,12 @@ def revoke_dataset(caller: Caller, name: str, reason: str | None) -> None:
     _sign(caller, name, caller.propose(RevokeDataset, {"dataset": name}, texts={"reason": reason}))
 
 
-@command("revoke", example="appliance validation-set revoke exam@1 --reason 'Two of its labels are wrong.'")
+@validation_set.command(
+    "revoke", example="appliance validation-set revoke exam@1 --reason 'Two of its labels are wrong.'"
+)
 @click.argument("name", metavar="NAME@VERSION")
-@_REASON
-@signs
-@click.pass_obj
+@REASON
+@with_signing_options
 def revoke_set(caller: Caller, name: str, reason: str | None) -> None:
     """Revoke a validation set at once. Runs that wait for it fail, and approvals that depend on it become stale.
 
@@ -329,11 +299,6 @@ def _sign(caller: Caller, name: str, proposal: Proposal) -> None:
     print_facts([("revoked", name), ("entry", receipt.index)])
 
 
-@group("validation-set", example="appliance validation-set list")
-def validation_set() -> None:
-    """Import, list, show and revoke validation sets, on which adapters are evaluated and never trained."""
-
-
 @validation_set.command(
     "import",
     example=(
@@ -344,13 +309,12 @@ def validation_set() -> None:
 @click.argument("path", type=PATH)
 @click.option("--name", metavar="NAME", required=True, help="A name for the set, as gates use it; each adds a version.")
 @click.option("--base", required=True, metavar="NAME", help="The base whose chat template renders the rows.")
-@describes_set
+@with_row_options
 @click.option("--blind", is_flag=True, help="Show nobody a row: only digests, scores and counts leave the set.")
 @click.option("--final", is_flag=True, help="Each adapter name can be evaluated on the set only once.")
-@describes_terms
+@with_terms_options
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until the import has ended.")
-@signs
-@click.pass_obj
+@with_signing_options
 def import_set(
     caller: Caller, /, path: Path, kind: str | None, wait: bool, columns: tuple[str, ...], **given: Any
 ) -> None:
@@ -376,8 +340,7 @@ def import_set(
 
 
 @validation_set.command("list", example="appliance validation-set list")
-@reads
-@click.pass_obj
+@with_session_options
 def list_sets(caller: Caller) -> None:
     """List every validation set and version, and whether it is in use."""
     from appliance.domain.core.records.data import ValidationSet
@@ -409,8 +372,7 @@ def list_sets(caller: Caller) -> None:
 
 @validation_set.command("show", example="appliance validation-set show exam@1")
 @click.argument("name", metavar="NAME@VERSION")
-@reads
-@click.pass_obj
+@with_session_options
 def show_set(caller: Caller, name: str) -> None:
     """Show one validation set: its digests, the import's facts, and the adapters evaluated on it."""
     from appliance.domain.core.records.data import ValidationSet
@@ -425,6 +387,3 @@ def show_set(caller: Caller, name: str) -> None:
         return
     shown = [(key.replace("_", " "), value) for key, value in row.model_dump(exclude={"facts"}).items()]
     print_facts([*shown, *describe_facts(row.facts), ("adapters evaluated on it", ", ".join(evaluated) or "none")])
-
-
-validation_set.add_command(revoke_set)

@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from appliance.cli.archives import archive, archives
-from appliance.cli.feed import feed
-from appliance.cli.history import effective_access, state
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import command, group, reads
+from appliance.cli.support.command import PATH, with_session_options
+from appliance.cli.support.groups import ledger
 from appliance.cli.support.output import (
     PAST_HELP,
     encode_json,
@@ -40,7 +38,7 @@ if TYPE_CHECKING:
     from appliance.client.support.log import ProvenEntry
 
 
-@command(
+@ledger.command(
     "request",
     example=(
         "appliance ledger request chatcmpl-0f3a5c7e9b1d2f4a6c8e0b2d4f6a8c0e\n"
@@ -48,11 +46,8 @@ if TYPE_CHECKING:
     ),
 )
 @click.argument("identifier", metavar="ID")
-@click.option(
-    "--output", "file", type=click.Path(path_type=Path), metavar="FILE", help="Write the proof of its last entry here."
-)
-@reads
-@click.pass_obj
+@click.option("--output", "file", type=PATH, metavar="FILE", help="Write the proof of its last entry here.")
+@with_session_options
 def request(caller: Caller, identifier: str, file: Path | None) -> None:
     """Find a unit's request by its response id: both entries, the adapter, and who released it.
 
@@ -133,11 +128,6 @@ _COLUMNS = ("index", "time", "type", "actor", "source", "outcome", "subjects", "
 _REVIEW_COLUMNS = ("decision", "unit", "review_function", "state", "superseded_by", "valid_until")
 
 
-@group("ledger", example="appliance ledger log --since 7d --outcome denied")
-def ledger() -> None:
-    """Read, export and verify the log."""
-
-
 @ledger.command(
     "log",
     example=(
@@ -171,8 +161,7 @@ def ledger() -> None:
 )
 @click.option("--last", type=click.IntRange(1), metavar="N", help="Only the last N matches.")
 @click.option("--csv", "as_csv", is_flag=True, help="Comma-separated values with a header line.")
-@reads
-@click.pass_obj
+@with_session_options
 def log(caller: Caller, /, as_csv: bool, limit: int | None, last: int | None, **filters: Any) -> None:
     """List entries. An entry must match every filter. With --json, each line is one entry.
 
@@ -294,8 +283,7 @@ def _print_csv(entries: Iterable[ListedEntry]) -> None:
 @ledger.command("show", example="appliance ledger show 12\nappliance ledger show 12 --document order > order.json")
 @click.argument("index", type=click.IntRange(0), metavar="ENTRY")
 @click.option("--document", "role", metavar="ROLE", help="Print only the bytes of this document.")
-@reads
-@click.pass_obj
+@with_session_options
 def show(caller: Caller, index: int, role: str | None) -> None:
     """Show one entry with its documents and disclosed texts, proved to be in the log before it is printed."""
     from appliance.client.support.log import read_entry
@@ -358,9 +346,8 @@ def _order_text(proven: ProvenEntry, data: bytes) -> str:
 
 
 @ledger.command("export", example="appliance ledger export ledger.tar\nappliance-verify ledger.tar --trust trust.json")
-@click.argument("file", type=click.Path(path_type=Path))
-@reads
-@click.pass_obj
+@click.argument("file", type=PATH)
+@with_session_options
 def export(caller: Caller, file: Path) -> None:
     """Write the whole log to a new file, to be verified on another machine."""
     from appliance.client.support.log import export as export_log
@@ -382,8 +369,7 @@ def export(caller: Caller, file: Path) -> None:
     ),
 )
 @click.option("--all", "whole", is_flag=True, help="Print every finding; otherwise findings of one kind are one line.")
-@reads
-@click.pass_obj
+@with_session_options
 def verify(caller: Caller, whole: bool) -> None:
     """Have the service check all its data against the trust file that `init` printed and you kept.
 
@@ -452,11 +438,3 @@ def _end(report: ServiceReport) -> None:
             "give the trust file that init printed: --trust FILE",
             code="unverifiable",
         )
-
-
-ledger.add_command(archive)
-ledger.add_command(archives)
-ledger.add_command(effective_access)
-ledger.add_command(feed)
-ledger.add_command(request)
-ledger.add_command(state)

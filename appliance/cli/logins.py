@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 import click
 
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import command, group, keyed, reads, shares
+from appliance.cli.support.command import (
+    command,
+    pair_certificate,
+    with_common_options,
+    with_key_options,
+    with_session_options,
+    with_tls_options,
+)
+from appliance.cli.support.groups import agent
 from appliance.cli.support.output import print_facts, print_json, print_line, say
 from appliance.errors import ApplianceError, BadInput, Denied, NotFound
 
@@ -23,17 +31,13 @@ DEFAULT_MINUTES = 30
 """Default minutes for which an agent holds a key."""
 MOST_MINUTES = 480
 """Maximum minutes for which an agent holds a key: a working day."""
-_FILE = click.Path(path_type=Path)
 
 
 @command("login", example="appliance login olga --key olga.key --trust trust.json")
 @click.argument("name", metavar="NAME")
 @click.option("--address", metavar="HOST:PORT", help="An appliance on another machine, instead of --home.")
-@click.option("--ca", type=_FILE, metavar="FILE", help="The CA file (PEM) that its certificate is signed under.")
-@click.option("--certificate", type=_FILE, metavar="FILE", help="Your host's certificate, if the service requires one.")
-@click.option("--certificate-key", type=_FILE, metavar="FILE", help="Its private key in PEM.")
-@reads
-@click.pass_obj
+@with_tls_options("The CA file (PEM) that its certificate is signed under.")
+@with_session_options
 def login(
     caller: Caller,
     name: str,
@@ -83,15 +87,12 @@ def _address(caller: Caller, text: str | None, ca: Path | None, chain: Path | No
         return None
     if caller.home is not None:
         raise BadInput(f"login: expected --address or --home (APPLIANCE_HOME), got {text} and {caller.home}")
-    if (chain is None) != (key is None):
-        raise BadInput("login: expected --certificate and --certificate-key, got one without the other")
-    own = None if chain is None or key is None else (chain.absolute(), key.absolute())
-    return parse_address(text, None if ca is None else ca.absolute(), own)
+    own = pair_certificate("login", chain and chain.absolute(), key and key.absolute())
+    return parse_address(text, ca and ca.absolute(), own)
 
 
 @command("logout", example="appliance logout")
-@shares
-@click.pass_obj
+@with_common_options
 def logout(caller: Caller) -> None:
     """Forget your login. End the session, here and at the service, and the agent.
 
@@ -132,8 +133,7 @@ def _end_agent(caller: Caller) -> None:
 
 
 @command("whoami", example="appliance whoami")
-@reads
-@click.pass_obj
+@with_session_options
 def whoami(caller: Caller) -> None:
     """Show your name, printed name, roles and key, the appliance, its log, and what the trust file says."""
     from appliance.client.support.profile import read_public_key
@@ -178,11 +178,6 @@ def _end_of_key(caller: Caller, name: str, keyid: str) -> str:
     return str(row.until or "it is replaced or revoked")
 
 
-@group("agent", example="appliance agent start --minutes 60")
-def agent() -> None:
-    """Start and stop an agent, which holds your unlocked key for some minutes so that reading needs no passphrase."""
-
-
 @agent.command("start", example="appliance agent start\nappliance agent start --minutes 60")
 @click.option(
     "--minutes",
@@ -192,8 +187,7 @@ def agent() -> None:
     metavar="N",
     help="How long it holds the key; then it ends by itself.",
 )
-@reads
-@click.pass_obj
+@with_session_options
 def start(caller: Caller, minutes: int) -> None:
     """Unlock your key once, and let an agent open your reading sessions with it.
 
@@ -214,8 +208,7 @@ def start(caller: Caller, minutes: int) -> None:
 
 
 @agent.command("stop", example="appliance agent stop")
-@keyed
-@click.pass_obj
+@with_key_options
 def stop(caller: Caller) -> None:
     """End your agent, which then drops the key.
 
@@ -231,8 +224,7 @@ def stop(caller: Caller) -> None:
 
 
 @agent.command("status", example="appliance agent status")
-@keyed
-@click.pass_obj
+@with_key_options
 def status(caller: Caller) -> None:
     """Show whether an agent holds your key, which key, for which log, and for how long."""
     from appliance.client.support.agent import find_agent
@@ -268,8 +260,7 @@ def _print_agent(caller: Caller, held: AgentStatus, path: Path) -> None:
 
 @command("console", example="appliance console\nappliance console --open")
 @click.option("--open", "opens", is_flag=True, help="Open it in this machine's browser.")
-@reads
-@click.pass_obj
+@with_session_options
 def console(caller: Caller, opens: bool) -> None:
     """Sign a browser in: print an address that works once and within a minute.
 

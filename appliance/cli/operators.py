@@ -9,39 +9,29 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from appliance.cli.history import used_by
 from appliance.cli.imports import (
-    check,
     check_before_import,
     describe_facts,
-    describes_rows,
-    describes_terms,
     finish_import,
     print_receipt,
     read_columns,
     read_sources,
-    revoke_base,
-    revoke_dataset,
     send,
+    with_row_options,
+    with_split_options,
+    with_terms_options,
 )
 from appliance.cli.runs.gates import list_verdict_facts, verdict_value
-from appliance.cli.runs.plans import GATES, list_costs, list_detectable_effects, plan, propose_run
+from appliance.cli.runs.plans import GATES, list_costs, list_detectable_effects, propose_run
 from appliance.cli.runs.records import (
-    authorise,
-    checkpoints,
     describe_metrics,
-    export,
     facts_of,
-    refuse,
-    replay,
-    report,
-    resume,
     warnings_in,
 )
-from appliance.cli.runs.sweeps import sweep as continue_sweep
 from appliance.cli.runs.sweeps import train_sweep
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import group, reads, signs
+from appliance.cli.support.command import PATH, with_session_options, with_signing_options
+from appliance.cli.support.groups import base, dataset, run
 from appliance.cli.support.output import plain, print_facts, print_json, print_table, say
 from appliance.cli.support.progress import Display
 from appliance.cli.support.signing import GONE, sign_all, sign_and_submit
@@ -50,21 +40,13 @@ from appliance.errors import BadInput, Conflict
 if TYPE_CHECKING:
     from appliance.client.runs import RunEnd
 
-_PATH = click.Path(path_type=Path)
-
-
-@group("base", example="appliance base list")
-def base() -> None:
-    """Import, list and revoke base models."""
-
 
 @base.command("import", example="appliance base import SmolLM2.gguf --name smollm2 --licence Apache-2.0")
-@click.argument("path", type=_PATH)
+@click.argument("path", type=PATH)
 @click.option("--name", metavar="NAME", required=True, help="A name for the base; it cannot be changed.")
 @click.option("--licence", required=True, metavar="SPDX", help="The licence's SPDX identifier, such as Apache-2.0.")
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until the import has ended.")
-@signs
-@click.pass_obj
+@with_signing_options
 def import_base(caller: Caller, path: Path, name: str, licence: str, wait: bool) -> None:
     """Import a base model: a folder of safetensors, or one .gguf file.
 
@@ -90,8 +72,7 @@ def import_base(caller: Caller, path: Path, name: str, licence: str, wait: bool)
 
 
 @base.command("list", example="appliance base list --json")
-@reads
-@click.pass_obj
+@with_session_options
 def list_bases(caller: Caller) -> None:
     """List every imported base, its digest and its licence."""
     from appliance.domain.core.records.data import Base
@@ -108,11 +89,6 @@ def list_bases(caller: Caller) -> None:
     )
 
 
-@group("dataset", example="appliance dataset list")
-def dataset() -> None:
-    """Check, import, list, show and revoke datasets."""
-
-
 @dataset.command(
     "import",
     example=(
@@ -120,16 +96,16 @@ def dataset() -> None:
         "    --instruction 'Name the kind of clause.' --owner 'Legal' --licence CC0-1.0 --classification internal"
     ),
 )
-@click.argument("path", type=_PATH)
+@click.argument("path", type=PATH)
 @click.option("--name", metavar="NAME", required=True, help="A name for the dataset; each import adds a version.")
 @click.option(
     "--base", "base_name", required=True, metavar="NAME", help="The base whose chat template renders the rows."
 )
-@describes_rows
-@describes_terms
+@with_row_options
+@with_split_options
+@with_terms_options
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until the import has ended.")
-@signs
-@click.pass_obj
+@with_signing_options
 def import_dataset(
     caller: Caller,
     /,
@@ -164,8 +140,7 @@ def import_dataset(
 
 
 @dataset.command("list", example="appliance dataset list")
-@reads
-@click.pass_obj
+@with_session_options
 def list_datasets(caller: Caller) -> None:
     """List every imported dataset and version, with its rows, licence and classification."""
     from appliance.domain.core.records.data import Dataset
@@ -196,8 +171,7 @@ def list_datasets(caller: Caller) -> None:
 
 @dataset.command("show", example="appliance dataset show clauses@1")
 @click.argument("name")
-@reads
-@click.pass_obj
+@with_session_options
 def show_dataset(caller: Caller, name: str) -> None:
     """Show one dataset: its owner, digests, the root over its rows, the import's facts, and each label's rows."""
     from appliance.api.data import SplitRows
@@ -224,21 +198,10 @@ def show_dataset(caller: Caller, name: str) -> None:
     )
 
 
-base.add_command(revoke_base)
-dataset.add_command(check)
-dataset.add_command(revoke_dataset)
-dataset.add_command(used_by)
-
-
-@group("run", example="appliance run start recipe.yaml --follow")
-def run() -> None:
-    """Plan, start, follow and list training runs, and act on them."""
-
-
 @run.command(
     "start", example="appliance run start recipe.yaml --follow\nappliance run start first.yaml second.yaml --yes"
 )
-@click.argument("recipes", nargs=-1, required=True, type=_PATH)
+@click.argument("recipes", nargs=-1, required=True, type=PATH)
 @click.option("--follow/--no-follow", default=False, help="Wait until the last run has ended.")
 @click.option(
     "--sweep/--no-sweep",
@@ -248,7 +211,7 @@ def run() -> None:
 @click.option(
     "--folder",
     metavar="FOLDER",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="With --sweep: the new folder for its table and plot.",
 )
 @GATES
@@ -261,8 +224,7 @@ def run() -> None:
     default=1,
     help="With --on slurm: number of nodes that run the processes.",
 )
-@signs
-@click.pass_obj
+@with_signing_options
 def start(
     caller: Caller,
     recipes: tuple[Path, ...],
@@ -361,8 +323,7 @@ def _report(caller: Caller, ended: Sequence[RunEnd]) -> None:
 
 
 @run.command("list", example="appliance run list")
-@reads
-@click.pass_obj
+@with_session_options
 def list_runs(caller: Caller) -> None:
     """List every run, in the order in which they were ordered. A queued one is shown with its place in the queue."""
     from appliance.domain.core.records.runs import Run
@@ -384,8 +345,7 @@ def list_runs(caller: Caller) -> None:
 @run.command("show", example="appliance run show r-000001 --follow")
 @click.argument("name", metavar="RUN")
 @click.option("--follow/--no-follow", default=False, help="Wait until the run has ended.")
-@reads
-@click.pass_obj
+@with_session_options
 def show_run(caller: Caller, name: str, follow: bool) -> None:
     """Show one run: its base and dataset, who ordered it, and its progress."""
     from appliance.api.runs import RunProgress
@@ -418,8 +378,7 @@ def show_run(caller: Caller, name: str, follow: bool) -> None:
 
 @run.command("cancel", example="appliance run cancel r-000002")
 @click.argument("name", metavar="RUN")
-@signs
-@click.pass_obj
+@with_signing_options
 def cancel(caller: Caller, name: str) -> None:
     """Cancel a run that waits or trains. The person who ordered it or an administrator may do so."""
     from appliance.domain.core.records.runs import Run
@@ -429,14 +388,3 @@ def cancel(caller: Caller, name: str) -> None:
         raise BadInput(f"run: expected a name such as r-000001, got {name}; list them with: appliance run list")
     caller.reading().get(f"/v1/runs/{name}", Run)  # an unknown run is refused before anything is signed
     print_receipt(caller, sign_and_submit(caller, caller.propose(Cancel, {"run": name})))
-
-
-run.add_command(authorise)
-run.add_command(refuse)
-run.add_command(resume)
-run.add_command(continue_sweep)
-run.add_command(checkpoints)
-run.add_command(replay)
-run.add_command(report)
-run.add_command(export)
-run.add_command(plan)

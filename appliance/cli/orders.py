@@ -10,7 +10,8 @@ import click
 
 from appliance.cli.administrators import check_short_code
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import group, reads, signs
+from appliance.cli.support.command import PATH, REASON, with_session_options, with_signing_options
+from appliance.cli.support.groups import order
 from appliance.cli.support.output import plain, print_facts, print_json, print_table, say
 from appliance.cli.support.signing import print_outcome, show_proposal, sign_and_submit
 from appliance.errors import BadInput
@@ -19,24 +20,16 @@ if TYPE_CHECKING:
     from appliance.client.support.orders import Pending
     from appliance.domain.core.order import Order
 
-_FILE = click.Path(path_type=Path)
-
-
-@group("order", example="appliance order list")
-def order() -> None:
-    """List, show, countersign and withdraw orders that wait for a second administrator, or check an order file."""
-
 
 @order.command(
     "check",
     example="appliance order check review.order.json\nappliance order check review.order.json --proof rita.proof",
 )
-@click.argument("file", type=_FILE)
+@click.argument("file", type=PATH)
 @click.option(
-    "--proof", type=_FILE, metavar="FILE", help="The proof of the key that signed it: then no service is asked."
+    "--proof", type=PATH, metavar="FILE", help="The proof of the key that signed it: then no service is asked."
 )
-@reads
-@click.pass_obj
+@with_session_options
 def check_order(caller: Caller, file: Path, proof: Path | None) -> None:
     """Show what an order file from the console binds, as before signing. Run it on a machine that you trust.
 
@@ -70,8 +63,7 @@ def check_order(caller: Caller, file: Path, proof: Path | None) -> None:
 
 
 @order.command("list", example="appliance order list")
-@reads
-@click.pass_obj
+@with_session_options
 def list_orders(caller: Caller) -> None:
     """List the pending orders, who signed them and when they expire, and why some cannot take effect any more."""
     from appliance.client.support.orders import pending_orders
@@ -105,8 +97,7 @@ def list_orders(caller: Caller) -> None:
 
 @order.command("show", example="appliance order show sha256:1f2e3d4c")
 @click.argument("digest", required=False)
-@reads
-@click.pass_obj
+@with_session_options
 def show_order(caller: Caller, digest: str | None) -> None:
     """Show everything that one pending order binds, from the bytes that its signer signed.
 
@@ -138,8 +129,7 @@ def show_order(caller: Caller, digest: str | None) -> None:
     metavar="CODE",
     help="If the order enrols an invited person: the passkey's short code, as the person reads it out to you.",
 )
-@signs
-@click.pass_obj
+@with_signing_options
 def countersign(caller: Caller, digest: str | None, short_code: str | None) -> None:
     """Countersign another administrator's order, which then takes effect.
 
@@ -173,9 +163,8 @@ def countersign(caller: Caller, digest: str | None, short_code: str | None) -> N
 
 @order.command("withdraw", example="appliance order withdraw sha256:1f2e3d4c --reason 'The role was wrong.'")
 @click.argument("digest", required=False)
-@click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
-@signs
-@click.pass_obj
+@REASON
+@with_signing_options
 def withdraw(caller: Caller, digest: str | None, reason: str | None) -> None:
     """Withdraw your own order that waits for a second administrator. It then ends without effect.
 

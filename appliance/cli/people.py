@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 import click
 
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import command, group, keyed, reads, shares, signs
+from appliance.cli.support.command import (
+    PATH,
+    REASON,
+    command,
+    with_common_options,
+    with_key_options,
+    with_session_options,
+    with_signing_options,
+)
+from appliance.cli.support.groups import hold, key, log_key, post_quantum, text
 from appliance.cli.support.output import END_HELP, parse_end, print_facts, print_json, print_line, print_table, say
 from appliance.cli.support.signing import print_outcome, receipt_value, sign_and_submit
 from appliance.errors import ApplianceError, BadInput
@@ -18,18 +27,9 @@ if TYPE_CHECKING:
     from appliance.formats.signatures.keys import Signer
 
 
-_FILE = click.Path(path_type=Path)
-
-
-@group("key", example="appliance key new ada.key")
-def key() -> None:
-    """Make, show, prove, rotate and revoke your own key. The service never gets it."""
-
-
 @key.command("new", example="appliance key new ada.key\nappliance key new ada.key --passphrase-file ada.pass")
-@click.argument("file", type=_FILE)
-@keyed
-@click.pass_obj
+@click.argument("file", type=PATH)
+@with_key_options
 def key_new(caller: Caller, file: Path) -> None:
     """Make an encrypted key in FILE, and its public key in the same folder: ada.key and ada.pub.
 
@@ -54,9 +54,8 @@ def key_new(caller: Caller, file: Path) -> None:
 
 
 @key.command("show", example="appliance key show ada.key")
-@click.argument("file", type=_FILE, required=False)
-@keyed
-@click.pass_obj
+@click.argument("file", type=PATH, required=False)
+@with_key_options
 def key_show(caller: Caller, file: Path | None) -> None:
     """Print the public key, its id and its short code, from a key file or a public key in PEM. Needs no passphrase."""
     from appliance.client.support.profile import read_public_key
@@ -75,9 +74,8 @@ def key_show(caller: Caller, file: Path | None) -> None:
 
 @key.command("prove", example="appliance key prove --key ada.key --as ada --output ada.proof")
 @click.option("--origin", metavar="LOG", help="The log's origin. Default: the service is asked.")
-@click.option("--output", type=_FILE, metavar="FILE", help="Write the proof to a new file instead of stdout.")
-@keyed
-@click.pass_obj
+@click.option("--output", type=PATH, metavar="FILE", help="Write the proof to a new file instead of stdout.")
+@with_key_options
 def key_prove(caller: Caller, origin: str | None, output: Path | None) -> None:
     """Sign a proof that this key is yours, under the name --as, for one appliance.
 
@@ -108,17 +106,16 @@ def key_prove(caller: Caller, origin: str | None, output: Path | None) -> None:
 
 
 @key.command("rotate", example="appliance key rotate ada2.key --key ada.key --as ada --old-until 7d")
-@click.argument("new", type=_FILE, metavar="NEW")
+@click.argument("new", type=PATH, metavar="NEW")
 @click.option(
     "--old-until",
     metavar="TIME",
     help=f"Until when the old key also signs: {END_HELP} Default: as long as policy allows.",
 )
 @click.option(
-    "--new-passphrase-file", type=_FILE, metavar="FILE", help="The passphrase of NEW. Default: that of the old key."
+    "--new-passphrase-file", type=PATH, metavar="FILE", help="The passphrase of NEW. Default: that of the old key."
 )
-@signs
-@click.pass_obj
+@with_signing_options
 def key_rotate(caller: Caller, new: Path, old_until: str | None, new_passphrase_file: Path | None) -> None:
     """Replace your own key with the one in NEW, which is made if it does not exist. Signed with the old key.
 
@@ -190,9 +187,8 @@ def _new_key(caller: Caller, path: Path, passphrase_file: Path | None) -> Signer
     metavar="ENTRY",
     help="Its signatures in this entry or later become invalid.",
 )
-@click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
-@signs
-@click.pass_obj
+@REASON
+@with_signing_options
 def key_revoke(caller: Caller, principal: str, keyid: str | None, since: int | None, reason: str | None) -> None:
     """Revoke a key at once: your own, or as an administrator any key. This cannot be undone.
 
@@ -216,8 +212,7 @@ def key_revoke(caller: Caller, principal: str, keyid: str | None, since: int | N
 
 @key.command("list", example="appliance key list ada")
 @click.argument("principal", metavar="NAME")
-@reads
-@click.pass_obj
+@with_session_options
 def key_list(caller: Caller, principal: str) -> None:
     """List every key that a person or a unit ever had, and its state."""
     from appliance.client.people import keys_of
@@ -234,25 +229,16 @@ def key_list(caller: Caller, principal: str) -> None:
 
 @command("completion", example='eval "$(appliance completion bash)"')
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-@shares
-@click.pass_context
-def completion(context: click.Context, shell: str) -> None:
+@with_common_options
+def completion(caller: Caller, shell: str) -> None:
     """Print the completion script of a shell, for its start-up file to evaluate."""
     from click.shell_completion import get_completion_class
 
     found = get_completion_class(shell)
     if found is None:
         raise BadInput(f"completion, shell: expected bash, zsh or fish, got {shell}")
-    root = context.find_root()
+    root = click.get_current_context().find_root()
     print_line(found(root.command, {}, "appliance", "_APPLIANCE_COMPLETE").source())
-
-
-_REASON = click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
-
-
-@group("log-key", example="appliance log-key rotate --old-until 30d")
-def log_key() -> None:
-    """Replace a key that signs the log's checkpoints. The service holds it; two administrators replace it."""
 
 
 @log_key.command("rotate", example="appliance log-key rotate\nappliance log-key rotate --old-until 30d")
@@ -260,8 +246,7 @@ def log_key() -> None:
     "--old-until", metavar="TIME", help="Until when the old key also signs. Default: as long as policy allows."
 )
 @click.option("--post-quantum", is_flag=True, help="Replace the key of ML-DSA-65 in place of that of Ed25519.")
-@signs
-@click.pass_obj
+@with_signing_options
 def rotate(caller: Caller, old_until: str | None, post_quantum: bool) -> None:
     """Have the log's checkpoints signed by a new key, which the service makes and keeps. Needs two administrators.
 
@@ -299,14 +284,8 @@ def after_rotation(vkey: str, old_until: str) -> list[str]:
 _TRUST_FILES_STAY = "Trust files stay valid: appliance-verify follows the log from its first key to this one."
 
 
-@group("post-quantum", example="appliance post-quantum add")
-def post_quantum() -> None:
-    """Have checkpoints and adapters signed by ML-DSA-65 as well. Two administrators order it, once."""
-
-
 @post_quantum.command("add", example="appliance post-quantum add")
-@signs
-@click.pass_obj
+@with_signing_options
 def add_post_quantum_keys(caller: Caller) -> None:
     """Add two keys of ML-DSA-65, which the service makes and keeps. Needs two administrators.
 
@@ -333,11 +312,6 @@ def after_post_quantum_keys(vkey: str) -> list[str]:
     ]
 
 
-@group("text", example="appliance text erase --printed-name-of mallory")
-def text() -> None:
-    """Erase printed names and free texts. The log contains only their commitments, so they can be erased."""
-
-
 def name_backups(caller: Caller, entry: int, erased: int) -> list[str]:
     """Return a line that names the backups that may have a text of this entry, which a later entry erased."""
     from appliance.api.operations import BackupRow
@@ -360,8 +334,7 @@ def name_backups(caller: Caller, entry: int, erased: int) -> list[str]:
 @click.option("--printed-name-of", "name", metavar="NAME", help="The printed name of this person or unit.")
 @click.option("--entry", type=click.IntRange(0), metavar="ENTRY", help="A text of this entry.")
 @click.option("--field", metavar="FIELD", help="Name of the text, such as reason, meaning, owner or message.")
-@signs
-@click.pass_obj
+@with_signing_options
 def erase(caller: Caller, name: str | None, entry: int | None, field: str | None) -> None:
     """Erase a text permanently. The log still verifies, as it has only a commitment. Needs two administrators.
 
@@ -389,19 +362,10 @@ def erase(caller: Caller, name: str | None, entry: int | None, field: str | None
     print_outcome(caller, receipt, f"{description} is erased", then)
 
 
-@group("hold", example="appliance hold list")
-def hold() -> None:
-    """Place, lift and list legal holds.
-
-    While one is valid, no text of an entry about its subject can be erased, and no such record can be archived.
-    """
-
-
 @hold.command("place", example="appliance hold place dataset:clauses@1 --reason 'case 12/2026'")
 @click.argument("subject")
-@_REASON
-@signs
-@click.pass_obj
+@REASON
+@with_signing_options
 def place(caller: Caller, subject: str, reason: str | None) -> None:
     """Keep every text about SUBJECT, such as principal:ada or adapter:clauses@1. For administrators and auditors."""
     from appliance.domain.retention import PlaceHold
@@ -412,9 +376,8 @@ def place(caller: Caller, subject: str, reason: str | None) -> None:
 
 @hold.command("lift", example="appliance hold lift dataset:clauses@1")
 @click.argument("subject")
-@_REASON
-@signs
-@click.pass_obj
+@REASON
+@with_signing_options
 def lift(caller: Caller, subject: str, reason: str | None) -> None:
     """End the hold on SUBJECT. Needs two administrators."""
     from appliance.domain.retention import LiftHold
@@ -424,8 +387,7 @@ def lift(caller: Caller, subject: str, reason: str | None) -> None:
 
 
 @hold.command("list", example="appliance hold list")
-@reads
-@click.pass_obj
+@with_session_options
 def list_holds(caller: Caller) -> None:
     """List every valid hold, and who placed it."""
     from appliance.domain.core.records.site import Hold

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import group, reads, signs
+from appliance.cli.support.command import PATH, REASON, with_session_options, with_signing_options
+from appliance.cli.support.groups import restoration
 from appliance.cli.support.output import print_facts, print_json, say
 from appliance.cli.support.signing import print_outcome, show_proposal, sign_and_submit, sign_only
 from appliance.errors import BadInput, Conflict
@@ -19,22 +20,12 @@ if TYPE_CHECKING:
     from appliance.domain.actions.proposals import Proposal
     from appliance.formats.log.restoration import StepBackFile
 
-_FILE = click.Path(path_type=Path)
 _MAX_NOTE_BYTES = 65_536
 _SECOND = "another administrator types: appliance restoration countersign"
 
 
-@group("restoration", example="appliance restoration show\nappliance restoration order")
-def restoration() -> None:
-    """Restore a log that lacks entries which others have seen, after a restore of an older backup.
-
-    Type these on the service's host, where the people's socket is.
-    """
-
-
 @restoration.command("show", example="appliance restoration show")
-@reads
-@click.pass_obj
+@with_session_options
 def show(caller: Caller) -> None:
     """Show the log's size, which larger checkpoints are known, waiting orders and restorations. Needs no key."""
     found = _read(caller)
@@ -73,7 +64,7 @@ def show(caller: Caller) -> None:
     "--checkpoint",
     "files",
     metavar="FILE",
-    type=_FILE,
+    type=PATH,
     multiple=True,
     help="A newer checkpoint of the log: a witness's state, or what an account has seen. The largest is given up.",
 )
@@ -84,10 +75,9 @@ def show(caller: Caller) -> None:
     help="The entries of the backup, if the service has recorded others since the restore. Default: all.",
 )
 @click.option(
-    "--output", metavar="FILE", type=_FILE, help="Write the signed order here, for a signer that has to step back."
+    "--output", metavar="FILE", type=PATH, help="Write the signed order here, for a signer that has to step back."
 )
-@signs
-@click.pass_obj
+@with_signing_options
 def order(caller: Caller, files: tuple[Path, ...], kept: int | None, output: Path | None) -> None:
     """Order that the log continues from its present entries and gives up a newer checkpoint. Needs two administrators.
 
@@ -122,10 +112,9 @@ def order(caller: Caller, files: tuple[Path, ...], kept: int | None, output: Pat
     "countersign",
     example="appliance restoration countersign\nappliance restoration countersign anna.json --output step-back.json",
 )
-@click.argument("file", required=False, type=_FILE)
-@click.option("--output", metavar="FILE", type=_FILE, help="Write both orders here. For an order in a file.")
-@signs
-@click.pass_obj
+@click.argument("file", required=False, type=PATH)
+@click.option("--output", metavar="FILE", type=PATH, help="Write both orders here. For an order in a file.")
+@with_signing_options
 def countersign(caller: Caller, file: Path | None, output: Path | None) -> None:
     """Countersign the other administrator's order, which then takes effect.
 
@@ -197,9 +186,8 @@ def _show_first(caller: Caller, proposal: Proposal, place: str) -> list[str]:
 
 
 @restoration.command("withdraw", example="appliance restoration withdraw")
-@click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
-@signs
-@click.pass_obj
+@REASON
+@with_signing_options
 def withdraw(caller: Caller, reason: str | None) -> None:
     """Withdraw your own order that waits for the other administrator. It then ends without effect.
 
@@ -215,9 +203,8 @@ def withdraw(caller: Caller, reason: str | None) -> None:
 
 
 @restoration.command("submit", example="appliance restoration submit step-back.json")
-@click.argument("file", type=_FILE)
-@reads
-@click.pass_obj
+@click.argument("file", type=PATH)
+@with_session_options
 def submit(caller: Caller, file: Path) -> None:
     """Submit the signed orders in FILE after the signer has stepped back. Needs no key."""
     from appliance.client.restorations import list_orders
@@ -249,10 +236,9 @@ def _print_written(caller: Caller, output: Path, following: str) -> None:
 
 
 @restoration.command("export", example="appliance restoration export restoration.json")
-@click.argument("file", type=_FILE)
+@click.argument("file", type=PATH)
 @click.option("--entry", metavar="ENTRY", type=click.IntRange(1), help="Its entry. Default: the latest restoration.")
-@reads
-@click.pass_obj
+@with_session_options
 def export(caller: Caller, file: Path, entry: int | None) -> None:
     """Write a file that proves a restoration to witnesses: order, countersignature, and the proof of the entry."""
     from appliance.client.restorations import make_file

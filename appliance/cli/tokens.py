@@ -10,18 +10,22 @@ from typing import TextIO
 import click
 
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import group, keyed, reads, signs
+from appliance.cli.support.command import (
+    PATH,
+    REASON,
+    pair_certificate,
+    with_key_options,
+    with_session_options,
+    with_signing_options,
+    with_tls_options,
+)
+from appliance.cli.support.groups import token
 from appliance.cli.support.output import PAST_HELP, parse_moment, plain, print_json, print_line, print_table, say
 from appliance.cli.support.signing import print_order_facts, sign_and_submit
 from appliance.errors import BadInput, Denied
 
 MAX_TOKEN_MINUTES = 60
 """Maximum minutes for which a token is valid."""
-
-
-@group("token", example="appliance token issue --as legal --key legal.key")
-def token() -> None:
-    """Issue and revoke a unit's API keys, which are valid for an hour at most, or let an application renew them."""
 
 
 @token.command(
@@ -36,8 +40,7 @@ def token() -> None:
     help="How long it is valid; policy may allow less.",
 )
 @click.option("--origin", metavar="LOG", help="The log's origin. Default: the service is asked.")
-@keyed
-@click.pass_obj
+@with_key_options
 def issue(caller: Caller, minutes: int, origin: str | None) -> None:
     """Print a token, signed by the unit's key, for any OpenAI client to use as its API key.
 
@@ -79,9 +82,8 @@ def issue(caller: Caller, minutes: int, origin: str | None) -> None:
 )
 @click.option("--issued-before", metavar="TIME", help=f"Every token that was issued before {PAST_HELP}")
 @click.option("--application", metavar="NAME", help="End this application permanently, with all its tokens.")
-@click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
-@signs
-@click.pass_obj
+@REASON
+@with_signing_options
 def revoke_tokens(
     caller: Caller,
     unit: str,
@@ -114,9 +116,6 @@ def revoke_tokens(
     print_order_facts(caller, sign_and_submit(caller, proposal), [("unit", unit), subject])
 
 
-_FILE = click.Path(path_type=Path)
-
-
 @token.command(
     "enrol",
     example=(
@@ -136,12 +135,11 @@ _FILE = click.Path(path_type=Path)
 @click.option(
     "--proof",
     required=True,
-    type=_FILE,
+    type=PATH,
     metavar="FILE",
     help="The file that `key prove` wrote with the application's key.",
 )
-@signs
-@click.pass_obj
+@with_signing_options
 def enrol(caller: Caller, application: str, served_models: tuple[str, ...], proof: Path) -> None:
     """Let an application of your unit renew its tokens with a key of its own. The unit signs this.
 
@@ -171,8 +169,7 @@ def enrol(caller: Caller, application: str, served_models: tuple[str, ...], proo
 
 
 @token.command("applications", example="appliance token applications")
-@reads
-@click.pass_obj
+@with_session_options
 def list_applications(caller: Caller) -> None:
     """List every application that a unit enrolled, with its served models and its end."""
     from appliance.client.support.log import list_rows
@@ -198,7 +195,7 @@ def list_applications(caller: Caller) -> None:
 )
 @click.argument("application", metavar="NAME")
 @click.option(
-    "--socket", "path", required=True, type=_FILE, metavar="PATH", help="Socket that gives out the token; mode 0600."
+    "--socket", "path", required=True, type=PATH, metavar="PATH", help="Socket that gives out the token; mode 0600."
 )
 @click.option("--origin", required=True, metavar="LOG", help="The log's origin: `appliance status` has it.")
 @click.option(
@@ -208,9 +205,7 @@ def list_applications(caller: Caller) -> None:
     metavar="HOST:PORT",
     help="The units' API.",
 )
-@click.option("--ca", type=_FILE, metavar="FILE", help="The site's CA in PEM, if the units' API uses TLS.")
-@click.option("--certificate", type=_FILE, metavar="FILE", help="This host's certificate, if the site asks for one.")
-@click.option("--certificate-key", type=_FILE, metavar="FILE", help="Its private key in PEM.")
+@with_tls_options("The site's CA in PEM, if the units' API uses TLS.")
 @click.option(
     "--minutes",
     metavar="N",
@@ -219,8 +214,7 @@ def list_applications(caller: Caller) -> None:
     show_default=True,
     help="How long each token is valid; policy may allow less.",
 )
-@keyed
-@click.pass_obj
+@with_key_options
 def agent(
     caller: Caller,
     application: str,
@@ -241,10 +235,7 @@ def agent(
     from appliance.client.support.connection import parse_address
     from appliance.client.token_agent import Renewal, TokenAgent
 
-    if (certificate is None) != (certificate_key is None):
-        raise BadInput("token agent: expected --certificate and --certificate-key, got one without the other")
-    own = None if certificate is None or certificate_key is None else (certificate, certificate_key)
-    where = parse_address(address, ca, own)
+    where = parse_address(address, ca, pair_certificate("token agent", certificate, certificate_key))
     renewal = Renewal(where, origin, caller.signer, application, caller.unlock("to renew tokens"), minutes * 60)
     token_agent = TokenAgent(renewal, minutes * 60, say, renewal.is_valid)
     signal.signal(signal.SIGHUP, lambda *_: token_agent.renew_now())

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import command, group, reads, signs
+from appliance.cli.support.command import REQUIRED_REASON, combine, with_session_options, with_signing_options
+from appliance.cli.support.groups import delegation, finding, release
 from appliance.cli.support.output import (
     END_HELP,
     parse_end,
@@ -120,7 +121,7 @@ def _print_line(err: bool, *lines: str) -> None:
         say(plain(line)) if err else print_line(plain(line))
 
 
-CONDITIONS: tuple[Callable[[Any], Any], ...] = (
+with_conditions = combine(
     click.option("--not-before", metavar="TIME", help=f"Condition: not served before this time. {END_HELP}"),
     click.option("--not-after", metavar="TIME", help=f"Condition: not served from this time on. {END_HELP}"),
     click.option(
@@ -137,7 +138,7 @@ CONDITIONS: tuple[Callable[[Any], Any], ...] = (
         help="Condition: at most this many requests a day (UTC), of all served models and programs of the unit.",
     ),
 )
-"""Options for conditions, of a release request and of an approval."""
+"""Decorator that adds the options for conditions, of a release request and of an approval."""
 
 
 def parse_conditions(
@@ -156,17 +157,11 @@ def parse_conditions(
     return make_conditions(values)
 
 
-@group("delegation", example="appliance delegation list")
-def delegation() -> None:
-    """Add, list and end delegations, which let another person decide in a reviewer's place."""
-
-
 @delegation.command("add", example="appliance delegation add dana --review-function privacy --until 7d")
 @click.argument("principal", metavar="NAME")
 @click.option("--review-function", required=True, metavar="FUNCTION", help="Yours.")
 @click.option("--until", required=True, metavar="TIME", help=f"{END_HELP} Policy limits it.")
-@signs
-@click.pass_obj
+@with_signing_options
 def add(caller: Caller, principal: str, review_function: str, until: str) -> None:
     """Let another person decide in your place, until a time. Operators cannot be delegates."""
     _delegate(caller, principal, review_function, parse_end(until, "until", datetime.now(UTC)))
@@ -175,8 +170,7 @@ def add(caller: Caller, principal: str, review_function: str, until: str) -> Non
 @delegation.command("end", example="appliance delegation end dana --review-function privacy")
 @click.argument("principal", metavar="NAME")
 @click.option("--review-function", required=True, metavar="FUNCTION", help="Yours.")
-@signs
-@click.pass_obj
+@with_signing_options
 def end(caller: Caller, principal: str, review_function: str) -> None:
     """End a delegation before its time. The delegate's earlier decisions stay valid."""
     _delegate(caller, principal, review_function, None)
@@ -193,8 +187,7 @@ def _delegate(caller: Caller, principal: str, review_function: str, until: str |
 
 
 @delegation.command("list", example="appliance delegation list")
-@reads
-@click.pass_obj
+@with_session_options
 def list_delegations(caller: Caller) -> None:
     """List every delegation that was not ended, including expired ones."""
     from appliance.domain.core.decisions import Delegation
@@ -239,11 +232,6 @@ def evidence_value(evidence: ReviewEvidence) -> dict[str, Any]:
     return {**page, "log_size": evidence.log_size, "log_vouched_for_by": evidence.said_by}
 
 
-@group("finding", example="appliance finding list")
-def finding() -> None:
-    """Add, list and close findings of reviewers about adapters."""
-
-
 def finding_facts(row: Adapter) -> list[tuple[str, object]]:
     """Return a line for each finding of an adapter: its state, kind, finder and owner."""
     return [(f"finding {one.index}", _finding_text(one)) for one in row.findings]
@@ -278,8 +266,7 @@ def _finding_text(one: Finding) -> str:
 @click.option("--text", required=True, metavar="TEXT", help="What was found.")
 @click.option("--remedy", required=True, metavar="TEXT", help="How to correct it.")
 @click.option("--retest", required=True, metavar="TEXT", help="How to show that it is corrected.")
-@signs
-@click.pass_obj
+@with_signing_options
 def add_finding(
     caller: Caller,
     adapter: str,
@@ -314,8 +301,7 @@ def add_finding(
 @finding.command("list", example="appliance finding list --open")
 @click.option("--adapter", metavar="NAME@VERSION", help="Only this adapter's.")
 @click.option("--open", "only_open", is_flag=True, help="Only open ones.")
-@reads
-@click.pass_obj
+@with_session_options
 def list_findings(caller: Caller, adapter: str | None, only_open: bool) -> None:
     """List every finding, and whether it is open. `review show` has their texts."""
     from appliance.api.releases import Adapter
@@ -357,8 +343,7 @@ def list_findings(caller: Caller, adapter: str | None, only_open: bool) -> None:
 @click.argument("adapter", metavar="NAME@VERSION")
 @click.argument("entry", type=click.IntRange(1), metavar="ENTRY")
 @click.option("--evidence", required=True, metavar="TEXT", help="What the retest showed.")
-@signs
-@click.pass_obj
+@with_signing_options
 def close(caller: Caller, adapter: str, entry: int, evidence: str) -> None:
     """Close a finding. Signed by its finder, or by another reviewer of its function who did not make the adapter."""
     from appliance.domain.releases.findings import CloseFinding
@@ -379,7 +364,7 @@ def _suspension_text(one: Suspension) -> str:
     return f"{state}: for {where} by {one.by} ({one.role})"
 
 
-@command(
+@release.command(
     "suspend",
     example="appliance release suspend clauses@1 --unit legal --reason 'A response names a client.'",
 )
@@ -393,9 +378,8 @@ def _suspension_text(one: Suspension) -> str:
     metavar="ROLE",
     help="The role under which you suspend, such as reviewer:privacy. Default: the only one of yours that can.",
 )
-@click.option("--reason", required=True, metavar="TEXT", help="Why, in your words; can be erased later.")
-@signs
-@click.pass_obj
+@REQUIRED_REASON
+@with_signing_options
 def suspend(caller: Caller, adapter: str, unit: str, served_model: str | None, role: str | None, reason: str) -> None:
     """Stop a version for one unit at once, until it is resumed. Other units keep it.
 
@@ -416,7 +400,7 @@ def suspend(caller: Caller, adapter: str, unit: str, served_model: str | None, r
     print_order_facts(caller, receipt, [("suspended", f"{adapter} for {where}"), ("role", chosen)])
 
 
-@command(
+@release.command(
     "resume", example="appliance release resume clauses@1 --unit legal --reason 'The response was a test of ours.'"
 )
 @click.argument("adapter", metavar="NAME@VERSION")
@@ -424,9 +408,8 @@ def suspend(caller: Caller, adapter: str, unit: str, served_model: str | None, r
 @click.option(
     "--entry", type=click.IntRange(1), metavar="ENTRY", help="Entry of the suspension. Default: the only valid one."
 )
-@click.option("--reason", required=True, metavar="TEXT", help="Why, in your words; can be erased later.")
-@signs
-@click.pass_obj
+@REQUIRED_REASON
+@with_signing_options
 def resume(caller: Caller, adapter: str, unit: str, entry: int | None, reason: str) -> None:
     """Lift one suspension of a version for a unit.
 

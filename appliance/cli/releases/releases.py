@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from appliance.cli.releases.decisions import (
-    CONDITIONS,
     NO_ADAPTER,
     finding_facts,
     gather,
     parse_conditions,
     print_evidence,
-    resume,
-    suspend,
     suspension_facts,
+    with_conditions,
 )
 from appliance.cli.runs.gates import list_verdict_facts, verdict_value
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import command, group, reads, shares, signs
+from appliance.cli.support.command import (
+    PATH,
+    REASON,
+    command,
+    with_common_options,
+    with_session_options,
+    with_signing_options,
+)
+from appliance.cli.support.groups import adapter, release
 from appliance.cli.support.output import (
     END_HELP,
     parse_end,
@@ -40,9 +45,6 @@ if TYPE_CHECKING:
     from appliance.api.releases import Adapter, CurrentRequest
     from appliance.client.questions import HistoryEntry
     from appliance.domain.core.decisions import ReleaseRequest
-
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 def request_facts(row: Adapter) -> list[tuple[str, object]]:
@@ -64,13 +66,7 @@ def _request_text(request: ReleaseRequest, current: CurrentRequest | None) -> st
     return f"{asked}; tier {current.tier}; approvals by entry: {approvals}; missing: {missing}{until}"
 
 
-def _conditions(function: F) -> F:
-    for option in reversed(CONDITIONS):
-        function = option(function)
-    return function
-
-
-@command(
+@release.command(
     "request",
     example=(
         "appliance release request clauses@1 --unit legal --exposure internal --purpose assist \\\n"
@@ -93,9 +89,8 @@ def _conditions(function: F) -> F:
 )
 @click.option("--intended-use", required=True, metavar="TEXT", help="What it is to be used for.")
 @click.option("--limits", required=True, metavar="TEXT", help="What it is not to be used for.")
-@_conditions
-@signs
-@click.pass_obj
+@with_conditions
+@with_signing_options
 def request(
     caller: Caller,
     adapter: str,
@@ -131,12 +126,11 @@ def request(
     say(f"next: reviewers read appliance review show {adapter}")
 
 
-@command("withdraw-request", example="appliance release withdraw-request clauses@1 --unit legal")
+@release.command("withdraw-request", example="appliance release withdraw-request clauses@1 --unit legal")
 @click.argument("adapter", metavar="NAME@VERSION")
 @click.option("--unit", required=True, metavar="NAME", help="The business unit that it was requested for.")
 @click.option("--reason", metavar="TEXT", help="Why.")
-@signs
-@click.pass_obj
+@with_signing_options
 def withdraw_request(caller: Caller, adapter: str, unit: str, reason: str | None) -> None:
     """Withdraw a release request and its approvals. Signed by the person who requested it, or by an administrator."""
     from appliance.domain.releases.requests import WithdrawRequest
@@ -145,7 +139,7 @@ def withdraw_request(caller: Caller, adapter: str, unit: str, reason: str | None
     print_order_facts(caller, sign_and_submit(caller, proposal), [("withdrawn", f"{adapter} for {unit}")])
 
 
-@command(
+@release.command(
     "break-glass",
     example=(
         "appliance release break-glass clauses@1 --unit legal --served-model labels --until 4h \\\n"
@@ -160,8 +154,7 @@ def withdraw_request(caller: Caller, adapter: str, unit: str, reason: str | None
 @click.option(
     "--add-instruction", is_flag=True, help="Put the dataset's instruction into requests without a system message."
 )
-@signs
-@click.pass_obj
+@with_signing_options
 def break_glass(
     caller: Caller, adapter: str, unit: str, served_model: str, until: str, reason: str, add_instruction: bool
 ) -> None:
@@ -189,15 +182,6 @@ _SHOWN_ELSEWHERE = ("reviews", "requests", "release_requests", "findings", "susp
 """Fields of an adapter that other lines show: the history has the reviews."""
 
 
-@group("release", example="appliance release history --unit legal")
-def release() -> None:
-    """Request, activate, roll back, suspend and export releases of adapters, and show their history."""
-
-
-for _command in (request, withdraw_request, break_glass, suspend, resume):
-    release.add_command(_command)
-
-
 @release.command("activate", example="appliance release activate clauses@1 --unit legal --served-model labels")
 @click.argument("adapter", metavar="NAME@VERSION")
 @click.option("--unit", required=True, metavar="NAME", help="The business unit.")
@@ -205,8 +189,7 @@ for _command in (request, withdraw_request, break_glass, suspend, resume):
 @click.option(
     "--add-instruction", is_flag=True, help="Put the dataset's instruction into requests without a system message."
 )
-@signs
-@click.pass_obj
+@with_signing_options
 def activate(caller: Caller, adapter: str, unit: str, served_model: str, add_instruction: bool) -> None:
     """Serve an approved adapter to a unit. Signed by the unit's release owner, who did not order the run.
 
@@ -252,8 +235,7 @@ def _describe_activation(caller: Caller, name: str, unit: str, served_model: str
     default=None,
     help="Whether to add the dataset's instruction. Default: as when this adapter was last active.",
 )
-@signs
-@click.pass_obj
+@with_signing_options
 def rollback(caller: Caller, unit: str, served_model: str, wanted: str | None, add_instruction: bool | None) -> None:
     """Serve an adapter again that served the unit before under this name. Its approvals must still be valid."""
     from appliance.client.releases import check_instruction, earlier_adapter
@@ -278,10 +260,9 @@ def rollback(caller: Caller, unit: str, served_model: str, wanted: str | None, a
 @release.command("export", example="appliance release export legal labels --folder FOLDER")
 @click.argument("unit")
 @click.argument("served_model")
-@click.option("--folder", required=True, metavar="FOLDER", type=click.Path(path_type=Path), help="A new folder.")
+@click.option("--folder", required=True, metavar="FOLDER", type=PATH, help="A new folder.")
 @click.option("--until", metavar="TIME", help=f"{END_HELP} Default: as long as policy and approvals allow.")
-@signs
-@click.pass_obj
+@with_signing_options
 def export(caller: Caller, unit: str, served_model: str, folder: Path, until: str | None) -> None:
     """Write the adapter that serves a unit's served model to a folder, for the unit's own host and until a date.
 
@@ -305,8 +286,7 @@ def export(caller: Caller, unit: str, served_model: str, folder: Path, until: st
 @release.command("history", example="appliance release history --unit legal --served-model labels")
 @click.option("--unit", metavar="NAME", help="Only this unit.")
 @click.option("--served-model", metavar="NAME", help="Only this one.")
-@reads
-@click.pass_obj
+@with_session_options
 def history(caller: Caller, unit: str | None, served_model: str | None) -> None:
     """List every activation and rollback, oldest first. The last one of each served model is active."""
     from appliance.client.people import check_unit
@@ -341,14 +321,8 @@ def history(caller: Caller, unit: str | None, served_model: str | None) -> None:
     )
 
 
-@group("adapter", example="appliance adapter list")
-def adapter() -> None:
-    """List, show and revoke sealed adapters."""
-
-
 @adapter.command("list", example="appliance adapter list")
-@reads
-@click.pass_obj
+@with_session_options
 def list_adapters(caller: Caller) -> None:
     """List every adapter that was ever sealed."""
     from appliance.api.releases import Adapter
@@ -378,8 +352,7 @@ def list_adapters(caller: Caller) -> None:
 
 @adapter.command("show", example="appliance adapter show clauses@1")
 @click.argument("name", metavar="NAME@VERSION")
-@reads
-@click.pass_obj
+@with_session_options
 def show_adapter(caller: Caller, name: str) -> None:
     """Show one adapter's whole history: its content, its run, every review with its meaning, releases and loads.
 
@@ -435,9 +408,8 @@ def _about(step: HistoryEntry, name: str) -> str:
 
 @adapter.command("revoke", example="appliance adapter revoke clauses@1 --reason 'Leaks client names.'")
 @click.argument("name", metavar="NAME@VERSION")
-@click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
-@signs
-@click.pass_obj
+@REASON
+@with_signing_options
 def revoke(caller: Caller, name: str, reason: str | None) -> None:
     """Revoke an adapter at once and permanently, for every unit.
 
@@ -464,8 +436,7 @@ def revoke(caller: Caller, name: str, reason: str | None) -> None:
     is_flag=True,
     help="The log lacks entries that others have seen: wait until two administrators restore it.",
 )
-@shares
-@click.pass_obj
+@with_common_options
 def serve(caller: Caller, embedded: bool, after_pause: bool, rebuild: bool, restoration: bool) -> None:
     """Run the service until SIGTERM or SIGINT: people connect to its Unix socket, units to its TCP port."""
     from appliance import wiring

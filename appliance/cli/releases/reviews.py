@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from appliance.cli.releases.decisions import (
-    CONDITIONS,
     NO_ADAPTER,
     evidence_value,
     gather,
     parse_conditions,
     print_evidence,
+    with_conditions,
 )
 from appliance.cli.support.caller import Caller, is_interactive
-from appliance.cli.support.command import command, group, reads, signs
+from appliance.cli.support.command import PATH, combine, with_session_options, with_signing_options
+from appliance.cli.support.groups import review
 from appliance.cli.support.output import (
     END_HELP,
     parse_end,
@@ -42,13 +43,12 @@ if TYPE_CHECKING:
     from appliance.domain.core.decisions import Conditions
 
 
-@command("samples", example="appliance review samples clauses@1 --count 8")
+@review.command("samples", example="appliance review samples clauses@1 --count 8")
 @click.argument("adapter", metavar="NAME@VERSION")
 @click.option(
     "--count", type=click.IntRange(1, 20), default=5, show_default=True, metavar="N", help="How many rows, at most 20."
 )
-@signs
-@click.pass_obj
+@with_signing_options
 def samples(caller: Caller, adapter: str, count: int) -> None:
     """Show held-out rows with the answers of the adapter, of the version that is active now, and of the base.
 
@@ -75,7 +75,7 @@ def samples(caller: Caller, adapter: str, count: int) -> None:
     say(f"Shown to {caller.signer} alone; entry {receipt.index} is your order. Copy no row into a report.")
 
 
-@command(
+@review.command(
     "try",
     example=(
         "appliance review try clauses@1 --prompt 'The tenant may sublet.'\n"
@@ -99,8 +99,7 @@ def samples(caller: Caller, adapter: str, count: int) -> None:
     help="Tokens of each answer at most.",
 )
 @click.option("--no-instruction", is_flag=True, help="Leave out the dataset's instruction.")
-@signs
-@click.pass_obj
+@with_signing_options
 def try_adapter(caller: Caller, adapter: str, prompts: tuple[str, ...], max_tokens: int, no_instruction: bool) -> None:
     """Send prompts of your own to a sealed adapter that is not released.
 
@@ -159,8 +158,6 @@ def _answer(answer: PreviewAnswer) -> str:
     return f"{answer.text or '(nothing)'}{sure}"
 
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 _NAMES = {
     "approve": "approval",
     "approve-with-conditions": "approval with conditions",
@@ -169,15 +166,9 @@ _NAMES = {
 }
 
 
-@group("review", example="appliance review list")
-def review() -> None:
-    """List and show adapters under review, and approve or reject them."""
-
-
 @review.command("list", example="appliance review list --unit legal")
 @click.option("--unit", metavar="NAME", help="Count only the decisions for this unit.")
-@reads
-@click.pass_obj
+@with_session_options
 def list_reviews(caller: Caller, unit: str | None) -> None:
     """List every sealed adapter that is not revoked, and its decisions."""
     from appliance.api.releases import Adapter
@@ -245,8 +236,7 @@ def _filter_reviews(row: Adapter, unit: str | None, valid: bool) -> list[Review]
 
 @review.command("show", example="appliance review show clauses@1")
 @click.argument("adapter", metavar="NAME@VERSION")
-@reads
-@click.pass_obj
+@with_session_options
 def show(caller: Caller, adapter: str) -> None:
     """Show exactly what a signature would bind, from bytes that were downloaded and hashed on this machine.
 
@@ -263,9 +253,8 @@ def show(caller: Caller, adapter: str) -> None:
 
 @review.command("report", example="appliance review report clauses@1 --folder clauses-1-review")
 @click.argument("adapter", metavar="NAME@VERSION")
-@click.option("--folder", required=True, type=click.Path(path_type=Path), metavar="FOLDER", help="A new folder.")
-@reads
-@click.pass_obj
+@click.option("--folder", required=True, type=PATH, metavar="FOLDER", help="A new folder.")
+@with_session_options
 def report(caller: Caller, adapter: str, folder: Path) -> None:
     """Write the review page as HTML with plots, to print or to keep. It contains no row of the dataset.
 
@@ -284,10 +273,6 @@ def report(caller: Caller, adapter: str, folder: Path) -> None:
         return
     print_facts([("folder", folder), ("files", ", ".join(files))])
     say(f"next: open {folder / 'review.html'}")
-
-
-review.add_command(samples)
-review.add_command(try_adapter)
 
 
 def _decide(
@@ -444,27 +429,17 @@ def _valid_until(until: str | None) -> str:
     return end
 
 
-def _options(*others: Any) -> Callable[[F], F]:
-    """Add the options of every decision, then `others`."""
-    options = (
-        click.option("--unit", required=True, metavar="NAME", help="The business unit that the decision is for."),
-        click.option(
-            "--review-function", metavar="FUNCTION", help="Your review function; needed when you have more than one."
-        ),
-        click.option("--meaning", metavar="TEXT", help="What your signature means. Default: you are asked."),
-        click.option("--reason", metavar="TEXT", help="Why. Required if a release was requested."),
-        click.option(
-            "--on-behalf-of", metavar="NAME", help="Decide for a reviewer who delegated the review function to you."
-        ),
-        *others,
-    )
-
-    def decorate(function: F) -> F:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return decorate
+_with_decision_options = combine(
+    click.option("--unit", required=True, metavar="NAME", help="The business unit that the decision is for."),
+    click.option(
+        "--review-function", metavar="FUNCTION", help="Your review function; needed when you have more than one."
+    ),
+    click.option("--meaning", metavar="TEXT", help="What your signature means. Default: you are asked."),
+    click.option("--reason", metavar="TEXT", help="Why. Required if a release was requested."),
+    click.option(
+        "--on-behalf-of", metavar="NAME", help="Decide for a reviewer who delegated the review function to you."
+    ),
+)
 
 
 @review.command(
@@ -475,17 +450,15 @@ def _options(*others: Any) -> Callable[[F], F]:
     ),
 )
 @click.argument("adapter", metavar="NAME@VERSION")
-@_options(
-    click.option(
-        "--valid-until",
-        "until",
-        metavar="TIME",
-        help=f"Until when it is valid: {END_HELP} Default: {VALID_DAYS}d.",
-    ),
-    *CONDITIONS,
+@_with_decision_options
+@click.option(
+    "--valid-until",
+    "until",
+    metavar="TIME",
+    help=f"Until when it is valid: {END_HELP} Default: {VALID_DAYS}d.",
 )
-@signs
-@click.pass_obj
+@with_conditions
+@with_signing_options
 def approve(
     caller: Caller,
     /,
@@ -508,9 +481,8 @@ def approve(
 
 @review.command("reject", example="appliance review reject clauses@1 --unit legal --meaning 'Accuracy is too low.'")
 @click.argument("adapter", metavar="NAME@VERSION")
-@_options()
-@signs
-@click.pass_obj
+@_with_decision_options
+@with_signing_options
 def reject(caller: Caller, /, adapter: str, **terms: Any) -> None:
     """Reject an adapter for one unit. A rejection outweighs approvals and has no end date.
 
@@ -524,9 +496,8 @@ def reject(caller: Caller, /, adapter: str, **terms: Any) -> None:
     example="appliance review request-changes clauses@1 --unit legal --reason 'Show the recall of rare clauses.'",
 )
 @click.argument("adapter", metavar="NAME@VERSION")
-@_options()
-@signs
-@click.pass_obj
+@_with_decision_options
+@with_signing_options
 def request_changes(caller: Caller, /, adapter: str, **terms: Any) -> None:
     """Decline a request until changes are made. Valid until a release is requested again, or you decide again."""
     _decide(caller, "request-changes", adapter, **terms)
@@ -534,9 +505,8 @@ def request_changes(caller: Caller, /, adapter: str, **terms: Any) -> None:
 
 @review.command("withdraw", example="appliance review withdraw clauses@1 --unit legal --reason 'I was mistaken.'")
 @click.argument("adapter", metavar="NAME@VERSION")
-@_options()
-@signs
-@click.pass_obj
+@_with_decision_options
+@with_signing_options
 def withdraw(caller: Caller, /, adapter: str, **terms: Any) -> None:
     """Withdraw your last decision on an adapter for one unit."""
     _decide(caller, "withdraw", adapter, **terms)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import group, reads
+from appliance.cli.support.command import with_session_options
+from appliance.cli.support.groups import gate
 from appliance.cli.support.output import plain, print_facts, print_json, print_line, print_table, print_text, say
 from appliance.errors import ApplianceError, Unavailable
 
@@ -19,14 +20,8 @@ FAILED, NOT_EVALUATED = 8, 9
 """Exit codes of `gate check`."""
 
 
-@group("gate", example="appliance gate check clauses@1")
-def gate() -> None:
-    """List, show and check gates, which an adapter must pass and which are fixed before its run."""
-
-
 @gate.command("list", example="appliance gate list")
-@reads
-@click.pass_obj
+@with_session_options
 def list_sets(caller: Caller) -> None:
     """List the gates files that you can use: those that came with the appliance, and those that orders bound."""
     from appliance.client.gates import list_gates_of_orders, list_shipped
@@ -66,8 +61,7 @@ def _set_row(one: LocatedGates, count: int) -> dict[str, Any]:
 
 @gate.command("show", example="appliance gate show classification\nappliance gate show gates.json --json")
 @click.argument("given", metavar="GATES")
-@reads
-@click.pass_obj
+@with_session_options
 def show_set(caller: Caller, given: str) -> None:
     """Show a gates file by path, name or digest, with the digest that an order would bind. --json has all fields."""
     from appliance.client.gates import find_gates
@@ -86,8 +80,7 @@ def show_set(caller: Caller, given: str) -> None:
 
 @gate.command("check", example="appliance gate check clauses@1 && echo passed")
 @click.argument("name", metavar="ADAPTER|RUN")
-@reads
-@click.pass_obj
+@with_session_options
 def check(caller: Caller, name: str) -> None:
     """Check whether an adapter passed the gates of its run. Exit codes: 0 passed, 8 failed, 9 could not be evaluated.
 
@@ -147,8 +140,7 @@ def verdict_facts(decided: RecordedVerdict) -> list[tuple[str, object]]:
 
 @gate.command("explain", example="appliance gate explain clauses@1")
 @click.argument("name", metavar="ADAPTER|RUN")
-@reads
-@click.pass_obj
+@with_session_options
 def explain(caller: Caller, name: str) -> None:
     """Explain a verdict gate by gate: one sentence, the numbers behind it, and the subgroups that are worse."""
     from appliance.client.gates import describe_correction, read_verdict

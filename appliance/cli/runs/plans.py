@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import command, reads
+from appliance.cli.support.command import PATH, with_session_options
+from appliance.cli.support.groups import run
 from appliance.cli.support.output import print_facts, print_json, print_line, print_table, print_text, say
 from appliance.errors import BadInput
 from appliance.formats.core.text import show_bytes
@@ -50,12 +51,11 @@ PHASES = (("load", "loading"), ("train", "training"), ("save", "saving"), ("eval
 """Phases of a run with memory figures: field and name."""
 
 
-@command("plan", example="appliance run plan recipe.yaml\nappliance run plan recipe.yaml --calibrate")
-@click.argument("path", metavar="RECIPE", type=click.Path(path_type=Path))
+@run.command("plan", example="appliance run plan recipe.yaml\nappliance run plan recipe.yaml --calibrate")
+@click.argument("path", metavar="RECIPE", type=PATH)
 @click.option("--calibrate", is_flag=True, help="First measure this machine with a few short steps.")
 @GATES
-@reads
-@click.pass_obj
+@with_session_options
 def plan(caller: Caller, path: Path, calibrate: bool, gates: str | None) -> None:
     """Show what a run would cost: memory, time and disk, here and on other machines, and the advised method.
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import command, group, reads, shares, signs
+from appliance.cli.support.command import PATH, with_common_options, with_session_options, with_signing_options
+from appliance.cli.support.groups import recipe, run
 from appliance.cli.support.output import print_facts, print_json, print_line, print_table, say
 from appliance.cli.support.progress import ProgressMeter
 from appliance.cli.support.signing import print_order_facts, receipt_value, show_proposal, sign_and_submit
@@ -26,11 +27,6 @@ if TYPE_CHECKING:
     from appliance.domain.runs.training import RunFinished
 
 
-@group("recipe", example="appliance recipe new --output recipe.yaml")
-def recipe() -> None:
-    """Begin a new recipe, with every key explained."""
-
-
 @recipe.command(
     "new", example="appliance recipe new\nappliance recipe new --output recipe.yaml --base smollm2 --dataset clauses@1"
 )
@@ -38,14 +34,13 @@ def recipe() -> None:
     "--output",
     "path",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Write it to a new file instead of printing it.",
 )
 @click.option("--name", metavar="NAME", default="my-adapter", show_default=True, help="What the adapter is called.")
 @click.option("--base", default="my-base", show_default=True, metavar="NAME", help="The base it is trained on.")
 @click.option("--dataset", default="my-dataset@1", show_default=True, metavar="NAME@VERSION", help="What it learns.")
-@shares
-@click.pass_obj
+@with_common_options
 def new(caller: Caller, path: Path | None, name: str, base: str, dataset: str) -> None:
     """Print or write a recipe with every key, its meaning, its range and its default."""
     from appliance.domain.recipe.parsing import parse_recipe, write_template
@@ -155,11 +150,10 @@ def _report_text(record: RunSteps, recipe: ResolvedRecipe, metrics: Mapping[str,
     return "\n".join([*lines, *rows]) + "\n"
 
 
-@command("report", example="appliance run report r-000001 --folder r-000001-report")
+@run.command("report", example="appliance run report r-000001 --folder r-000001-report")
 @click.argument("name", metavar="RUN")
-@click.option("--folder", required=True, metavar="FOLDER", type=click.Path(path_type=Path), help="A new folder.")
-@reads
-@click.pass_obj
+@click.option("--folder", required=True, metavar="FOLDER", type=PATH, help="A new folder.")
+@with_session_options
 def report(caller: Caller, name: str, folder: Path) -> None:
     """Write a run's report: its steps, checked against the ledger, with plots (PNG and SVG)."""
     from appliance.client.runs import metrics_of, ordered_recipe, read_run_steps, write_report
@@ -171,13 +165,12 @@ def report(caller: Caller, name: str, folder: Path) -> None:
     _print_written(caller, record, folder)
 
 
-@command("export", example="appliance run export r-000001 --to wandb --folder tracked")
+@run.command("export", example="appliance run export r-000001 --to wandb --folder tracked")
 @click.argument("name", metavar="RUN")
 @click.option("--to", "kind", required=True, type=click.Choice(["wandb"]), help="The tracker to export to.")
-@click.option("--folder", required=True, metavar="FOLDER", type=click.Path(path_type=Path), help="A new folder.")
+@click.option("--folder", required=True, metavar="FOLDER", type=PATH, help="A new folder.")
 @click.option("--python", default=sys.executable, metavar="FILE", help="A Python interpreter with wandb installed.")
-@reads
-@click.pass_obj
+@with_session_options
 def export(caller: Caller, name: str, kind: str, folder: Path, python: str) -> None:
     """Write a finished run as a Weights & Biases offline run, to be synced to the site's own server.
 
@@ -212,10 +205,9 @@ def parse_run(name: str) -> str:
     return name
 
 
-@command("resume", example="appliance run resume r-000002")
+@run.command("resume", example="appliance run resume r-000002")
 @click.argument("name", metavar="RUN")
-@signs
-@click.pass_obj
+@with_signing_options
 def resume(caller: Caller, name: str) -> None:
     """Continue a failed run from its last training checkpoint. The person who ordered it or an administrator may do so.
 
@@ -231,10 +223,9 @@ def resume(caller: Caller, name: str) -> None:
     say(f"next: appliance run show {name} --follow")
 
 
-@command("checkpoints", example="appliance run checkpoints r-000001")
+@run.command("checkpoints", example="appliance run checkpoints r-000001")
 @click.argument("name", metavar="RUN")
-@reads
-@click.pass_obj
+@with_session_options
 def checkpoints(caller: Caller, name: str) -> None:
     """List a run's recorded training checkpoints, between which it can be replayed."""
     from appliance.domain.core.records.runs import TrainingCheckpoint
@@ -246,7 +237,7 @@ def checkpoints(caller: Caller, name: str) -> None:
     print_table(("step", "entry", "seconds", "digest"), [(r.step, r.index, r.seconds, r.digest) for r in rows])
 
 
-@command("replay", example="appliance run replay r-000001 --from 0 --to 40")
+@run.command("replay", example="appliance run replay r-000001 --from 0 --to 40")
 @click.argument("name", metavar="RUN")
 @click.option(
     "--from",
@@ -258,8 +249,7 @@ def checkpoints(caller: Caller, name: str) -> None:
 )
 @click.option("--to", "last", metavar="STEP", type=click.IntRange(1), required=True, help="A later recorded step.")
 @click.option("--wait/--no-wait", default=True, help="Wait until there is a verdict.")
-@signs
-@click.pass_obj
+@with_signing_options
 def replay(caller: Caller, name: str, first: int, last: int, wait: bool) -> None:
     """Train a range of a run's steps again and compare the result with the log. For auditors.
 
@@ -299,10 +289,9 @@ def _print_verdict(caller: Caller, index: int, body: ReplayFinished) -> None:
         )
 
 
-@command("authorise", example="appliance run authorise r-000003")
+@run.command("authorise", example="appliance run authorise r-000003")
 @click.argument("name", metavar="RUN")
-@signs
-@click.pass_obj
+@with_signing_options
 def authorise(caller: Caller, name: str) -> None:
     """Authorise a run that waits for a second person, a reviewer or administrator.
 
@@ -319,11 +308,10 @@ def authorise(caller: Caller, name: str) -> None:
     say(f"next: appliance run show {name} --follow")
 
 
-@command("refuse", example="appliance run refuse r-000003 --reason 'The rows hold names.'")
+@run.command("refuse", example="appliance run refuse r-000003 --reason 'The rows hold names.'")
 @click.argument("name", metavar="RUN")
 @click.option("--reason", required=True, metavar="TEXT", help="Why; can be erased later.")
-@signs
-@click.pass_obj
+@with_signing_options
 def refuse(caller: Caller, name: str, reason: str) -> None:
     """Refuse a run that waits for a second person. It never begins."""
     from appliance.domain.runs.control import RefuseRun

@@ -11,7 +11,8 @@ import click
 
 from appliance.cli.runs.plans import list_detectable_effects, propose_run, summarise_together
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import command, signs
+from appliance.cli.support.command import PATH, with_signing_options
+from appliance.cli.support.groups import run
 from appliance.cli.support.output import print_facts, print_json, print_table, say
 from appliance.cli.support.progress import Display
 from appliance.cli.support.signing import sign_all, sign_and_submit
@@ -74,17 +75,16 @@ def train_sweep(
     _follow(caller, Sweep(name, f"Sweep {name} of {path.name}", folder, candidates))
 
 
-@command("sweep", example="appliance run sweep clauses-1f0c22aa --folder chosen\nappliance run sweep NAME --cancel")
+@run.command("sweep", example="appliance run sweep clauses-1f0c22aa --folder chosen\nappliance run sweep NAME --cancel")
 @click.argument("name", metavar="SWEEP")
 @click.option(
     "--folder",
     metavar="FOLDER",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="The folder that the sweep was started with, or a new one.",
 )
 @click.option("--cancel/--no-cancel", default=False, help="Cancel its runs that have not ended, and do nothing else.")
-@signs
-@click.pass_obj
+@with_signing_options
 def sweep(caller: Caller, name: str, folder: Path | None, cancel: bool) -> None:
     """Continue a sweep after its command ended early, or cancel the rest of it.
 
