@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,14 +27,16 @@ from appliance.cli.support.output import (
     print_facts,
     print_json,
     print_line,
-    print_table,
+    print_rows,
     say,
 )
-from appliance.cli.support.signing import print_outcome, receipt_value, sign_and_submit
+from appliance.cli.support.signing import order_action, print_outcome, sign_and_submit
 from appliance.errors import BadInput
 
 if TYPE_CHECKING:
     from appliance.domain.actions.proposals import Proposal
+
+_VALID_PROOF = "The proof is valid. Let the person read out the key id."
 
 
 @command(
@@ -158,11 +161,10 @@ def enrol(
     spaces. If one cannot be enrolled, none is.
     """
     from appliance.client.people import read_enrolments, read_possession
-    from appliance.domain.governance.people import Enrol, EnrolSeveral
 
     if folder is not None:
         _expect_folder_alone(name, proof, printed_name, roles, invited, short_code)
-        proposal = caller.propose_input(EnrolSeveral, read_enrolments(folder, caller.about.origin))
+        proposal = caller.propose_input("enrol-several", read_enrolments(folder, caller.about.origin))
     elif name is None or (proof is None) != invited or printed_name is None or not roles:
         raise BadInput(
             "principal enrol: expected NAME with --proof or --invited, --printed-name and --role, or --folder"
@@ -172,7 +174,7 @@ def enrol(
     else:
         data, _ = read_possession(proof, caller.about.origin, name)
         texts, documents = {"printed_name": printed_name}, {"possession": data}
-        proposal = caller.propose(Enrol, {"roles": roles}, texts=texts, documents=documents)
+        proposal = caller.propose("enrol", {"roles": roles}, texts=texts, documents=documents)
     caller.reading()
     notes = [] if invited else ["Each proof is valid. Let each person read out the key id."]
     receipt = sign_and_submit(caller, proposal, notes)
@@ -184,12 +186,11 @@ def _propose_invited(
 ) -> Proposal:
     """Return the order that enrols an invited person, once their short code was compared."""
     from appliance.client.people import read_invited_proof
-    from appliance.domain.governance.invitations import EnrolWithPasskey
 
     data, keyid = read_invited_proof(caller.reading(), caller.anchor, name)
     check_short_code(name, keyid, code)
     texts, documents = {"printed_name": printed_name}, {"possession": data}
-    return caller.propose(EnrolWithPasskey, {"roles": roles}, texts=texts, documents=documents)
+    return caller.propose("enrol-with-passkey", {"roles": roles}, texts=texts, documents=documents)
 
 
 def check_short_code(name: str, keyid: str, code: str | None) -> None:
@@ -236,21 +237,21 @@ def invite(
     """
     from appliance.client.people import find_dropped_passkey
     from appliance.client.support.browsers import find_console
-    from appliance.domain.governance.invitations import Invite, describe_dropped
+    from appliance.domain.governance.invitations import describe_dropped
     from appliance.formats.core.digest import digest_bytes
     from appliance.formats.core.fields import encode_base64url
 
     secret = secrets.token_bytes(32)
     end = parse_end(until, "until", datetime.now(UTC))
     values = {"principal": name, "roles": roles, "secret": digest_bytes(secret), "until": end}
-    proposal = caller.propose(Invite, values, texts={"printed_name": printed_name})
+    proposal = caller.propose("invite", values, texts={"printed_name": printed_name})
     reading = caller.reading()
     site = console or find_console(reading)
     keyid = find_dropped_passkey(reading, caller.anchor, name)
     receipt = sign_and_submit(caller, proposal, [] if keyid is None else [f"warning: {describe_dropped(name, keyid)}"])
     address = f"{site.rstrip('/')}/invitation#{encode_base64url(secret)}"
     if caller.json:
-        print_json({**receipt_value(receipt), "address": address, "until": end})
+        print_json({**asdict(receipt), "address": address, "until": end})
         return
     print_facts([("address", address), ("until", end), ("entry", receipt.index)])
     say(f"next: {name} opens the address and makes a passkey; then: appliance principal enrol {name} --invited")
@@ -267,11 +268,8 @@ def withdraw_invitation(caller: Caller, name: str, reason: str | None) -> None:
 
     Its address stops working at once. A passkey that the person has made by it is dropped.
     """
-    from appliance.domain.governance.invitations import WithdrawInvitation
-
-    proposal = caller.propose(WithdrawInvitation, {"principal": name}, texts={"reason": reason})
-    caller.reading()
-    print_outcome(caller, sign_and_submit(caller, proposal), f"the invitation of {name} was withdrawn")
+    done = f"the invitation of {name} was withdrawn"
+    order_action(caller, "withdraw-invitation", {"principal": name}, done, texts={"reason": reason}, opens_session=True)
 
 
 @principal.command("list", example="appliance principal list --json")
@@ -280,13 +278,11 @@ def list_principals(caller: Caller) -> None:
     """List all people and units that were ever enrolled, with roles and key ids."""
     from appliance.domain.core.records.people import Principal
 
-    rows = caller.reading().get("/v1/principals", list[Principal])
-    if caller.json:
-        print_json(rows)
-        return
-    print_table(
+    print_rows(
+        caller.json,
+        caller.reading().get("/v1/principals", list[Principal]),
         ("name", "printed name", "roles", "key id", "enrolled", "revoked"),
-        [(r.name, r.printed_name, ", ".join(r.roles), r.keyid[:19], r.enrolled, r.revoked) for r in rows],
+        lambda row: (row.name, row.printed_name, ", ".join(row.roles), row.keyid[:19], row.enrolled, row.revoked),
     )
 
 
@@ -296,11 +292,7 @@ def list_principals(caller: Caller) -> None:
 @with_signing_options
 def grant(caller: Caller, name: str, role: str) -> None:
     """Give a person one more role. Needs two administrators."""
-    from appliance.domain.governance.people import Grant
-
-    proposal = caller.propose(Grant, {"principal": name, "role": role})
-    caller.reading()
-    print_outcome(caller, sign_and_submit(caller, proposal), f"{name} is {role}")
+    order_action(caller, "grant", {"principal": name, "role": role}, f"{name} is {role}", opens_session=True)
 
 
 @principal.command("remove-role", example="appliance principal remove-role ada operator")
@@ -310,11 +302,8 @@ def grant(caller: Caller, name: str, role: str) -> None:
 @with_signing_options
 def remove_role(caller: Caller, name: str, role: str, reason: str | None) -> None:
     """Remove one role of a person, who keeps the others. Needs two administrators."""
-    from appliance.domain.governance.people import RemoveRole
-
-    proposal = caller.propose(RemoveRole, {"principal": name, "role": role}, texts={"reason": reason})
-    caller.reading()
-    print_outcome(caller, sign_and_submit(caller, proposal), f"{name} is no longer {role}")
+    values, done = {"principal": name, "role": role}, f"{name} is no longer {role}"
+    order_action(caller, "remove-role", values, done, texts={"reason": reason}, opens_session=True)
 
 
 @principal.command("revoke", example="appliance principal revoke mallory --reason 'left the firm'")
@@ -323,10 +312,7 @@ def remove_role(caller: Caller, name: str, role: str, reason: str | None) -> Non
 @with_signing_options
 def revoke(caller: Caller, name: str, reason: str | None) -> None:
     """Take all rights from a person or a unit at once. One administrator is enough. It cannot be undone."""
-    from appliance.domain.governance.people import RevokePrincipal
-
-    proposal = caller.propose(RevokePrincipal, {"principal": name}, texts={"reason": reason})
-    print_outcome(caller, sign_and_submit(caller, proposal), f"{name} is revoked")
+    order_action(caller, "revoke-principal", {"principal": name}, f"{name} is revoked", texts={"reason": reason})
 
 
 @principal.command(
@@ -345,12 +331,17 @@ def replace_key(caller: Caller, name: str, proof: Path, reason: str | None) -> N
     revoke it too: appliance key revoke.
     """
     from appliance.client.people import read_possession
-    from appliance.domain.governance.keys import ReplaceKey
 
     data, _ = read_possession(proof, caller.about.origin, name)
-    proposal = caller.propose(ReplaceKey, {}, texts={"reason": reason}, documents={"possession": data})
-    receipt = sign_and_submit(caller, proposal, ["The proof is valid. Let the person read out the key id."])
-    print_outcome(caller, receipt, f"{name} has another key")
+    order_action(
+        caller,
+        "replace-key",
+        {},
+        f"{name} has another key",
+        texts={"reason": reason},
+        documents={"possession": data},
+        notes=[_VALID_PROOF],
+    )
 
 
 @principal.command(
@@ -371,13 +362,12 @@ def recover(caller: Caller, name: str, proof: Path, printed_name: str) -> None:
     the policy's order_lifetime_s, so that administrators can stop a recovery that they did not expect.
     """
     from appliance.client.people import read_possession
-    from appliance.domain.governance.recovery import RecoverAdministrator
     from appliance.formats.core.timestamp import encode_time
 
     data, _ = read_possession(proof, caller.about.origin, name)
     texts, documents = {"printed_name": printed_name}, {"possession": data}
-    proposal = caller.propose(RecoverAdministrator, {}, texts=texts, documents=documents)
-    receipt = sign_and_submit(caller, proposal, ["The proof is valid. Let the person read out the key id."])
+    proposal = caller.propose("recover-administrator", {}, texts=texts, documents=documents)
+    receipt = sign_and_submit(caller, proposal, [_VALID_PROOF])
     half = timedelta(seconds=caller.about.parameters.order_lifetime_s // 2)
     print_outcome(
         caller,
@@ -401,13 +391,17 @@ def enrol_passkey(caller: Caller, name: str, proof: Path) -> None:
     The person makes the passkey and its proof in the console. Their other keys stay valid.
     """
     from appliance.client.people import read_passkey_proof
-    from appliance.domain.governance.passkeys import EnrolPasskey
 
     data, _ = read_passkey_proof(proof, caller.about.origin, name)
-    proposal = caller.propose(EnrolPasskey, {}, documents={"possession": data})
-    caller.reading()
-    notes = ["The proof is valid. Let the person read out the key id."]
-    print_outcome(caller, sign_and_submit(caller, proposal, notes), f"{name} has another passkey")
+    order_action(
+        caller,
+        "enrol-passkey",
+        {},
+        f"{name} has another passkey",
+        documents={"possession": data},
+        notes=[_VALID_PROOF],
+        opens_session=True,
+    )
 
 
 @identity.command(
@@ -427,15 +421,12 @@ def bind(caller: Caller, name: str, subject: str, issuer: str | None, reason: st
 
     It replaces an earlier subject of the person. Bind everybody before a policy set requires identities.
     """
-    from appliance.domain.governance.identities import BindIdentity
-
     provider = caller.about.parameters.identity_provider
     if issuer is None and provider is None:
         raise BadInput("identity, issuer: expected --issuer URL, since the policy set names no identity provider")
     values = {"principal": name, "subject": subject, "issuer": issuer or (provider and provider.issuer)}
-    proposal = caller.propose(BindIdentity, values, texts={"reason": reason})
-    caller.reading()
-    print_outcome(caller, sign_and_submit(caller, proposal), f"{name} is bound to {subject}")
+    done = f"{name} is bound to {subject}"
+    order_action(caller, "bind-identity", values, done, texts={"reason": reason}, opens_session=True)
 
 
 @identity.command("unbind", example="appliance identity unbind olga --reason 'left the firm'")
@@ -444,10 +435,8 @@ def bind(caller: Caller, name: str, subject: str, issuer: str | None, reason: st
 @with_signing_options
 def unbind(caller: Caller, name: str, reason: str | None) -> None:
     """Remove a person's identity and end the sessions that rest on it. One administrator is enough."""
-    from appliance.domain.governance.identities import UnbindIdentity
-
-    proposal = caller.propose(UnbindIdentity, {"principal": name}, texts={"reason": reason})
-    print_outcome(caller, sign_and_submit(caller, proposal), f"{name} is bound to no subject")
+    done = f"{name} is bound to no subject"
+    order_action(caller, "unbind-identity", {"principal": name}, done, texts={"reason": reason})
 
 
 @identity.command("list", example="appliance identity list --json")
@@ -458,12 +447,10 @@ def list_identities(caller: Caller) -> None:
     from appliance.domain.core.records.people import Identity
 
     found = state_as_of(caller.reading(), None, ("identity",)).rows
-    rows = [Identity.model_validate(row.value) for row in found]
-    if caller.json:
-        print_json(rows)
-        return
-    print_table(
+    print_rows(
+        caller.json,
+        [Identity.model_validate(row.value) for row in found],
         ("name", "issuer", "subject", "since entry"),
-        [(r.principal, r.issuer, r.subject, r.index) for r in rows],
+        lambda row: (row.principal, row.issuer, row.subject, row.index),
         empty="No identity is bound. Bind one with: appliance identity bind",
     )

@@ -11,7 +11,7 @@ import click
 from appliance.cli.support.caller import Caller
 from appliance.cli.support.command import FOLDER, PATH, with_common_options
 from appliance.cli.support.groups import backup
-from appliance.cli.support.output import print_facts, print_json, print_table, say
+from appliance.cli.support.output import print_facts, print_json, print_result, print_table, say
 from appliance.errors import BadInput, Conflict
 from appliance.formats.core.text import show_bytes
 
@@ -55,7 +55,7 @@ def create(caller: Caller, folder: Path | None, checkpoints: bool) -> None:
 
     os.nice(_NICENESS)
     made = wiring.create_backup(caller.settings, folder, with_checkpoints=checkpoints, say=say)
-    facts: list[tuple[str, object]] = [
+    facts = [
         ("backup", made.backup.name),
         ("log", f"{made.entries:,} entries"),
         ("size", f"{show_bytes(made.backup.size)}, of which {show_bytes(made.new_bytes)} are new"),
@@ -94,15 +94,14 @@ def list_backups(caller: Caller, folder: Path | None, trust: Path | None, log_ke
             ]
         )
         return
-    cells = [
-        (one.name, "", "", "", one.problem)
-        if one.backup is None
-        else (one.name, f"{one.entries:,}", show_bytes(one.backup.size), one.backup.build, "signed")
-        for one in found
-    ]
     print_table(
         ("backup", "entries", "size", "build", "manifest"),
-        cells,
+        [
+            (one.name, "", "", "", one.problem)
+            if one.backup is None
+            else (one.name, f"{one.entries:,}", show_bytes(one.backup.size), one.backup.build, "signed")
+            for one in found
+        ],
         empty="The folder has no backup. Make one with: appliance backup create",
     )
 
@@ -154,7 +153,7 @@ def remove(caller: Caller, folder: Path, name: str, newest: bool) -> None:
     from appliance import wiring
 
     wiring.remove_backup(caller.settings, folder, name, newest=newest)
-    print_json({"removed": name}) if caller.json else print_facts([("removed", name)])
+    print_result(caller.json, {"removed": name})
 
 
 @backup.command(
@@ -220,23 +219,20 @@ def restore(
         checkpoints=checkpoints,
         say=say,
     )
-    if caller.json:
-        print_json(
-            {"backup": done.backup.name, "home": str(done.home), "entries": done.entries, "files": done.files}
-            | {"erased": done.erased, "lost": done.lost, "moved": done.moved}
-        )
-    else:
-        print_facts(
-            [
-                ("restored", str(done.home)),
-                ("backup", f"{done.backup.name}, build {done.backup.build}"),
-                ("log", f"{done.entries:,} entries, verified"),
-                ("files", f"{done.files:,}"),
-                *([] if erasures is None else [("erased", f"{done.erased:,} texts, as the newer export says")]),
-                *(("LOST", text) for text in done.lost),
-                *(("put", text) for text in done.moved),
-            ]
-        )
+    print_result(
+        caller.json,
+        {"backup": done.backup.name, "home": str(done.home), "entries": done.entries, "files": done.files}
+        | {"erased": done.erased, "lost": done.lost, "moved": done.moved},
+        [
+            ("restored", str(done.home)),
+            ("backup", f"{done.backup.name}, build {done.backup.build}"),
+            ("log", f"{done.entries:,} entries, verified"),
+            ("files", f"{done.files:,}"),
+            *([] if erasures is None else [("erased", f"{done.erased:,} texts, as the newer export says")]),
+            *(("LOST", text) for text in done.lost),
+            *(("put", text) for text in done.moved),
+        ],
+    )
     say(
         "The home is stopped. See that no other copy of this appliance runs, and that none can start.",
         f"next: appliance backup confirm --home {done.home}",
@@ -260,7 +256,7 @@ def confirm(caller: Caller, confirmed: bool) -> None:
     if not (confirmed or caller.yes) and not click.confirm("Is it certain that no other copy can start?", err=True):
         raise Conflict("restored home: expected the confirmation, got none; nothing was changed")
     wiring.confirm_restored(home)
-    print_json({"confirmed": str(home)}) if caller.json else print_facts([("confirmed", str(home))])
+    print_result(caller.json, {"confirmed": str(home)})
     if mark.lost:
         say(
             "The lost entries may have revoked something. Nothing serves before two administrators have ordered a "

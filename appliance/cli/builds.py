@@ -10,7 +10,7 @@ from appliance.build import COMPATIBILITY, build_version
 from appliance.cli.support.caller import Caller
 from appliance.cli.support.command import PATH, with_common_options
 from appliance.cli.support.groups import database, update_compatibility
-from appliance.cli.support.output import print_facts, print_json
+from appliance.cli.support.output import print_json, print_result
 
 ROLLING, RECREATE = 0, 3
 """Exit codes: hosts can be upgraded one by one; all processes have to be stopped first."""
@@ -44,10 +44,7 @@ def check(caller: Caller, file: Path) -> None:
         "this_build": own,
         "other_build": f"{other.version}, compatibility number {other.compatibility}",
     }
-    if caller.json:
-        print_json(facts)
-    else:
-        print_facts((name.replace("_", " "), value) for name, value in facts.items())
+    print_result(caller.json, facts)
     raise click.exceptions.Exit(ROLLING if verdict == "rolling" else RECREATE)
 
 
@@ -62,17 +59,13 @@ def check_database(caller: Caller) -> None:
     from appliance import wiring
 
     found = wiring.check_database(caller.settings)
-    if caller.json:
-        print_json(found)
-        return
-    print_facts(
-        [
-            ("revision", found.revision),
-            ("log", f"{found.entries:,} entries, verified by the rules of {build_version()}"),
-            *(("run", f"{run} continues at the next start") for run in found.continuing),
-            *(("run", f"{run} would end at the next start") for run in found.ending),
-        ]
-    )
+    facts = [
+        ("revision", found.revision),
+        ("log", f"{found.entries:,} entries, verified by the rules of {build_version()}"),
+        *(("run", f"{run} continues at the next start") for run in found.continuing),
+        *(("run", f"{run} would end at the next start") for run in found.ending),
+    ]
+    print_result(caller.json, found, facts)
 
 
 @database.command("migrate", example="appliance database migrate\nappliance database migrate --to initial")
@@ -87,7 +80,5 @@ def migrate_database(caller: Caller, revision: str | None) -> None:
     from appliance import wiring
 
     before, after = wiring.migrate_database(caller.settings, revision)
-    if caller.json:
-        print_json({"before": before, "after": after})
-    else:
-        print_facts([("revision", after if before == after else f"{after}; it was {before}")])
+    shown = after if before == after else f"{after}; it was {before}"
+    print_result(caller.json, {"before": before, "after": after}, [("revision", shown)])

@@ -12,7 +12,7 @@ import click
 
 from appliance.cli.support.caller import Caller
 from appliance.cli.support.command import PATH, command, with_common_options
-from appliance.cli.support.output import print_facts, print_json, say
+from appliance.cli.support.output import print_result, say
 from appliance.errors import ApplianceError
 from appliance.formats.core.text import show_bytes
 
@@ -67,7 +67,7 @@ def diagnose(caller: Caller, file: Path, log: IO[str] | None, confirmed: bool) -
     caller.yes = caller.yes or confirmed
     caller.confirm(f"Write it to {file}?")
     write_new(file, json.dumps(sections, indent=1).encode() + b"\n", "diagnosis")
-    print_json({"diagnosis": str(file)}) if caller.json else print_facts([("written", str(file))])
+    print_result(caller.json, {"diagnosis": str(file)}, [("written", str(file))])
     say("Read it before you hand it over: it has names of people, units and adapters, paths and addresses.")
 
 

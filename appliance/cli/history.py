@@ -97,7 +97,7 @@ def _access_value(proved: ProvedAnswer) -> dict[str, Any]:
 def _say_proved(caller: Caller, entries: int, log_size: int) -> None:
     say(
         f"Proved here: {_count_text(entries)} in the log of {log_size} entries; "
-        f"its key: {caller.anchor.said_by}. One of them whole: appliance ledger show ENTRY"
+        f"its key: {caller.anchor.source}. One of them whole: appliance ledger show ENTRY"
     )
 
 
@@ -322,14 +322,27 @@ def _print_uses(uses: Sequence[DatasetUses]) -> None:
             released = (", ".join(names) or None for names in (gone, use.released_now, use.released_to))
             made = (use.run, use.status, use.adapter, use.sealed)
             rows.append((version.dataset, version.imported, *made, *released))
-    columns = ("dataset", "entry", "run", "status", "adapter", "sealed", "taken away", "answers", "ever released to")
-    print_table(columns, rows, least=("sealed", "entry", "taken away", "run", "status", "adapter", "answers"))
+    columns = (
+        "dataset",
+        "entry",
+        "run",
+        "status",
+        "adapter",
+        "sealed",
+        "revoked or quarantined",
+        "serves",
+        "ever released to",
+    )
+    print_table(
+        columns, rows, least=("sealed", "entry", "revoked or quarantined", "run", "status", "adapter", "serves")
+    )
 
 
 def _print_row(answer: RowAnswer) -> None:
     if not answer.found:
         say(
-            f"{answer.dataset}: not among its rows, says the service; a proof can only show that a row is there.",
+            f"{answer.dataset}: The service reports that the row is not in it. This cannot be proved: a proof exists "
+            "only for a row that is in it."
         )
         return
     say("", f"{answer.dataset}: found {answer.found} times, {len(answer.rows)} proved here under entry {answer.entry}.")

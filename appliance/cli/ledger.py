@@ -25,6 +25,7 @@ from appliance.cli.support.output import (
     print_facts,
     print_json,
     print_line,
+    print_result,
     print_table,
     say,
     say_narrowed,
@@ -34,8 +35,14 @@ from appliance.errors import BadInput, Tampered, Unavailable
 from appliance.formats.core.text import safe_cell, show_bytes
 
 if TYPE_CHECKING:
+    from appliance.api.log import ServiceReport
+    from appliance.api.releases import Review
     from appliance.client.questions import RequestHistory
     from appliance.client.support.log import ProvenEntry
+    from appliance.domain.core.entry import Entry
+
+    ListedEntry = tuple[Entry, Review | None]
+    """An entry, and for a review what the service says of it."""
 
 
 @ledger.command(
@@ -64,7 +71,7 @@ def request(caller: Caller, identifier: str, file: Path | None) -> None:
         print_json(_request_value(found))
     else:
         _print(found)
-    say(f"Proved here, each entry, in the log of {found.last.size} entries; its key: {caller.anchor.said_by}.")
+    say(f"Proved here, each entry, in the log of {found.last.size} entries; its key: {caller.anchor.source}.")
     if found.finished is None:
         say("The request has no end yet.")
 
@@ -72,16 +79,12 @@ def request(caller: Caller, identifier: str, file: Path | None) -> None:
 def _request_value(found: RequestHistory) -> dict[str, Any]:
     return {
         "request": found.name,
-        "admitted": _entry(found.admitted),
-        "finished": None if found.finished is None else _entry(found.finished),
-        "rests_on": [_entry(proven) for proven in found.rests_on],
+        "admitted": _entry_value(found.admitted.entry),
+        "finished": None if found.finished is None else _entry_value(found.finished.entry),
+        "rests_on": [_entry_value(proven.entry) for proven in found.rests_on],
         "proof": found.last.proof.decode(),
         "log_size": found.last.size,
     }
-
-
-def _entry(proven: ProvenEntry) -> dict[str, Any]:
-    return {**proven.entry.model_dump(mode="json"), "leaf": f"sha256:{proven.entry.leaf.hex()}"}
 
 
 def _print(found: RequestHistory) -> None:
@@ -109,15 +112,6 @@ def _print(found: RequestHistory) -> None:
     print_line("")
     print_line(found.last.proof.decode().rstrip("\n"))
 
-
-if TYPE_CHECKING:
-    from appliance.api.log import ServiceReport
-    from appliance.api.releases import Review
-    from appliance.client.support.log import ProvenEntry
-    from appliance.domain.core.entry import Entry
-
-    ListedEntry = tuple[Entry, Review | None]
-    """An entry, and for a review what the service says of it."""
 
 OUTCOMES = ("success", "failure", "denied", "pending", "interrupted")
 """Outcomes of an entry."""
@@ -179,7 +173,7 @@ def log(caller: Caller, /, as_csv: bool, limit: int | None, last: int | None, **
         _print_csv(entries)
     elif caller.json:
         for entry, review in entries:
-            value = _value(entry) if review is None else {**_value(entry), "review": review}
+            value = _entry_value(entry) if review is None else {**_entry_value(entry), "review": review}
             print_line(encode_json(value))
     else:
         _print_log(list(entries))
@@ -262,7 +256,7 @@ def _about(entry: Entry, review: Review | None) -> str:
     return subjects if review is None else f"{decision_of(review)}: {subjects}"
 
 
-def _value(entry: Entry) -> dict[str, Any]:
+def _entry_value(entry: Entry) -> dict[str, Any]:
     return {**entry.model_dump(mode="json"), "leaf": f"sha256:{entry.leaf.hex()}"}
 
 
@@ -274,7 +268,7 @@ def _print_csv(entries: Iterable[ListedEntry]) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow((*_COLUMNS, *_REVIEW_COLUMNS))
     for entry, review in entries:
-        value = {**_value(entry), "subjects": " ".join(entry.subjects)}
+        value = {**_entry_value(entry), "subjects": " ".join(entry.subjects)}
         cells = [value[column] for column in _COLUMNS]
         cells += [None if review is None else getattr(review, column) for column in _REVIEW_COLUMNS]
         writer.writerow([safe_cell(cell) for cell in cells])
@@ -295,12 +289,12 @@ def show(caller: Caller, index: int, role: str | None) -> None:
         print_json(_proven_value(proven))
     else:
         _print_proven(proven)
-    say(f"Proved here: entry {index} is in the log of {proven.size} entries; its key: {caller.anchor.said_by}.")
+    say(f"Proved here: entry {index} is in the log of {proven.size} entries; its key: {caller.anchor.source}.")
 
 
 def _proven_value(proven: ProvenEntry) -> dict[str, Any]:
     return {
-        **_value(proven.entry),
+        **_entry_value(proven.entry),
         "contents": {role: data.decode("utf-8", "backslashreplace") for role, data in proven.documents.items()},
         "disclosures": {found.commitment: found.text for found in proven.disclosures},
         "log_size": proven.size,
@@ -353,10 +347,8 @@ def export(caller: Caller, file: Path) -> None:
     from appliance.client.support.log import export as export_log
 
     digest, size = export_log(caller.reading(), file)
-    if caller.json:
-        print_json({"file": str(file), "digest": digest, "bytes": size})
-    else:
-        print_facts([("export", file), ("digest", digest), ("size", show_bytes(size))])
+    value = {"file": str(file), "digest": digest, "bytes": size}
+    print_result(caller.json, value, [("export", file), ("digest", digest), ("size", show_bytes(size))])
     say(f"next: on a machine that you trust: appliance-verify {file} --trust TRUST")
 
 

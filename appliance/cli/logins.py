@@ -19,7 +19,7 @@ from appliance.cli.support.command import (
     with_tls_options,
 )
 from appliance.cli.support.groups import agent
-from appliance.cli.support.output import print_facts, print_json, print_line, say
+from appliance.cli.support.output import print_json, print_line, print_result, say
 from appliance.errors import ApplianceError, BadInput, Denied, NotFound
 
 if TYPE_CHECKING:
@@ -62,18 +62,17 @@ def login(
     opened = caller.session.opened(renew=True)
     where = caller.where.resolve() if isinstance(caller.where, Path) else caller.where
     path = save_profile(Profile(name, key, where, trust))
-    if caller.json:
-        print_json({"name": name, "roles": opened.roles, "origin": anchor.origin, "profile": str(path)})
-    else:
-        print_facts(
-            [
-                ("logged in", f"{name}, {', '.join(opened.roles) or 'without a role'}"),
-                ("at", where),
-                ("log", anchor.origin),
-                ("according to", anchor.said_by),
-                ("remembered in", path),
-            ]
-        )
+    print_result(
+        caller.json,
+        {"name": name, "roles": opened.roles, "origin": anchor.origin, "profile": str(path)},
+        [
+            ("logged in", f"{name}, {', '.join(opened.roles) or 'without a role'}"),
+            ("at", where),
+            ("log", anchor.origin),
+            ("according to", anchor.source),
+            ("remembered in", path),
+        ],
+    )
     if trust is None:
         say("Without a trust file only the service says which log this is; add one with --trust FILE.")
 
@@ -108,7 +107,7 @@ def logout(caller: Caller) -> None:
             caller.profile, caller.home, name = profile, None, profile.name
             caller.name = name
             try:
-                ended = caller.session.end(lambda: caller.claimed)
+                ended = caller.session.end(lambda: caller.about_without_session)
             except ApplianceError as error:
                 problem = error
             _end_agent(caller)
@@ -117,10 +116,8 @@ def logout(caller: Caller) -> None:
     if problem is not None:
         say("You are logged out on this machine. The service did not answer, so a session there ends by itself.")
         raise problem
-    if caller.json:
-        print_json({"name": name, "session": ended is not None and ended.was_open})
-    else:
-        print_facts([("logged out", name)])
+    value = {"name": name, "session": ended is not None and ended.was_open}
+    print_result(caller.json, value, [("logged out", name)])
     if ended is not None and ended.ends_at is not None:
         say(f"The service did not respond, so it did not record the logout. The session ends there at {ended.ends_at}.")
 
@@ -154,13 +151,11 @@ def whoami(caller: Caller) -> None:
         "appliance": str(caller.where),
         "origin": caller.anchor.origin,
         "log_key": caller.anchor.log_key,
-        "according_to": caller.anchor.said_by,
+        "according_to": caller.anchor.source,
     }
-    if caller.json:
-        print_json(facts)
-        return
     shown = {**facts, "roles": ", ".join(() if row is None else row.roles)}
-    print_facts([(_LABELS.get(label, label.replace("_", " ")), value) for label, value in shown.items()])
+    labelled = [(_LABELS.get(label, label.replace("_", " ")), value) for label, value in shown.items()]
+    print_result(caller.json, facts, labelled)
 
 
 _LABELS = {"keyid": "key id", "origin": "log"}
@@ -195,10 +190,8 @@ def start(caller: Caller, minutes: int) -> None:
     """
     from appliance.client.support.agent import start_agent
 
-    path, anchor = (
-        _agent_socket(caller),
-        caller.anchor,
-    )  # checked first, so that no passphrase is given for a wrong log
+    path = _agent_socket(caller)
+    anchor = caller.anchor  # checked first, so that no passphrase is given for a wrong log
     key = caller.unlock("for the agent to hold")
     caller.session.opened(renew=True)  # proves that the key is enrolled under this name
     lifetime_s = caller.about.parameters.session_lifetime_s
@@ -217,10 +210,8 @@ def stop(caller: Caller) -> None:
     from appliance.client.support.agent import stop_agent
 
     stop_agent(_agent_socket(caller))
-    if caller.json:
-        print_json({"name": caller.signer, "stopped": True})
-    else:
-        print_facts([("ended the agent of", caller.signer)])
+    value = {"name": caller.signer, "stopped": True}
+    print_result(caller.json, value, [("ended the agent of", caller.signer)])
 
 
 @agent.command("status", example="appliance agent status")
@@ -243,7 +234,7 @@ def _agent_socket(caller: Caller) -> Path:
 
 
 def _print_agent(caller: Caller, held: AgentStatus, path: Path) -> None:
-    facts = {
+    value = {
         "name": held.name,
         "origin": held.origin,
         "keyid": held.keyid,
@@ -251,11 +242,15 @@ def _print_agent(caller: Caller, held: AgentStatus, path: Path) -> None:
         "pid": held.pid,
         "socket": str(path),
     }
-    if caller.json:
-        print_json(facts)
-        return
-    shown = {"agent of": held.name, "log": held.origin, "key id": held.keyid, "ends in": f"{held.seconds_left} s"}
-    print_facts([*shown.items(), ("process", held.pid), ("socket", path)])
+    facts = [
+        ("agent of", held.name),
+        ("log", held.origin),
+        ("key id", held.keyid),
+        ("ends in", f"{held.seconds_left} s"),
+        ("process", held.pid),
+        ("socket", path),
+    ]
+    print_result(caller.json, value, facts)
 
 
 @command("console", example="appliance console\nappliance console --open")

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from appliance.cli.imports import (
-    check_before_import,
     describe_facts,
     finish_import,
-    print_receipt,
+    import_rows,
     read_columns,
-    read_sources,
     send,
     with_row_options,
     with_split_options,
@@ -26,15 +24,16 @@ from appliance.cli.runs.plans import GATES, list_costs, list_detectable_effects,
 from appliance.cli.runs.records import (
     describe_metrics,
     facts_of,
+    parse_run,
     warnings_in,
 )
 from appliance.cli.runs.sweeps import train_sweep
 from appliance.cli.support.caller import Caller
 from appliance.cli.support.command import PATH, with_session_options, with_signing_options
 from appliance.cli.support.groups import base, dataset, run
-from appliance.cli.support.output import plain, print_facts, print_json, print_table, say
+from appliance.cli.support.output import plain, print_facts, print_json, print_result, print_rows, print_table, say
 from appliance.cli.support.progress import Display
-from appliance.cli.support.signing import GONE, sign_all, sign_and_submit
+from appliance.cli.support.signing import GONE, print_receipt, sign_all, sign_and_submit
 from appliance.errors import BadInput, Conflict
 
 if TYPE_CHECKING:
@@ -56,18 +55,17 @@ def import_base(caller: Caller, path: Path, name: str, licence: str, wait: bool)
     from appliance.client.support.files import read_base
     from appliance.client.support.orders import check
     from appliance.domain.core.names import NO_DIGEST
-    from appliance.domain.data.imports import ImportBase
     from appliance.formats.artifacts.manifest import describe_ignored
 
     values = {"base": name, "licence": licence}
     # All known reasons against the import, before the files are hashed or sent.
-    check(caller.reading(), caller.propose(ImportBase, {**values, "format": "gguf", "source": NO_DIGEST}))
+    check(caller.reading(), caller.propose("import-base", {**values, "format": "gguf", "source": NO_DIGEST}))
     source = read_base(path, name)
     if source.ignored:
         say(f"left out: {describe_ignored(list(source.ignored))}")
     _ = caller.unlock("to sign the import")
     send(caller, source)
-    proposal = caller.propose(ImportBase, {**values, "format": source.format, "source": source.digest})
+    proposal = caller.propose("import-base", {**values, "format": source.format, "source": source.digest})
     finish_import(caller, sign_and_submit(caller, proposal), wait)
 
 
@@ -77,14 +75,11 @@ def list_bases(caller: Caller) -> None:
     """List every imported base, its digest and its licence."""
     from appliance.domain.core.records.data import Base
 
-    rows = caller.reading().get("/v1/bases", list[Base])
-    if caller.json:
-        print_json(rows)
-        return
-    cells = [(row.name, row.licence, row.imported_by, row.index, row.digest) for row in rows]
-    print_table(
+    print_rows(
+        caller.json,
+        caller.reading().get("/v1/bases", list[Base]),
         ("base", "licence", "imported by", "entry", "digest"),
-        cells,
+        lambda row: (row.name, row.licence, row.imported_by, row.index, row.digest),
         empty="No base was imported. Import one with: appliance base import",
     )
 
@@ -124,19 +119,10 @@ def import_dataset(
     byte is hashed on this machine before it is sent. Before you sign, the rows are checked as by `dataset check`, and
     every row that does not fit is named by its line.
     """
-    from appliance.client.imports import DatasetTerms, RowTerms, check_terms, describe_rows
+    from appliance.client.imports import DatasetTerms
 
     terms = DatasetTerms(base=base_name, columns=read_columns(columns), **given)
-    check_terms(caller.reading(), caller.lookup, caller.propose_input, terms)
-    sources = read_sources(path, held_out_file, kind)
-    _ = caller.unlock("to sign the import")
-    for source in sources:
-        send(caller, source)
-    shared = {member.name for member in fields(RowTerms)} & {member.name for member in fields(DatasetTerms)}
-    teaching = RowTerms(**{name: getattr(terms, name) for name in shared})
-    check_before_import(caller, teaching, sources, path)
-    proposal = caller.propose_input(terms.order, describe_rows(terms, *sources))
-    finish_import(caller, sign_and_submit(caller, proposal), wait)
+    import_rows(caller, terms, path, held_out_file, kind, wait=wait)
 
 
 @dataset.command("list", example="appliance dataset list")
@@ -145,25 +131,20 @@ def list_datasets(caller: Caller) -> None:
     """List every imported dataset and version, with its rows, licence and classification."""
     from appliance.domain.core.records.data import Dataset
 
-    rows = caller.reading().get("/v1/datasets", list[Dataset])
-    if caller.json:
-        print_json(rows)
-        return
-    print_table(
+    print_rows(
+        caller.json,
+        caller.reading().get("/v1/datasets", list[Dataset]),
         ("dataset", "dataset_kind", "rows", "base", "licence", "classification", "imported by", "entry"),
-        [
-            (
-                f"{r.name}@{r.version}",
-                r.facts.get("dataset_kind"),
-                r.facts.get("rows"),
-                r.base,
-                r.licence,
-                r.classification,
-                r.imported_by,
-                r.index,
-            )
-            for r in rows
-        ],
+        lambda row: (
+            f"{row.name}@{row.version}",
+            row.facts.get("dataset_kind"),
+            row.facts.get("rows"),
+            row.base,
+            row.licence,
+            row.classification,
+            row.imported_by,
+            row.index,
+        ),
         empty="No dataset was imported. Import one with: appliance dataset import",
         least=("entry", "imported by", "base", "dataset_kind"),
     )
@@ -181,20 +162,17 @@ def show_dataset(caller: Caller, name: str) -> None:
 
     connection = caller.reading()
     row = connection.get(f"/v1/datasets/{name}", Dataset)
-    owner, labels = (
-        dataset_owner(connection, caller.anchor, row),
-        connection.get(f"/v1/datasets/{name}/labels", dict[str, SplitRows]),
-    )
-    if caller.json:
-        print_json({**row.model_dump(), "owner": owner, "labels": labels})
-        return
-    print_facts(
+    owner = dataset_owner(connection, caller.anchor, row)
+    labels = connection.get(f"/v1/datasets/{name}/labels", dict[str, SplitRows])
+    print_result(
+        caller.json,
+        {**row.model_dump(), "owner": owner, "labels": labels},
         [
             ("owner", GONE if owner is None else owner),
             *((key.replace("_", " "), value) for key, value in row.model_dump(exclude={"facts"}).items()),
             *describe_facts(row.facts),
             *((f"label {label}", describe_label(sides)) for label, sides in labels.items()),
-        ]
+        ],
     )
 
 
@@ -382,9 +360,7 @@ def show_run(caller: Caller, name: str, follow: bool) -> None:
 def cancel(caller: Caller, name: str) -> None:
     """Cancel a run that waits or trains. The person who ordered it or an administrator may do so."""
     from appliance.domain.core.records.runs import Run
-    from appliance.domain.runs.control import Cancel
 
-    if not name.startswith("r-"):
-        raise BadInput(f"run: expected a name such as r-000001, got {name}; list them with: appliance run list")
+    parse_run(name)
     caller.reading().get(f"/v1/runs/{name}", Run)  # an unknown run is refused before anything is signed
-    print_receipt(caller, sign_and_submit(caller, caller.propose(Cancel, {"run": name})))
+    print_receipt(caller, sign_and_submit(caller, caller.propose("cancel", {"run": name})))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +11,8 @@ from appliance.cli.administrators import check_short_code
 from appliance.cli.support.caller import Caller
 from appliance.cli.support.command import PATH, REASON, with_session_options, with_signing_options
 from appliance.cli.support.groups import order
-from appliance.cli.support.output import plain, print_facts, print_json, print_table, say
-from appliance.cli.support.signing import print_outcome, show_proposal, sign_and_submit
+from appliance.cli.support.output import plain, print_facts, print_json, print_result, print_table, say
+from appliance.cli.support.signing import order_action, print_outcome, show_proposal, sign_and_submit
 from appliance.errors import BadInput
 
 if TYPE_CHECKING:
@@ -56,10 +55,7 @@ def check_order(caller: Caller, file: Path, proof: Path | None) -> None:
         if problems:
             raise Tampered(f"recipe, resolved again: {'; '.join(problems)}")
         facts |= {"resolved again": "every (auto) value is what this machine makes of it"}
-    if caller.json:
-        print_json({"action": order.action, "statement": order.model_dump(mode="json"), **facts})
-    else:
-        print_facts(list(facts.items()))
+    print_result(caller.json, {"action": order.action, "statement": order, **facts}, facts.items())
 
 
 @order.command("list", example="appliance order list")
@@ -75,7 +71,7 @@ def list_orders(caller: Caller) -> None:
                 {
                     "digest": p.digest,
                     "index": p.index,
-                    "blockers": [asdict(one) for one in p.blockers],
+                    "blockers": p.blockers,
                     **p.proposal.order.model_dump(mode="json"),
                 }
                 for p in waiting
@@ -110,9 +106,7 @@ def show_order(caller: Caller, digest: str | None) -> None:
 
     found = _find_pending(caller, digest)
     if caller.json:
-        print_json(
-            {"digest": found.digest, "index": found.index, "order": found.proposal.order.model_dump(mode="json")}
-        )
+        print_json({"digest": found.digest, "index": found.index, "order": found.proposal.order})
         return
     lines = describe(found.proposal)
     if isinstance(found.proposal.order, EnrolWithPasskey):
@@ -136,7 +130,6 @@ def countersign(caller: Caller, digest: str | None, short_code: str | None) -> N
     DIGEST can be its first 6 digits or more. It can be left out if exactly one order waits that can still take effect.
     Before you sign, you see what the order binds. An order that enrols an invited person asks for the short code first.
     """
-    from appliance.domain.governance.countersignature import Countersign
     from appliance.domain.governance.invitations import EnrolWithPasskey
 
     found = _find_pending(caller, digest)
@@ -152,7 +145,7 @@ def countersign(caller: Caller, digest: str | None, short_code: str | None) -> N
 
     receipt = sign_and_submit(
         caller,
-        caller.propose(Countersign, {"order": found.digest}),
+        caller.propose("countersign", {"order": found.digest}),
         _first_steps(found),
         successor=getattr(order, "log_key", None),
         show_subject=show_subject,
@@ -170,12 +163,15 @@ def withdraw(caller: Caller, digest: str | None, reason: str | None) -> None:
 
     DIGEST can be its first 6 digits or more. It can be left out if exactly one of your orders waits.
     """
-    from appliance.domain.governance.countersignature import WithdrawOrder
-
     found = _find_pending(caller, digest, signer=caller.signer)
-    proposal = caller.propose(WithdrawOrder, {"order": found.digest}, texts={"reason": reason})
-    receipt = sign_and_submit(caller, proposal, show_subject=lambda: _show_order(found))
-    print_outcome(caller, receipt, f"the order {found.proposal.order.action} was withdrawn")
+    order_action(
+        caller,
+        "withdraw-order",
+        {"order": found.digest},
+        f"the order {found.proposal.order.action} was withdrawn",
+        texts={"reason": reason},
+        show_subject=lambda: _show_order(found),
+    )
 
 
 def _find_pending(caller: Caller, digest: str | None, *, signer: str | None = None) -> Pending:

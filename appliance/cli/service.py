@@ -11,7 +11,7 @@ import click
 from appliance.cli.support.caller import Caller
 from appliance.cli.support.command import PATH, command, with_common_options, with_session_options
 from appliance.cli.support.groups import config
-from appliance.cli.support.output import print_facts, print_json, print_line, print_table, say
+from appliance.cli.support.output import print_facts, print_json, print_line, print_result, print_table, say
 from appliance.errors import BadInput, NotAuthenticated, Unavailable
 from appliance.formats.core.text import show_bytes
 
@@ -97,9 +97,8 @@ def status(caller: Caller) -> None:
         state_text = "not running" if pid is None else "starting or ending"
         has_appliance = _has_appliance(folder)
         home = f"{folder.home}{'' if has_appliance else ', without an appliance'}"
-        print_json(
-            {"service": {"state": state_text, "pid": pid, "home": str(folder.home)}}
-        ) if caller.json else print_facts([("service", state_text), ("data folder", home)])
+        value = {"service": {"state": state_text, "pid": pid, "home": str(folder.home)}}
+        print_result(caller.json, value, [("service", state_text), ("data folder", home)])
         start = "appliance serve" if has_appliance else "appliance init"
         say(f"next: appliance doctor, {start}" if pid is None else f"process {pid} holds {folder.lock}")
         return
@@ -111,14 +110,12 @@ def status(caller: Caller) -> None:
             raise
         answer, lacking = None, f"As {caller.signer}, log, witnesses, jobs and decisions are not shown: {error.message}"
     if answer is None:
-        shown = {"state": "running", "pid": pid, "version": caller.claimed.version}
-        print_json({"service": {**shown, "home": str(folder.home)}}) if caller.json else print_facts(shown.items())
+        shown = {"state": "running", "pid": pid, "version": caller.about_without_session.version}
+        print_result(caller.json, {"service": {**shown, "home": str(folder.home)}}, shown.items())
         say(lacking)
         return
-    if caller.json:
-        print_json({**dict(answer), "service": {**dict(answer.service), "state": "running", "home": str(folder.home)}})
-    else:
-        print_facts(_facts(answer))
+    service = {**dict(answer.service), "state": "running", "home": str(folder.home)}
+    print_result(caller.json, {**dict(answer), "service": service}, _facts(answer))
 
 
 def _has_appliance(folder: ApplianceFolder) -> bool:
@@ -260,10 +257,8 @@ def show_config(caller: Caller, markdown: bool) -> None:
         print_line(render_page().rstrip("\n"))
         return
     found = explain_settings(caller.home)
-    if caller.json:
-        print_json([one._asdict() for one in found])
-        return
-    print_facts(line for one in found for line in _setting_lines(one))
+    lines = (line for one in found for line in _setting_lines(one))
+    print_result(caller.json, [one._asdict() for one in found], lines)
 
 
 @config.command("check", example="appliance config check gateway-1.toml\nappliance config check new.toml --home /srv/a")

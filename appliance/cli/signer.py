@@ -14,7 +14,7 @@ import click
 from appliance.cli.support.caller import Caller
 from appliance.cli.support.command import PATH, with_passphrase_options
 from appliance.cli.support.groups import signer
-from appliance.cli.support.output import print_facts, print_json, say
+from appliance.cli.support.output import print_facts, print_json, print_result, say
 from appliance.errors import BadInput
 
 if TYPE_CHECKING:
@@ -148,10 +148,8 @@ def move_keys(caller: Caller, folder: Path, token_uri: str, pin_file: Path | Non
     passphrase = caller.ask_passphrase("Passphrase of the signer's files")
     pin = passphrase if pin_file is None else passphrase_of_file(pin_file)
     moved = moving.move_to_token(folder, passphrase, token_uri, pin)
-    if caller.json:
-        print_json({"moved": moved})
-    else:
-        print_facts([("moved keys", ", ".join(name.removeprefix("file:") for name in moved) or "none left in files")])
+    names = ", ".join(name.removeprefix("file:") for name in moved) or "none left in files"
+    print_result(caller.json, {"moved": moved}, [("moved keys", names)])
 
 
 @signer.command(
@@ -210,10 +208,8 @@ def step_back(
 
 
 def _print_signed(caller: Caller, origin: str, size: int) -> None:
-    if caller.json:
-        print_json({"origin": origin, "size": size})
-    else:
-        print_facts([("log", origin), ("entries signed", f"{size:,}")])
+    facts = [("log", origin), ("entries signed", f"{size:,}")]
+    print_result(caller.json, {"origin": origin, "size": size}, facts)
 
 
 def _open(caller: Caller, folder: Path, database: str | None, token: str | None) -> Operations:
@@ -224,17 +220,13 @@ def _open(caller: Caller, folder: Path, database: str | None, token: str | None)
 
 def _print(caller: Caller, operations: Operations, folder: Path) -> None:
     found = operations.describe()
-    if caller.json:
-        print_json(found._asdict())
-        return
-    print_facts(
-        [
-            ("folder", str(folder)),
-            ("log", found.origin or "none yet"),
-            ("entries signed", f"{found.size:,}"),
-            ("root", found.root or "none yet"),
-            *(("log key", key) for key in found.log_keys),
-            ("adapter key", found.adapter_key),
-            *(("stepped back", f"{lost:,} → {kept:,} entries") for lost, kept in found.steps_back),
-        ]
-    )
+    facts = [
+        ("folder", str(folder)),
+        ("log", found.origin or "none yet"),
+        ("entries signed", f"{found.size:,}"),
+        ("root", found.root or "none yet"),
+        *(("log key", key) for key in found.log_keys),
+        ("adapter key", found.adapter_key),
+        *(("stepped back", f"{lost:,} → {kept:,} entries") for lost, kept in found.steps_back),
+    ]
+    print_result(caller.json, found._asdict(), facts)

@@ -20,8 +20,8 @@ from appliance.cli.support.command import (
     with_tls_options,
 )
 from appliance.cli.support.groups import token
-from appliance.cli.support.output import PAST_HELP, parse_moment, plain, print_json, print_line, print_table, say
-from appliance.cli.support.signing import print_order_facts, sign_and_submit
+from appliance.cli.support.output import PAST_HELP, parse_moment, plain, print_json, print_line, print_rows, say
+from appliance.cli.support.signing import order_action, print_outcome, sign_and_submit
 from appliance.errors import BadInput, Denied
 
 MAX_TOKEN_MINUTES = 60
@@ -101,7 +101,6 @@ def revoke_tokens(
     application.
     """
     from appliance.client.people import token_digest
-    from appliance.domain.serving.tokens import RevokeTokens
 
     given = [option for option in (file, issued_before, application) if option is not None]
     if len(given) != 1:
@@ -111,9 +110,8 @@ def revoke_tokens(
     now = datetime.now(UTC)
     moment = None if issued_before is None else parse_moment(issued_before, "issued before", now)
     values = {"unit": unit, "token": digest, "issued_before": moment, "application": application}
-    proposal = caller.propose(RevokeTokens, values, texts={"reason": reason})
     subject = ("token", digest) if digest else ("issued before", moment) if moment else ("application", application)
-    print_order_facts(caller, sign_and_submit(caller, proposal), [("unit", unit), subject])
+    order_action(caller, "revoke-tokens", values, [("unit", unit), subject], texts={"reason": reason})
 
 
 @token.command(
@@ -148,23 +146,18 @@ def enrol(caller: Caller, application: str, served_models: tuple[str, ...], proo
     enrolment cannot be changed.
     """
     from appliance.client.people import read_possession, unreleased_served_models
-    from appliance.domain.serving.tokens import EnrolApplication
 
     unit = caller.signer
     data, statement = read_possession(proof, caller.about.origin, unit)
     values = {"application": application, "served_models": served_models}
-    proposal = caller.propose(EnrolApplication, values, documents={"possession": data})
-    receipt = sign_and_submit(
-        caller,
-        proposal,
-        [f"warning: {plain(t)}" for t in unreleased_served_models(caller.reading(), unit, served_models)],
-    )
-    facts: list[tuple[str, object]] = [
+    proposal = caller.propose("enrol-application", values, documents={"possession": data})
+    warnings = [f"warning: {plain(t)}" for t in unreleased_served_models(caller.reading(), unit, served_models)]
+    facts = [
         ("application", application),
         ("served_models", ", ".join(served_models)),
         ("key id", statement.keyid),
     ]
-    print_order_facts(caller, receipt, facts)
+    print_outcome(caller, sign_and_submit(caller, proposal, warnings), facts)
     say(f"next, beside the application: appliance token agent {application} --as {unit} --key FILE --socket PATH")
 
 
@@ -175,13 +168,11 @@ def list_applications(caller: Caller) -> None:
     from appliance.client.support.log import list_rows
     from appliance.domain.core.records.people import Application
 
-    rows = list_rows(caller.reading(), "application", Application)
-    if caller.json:
-        print_json(rows)
-        return
-    print_table(
+    print_rows(
+        caller.json,
+        list_rows(caller.reading(), "application", Application),
         ("unit", "application", "served_models", "entry", "ended by", "key id"),
-        [(r.unit, r.name, ", ".join(r.served_models), r.enrolled, r.revoked, r.keyid) for r in rows],
+        lambda row: (row.unit, row.name, ", ".join(row.served_models), row.enrolled, row.revoked, row.keyid),
         empty="No unit enrolled an application. A unit enrols one with: appliance token enrol",
     )
 

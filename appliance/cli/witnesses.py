@@ -10,7 +10,7 @@ import click
 from appliance.cli.support.caller import Caller
 from appliance.cli.support.command import PATH, with_common_options, with_key_options, with_session_options
 from appliance.cli.support.groups import witness
-from appliance.cli.support.output import print_bytes, print_facts, print_json, print_line, print_table, say
+from appliance.cli.support.output import print_bytes, print_json, print_line, print_result, print_table, say
 
 if TYPE_CHECKING:
     from appliance.witness import Witness
@@ -131,12 +131,11 @@ def request_cosignature(caller: Caller, file: Path, name: str | None, old: int |
 
     connection = caller.reading()
     wanted = write_request(connection, caller.anchor, name or only_witness(caller.about), old, file)
-    if caller.json:
-        print_json({"file": str(file), "witness": wanted.witness, "old": wanted.old, "size": wanted.size})
-    else:
-        print_facts(
-            [("request", file), ("witness", wanted.witness), ("from size", wanted.old), ("to size", wanted.size)]
-        )
+    print_result(
+        caller.json,
+        {"file": str(file), "witness": wanted.witness, "old": wanted.old, "size": wanted.size},
+        [("request", file), ("witness", wanted.witness), ("from size", wanted.old), ("to size", wanted.size)],
+    )
     first = " --first" if wanted.old == 0 else ""
     say(f"next: on the witness's machine: appliance-witness cosign {file} --name {wanted.witness} …{first}")
     say("then here, with what it wrote: appliance witness accept FILE")
@@ -154,10 +153,8 @@ def accept(caller: Caller, file: Path) -> None:
     from appliance.client.retention import submit_cosignature
 
     entry = submit_cosignature(caller.reading(), file)
-    if caller.json:
-        print_json(entry)
-        return
-    print_facts([("witness", entry.witness), ("size", entry.size), ("time", entry.time), ("entry", entry.index)])
+    facts = [("witness", entry.witness), ("size", entry.size), ("time", entry.time), ("entry", entry.index)]
+    print_result(caller.json, entry, facts)
 
 
 @witness.command("list", example="appliance witness list")

@@ -18,12 +18,13 @@ from appliance.cli.support.output import (
     print_facts,
     print_json,
     print_line,
+    print_rows,
     print_table,
     print_text,
     say,
 )
 from appliance.cli.support.progress import ProgressMeter
-from appliance.cli.support.signing import print_order_facts, print_outcome, sign_and_submit
+from appliance.cli.support.signing import order_action, print_outcome, sign_and_submit
 from appliance.errors import BadInput
 from appliance.reports.review.blocks import (
     Block,
@@ -177,13 +178,9 @@ def end(caller: Caller, principal: str, review_function: str) -> None:
 
 
 def _delegate(caller: Caller, principal: str, review_function: str, until: str | None) -> None:
-    from appliance.domain.governance.delegations import Delegate
-
     values = {"principal": principal, "review_function": review_function, "until": until}
-    receipt = sign_and_submit(caller, caller.propose(Delegate, values))
-    print_order_facts(
-        caller, receipt, [("delegate", principal), ("review function", review_function), ("until", until or "ended")]
-    )
+    facts = [("delegate", principal), ("review function", review_function), ("until", until or "ended")]
+    order_action(caller, "delegate", values, facts)
 
 
 @delegation.command("list", example="appliance delegation list")
@@ -192,14 +189,11 @@ def list_delegations(caller: Caller) -> None:
     """List every delegation that was not ended, including expired ones."""
     from appliance.domain.core.decisions import Delegation
 
-    rows = caller.reading().get("/v1/delegations", list[Delegation])
-    if caller.json:
-        print_json(rows)
-        return
-    columns = ("delegator", "delegate", "review_function", "until", "entry")
-    print_table(
-        columns,
-        [(r.delegator, r.delegate, r.review_function, r.until, r.index) for r in rows],
+    print_rows(
+        caller.json,
+        caller.reading().get("/v1/delegations", list[Delegation]),
+        ("delegator", "delegate", "review_function", "until", "entry"),
+        lambda row: (row.delegator, row.delegate, row.review_function, row.until, row.index),
         empty="There is no delegation. A reviewer makes one with: appliance delegation add",
     )
 
@@ -229,7 +223,7 @@ def print_evidence(evidence: ReviewEvidence, *, err: bool = False) -> None:
 def evidence_value(evidence: ReviewEvidence) -> dict[str, Any]:
     """Return the review page as JSON, with the log that it was checked against."""
     page = evidence.page.model_dump(mode="json")
-    return {**page, "log_size": evidence.log_size, "log_vouched_for_by": evidence.said_by}
+    return {**page, "log_size": evidence.log_size, "log_vouched_for_by": evidence.log_source}
 
 
 def finding_facts(row: Adapter) -> list[tuple[str, object]]:
@@ -282,8 +276,6 @@ def add_finding(
     retest: str,
 ) -> None:
     """Record a finding about an adapter. An exception to a policy blocks releases from its due date on."""
-    from appliance.domain.releases.findings import AddFinding
-
     until = parse_end(due, "due", datetime.now(UTC))
     values = {
         "adapter": adapter,
@@ -294,8 +286,8 @@ def add_finding(
     }
     values |= {"accepts_verdict": accepts_verdict, "owner": owner, "due": until}
     texts = {"finding": text, "remedy": remedy, "retest": retest}
-    receipt = sign_and_submit(caller, caller.propose(AddFinding, values, texts=texts))
-    print_order_facts(caller, receipt, [("finding", f"{adapter} {receipt.index}"), ("owner", owner), ("due", until)])
+    receipt = sign_and_submit(caller, caller.propose("add-finding", values, texts=texts))
+    print_outcome(caller, receipt, [("finding", f"{adapter} {receipt.index}"), ("owner", owner), ("due", until)])
 
 
 @finding.command("list", example="appliance finding list --open")
@@ -346,11 +338,8 @@ def list_findings(caller: Caller, adapter: str | None, only_open: bool) -> None:
 @with_signing_options
 def close(caller: Caller, adapter: str, entry: int, evidence: str) -> None:
     """Close a finding. Signed by its finder, or by another reviewer of its function who did not make the adapter."""
-    from appliance.domain.releases.findings import CloseFinding
-
-    values = {"adapter": adapter, "entry": entry}
-    proposal = caller.propose(CloseFinding, values, texts={"evidence": evidence})
-    print_order_facts(caller, sign_and_submit(caller, proposal), [("closed", f"{adapter} {entry}")])
+    values, facts = {"adapter": adapter, "entry": entry}, [("closed", f"{adapter} {entry}")]
+    order_action(caller, "close-finding", values, facts, texts={"evidence": evidence})
 
 
 def suspension_facts(row: Adapter) -> list[tuple[str, object]]:
@@ -390,14 +379,13 @@ def suspend(caller: Caller, adapter: str, unit: str, served_model: str | None, r
     """
     from appliance.client.people import check_unit
     from appliance.client.releases import choose_role
-    from appliance.domain.releases.suspensions import SuspendRelease
 
     check_unit(caller.reading(), unit)
     chosen = choose_role(caller.reading(), caller.signer, unit, role)
     values = {"adapter": adapter, "unit": unit, "served_model": served_model, "role": chosen}
-    receipt = sign_and_submit(caller, caller.propose(SuspendRelease, values, texts={"reason": reason}))
     where = unit if served_model is None else f"{unit}/{served_model}"
-    print_order_facts(caller, receipt, [("suspended", f"{adapter} for {where}"), ("role", chosen)])
+    facts = [("suspended", f"{adapter} for {where}"), ("role", chosen)]
+    order_action(caller, "suspend-release", values, facts, texts={"reason": reason})
 
 
 @release.command(
@@ -418,10 +406,9 @@ def resume(caller: Caller, adapter: str, unit: str, entry: int | None, reason: s
     """
     from appliance.client.releases import choose_suspension
     from appliance.domain.core.lookup import UnprovenValue
-    from appliance.domain.releases.suspensions import ResumeRelease
 
     found = UnprovenValue(choose_suspension(caller.reading(), adapter, unit)) if entry is None else entry
     values = {"adapter": adapter, "unit": unit, "entry": found}
-    proposal = caller.propose(ResumeRelease, values, texts={"reason": reason})
+    proposal = caller.propose("resume-release", values, texts={"reason": reason})
     lifted = f"the suspension of entry {proposal.order.model_dump()['entry']} of {adapter} for {unit} is lifted"
     print_outcome(caller, sign_and_submit(caller, proposal), lifted)

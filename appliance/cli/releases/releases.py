@@ -35,10 +35,11 @@ from appliance.cli.support.output import (
     print_facts,
     print_json,
     print_line,
+    print_rows,
     print_table,
     say,
 )
-from appliance.cli.support.signing import print_order_facts, print_outcome, sign_and_submit
+from appliance.cli.support.signing import order_action, print_outcome, sign_and_submit
 from appliance.errors import BadInput
 
 if TYPE_CHECKING:
@@ -109,8 +110,6 @@ def request(
     Policy derives a tier from exposure and purpose. The tier says how many reviewers must approve, in which review
     functions, and for how long. A later request replaces this one and its approvals.
     """
-    from appliance.domain.releases.requests import RequestRelease
-
     values = {
         "adapter": adapter,
         "unit": unit,
@@ -119,10 +118,10 @@ def request(
         "conditions": parse_conditions(not_before, not_after, served_models, answers_a_day),
     }
     texts = {"intended_use": intended_use, "limits": limits}
-    proposal = caller.propose(RequestRelease, values, texts=texts)
+    proposal = caller.propose("request-release", values, texts=texts)
     receipt = sign_and_submit(caller, proposal)
     tier = proposal.order.model_dump()["tier"]
-    print_order_facts(caller, receipt, [("requested", f"{adapter} for {unit}"), ("tier", tier)])
+    print_outcome(caller, receipt, [("requested", f"{adapter} for {unit}"), ("tier", tier)])
     say(f"next: reviewers read appliance review show {adapter}")
 
 
@@ -133,10 +132,8 @@ def request(
 @with_signing_options
 def withdraw_request(caller: Caller, adapter: str, unit: str, reason: str | None) -> None:
     """Withdraw a release request and its approvals. Signed by the person who requested it, or by an administrator."""
-    from appliance.domain.releases.requests import WithdrawRequest
-
-    proposal = caller.propose(WithdrawRequest, {"adapter": adapter, "unit": unit}, texts={"reason": reason})
-    print_order_facts(caller, sign_and_submit(caller, proposal), [("withdrawn", f"{adapter} for {unit}")])
+    values, facts = {"adapter": adapter, "unit": unit}, [("withdrawn", f"{adapter} for {unit}")]
+    order_action(caller, "withdraw-request", values, facts, texts={"reason": reason})
 
 
 @release.command(
@@ -163,8 +160,6 @@ def break_glass(
     Signed by the unit's release owner and countersigned by an administrator. It lasts some hours, and opens a release
     request. Revocations, rejections, blocking findings and conditions still apply.
     """
-    from appliance.domain.releases.activations import BreakGlass
-
     values = {
         "adapter": adapter,
         "unit": unit,
@@ -172,8 +167,7 @@ def break_glass(
         "until": parse_end(until, "until", datetime.now(UTC)),
         "adds_instruction": add_instruction,
     }
-    proposal = caller.propose(BreakGlass, values, texts={"reason": reason})
-    print_outcome(caller, sign_and_submit(caller, proposal), f"{adapter} serves {unit}/{served_model}")
+    order_action(caller, "break-glass", values, f"{adapter} serves {unit}/{served_model}", texts={"reason": reason})
 
 
 _OUTCOME_WORDS = {"failure": "failed"}
@@ -199,17 +193,16 @@ def activate(caller: Caller, adapter: str, unit: str, served_model: str, add_ins
     from appliance.client.people import check_unit
     from appliance.client.releases import check_instruction
     from appliance.domain.core.names import check_name
-    from appliance.domain.releases.activations import Activate
 
     check_unit(caller.reading(), unit)
     check_name("served model", served_model)
     evidence = gather(caller, adapter)
     check_instruction(evidence, add_instruction)
     values = {"adapter": adapter, "manifest": evidence.digest, "unit": unit, "served_model": served_model}
-    proposal = caller.propose(Activate, {**values, "adds_instruction": add_instruction})
+    proposal = caller.propose("activate", {**values, "adds_instruction": add_instruction})
     notes = _describe_activation(caller, adapter, unit, served_model)
     receipt = sign_and_submit(caller, proposal, notes, show_subject=lambda: print_evidence(evidence, err=True))
-    print_order_facts(caller, receipt, [("served model", f"{unit}/{served_model}"), ("served by", adapter)])
+    print_outcome(caller, receipt, [("served model", f"{unit}/{served_model}"), ("served by", adapter)])
     say(f"next: the unit asks for {served_model}, with the token of: appliance token issue --as {unit} --key FILE")
 
 
@@ -240,7 +233,6 @@ def rollback(caller: Caller, unit: str, served_model: str, wanted: str | None, a
     """Serve an adapter again that served the unit before under this name. Its approvals must still be valid."""
     from appliance.client.releases import check_instruction, earlier_adapter
     from appliance.domain.core.lookup import UnprovenValue
-    from appliance.domain.releases.activations import Rollback
 
     adapter, added = earlier_adapter(caller.reading(), unit, served_model, wanted)
     evidence = gather(caller, adapter)
@@ -252,9 +244,9 @@ def rollback(caller: Caller, unit: str, served_model: str, wanted: str | None, a
         "served_model": served_model,
         "adds_instruction": UnprovenValue(added) if add_instruction is None else add_instruction,
     }
-    proposal = caller.propose(Rollback, values)
+    proposal = caller.propose("rollback", values)
     receipt = sign_and_submit(caller, proposal, _describe_activation(caller, adapter, unit, served_model))
-    print_order_facts(caller, receipt, [("served model", f"{unit}/{served_model}"), ("served by", adapter)])
+    print_outcome(caller, receipt, [("served model", f"{unit}/{served_model}"), ("served by", adapter)])
 
 
 @release.command("export", example="appliance release export legal labels --folder FOLDER")
@@ -271,15 +263,14 @@ def export(caller: Caller, unit: str, served_model: str, folder: Path, until: st
     """
     from appliance.client.releases import choose_export, fetch_export, write_export
     from appliance.client.support.files import check_new_folder
-    from appliance.domain.releases.exports import ExportAdapter
 
     check_new_folder(folder, "export")
     end = None if until is None else parse_end(until, "until", datetime.now(UTC))
     values = choose_export(caller.reading(), unit, served_model, end)
-    receipt = sign_and_submit(caller, caller.propose(ExportAdapter, values))
+    receipt = sign_and_submit(caller, caller.propose("export-adapter", values))
     packet, received = fetch_export(caller.reading(), receipt.order, lambda size: None)
     write_export(folder, received, caller.trust, unit=unit, served_model=served_model)
-    print_order_facts(caller, receipt, [("adapter", packet.adapter), ("until", packet.valid_until), ("folder", folder)])
+    print_outcome(caller, receipt, [("adapter", packet.adapter), ("until", packet.valid_until), ("folder", folder)])
     say(f"next, on the unit's host: load_approved(FOLDER, BASE, TRUST, unit={unit!r}, served_model={served_model!r})")
 
 
@@ -327,25 +318,20 @@ def list_adapters(caller: Caller) -> None:
     """List every adapter that was ever sealed."""
     from appliance.api.releases import Adapter
 
-    rows = caller.reading().get("/v1/adapters", list[Adapter])
-    if caller.json:
-        print_json(rows)
-        return
-    print_table(
+    print_rows(
+        caller.json,
+        caller.reading().get("/v1/adapters", list[Adapter]),
         ("adapter", "run", "base", "entry", "reviews", "revoked", "quarantined", "manifest"),
-        [
-            (
-                f"{r.name}@{r.version}",
-                r.run,
-                r.base,
-                r.index,
-                len(r.reviews),
-                r.revoked,
-                r.quarantined,
-                r.manifest,
-            )
-            for r in rows
-        ],
+        lambda row: (
+            f"{row.name}@{row.version}",
+            row.run,
+            row.base,
+            row.index,
+            len(row.reviews),
+            row.revoked,
+            row.quarantined,
+            row.manifest,
+        ),
         empty=NO_ADAPTER,
     )
 
@@ -415,10 +401,7 @@ def revoke(caller: Caller, name: str, reason: str | None) -> None:
 
     One administrator, reviewer or release owner is enough. A stop that can be lifted: appliance release suspend.
     """
-    from appliance.domain.releases.adapters import RevokeAdapter
-
-    proposal = caller.propose(RevokeAdapter, {"adapter": name}, texts={"reason": reason})
-    print_order_facts(caller, sign_and_submit(caller, proposal), [("revoked", name)])
+    order_action(caller, "revoke-adapter", {"adapter": name}, [("revoked", name)], texts={"reason": reason})
 
 
 @command("serve", example="appliance serve")

@@ -31,7 +31,7 @@ from appliance.cli.support.output import (
     print_table,
     say,
 )
-from appliance.cli.support.signing import check_all, receipt_value, sign_and_submit, state_of, until_of
+from appliance.cli.support.signing import check_all, print_outcome, sign_and_submit, state_of, until_of
 from appliance.domain.evaluation.quality import list_measures, list_warnings
 from appliance.domain.releases.usual import VALID_DAYS, usual_meaning
 from appliance.errors import BadInput, Denied
@@ -56,9 +56,8 @@ def samples(caller: Caller, adapter: str, count: int) -> None:
     you viewed them.
     """
     from appliance.client.releases import wait_for_preview
-    from appliance.domain.releases.previews import ViewSamples
 
-    receipt = sign_and_submit(caller, caller.propose(ViewSamples, {"adapter": adapter, "count": count}))
+    receipt = sign_and_submit(caller, caller.propose("view-samples", {"adapter": adapter, "count": count}))
     found = wait_for_preview(caller.reading(), receipt.order, lambda: say("waits for the answers"))
     if caller.json:
         print_json({**found.model_dump(exclude_unset=True), "entry": receipt.index})
@@ -110,12 +109,11 @@ def try_adapter(caller: Caller, adapter: str, prompts: tuple[str, ...], max_toke
     from appliance.client.releases import check_prompts, send_prompts, wait_for_preview
     from appliance.domain.actions.proposals import split_texts
     from appliance.domain.core.lookup import OrderInput
-    from appliance.domain.releases.previews import TryAdapter
 
     texts = prompts or _ask_for_prompts(caller)
     check_prompts(texts)
     values = {"adapter": adapter, "max_tokens": max_tokens, "adds_instruction": not no_instruction}
-    proposal = caller.propose_input(TryAdapter, OrderInput(values, several={"prompts": list(texts)}))
+    proposal = caller.propose_input("try-adapter", OrderInput(values, several={"prompts": list(texts)}))
     _, sent = split_texts(proposal)
     send_prompts(caller.reading(), sent)
     receipt = sign_and_submit(caller, proposal)
@@ -188,7 +186,7 @@ def list_reviews(caller: Caller, unit: str | None) -> None:
         print_json([{**json_value(row), **found} for row, found in zip(rows, more, strict=True)])
         return
     print_table(
-        ("adapter", "run", "ordered by", "entry", "approved", "rejected", "no longer counts", "quarantined"),
+        ("adapter", "run", "ordered by", "entry", "approved", "rejected", "no longer valid", "quarantined"),
         [
             (
                 f"{r.name}@{r.version}",
@@ -202,7 +200,7 @@ def list_reviews(caller: Caller, unit: str | None) -> None:
             )
             for r in rows
         ],
-        least=("quarantined", "no longer counts", "run", "ordered by", "entry"),
+        least=("quarantined", "no longer valid", "run", "ordered by", "entry"),
         empty=NO_ADAPTER if not adapters else "Every sealed adapter is revoked.",
     )
     warned = [row for row in rows if warnings[row.manifest]]
@@ -291,7 +289,6 @@ def _decide(
     from appliance.client.people import check_unit
     from appliance.domain.core.lookup import UnprovenValue
     from appliance.domain.queries.review.values import open_parts
-    from appliance.domain.releases.reviews import ReviewAdapter
 
     _check_meaning(caller, decision, meaning)
     check_unit(caller.reading(), unit)
@@ -318,22 +315,19 @@ def _decide(
     }
     # The order binds texts as commitments, so it is checked with others before the person is asked for them.
     usual = usual_meaning(decision, unit, chosen)
-    check_all(caller, [caller.propose(ReviewAdapter, values, texts={"meaning": usual, "reason": usual})])
+    check_all(caller, [caller.propose("review", values, texts={"meaning": usual, "reason": usual})])
     print_evidence(evidence, err=True)
     text = _meaning(decision, unit, chosen, meaning)
     why = _reason(reason, is_needed=needs_reason)
-    proposal = caller.propose(ReviewAdapter, values, texts={"meaning": text, "reason": why})
+    proposal = caller.propose("review", values, texts={"meaning": text, "reason": why})
     receipt = sign_and_submit(caller, proposal, _replacement_notes(caller.signer, evidence, unit, on_behalf_of))
-    if caller.json:
-        print_json(receipt_value(receipt))
-        return
     facts: list[tuple[str, object]] = [("decision", f"{decision} {adapter} for {unit}"), ("review function", chosen)]
     if conditions is not None:
         from appliance.reports.review.words import describe_conditions
 
         facts.append(("conditions", describe_conditions(conditions)))
     until = [] if decision == "withdraw" else [("valid until", valid_until or "you replace it")]
-    print_facts([*facts, ("meaning", text), *until, ("entry", receipt.index)])
+    print_outcome(caller, receipt, [*facts, ("meaning", text), *until])
 
 
 def _replacement_notes(signer: str, evidence: ReviewEvidence, unit: str, on_behalf_of: str | None) -> list[str]:
@@ -346,7 +340,7 @@ def _replacement_notes(signer: str, evidence: ReviewEvidence, unit: str, on_beha
         and one.order.on_behalf_of == on_behalf_of
     ]
     return [
-        f"Your {_NAMES[order.decision]} of {order.name} for {unit} already counts{until_of(order.valid_until)} "
+        f"Your {_NAMES[order.decision]} of {order.name} for {unit} is already valid{until_of(order.valid_until)} "
         f"(entry {entry}, review function {order.review_function}). What you sign now takes its place."
         for entry, order in own
     ]

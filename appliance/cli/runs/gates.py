@@ -9,7 +9,16 @@ import click
 from appliance.cli.support.caller import Caller
 from appliance.cli.support.command import with_session_options
 from appliance.cli.support.groups import gate
-from appliance.cli.support.output import plain, print_facts, print_json, print_line, print_table, print_text, say
+from appliance.cli.support.output import (
+    plain,
+    print_facts,
+    print_json,
+    print_line,
+    print_result,
+    print_table,
+    print_text,
+    say,
+)
 from appliance.errors import ApplianceError, Unavailable
 
 if TYPE_CHECKING:
@@ -101,19 +110,16 @@ def check(caller: Caller, name: str) -> None:
     recompute(connection, decided)
     code = 0 if decided.verdict.passed else FAILED if decided.has_evaluated_gates else NOT_EVALUATED
     word = {0: "passed", FAILED: "failed", NOT_EVALUATED: "could not be evaluated"}[code]
-    if caller.json:
-        print_json({"adapter": decided.adapter, "run": decided.run, "result": word, **_verdict_fields(decided)})
-    else:
-        print_facts([("gates", word), *verdict_facts(decided)])
+    value = {"adapter": decided.adapter, "run": decided.run, "result": word, **_verdict_fields(decided)}
+    print_result(caller.json, value, [("gates", word), *verdict_facts(decided)])
     if code:
         raise click.exceptions.Exit(code)
 
 
 def _print_missing_verdict(caller: Caller, name: str, error: ApplianceError) -> None:
-    if caller.json:
-        print_json({"name": name, "result": "could not be evaluated", "why": error.message})
-    else:
-        print_facts([("gates", "could not be evaluated"), ("why", error.message)])
+    result = "could not be evaluated"
+    value = {"name": name, "result": result, "why": error.message}
+    print_result(caller.json, value, [("gates", result), ("why", error.message)])
 
 
 def _verdict_fields(decided: RecordedVerdict) -> dict[str, Any]:

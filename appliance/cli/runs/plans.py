@@ -31,11 +31,9 @@ def propose_run(
 
     `what` names the recipe in errors. `values` are those of the order beside the recipe.
     """
-    from appliance.domain.runs.training import Train
-
     documents = {} if gates is None else {"gates": gates.data}
     try:
-        return caller.propose(Train, {"recipe": recipe, **values}, documents=documents)
+        return caller.propose("train", {"recipe": recipe, **values}, documents=documents)
     except BadInput as error:
         raise error.within(what) from None
 
@@ -75,12 +73,12 @@ def plan(caller: Caller, path: Path, calibrate: bool, gates: str | None) -> None
         say("This machine is measured now, behind the runs that wait: a minute for a small base.")
         runs.calibrate(connection, made.recipe)
         made = runs.plan_run(connection, recipe, str(path))
-    promised = list_detectable_effects(connection, chosen, recipe)
+    detectable = list_detectable_effects(connection, chosen, recipe)
     if caller.json:
         value = {**made.model_dump(mode="json"), "warnings": list_warnings(made.recipe)}
-        print_json({**value, "gates": promised.value})
+        print_json({**value, "gates": detectable.value})
         return
-    print_plan(made, promised.lines)
+    print_plan(made, detectable.lines)
 
 
 class DetectableEffects(NamedTuple):

@@ -12,9 +12,9 @@ import click
 from appliance.cli.support.caller import Caller
 from appliance.cli.support.command import PATH, with_common_options, with_session_options, with_signing_options
 from appliance.cli.support.groups import recipe, run
-from appliance.cli.support.output import print_facts, print_json, print_line, print_table, say
+from appliance.cli.support.output import print_json, print_line, print_result, print_rows, say
 from appliance.cli.support.progress import ProgressMeter
-from appliance.cli.support.signing import print_order_facts, receipt_value, show_proposal, sign_and_submit
+from appliance.cli.support.signing import order_action, print_receipt, show_proposal, sign_and_submit
 from appliance.domain.evaluation.quality import list_measures, list_warnings, summarize_training
 from appliance.errors import BadInput, Conflict, Tampered, Unavailable
 from appliance.formats.core.text import show_bytes
@@ -188,11 +188,12 @@ def export(caller: Caller, name: str, kind: str, folder: Path, python: str) -> N
 
 def _print_written(caller: Caller, record: RunSteps, folder: Path) -> None:
     entry = None if record.finished is None else record.finished.entry.index
-    if caller.json:
-        print_json({"run": record.run, "folder": str(folder), "steps": len(record.steps), "entry": entry})
-        return
     bound = "no entry yet: the run has not finished" if entry is None else f"entry {entry}, proved"
-    print_facts([("written to", folder), ("steps", len(record.steps)), ("bound by", bound)])
+    print_result(
+        caller.json,
+        {"run": record.run, "folder": str(folder), "steps": len(record.steps), "entry": entry},
+        [("written to", folder), ("steps", len(record.steps)), ("bound by", bound)],
+    )
 
 
 def parse_run(name: str) -> str:
@@ -213,13 +214,7 @@ def resume(caller: Caller, name: str) -> None:
 
     The adapter is the same, bit for bit, as if the run had not stopped.
     """
-    from appliance.domain.runs.control import Resume
-
-    receipt = sign_and_submit(caller, caller.propose(Resume, {"run": parse_run(name)}))
-    if caller.json:
-        print_json(receipt_value(receipt))
-    else:
-        print_facts([("order", receipt.order), ("entry", receipt.index), ("outcome", receipt.outcome)])
+    print_receipt(caller, sign_and_submit(caller, caller.propose("resume", {"run": parse_run(name)})))
     say(f"next: appliance run show {name} --follow")
 
 
@@ -230,11 +225,12 @@ def checkpoints(caller: Caller, name: str) -> None:
     """List a run's recorded training checkpoints, between which it can be replayed."""
     from appliance.domain.core.records.runs import TrainingCheckpoint
 
-    rows = caller.reading().get(f"/v1/runs/{parse_run(name)}/checkpoints", list[TrainingCheckpoint])
-    if caller.json:
-        print_json(rows)
-        return
-    print_table(("step", "entry", "seconds", "digest"), [(r.step, r.index, r.seconds, r.digest) for r in rows])
+    print_rows(
+        caller.json,
+        caller.reading().get(f"/v1/runs/{parse_run(name)}/checkpoints", list[TrainingCheckpoint]),
+        ("step", "entry", "seconds", "digest"),
+        lambda row: (row.step, row.index, row.seconds, row.digest),
+    )
 
 
 @run.command("replay", example="appliance run replay r-000001 --from 0 --to 40")
@@ -257,12 +253,11 @@ def replay(caller: Caller, name: str, first: int, last: int, wait: bool) -> None
     """
     from appliance.api.runs import ReplayStatus, parse_frame
     from appliance.client.runs import wait_for_replay
-    from appliance.domain.runs.replays import ReplayRun
 
     values = {"run": parse_run(name), "from_step": first, "to_step": last}
-    receipt = sign_and_submit(caller, caller.propose(ReplayRun, values))
+    receipt = sign_and_submit(caller, caller.propose("replay", values))
     if not wait:
-        print_json(receipt_value(receipt)) if caller.json else print_facts([("order", receipt.order)])
+        print_result(caller.json, receipt, [("order", receipt.order)])
         return
     caller.continuation = (
         f"the replay continues; look for its verdict with: appliance ledger log --subject order:{receipt.order}"
@@ -279,10 +274,8 @@ def replay(caller: Caller, name: str, first: int, last: int, wait: bool) -> None
 
 def _print_verdict(caller: Caller, index: int, body: ReplayFinished) -> None:
     shown = ("verdict", "run", "from_step", "to_step", "expected", "got", "largest_difference")
-    if caller.json:
-        print_json({"entry": index, **body.model_dump()})
-    else:
-        print_facts([("entry", index), *((name.replace("_", " "), getattr(body, name)) for name in shown)])
+    facts = [("entry", index), *((name.replace("_", " "), getattr(body, name)) for name in shown)]
+    print_result(caller.json, {"entry": index, **body.model_dump()}, facts)
     if body.verdict == "different":
         raise Tampered(
             f"{body.run}, step {body.to_step}: expected {body.expected}, got {body.got}", code="replay-differs"
@@ -299,12 +292,9 @@ def authorise(caller: Caller, name: str) -> None:
 
     Before you sign, you see the order to train as its signer signed it.
     """
-    from appliance.domain.runs.control import AuthoriseRun
-
     waiting = _read_waiting_run(caller, name)
-    proposal = caller.propose(AuthoriseRun, {"run": name, "order": waiting.digest})
-    receipt = sign_and_submit(caller, proposal, show_subject=lambda: _show_run(waiting))
-    print_order_facts(caller, receipt, [("authorised", name)])
+    values, facts = {"run": name, "order": waiting.digest}, [("authorised", name)]
+    order_action(caller, "authorise-run", values, facts, show_subject=lambda: _show_run(waiting))
     say(f"next: appliance run show {name} --follow")
 
 
@@ -314,12 +304,9 @@ def authorise(caller: Caller, name: str) -> None:
 @with_signing_options
 def refuse(caller: Caller, name: str, reason: str) -> None:
     """Refuse a run that waits for a second person. It never begins."""
-    from appliance.domain.runs.control import RefuseRun
-
     waiting = _read_waiting_run(caller, name)
-    proposal = caller.propose(RefuseRun, {"run": name, "order": waiting.digest}, texts={"reason": reason})
-    receipt = sign_and_submit(caller, proposal, show_subject=lambda: _show_run(waiting))
-    print_order_facts(caller, receipt, [("refused", name)])
+    values, facts = {"run": name, "order": waiting.digest}, [("refused", name)]
+    order_action(caller, "refuse-run", values, facts, texts={"reason": reason}, show_subject=lambda: _show_run(waiting))
 
 
 def _read_waiting_run(caller: Caller, name: str) -> WaitingRun:

@@ -117,13 +117,11 @@ def sweep(caller: Caller, name: str, folder: Path | None, cancel: bool) -> None:
 
 
 def _cancel_all(caller: Caller, name: str, runs: Sequence[str]) -> None:
-    from appliance.domain.runs.control import Cancel
-
     if not runs:
         say(f"sweep {name}: all its runs have ended; nothing was signed.")
         return
     # In reverse order, because cancelling the first would start the next.
-    proposals = [caller.propose(Cancel, {"run": run}) for run in reversed(runs)]
+    proposals = [caller.propose("cancel", {"run": run}) for run in reversed(runs)]
     sign_all(caller, proposals, show=show_orders) if len(runs) > 1 else sign_and_submit(caller, proposals[0])
     if caller.json:
         print_json([{"run": run, "status": "cancelled"} for run in runs])
@@ -197,12 +195,11 @@ class _RunDisplay:
 def _cancel(caller: Caller, behind: SweepRun) -> None:
     """Cancel a run that is behind, with the key that was unlocked for the sweep."""
     from appliance.client.support import orders
-    from appliance.domain.runs.control import Cancel
 
     assert behind.behind is not None
     loss, best = behind.behind
     reason = f"behind in its sweep: validation loss {loss} above {best}"
-    proposal = caller.propose(Cancel, {"run": behind.run}, texts={"reason": reason})
+    proposal = caller.propose("cancel", {"run": behind.run}, texts={"reason": reason})
     signed = orders.sign(proposal, caller.unlock("to sign this"))
     orders.submit(caller.connection, signed, caller.anchor.log_keys)
     say(f"{behind.run}: falls behind, {loss} where the better half is at {best} or below; cancelled.")
