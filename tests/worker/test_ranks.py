@@ -160,9 +160,9 @@ def test_a_run_of_two_processes_continues_and_is_replayed_bit_for_bit(
     assert files(resumed[2]) == {name: data for name, data in kept.items() if "0000002" not in name}
     task, _ = task_of(places, tmp_path)
     window = {"stop": 4, "before": str(tmp_path / "before"), "got": str(tmp_path / "got")}
-    assert start("replay").run(task | window, blob)[0]["frame"] == "result"
+    assert start("train").run(task | window, blob)[0]["frame"] == "result"
     assert (tmp_path / "got").read_bytes() == kept["checkpoints/step-0000004.safetensors"]
-    assert start("replay").run(task | window | {"stop": 2})[0]["frame"] == "result"
+    assert start("train").run(task | window | {"stop": 2})[0]["frame"] == "result"
     assert (tmp_path / "got").read_bytes() == blob
 
 
