@@ -25,7 +25,7 @@ from appliance.formats.log.trust import encode_trust
 from appliance.formats.signatures.keys import generate_ed25519
 from appliance.sandbox.description import PACKAGE
 from appliance.sandbox.escape_targets import EscapeTargets, Probes
-from appliance.sandbox.local import _command
+from appliance.sandbox.local import ENTRY, _command
 from scripts.kit.log_builder import stage
 from tests.kit.cedar_policies import permitting
 from tests.reports.test_plot import record
@@ -139,7 +139,7 @@ def test_the_sites_own_program_has_a_folder_and_an_environment_and_no_shell() ->
 
 def test_a_worker_takes_nothing_from_its_own_folder() -> None:
     with EscapeTargets(Probes()) as escape_targets:
-        _, *flags = _command(PACKAGE, "appliance.worker.train", escape_targets)
+        _, *flags = _command(PACKAGE, ENTRY, "appliance.worker.train", escape_targets)
     assert {"-s", "-P"} <= set(flags)
 
 

@@ -142,9 +142,9 @@ def test_a_run_of_two_processes_continues_and_is_replayed_bit_for_bit(
     assert told(resumed[1]) == told(sandboxed[1])[2:]
     task, _ = task_of(places, tmp_path)
     window = {"stop": 4, "before": str(tmp_path / "before"), "got": str(tmp_path / "got")}
-    assert start("replay").run(task | window, blob)[0]["frame"] == "result"
+    assert start("train").run(task | window, blob)[0]["frame"] == "result"
     assert (tmp_path / "got").read_bytes() == kept["checkpoints/step-0000004.safetensors"]
-    assert start("replay").run(task | window | {"stop": 2})[0]["frame"] == "result"
+    assert start("train").run(task | window | {"stop": 2})[0]["frame"] == "result"
     assert (tmp_path / "got").read_bytes() == blob
 
 

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import select
+import subprocess
+import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import PIPE, Popen
 from typing import Any
 
 import pytest
@@ -13,10 +20,13 @@ from appliance.domain.evaluation.items import parse_items
 from appliance.formats.core.canonical import encode_canonical
 from appliance.ml.inference.adapters import parse_adapter_config
 from appliance.sandbox.escape_targets import EscapeTargets, Probes
-from tests.worker.conftest import Frame, Process, Start, dataset_task, train_task
+from scripts.kit.waiting import wait_for
+from tests.worker.conftest import ROOT, Frame, Process, Start, dataset_task, train_task
 
 MESSAGES = [{"role": "system", "content": "Name the kind."}, {"role": "user", "content": "invoice and fee"}]
 KEY = bytes(range(32))
+MODULES = sorted((ROOT / "appliance" / "worker").glob("*.py"))
+WORKERS = [module.stem for module in MODULES if "\ndef work(" in module.read_text()]
 
 
 @pytest.fixture(scope="session")
@@ -74,14 +84,27 @@ def test_every_worker_tries_its_sandbox_first(start: Start) -> None:
     assert worker.hang_up() == 1
 
 
-def test_the_sandbox_is_tried_before_torch_is_there() -> None:
-    import subprocess
-    import sys
+@pytest.mark.parametrize("name", WORKERS)
+def test_a_worker_loads_no_library_before_it_has_tried_its_sandbox(name: str, tmp_path: Path) -> None:
+    """It waits while it reports its probes, which are too many for the pipe."""
+    probes, (reader, writer) = Probes(read={f"read-{number}": tmp_path for number in range(400)}), os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, select.PIPE_BUF)
+    with open(tmp_path / "log", "wb") as log, EscapeTargets(probes) as escape_targets:
+        command = [sys.executable, "-m", "appliance.worker.run", f"appliance.worker.{name}"]
+        with Popen([*command, json.dumps(escape_targets.targets)], stdin=PIPE, stdout=writer, stderr=log) as worker:
+            wait_for(lambda: not select.select([], [writer], [], 0)[1])
+            libraries = Path(f"/proc/{worker.pid}/maps").read_text()
+            worker.kill()
+    os.close(reader)
+    os.close(writer)
+    assert "libc" in libraries
+    assert sysconfig.get_path("platlib") not in libraries
 
-    modules = ", ".join(f"appliance.worker.{name}" for name in ("train", "evaluate", "serve", "prepare", "preview"))
-    code = f"import sys, {modules}; print([m for m in ('torch', 'transformers', 'appliance.ml') if m in sys.modules])"
+
+def test_rows_are_imported_without_torch() -> None:
+    code = "import sys, appliance.worker.prepare; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout == "[]\n"
+    assert done.stdout == "False\n"
 
 
 def test_the_preparing_worker_says_what_the_machine_is(start: Start) -> None:
@@ -152,7 +175,7 @@ def test_the_log_says_where_the_operating_system_refused(places: dict[str, Path]
         worker.close()
     assert failure["message"] == "worker: expected to read and write its folders, got No such file or directory"
     text = log.read_text()
-    assert "appliance/worker/link.py" in text and text.endswith("failed: unavailable\n") and "absent" not in text
+    assert "appliance/worker/run.py" in text and text.endswith("failed: unavailable\n") and "absent" not in text
 
 
 @pytest.mark.parametrize("task", [{"task": "other"}, {}, {"task": "base", "source": "relative", "output": "/x"}])
@@ -223,7 +246,7 @@ def test_a_run_is_trained_again_in_another_process_to_the_same_bytes(
     recorded = (places["checkpoints"] / last["file"]).read_bytes()
     files["expected"].write_bytes(recorded)
     paths = {name: str(path) for name, path in files.items()}
-    result, frames = start("replay", fresh=True).run({**train_task(places, "again"), **paths, "stop": last["step"]})
+    result, frames = start("train", fresh=True).run({**train_task(places, "again"), **paths, "stop": last["step"]})
     assert (result["step"], len(frames)) == (last["step"], last["step"])
     assert [f"{frame['loss']:.6f}" for frame in frames] == trained[0]["losses"]
     assert result["machine"] == last["machine"]

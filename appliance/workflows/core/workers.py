@@ -36,6 +36,8 @@ Parsed = TypeVar("Parsed")
 SERVE, SERVE_VLLM = "appliance.worker.serve", "appliance.worker.serve_vllm"
 SANDBOX_CHECK_S = 120.0
 """Seconds that the check of the sandbox may take."""
+LOADING_S = 120.0
+"""Seconds that a worker may take to import its libraries before it reads its task."""
 SILENCE_S = 1_800.0
 """Seconds without a frame after which a worker counts as dead."""
 ENDS_S = 30.0
@@ -136,7 +138,7 @@ def carry_out(
         ApplianceError: The worker reports a failure or ends without a result.
         TooLarge: With the code `time-limit`, if the task takes longer than its bounds.
     """
-    started.send({"frame": "go", **task}, blob)
+    started.send({"frame": "go", **task}, blob, timeout_s=LOADING_S)
     deadline = math.inf if bounds is None else time.monotonic() + bounds.wall_s
     while (received := _receive(started, deadline)) is not None:
         frame, _ = received

@@ -21,6 +21,7 @@ from appliance.workflows.core.record import Effect, conceal
 from appliance.workflows.core.retry import append_with_retry
 from appliance.workflows.core.workers import carry_out, check_sandbox, worker
 from appliance.workflows.data.imports import checked_base
+from appliance.workflows.runs.places import TRAIN
 from appliance.workflows.runs.steps import private_members, read_secret
 from appliance.workflows.runs.train import train_order
 
@@ -132,8 +133,8 @@ def _train_again(
         # The ranks of a run on several nodes had more threads than this one machine would choose for each.
         **({"threads": int(end.machine["threads"])} if run.nodes > 1 and recipe.device == "cpu" else {}),
     }
-    module, gpu, key = "appliance.worker.replay", recipe.device == "cuda", f"replay-{replay.order[7:23]}"
-    with worker(context, key, module, read=(base, dataset), write=(folder,), gpu=gpu) as started:
+    gpu, key = recipe.device == "cuda", f"replay-{replay.order[7:23]}"
+    with worker(context, key, TRAIN, read=(base, dataset), write=(folder,), gpu=gpu) as started:
         probes = check_sandbox(started)
         result = carry_out(started, task, begin, on_frame=partial(_publish, context, run, replay))
     return {**result, "sandbox_probes": probes}
