@@ -10,6 +10,7 @@ import pytest
 
 from appliance.cli import main
 from appliance.cli.signer import signer
+from appliance.cli.support.command import SharedOption
 from appliance.config.description import explain_settings
 from appliance.config.settings import (
     COMMAND_VARIABLES,
@@ -102,7 +103,7 @@ def test_every_value_that_does_not_fit_is_named_with_its_source(tmp_path: Path) 
 
 
 def _own(option: click.Parameter) -> list[str]:
-    return [option.envvar] if isinstance(option.envvar, str) else []
+    return [option.envvar] if isinstance(option.envvar, str) and not isinstance(option, SharedOption) else []
 
 
 def test_an_unknown_variable_is_refused_and_those_of_the_command_line_are_known(tmp_path: Path) -> None:

@@ -282,51 +282,6 @@ def test_the_pages_that_are_measured_read_well(capsys: pytest.CaptureFixture[str
     assert readability.report_pages(ROOT / "docs") == 0, capsys.readouterr().out
 
 
-SAMPLE = """# A heading is never counted
-
-One two three. `four_five` six (seven)!
-
-| a | table is not | either |
-| --- | --- | --- |
-
-```sh
-no code either, however long it is
-```
-
-- An item [with a link](https://example.org/long/target.html)
-  that is wrapped: Two sentences.
-
-  | nor | one |
-  | --- | --- |
-  | in an | item |
-"""
-
-
-def test_only_prose_is_measured() -> None:
-    found = readability.measure(SAMPLE)
-    assert list(readability.list_blocks(SAMPLE)) == [
-        "One two three. \x02 six (seven)!",
-        "An item with a link that is wrapped: Two sentences.",
-    ]
-    assert (found.sentences, found.words) == (4, 15)
-
-
-@pytest.mark.parametrize(
-    ("word", "syllables"),
-    [
-        ("the", 1), ("used", 1), ("audit", 2), ("people", 2), ("changes", 2), ("granted", 2), ("idea", 2),
-        ("adapter", 3), ("created", 3), ("readable", 3), ("signature", 3), ("two-person", 4), ("administrator", 5),
-    ],
-)  # fmt: skip
-def test_syllables_are_counted(word: str, syllables: int) -> None:
-    assert readability.count_syllables(word) == syllables
-
-
-def test_reading_ease_is_flesch_s() -> None:
-    found = readability.measure("The cat sat. The administrator sat.")
-    assert found.ease == pytest.approx(206.835 - 1.015 * 6 / 2 - 84.6 * 10 / 6)
-
-
 def test_a_hard_page_and_a_long_sentence_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "tutorials").mkdir()
     (tmp_path / "index.md").write_text(f"# Easy\n\n{'It is so. ' * 3}\n")
@@ -337,24 +292,3 @@ def test_a_hard_page_and_a_long_sentence_are_named(tmp_path: Path, capsys: pytes
     assert "index.md" in out[0] and "expected" not in out[0]
     assert "tutorials/hard.md: expected at least 50" in out[1]
     assert "tutorials/long.md: expected at most 30 words in a sentence, got: so so" in out[3]
-
-
-@pytest.mark.parametrize(
-    ("words", "has_packages", "installs"),
-    [(("--lint",), True, False), (("--lint",), False, True), ((), True, True), (("--output", "x"), True, True)],
-)
-def test_pages_are_measured_without_an_installation_if_the_packages_are_there(
-    tmp_path: Path, words: tuple[str, ...], has_packages: bool, installs: bool
-) -> None:
-    programs = {
-        "scripts/docs": (ROOT / "scripts/docs").read_text(encoding="utf-8"),
-        "scripts/setup": "#!/bin/sh\necho setup\n",
-        ".venv/bin/python": f"#!/bin/sh\n[ $1 = -c ] && exit {0 if has_packages else 1}\necho built\n",
-    }
-    for name, text in programs.items():
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-        path.chmod(0o755)
-    done = subprocess.run([tmp_path / "scripts/docs", *words], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == [*(["setup"] if installs else []), "built"]

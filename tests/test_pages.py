@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from _pytest.mark.structures import ParameterSet
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -19,9 +18,6 @@ ROLES = ("administrators", "auditors", "operators", "release-owners", "reviewers
 AUDIENCES = (*(f"docs/guides/{role}.md" for role in ROLES), "docs/operations/service.md")
 COLUMNS = 100
 CELL = 200
-NOT_WRAPPED: frozenset[str] = frozenset()
-"""Pages that are still to be wrapped. One that is wrapped fails until it leaves this list."""
-
 LINK = re.compile(r"\[[^\]]*\]\((?P<target>[^)\n]+)\)")
 
 
@@ -80,13 +76,7 @@ def _joined(page: Path) -> str:
     return re.sub(r"(\[[^\]\n]*)\n\s*([^\]\n]*\]\()", r"\1 \2", page.read_text(encoding="utf-8"))
 
 
-def _wrapped_or_listed(page: Path) -> ParameterSet:
-    reason = "to be wrapped; when it is, it leaves NOT_WRAPPED"
-    marks = [pytest.mark.xfail(reason=reason, strict=True)] if name_of(page) in NOT_WRAPPED else []
-    return pytest.param(page, id=name_of(page), marks=marks)
-
-
-@pytest.mark.parametrize("page", [_wrapped_or_listed(page) for page in PAGES])
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_prose_has_at_most_a_hundred_columns(page: Path) -> None:
     assert long_lines(page.read_text(encoding="utf-8")) == []
 

@@ -22,6 +22,11 @@ class ImportStatus(data.Import):
     error: WorkError | None
     progress: tuple[dict[str, Any], ...]
 
+    @property
+    def ended(self) -> bool:
+        """Return True if the import is over."""
+        return self.status != "requested"
+
 
 class RowsToCheck(Value):
     """The uploaded files to check, and the terms of their import."""
@@ -86,6 +91,55 @@ class RowFindings(Value):
     errors: tuple[str, ...]
     error_count: int
     notes: tuple[str, ...]
+
+
+_MOST_LISTED = 20
+"""Largest number of repeated texts that a warning lists."""
+
+
+def list_row_warnings(found: RowFindings) -> list[str]:
+    """Return a sentence for each unusual thing in valid rows, such as nearly equal labels and repeated texts."""
+    warnings = [
+        *found.notes,
+        *(
+            f"labels {one!r} and {other!r} are nearly the same"
+            + (f"; {rarer!r} is the rarer: {places}" if places else "")
+            for one, other, rarer, places in found.similar_labels
+        ),
+    ]
+    pairs, count = found.duplicates, found.duplicate_count
+    if count:
+        shown = "; ".join(f"{place} is that of {first}" for place, first in pairs[:_MOST_LISTED])
+        more = f"; and {count - _MOST_LISTED} more" if pairs and count > _MOST_LISTED else ""
+        have = "1 row has" if count == 1 else f"{count} rows have"
+        listed = f": {shown}{more}" if pairs else ""
+        warnings.append(f"{have} a text that came before, case and spaces aside{listed}")
+    for name, one in found.overlaps.items():
+        if one.duplicates or one.near_duplicates:
+            text = f"{one.duplicates} of {one.rows} rows are among those to train on"
+            warnings.append(f"validation set {name}: {text}, and {one.near_duplicates} nearly")
+    for label, sides in found.labels.items():
+        if sides.train and not sides.held_out:
+            warnings.append(f"label {label!r} has no held-out row, so the evaluation does not cover it")
+    return warnings
+
+
+def describe_label(sides: SplitRows) -> str:
+    """Return the numbers of rows with a label: all, to train on, and held out."""
+    return f"{sides.train + sides.held_out}, {sides.train} to train on, {sides.held_out} held out"
+
+
+def list_row_facts(found: RowFindings) -> list[tuple[str, object]]:
+    """Return the counts of rows, labels and lengths as (label, value). All rows of a validation set evaluate."""
+    split = f"{found.rows}, {found.train_rows} to train on, {found.held_out_rows} held out"
+    facts: list[tuple[str, object]] = [("rows", split if found.train_rows else found.rows)]
+    facts += [("labels", found.label_count)] if found.label_count else []
+    for label, sides in found.labels.items():
+        facts.append((f"label {label}", describe_label(sides) if found.train_rows else sides.held_out))
+    if found.max_tokens is not None:
+        lengths = f"{found.max_tokens} tokens at most, {found.mean_tokens} in the mean"
+        facts.append(("length", f"{lengths}, of the base's context of {found.context_length}"))
+    return facts
 
 
 class CheckStatus(WorkStatus[RowFindings]):

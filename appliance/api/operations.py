@@ -101,13 +101,18 @@ class LogRow(Value):
 
 
 class WitnessRow(Value):
-    """A witness of the valid policy; the values are None before its first cosignature."""
+    """A witness of the valid policy. Before its first cosignature, the values of the last one are None.
+
+    `counts` is true while the last one is recent enough for the policy, and `entry` recorded it.
+    """
 
     name: str
+    vkey: str
     size: int | None
     time: Time | None
     age_s: int | None
     counts: bool
+    entry: int | None
 
 
 class UnauthorisedRun(Value):

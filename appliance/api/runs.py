@@ -125,6 +125,11 @@ class ReplayStatus(runs.Replay):
     error: WorkError | None
     progress: tuple[dict[str, Any], ...]
 
+    @property
+    def ended(self) -> bool:
+        """Return True if the replay is over."""
+        return self.status != "requested"
+
 
 class WorkStarted(Value):
     """The key under which the result of the work is read."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,23 +12,31 @@ import click
 
 from appliance.build import find_folder
 from appliance.cli.support.caller import Caller, is_interactive
-from appliance.cli.support.command import command, group, reads, shares, signs
+from appliance.cli.support.command import (
+    PATH,
+    REASON,
+    command,
+    with_common_options,
+    with_session_options,
+    with_signing_options,
+)
+from appliance.cli.support.groups import identity, principal
 from appliance.cli.support.output import (
     END_HELP,
     parse_end,
     print_facts,
     print_json,
     print_line,
-    print_table,
+    print_rows,
     say,
 )
-from appliance.cli.support.signing import print_outcome, receipt_value, sign_and_submit
+from appliance.cli.support.signing import order_action, print_outcome, sign_and_submit
 from appliance.errors import BadInput
 
 if TYPE_CHECKING:
     from appliance.domain.actions.proposals import Proposal
 
-_FILE = click.Path(path_type=Path)
+_VALID_PROOF = "The proof is valid. Let the person read out the key id."
 
 
 @command(
@@ -45,13 +54,12 @@ _FILE = click.Path(path_type=Path)
     help="For trials: one administrator decides alone. The log records this permanently.",
 )
 @click.option("--origin", metavar="LOG", help="The log's permanent name, such as appliance.example.org/1.")
-@click.option("--policy", type=_FILE, metavar="FOLDER", help="The first policy set. Default: policies/default.")
+@click.option("--policy", type=PATH, metavar="FOLDER", help="The first policy set. Default: policies/default.")
 @click.option(
-    "--output", type=_FILE, metavar="FILE", help="Also write the trust file here, on another machine or medium."
+    "--output", type=PATH, metavar="FILE", help="Also write the trust file here, on another machine or medium."
 )
 @click.option("--post-quantum", is_flag=True, help="Have ML-DSA-65 sign checkpoints and adapters, too.")
-@shares
-@click.pass_obj
+@with_common_options
 def init(
     caller: Caller,
     administrators: tuple[str, ...],
@@ -113,11 +121,6 @@ def _default_policy() -> Path:
     return find_folder("policies") / "default"
 
 
-@group("principal", example="appliance principal list")
-def principal() -> None:
-    """Enrol, list and revoke people and units, and grant roles."""
-
-
 @principal.command(
     "enrol",
     example=(
@@ -127,7 +130,7 @@ def principal() -> None:
     ),
 )
 @click.argument("name", required=False)
-@click.option("--proof", type=_FILE, metavar="FILE", help="The person's proof, made with: appliance key prove")
+@click.option("--proof", type=PATH, metavar="FILE", help="The person's proof, made with: appliance key prove")
 @click.option("--printed-name", metavar="TEXT", help="The name as signatures show it; can be erased later.")
 @click.option(
     "--role",
@@ -136,13 +139,12 @@ def principal() -> None:
     metavar="ROLE",
     help="administrator, operator, validator, auditor, unit, recovery, reviewer:FUNCTION or release-owner:UNIT.",
 )
-@click.option("--folder", type=_FILE, metavar="FOLDER", help="Several by one order: people.csv and a NAME.proof each.")
+@click.option("--folder", type=PATH, metavar="FOLDER", help="Several by one order: people.csv and a NAME.proof each.")
 @click.option("--invited", is_flag=True, help="Use the passkey that the person made after: appliance principal invite")
 @click.option(
     "--short-code", metavar="CODE", help="With --invited: the passkey's short code, as the person reads it out."
 )
-@signs
-@click.pass_obj
+@with_signing_options
 def enrol(
     caller: Caller,
     name: str | None,
@@ -159,11 +161,10 @@ def enrol(
     spaces. If one cannot be enrolled, none is.
     """
     from appliance.client.people import read_enrolments, read_possession
-    from appliance.domain.governance.people import Enrol, EnrolSeveral
 
     if folder is not None:
         _expect_folder_alone(name, proof, printed_name, roles, invited, short_code)
-        proposal = caller.propose_input(EnrolSeveral, read_enrolments(folder, caller.about.origin))
+        proposal = caller.propose_input("enrol-several", read_enrolments(folder, caller.about.origin))
     elif name is None or (proof is None) != invited or printed_name is None or not roles:
         raise BadInput(
             "principal enrol: expected NAME with --proof or --invited, --printed-name and --role, or --folder"
@@ -173,7 +174,7 @@ def enrol(
     else:
         data, _ = read_possession(proof, caller.about.origin, name)
         texts, documents = {"printed_name": printed_name}, {"possession": data}
-        proposal = caller.propose(Enrol, {"roles": roles}, texts=texts, documents=documents)
+        proposal = caller.propose("enrol", {"roles": roles}, texts=texts, documents=documents)
     caller.reading()
     notes = [] if invited else ["Each proof is valid. Let each person read out the key id."]
     receipt = sign_and_submit(caller, proposal, notes)
@@ -185,12 +186,11 @@ def _propose_invited(
 ) -> Proposal:
     """Return the order that enrols an invited person, once their short code was compared."""
     from appliance.client.people import read_invited_proof
-    from appliance.domain.governance.invitations import EnrolWithPasskey
 
     data, keyid = read_invited_proof(caller.reading(), caller.anchor, name)
     check_short_code(name, keyid, code)
     texts, documents = {"printed_name": printed_name}, {"possession": data}
-    return caller.propose(EnrolWithPasskey, {"roles": roles}, texts=texts, documents=documents)
+    return caller.propose("enrol-with-passkey", {"roles": roles}, texts=texts, documents=documents)
 
 
 def check_short_code(name: str, keyid: str, code: str | None) -> None:
@@ -226,8 +226,7 @@ def _expect_folder_alone(*single: object) -> None:
 @click.option("--role", "roles", multiple=True, required=True, metavar="ROLE", help="A role, as for: principal enrol")
 @click.option("--until", default="1h", metavar="TIME", help=f"Until when the address works. {END_HELP} Default: 1h.")
 @click.option("--console", metavar="URL", help="The console's address. Default: as the service reports it.")
-@signs
-@click.pass_obj
+@with_signing_options
 def invite(
     caller: Caller, name: str, printed_name: str, roles: tuple[str, ...], until: str, console: str | None
 ) -> None:
@@ -238,21 +237,21 @@ def invite(
     """
     from appliance.client.people import find_dropped_passkey
     from appliance.client.support.browsers import find_console
-    from appliance.domain.governance.invitations import Invite, describe_dropped
+    from appliance.domain.governance.invitations import describe_dropped
     from appliance.formats.core.digest import digest_bytes
     from appliance.formats.core.fields import encode_base64url
 
     secret = secrets.token_bytes(32)
     end = parse_end(until, "until", datetime.now(UTC))
     values = {"principal": name, "roles": roles, "secret": digest_bytes(secret), "until": end}
-    proposal = caller.propose(Invite, values, texts={"printed_name": printed_name})
+    proposal = caller.propose("invite", values, texts={"printed_name": printed_name})
     reading = caller.reading()
     site = console or find_console(reading)
     keyid = find_dropped_passkey(reading, caller.anchor, name)
     receipt = sign_and_submit(caller, proposal, [] if keyid is None else [f"warning: {describe_dropped(name, keyid)}"])
     address = f"{site.rstrip('/')}/invitation#{encode_base64url(secret)}"
     if caller.json:
-        print_json({**receipt_value(receipt), "address": address, "until": end})
+        print_json({**asdict(receipt), "address": address, "until": end})
         return
     print_facts([("address", address), ("until", end), ("entry", receipt.index)])
     say(f"next: {name} opens the address and makes a passkey; then: appliance principal enrol {name} --invited")
@@ -262,78 +261,58 @@ def invite(
     "withdraw-invitation", example="appliance principal withdraw-invitation nina --reason 'The address was seen.'"
 )
 @click.argument("name")
-@click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
-@signs
-@click.pass_obj
+@REASON
+@with_signing_options
 def withdraw_invitation(caller: Caller, name: str, reason: str | None) -> None:
     """End the invitation of a person who is not enrolled yet. One administrator is enough.
 
     Its address stops working at once. A passkey that the person has made by it is dropped.
     """
-    from appliance.domain.governance.invitations import WithdrawInvitation
-
-    proposal = caller.propose(WithdrawInvitation, {"principal": name}, texts={"reason": reason})
-    caller.reading()
-    print_outcome(caller, sign_and_submit(caller, proposal), f"the invitation of {name} was withdrawn")
+    done = f"the invitation of {name} was withdrawn"
+    order_action(caller, "withdraw-invitation", {"principal": name}, done, texts={"reason": reason}, opens_session=True)
 
 
 @principal.command("list", example="appliance principal list --json")
-@reads
-@click.pass_obj
+@with_session_options
 def list_principals(caller: Caller) -> None:
     """List all people and units that were ever enrolled, with roles and key ids."""
     from appliance.domain.core.records.people import Principal
 
-    rows = caller.reading().get("/v1/principals", list[Principal])
-    if caller.json:
-        print_json(rows)
-        return
-    print_table(
+    print_rows(
+        caller.json,
+        caller.reading().get("/v1/principals", list[Principal]),
         ("name", "printed name", "roles", "key id", "enrolled", "revoked"),
-        [(r.name, r.printed_name, ", ".join(r.roles), r.keyid[:19], r.enrolled, r.revoked) for r in rows],
+        lambda row: (row.name, row.printed_name, ", ".join(row.roles), row.keyid[:19], row.enrolled, row.revoked),
     )
 
 
 @principal.command("grant", example="appliance principal grant ada reviewer:privacy")
 @click.argument("name")
 @click.argument("role")
-@signs
-@click.pass_obj
+@with_signing_options
 def grant(caller: Caller, name: str, role: str) -> None:
     """Give a person one more role. Needs two administrators."""
-    from appliance.domain.governance.people import Grant
-
-    proposal = caller.propose(Grant, {"principal": name, "role": role})
-    caller.reading()
-    print_outcome(caller, sign_and_submit(caller, proposal), f"{name} is {role}")
+    order_action(caller, "grant", {"principal": name, "role": role}, f"{name} is {role}", opens_session=True)
 
 
 @principal.command("remove-role", example="appliance principal remove-role ada operator")
 @click.argument("name")
 @click.argument("role")
-@click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
-@signs
-@click.pass_obj
+@REASON
+@with_signing_options
 def remove_role(caller: Caller, name: str, role: str, reason: str | None) -> None:
     """Remove one role of a person, who keeps the others. Needs two administrators."""
-    from appliance.domain.governance.people import RemoveRole
-
-    proposal = caller.propose(RemoveRole, {"principal": name, "role": role}, texts={"reason": reason})
-    caller.reading()
-    print_outcome(caller, sign_and_submit(caller, proposal), f"{name} is no longer {role}")
+    values, done = {"principal": name, "role": role}, f"{name} is no longer {role}"
+    order_action(caller, "remove-role", values, done, texts={"reason": reason}, opens_session=True)
 
 
 @principal.command("revoke", example="appliance principal revoke mallory --reason 'left the firm'")
 @click.argument("name")
-@click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
-@signs
-@click.pass_obj
+@REASON
+@with_signing_options
 def revoke(caller: Caller, name: str, reason: str | None) -> None:
     """Take all rights from a person or a unit at once. One administrator is enough. It cannot be undone."""
-    from appliance.domain.governance.people import RevokePrincipal
-
-    proposal = caller.propose(RevokePrincipal, {"principal": name}, texts={"reason": reason})
-    print_outcome(caller, sign_and_submit(caller, proposal), f"{name} is revoked")
+    order_action(caller, "revoke-principal", {"principal": name}, f"{name} is revoked", texts={"reason": reason})
 
 
 @principal.command(
@@ -341,11 +320,10 @@ def revoke(caller: Caller, name: str, reason: str | None) -> None:
 )
 @click.argument("name")
 @click.option(
-    "--proof", type=_FILE, metavar="FILE", required=True, help="The person's proof, made with: appliance key prove"
+    "--proof", type=PATH, metavar="FILE", required=True, help="The person's proof, made with: appliance key prove"
 )
-@click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
-@signs
-@click.pass_obj
+@REASON
+@with_signing_options
 def replace_key(caller: Caller, name: str, proof: Path, reason: str | None) -> None:
     """Give a person a new key, because theirs is lost. The old ones end at once. Needs two administrators.
 
@@ -353,12 +331,17 @@ def replace_key(caller: Caller, name: str, proof: Path, reason: str | None) -> N
     revoke it too: appliance key revoke.
     """
     from appliance.client.people import read_possession
-    from appliance.domain.governance.keys import ReplaceKey
 
     data, _ = read_possession(proof, caller.about.origin, name)
-    proposal = caller.propose(ReplaceKey, {}, texts={"reason": reason}, documents={"possession": data})
-    receipt = sign_and_submit(caller, proposal, ["The proof is valid. Let the person read out the key id."])
-    print_outcome(caller, receipt, f"{name} has another key")
+    order_action(
+        caller,
+        "replace-key",
+        {},
+        f"{name} has another key",
+        texts={"reason": reason},
+        documents={"possession": data},
+        notes=[_VALID_PROOF],
+    )
 
 
 @principal.command(
@@ -366,13 +349,12 @@ def replace_key(caller: Caller, name: str, proof: Path, reason: str | None) -> N
 )
 @click.argument("name")
 @click.option(
-    "--proof", type=_FILE, metavar="FILE", required=True, help="The person's proof, made with: appliance key prove"
+    "--proof", type=PATH, metavar="FILE", required=True, help="The person's proof, made with: appliance key prove"
 )
 @click.option(
     "--printed-name", metavar="TEXT", required=True, help="The name as signatures show it; can be erased later."
 )
-@signs
-@click.pass_obj
+@with_signing_options
 def recover(caller: Caller, name: str, proof: Path, printed_name: str) -> None:
     """Enrol a new administrator with a recovery key, because too few administrators have theirs.
 
@@ -380,13 +362,12 @@ def recover(caller: Caller, name: str, proof: Path, printed_name: str) -> None:
     the policy's order_lifetime_s, so that administrators can stop a recovery that they did not expect.
     """
     from appliance.client.people import read_possession
-    from appliance.domain.governance.recovery import RecoverAdministrator
     from appliance.formats.core.timestamp import encode_time
 
     data, _ = read_possession(proof, caller.about.origin, name)
     texts, documents = {"printed_name": printed_name}, {"possession": data}
-    proposal = caller.propose(RecoverAdministrator, {}, texts=texts, documents=documents)
-    receipt = sign_and_submit(caller, proposal, ["The proof is valid. Let the person read out the key id."])
+    proposal = caller.propose("recover-administrator", {}, texts=texts, documents=documents)
+    receipt = sign_and_submit(caller, proposal, [_VALID_PROOF])
     half = timedelta(seconds=caller.about.parameters.order_lifetime_s // 2)
     print_outcome(
         caller,
@@ -401,28 +382,26 @@ def recover(caller: Caller, name: str, proof: Path, printed_name: str) -> None:
 @principal.command("enrol-passkey", example="appliance principal enrol-passkey rita --proof rita-blue.proof")
 @click.argument("name")
 @click.option(
-    "--proof", type=_FILE, metavar="FILE", required=True, help="The proof that the person downloaded in the console."
+    "--proof", type=PATH, metavar="FILE", required=True, help="The proof that the person downloaded in the console."
 )
-@signs
-@click.pass_obj
+@with_signing_options
 def enrol_passkey(caller: Caller, name: str, proof: Path) -> None:
     """Let a person also sign with a passkey, at the addresses that its proof names. Needs two administrators.
 
     The person makes the passkey and its proof in the console. Their other keys stay valid.
     """
     from appliance.client.people import read_passkey_proof
-    from appliance.domain.governance.passkeys import EnrolPasskey
 
     data, _ = read_passkey_proof(proof, caller.about.origin, name)
-    proposal = caller.propose(EnrolPasskey, {}, documents={"possession": data})
-    caller.reading()
-    notes = ["The proof is valid. Let the person read out the key id."]
-    print_outcome(caller, sign_and_submit(caller, proposal, notes), f"{name} has another passkey")
-
-
-@group("identity", example="appliance identity bind olga 248289761001")
-def identity() -> None:
-    """Bind people to subjects of the site's identity provider. Policy can require its ID tokens for sessions."""
+    order_action(
+        caller,
+        "enrol-passkey",
+        {},
+        f"{name} has another passkey",
+        documents={"possession": data},
+        notes=[_VALID_PROOF],
+        opens_session=True,
+    )
 
 
 @identity.command(
@@ -435,53 +414,43 @@ def identity() -> None:
 @click.argument("name")
 @click.argument("subject")
 @click.option("--issuer", metavar="URL", help="The provider's address. Default: that of the policy set.")
-@click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
-@signs
-@click.pass_obj
+@REASON
+@with_signing_options
 def bind(caller: Caller, name: str, subject: str, issuer: str | None, reason: str | None) -> None:
     """Bind a person to a subject, the claim `sub` of their ID tokens. Needs two administrators.
 
     It replaces an earlier subject of the person. Bind everybody before a policy set requires identities.
     """
-    from appliance.domain.governance.identities import BindIdentity
-
     provider = caller.about.parameters.identity_provider
     if issuer is None and provider is None:
         raise BadInput("identity, issuer: expected --issuer URL, since the policy set names no identity provider")
     values = {"principal": name, "subject": subject, "issuer": issuer or (provider and provider.issuer)}
-    proposal = caller.propose(BindIdentity, values, texts={"reason": reason})
-    caller.reading()
-    print_outcome(caller, sign_and_submit(caller, proposal), f"{name} is bound to {subject}")
+    done = f"{name} is bound to {subject}"
+    order_action(caller, "bind-identity", values, done, texts={"reason": reason}, opens_session=True)
 
 
 @identity.command("unbind", example="appliance identity unbind olga --reason 'left the firm'")
 @click.argument("name")
-@click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
-@signs
-@click.pass_obj
+@REASON
+@with_signing_options
 def unbind(caller: Caller, name: str, reason: str | None) -> None:
     """Remove a person's identity and end the sessions that rest on it. One administrator is enough."""
-    from appliance.domain.governance.identities import UnbindIdentity
-
-    proposal = caller.propose(UnbindIdentity, {"principal": name}, texts={"reason": reason})
-    print_outcome(caller, sign_and_submit(caller, proposal), f"{name} is bound to no subject")
+    done = f"{name} is bound to no subject"
+    order_action(caller, "unbind-identity", {"principal": name}, done, texts={"reason": reason})
 
 
 @identity.command("list", example="appliance identity list --json")
-@reads
-@click.pass_obj
+@with_session_options
 def list_identities(caller: Caller) -> None:
     """List the subject of each person who is bound, and the entry that bound them."""
     from appliance.client.questions import state_as_of
     from appliance.domain.core.records.people import Identity
 
     found = state_as_of(caller.reading(), None, ("identity",)).rows
-    rows = [Identity.model_validate(row.value) for row in found]
-    if caller.json:
-        print_json(rows)
-        return
-    print_table(
+    print_rows(
+        caller.json,
+        [Identity.model_validate(row.value) for row in found],
         ("name", "issuer", "subject", "since entry"),
-        [(r.principal, r.issuer, r.subject, r.index) for r in rows],
+        lambda row: (row.principal, row.issuer, row.subject, row.index),
         empty="No identity is bound. Bind one with: appliance identity bind",
     )

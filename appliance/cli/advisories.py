@@ -12,7 +12,8 @@ import click
 
 from appliance.build import build_version
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import group, shares
+from appliance.cli.support.command import PATH, with_common_options
+from appliance.cli.support.groups import advisories
 from appliance.cli.support.output import print_facts, print_json, print_table, say
 from appliance.errors import Unavailable
 
@@ -28,13 +29,8 @@ _FUTURE_DAYS = 2
 _DAY_S = 86_400
 
 
-@group("advisories", example="appliance advisories check /media/usb/PyPI.zip")
-def advisories() -> None:
-    """Compare the installed libraries with published advisories, without a network."""
-
-
 @advisories.command("check", example="appliance advisories check /media/usb/PyPI.zip --days 30")
-@click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
+@click.argument("file", metavar="FILE", type=PATH)
 @click.option(
     "--days",
     type=click.IntRange(1, 3_650),
@@ -43,9 +39,8 @@ def advisories() -> None:
     metavar="N",
     help="Age after which FILE is stale.",
 )
-@shares
-@click.pass_context
-def check(context: click.Context, file: Path, days: int) -> None:
+@with_common_options
+def check(caller: Caller, file: Path, days: int) -> None:
     """Print each advisory in FILE that affects a library of this installation.
 
     FILE is an export of OSV records, such as PyPI/all.zip of osv.dev, which you carry to this machine. Its date is that
@@ -78,7 +73,6 @@ def check(context: click.Context, file: Path, days: int) -> None:
         "stale": stale,
         "affected": len(found.matches),
     }
-    caller: Caller = context.obj
     if caller.json:
         print_json({**facts, "matches": [asdict(match) for match in found.matches]})
     else:
@@ -105,8 +99,8 @@ def check(context: click.Context, file: Path, days: int) -> None:
         except Unavailable as error:
             say(f"note: the number of advisories is not stored for the next check: {error.message}")
     if found.matches:
-        context.exit(AFFECTED)
-    context.exit(STALE if stale or fewer else CLEAR)
+        raise click.exceptions.Exit(AFFECTED)
+    raise click.exceptions.Exit(STALE if stale or fewer else CLEAR)
 
 
 def _print_matches(matches: Sequence[Match]) -> None:

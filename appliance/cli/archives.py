@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import command, reads, signs
-from appliance.cli.support.output import print_facts, print_json, print_table, say
+from appliance.cli.support.command import PATH, REASON, with_session_options, with_signing_options
+from appliance.cli.support.groups import ledger
+from appliance.cli.support.output import print_result, print_rows, say
 from appliance.cli.support.signing import print_outcome, sign_and_submit
 from appliance.errors import BadInput, Tampered
 from appliance.formats.core.text import show_bytes
@@ -22,7 +23,7 @@ _RECORDS = click.Choice(("previews", "refusals", "replays", "requests"))
 """The classes of records, as `domain.core.names.RecordClass` has them."""
 
 
-@command(
+@ledger.command(
     "archive",
     example=(
         "appliance ledger archive archive-2026.tar --dry-run\n"
@@ -30,7 +31,7 @@ _RECORDS = click.Choice(("previews", "refusals", "replays", "requests"))
         "appliance ledger archive copy.tar --check 5f0d2c"
     ),
 )
-@click.argument("file", type=click.Path(path_type=Path), metavar="FILE")
+@click.argument("file", type=PATH, metavar="FILE")
 @click.option(
     "--up-to",
     type=click.IntRange(1),
@@ -45,9 +46,8 @@ _RECORDS = click.Choice(("previews", "refusals", "replays", "requests"))
 )
 @click.option("--dry-run", is_flag=True, help="Write and verify the archive, say what could be removed, order nothing.")
 @click.option("--check", "pending", metavar="ORDER", help="Compare the archive with this pending order; order nothing.")
-@click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
-@signs
-@click.pass_obj
+@REASON
+@with_signing_options
 def archive(
     caller: Caller,
     file: Path,
@@ -65,7 +65,6 @@ def archive(
     the file: the log has only hashes of what was removed.
     """
     from appliance.client.retention import prepare
-    from appliance.domain.retention import ArchiveLog
 
     if pending is not None:
         _check(caller, file, pending)
@@ -75,7 +74,7 @@ def archive(
         _print(caller, file, prepared)
         return
     proposal = caller.propose(
-        ArchiveLog, prepared.values, texts={"reason": reason}, documents={"removed": prepared.prepared.removed}
+        "archive-log", prepared.values, texts={"reason": reason}, documents={"removed": prepared.prepared.removed}
     )
 
     def show_facts() -> None:
@@ -118,12 +117,10 @@ _KEPT = {
 
 
 def _print(caller: Caller, file: Path, archive: PreparedArchive) -> None:
-    if caller.json:
-        selection = archive.prepared.selection
-        counts = {"removed": dict(selection.removed), "kept": {name: n for name, n in selection.kept.items() if n}}
-        print_json({"file": str(file), "bytes": archive.size, **archive.values, **counts})
-    else:
-        print_facts(_facts(file, archive))
+    selection = archive.prepared.selection
+    counts = {"removed": dict(selection.removed), "kept": {name: n for name, n in selection.kept.items() if n}}
+    value = {"file": str(file), "bytes": archive.size, **archive.values, **counts}
+    print_result(caller.json, value, _facts(file, archive))
 
 
 def _check(caller: Caller, file: Path, digest: str) -> None:
@@ -156,24 +153,25 @@ def _check(caller: Caller, file: Path, digest: str) -> None:
     )
 
 
-@command("archives", example="appliance ledger archives")
-@reads
-@click.pass_obj
+@ledger.command("archives", example="appliance ledger archives")
+@with_session_options
 def archives(caller: Caller) -> None:
     """List the archives: what was removed, by whose order, and the digest of the file that has it."""
     from appliance.client.retention import list_archives
 
-    found = list_archives(caller.reading(), caller.anchor)
-    if caller.json:
-        print_json(found)
-        return
-    rows: list[tuple[Any, ...]] = [
-        (one.index, one.time[:10], one.count, one.up_to, ", ".join(one.records), " and ".join(one.signers), one.archive)
-        for one in found
-    ]
-    print_table(
+    print_rows(
+        caller.json,
+        list_archives(caller.reading(), caller.anchor),
         ("entry", "on", "removed", "before", "records", "ordered by", "archive"),
-        rows,
+        lambda one: (
+            one.index,
+            one.time[:10],
+            one.count,
+            one.up_to,
+            ", ".join(one.records),
+            " and ".join(one.signers),
+            one.archive,
+        ),
         wraps=True,
         empty="Nothing was archived. Two administrators archive old records with: appliance ledger archive",
     )

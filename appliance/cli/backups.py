@@ -9,38 +9,30 @@ from typing import TYPE_CHECKING
 import click
 
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import FOLDER, group, shares
-from appliance.cli.support.output import print_facts, print_json, print_table, say
+from appliance.cli.support.command import FOLDER, PATH, with_common_options
+from appliance.cli.support.groups import backup
+from appliance.cli.support.output import print_facts, print_json, print_result, print_table, say
 from appliance.errors import BadInput, Conflict
 from appliance.formats.core.text import show_bytes
 
 if TYPE_CHECKING:
     from appliance.formats.log.trust import Trust
 
-_FILE = click.Path(path_type=Path)
 _NICENESS = 10
 """Niceness of a process that makes a backup, so that units are answered at nearly the same pace meanwhile."""
-_FOLDER = click.argument("folder", metavar="FOLDER", type=_FILE)
-_OPTIONAL_FOLDER = click.argument("folder", metavar="[FOLDER]", type=_FILE, required=False)
+_FOLDER = click.argument("folder", metavar="FOLDER", type=PATH)
+_OPTIONAL_FOLDER = click.argument("folder", metavar="[FOLDER]", type=PATH, required=False)
 _NAME = click.argument("name", metavar="NAME")
 _IDENTITY = click.option(
     "--identity",
     "identities",
     metavar="FILE",
-    type=_FILE,
+    type=PATH,
     multiple=True,
     help="A private key of age, as age-keygen writes it. Repeat it for several.",
 )
-_TRUST = click.option("--trust", metavar="FILE", type=_FILE, help="The trust file, kept elsewhere than the backup.")
+_TRUST = click.option("--trust", metavar="FILE", type=PATH, help="The trust file, kept elsewhere than the backup.")
 _LOG_KEY = click.option("--log-key", metavar="VKEY", help="The log's key, if it was rotated after `init`.")
-
-
-@group("backup", example="appliance backup create /media/backup\nappliance backup list /media/backup")
-def backup() -> None:
-    """Make, list, verify, remove and restore encrypted backups.
-
-    Type these on the service's host, as the service's account. The service may run meanwhile.
-    """
 
 
 @backup.command("create", example="appliance backup create /media/backup")
@@ -51,8 +43,7 @@ def backup() -> None:
     show_default=True,
     help="Copy the training checkpoints and steps of runs that may be resumed or replayed.",
 )
-@shares
-@click.pass_obj
+@with_common_options
 def create(caller: Caller, folder: Path | None, checkpoints: bool) -> None:
     """Copy the log, the sealed folders, the settings and the keys into FOLDER, encrypted and verified.
 
@@ -64,7 +55,7 @@ def create(caller: Caller, folder: Path | None, checkpoints: bool) -> None:
 
     os.nice(_NICENESS)
     made = wiring.create_backup(caller.settings, folder, with_checkpoints=checkpoints, say=say)
-    facts: list[tuple[str, object]] = [
+    facts = [
         ("backup", made.backup.name),
         ("log", f"{made.entries:,} entries"),
         ("size", f"{show_bytes(made.backup.size)}, of which {show_bytes(made.new_bytes)} are new"),
@@ -85,8 +76,7 @@ def create(caller: Caller, folder: Path | None, checkpoints: bool) -> None:
 @_OPTIONAL_FOLDER
 @_TRUST
 @_LOG_KEY
-@shares
-@click.pass_obj
+@with_common_options
 def list_backups(caller: Caller, folder: Path | None, trust: Path | None, log_key: str | None) -> None:
     """List the backups in FOLDER, oldest first. The signature of each is verified, and no object is read.
 
@@ -104,15 +94,14 @@ def list_backups(caller: Caller, folder: Path | None, trust: Path | None, log_ke
             ]
         )
         return
-    cells = [
-        (one.name, "", "", "", one.problem)
-        if one.backup is None
-        else (one.name, f"{one.entries:,}", show_bytes(one.backup.size), one.backup.build, "signed")
-        for one in found
-    ]
     print_table(
         ("backup", "entries", "size", "build", "manifest"),
-        cells,
+        [
+            (one.name, "", "", "", one.problem)
+            if one.backup is None
+            else (one.name, f"{one.entries:,}", show_bytes(one.backup.size), one.backup.build, "signed")
+            for one in found
+        ],
         empty="The folder has no backup. Make one with: appliance backup create",
     )
 
@@ -125,8 +114,7 @@ def list_backups(caller: Caller, folder: Path | None, trust: Path | None, log_ke
 @_IDENTITY
 @_TRUST
 @_LOG_KEY
-@shares
-@click.pass_obj
+@with_common_options
 def verify(
     caller: Caller,
     folder: Path,
@@ -159,14 +147,13 @@ def verify(
 @_FOLDER
 @_NAME
 @click.option("--newest", is_flag=True, help="Remove it even if it is the newest backup in FOLDER.")
-@shares
-@click.pass_obj
+@with_common_options
 def remove(caller: Caller, folder: Path, name: str, newest: bool) -> None:
     """Remove a backup, with the objects that no other backup in FOLDER uses."""
     from appliance import wiring
 
     wiring.remove_backup(caller.settings, folder, name, newest=newest)
-    print_json({"removed": name}) if caller.json else print_facts([("removed", name)])
+    print_result(caller.json, {"removed": name})
 
 
 @backup.command(
@@ -187,19 +174,18 @@ def remove(caller: Caller, folder: Path, name: str, newest: bool) -> None:
 @click.option(
     "--erasures",
     metavar="FILE",
-    type=_FILE,
+    type=PATH,
     help="A newer export of the log: erase what was erased after the backup.",
 )
 @click.option(
     "--checkpoint",
     "checkpoints",
     metavar="FILE",
-    type=_FILE,
+    type=PATH,
     multiple=True,
     help="A newer checkpoint of the log, to compare with: a witness's state, or what an account has seen. Repeatable.",
 )
-@shares
-@click.pass_obj
+@with_common_options
 def restore(
     caller: Caller,
     folder: Path,
@@ -233,23 +219,20 @@ def restore(
         checkpoints=checkpoints,
         say=say,
     )
-    if caller.json:
-        print_json(
-            {"backup": done.backup.name, "home": str(done.home), "entries": done.entries, "files": done.files}
-            | {"erased": done.erased, "lost": done.lost, "moved": done.moved}
-        )
-    else:
-        print_facts(
-            [
-                ("restored", str(done.home)),
-                ("backup", f"{done.backup.name}, build {done.backup.build}"),
-                ("log", f"{done.entries:,} entries, verified"),
-                ("files", f"{done.files:,}"),
-                *([] if erasures is None else [("erased", f"{done.erased:,} texts, as the newer export says")]),
-                *(("LOST", text) for text in done.lost),
-                *(("put", text) for text in done.moved),
-            ]
-        )
+    print_result(
+        caller.json,
+        {"backup": done.backup.name, "home": str(done.home), "entries": done.entries, "files": done.files}
+        | {"erased": done.erased, "lost": done.lost, "moved": done.moved},
+        [
+            ("restored", str(done.home)),
+            ("backup", f"{done.backup.name}, build {done.backup.build}"),
+            ("log", f"{done.entries:,} entries, verified"),
+            ("files", f"{done.files:,}"),
+            *([] if erasures is None else [("erased", f"{done.erased:,} texts, as the newer export says")]),
+            *(("LOST", text) for text in done.lost),
+            *(("put", text) for text in done.moved),
+        ],
+    )
     say(
         "The home is stopped. See that no other copy of this appliance runs, and that none can start.",
         f"next: appliance backup confirm --home {done.home}",
@@ -258,8 +241,7 @@ def restore(
 
 @backup.command("confirm", example="appliance backup confirm --home ~/appliance")
 @click.option("--yes", "confirmed", is_flag=True, help="Confirm without being asked.")
-@shares
-@click.pass_obj
+@with_common_options
 def confirm(caller: Caller, confirmed: bool) -> None:
     """Confirm that a restored home is the only copy of its appliance, so that its service can start.
 
@@ -274,7 +256,7 @@ def confirm(caller: Caller, confirmed: bool) -> None:
     if not (confirmed or caller.yes) and not click.confirm("Is it certain that no other copy can start?", err=True):
         raise Conflict("restored home: expected the confirmation, got none; nothing was changed")
     wiring.confirm_restored(home)
-    print_json({"confirmed": str(home)}) if caller.json else print_facts([("confirmed", str(home))])
+    print_result(caller.json, {"confirmed": str(home)})
     if mark.lost:
         say(
             "The lost entries may have revoked something. Nothing serves before two administrators have ordered a "

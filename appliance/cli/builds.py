@@ -8,25 +8,17 @@ import click
 
 from appliance.build import COMPATIBILITY, build_version
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import group, shares
-from appliance.cli.support.output import print_facts, print_json
+from appliance.cli.support.command import PATH, with_common_options
+from appliance.cli.support.groups import database, update_compatibility
+from appliance.cli.support.output import print_json, print_result
 
 ROLLING, RECREATE = 0, 3
 """Exit codes: hosts can be upgraded one by one; all processes have to be stopped first."""
 _MAX_BYTES = 4_096
 
 
-@group(
-    "update-compatibility",
-    example="appliance update-compatibility check compatibility.json\nappliance update-compatibility metadata",
-)
-def update_compatibility() -> None:
-    """Say whether processes of this build and of another one can serve one log."""
-
-
 @update_compatibility.command("metadata", example="appliance update-compatibility metadata > compatibility.json")
-@shares
-@click.pass_obj
+@with_common_options
 def metadata(caller: Caller) -> None:
     """Print this build's version and compatibility number as JSON, for `check` of another build."""
     print_json({"version": build_version(), "compatibility": COMPATIBILITY})
@@ -43,10 +35,9 @@ def parse_build_metadata(data: bytes) -> tuple[str, int]:
 
 
 @update_compatibility.command("check", example="appliance update-compatibility check compatibility.json")
-@click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
-@shares
-@click.pass_context
-def check(context: click.Context, file: Path) -> None:
+@click.argument("file", metavar="FILE", type=PATH)
+@with_common_options
+def check(caller: Caller, file: Path) -> None:
     """Compare this build with another one, whose metadata is in FILE. A bundle has its own in compatibility.json.
 
     The exit code is 0 if hosts can be upgraded one by one (`rolling`), and 3 if all processes of the log have to be
@@ -62,25 +53,12 @@ def check(context: click.Context, file: Path) -> None:
         "this_build": own,
         "other_build": f"{version}, compatibility number {compatibility}",
     }
-    caller: Caller = context.obj
-    if caller.json:
-        print_json(facts)
-    else:
-        print_facts((name.replace("_", " "), value) for name, value in facts.items())
-    context.exit(ROLLING if verdict == "rolling" else RECREATE)
-
-
-@group("database", example="appliance database check\nappliance database migrate")
-def database() -> None:
-    """Check and migrate the database of this home, as an upgrade does.
-
-    Type these on the service's host, as the service's account. `/usr/lib/appliance/upgrade` runs them by itself.
-    """
+    print_result(caller.json, facts)
+    raise click.exceptions.Exit(ROLLING if verdict == "rolling" else RECREATE)
 
 
 @database.command("check", example="appliance database check --json")
-@shares
-@click.pass_obj
+@with_common_options
 def check_database(caller: Caller) -> None:
     """Verify the schema, and replay the whole log by the rules of this build. Changes nothing.
 
@@ -90,23 +68,18 @@ def check_database(caller: Caller) -> None:
     from appliance import wiring
 
     found = wiring.check_database(caller.settings)
-    if caller.json:
-        print_json(found)
-        return
-    print_facts(
-        [
-            ("revision", found.revision),
-            ("log", f"{found.entries:,} entries, verified by the rules of {build_version()}"),
-            *(("run", f"{run} continues at the next start") for run in found.continuing),
-            *(("run", f"{run} would end at the next start") for run in found.ending),
-        ]
-    )
+    facts = [
+        ("revision", found.revision),
+        ("log", f"{found.entries:,} entries, verified by the rules of {build_version()}"),
+        *(("run", f"{run} continues at the next start") for run in found.continuing),
+        *(("run", f"{run} would end at the next start") for run in found.ending),
+    ]
+    print_result(caller.json, found, facts)
 
 
 @database.command("migrate", example="appliance database migrate\nappliance database migrate --to initial")
 @click.option("--to", "revision", metavar="REVISION", help="An earlier revision, which an earlier build needs.")
-@shares
-@click.pass_obj
+@with_common_options
 def migrate_database(caller: Caller, revision: str | None) -> None:
     """Migrate the tables to the revision of this build, or back to an earlier one, in one transaction.
 
@@ -116,7 +89,5 @@ def migrate_database(caller: Caller, revision: str | None) -> None:
     from appliance import wiring
 
     before, after = wiring.migrate_database(caller.settings, revision)
-    if caller.json:
-        print_json({"before": before, "after": after})
-    else:
-        print_facts([("revision", after if before == after else f"{after}; it was {before}")])
+    shown = after if before == after else f"{after}; it was {before}"
+    print_result(caller.json, {"before": before, "after": after}, [("revision", shown)])

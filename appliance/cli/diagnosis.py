@@ -11,8 +11,8 @@ from typing import IO, TYPE_CHECKING
 import click
 
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import command, shares
-from appliance.cli.support.output import print_facts, print_json, say
+from appliance.cli.support.command import PATH, command, with_common_options
+from appliance.cli.support.output import print_result, say
 from appliance.errors import ApplianceError
 from appliance.formats.core.text import show_bytes
 
@@ -30,7 +30,7 @@ _ALARM = re.compile(r'appliance_alarm\{code="([a-z-]+)"\} 1\.0')
         "journalctl -u appliance -o json -n 1000 | appliance diagnose diagnosis.json --service-log - --yes"
     ),
 )
-@click.argument("file", type=click.Path(path_type=Path), metavar="FILE")
+@click.argument("file", type=PATH, metavar="FILE")
 @click.option(
     "--service-log",
     "log",
@@ -39,8 +39,7 @@ _ALARM = re.compile(r'appliance_alarm\{code="([a-z-]+)"\} 1\.0')
     help="The service's log as JSON; - is stdin.",
 )
 @click.option("--yes", "confirmed", is_flag=True, help="Write the file without asking.")
-@shares
-@click.pass_obj
+@with_common_options
 def diagnose(caller: Caller, file: Path, log: IO[str] | None, confirmed: bool) -> None:
     """Collect what a maintainer needs to help you, into one file of JSON.
 
@@ -68,7 +67,7 @@ def diagnose(caller: Caller, file: Path, log: IO[str] | None, confirmed: bool) -
     caller.yes = caller.yes or confirmed
     caller.confirm(f"Write it to {file}?")
     write_new(file, json.dumps(sections, indent=1).encode() + b"\n", "diagnosis")
-    print_json({"diagnosis": str(file)}) if caller.json else print_facts([("written", str(file))])
+    print_result(caller.json, {"diagnosis": str(file)}, [("written", str(file))])
     say("Read it before you hand it over: it has names of people, units and adapters, paths and addresses.")
 
 

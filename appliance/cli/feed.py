@@ -9,35 +9,30 @@ from typing import TYPE_CHECKING
 import click
 
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import command, shares
+from appliance.cli.support.command import PATH, pair_certificate, with_common_options, with_tls_options
+from appliance.cli.support.groups import ledger
 from appliance.cli.support.output import say
 from appliance.errors import BadInput, Tampered
 
 if TYPE_CHECKING:
     from appliance.client.feed import FeedSource, Receiver
 
-_FILE = click.Path(path_type=Path)
 
-
-@command(
+@ledger.command(
     "feed",
     example=(
         "appliance ledger feed --once --after 1041 > events.jsonl\n"
         "appliance ledger feed --state feed.state --syslog siem.example:6514 --ca siem-ca.pem"
     ),
 )
-@click.option(
-    "--service", "service", metavar="HOST:PORT", help="The operations listener; by default the settings' own."
-)
-@click.option("--token", type=_FILE, metavar="FILE", help="The feed's token; by default the settings' own.")
-@click.option("--service-ca", type=_FILE, metavar="FILE", help="The CA of the operations listener; then TLS.")
+@click.option("--service", metavar="HOST:PORT", help="The operations listener; by default the settings' own.")
+@click.option("--token", type=PATH, metavar="FILE", help="The feed's token; by default the settings' own.")
+@click.option("--service-ca", type=PATH, metavar="FILE", help="The CA of the operations listener; then TLS.")
 @click.option("--after", type=click.IntRange(-1), metavar="ENTRY", help="Begin after this entry; -1 is the beginning.")
-@click.option("--state", type=_FILE, metavar="FILE", help="The file in which the last taken entry is kept.")
+@click.option("--state", type=PATH, metavar="FILE", help="The file in which the last taken entry is kept.")
 @click.option("--once", is_flag=True, help="End when the receiver has taken all entries that exist now.")
 @click.option("--syslog", metavar="HOST:PORT", help="Send to this syslog server over TLS, instead of to stdout.")
-@click.option("--ca", type=_FILE, metavar="FILE", help="The CA of the syslog server.")
-@click.option("--certificate", type=_FILE, metavar="FILE", help="This host's certificate for the syslog server.")
-@click.option("--certificate-key", type=_FILE, metavar="FILE", help="The key of that certificate.")
+@with_tls_options("The CA of the syslog server.")
 @click.option(
     "--settle",
     "settle_s",
@@ -45,8 +40,7 @@ _FILE = click.Path(path_type=Path)
     metavar="SECONDS",
     help="How long a syslog connection stays open before its lines count as taken; 10 unless given.",
 )
-@shares
-@click.pass_obj
+@with_common_options
 def feed(
     caller: Caller,
     service: str | None,
@@ -88,7 +82,7 @@ def feed(
 def _open_source(caller: Caller, service: str | None, token: Path | None, ca: Path | None) -> FeedSource:
     """Return the feed of the options, or of the settings on the service's own machine."""
     from appliance.client.feed import FeedSource
-    from appliance.client.support.connection import Address, parse_address
+    from appliance.client.support.connection import parse_address
     from appliance.client.support.files import read_private
 
     if service is None or token is None:
@@ -100,8 +94,7 @@ def _open_source(caller: Caller, service: str | None, token: Path | None, ca: Pa
     if service is None or token is None:
         missing = "operations" if service is None else "feed_token"
         raise BadInput(f"feed: expected the setting {missing} here, or --service and --token, got neither")
-    address: Address = parse_address(service, ca)
-    return FeedSource(address, read_private(token, "feed token", 1_024).strip())
+    return FeedSource(parse_address(service, ca), read_private(token, "feed token", 1_024).strip())
 
 
 def _open_receiver(
@@ -117,7 +110,5 @@ def _open_receiver(
         return StreamReceiver(sys.stdout.buffer)
     if ca is None:
         raise BadInput("feed: expected --ca with the CA of the syslog server, got none")
-    if (certificate is None) != (key is None):
-        raise BadInput("feed: expected --certificate and --certificate-key together, got one of them")
-    pair = None if certificate is None or key is None else (certificate, key)
-    return SyslogReceiver(parse_address(syslog, ca, pair), SETTLE_S if settle_s is None else settle_s)
+    address = parse_address(syslog, ca, pair_certificate("feed", certificate, key))
+    return SyslogReceiver(address, SETTLE_S if settle_s is None else settle_s)

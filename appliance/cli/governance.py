@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import click
 
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import group, reads, shares, signs
-from appliance.cli.support.output import plain, print_facts, print_json, print_line, print_table, say
-from appliance.cli.support.signing import print_outcome, receipt_value, show_proposal, sign_and_submit
+from appliance.cli.support.command import PATH, with_common_options, with_session_options, with_signing_options
+from appliance.cli.support.groups import clock, policy, rules
+from appliance.cli.support.output import plain, print_facts, print_json, print_line, print_result, print_table, say
+from appliance.cli.support.signing import order_action, show_proposal, sign_and_submit
 from appliance.errors import Conflict, Denied
 
 if TYPE_CHECKING:
@@ -18,25 +19,16 @@ if TYPE_CHECKING:
     from appliance.client.support.connection import Connection
 
 
-_FOLDER = click.Path(path_type=Path)
-
-
-@group("policy", example="appliance policy show")
-def policy() -> None:
-    """Show, export, adopt, test and compare policy sets."""
-
-
 @policy.command("show", example="appliance policy show\nappliance policy show --cedar > policies.cedar")
 @click.option("--cedar", is_flag=True, help="Print the Cedar policies alone.")
-@reads
-@click.pass_obj
+@with_session_options
 def show(caller: Caller, cedar: bool) -> None:
     """Show the valid policy set: its digest, its parameters, its Cedar policies."""
     from appliance.client.policies import current_policy
 
     found = current_policy(caller.reading())
     if caller.json:
-        print_json({"digest": found.digest, "policy": found.policy.model_dump(mode="json")})
+        print_json({"digest": found.digest, "policy": found.policy})
         return
     if not cedar:
         parameters = found.policy.parameters.model_dump(mode="json")
@@ -51,9 +43,8 @@ def _shown(value: object) -> str:
 
 
 @policy.command("export", example="appliance policy export default\nappliance policy adopt default")
-@click.argument("folder", type=_FOLDER)
-@reads
-@click.pass_obj
+@click.argument("folder", type=PATH)
+@with_session_options
 def export(caller: Caller, folder: Path) -> None:
     """Write the valid policy set to a new folder, to be edited and adopted again. The digest of its bytes is checked.
 
@@ -75,33 +66,28 @@ def export(caller: Caller, folder: Path) -> None:
 
 
 @policy.command("adopt", example="appliance policy adopt policies/default")
-@click.argument("folder", type=_FOLDER)
-@signs
-@click.pass_obj
+@click.argument("folder", type=PATH)
+@with_signing_options
 def adopt(caller: Caller, folder: Path) -> None:
     """Order that a policy set becomes valid. FOLDER has parameters.json, policies.cedar and schema.cedarschema.
 
     Shows what would change. Needs two administrators.
     """
     from appliance.client.policies import list_changes, load_policy
-    from appliance.domain.governance.policies import AdoptPolicy
 
     new = load_policy(folder)
     changes = list_changes(caller.reading(), new.policy)
-    proposal = caller.propose(AdoptPolicy, {}, documents={"policy": new.data})
+    proposal = caller.propose("adopt-policy", {}, documents={"policy": new.data})
     receipt = sign_and_submit(caller, proposal, show_subject=lambda: say(*map(plain, changes)))
-    if caller.json:
-        print_json(receipt_value(receipt))
-    else:
-        print_facts([("policy set", new.digest), ("entry", receipt.index), ("outcome", receipt.outcome)])
+    facts = [("policy set", new.digest), ("entry", receipt.index), ("outcome", receipt.outcome)]
+    print_result(caller.json, receipt, facts)
     if receipt.outcome == "pending":
         say(f"next: another administrator types: appliance order countersign {receipt.order[:19]}")
 
 
 @policy.command("test", example="appliance policy test policies/default")
-@click.argument("folder", type=_FOLDER)
-@reads
-@click.pass_obj
+@click.argument("folder", type=PATH)
+@with_session_options
 def test(caller: Caller, folder: Path) -> None:
     """Run a set's test cases (tests.json) with the service's own policy engine. Fails if one does not pass."""
     from appliance.client.policies import run_cases
@@ -124,9 +110,8 @@ def test(caller: Caller, folder: Path) -> None:
 
 
 @policy.command("diff", example="appliance policy diff policies/strict-example")
-@click.argument("folder", type=_FOLDER)
-@reads
-@click.pass_obj
+@click.argument("folder", type=PATH)
+@with_session_options
 def diff(caller: Caller, folder: Path) -> None:
     """Compare a policy set with the valid one: parameters, Cedar policies and schema, as a unified diff."""
     from appliance.client.policies import current_policy, load_policy
@@ -135,102 +120,78 @@ def diff(caller: Caller, folder: Path) -> None:
     old, new = current_policy(caller.reading()), load_policy(folder)
     changes = differences(old.policy, new.policy)
     if caller.json:
-        print_json({"in_force": old.digest, "other": new.digest, "diff": changes})
+        print_json({"current": old.digest, "other": new.digest, "diff": changes})
         return
     for line in changes:
         print_line(plain(line))
-    say("No text differs." if not changes else f"In force: {old.digest}. The other: {new.digest}.")
-
-
-@group("rules", example="appliance rules show")
-def rules() -> None:
-    """Show or raise the version of the rules that apply to new entries."""
+    say("No text differs." if not changes else f"Current policy: {old.digest}. Compared with: {new.digest}.")
 
 
 @rules.command("show", example="appliance rules show")
-@reads
-@click.pass_obj
+@with_session_options
 def show_rules(caller: Caller) -> None:
     """Show the valid rules version, the entry that set it, and the newest version that this build knows."""
     from appliance.client.policies import read_rules
 
     found = read_rules(caller.reading())
-    if caller.json:
-        print_json(found)
-        return
-    print_facts([("valid", found.version), ("since entry", found.entry), ("newest known", found.newest)])
+    facts = [("valid", found.version), ("since entry", found.entry), ("newest known", found.newest)]
+    print_result(caller.json, found, facts)
 
 
 @rules.command("raise", example="appliance rules raise 2")
 @click.argument("version", type=int)
-@signs
-@click.pass_obj
+@with_signing_options
 def raise_(caller: Caller, version: int) -> None:
     """Raise the rules version after an upgrade. Needs two administrators. It cannot be undone.
 
     An older build refuses the log from then on. Earlier entries keep their verdict.
     """
-    from appliance.domain.governance.log_control import RaiseRules
-
-    proposal = caller.propose(RaiseRules, {"rules": version})
-    print_outcome(caller, sign_and_submit(caller, proposal), f"rules version {version} is valid")
-
-
-@group("clock", example="appliance clock show")
-def clock() -> None:
-    """Show the log's time and the host's clock, or reset the log's time after the host's clock was ahead."""
+    order_action(caller, "raise-rules", {"rules": version}, f"rules version {version} is valid")
 
 
 @clock.command("show", example="appliance clock show")
-@shares
-@click.pass_obj
+@with_common_options
 def show_clock(caller: Caller) -> None:
     """Show the last entry's time, the host's clock, and whether entries can be recorded. Needs no key."""
     from appliance.client.policies import read_clock
 
     found = read_clock(_connect_without_session(caller))
-    if caller.json:
-        waiting = [pending.digest for pending in found.waiting]
-        print_json({"last": found.last, "now": found.now, "behind": found.is_behind, "waiting": waiting})
-        return
-    print_facts(_facts(found))
+    waiting = [pending.digest for pending in found.waiting]
+    value = {"last": found.last, "now": found.now, "behind": found.is_behind, "waiting": waiting}
+    print_result(caller.json, value, _facts(found))
 
 
 @clock.command("reset", example="appliance clock reset")
-@signs
-@click.pass_obj
+@with_signing_options
 def reset(caller: Caller) -> None:
     """Set the log's time back to the host's clock, after you have corrected that. Needs two administrators.
 
     What had expired by the last entry's time stays expired. Earlier orders, sessions and tokens become invalid.
     """
     from appliance.domain.core.lookup import UnprovenValue
-    from appliance.domain.governance.log_control import ResetClock
 
     found = _read_clock_behind(caller)
-    proposal = caller.propose(ResetClock, {"last": UnprovenValue(found.last)})
-    receipt = sign_and_submit(caller, proposal, _notes(caller, found))
-    print_outcome(
+    order_action(
         caller,
-        receipt,
+        "reset-clock",
+        {"last": UnprovenValue(found.last)},
         "the log's time is the host's",
+        notes=_notes(caller, found),
         following="another administrator types: appliance clock countersign",
     )
 
 
 @clock.command("countersign", example="appliance clock countersign")
-@signs
-@click.pass_obj
+@with_signing_options
 def countersign(caller: Caller) -> None:
     """Countersign the other administrator's order to reset the clock, which then takes effect."""
     from appliance.client.policies import find_reset
-    from appliance.domain.governance.countersignature import Countersign
 
     found = _read_clock_behind(caller)
     first = find_reset(found)
     show_proposal(first.proposal, f"The order of {first.proposal.order.signer}, entry {first.index} of the log:")
-    receipt = sign_and_submit(caller, caller.propose(Countersign, {"order": first.digest}), _notes(caller, found))
-    print_outcome(caller, receipt, "the log's time is the host's")
+    values, done = {"order": first.digest}, "the log's time is the host's"
+    order_action(caller, "countersign", values, done, notes=_notes(caller, found))
 
 
 def _connect_without_session(caller: Caller) -> Connection:
@@ -238,7 +199,7 @@ def _connect_without_session(caller: Caller) -> Connection:
 
     An embedded service is started if none responds.
     """
-    _ = caller.claimed
+    _ = caller.about_without_session
     return caller.connection
 
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import command, reads
+from appliance.cli.support.command import PATH, with_session_options
+from appliance.cli.support.groups import dataset, ledger
 from appliance.cli.support.output import (
     PAST_HELP,
     parse_point,
@@ -43,7 +44,7 @@ def _parse_at(at: str | None) -> str | None:
     return parse_point(at, "at", datetime.now(UTC), end_of_day=True)
 
 
-@command(
+@ledger.command(
     "effective-access",
     example=(
         "appliance ledger effective-access legal\n"
@@ -57,8 +58,7 @@ def _parse_at(at: str | None) -> str | None:
     "--since", metavar="TIME", help="Instead of --at: every answer from this point on. Also an entry's number."
 )
 @click.option("--until", metavar="TIME", help="With --since: up to this point. Default: now.")
-@reads
-@click.pass_obj
+@with_session_options
 def effective_access(caller: Caller, unit: str, at: str | None, since: str | None, until: str | None) -> None:
     """Show which adapters a unit could load at a time, who approved them, and why others were refused.
 
@@ -98,7 +98,7 @@ def _access_value(proved: ProvedAnswer) -> dict[str, Any]:
 def _say_proved(caller: Caller, entries: int, log_size: int) -> None:
     say(
         f"Proved here: {_count_text(entries)} in the log of {log_size} entries; "
-        f"its key: {caller.anchor.said_by}. One of them whole: appliance ledger show ENTRY"
+        f"its key: {caller.anchor.source}. One of them whole: appliance ledger show ENTRY"
     )
 
 
@@ -220,13 +220,12 @@ def _members(value: dict[str, Any]) -> Iterator[tuple[str, object]]:
             yield name, member if text else json.dumps(member, ensure_ascii=False, sort_keys=True)
 
 
-@command("state", example="appliance ledger state --at 41\nappliance ledger state --at 7d --kind adapter --json")
+@ledger.command("state", example="appliance ledger state --at 41\nappliance ledger state --at 7d --kind adapter --json")
 @_AT
 @click.option(
     "--kind", "kinds", multiple=True, metavar="KIND", help="Such as principal, adapter or release. Can be repeated."
 )
-@reads
-@click.pass_obj
+@with_session_options
 def state(caller: Caller, at: str | None, kinds: tuple[str, ...]) -> None:
     """Show everything that was valid after an entry or at a time, and since which entry."""
     from appliance.client.questions import state_as_of
@@ -245,12 +244,11 @@ def state(caller: Caller, at: str | None, kinds: tuple[str, ...]) -> None:
     say(f"As of entry {answer.as_of}, {answer.time}. What made an object so: appliance ledger show ENTRY")
 
 
-_PATH = click.Path(path_type=Path)
 _MAX_ROW_BYTES = 4_000_000
 """Maximum bytes of a row's file."""
 
 
-@command(
+@dataset.command(
     "used-by",
     example=(
         "appliance dataset used-by clauses\n"
@@ -260,11 +258,10 @@ _MAX_ROW_BYTES = 4_000_000
 @click.argument("name", metavar="NAME[@VERSION]")
 @click.option("--row", metavar="TEXT", help="Was this text one of its rows?")
 @click.option(
-    "--row-file", type=_PATH, metavar="FILE", help="As --row, with the text from a file, without its last newline."
+    "--row-file", type=PATH, metavar="FILE", help="As --row, with the text from a file, without its last newline."
 )
-@click.option("--output", type=_PATH, metavar="FILE", help="Write the rows' proofs to a new file.")
-@reads
-@click.pass_obj
+@click.option("--output", type=PATH, metavar="FILE", help="Write the rows' proofs to a new file.")
+@with_session_options
 def used_by(caller: Caller, name: str, row: str | None, row_file: Path | None, output: Path | None) -> None:
     """Show which runs and adapters used a dataset, and where they were released. Without a version, show all versions.
 
@@ -315,14 +312,27 @@ def _print_uses(uses: Sequence[DatasetUses]) -> None:
             released = (", ".join(names) or None for names in (gone, use.released_now, use.released_to))
             made = (use.run, use.status, use.adapter, use.sealed)
             rows.append((version.dataset, version.imported, *made, *released))
-    columns = ("dataset", "entry", "run", "status", "adapter", "sealed", "taken away", "answers", "ever released to")
-    print_table(columns, rows, least=("sealed", "entry", "taken away", "run", "status", "adapter", "answers"))
+    columns = (
+        "dataset",
+        "entry",
+        "run",
+        "status",
+        "adapter",
+        "sealed",
+        "revoked or quarantined",
+        "serves",
+        "ever released to",
+    )
+    print_table(
+        columns, rows, least=("sealed", "entry", "revoked or quarantined", "run", "status", "adapter", "serves")
+    )
 
 
 def _print_row(answer: RowAnswer) -> None:
     if not answer.found:
         say(
-            f"{answer.dataset}: not among its rows, says the service; a proof can only show that a row is there.",
+            f"{answer.dataset}: The service reports that the row is not in it. This cannot be proved: a proof exists "
+            "only for a row that is in it."
         )
         return
     say("", f"{answer.dataset}: found {answer.found} times, {len(answer.rows)} proved here under entry {answer.entry}.")

@@ -2,70 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import command, group, reads, signs
-from appliance.cli.support.output import plain, print_facts, print_json, print_table, say
+from appliance.cli.support.command import PATH, REASON, combine, with_session_options, with_signing_options
+from appliance.cli.support.groups import base, dataset, imports, validation_set
+from appliance.cli.support.output import plain, print_facts, print_json, print_result, print_rows, say
 from appliance.cli.support.progress import ImportDisplay, ProgressMeter
-from appliance.cli.support.signing import receipt_value, sign_and_submit
+from appliance.cli.support.signing import order_action, print_receipt, sign_and_submit
 from appliance.domain.data.kinds import DATASET_KINDS, FORMATS
 from appliance.errors import BadInput
 
 if TYPE_CHECKING:
-    from appliance.client.imports import RowTerms
+    from appliance.client.imports import ImportTerms
     from appliance.client.support.files import ImportSource
     from appliance.client.support.orders import Receipt
-    from appliance.domain.actions.proposals import Proposal
-
-
-@group("import", example="appliance import list")
-def imports() -> None:
-    """List or cancel imports that were ordered."""
 
 
 @imports.command("list", example="appliance import list")
-@reads
-@click.pass_obj
+@with_session_options
 def list_imports(caller: Caller) -> None:
     """List every import, in the order in which they were ordered."""
     from appliance.domain.core.records.data import Import
 
-    rows = sorted(caller.reading().get("/v1/imports", list[Import]), key=lambda row: row.index)
-    if caller.json:
-        print_json(rows)
-        return
-    cells = [(row.subject, row.status, row.signer, row.index, row.order) for row in rows]
-    print_table(
+    print_rows(
+        caller.json,
+        sorted(caller.reading().get("/v1/imports", list[Import]), key=lambda row: row.index),
         ("import of", "status", "ordered by", "entry", "order"),
-        cells,
+        lambda row: (row.subject, row.status, row.signer, row.index, row.order),
         empty="No import was ordered. Order one with: appliance base import, or dataset import",
     )
 
 
 @imports.command("cancel", example="appliance import cancel base:smollm2")
 @click.argument("what", metavar="IMPORT")
-@signs
-@click.pass_obj
+@with_signing_options
 def cancel(caller: Caller, what: str) -> None:
     """Cancel an import that waits or runs. The person who ordered it or an administrator may do so.
 
     IMPORT is its subject, such as base:smollm2 or dataset:clauses, or the digest of its order.
     """
     from appliance.client.imports import find_import
-    from appliance.domain.data.imports import CancelImport
 
     order = find_import(caller.reading(), caller.anchor, what)
-    receipt = sign_and_submit(caller, caller.propose(CancelImport, {"order": order}))
-    if caller.json:
-        print_json(receipt_value(receipt))
-        return
-    print_facts([("cancelled", what), ("entry", receipt.index)])
+    order_action(caller, "cancel-import", {"order": order}, [("cancelled", what)])
 
 
 def finish_import(caller: Caller, receipt: Receipt, wait: bool) -> None:
@@ -75,7 +60,7 @@ def finish_import(caller: Caller, receipt: Receipt, wait: bool) -> None:
         return
     result = _wait(caller, receipt.order)
     if caller.json:
-        print_json({**receipt_value(receipt), "result": result})
+        print_json({**asdict(receipt), "result": result})
         return
     measured = dict(result.get("facts") or {})
     facts = [(key, value) for key, value in describe_facts(measured) if key not in result]
@@ -106,40 +91,7 @@ def _joined(value: Any) -> str:
     return ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
 
 
-def print_receipt(caller: Caller, receipt: Receipt) -> None:
-    """Print the service's response to an order."""
-    if caller.json:
-        print_json(receipt_value(receipt))
-        return
-    print_facts([("order", receipt.order), ("entry", receipt.index), ("outcome", receipt.outcome)])
-
-
-F = TypeVar("F", bound=Callable[..., Any])
-PATH = click.Path(path_type=Path)
-
-
-def describes_rows(function: F) -> F:
-    """Add the options for the dataset kind of a file's rows and their division."""
-    for option in (*_TEACHES, *_DIVIDES)[::-1]:
-        function = option(function)
-    return function
-
-
-def describes_set(function: F) -> F:
-    """Add the options for the dataset kind of rows that are all for evaluation."""
-    for option in _TEACHES[::-1]:
-        function = option(function)
-    return function
-
-
-def describes_terms(function: F) -> F:
-    """Add the options for the owner and the terms of the data."""
-    for option in _TERMS[::-1]:
-        function = option(function)
-    return function
-
-
-_TEACHES = (
+with_row_options = combine(
     click.option(
         "--dataset-kind",
         type=click.Choice(DATASET_KINDS),
@@ -166,7 +118,8 @@ _TEACHES = (
         "--format", "kind", type=click.Choice(FORMATS), help="Needed when the file's ending does not show it."
     ),
 )
-_DIVIDES = (
+"""Decorator that adds the options for the kind of a file's rows."""
+with_split_options = combine(
     click.option("--seed", metavar="N", default=1, show_default=True, help="Selects which rows are held out."),
     click.option(
         "--held-out",
@@ -182,11 +135,13 @@ _DIVIDES = (
         help="Keep this file's rows for evaluation instead of a share.",
     ),
 )
-_TERMS = (
+"""Decorator that adds the options for the division of a dataset's rows."""
+with_terms_options = combine(
     click.option("--owner", required=True, metavar="TEXT", help="Who owns the data; can be erased later."),
     click.option("--licence", required=True, metavar="SPDX", help="The licence's SPDX identifier, or LicenseRef-NAME."),
     click.option("--classification", required=True, metavar="WORD", help="Such as public, internal or restricted."),
 )
+"""Decorator that adds the options for the owner and the terms of the data."""
 
 
 def read_columns(pairs: tuple[str, ...]) -> dict[str, str]:
@@ -203,7 +158,7 @@ def read_columns(pairs: tuple[str, ...]) -> dict[str, str]:
     return columns
 
 
-def read_sources(path: Path, held_out_file: Path | None, kind: str | None) -> list[ImportSource]:
+def _read_sources(path: Path, held_out_file: Path | None, kind: str | None) -> list[ImportSource]:
     """Return the files of rows, hashed: the file and, if given, that of the held-out rows. Both have one format."""
     from appliance.client.imports import read_rows
 
@@ -223,26 +178,45 @@ def send(caller: Caller, source: ImportSource) -> None:
     meter.close()
 
 
-def check_before_import(caller: Caller, teaching: RowTerms, sources: Sequence[ImportSource], path: Path) -> None:
+def import_rows(
+    caller: Caller, terms: ImportTerms, path: Path, held_out_file: Path | None, kind: str | None, *, wait: bool
+) -> None:
+    """Check the terms, send and check the rows, then order their import."""
+    from appliance.client.imports import check_terms, describe_rows
+
+    check_terms(caller.reading(), caller.lookup, caller.propose_input, terms)
+    sources = _read_sources(path, held_out_file, kind)
+    _ = caller.unlock("to sign the import")
+    for source in sources:
+        send(caller, source)
+    _check_before_import(caller, terms, sources, path)
+    proposal = caller.propose_input(terms.action, describe_rows(terms, *sources))
+    finish_import(caller, sign_and_submit(caller, proposal), wait)
+
+
+def _check_before_import(caller: Caller, terms: ImportTerms, sources: Sequence[ImportSource], path: Path) -> None:
     """Check uploaded rows, and print the findings on stderr.
 
     Raises: BadInput if an import would fail.
     """
-    from appliance.client.imports import check_rows, list_facts, list_warnings, refuse_errors
+    from appliance.api.data import list_row_facts, list_row_warnings
+    from appliance.client.imports import check_rows, refuse_errors
 
-    found = check_rows(caller.reading(), teaching, sources, keep=True)
-    print_facts(list_facts(found), err=True)
-    say(*(f"warning: {plain(text)}" for text in list_warnings(found)))
+    found = check_rows(caller.reading(), terms, sources, keep=True)
+    print_facts(list_row_facts(found), err=True)
+    say(*(f"warning: {plain(text)}" for text in list_row_warnings(found)))
     hidden = f" (of a blind set only lines are shown; for the reasons run: appliance dataset check {path})"
-    refuse_errors(found, str(path), ", nothing was imported" + (hidden if teaching.blind else ""))
+    refuse_errors(found, str(path), ", nothing was imported" + (hidden if terms.blind else ""))
 
 
-@command("check", example="appliance dataset check clauses.csv\nappliance dataset check clauses.csv --base smollm2")
+@dataset.command(
+    "check", example="appliance dataset check clauses.csv\nappliance dataset check clauses.csv --base smollm2"
+)
 @click.argument("path", type=PATH)
-@describes_rows
+@with_row_options
+@with_split_options
 @click.option("--base", metavar="NAME", help="Count tokens with this base, and compare with its context.")
-@reads
-@click.pass_obj
+@with_session_options
 def check(
     caller: Caller,
     /,
@@ -257,81 +231,58 @@ def check(
     Names every row that does not fit, counts labels, and lists labels that are nearly the same and repeated texts; with
     --base also lengths. The service's sandboxed worker reads the file, which is not kept.
     """
+    from appliance.api.data import list_row_facts, list_row_warnings
     from appliance.api.wire import json_value
-    from appliance.client.imports import RowTerms, check_rows, list_facts, list_warnings, refuse_errors
+    from appliance.client.imports import RowTerms, check_rows, refuse_errors
 
-    teaching = RowTerms(columns=read_columns(columns), **given)
-    sources = read_sources(path, held_out_file, kind)
+    terms = RowTerms(columns=read_columns(columns), **given)
+    sources = _read_sources(path, held_out_file, kind)
     for source in sources:
         send(caller, source)
-    found = check_rows(caller.reading(), teaching, sources, keep=False)
-    warnings = list_warnings(found)
-    if caller.json:
-        print_json({**json_value(found), "warnings": warnings})
-    else:
-        print_facts([*list_facts(found), *(("warning", text) for text in warnings)])
+    found = check_rows(caller.reading(), terms, sources, keep=False)
+    warnings = list_row_warnings(found)
+    facts = [*list_row_facts(found), *(("warning", text) for text in warnings)]
+    print_result(caller.json, {**json_value(found), "warnings": warnings}, facts)
     refuse_errors(found, str(path))
 
 
-_REASON = click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
-
-
-@command("revoke", example="appliance base revoke smollm2 --reason 'Its licence does not allow this use.'")
+@base.command("revoke", example="appliance base revoke smollm2 --reason 'Its licence does not allow this use.'")
 @click.argument("name", metavar="NAME")
-@_REASON
-@signs
-@click.pass_obj
+@REASON
+@with_signing_options
 def revoke_base(caller: Caller, name: str, reason: str | None) -> None:
     """Revoke a base at once and permanently, for every unit, with every adapter and every run on it.
 
     One administrator or reviewer is enough.
     """
-    from appliance.domain.data.artifacts import RevokeBase
-
-    _sign(caller, name, caller.propose(RevokeBase, {"base": name}, texts={"reason": reason}))
+    order_action(caller, "revoke-base", {"base": name}, [("revoked", name)], texts={"reason": reason})
 
 
-@command("revoke", example="appliance dataset revoke clauses@1 --reason 'Its owner has withdrawn it.'")
+@dataset.command("revoke", example="appliance dataset revoke clauses@1 --reason 'Its owner has withdrawn it.'")
 @click.argument("name", metavar="NAME@VERSION")
-@_REASON
-@signs
-@click.pass_obj
+@REASON
+@with_signing_options
 def revoke_dataset(caller: Caller, name: str, reason: str | None) -> None:
     """Revoke a dataset at once and permanently, for every unit, with every adapter and every run on it.
 
     One administrator or reviewer is enough.
     """
-    from appliance.domain.data.artifacts import RevokeDataset
-
-    _sign(caller, name, caller.propose(RevokeDataset, {"dataset": name}, texts={"reason": reason}))
+    order_action(caller, "revoke-dataset", {"dataset": name}, [("revoked", name)], texts={"reason": reason})
 
 
-@command("revoke", example="appliance validation-set revoke exam@1 --reason 'Two of its labels are wrong.'")
+@validation_set.command(
+    "revoke", example="appliance validation-set revoke exam@1 --reason 'Two of its labels are wrong.'"
+)
 @click.argument("name", metavar="NAME@VERSION")
-@_REASON
-@signs
-@click.pass_obj
+@REASON
+@with_signing_options
 def revoke_set(caller: Caller, name: str, reason: str | None) -> None:
     """Revoke a validation set at once. Runs that wait for it fail, and approvals that depend on it become stale.
 
     One validator, administrator or reviewer is enough.
     """
-    from appliance.domain.data.artifacts import RevokeValidationSet
-
-    _sign(caller, name, caller.propose(RevokeValidationSet, {"validation_set": name}, texts={"reason": reason}))
-
-
-def _sign(caller: Caller, name: str, proposal: Proposal) -> None:
-    receipt = sign_and_submit(caller, proposal)
-    if caller.json:
-        print_json(receipt_value(receipt))
-        return
-    print_facts([("revoked", name), ("entry", receipt.index)])
-
-
-@group("validation-set", example="appliance validation-set list")
-def validation_set() -> None:
-    """Import, list, show and revoke validation sets, on which adapters are evaluated and never trained."""
+    values, done = {"validation_set": name}, [("revoked", name)]
+    order_action(caller, "revoke-validation-set", values, done, texts={"reason": reason})
 
 
 @validation_set.command(
@@ -344,13 +295,12 @@ def validation_set() -> None:
 @click.argument("path", type=PATH)
 @click.option("--name", metavar="NAME", required=True, help="A name for the set, as gates use it; each adds a version.")
 @click.option("--base", required=True, metavar="NAME", help="The base whose chat template renders the rows.")
-@describes_set
+@with_row_options
 @click.option("--blind", is_flag=True, help="Show nobody a row: only digests, scores and counts leave the set.")
 @click.option("--final", is_flag=True, help="Each adapter name can be evaluated on the set only once.")
-@describes_terms
+@with_terms_options
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until the import has ended.")
-@signs
-@click.pass_obj
+@with_signing_options
 def import_set(
     caller: Caller, /, path: Path, kind: str | None, wait: bool, columns: tuple[str, ...], **given: Any
 ) -> None:
@@ -360,48 +310,32 @@ def import_set(
     exactly as they are rendered now. Before you sign you see every row that does not fit. Nobody else sees rows of a
     blind set.
     """
-    from appliance.client.imports import RowTerms, SetTerms, check_terms, describe_rows
+    from appliance.client.imports import SetTerms
 
-    terms = SetTerms(columns=read_columns(columns), **given)
-    check_terms(caller.reading(), caller.lookup, caller.propose_input, terms)
-    sources = read_sources(path, None, kind)
-    _ = caller.unlock("to sign the import")
-    send(caller, sources[0])
-    shared = {member.name for member in fields(RowTerms)} & {member.name for member in fields(SetTerms)}
-    check_before_import(
-        caller, RowTerms(is_validation_set=True, **{name: getattr(terms, name) for name in shared}), sources, path
-    )
-    proposal = caller.propose_input(terms.order, describe_rows(terms, sources[0]))
-    finish_import(caller, sign_and_submit(caller, proposal), wait)
+    import_rows(caller, SetTerms(columns=read_columns(columns), **given), path, None, kind, wait=wait)
 
 
 @validation_set.command("list", example="appliance validation-set list")
-@reads
-@click.pass_obj
+@with_session_options
 def list_sets(caller: Caller) -> None:
     """List every validation set and version, and whether it is in use."""
     from appliance.domain.core.records.data import ValidationSet
 
-    rows = caller.reading().get("/v1/validation-sets", list[ValidationSet])
-    if caller.json:
-        print_json(rows)
-        return
-    print_table(
+    print_rows(
+        caller.json,
+        caller.reading().get("/v1/validation-sets", list[ValidationSet]),
         ("validation set", "dataset_kind", "rows", "base", "blind", "final", "imported by", "entry", "revoked by"),
-        [
-            (
-                f"{row.name}@{row.version}",
-                row.dataset_kind,
-                row.facts.get("rows"),
-                row.base,
-                "yes" if row.blind else "no",
-                "yes" if row.final else "no",
-                row.imported_by,
-                row.index,
-                row.revoked,
-            )
-            for row in rows
-        ],
+        lambda row: (
+            f"{row.name}@{row.version}",
+            row.dataset_kind,
+            row.facts.get("rows"),
+            row.base,
+            "yes" if row.blind else "no",
+            "yes" if row.final else "no",
+            row.imported_by,
+            row.index,
+            row.revoked,
+        ),
         empty="No validation set was imported. Import one with: appliance validation-set import",
         least=("entry", "imported by", "base", "dataset_kind"),
     )
@@ -409,8 +343,7 @@ def list_sets(caller: Caller) -> None:
 
 @validation_set.command("show", example="appliance validation-set show exam@1")
 @click.argument("name", metavar="NAME@VERSION")
-@reads
-@click.pass_obj
+@with_session_options
 def show_set(caller: Caller, name: str) -> None:
     """Show one validation set: its digests, the import's facts, and the adapters evaluated on it."""
     from appliance.domain.core.records.data import ValidationSet
@@ -420,11 +353,9 @@ def show_set(caller: Caller, name: str) -> None:
     row = connection.get(f"/v1/validation-sets/{name}", ValidationSet)
     evaluations = connection.get("/v1/evaluations", list[AdapterEvaluation])
     evaluated = [one.adapter for one in evaluations if any(found.validation_set == name for found in one.sets)]
-    if caller.json:
-        print_json({**row.model_dump(), "evaluated": evaluated})
-        return
     shown = [(key.replace("_", " "), value) for key, value in row.model_dump(exclude={"facts"}).items()]
-    print_facts([*shown, *describe_facts(row.facts), ("adapters evaluated on it", ", ".join(evaluated) or "none")])
-
-
-validation_set.add_command(revoke_set)
+    print_result(
+        caller.json,
+        {**row.model_dump(), "evaluated": evaluated},
+        [*shown, *describe_facts(row.facts), ("adapters evaluated on it", ", ".join(evaluated) or "none")],
+    )

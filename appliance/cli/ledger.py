@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from appliance.cli.archives import archive, archives
-from appliance.cli.feed import feed
-from appliance.cli.history import effective_access, state
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import command, group, reads
+from appliance.cli.support.command import PATH, with_session_options
+from appliance.cli.support.groups import ledger
 from appliance.cli.support.output import (
     PAST_HELP,
     encode_json,
@@ -27,6 +25,7 @@ from appliance.cli.support.output import (
     print_facts,
     print_json,
     print_line,
+    print_result,
     print_table,
     say,
     say_narrowed,
@@ -36,11 +35,17 @@ from appliance.errors import BadInput, Tampered, Unavailable
 from appliance.formats.core.text import safe_cell, show_bytes
 
 if TYPE_CHECKING:
+    from appliance.api.log import ServiceReport
+    from appliance.api.releases import Review
     from appliance.client.questions import RequestHistory
     from appliance.client.support.log import ProvenEntry
+    from appliance.domain.core.entry import Entry
+
+    ListedEntry = tuple[Entry, Review | None]
+    """An entry, and for a review what the service says of it."""
 
 
-@command(
+@ledger.command(
     "request",
     example=(
         "appliance ledger request chatcmpl-0f3a5c7e9b1d2f4a6c8e0b2d4f6a8c0e\n"
@@ -48,11 +53,8 @@ if TYPE_CHECKING:
     ),
 )
 @click.argument("identifier", metavar="ID")
-@click.option(
-    "--output", "file", type=click.Path(path_type=Path), metavar="FILE", help="Write the proof of its last entry here."
-)
-@reads
-@click.pass_obj
+@click.option("--output", "file", type=PATH, metavar="FILE", help="Write the proof of its last entry here.")
+@with_session_options
 def request(caller: Caller, identifier: str, file: Path | None) -> None:
     """Find a unit's request by its response id: both entries, the adapter, and who released it.
 
@@ -69,7 +71,7 @@ def request(caller: Caller, identifier: str, file: Path | None) -> None:
         print_json(_request_value(found))
     else:
         _print(found)
-    say(f"Proved here, each entry, in the log of {found.last.size} entries; its key: {caller.anchor.said_by}.")
+    say(f"Proved here, each entry, in the log of {found.last.size} entries; its key: {caller.anchor.source}.")
     if found.finished is None:
         say("The request has no end yet.")
 
@@ -77,16 +79,12 @@ def request(caller: Caller, identifier: str, file: Path | None) -> None:
 def _request_value(found: RequestHistory) -> dict[str, Any]:
     return {
         "request": found.name,
-        "admitted": _entry(found.admitted),
-        "finished": None if found.finished is None else _entry(found.finished),
-        "rests_on": [_entry(proven) for proven in found.rests_on],
+        "admitted": _entry_value(found.admitted.entry),
+        "finished": None if found.finished is None else _entry_value(found.finished.entry),
+        "rests_on": [_entry_value(proven.entry) for proven in found.rests_on],
         "proof": found.last.proof.decode(),
         "log_size": found.last.size,
     }
-
-
-def _entry(proven: ProvenEntry) -> dict[str, Any]:
-    return {**proven.entry.model_dump(mode="json"), "leaf": f"sha256:{proven.entry.leaf.hex()}"}
 
 
 def _print(found: RequestHistory) -> None:
@@ -115,15 +113,6 @@ def _print(found: RequestHistory) -> None:
     print_line(found.last.proof.decode().rstrip("\n"))
 
 
-if TYPE_CHECKING:
-    from appliance.api.log import ServiceReport
-    from appliance.api.releases import Review
-    from appliance.client.support.log import ProvenEntry
-    from appliance.domain.core.entry import Entry
-
-    ListedEntry = tuple[Entry, Review | None]
-    """An entry, and for a review what the service says of it."""
-
 OUTCOMES = ("success", "failure", "denied", "pending", "interrupted")
 """Outcomes of an entry."""
 TABLE = 200
@@ -131,11 +120,6 @@ TABLE = 200
 
 _COLUMNS = ("index", "time", "type", "actor", "source", "outcome", "subjects", "prev", "leaf")
 _REVIEW_COLUMNS = ("decision", "unit", "review_function", "state", "superseded_by", "valid_until")
-
-
-@group("ledger", example="appliance ledger log --since 7d --outcome denied")
-def ledger() -> None:
-    """Read, export and verify the log."""
 
 
 @ledger.command(
@@ -171,8 +155,7 @@ def ledger() -> None:
 )
 @click.option("--last", type=click.IntRange(1), metavar="N", help="Only the last N matches.")
 @click.option("--csv", "as_csv", is_flag=True, help="Comma-separated values with a header line.")
-@reads
-@click.pass_obj
+@with_session_options
 def log(caller: Caller, /, as_csv: bool, limit: int | None, last: int | None, **filters: Any) -> None:
     """List entries. An entry must match every filter. With --json, each line is one entry.
 
@@ -190,7 +173,7 @@ def log(caller: Caller, /, as_csv: bool, limit: int | None, last: int | None, **
         _print_csv(entries)
     elif caller.json:
         for entry, review in entries:
-            value = _value(entry) if review is None else {**_value(entry), "review": review}
+            value = _entry_value(entry) if review is None else {**_entry_value(entry), "review": review}
             print_line(encode_json(value))
     else:
         _print_log(list(entries))
@@ -273,7 +256,7 @@ def _about(entry: Entry, review: Review | None) -> str:
     return subjects if review is None else f"{decision_of(review)}: {subjects}"
 
 
-def _value(entry: Entry) -> dict[str, Any]:
+def _entry_value(entry: Entry) -> dict[str, Any]:
     return {**entry.model_dump(mode="json"), "leaf": f"sha256:{entry.leaf.hex()}"}
 
 
@@ -285,7 +268,7 @@ def _print_csv(entries: Iterable[ListedEntry]) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow((*_COLUMNS, *_REVIEW_COLUMNS))
     for entry, review in entries:
-        value = {**_value(entry), "subjects": " ".join(entry.subjects)}
+        value = {**_entry_value(entry), "subjects": " ".join(entry.subjects)}
         cells = [value[column] for column in _COLUMNS]
         cells += [None if review is None else getattr(review, column) for column in _REVIEW_COLUMNS]
         writer.writerow([safe_cell(cell) for cell in cells])
@@ -294,8 +277,7 @@ def _print_csv(entries: Iterable[ListedEntry]) -> None:
 @ledger.command("show", example="appliance ledger show 12\nappliance ledger show 12 --document order > order.json")
 @click.argument("index", type=click.IntRange(0), metavar="ENTRY")
 @click.option("--document", "role", metavar="ROLE", help="Print only the bytes of this document.")
-@reads
-@click.pass_obj
+@with_session_options
 def show(caller: Caller, index: int, role: str | None) -> None:
     """Show one entry with its documents and disclosed texts, proved to be in the log before it is printed."""
     from appliance.client.support.log import read_entry
@@ -307,12 +289,12 @@ def show(caller: Caller, index: int, role: str | None) -> None:
         print_json(_proven_value(proven))
     else:
         _print_proven(proven)
-    say(f"Proved here: entry {index} is in the log of {proven.size} entries; its key: {caller.anchor.said_by}.")
+    say(f"Proved here: entry {index} is in the log of {proven.size} entries; its key: {caller.anchor.source}.")
 
 
 def _proven_value(proven: ProvenEntry) -> dict[str, Any]:
     return {
-        **_value(proven.entry),
+        **_entry_value(proven.entry),
         "contents": {role: data.decode("utf-8", "backslashreplace") for role, data in proven.documents.items()},
         "disclosures": {found.commitment: found.text for found in proven.disclosures},
         "log_size": proven.size,
@@ -358,18 +340,15 @@ def _order_text(proven: ProvenEntry, data: bytes) -> str:
 
 
 @ledger.command("export", example="appliance ledger export ledger.tar\nappliance-verify ledger.tar --trust trust.json")
-@click.argument("file", type=click.Path(path_type=Path))
-@reads
-@click.pass_obj
+@click.argument("file", type=PATH)
+@with_session_options
 def export(caller: Caller, file: Path) -> None:
     """Write the whole log to a new file, to be verified on another machine."""
     from appliance.client.support.log import export as export_log
 
     digest, size = export_log(caller.reading(), file)
-    if caller.json:
-        print_json({"file": str(file), "digest": digest, "bytes": size})
-    else:
-        print_facts([("export", file), ("digest", digest), ("size", show_bytes(size))])
+    value = {"file": str(file), "digest": digest, "bytes": size}
+    print_result(caller.json, value, [("export", file), ("digest", digest), ("size", show_bytes(size))])
     say(f"next: on a machine that you trust: appliance-verify {file} --trust TRUST")
 
 
@@ -382,8 +361,7 @@ def export(caller: Caller, file: Path) -> None:
     ),
 )
 @click.option("--all", "whole", is_flag=True, help="Print every finding; otherwise findings of one kind are one line.")
-@reads
-@click.pass_obj
+@with_session_options
 def verify(caller: Caller, whole: bool) -> None:
     """Have the service check all its data against the trust file that `init` printed and you kept.
 
@@ -452,11 +430,3 @@ def _end(report: ServiceReport) -> None:
             "give the trust file that init printed: --trust FILE",
             code="unverifiable",
         )
-
-
-ledger.add_command(archive)
-ledger.add_command(archives)
-ledger.add_command(effective_access)
-ledger.add_command(feed)
-ledger.add_command(request)
-ledger.add_command(state)

@@ -10,8 +10,16 @@ from typing import TYPE_CHECKING
 import click
 
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import command, group, keyed, reads, shares
-from appliance.cli.support.output import print_facts, print_json, print_line, say
+from appliance.cli.support.command import (
+    command,
+    pair_certificate,
+    with_common_options,
+    with_key_options,
+    with_session_options,
+    with_tls_options,
+)
+from appliance.cli.support.groups import agent
+from appliance.cli.support.output import print_json, print_line, print_result, say
 from appliance.errors import ApplianceError, BadInput, Denied, NotFound
 
 if TYPE_CHECKING:
@@ -23,17 +31,13 @@ DEFAULT_MINUTES = 30
 """Default minutes for which an agent holds a key."""
 MOST_MINUTES = 480
 """Maximum minutes for which an agent holds a key: a working day."""
-_FILE = click.Path(path_type=Path)
 
 
 @command("login", example="appliance login olga --key olga.key --trust trust.json")
 @click.argument("name", metavar="NAME")
 @click.option("--address", metavar="HOST:PORT", help="An appliance on another machine, instead of --home.")
-@click.option("--ca", type=_FILE, metavar="FILE", help="The CA file (PEM) that its certificate is signed under.")
-@click.option("--certificate", type=_FILE, metavar="FILE", help="Your host's certificate, if the service requires one.")
-@click.option("--certificate-key", type=_FILE, metavar="FILE", help="Its private key in PEM.")
-@reads
-@click.pass_obj
+@with_tls_options("The CA file (PEM) that its certificate is signed under.")
+@with_session_options
 def login(
     caller: Caller,
     name: str,
@@ -58,18 +62,17 @@ def login(
     opened = caller.session.opened(renew=True)
     where = caller.where.resolve() if isinstance(caller.where, Path) else caller.where
     path = save_profile(Profile(name, key, where, trust))
-    if caller.json:
-        print_json({"name": name, "roles": opened.roles, "origin": anchor.origin, "profile": str(path)})
-    else:
-        print_facts(
-            [
-                ("logged in", f"{name}, {', '.join(opened.roles) or 'without a role'}"),
-                ("at", where),
-                ("log", anchor.origin),
-                ("according to", anchor.said_by),
-                ("remembered in", path),
-            ]
-        )
+    print_result(
+        caller.json,
+        {"name": name, "roles": opened.roles, "origin": anchor.origin, "profile": str(path)},
+        [
+            ("logged in", f"{name}, {', '.join(opened.roles) or 'without a role'}"),
+            ("at", where),
+            ("log", anchor.origin),
+            ("according to", anchor.source),
+            ("remembered in", path),
+        ],
+    )
     if trust is None:
         say("Without a trust file only the service says which log this is; add one with --trust FILE.")
 
@@ -83,15 +86,12 @@ def _address(caller: Caller, text: str | None, ca: Path | None, chain: Path | No
         return None
     if caller.home is not None:
         raise BadInput(f"login: expected --address or --home (APPLIANCE_HOME), got {text} and {caller.home}")
-    if (chain is None) != (key is None):
-        raise BadInput("login: expected --certificate and --certificate-key, got one without the other")
-    own = None if chain is None or key is None else (chain.absolute(), key.absolute())
-    return parse_address(text, None if ca is None else ca.absolute(), own)
+    own = pair_certificate("login", chain and chain.absolute(), key and key.absolute())
+    return parse_address(text, ca and ca.absolute(), own)
 
 
 @command("logout", example="appliance logout")
-@shares
-@click.pass_obj
+@with_common_options
 def logout(caller: Caller) -> None:
     """Forget your login. End the session, here and at the service, and the agent.
 
@@ -107,7 +107,7 @@ def logout(caller: Caller) -> None:
             caller.profile, caller.home, name = profile, None, profile.name
             caller.name = name
             try:
-                ended = caller.session.end(lambda: caller.claimed)
+                ended = caller.session.end(lambda: caller.about_without_session)
             except ApplianceError as error:
                 problem = error
             _end_agent(caller)
@@ -116,10 +116,8 @@ def logout(caller: Caller) -> None:
     if problem is not None:
         say("You are logged out on this machine. The service did not answer, so a session there ends by itself.")
         raise problem
-    if caller.json:
-        print_json({"name": name, "session": ended is not None and ended.was_open})
-    else:
-        print_facts([("logged out", name)])
+    value = {"name": name, "session": ended is not None and ended.was_open}
+    print_result(caller.json, value, [("logged out", name)])
     if ended is not None and ended.ends_at is not None:
         say(f"The service did not respond, so it did not record the logout. The session ends there at {ended.ends_at}.")
 
@@ -132,8 +130,7 @@ def _end_agent(caller: Caller) -> None:
 
 
 @command("whoami", example="appliance whoami")
-@reads
-@click.pass_obj
+@with_session_options
 def whoami(caller: Caller) -> None:
     """Show your name, printed name, roles and key, the appliance, its log, and what the trust file says."""
     from appliance.client.support.profile import read_public_key
@@ -154,13 +151,11 @@ def whoami(caller: Caller) -> None:
         "appliance": str(caller.where),
         "origin": caller.anchor.origin,
         "log_key": caller.anchor.log_key,
-        "according_to": caller.anchor.said_by,
+        "according_to": caller.anchor.source,
     }
-    if caller.json:
-        print_json(facts)
-        return
     shown = {**facts, "roles": ", ".join(() if row is None else row.roles)}
-    print_facts([(_LABELS.get(label, label.replace("_", " ")), value) for label, value in shown.items()])
+    labelled = [(_LABELS.get(label, label.replace("_", " ")), value) for label, value in shown.items()]
+    print_result(caller.json, facts, labelled)
 
 
 _LABELS = {"keyid": "key id", "origin": "log"}
@@ -178,11 +173,6 @@ def _end_of_key(caller: Caller, name: str, keyid: str) -> str:
     return str(row.until or "it is replaced or revoked")
 
 
-@group("agent", example="appliance agent start --minutes 60")
-def agent() -> None:
-    """Start and stop an agent, which holds your unlocked key for some minutes so that reading needs no passphrase."""
-
-
 @agent.command("start", example="appliance agent start\nappliance agent start --minutes 60")
 @click.option(
     "--minutes",
@@ -192,8 +182,7 @@ def agent() -> None:
     metavar="N",
     help="How long it holds the key; then it ends by itself.",
 )
-@reads
-@click.pass_obj
+@with_session_options
 def start(caller: Caller, minutes: int) -> None:
     """Unlock your key once, and let an agent open your reading sessions with it.
 
@@ -201,10 +190,8 @@ def start(caller: Caller, minutes: int) -> None:
     """
     from appliance.client.support.agent import start_agent
 
-    path, anchor = (
-        _agent_socket(caller),
-        caller.anchor,
-    )  # checked first, so that no passphrase is given for a wrong log
+    path = _agent_socket(caller)
+    anchor = caller.anchor  # checked first, so that no passphrase is given for a wrong log
     key = caller.unlock("for the agent to hold")
     caller.session.opened(renew=True)  # proves that the key is enrolled under this name
     lifetime_s = caller.about.parameters.session_lifetime_s
@@ -214,8 +201,7 @@ def start(caller: Caller, minutes: int) -> None:
 
 
 @agent.command("stop", example="appliance agent stop")
-@keyed
-@click.pass_obj
+@with_key_options
 def stop(caller: Caller) -> None:
     """End your agent, which then drops the key.
 
@@ -224,15 +210,12 @@ def stop(caller: Caller) -> None:
     from appliance.client.support.agent import stop_agent
 
     stop_agent(_agent_socket(caller))
-    if caller.json:
-        print_json({"name": caller.signer, "stopped": True})
-    else:
-        print_facts([("ended the agent of", caller.signer)])
+    value = {"name": caller.signer, "stopped": True}
+    print_result(caller.json, value, [("ended the agent of", caller.signer)])
 
 
 @agent.command("status", example="appliance agent status")
-@keyed
-@click.pass_obj
+@with_key_options
 def status(caller: Caller) -> None:
     """Show whether an agent holds your key, which key, for which log, and for how long."""
     from appliance.client.support.agent import find_agent
@@ -251,7 +234,7 @@ def _agent_socket(caller: Caller) -> Path:
 
 
 def _print_agent(caller: Caller, held: AgentStatus, path: Path) -> None:
-    facts = {
+    value = {
         "name": held.name,
         "origin": held.origin,
         "keyid": held.keyid,
@@ -259,17 +242,20 @@ def _print_agent(caller: Caller, held: AgentStatus, path: Path) -> None:
         "pid": held.pid,
         "socket": str(path),
     }
-    if caller.json:
-        print_json(facts)
-        return
-    shown = {"agent of": held.name, "log": held.origin, "key id": held.keyid, "ends in": f"{held.seconds_left} s"}
-    print_facts([*shown.items(), ("process", held.pid), ("socket", path)])
+    facts = [
+        ("agent of", held.name),
+        ("log", held.origin),
+        ("key id", held.keyid),
+        ("ends in", f"{held.seconds_left} s"),
+        ("process", held.pid),
+        ("socket", path),
+    ]
+    print_result(caller.json, value, facts)
 
 
 @command("console", example="appliance console\nappliance console --open")
 @click.option("--open", "opens", is_flag=True, help="Open it in this machine's browser.")
-@reads
-@click.pass_obj
+@with_session_options
 def console(caller: Caller, opens: bool) -> None:
     """Sign a browser in: print an address that works once and within a minute.
 

@@ -1,4 +1,4 @@
-"""The entry point of the command line: the table of commands, and the output of errors.
+"""The entry point of the command line: the root group, and the output of errors.
 
 A command's module is loaded when it is used, so that `--help` responds quickly.
 """
@@ -8,274 +8,25 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import import_module
-from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import click
 
 from appliance.addresses import address_of, address_of_error, address_of_refusal, locate
 from appliance.build import build_version
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import FOLDER, Command, CommandGroup, handle_wide
+from appliance.cli.support.command import Command, CommandGroup, with_root_options
+from appliance.cli.support.groups import COMMANDS, GROUPS
 from appliance.cli.support.output import encode_json, plain
 from appliance.errors import ApplianceError, Unavailable
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 INTERRUPTED = 130
 """Exit code after an interruption by the person."""
 BROKEN_PIPE = 141
 """Exit code after a broken pipe: 128 plus the signal, as in shells."""
-
-
-class CommandEntry(NamedTuple):
-    """The audience, module and summary of a command, and its place in the manual."""
-
-    audience: str
-    file: str
-    help: str
-    manual: str
-
-
-COMMANDS = {
-    "init": CommandEntry(
-        "Administrators",
-        "administrators",
-        "Make an appliance: keys, database, first policy set.",
-        "operations/service/",
-    ),
-    "login": CommandEntry(
-        "Everyone",
-        "logins",
-        "Remember your name, key and appliance, so that no command needs --as and --key.",
-        "guides/command-line/#your-login",
-    ),
-    "logout": CommandEntry(
-        "Everyone",
-        "logins",
-        "Forget your login, and end the session at the service.",
-        "guides/command-line/#your-login",
-    ),
-    "whoami": CommandEntry(
-        "Everyone",
-        "logins",
-        "Show your name, roles and key, the appliance, its log and trust file.",
-        "guides/command-line/#your-login",
-    ),
-    "console": CommandEntry(
-        "Everyone",
-        "logins",
-        "Sign a browser in: print an address that works once.",
-        "guides/console/#signing-in-and-out",
-    ),
-    "agent": CommandEntry(
-        "Everyone",
-        "logins",
-        "Hold your unlocked key for some minutes; reading then asks for no passphrase.",
-        "guides/command-line/#the-agent",
-    ),
-    "key": CommandEntry(
-        "Everyone",
-        "people",
-        "A person's own key: make, show, prove, rotate, revoke.",
-        "guides/command-line/#keys-that-change",
-    ),
-    "principal": CommandEntry(
-        "Administrators",
-        "administrators",
-        "People and units: enrol, list, grant, replace a key, revoke.",
-        "guides/people/",
-    ),
-    "identity": CommandEntry(
-        "Administrators",
-        "administrators",
-        "People's identities at the site's identity provider: bind, list, unbind.",
-        "guides/identity/",
-    ),
-    "order": CommandEntry(
-        "Administrators",
-        "orders",
-        "Orders that wait for a second administrator.",
-        "guides/administrators/",
-    ),
-    "policy": CommandEntry(
-        "Administrators",
-        "governance",
-        "The policy set: show, adopt, test, compare.",
-        "guides/administrators/#change-the-policy",
-    ),
-    "rules": CommandEntry(
-        "Administrators", "governance", "The rules version: show it, raise it at an upgrade.", "upgrade/#upgrade"
-    ),
-    "clock": CommandEntry(
-        "Administrators",
-        "governance",
-        "The log's time: show it, reset it after a clock ran ahead.",
-        "operations/service/#a-clock-that-ran-ahead",
-    ),
-    "restoration": CommandEntry(
-        "Administrators",
-        "restorations",
-        "Continue the log from an older state, after a restore of a backup.",
-        "operations/backup/#an-older-log",
-    ),
-    "log-key": CommandEntry(
-        "Administrators", "people", "The log's own key: rotate it.", "guides/command-line/#keys-that-change"
-    ),
-    "post-quantum": CommandEntry(
-        "Administrators",
-        "people",
-        "Second signatures of checkpoints and adapters, by ML-DSA-65: add their keys.",
-        "guides/command-line/#post-quantum-signatures",
-    ),
-    "text": CommandEntry(
-        "Administrators",
-        "people",
-        "Printed names and free texts: erase one. The log still verifies.",
-        "guides/command-line/#texts-that-are-erased",
-    ),
-    "hold": CommandEntry(
-        "Administrators",
-        "people",
-        "Legal holds, which keep texts about a subject: place, lift, list.",
-        "guides/command-line/#texts-that-are-erased",
-    ),
-    "serve": CommandEntry(
-        "Administrators", "releases.releases", "Run the service in the foreground.", "operations/service/#starts"
-    ),
-    "stop": CommandEntry(
-        "Administrators",
-        "service",
-        "Stop the running service, and wait until it has ended.",
-        "operations/service/#starts",
-    ),
-    "status": CommandEntry(
-        "Administrators",
-        "service",
-        "One screen: the service, its log, its jobs, and pending decisions.",
-        "operations/monitoring/",
-    ),
-    "doctor": CommandEntry(
-        "Administrators",
-        "service",
-        "Check everything that an appliance needs, and how to correct it.",
-        "troubleshooting/#first-steps",
-    ),
-    "diagnose": CommandEntry(
-        "Administrators",
-        "diagnosis",
-        "Collect what a maintainer needs into one file, without texts, keys or rows.",
-        "operations/monitoring/#hand-facts-to-a-maintainer",
-    ),
-    "backup": CommandEntry(
-        "Administrators",
-        "backups",
-        "Encrypted backups: create, list, verify, restore, remove.",
-        "operations/backup/",
-    ),
-    "signer": CommandEntry(
-        "Administrators",
-        "signer",
-        "A process of its own with the service's signing keys: make, show, run, adopt, step back.",
-        "operations/signer/",
-    ),
-    "storage": CommandEntry(
-        "Administrators", "service", "Show what uses the disk.", "operations/service/#when-the-disk-is-almost-full"
-    ),
-    "config": CommandEntry(
-        "Administrators",
-        "service",
-        "Settings: show each with its source, check a file.",
-        "operations/service/#settings",
-    ),
-    "update-compatibility": CommandEntry(
-        "Administrators",
-        "builds",
-        "Whether processes of two builds can serve one log: check, metadata.",
-        "upgrade/#several-hosts",
-    ),
-    "advisories": CommandEntry(
-        "Administrators",
-        "advisories",
-        "Whether a published vulnerability affects an installed library: check.",
-        "security/vulnerabilities/#check-the-libraries",
-    ),
-    "database": CommandEntry(
-        "Administrators",
-        "builds",
-        "The database's part of an upgrade: check, migrate.",
-        "upgrade/#the-steps-by-hand",
-    ),
-    "base": CommandEntry("Operators", "operators", "Base models: import and list.", "guides/models/"),
-    "dataset": CommandEntry("Operators", "operators", "Datasets: import, list, show.", "guides/datasets/"),
-    "import": CommandEntry(
-        "Operators", "imports", "Imports that were ordered: list, cancel.", "guides/operators/#import"
-    ),
-    "validation-set": CommandEntry(
-        "Validators",
-        "imports",
-        "Rows that adapters are evaluated on: import, list, show, revoke.",
-        "guides/validators/",
-    ),
-    "recipe": CommandEntry(
-        "Operators", "runs.records", "Recipes: begin a new one, with every key explained.", "guides/training/"
-    ),
-    "run": CommandEntry(
-        "Operators", "operators", "Training runs: start, follow, list, cancel.", "guides/operators/#train"
-    ),
-    "gate": CommandEntry(
-        "Reviewers",
-        "runs.gates",
-        "Gates: list and show them; check and explain an adapter's verdict.",
-        "guides/training/#gates",
-    ),
-    "review": CommandEntry(
-        "Reviewers",
-        "releases.reviews",
-        "Adapters under review: show what you sign, approve, reject.",
-        "guides/reviewers/",
-    ),
-    "finding": CommandEntry(
-        "Reviewers",
-        "releases.decisions",
-        "Findings of reviewers about adapters: add, list, close.",
-        "guides/reviewers/#findings",
-    ),
-    "delegation": CommandEntry(
-        "Reviewers",
-        "releases.decisions",
-        "Delegates who decide in a reviewer's place: add, list, end.",
-        "guides/reviewers/#delegation",
-    ),
-    "release": CommandEntry(
-        "Units",
-        "releases.releases",
-        "Releases to units: request, activate, roll back, history.",
-        "guides/release-owners/",
-    ),
-    "adapter": CommandEntry(
-        "Units",
-        "releases.releases",
-        "Sealed adapters: list, show the whole history, revoke.",
-        "guides/reviewers/#what-you-see",
-    ),
-    "token": CommandEntry(
-        "Units", "tokens", "A unit's API keys, at most an hour long, and who renews them.", "guides/units/"
-    ),
-    "ledger": CommandEntry("Auditors", "ledger", "The log: read it, export it, verify it.", "guides/auditors/"),
-    "witness": CommandEntry(
-        "Witnesses", "witnesses", "Cosignatures of the log: request, give, accept and list them.", "formats/witness/"
-    ),
-    "completion": CommandEntry("Everyone", "people", "Print the shell's completion script.", "guides/command-line/"),
-}
-"""All commands, in the order of the help."""
-
-
-_ATTRIBUTES = {"import": "imports"}
-"""Name in the module, for commands whose name is a keyword of Python."""
 
 
 class _Root(CommandGroup):
@@ -288,8 +39,8 @@ class _Root(CommandGroup):
         entry = COMMANDS.get(name)
         if entry is None:
             return None
-        attribute = _ATTRIBUTES.get(name, name.replace("-", "_"))
-        found = getattr(import_module(f"appliance.cli.{entry.file}"), attribute)
+        modules = [import_module(f"appliance.cli.{file}") for file in entry.files]
+        found = GROUPS.get(name) or getattr(modules[0], name)
         assert isinstance(found, Command | CommandGroup)
         found.manual = address_of(entry.manual)
         return found
@@ -299,12 +50,6 @@ class _Root(CommandGroup):
         for audience in dict.fromkeys(entry.audience for entry in COMMANDS.values()):
             with formatter.section(audience):
                 formatter.write_dl([(name, e.help) for name, e in COMMANDS.items() if e.audience == audience])
-
-
-def _path(name: str, variable: str, help: str) -> Callable[[F], F]:
-    return click.option(
-        name, envvar=variable, show_envvar=True, metavar="FILE", type=click.Path(path_type=Path), help=help
-    )
 
 
 def _print_version(context: click.Context, _: click.Parameter, asked: bool) -> None:
@@ -323,30 +68,7 @@ def _print_version(context: click.Context, _: click.Parameter, asked: bool) -> N
         "appliance ledger verify --trust trust.json"
     ),
 )
-@click.option(
-    "--home",
-    envvar="APPLIANCE_HOME",
-    show_envvar=True,
-    metavar="FOLDER",
-    type=FOLDER,
-    help="The appliance's data folder.",
-)
-@_path("--key", "APPLIANCE_KEY", "Your key file.")
-@click.option("--as", "name", envvar="APPLIANCE_PRINCIPAL", show_envvar=True, metavar="NAME", help="Your name here.")
-@click.option("--passphrase-fd", type=int, metavar="N", help="Read the passphrase from this descriptor.")
-@click.option(
-    "--passphrase-file", type=click.Path(path_type=Path), metavar="FILE", help="Read the passphrase from a 0600 file."
-)
-@_path("--trust", "APPLIANCE_TRUST", "The trust file that everything is checked against.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout; errors too, on stderr.")
-@click.option(
-    "--wide",
-    is_flag=True,
-    expose_value=False,
-    callback=handle_wide,
-    help="Do not cut or wrap lines to the terminal's width.",
-)
-@click.option("--yes", is_flag=True, help="Sign without asking.")
+@with_root_options
 @click.option(
     "--version",
     is_flag=True,
@@ -356,28 +78,14 @@ def _print_version(context: click.Context, _: click.Parameter, asked: bool) -> N
     help="Print the build's version and exit.",
 )
 @click.pass_context
-def cli(
-    context: click.Context,
-    home: Path | None,
-    key: Path | None,
-    name: str | None,
-    passphrase_fd: int | None,
-    passphrase_file: Path | None,
-    trust: Path | None,
-    as_json: bool,
-    yes: bool,
-) -> None:
+def cli(context: click.Context) -> None:
     """Train, review, release and serve adapters.
 
     Every decision is signed. The log of decisions can be verified independently of the service.
 
     The options below may be given here or after any command.
     """
-    caller = context.ensure_object(Caller)
-    caller.home, caller.key, caller.name, caller.trust_file = home, key, name, trust
-    caller.passphrase_fd, caller.passphrase_file = passphrase_fd, passphrase_file
-    caller.json, caller.yes = as_json, yes
-    context.call_on_close(caller.close)
+    context.call_on_close(context.ensure_object(Caller).close)
 
 
 cli.manual = address_of("")

@@ -3,68 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from appliance.cli.history import used_by
 from appliance.cli.imports import (
-    check,
-    check_before_import,
     describe_facts,
-    describes_rows,
-    describes_terms,
     finish_import,
-    print_receipt,
+    import_rows,
     read_columns,
-    read_sources,
-    revoke_base,
-    revoke_dataset,
     send,
+    with_row_options,
+    with_split_options,
+    with_terms_options,
 )
 from appliance.cli.runs.gates import list_verdict_facts, verdict_value
-from appliance.cli.runs.plans import GATES, list_costs, list_detectable_effects, plan, propose_run
+from appliance.cli.runs.plans import GATES, list_costs, list_detectable_effects, propose_run
 from appliance.cli.runs.records import (
-    authorise,
-    checkpoints,
     describe_metrics,
-    export,
     facts_of,
-    refuse,
-    replay,
-    report,
-    resume,
+    parse_run,
     warnings_in,
 )
-from appliance.cli.runs.sweeps import sweep as continue_sweep
 from appliance.cli.runs.sweeps import train_sweep
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import group, reads, signs
-from appliance.cli.support.output import plain, print_facts, print_json, print_table, say
+from appliance.cli.support.command import PATH, with_session_options, with_signing_options
+from appliance.cli.support.groups import base, dataset, run
+from appliance.cli.support.output import plain, print_facts, print_json, print_result, print_rows, print_table, say
 from appliance.cli.support.progress import Display
-from appliance.cli.support.signing import GONE, sign_all, sign_and_submit
+from appliance.cli.support.signing import GONE, print_receipt, sign_all, sign_and_submit
 from appliance.errors import BadInput, Conflict
 
 if TYPE_CHECKING:
     from appliance.client.runs import RunEnd
 
-_PATH = click.Path(path_type=Path)
-
-
-@group("base", example="appliance base list")
-def base() -> None:
-    """Import, list and revoke base models."""
-
 
 @base.command("import", example="appliance base import SmolLM2.gguf --name smollm2 --licence Apache-2.0")
-@click.argument("path", type=_PATH)
+@click.argument("path", type=PATH)
 @click.option("--name", metavar="NAME", required=True, help="A name for the base; it cannot be changed.")
 @click.option("--licence", required=True, metavar="SPDX", help="The licence's SPDX identifier, such as Apache-2.0.")
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until the import has ended.")
-@signs
-@click.pass_obj
+@with_signing_options
 def import_base(caller: Caller, path: Path, name: str, licence: str, wait: bool) -> None:
     """Import a base model: a folder of safetensors, or one .gguf file.
 
@@ -74,43 +55,33 @@ def import_base(caller: Caller, path: Path, name: str, licence: str, wait: bool)
     from appliance.client.support.files import read_base
     from appliance.client.support.orders import check
     from appliance.domain.core.names import NO_DIGEST
-    from appliance.domain.data.imports import ImportBase
     from appliance.formats.artifacts.manifest import describe_ignored
 
     values = {"base": name, "licence": licence}
     # All known reasons against the import, before the files are hashed or sent.
-    check(caller.reading(), caller.propose(ImportBase, {**values, "format": "gguf", "source": NO_DIGEST}))
+    check(caller.reading(), caller.propose("import-base", {**values, "format": "gguf", "source": NO_DIGEST}))
     source = read_base(path, name)
     if source.ignored:
         say(f"left out: {describe_ignored(list(source.ignored))}")
     _ = caller.unlock("to sign the import")
     send(caller, source)
-    proposal = caller.propose(ImportBase, {**values, "format": source.format, "source": source.digest})
+    proposal = caller.propose("import-base", {**values, "format": source.format, "source": source.digest})
     finish_import(caller, sign_and_submit(caller, proposal), wait)
 
 
 @base.command("list", example="appliance base list --json")
-@reads
-@click.pass_obj
+@with_session_options
 def list_bases(caller: Caller) -> None:
     """List every imported base, its digest and its licence."""
     from appliance.domain.core.records.data import Base
 
-    rows = caller.reading().get("/v1/bases", list[Base])
-    if caller.json:
-        print_json(rows)
-        return
-    cells = [(row.name, row.licence, row.imported_by, row.index, row.digest) for row in rows]
-    print_table(
+    print_rows(
+        caller.json,
+        caller.reading().get("/v1/bases", list[Base]),
         ("base", "licence", "imported by", "entry", "digest"),
-        cells,
+        lambda row: (row.name, row.licence, row.imported_by, row.index, row.digest),
         empty="No base was imported. Import one with: appliance base import",
     )
-
-
-@group("dataset", example="appliance dataset list")
-def dataset() -> None:
-    """Check, import, list, show and revoke datasets."""
 
 
 @dataset.command(
@@ -120,16 +91,16 @@ def dataset() -> None:
         "    --instruction 'Name the kind of clause.' --owner 'Legal' --licence CC0-1.0 --classification internal"
     ),
 )
-@click.argument("path", type=_PATH)
+@click.argument("path", type=PATH)
 @click.option("--name", metavar="NAME", required=True, help="A name for the dataset; each import adds a version.")
 @click.option(
     "--base", "base_name", required=True, metavar="NAME", help="The base whose chat template renders the rows."
 )
-@describes_rows
-@describes_terms
+@with_row_options
+@with_split_options
+@with_terms_options
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until the import has ended.")
-@signs
-@click.pass_obj
+@with_signing_options
 def import_dataset(
     caller: Caller,
     /,
@@ -148,47 +119,32 @@ def import_dataset(
     byte is hashed on this machine before it is sent. Before you sign, the rows are checked as by `dataset check`, and
     every row that does not fit is named by its line.
     """
-    from appliance.client.imports import DatasetTerms, RowTerms, check_terms, describe_rows
+    from appliance.client.imports import DatasetTerms
 
     terms = DatasetTerms(base=base_name, columns=read_columns(columns), **given)
-    check_terms(caller.reading(), caller.lookup, caller.propose_input, terms)
-    sources = read_sources(path, held_out_file, kind)
-    _ = caller.unlock("to sign the import")
-    for source in sources:
-        send(caller, source)
-    shared = {member.name for member in fields(RowTerms)} & {member.name for member in fields(DatasetTerms)}
-    teaching = RowTerms(**{name: getattr(terms, name) for name in shared})
-    check_before_import(caller, teaching, sources, path)
-    proposal = caller.propose_input(terms.order, describe_rows(terms, *sources))
-    finish_import(caller, sign_and_submit(caller, proposal), wait)
+    import_rows(caller, terms, path, held_out_file, kind, wait=wait)
 
 
 @dataset.command("list", example="appliance dataset list")
-@reads
-@click.pass_obj
+@with_session_options
 def list_datasets(caller: Caller) -> None:
     """List every imported dataset and version, with its rows, licence and classification."""
     from appliance.domain.core.records.data import Dataset
 
-    rows = caller.reading().get("/v1/datasets", list[Dataset])
-    if caller.json:
-        print_json(rows)
-        return
-    print_table(
+    print_rows(
+        caller.json,
+        caller.reading().get("/v1/datasets", list[Dataset]),
         ("dataset", "dataset_kind", "rows", "base", "licence", "classification", "imported by", "entry"),
-        [
-            (
-                f"{r.name}@{r.version}",
-                r.facts.get("dataset_kind"),
-                r.facts.get("rows"),
-                r.base,
-                r.licence,
-                r.classification,
-                r.imported_by,
-                r.index,
-            )
-            for r in rows
-        ],
+        lambda row: (
+            f"{row.name}@{row.version}",
+            row.facts.get("dataset_kind"),
+            row.facts.get("rows"),
+            row.base,
+            row.licence,
+            row.classification,
+            row.imported_by,
+            row.index,
+        ),
         empty="No dataset was imported. Import one with: appliance dataset import",
         least=("entry", "imported by", "base", "dataset_kind"),
     )
@@ -196,49 +152,33 @@ def list_datasets(caller: Caller) -> None:
 
 @dataset.command("show", example="appliance dataset show clauses@1")
 @click.argument("name")
-@reads
-@click.pass_obj
+@with_session_options
 def show_dataset(caller: Caller, name: str) -> None:
     """Show one dataset: its owner, digests, the root over its rows, the import's facts, and each label's rows."""
-    from appliance.api.data import SplitRows
+    from appliance.api.data import SplitRows, describe_label
     from appliance.client.evidence import dataset_owner
-    from appliance.client.imports import describe_label
     from appliance.domain.core.records.data import Dataset
 
     connection = caller.reading()
     row = connection.get(f"/v1/datasets/{name}", Dataset)
-    owner, labels = (
-        dataset_owner(connection, caller.anchor, row),
-        connection.get(f"/v1/datasets/{name}/labels", dict[str, SplitRows]),
-    )
-    if caller.json:
-        print_json({**row.model_dump(), "owner": owner, "labels": labels})
-        return
-    print_facts(
+    owner = dataset_owner(connection, caller.anchor, row)
+    labels = connection.get(f"/v1/datasets/{name}/labels", dict[str, SplitRows])
+    print_result(
+        caller.json,
+        {**row.model_dump(), "owner": owner, "labels": labels},
         [
             ("owner", GONE if owner is None else owner),
             *((key.replace("_", " "), value) for key, value in row.model_dump(exclude={"facts"}).items()),
             *describe_facts(row.facts),
             *((f"label {label}", describe_label(sides)) for label, sides in labels.items()),
-        ]
+        ],
     )
-
-
-base.add_command(revoke_base)
-dataset.add_command(check)
-dataset.add_command(revoke_dataset)
-dataset.add_command(used_by)
-
-
-@group("run", example="appliance run start recipe.yaml --follow")
-def run() -> None:
-    """Plan, start, follow and list training runs, and act on them."""
 
 
 @run.command(
     "start", example="appliance run start recipe.yaml --follow\nappliance run start first.yaml second.yaml --yes"
 )
-@click.argument("recipes", nargs=-1, required=True, type=_PATH)
+@click.argument("recipes", nargs=-1, required=True, type=PATH)
 @click.option("--follow/--no-follow", default=False, help="Wait until the last run has ended.")
 @click.option(
     "--sweep/--no-sweep",
@@ -248,7 +188,7 @@ def run() -> None:
 @click.option(
     "--folder",
     metavar="FOLDER",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="With --sweep: the new folder for its table and plot.",
 )
 @GATES
@@ -261,8 +201,7 @@ def run() -> None:
     default=1,
     help="With --on slurm: number of nodes that run the processes.",
 )
-@signs
-@click.pass_obj
+@with_signing_options
 def start(
     caller: Caller,
     recipes: tuple[Path, ...],
@@ -361,8 +300,7 @@ def _report(caller: Caller, ended: Sequence[RunEnd]) -> None:
 
 
 @run.command("list", example="appliance run list")
-@reads
-@click.pass_obj
+@with_session_options
 def list_runs(caller: Caller) -> None:
     """List every run, in the order in which they were ordered. A queued one is shown with its place in the queue."""
     from appliance.domain.core.records.runs import Run
@@ -384,8 +322,7 @@ def list_runs(caller: Caller) -> None:
 @run.command("show", example="appliance run show r-000001 --follow")
 @click.argument("name", metavar="RUN")
 @click.option("--follow/--no-follow", default=False, help="Wait until the run has ended.")
-@reads
-@click.pass_obj
+@with_session_options
 def show_run(caller: Caller, name: str, follow: bool) -> None:
     """Show one run: its base and dataset, who ordered it, and its progress."""
     from appliance.api.runs import RunProgress
@@ -418,25 +355,11 @@ def show_run(caller: Caller, name: str, follow: bool) -> None:
 
 @run.command("cancel", example="appliance run cancel r-000002")
 @click.argument("name", metavar="RUN")
-@signs
-@click.pass_obj
+@with_signing_options
 def cancel(caller: Caller, name: str) -> None:
     """Cancel a run that waits or trains. The person who ordered it or an administrator may do so."""
     from appliance.domain.core.records.runs import Run
-    from appliance.domain.runs.control import Cancel
 
-    if not name.startswith("r-"):
-        raise BadInput(f"run: expected a name such as r-000001, got {name}; list them with: appliance run list")
+    parse_run(name)
     caller.reading().get(f"/v1/runs/{name}", Run)  # an unknown run is refused before anything is signed
-    print_receipt(caller, sign_and_submit(caller, caller.propose(Cancel, {"run": name})))
-
-
-run.add_command(authorise)
-run.add_command(refuse)
-run.add_command(resume)
-run.add_command(continue_sweep)
-run.add_command(checkpoints)
-run.add_command(replay)
-run.add_command(report)
-run.add_command(export)
-run.add_command(plan)
+    print_receipt(caller, sign_and_submit(caller, caller.propose("cancel", {"run": name})))

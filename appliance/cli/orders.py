@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,33 +9,26 @@ import click
 
 from appliance.cli.administrators import check_short_code
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import group, reads, signs
-from appliance.cli.support.output import plain, print_facts, print_json, print_table, say
-from appliance.cli.support.signing import print_outcome, show_proposal, sign_and_submit
+from appliance.cli.support.command import PATH, REASON, with_session_options, with_signing_options
+from appliance.cli.support.groups import order
+from appliance.cli.support.output import plain, print_facts, print_json, print_result, print_table, say
+from appliance.cli.support.signing import order_action, print_outcome, show_proposal, sign_and_submit
 from appliance.errors import BadInput
 
 if TYPE_CHECKING:
     from appliance.client.support.orders import Pending
     from appliance.domain.core.order import Order
 
-_FILE = click.Path(path_type=Path)
-
-
-@group("order", example="appliance order list")
-def order() -> None:
-    """List, show, countersign and withdraw orders that wait for a second administrator, or check an order file."""
-
 
 @order.command(
     "check",
     example="appliance order check review.order.json\nappliance order check review.order.json --proof rita.proof",
 )
-@click.argument("file", type=_FILE)
+@click.argument("file", type=PATH)
 @click.option(
-    "--proof", type=_FILE, metavar="FILE", help="The proof of the key that signed it: then no service is asked."
+    "--proof", type=PATH, metavar="FILE", help="The proof of the key that signed it: then no service is asked."
 )
-@reads
-@click.pass_obj
+@with_session_options
 def check_order(caller: Caller, file: Path, proof: Path | None) -> None:
     """Show what an order file from the console binds, as before signing. Run it on a machine that you trust.
 
@@ -63,15 +55,11 @@ def check_order(caller: Caller, file: Path, proof: Path | None) -> None:
         if problems:
             raise Tampered(f"recipe, resolved again: {'; '.join(problems)}")
         facts |= {"resolved again": "every (auto) value is what this machine makes of it"}
-    if caller.json:
-        print_json({"action": order.action, "statement": order.model_dump(mode="json"), **facts})
-    else:
-        print_facts(list(facts.items()))
+    print_result(caller.json, {"action": order.action, "statement": order, **facts}, facts.items())
 
 
 @order.command("list", example="appliance order list")
-@reads
-@click.pass_obj
+@with_session_options
 def list_orders(caller: Caller) -> None:
     """List the pending orders, who signed them and when they expire, and why some cannot take effect any more."""
     from appliance.client.support.orders import pending_orders
@@ -83,7 +71,7 @@ def list_orders(caller: Caller) -> None:
                 {
                     "digest": p.digest,
                     "index": p.index,
-                    "blockers": [asdict(one) for one in p.blockers],
+                    "blockers": p.blockers,
                     **p.proposal.order.model_dump(mode="json"),
                 }
                 for p in waiting
@@ -105,8 +93,7 @@ def list_orders(caller: Caller) -> None:
 
 @order.command("show", example="appliance order show sha256:1f2e3d4c")
 @click.argument("digest", required=False)
-@reads
-@click.pass_obj
+@with_session_options
 def show_order(caller: Caller, digest: str | None) -> None:
     """Show everything that one pending order binds, from the bytes that its signer signed.
 
@@ -119,9 +106,7 @@ def show_order(caller: Caller, digest: str | None) -> None:
 
     found = _find_pending(caller, digest)
     if caller.json:
-        print_json(
-            {"digest": found.digest, "index": found.index, "order": found.proposal.order.model_dump(mode="json")}
-        )
+        print_json({"digest": found.digest, "index": found.index, "order": found.proposal.order})
         return
     lines = describe(found.proposal)
     if isinstance(found.proposal.order, EnrolWithPasskey):
@@ -138,15 +123,13 @@ def show_order(caller: Caller, digest: str | None) -> None:
     metavar="CODE",
     help="If the order enrols an invited person: the passkey's short code, as the person reads it out to you.",
 )
-@signs
-@click.pass_obj
+@with_signing_options
 def countersign(caller: Caller, digest: str | None, short_code: str | None) -> None:
     """Countersign another administrator's order, which then takes effect.
 
     DIGEST can be its first 6 digits or more. It can be left out if exactly one order waits that can still take effect.
     Before you sign, you see what the order binds. An order that enrols an invited person asks for the short code first.
     """
-    from appliance.domain.governance.countersignature import Countersign
     from appliance.domain.governance.invitations import EnrolWithPasskey
 
     found = _find_pending(caller, digest)
@@ -162,7 +145,7 @@ def countersign(caller: Caller, digest: str | None, short_code: str | None) -> N
 
     receipt = sign_and_submit(
         caller,
-        caller.propose(Countersign, {"order": found.digest}),
+        caller.propose("countersign", {"order": found.digest}),
         _first_steps(found),
         successor=getattr(order, "log_key", None),
         show_subject=show_subject,
@@ -173,20 +156,22 @@ def countersign(caller: Caller, digest: str | None, short_code: str | None) -> N
 
 @order.command("withdraw", example="appliance order withdraw sha256:1f2e3d4c --reason 'The role was wrong.'")
 @click.argument("digest", required=False)
-@click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
-@signs
-@click.pass_obj
+@REASON
+@with_signing_options
 def withdraw(caller: Caller, digest: str | None, reason: str | None) -> None:
     """Withdraw your own order that waits for a second administrator. It then ends without effect.
 
     DIGEST can be its first 6 digits or more. It can be left out if exactly one of your orders waits.
     """
-    from appliance.domain.governance.countersignature import WithdrawOrder
-
     found = _find_pending(caller, digest, signer=caller.signer)
-    proposal = caller.propose(WithdrawOrder, {"order": found.digest}, texts={"reason": reason})
-    receipt = sign_and_submit(caller, proposal, show_subject=lambda: _show_order(found))
-    print_outcome(caller, receipt, f"the order {found.proposal.order.action} was withdrawn")
+    order_action(
+        caller,
+        "withdraw-order",
+        {"order": found.digest},
+        f"the order {found.proposal.order.action} was withdrawn",
+        texts={"reason": reason},
+        show_subject=lambda: _show_order(found),
+    )
 
 
 def _find_pending(caller: Caller, digest: str | None, *, signer: str | None = None) -> Pending:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,27 +10,36 @@ from typing import TYPE_CHECKING
 import click
 
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import command, group, keyed, reads, shares, signs
-from appliance.cli.support.output import END_HELP, parse_end, print_facts, print_json, print_line, print_table, say
-from appliance.cli.support.signing import print_outcome, receipt_value, sign_and_submit
+from appliance.cli.support.command import (
+    PATH,
+    REASON,
+    command,
+    with_common_options,
+    with_key_options,
+    with_session_options,
+    with_signing_options,
+)
+from appliance.cli.support.groups import hold, key, log_key, post_quantum, text
+from appliance.cli.support.output import (
+    END_HELP,
+    parse_end,
+    print_facts,
+    print_json,
+    print_line,
+    print_result,
+    print_rows,
+    say,
+)
+from appliance.cli.support.signing import order_action, print_outcome, sign_and_submit
 from appliance.errors import ApplianceError, BadInput
 
 if TYPE_CHECKING:
     from appliance.formats.signatures.keys import Signer
 
 
-_FILE = click.Path(path_type=Path)
-
-
-@group("key", example="appliance key new ada.key")
-def key() -> None:
-    """Make, show, prove, rotate and revoke your own key. The service never gets it."""
-
-
 @key.command("new", example="appliance key new ada.key\nappliance key new ada.key --passphrase-file ada.pass")
-@click.argument("file", type=_FILE)
-@keyed
-@click.pass_obj
+@click.argument("file", type=PATH)
+@with_key_options
 def key_new(caller: Caller, file: Path) -> None:
     """Make an encrypted key in FILE, and its public key in the same folder: ada.key and ada.pub.
 
@@ -54,9 +64,8 @@ def key_new(caller: Caller, file: Path) -> None:
 
 
 @key.command("show", example="appliance key show ada.key")
-@click.argument("file", type=_FILE, required=False)
-@keyed
-@click.pass_obj
+@click.argument("file", type=PATH, required=False)
+@with_key_options
 def key_show(caller: Caller, file: Path | None) -> None:
     """Print the public key, its id and its short code, from a key file or a public key in PEM. Needs no passphrase."""
     from appliance.client.support.profile import read_public_key
@@ -75,9 +84,8 @@ def key_show(caller: Caller, file: Path | None) -> None:
 
 @key.command("prove", example="appliance key prove --key ada.key --as ada --output ada.proof")
 @click.option("--origin", metavar="LOG", help="The log's origin. Default: the service is asked.")
-@click.option("--output", type=_FILE, metavar="FILE", help="Write the proof to a new file instead of stdout.")
-@keyed
-@click.pass_obj
+@click.option("--output", type=PATH, metavar="FILE", help="Write the proof to a new file instead of stdout.")
+@with_key_options
 def key_prove(caller: Caller, origin: str | None, output: Path | None) -> None:
     """Sign a proof that this key is yours, under the name --as, for one appliance.
 
@@ -89,7 +97,7 @@ def key_prove(caller: Caller, origin: str | None, output: Path | None) -> None:
     name = caller.signer
     if output is not None:
         check_free(output, "proof of possession")
-    log = origin or caller.claimed.origin
+    log = origin or caller.about_without_session.origin
     signer = caller.unlock("to prove that the key is yours")
     proof = prove_possession(log, name, signer) + b"\n"
     say(f"{name} proves the key {signer.keyid} for the log {log}.")
@@ -108,17 +116,16 @@ def key_prove(caller: Caller, origin: str | None, output: Path | None) -> None:
 
 
 @key.command("rotate", example="appliance key rotate ada2.key --key ada.key --as ada --old-until 7d")
-@click.argument("new", type=_FILE, metavar="NEW")
+@click.argument("new", type=PATH, metavar="NEW")
 @click.option(
     "--old-until",
     metavar="TIME",
     help=f"Until when the old key also signs: {END_HELP} Default: as long as policy allows.",
 )
 @click.option(
-    "--new-passphrase-file", type=_FILE, metavar="FILE", help="The passphrase of NEW. Default: that of the old key."
+    "--new-passphrase-file", type=PATH, metavar="FILE", help="The passphrase of NEW. Default: that of the old key."
 )
-@signs
-@click.pass_obj
+@with_signing_options
 def key_rotate(caller: Caller, new: Path, old_until: str | None, new_passphrase_file: Path | None) -> None:
     """Replace your own key with the one in NEW, which is made if it does not exist. Signed with the old key.
 
@@ -126,17 +133,15 @@ def key_rotate(caller: Caller, new: Path, old_until: str | None, new_passphrase_
     """
     from appliance.client.people import prove_possession
     from appliance.domain.core.lookup import UnprovenValue
-    from appliance.domain.governance.keys import RotateKey
 
     name, until = caller.signer, end_of_overlap(caller, old_until)
     signer = _new_key(caller, new, new_passphrase_file)
     documents = {"possession": prove_possession(caller.about.origin, name, signer)}
     values = {"old_until": until if old_until else UnprovenValue(until)}
-    receipt = sign_and_submit(caller, caller.propose(RotateKey, values, documents=documents))
-    if caller.json:
-        print_json({**receipt_value(receipt), "key": str(new), "keyid": signer.keyid, "old_until": until})
-    else:
-        print_facts([("done", f"{name} has another key"), ("entry", receipt.index), ("key id", signer.keyid)])
+    receipt = sign_and_submit(caller, caller.propose("rotate-key", values, documents=documents))
+    value = {**asdict(receipt), "key": str(new), "keyid": signer.keyid, "old_until": until}
+    facts = [("done", f"{name} has another key"), ("entry", receipt.index), ("key id", signer.keyid)]
+    print_result(caller.json, value, facts)
     say(f"From now on sign with --key {new} (or APPLIANCE_KEY); {caller.key_file} signs until {until} and no longer.")
     if caller.profile is not None and caller.profile.key == caller.key_file:
         say(f"next: have the new one remembered: appliance login {name} --key {new}")
@@ -170,8 +175,8 @@ def _new_key(caller: Caller, path: Path, passphrase_file: Path | None) -> Signer
             f"{'Passphrase of' if exists else 'New passphrase for'} {path}", confirm=not exists
         )
 
-    again = caller.again if passphrase_file is None else lambda tries: False
-    return open_key(path, ask, again) if exists else create_key(path, ask())
+    can_try_again = caller.can_try_passphrase_again if passphrase_file is None else lambda tries: False
+    return open_key(path, ask, can_try_again) if exists else create_key(path, ask())
 
 
 @key.command(
@@ -190,9 +195,8 @@ def _new_key(caller: Caller, path: Path, passphrase_file: Path | None) -> Signer
     metavar="ENTRY",
     help="Its signatures in this entry or later become invalid.",
 )
-@click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
-@signs
-@click.pass_obj
+@REASON
+@with_signing_options
 def key_revoke(caller: Caller, principal: str, keyid: str | None, since: int | None, reason: str | None) -> None:
     """Revoke a key at once: your own, or as an administrator any key. This cannot be undone.
 
@@ -202,57 +206,44 @@ def key_revoke(caller: Caller, principal: str, keyid: str | None, since: int | N
     """
     from appliance.client.people import find_keyid, keys_of
     from appliance.domain.core.lookup import UnprovenValue
-    from appliance.domain.governance.keys import RevokeKey
 
     keys = keys_of(caller.reading(), principal)
     found = find_keyid(keys, keyid)
     chosen = found if keyid == found else UnprovenValue(found)
     values = {"principal": principal, "keyid": chosen, "since": since}
-    receipt = sign_and_submit(caller, caller.propose(RevokeKey, values, texts={"reason": reason}))
     others = [key for key in keys if key.keyid != found and key.revoked is None]
     then = [] if others else [f"{principal} has no key left; two administrators enrol a new one: principal replace-key"]
-    print_outcome(caller, receipt, f"the key {found[:19]} of {principal} is revoked", then)
+    done = f"the key {found[:19]} of {principal} is revoked"
+    order_action(caller, "revoke-key", values, done, then, texts={"reason": reason})
 
 
 @key.command("list", example="appliance key list ada")
 @click.argument("principal", metavar="NAME")
-@reads
-@click.pass_obj
+@with_session_options
 def key_list(caller: Caller, principal: str) -> None:
     """List every key that a person or a unit ever had, and its state."""
     from appliance.client.people import keys_of
 
-    keys = keys_of(caller.reading(), principal)
-    if caller.json:
-        print_json(keys)
-        return
-    print_table(
-        ("key id", "passkey", "enrolled", "valid until", "revoked", "counts before"),
-        [(k.keyid, k.passkey and k.passkey.name, k.enrolled, k.until, k.revoked, k.distrusted) for k in keys],
+    print_rows(
+        caller.json,
+        keys_of(caller.reading(), principal),
+        ("key id", "passkey", "enrolled", "valid until", "revoked", "valid before"),
+        lambda key: (key.keyid, key.passkey and key.passkey.name, key.enrolled, key.until, key.revoked, key.distrusted),
     )
 
 
 @command("completion", example='eval "$(appliance completion bash)"')
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-@shares
-@click.pass_context
-def completion(context: click.Context, shell: str) -> None:
+@with_common_options
+def completion(caller: Caller, shell: str) -> None:
     """Print the completion script of a shell, for its start-up file to evaluate."""
     from click.shell_completion import get_completion_class
 
     found = get_completion_class(shell)
     if found is None:
         raise BadInput(f"completion, shell: expected bash, zsh or fish, got {shell}")
-    root = context.find_root()
+    root = click.get_current_context().find_root()
     print_line(found(root.command, {}, "appliance", "_APPLIANCE_COMPLETE").source())
-
-
-_REASON = click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
-
-
-@group("log-key", example="appliance log-key rotate --old-until 30d")
-def log_key() -> None:
-    """Replace a key that signs the log's checkpoints. The service holds it; two administrators replace it."""
 
 
 @log_key.command("rotate", example="appliance log-key rotate\nappliance log-key rotate --old-until 30d")
@@ -260,8 +251,7 @@ def log_key() -> None:
     "--old-until", metavar="TIME", help="Until when the old key also signs. Default: as long as policy allows."
 )
 @click.option("--post-quantum", is_flag=True, help="Replace the key of ML-DSA-65 in place of that of Ed25519.")
-@signs
-@click.pass_obj
+@with_signing_options
 def rotate(caller: Caller, old_until: str | None, post_quantum: bool) -> None:
     """Have the log's checkpoints signed by a new key, which the service makes and keeps. Needs two administrators.
 
@@ -270,14 +260,11 @@ def rotate(caller: Caller, old_until: str | None, post_quantum: bool) -> None:
     """
     from appliance.client.retention import next_log_key
     from appliance.domain.core.lookup import UnprovenValue
-    from appliance.domain.governance.log_control import RotateLogKey
 
     until = end_of_overlap(caller, old_until)
     vkey = next_log_key(caller.reading(), post_quantum=post_quantum)
-    proposal = caller.propose(
-        RotateLogKey, {"log_key": UnprovenValue(vkey), "old_until": until if old_until else UnprovenValue(until)}
-    )
-    receipt = sign_and_submit(caller, proposal, successor=vkey)
+    values = {"log_key": UnprovenValue(vkey), "old_until": until if old_until else UnprovenValue(until)}
+    receipt = sign_and_submit(caller, caller.propose("rotate-log-key", values), successor=vkey)
     print_outcome(caller, receipt, "the log has another key", after_rotation(vkey, until))
 
 
@@ -299,14 +286,8 @@ def after_rotation(vkey: str, old_until: str) -> list[str]:
 _TRUST_FILES_STAY = "Trust files stay valid: appliance-verify follows the log from its first key to this one."
 
 
-@group("post-quantum", example="appliance post-quantum add")
-def post_quantum() -> None:
-    """Have checkpoints and adapters signed by ML-DSA-65 as well. Two administrators order it, once."""
-
-
 @post_quantum.command("add", example="appliance post-quantum add")
-@signs
-@click.pass_obj
+@with_signing_options
 def add_post_quantum_keys(caller: Caller) -> None:
     """Add two keys of ML-DSA-65, which the service makes and keeps. Needs two administrators.
 
@@ -316,12 +297,11 @@ def add_post_quantum_keys(caller: Caller) -> None:
     """
     from appliance.client.retention import make_post_quantum_keys
     from appliance.domain.core.lookup import UnprovenValue
-    from appliance.domain.governance.post_quantum import AddPostQuantumKeys
 
     made = make_post_quantum_keys(caller.reading())
     keys = {"log_key": UnprovenValue(made.log_key), "adapter_key": UnprovenValue(made.adapter_key)}
-    receipt = sign_and_submit(caller, caller.propose(AddPostQuantumKeys, keys), successor=made.log_key)
-    print_outcome(caller, receipt, "the log has post-quantum keys", after_post_quantum_keys(made.log_key))
+    done, then = "the log has post-quantum keys", after_post_quantum_keys(made.log_key)
+    order_action(caller, "add-post-quantum-keys", keys, done, then, successor=made.log_key)
 
 
 def after_post_quantum_keys(vkey: str) -> list[str]:
@@ -331,11 +311,6 @@ def after_post_quantum_keys(vkey: str) -> list[str]:
         "Hosts that load exported adapters need this in their trust file, from a source that you trust:",
         f'"postQuantumLogKey":"{vkey}"',
     ]
-
-
-@group("text", example="appliance text erase --printed-name-of mallory")
-def text() -> None:
-    """Erase printed names and free texts. The log contains only their commitments, so they can be erased."""
 
 
 def name_backups(caller: Caller, entry: int, erased: int) -> list[str]:
@@ -360,8 +335,7 @@ def name_backups(caller: Caller, entry: int, erased: int) -> list[str]:
 @click.option("--printed-name-of", "name", metavar="NAME", help="The printed name of this person or unit.")
 @click.option("--entry", type=click.IntRange(0), metavar="ENTRY", help="A text of this entry.")
 @click.option("--field", metavar="FIELD", help="Name of the text, such as reason, meaning, owner or message.")
-@signs
-@click.pass_obj
+@with_signing_options
 def erase(caller: Caller, name: str | None, entry: int | None, field: str | None) -> None:
     """Erase a text permanently. The log still verifies, as it has only a commitment. Needs two administrators.
 
@@ -370,7 +344,6 @@ def erase(caller: Caller, name: str | None, entry: int | None, field: str | None
     """
     from appliance.client.retention import find_printed_name, find_text
     from appliance.domain.core.lookup import OrderInput
-    from appliance.domain.retention import Erase
 
     if (name is None) == (entry is None):
         raise BadInput(f"text: expected --printed-name-of or --entry, got {'neither' if name is None else 'both'}")
@@ -383,59 +356,42 @@ def erase(caller: Caller, name: str | None, entry: int | None, field: str | None
     description = f"the {found.field.replace('_', ' ')} of entry {found.entry}"
     # The text is sent with the order, so that the second administrator can read what is erased.
     beside = () if found.disclosure is None else (found.disclosure,)
-    proposal = caller.propose_input(Erase, OrderInput({"commitment": found.commitment}, disclosures=beside))
+    proposal = caller.propose_input("erase", OrderInput({"commitment": found.commitment}, disclosures=beside))
     receipt = sign_and_submit(caller, proposal, [f"This is {description}. Copies that people made are not reached."])
     then = name_backups(caller, found.entry, receipt.index) if receipt.outcome == "success" else []
     print_outcome(caller, receipt, f"{description} is erased", then)
 
 
-@group("hold", example="appliance hold list")
-def hold() -> None:
-    """Place, lift and list legal holds.
-
-    While one is valid, no text of an entry about its subject can be erased, and no such record can be archived.
-    """
-
-
 @hold.command("place", example="appliance hold place dataset:clauses@1 --reason 'case 12/2026'")
 @click.argument("subject")
-@_REASON
-@signs
-@click.pass_obj
+@REASON
+@with_signing_options
 def place(caller: Caller, subject: str, reason: str | None) -> None:
     """Keep every text about SUBJECT, such as principal:ada or adapter:clauses@1. For administrators and auditors."""
-    from appliance.domain.retention import PlaceHold
-
-    receipt = sign_and_submit(caller, caller.propose(PlaceHold, {"subject": subject}, texts={"reason": reason}))
-    print_outcome(caller, receipt, f"texts about {subject} are kept")
+    done = f"texts about {subject} are kept"
+    order_action(caller, "place-hold", {"subject": subject}, done, texts={"reason": reason})
 
 
 @hold.command("lift", example="appliance hold lift dataset:clauses@1")
 @click.argument("subject")
-@_REASON
-@signs
-@click.pass_obj
+@REASON
+@with_signing_options
 def lift(caller: Caller, subject: str, reason: str | None) -> None:
     """End the hold on SUBJECT. Needs two administrators."""
-    from appliance.domain.retention import LiftHold
-
-    receipt = sign_and_submit(caller, caller.propose(LiftHold, {"subject": subject}, texts={"reason": reason}))
-    print_outcome(caller, receipt, f"there is no hold on {subject}")
+    done = f"there is no hold on {subject}"
+    order_action(caller, "lift-hold", {"subject": subject}, done, texts={"reason": reason})
 
 
 @hold.command("list", example="appliance hold list")
-@reads
-@click.pass_obj
+@with_session_options
 def list_holds(caller: Caller) -> None:
     """List every valid hold, and who placed it."""
     from appliance.domain.core.records.site import Hold
 
-    rows = caller.reading().get("/v1/holds", list[Hold])
-    if caller.json:
-        print_json(rows)
-        return
-    print_table(
+    print_rows(
+        caller.json,
+        caller.reading().get("/v1/holds", list[Hold]),
         ("subject", "by", "entry"),
-        [(r.subject, r.signer, r.index) for r in rows],
+        lambda hold: (hold.subject, hold.signer, hold.index),
         empty="No hold is placed. Place one with: appliance hold place",
     )

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import click
 
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import group, reads, signs
-from appliance.cli.support.output import print_facts, print_json, say
-from appliance.cli.support.signing import print_outcome, show_proposal, sign_and_submit, sign_only
+from appliance.cli.support.command import PATH, REASON, with_session_options, with_signing_options
+from appliance.cli.support.groups import restoration
+from appliance.cli.support.output import print_result, say
+from appliance.cli.support.signing import order_action, print_outcome, show_proposal, sign_and_submit, sign_only
 from appliance.errors import BadInput, Conflict
 
 if TYPE_CHECKING:
@@ -19,52 +20,37 @@ if TYPE_CHECKING:
     from appliance.domain.actions.proposals import Proposal
     from appliance.formats.log.restoration import StepBackFile
 
-_FILE = click.Path(path_type=Path)
 _MAX_NOTE_BYTES = 65_536
 _SECOND = "another administrator types: appliance restoration countersign"
 
 
-@group("restoration", example="appliance restoration show\nappliance restoration order")
-def restoration() -> None:
-    """Restore a log that lacks entries which others have seen, after a restore of an older backup.
-
-    Type these on the service's host, where the people's socket is.
-    """
-
-
 @restoration.command("show", example="appliance restoration show")
-@reads
-@click.pass_obj
+@with_session_options
 def show(caller: Caller) -> None:
     """Show the log's size, which larger checkpoints are known, waiting orders and restorations. Needs no key."""
     found = _read(caller)
-    if caller.json:
-        print_json(
-            {
-                "waits": found.waits,
-                "signer_ahead": found.signer_ahead,
-                "size": found.head.size,
-                "lost": [one.checkpoint.size for one in (*found.losses, *_find_own_note(caller, found))],
-                "waiting": [pending.digest for pending in found.waiting],
-                "restorations": found.restorations,
-            }
-        )
-        return
+    losses = [*found.losses, *_find_own_note(caller, found)]
     waiting = ", ".join(f"{one.digest[:19]} by {one.proposal.order.signer}" for one in found.waiting) or "none"
-    print_facts(
+    print_result(
+        caller.json,
+        {
+            "waits": found.waits,
+            "signer_ahead": found.signer_ahead,
+            "size": found.head.size,
+            "lost": [one.checkpoint.size for one in losses],
+            "waiting": [pending.digest for pending in found.waiting],
+            "restorations": found.restorations,
+        },
         [
             ("log", f"{found.head.size:,} entries"),
-            *(
-                ("larger", f"{one.checkpoint.size:,} entries, known from {one.source}")
-                for one in (*found.losses, *_find_own_note(caller, found))
-            ),
+            *(("larger", f"{one.checkpoint.size:,} entries, known from {one.source}") for one in losses),
             *([("signer", "has to step back before the service can record an order")] if found.signer_ahead else []),
             ("waiting", waiting),
             *(
                 ("restored", f"entry {one.index} by {' and '.join(one.signers)}: {one.lost_size:,} → {one.kept_size:,}")
                 for one in found.restorations
             ),
-        ]
+        ],
     )
 
 
@@ -73,7 +59,7 @@ def show(caller: Caller) -> None:
     "--checkpoint",
     "files",
     metavar="FILE",
-    type=_FILE,
+    type=PATH,
     multiple=True,
     help="A newer checkpoint of the log: a witness's state, or what an account has seen. The largest is given up.",
 )
@@ -84,10 +70,9 @@ def show(caller: Caller) -> None:
     help="The entries of the backup, if the service has recorded others since the restore. Default: all.",
 )
 @click.option(
-    "--output", metavar="FILE", type=_FILE, help="Write the signed order here, for a signer that has to step back."
+    "--output", metavar="FILE", type=PATH, help="Write the signed order here, for a signer that has to step back."
 )
-@signs
-@click.pass_obj
+@with_signing_options
 def order(caller: Caller, files: tuple[Path, ...], kept: int | None, output: Path | None) -> None:
     """Order that the log continues from its present entries and gives up a newer checkpoint. Needs two administrators.
 
@@ -98,13 +83,12 @@ def order(caller: Caller, files: tuple[Path, ...], kept: int | None, output: Pat
     """
     from appliance.client.restorations import check_signer, check_signers, choose_lost, make_step_back, open_note
     from appliance.client.support.files import read_file, write_new
-    from appliance.domain.governance.restoration import RestoreLog
 
     found = _read(caller, kept)
     check_signer(found, output)
     given = [open_note(read_file(path, "checkpoint", _MAX_NOTE_BYTES), caller.anchor, str(path)) for path in files]
     lost = choose_lost([*given, *found.losses, *_find_own_note(caller, found)], found.kept)
-    proposal = caller.propose(RestoreLog, found.values(lost), documents={"lost": lost.note})
+    proposal = caller.propose("restore-log", found.values(lost), documents={"lost": lost.note})
     notes = _describe_loss(lost.checkpoint.size, lost.source, found)
     if output is not None:
         signed, key = sign_only(caller, proposal, notes)
@@ -122,10 +106,9 @@ def order(caller: Caller, files: tuple[Path, ...], kept: int | None, output: Pat
     "countersign",
     example="appliance restoration countersign\nappliance restoration countersign anna.json --output step-back.json",
 )
-@click.argument("file", required=False, type=_FILE)
-@click.option("--output", metavar="FILE", type=_FILE, help="Write both orders here. For an order in a file.")
-@signs
-@click.pass_obj
+@click.argument("file", required=False, type=PATH)
+@click.option("--output", metavar="FILE", type=PATH, help="Write both orders here. For an order in a file.")
+@with_signing_options
 def countersign(caller: Caller, file: Path | None, output: Path | None) -> None:
     """Countersign the other administrator's order, which then takes effect.
 
@@ -140,8 +123,8 @@ def countersign(caller: Caller, file: Path | None, output: Path | None) -> None:
         return
     first = find_order(_read(caller))
     notes = _show_first(caller, first.proposal, f", entry {first.index} of the log")
-    receipt = sign_and_submit(caller, _propose_countersignature(caller, first.digest), notes)
-    print_outcome(caller, receipt, "the log is restored", _list_next_steps())
+    values, done = {"order": first.digest}, "the log is restored"
+    order_action(caller, "countersign", values, done, _list_next_steps(), notes=notes)
 
 
 def _countersign_file(caller: Caller, file: Path, output: Path) -> None:
@@ -157,7 +140,7 @@ def _countersign_file(caller: Caller, file: Path, output: Path) -> None:
     check_signer(found, output)
     read, first = _read_file(caller, file)
     notes = _show_first(caller, first.proposal, f" in {file}")
-    proposal = extend_countersignature(_propose_countersignature(caller, first.digest), first)
+    proposal = extend_countersignature(caller.propose("countersign", {"order": first.digest}), first)
     signed, key = sign_only(caller, proposal, notes)
     keyids = (first.envelope.signature.keyid, key.keyid)
     check_signers(_read(caller, _kept_size(first), *keyids), keyids)
@@ -170,12 +153,6 @@ def _kept_size(signed: SignedOrder) -> int:
 
     assert isinstance(signed.proposal.order, RestoreLog)
     return signed.proposal.order.kept_size
-
-
-def _propose_countersignature(caller: Caller, digest: str) -> Proposal:
-    from appliance.domain.governance.countersignature import Countersign
-
-    return caller.propose(Countersign, {"order": digest})
 
 
 def _show_first(caller: Caller, proposal: Proposal, place: str) -> list[str]:
@@ -197,27 +174,23 @@ def _show_first(caller: Caller, proposal: Proposal, place: str) -> list[str]:
 
 
 @restoration.command("withdraw", example="appliance restoration withdraw")
-@click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
-@signs
-@click.pass_obj
+@REASON
+@with_signing_options
 def withdraw(caller: Caller, reason: str | None) -> None:
     """Withdraw your own order that waits for the other administrator. It then ends without effect.
 
     The service does not have an order that is in a file. Both administrators delete that file.
     """
     from appliance.client.restorations import find_own_order
-    from appliance.domain.governance.countersignature import WithdrawOrder
 
     first = find_own_order(_read(caller), caller.signer)
     show_proposal(first.proposal, f"Your order, entry {first.index} of the log:")
-    proposal = caller.propose(WithdrawOrder, {"order": first.digest}, texts={"reason": reason})
-    print_outcome(caller, sign_and_submit(caller, proposal), "the order was withdrawn")
+    order_action(caller, "withdraw-order", {"order": first.digest}, "the order was withdrawn", texts={"reason": reason})
 
 
 @restoration.command("submit", example="appliance restoration submit step-back.json")
-@click.argument("file", type=_FILE)
-@reads
-@click.pass_obj
+@click.argument("file", type=PATH)
+@with_session_options
 def submit(caller: Caller, file: Path) -> None:
     """Submit the signed orders in FILE after the signer has stepped back. Needs no key."""
     from appliance.client.restorations import list_orders
@@ -244,15 +217,14 @@ def _read_file(caller: Caller, file: Path) -> tuple[StepBackFile, SignedOrder]:
 
 
 def _print_written(caller: Caller, output: Path, following: str) -> None:
-    print_json({"file": str(output)}) if caller.json else print_facts([("signed", str(output))])
+    print_result(caller.json, {"file": str(output)}, [("signed", str(output))])
     say(f"next: {following}")
 
 
 @restoration.command("export", example="appliance restoration export restoration.json")
-@click.argument("file", type=_FILE)
+@click.argument("file", type=PATH)
 @click.option("--entry", metavar="ENTRY", type=click.IntRange(1), help="Its entry. Default: the latest restoration.")
-@reads
-@click.pass_obj
+@with_session_options
 def export(caller: Caller, file: Path, entry: int | None) -> None:
     """Write a file that proves a restoration to witnesses: order, countersignature, and the proof of the entry."""
     from appliance.client.restorations import make_file
@@ -260,14 +232,14 @@ def export(caller: Caller, file: Path, entry: int | None) -> None:
 
     data, verified = make_file(caller.reading(), caller.anchor, entry)
     write_new(file, data, "restoration file", 0o644)
-    facts = {
+    value = {
         "file": str(file),
         "entry": verified.index,
         "kept": verified.step.kept.size,
         "lost": verified.step.lost.size,
         "signers": ", ".join(verified.signers),
     }
-    print_json(facts) if caller.json else print_facts(facts.items())
+    print_result(caller.json, value)
     say(f"next: on each witness's machine: appliance-witness accept-restoration {file}")
 
 
@@ -276,7 +248,7 @@ def _read(caller: Caller, kept: int | None = None, *keyids: str) -> LogToRestore
     from appliance.client.restorations import read_restoration
 
     caller.restores = True
-    _ = caller.claimed
+    _ = caller.about_without_session
     return read_restoration(caller.connection, caller.anchor, kept, keyids)
 
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import command, group, reads, shares
-from appliance.cli.support.output import print_facts, print_json, print_line, print_table, say
+from appliance.cli.support.command import PATH, command, with_common_options, with_session_options
+from appliance.cli.support.groups import config
+from appliance.cli.support.output import print_facts, print_json, print_line, print_result, print_table, say
 from appliance.errors import BadInput, NotAuthenticated, Unavailable
 from appliance.formats.core.text import show_bytes
 
@@ -33,8 +34,7 @@ DEFAULT_STOP_S = 60
 
 
 @command("doctor", example="appliance doctor\nappliance doctor --json")
-@shares
-@click.pass_obj
+@with_common_options
 def doctor(caller: Caller) -> None:
     """Check everything that an appliance needs, and say what to do about each problem.
 
@@ -81,8 +81,7 @@ def _end(findings: list[Check], as_json: bool) -> None:
 
 
 @command("status", example="appliance status\nappliance status --as alice --key alice.key --json")
-@reads
-@click.pass_obj
+@with_session_options
 def status(caller: Caller) -> None:
     """Show whether the service runs, what it does, and which decisions are pending.
 
@@ -98,9 +97,8 @@ def status(caller: Caller) -> None:
         state_text = "not running" if pid is None else "starting or ending"
         has_appliance = _has_appliance(folder)
         home = f"{folder.home}{'' if has_appliance else ', without an appliance'}"
-        print_json(
-            {"service": {"state": state_text, "pid": pid, "home": str(folder.home)}}
-        ) if caller.json else print_facts([("service", state_text), ("data folder", home)])
+        value = {"service": {"state": state_text, "pid": pid, "home": str(folder.home)}}
+        print_result(caller.json, value, [("service", state_text), ("data folder", home)])
         start = "appliance serve" if has_appliance else "appliance init"
         say(f"next: appliance doctor, {start}" if pid is None else f"process {pid} holds {folder.lock}")
         return
@@ -112,14 +110,12 @@ def status(caller: Caller) -> None:
             raise
         answer, lacking = None, f"As {caller.signer}, log, witnesses, jobs and decisions are not shown: {error.message}"
     if answer is None:
-        shown = {"state": "running", "pid": pid, "version": caller.claimed.version}
-        print_json({"service": {**shown, "home": str(folder.home)}}) if caller.json else print_facts(shown.items())
+        shown = {"state": "running", "pid": pid, "version": caller.about_without_session.version}
+        print_result(caller.json, {"service": {**shown, "home": str(folder.home)}}, shown.items())
         say(lacking)
         return
-    if caller.json:
-        print_json({**dict(answer), "service": {**dict(answer.service), "state": "running", "home": str(folder.home)}})
-    else:
-        print_facts(_facts(answer))
+    service = {**dict(answer.service), "state": "running", "home": str(folder.home)}
+    print_result(caller.json, {**dict(answer), "service": service}, _facts(answer))
 
 
 def _has_appliance(folder: ApplianceFolder) -> bool:
@@ -206,8 +202,7 @@ def _release(one: UnreleasedAdapter) -> str:
     metavar="SECONDS",
     help="How long to wait for its end.",
 )
-@shares
-@click.pass_obj
+@with_common_options
 def stop(caller: Caller, wait_s: int) -> None:
     """Stop the running service, and wait until it has ended.
 
@@ -224,8 +219,7 @@ def stop(caller: Caller, wait_s: int) -> None:
 
 
 @command("storage", example="appliance storage --as alice --key alice.key")
-@reads
-@click.pass_obj
+@with_session_options
 def storage(caller: Caller) -> None:
     """Show what uses the disk: bases, datasets, adapters, training checkpoints by run, uploads, logs, database.
 
@@ -252,15 +246,9 @@ def storage(caller: Caller) -> None:
     )
 
 
-@group("config", example="appliance config show\nappliance config check gateway-1.toml")
-def config() -> None:
-    """Show the effective settings, or check a file of settings."""
-
-
 @config.command("show", example="appliance config show\nAPPLIANCE_LISTEN=off appliance config show --json")
 @click.option("--markdown", is_flag=True, help="Print docs/reference/configuration.md: every setting with its meaning.")
-@shares
-@click.pass_obj
+@with_common_options
 def show_config(caller: Caller, markdown: bool) -> None:
     """Show every setting: its value, the source of the value, its default and its meaning."""
     from appliance.config.description import explain_settings, render_page
@@ -269,16 +257,13 @@ def show_config(caller: Caller, markdown: bool) -> None:
         print_line(render_page().rstrip("\n"))
         return
     found = explain_settings(caller.home)
-    if caller.json:
-        print_json([one._asdict() for one in found])
-        return
-    print_facts(line for one in found for line in _setting_lines(one))
+    lines = (line for one in found for line in _setting_lines(one))
+    print_result(caller.json, [one._asdict() for one in found], lines)
 
 
 @config.command("check", example="appliance config check gateway-1.toml\nappliance config check new.toml --home /srv/a")
-@click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
-@shares
-@click.pass_obj
+@click.argument("file", metavar="FILE", type=PATH)
+@with_common_options
 def check_config(caller: Caller, file: Path) -> None:
     """Check FILE as the settings of a home, before it is copied to a host, and show what it sets.
 

@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING
 import click
 
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import group, unlocks
-from appliance.cli.support.output import print_facts, print_json, say
+from appliance.cli.support.command import PATH, with_passphrase_options
+from appliance.cli.support.groups import signer
+from appliance.cli.support.output import print_facts, print_json, print_result, say
 from appliance.errors import BadInput
 
 if TYPE_CHECKING:
     from appliance.signer.operations import Operations
 
-_FILE = click.Path(path_type=Path)
 _FOLDER = click.option(
     "--folder",
     required=True,
-    type=_FILE,
+    type=PATH,
     metavar="FOLDER",
     envvar="APPLIANCE_SIGNER_FOLDER",
     help="The signer's own folder (APPLIANCE_SIGNER_FOLDER).",
@@ -44,17 +44,11 @@ _TOKEN = click.option(
 _EXAMPLE = "appliance signer {} --folder /var/lib/appliance-signer --passphrase-file passphrase"
 
 
-@group("signer", example=_EXAMPLE.format("init"))
-def signer() -> None:
-    """Have the service's signing keys in a process of its own. Type these as the signer's account."""
-
-
 @signer.command("init", example=_EXAMPLE.format("init"))
 @_FOLDER
 @_DATABASE
 @_TOKEN
-@unlocks
-@click.pass_obj
+@with_passphrase_options
 def init(caller: Caller, folder: Path, database: str | None, token_uri: str | None) -> None:
     """Make a signer: the log's first key, the adapters' key and the record.
 
@@ -74,8 +68,7 @@ def init(caller: Caller, folder: Path, database: str | None, token_uri: str | No
 @_FOLDER
 @_DATABASE
 @_TOKEN
-@unlocks
-@click.pass_obj
+@with_passphrase_options
 def show(caller: Caller, folder: Path, database: str | None, token_uri: str | None) -> None:
     """Show the signer's log, the last checkpoint that it has signed, and its public keys."""
     _print(caller, _open(caller, folder, database, token_uri), folder)
@@ -87,10 +80,9 @@ def show(caller: Caller, folder: Path, database: str | None, token_uri: str | No
 @_FOLDER
 @_DATABASE
 @_TOKEN
-@click.option("--socket", required=True, type=_FILE, metavar="PATH", help="The socket to listen at.")
+@click.option("--socket", required=True, type=PATH, metavar="PATH", help="The socket to listen at.")
 @click.option("--user", required=True, metavar="USER", help="The service's account, which alone may use the socket.")
-@unlocks
-@click.pass_obj
+@with_passphrase_options
 def serve(caller: Caller, folder: Path, database: str | None, token_uri: str | None, socket: Path, user: str) -> None:
     """Sign for the service until a signal. It signs each size of its log once, and stores that before it answers."""
     from appliance.client.support.agent_process import forbid_dumps
@@ -116,8 +108,7 @@ def serve(caller: Caller, folder: Path, database: str | None, token_uri: str | N
 @_FOLDER
 @_DATABASE
 @_TOKEN
-@unlocks
-@click.pass_obj
+@with_passphrase_options
 def adopt(caller: Caller, folder: Path, database: str | None, token_uri: str | None) -> None:
     """Move the signing keys of the appliance's home into the signer, and continue at the log's checkpoint.
 
@@ -142,11 +133,8 @@ def adopt(caller: Caller, folder: Path, database: str | None, token_uri: str | N
 )
 @_FOLDER
 @click.option("--pkcs11", "token_uri", required=True, metavar="URI", help="The PKCS#11 token to move the keys into.")
-@click.option(
-    "--pin-file", type=_FILE, metavar="FILE", help="The token's PIN, in a 0600 file. Default: the passphrase."
-)
-@unlocks
-@click.pass_obj
+@click.option("--pin-file", type=PATH, metavar="FILE", help="The token's PIN, in a 0600 file. Default: the passphrase.")
+@with_passphrase_options
 def move_keys(caller: Caller, folder: Path, token_uri: str, pin_file: Path | None) -> None:
     """Move the signer's keys from its files into a PKCS#11 token.
 
@@ -160,17 +148,15 @@ def move_keys(caller: Caller, folder: Path, token_uri: str, pin_file: Path | Non
     passphrase = caller.ask_passphrase("Passphrase of the signer's files")
     pin = passphrase if pin_file is None else passphrase_of_file(pin_file)
     moved = moving.move_to_token(folder, passphrase, token_uri, pin)
-    if caller.json:
-        print_json({"moved": moved})
-    else:
-        print_facts([("moved keys", ", ".join(name.removeprefix("file:") for name in moved) or "none left in files")])
+    names = ", ".join(name.removeprefix("file:") for name in moved) or "none left in files"
+    print_result(caller.json, {"moved": moved}, [("moved keys", names)])
 
 
 @signer.command(
     "step-back",
     example=_EXAMPLE.format("step-back step-back.json") + " \\\n  --administrators trust.json",
 )
-@click.argument("file", type=_FILE)
+@click.argument("file", type=PATH)
 @_FOLDER
 @_DATABASE
 @_TOKEN
@@ -185,8 +171,7 @@ def move_keys(caller: Caller, folder: Path, token_uri: str, pin_file: Path | Non
     "--administrators", "trust", metavar="TRUST", default="", help="A trust file, which names the first administrators."
 )
 @click.option("--single-administrator", is_flag=True, help="One signature is enough: the site has one administrator.")
-@unlocks
-@click.pass_obj
+@with_passphrase_options
 def step_back(
     caller: Caller,
     file: Path,
@@ -223,10 +208,8 @@ def step_back(
 
 
 def _print_signed(caller: Caller, origin: str, size: int) -> None:
-    if caller.json:
-        print_json({"origin": origin, "size": size})
-    else:
-        print_facts([("log", origin), ("entries signed", f"{size:,}")])
+    facts = [("log", origin), ("entries signed", f"{size:,}")]
+    print_result(caller.json, {"origin": origin, "size": size}, facts)
 
 
 def _open(caller: Caller, folder: Path, database: str | None, token: str | None) -> Operations:
@@ -237,17 +220,13 @@ def _open(caller: Caller, folder: Path, database: str | None, token: str | None)
 
 def _print(caller: Caller, operations: Operations, folder: Path) -> None:
     found = operations.describe()
-    if caller.json:
-        print_json(found._asdict())
-        return
-    print_facts(
-        [
-            ("folder", str(folder)),
-            ("log", found.origin or "none yet"),
-            ("entries signed", f"{found.size:,}"),
-            ("root", found.root or "none yet"),
-            *(("log key", key) for key in found.log_keys),
-            ("adapter key", found.adapter_key),
-            *(("stepped back", f"{lost:,} → {kept:,} entries") for lost, kept in found.steps_back),
-        ]
-    )
+    facts = [
+        ("folder", str(folder)),
+        ("log", found.origin or "none yet"),
+        ("entries signed", f"{found.size:,}"),
+        ("root", found.root or "none yet"),
+        *(("log key", key) for key in found.log_keys),
+        ("adapter key", found.adapter_key),
+        *(("stepped back", f"{lost:,} → {kept:,} entries") for lost, kept in found.steps_back),
+    ]
+    print_result(caller.json, found._asdict(), facts)

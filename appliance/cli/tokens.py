@@ -10,18 +10,22 @@ from typing import TextIO
 import click
 
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import group, keyed, reads, signs
-from appliance.cli.support.output import PAST_HELP, parse_moment, plain, print_json, print_line, print_table, say
-from appliance.cli.support.signing import print_order_facts, sign_and_submit
+from appliance.cli.support.command import (
+    PATH,
+    REASON,
+    pair_certificate,
+    with_key_options,
+    with_session_options,
+    with_signing_options,
+    with_tls_options,
+)
+from appliance.cli.support.groups import token
+from appliance.cli.support.output import PAST_HELP, parse_moment, plain, print_json, print_line, print_rows, say
+from appliance.cli.support.signing import order_action, print_outcome, sign_and_submit
 from appliance.errors import BadInput, Denied
 
 MAX_TOKEN_MINUTES = 60
 """Maximum minutes for which a token is valid."""
-
-
-@group("token", example="appliance token issue --as legal --key legal.key")
-def token() -> None:
-    """Issue and revoke a unit's API keys, which are valid for an hour at most, or let an application renew them."""
 
 
 @token.command(
@@ -36,8 +40,7 @@ def token() -> None:
     help="How long it is valid; policy may allow less.",
 )
 @click.option("--origin", metavar="LOG", help="The log's origin. Default: the service is asked.")
-@keyed
-@click.pass_obj
+@with_key_options
 def issue(caller: Caller, minutes: int, origin: str | None) -> None:
     """Print a token, signed by the unit's key, for any OpenAI client to use as its API key.
 
@@ -79,9 +82,8 @@ def issue(caller: Caller, minutes: int, origin: str | None) -> None:
 )
 @click.option("--issued-before", metavar="TIME", help=f"Every token that was issued before {PAST_HELP}")
 @click.option("--application", metavar="NAME", help="End this application permanently, with all its tokens.")
-@click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
-@signs
-@click.pass_obj
+@REASON
+@with_signing_options
 def revoke_tokens(
     caller: Caller,
     unit: str,
@@ -99,7 +101,6 @@ def revoke_tokens(
     application.
     """
     from appliance.client.people import token_digest
-    from appliance.domain.serving.tokens import RevokeTokens
 
     given = [option for option in (file, issued_before, application) if option is not None]
     if len(given) != 1:
@@ -109,12 +110,8 @@ def revoke_tokens(
     now = datetime.now(UTC)
     moment = None if issued_before is None else parse_moment(issued_before, "issued before", now)
     values = {"unit": unit, "token": digest, "issued_before": moment, "application": application}
-    proposal = caller.propose(RevokeTokens, values, texts={"reason": reason})
     subject = ("token", digest) if digest else ("issued before", moment) if moment else ("application", application)
-    print_order_facts(caller, sign_and_submit(caller, proposal), [("unit", unit), subject])
-
-
-_FILE = click.Path(path_type=Path)
+    order_action(caller, "revoke-tokens", values, [("unit", unit), subject], texts={"reason": reason})
 
 
 @token.command(
@@ -136,12 +133,11 @@ _FILE = click.Path(path_type=Path)
 @click.option(
     "--proof",
     required=True,
-    type=_FILE,
+    type=PATH,
     metavar="FILE",
     help="The file that `key prove` wrote with the application's key.",
 )
-@signs
-@click.pass_obj
+@with_signing_options
 def enrol(caller: Caller, application: str, served_models: tuple[str, ...], proof: Path) -> None:
     """Let an application of your unit renew its tokens with a key of its own. The unit signs this.
 
@@ -150,41 +146,33 @@ def enrol(caller: Caller, application: str, served_models: tuple[str, ...], proo
     enrolment cannot be changed.
     """
     from appliance.client.people import read_possession, unreleased_served_models
-    from appliance.domain.serving.tokens import EnrolApplication
 
     unit = caller.signer
     data, statement = read_possession(proof, caller.about.origin, unit)
     values = {"application": application, "served_models": served_models}
-    proposal = caller.propose(EnrolApplication, values, documents={"possession": data})
-    receipt = sign_and_submit(
-        caller,
-        proposal,
-        [f"warning: {plain(t)}" for t in unreleased_served_models(caller.reading(), unit, served_models)],
-    )
-    facts: list[tuple[str, object]] = [
+    proposal = caller.propose("enrol-application", values, documents={"possession": data})
+    warnings = [f"warning: {plain(t)}" for t in unreleased_served_models(caller.reading(), unit, served_models)]
+    facts = [
         ("application", application),
         ("served_models", ", ".join(served_models)),
         ("key id", statement.keyid),
     ]
-    print_order_facts(caller, receipt, facts)
+    print_outcome(caller, sign_and_submit(caller, proposal, warnings), facts)
     say(f"next, beside the application: appliance token agent {application} --as {unit} --key FILE --socket PATH")
 
 
 @token.command("applications", example="appliance token applications")
-@reads
-@click.pass_obj
+@with_session_options
 def list_applications(caller: Caller) -> None:
     """List every application that a unit enrolled, with its served models and its end."""
     from appliance.client.support.log import list_rows
     from appliance.domain.core.records.people import Application
 
-    rows = list_rows(caller.reading(), "application", Application)
-    if caller.json:
-        print_json(rows)
-        return
-    print_table(
+    print_rows(
+        caller.json,
+        list_rows(caller.reading(), "application", Application),
         ("unit", "application", "served_models", "entry", "ended by", "key id"),
-        [(r.unit, r.name, ", ".join(r.served_models), r.enrolled, r.revoked, r.keyid) for r in rows],
+        lambda row: (row.unit, row.name, ", ".join(row.served_models), row.enrolled, row.revoked, row.keyid),
         empty="No unit enrolled an application. A unit enrols one with: appliance token enrol",
     )
 
@@ -198,7 +186,7 @@ def list_applications(caller: Caller) -> None:
 )
 @click.argument("application", metavar="NAME")
 @click.option(
-    "--socket", "path", required=True, type=_FILE, metavar="PATH", help="Socket that gives out the token; mode 0600."
+    "--socket", "path", required=True, type=PATH, metavar="PATH", help="Socket that gives out the token; mode 0600."
 )
 @click.option("--origin", required=True, metavar="LOG", help="The log's origin: `appliance status` has it.")
 @click.option(
@@ -208,9 +196,7 @@ def list_applications(caller: Caller) -> None:
     metavar="HOST:PORT",
     help="The units' API.",
 )
-@click.option("--ca", type=_FILE, metavar="FILE", help="The site's CA in PEM, if the units' API uses TLS.")
-@click.option("--certificate", type=_FILE, metavar="FILE", help="This host's certificate, if the site asks for one.")
-@click.option("--certificate-key", type=_FILE, metavar="FILE", help="Its private key in PEM.")
+@with_tls_options("The site's CA in PEM, if the units' API uses TLS.")
 @click.option(
     "--minutes",
     metavar="N",
@@ -219,8 +205,7 @@ def list_applications(caller: Caller) -> None:
     show_default=True,
     help="How long each token is valid; policy may allow less.",
 )
-@keyed
-@click.pass_obj
+@with_key_options
 def agent(
     caller: Caller,
     application: str,
@@ -241,10 +226,7 @@ def agent(
     from appliance.client.support.connection import parse_address
     from appliance.client.token_agent import Renewal, TokenAgent
 
-    if (certificate is None) != (certificate_key is None):
-        raise BadInput("token agent: expected --certificate and --certificate-key, got one without the other")
-    own = None if certificate is None or certificate_key is None else (certificate, certificate_key)
-    where = parse_address(address, ca, own)
+    where = parse_address(address, ca, pair_certificate("token agent", certificate, certificate_key))
     renewal = Renewal(where, origin, caller.signer, application, caller.unlock("to renew tokens"), minutes * 60)
     token_agent = TokenAgent(renewal, minutes * 60, say, renewal.is_valid)
     signal.signal(signal.SIGHUP, lambda *_: token_agent.renew_now())

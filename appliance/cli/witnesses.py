@@ -8,26 +8,20 @@ from typing import TYPE_CHECKING
 import click
 
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import group, keyed, reads, shares
-from appliance.cli.support.output import print_bytes, print_facts, print_json, print_line, print_table, say
+from appliance.cli.support.command import PATH, with_common_options, with_key_options, with_session_options
+from appliance.cli.support.groups import witness
+from appliance.cli.support.output import print_bytes, print_json, print_line, print_result, print_table, say
 
 if TYPE_CHECKING:
     from appliance.witness import Witness
 
-_FILE = click.Path(path_type=Path)
 _NAME = click.option("--name", required=True, metavar="NAME", help="The witness's name, such as witness.example/w1.")
 
 
-@group("witness", example="appliance witness vkey w1.key --name witness.example/w1")
-def witness() -> None:
-    """Request, accept and list cosignatures at the appliance, or give them on the witness's own machine."""
-
-
 @witness.command("vkey", example="appliance witness vkey w1.key --name witness.example/w1")
-@click.argument("file", type=_FILE)
+@click.argument("file", type=PATH)
 @_NAME
-@shares
-@click.pass_obj
+@with_common_options
 def vkey(caller: Caller, file: Path, name: str) -> None:
     """Print the vkey by which a policy names this witness. Needs no passphrase.
 
@@ -50,14 +44,13 @@ def vkey(caller: Caller, file: Path, name: str) -> None:
         "  --state bank.state --output cosigned"
     ),
 )
-@click.argument("request", type=_FILE)
+@click.argument("request", type=PATH)
 @_NAME
 @click.option("--log", required=True, metavar="LOG", help="The log's vkey, or a trust file that names it.")
-@click.option("--state", required=True, type=_FILE, metavar="FILE", help="What this witness saw last.")
-@click.option("--output", type=_FILE, metavar="FILE", help="Write the cosigned checkpoint here instead of to stdout.")
+@click.option("--state", required=True, type=PATH, metavar="FILE", help="What this witness saw last.")
+@click.option("--output", type=PATH, metavar="FILE", help="Write the cosigned checkpoint here instead of to stdout.")
 @click.option("--first", is_flag=True, help="Create the state file, and trust the log as it is now.")
-@keyed
-@click.pass_obj
+@with_key_options
 def cosign(caller: Caller, request: Path, name: str, log: str, state: Path, output: Path | None, first: bool) -> None:
     """Cosign the checkpoint in REQUEST if it continues the last one seen. Otherwise refuse, and say why.
 
@@ -87,10 +80,10 @@ def _print_cosigned(caller: Caller, cosigned: bytes, who: Witness, output: Path 
         "  --log trust.json --state bank.state --output cosigned"
     ),
 )
-@click.argument("restoration", type=_FILE)
+@click.argument("restoration", type=PATH)
 @_NAME
 @click.option("--log", required=True, metavar="LOG", help="The log's vkey, or a trust file that names it.")
-@click.option("--state", required=True, type=_FILE, metavar="FILE", help="What this witness saw last.")
+@click.option("--state", required=True, type=PATH, metavar="FILE", help="What this witness saw last.")
 @click.option(
     "--administrator-key",
     "administrators",
@@ -99,9 +92,8 @@ def _print_cosigned(caller: Caller, cosigned: bytes, who: Witness, output: Path 
     help="The key id of an administrator whom you trust. Repeat it. Default: those of the trust file.",
 )
 @click.option("--single-administrator", is_flag=True, help="One signature is enough: the site has one administrator.")
-@click.option("--output", type=_FILE, metavar="FILE", help="Write the cosigned checkpoint here instead of to stdout.")
-@keyed
-@click.pass_obj
+@click.option("--output", type=PATH, metavar="FILE", help="Write the cosigned checkpoint here instead of to stdout.")
+@with_key_options
 def accept_restoration(
     caller: Caller,
     restoration: Path,
@@ -126,11 +118,10 @@ def accept_restoration(
 
 
 @witness.command("request", example="appliance witness request /mnt/stick/request --witness witness.example/w1")
-@click.argument("file", type=_FILE)
+@click.argument("file", type=PATH)
 @click.option("--witness", "name", metavar="NAME", help="The witness to ask. Default: the policy's only witness.")
 @click.option("--old", type=click.IntRange(0), metavar="SIZE", help="The size that it saw last, as its refusal says.")
-@reads
-@click.pass_obj
+@with_session_options
 def request_cosignature(caller: Caller, file: Path, name: str | None, old: int | None) -> None:
     """Write a request for a witness: the log as it is now, with a proof from the size that the witness saw last.
 
@@ -140,21 +131,19 @@ def request_cosignature(caller: Caller, file: Path, name: str | None, old: int |
 
     connection = caller.reading()
     wanted = write_request(connection, caller.anchor, name or only_witness(caller.about), old, file)
-    if caller.json:
-        print_json({"file": str(file), "witness": wanted.witness, "old": wanted.old, "size": wanted.size})
-    else:
-        print_facts(
-            [("request", file), ("witness", wanted.witness), ("from size", wanted.old), ("to size", wanted.size)]
-        )
+    print_result(
+        caller.json,
+        {"file": str(file), "witness": wanted.witness, "old": wanted.old, "size": wanted.size},
+        [("request", file), ("witness", wanted.witness), ("from size", wanted.old), ("to size", wanted.size)],
+    )
     first = " --first" if wanted.old == 0 else ""
     say(f"next: on the witness's machine: appliance-witness cosign {file} --name {wanted.witness} …{first}")
     say("then here, with what it wrote: appliance witness accept FILE")
 
 
 @witness.command("accept", example="appliance witness accept /mnt/stick/cosigned")
-@click.argument("file", type=_FILE)
-@reads
-@click.pass_obj
+@click.argument("file", type=PATH)
+@with_session_options
 def accept(caller: Caller, file: Path) -> None:
     """Accept a checkpoint that a witness cosigned. It becomes an entry, and is kept in a file outside the database.
 
@@ -164,15 +153,12 @@ def accept(caller: Caller, file: Path) -> None:
     from appliance.client.retention import submit_cosignature
 
     entry = submit_cosignature(caller.reading(), file)
-    if caller.json:
-        print_json(entry)
-        return
-    print_facts([("witness", entry.witness), ("size", entry.size), ("time", entry.time), ("entry", entry.index)])
+    facts = [("witness", entry.witness), ("size", entry.size), ("time", entry.time), ("entry", entry.index)]
+    print_result(caller.json, entry, facts)
 
 
 @witness.command("list", example="appliance witness list")
-@reads
-@click.pass_obj
+@with_session_options
 def list_witnesses(caller: Caller) -> None:
     """List the last cosignature of each witness in the policy, and how many entries came after it."""
     from appliance.client.retention import witnesses

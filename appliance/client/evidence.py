@@ -35,12 +35,12 @@ Progress = Callable[[int], None]
 class ReviewEvidence:
     """The review page of an adapter, whose files were all hashed and whose entries were proved to be in the log.
 
-    `log_size` and `said_by` are the size of the log and the source of its key.
+    `log_size` and `log_source` are the size of the log and the source of its key.
     """
 
     page: ReviewPage
     log_size: int
-    said_by: str
+    log_source: str
 
     @property
     def name(self) -> str:
@@ -55,7 +55,7 @@ class ReviewEvidence:
     @property
     def log(self) -> str:
         """The log against which the page was proved, in words."""
-        return f"a log of {self.log_size} entries, vouched for by {self.said_by}"
+        return f"a log of {self.log_size} entries, vouched for by {self.log_source}"
 
     def request_for(self, unit: str) -> str | None:
         """Return the order of the request on which a decision for the unit is made, or None."""
@@ -125,7 +125,7 @@ def gather(connection: Connection, anchor: Anchor, name: str, progress: Progress
     for file in page.signed_content.files:
         if not is_page_file(file.path):
             lookup.check_file(name, file.path, file.size, file.digest)
-    return ReviewEvidence(page, lookup.log_size, anchor.said_by)
+    return ReviewEvidence(page, lookup.log_size, anchor.source)
 
 
 def dataset_owner(connection: Connection, anchor: Anchor, row: Dataset) -> str | None:

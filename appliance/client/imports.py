@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, ClassVar
 
 from pydantic import ValidationError
 
-from appliance.api.data import CheckStatus, ImportStatus, RowFindings, RowsToCheck, SplitRows
+from appliance.api.data import CheckStatus, ImportStatus, RowFindings, RowsToCheck
 from appliance.api.runs import WorkError, WorkStarted
 from appliance.client.support.connection import Connection
 from appliance.client.support.files import ImportSource, read_source
@@ -19,9 +20,7 @@ from appliance.client.support.orders import list_refusals
 from appliance.domain.actions.proposals import Proposal
 from appliance.domain.core.lookup import Lookup, OrderInput
 from appliance.domain.core.names import NO_DIGEST, explain
-from appliance.domain.core.order import Order
 from appliance.domain.core.records.data import Import
-from appliance.domain.data.imports import ImportDataset, ImportValidationSet
 from appliance.domain.data.kinds import (
     FORMATS,
     GROUPS,
@@ -49,31 +48,67 @@ ENDINGS = {f".{name}": name for name in FORMATS}
 _WAIT_S = 2
 
 
-@dataclass(frozen=True)
-class DatasetTerms:
-    """The operator's statements about a dataset; the worker determines the rest."""
+@dataclass(frozen=True, kw_only=True)
+class RowTerms:
+    """The terms of a file's rows, for a check.
 
-    name: str
-    base: str
+    Without a base, rows are not rendered and lengths are not counted.
+    """
+
     dataset_kind: DatasetKind
     columns: Mapping[str, str]
     labels: tuple[str, ...]
     instruction: str
+    base: str | None
+    seed: int = 1
+    held_out: str = "0.2"
+    blind: bool = False
+    """True for a blind validation set, whose findings contain only numbers."""
+    is_validation_set: ClassVar[bool] = False
+    """True for a validation set, in which all rows are held out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportTerms(RowTerms, ABC):
+    """A person's statements about rows to import; the worker determines the rest."""
+
+    name: str
+    base: str
     owner: str
     licence: str
     classification: str
-    seed: int
-    held_out: str
-    order: ClassVar[type[Order]] = ImportDataset
+    kind: ClassVar[str]
 
     @property
     def subject(self) -> str:
         """Return the subject of the import."""
-        return f"dataset:{self.name}"
+        return f"{self.kind}:{self.name}"
 
-    def problems(self) -> list[str]:
+    @property
+    def action(self) -> str:
+        """Return the action that imports the rows."""
+        return f"import-{self.kind}"
+
+    def list_problems(self) -> list[str]:
         """Return the values that do not fit the dataset kind or are malformed."""
-        return [*_check_terms(self), *find_share_problem(self.held_out)]
+        problems = find_unknown_parts(self.dataset_kind, self.columns)
+        if self.labels and self.dataset_kind != "classification":
+            problems.append(f"dataset, labels: expected none for {self.dataset_kind}, got {', '.join(self.labels)}")
+        if self.instruction and self.dataset_kind == "completion":
+            problems.append("dataset, instruction: expected none for completion, which has no template, got one")
+        twice = sorted({label for label in self.labels if self.labels.count(label) > 1})
+        problems += [f"dataset, label {label!r}: expected it once, got it twice" for label in twice]
+        return problems + find_share_problem(self.held_out)
+
+    @abstractmethod
+    def own_values(self, held_out: ImportSource | None) -> dict[str, Any]:
+        """Return the values of the order that only imports of this kind have."""
+
+
+class DatasetTerms(ImportTerms):
+    """The operator's statements about a dataset."""
+
+    kind = "dataset"
 
     def own_values(self, held_out: ImportSource | None) -> dict[str, Any]:
         """Return the values of the order that only datasets have."""
@@ -81,57 +116,29 @@ class DatasetTerms:
         return {"dataset": self.name, "seed": self.seed, "held_out": rows}
 
 
-@dataclass(frozen=True)
-class SetTerms:
-    """The validator's statements about a validation set; the worker determines the rest."""
+@dataclass(frozen=True, kw_only=True)
+class SetTerms(ImportTerms):
+    """The validator's statements about a validation set."""
 
-    name: str
-    base: str
-    dataset_kind: DatasetKind
-    columns: Mapping[str, str]
-    labels: tuple[str, ...]
-    instruction: str
-    owner: str
-    licence: str
-    classification: str
-    blind: bool
     final: bool
-    order: ClassVar[type[Order]] = ImportValidationSet
-
-    @property
-    def subject(self) -> str:
-        """Return the subject of the import."""
-        return f"validation-set:{self.name}"
-
-    def problems(self) -> list[str]:
-        """Return the values that do not fit the dataset kind or are malformed."""
-        return _check_terms(self)
+    kind = "validation-set"
+    is_validation_set = True
 
     def own_values(self, held_out: ImportSource | None) -> dict[str, Any]:
         """Return the values of the order that only validation sets have."""
         return {"validation_set": self.name, "blind": self.blind, "final": self.final}
 
 
-def _check_terms(terms: DatasetTerms | SetTerms) -> list[str]:
-    problems = find_unknown_parts(terms.dataset_kind, terms.columns)
-    if terms.labels and terms.dataset_kind != "classification":
-        problems.append(f"dataset, labels: expected none for {terms.dataset_kind}, got {', '.join(terms.labels)}")
-    if terms.instruction and terms.dataset_kind == "completion":
-        problems.append("dataset, instruction: expected none for completion, which has no template, got one")
-    twice = sorted({label for label in terms.labels if terms.labels.count(label) > 1})
-    return problems + [f"dataset, label {label!r}: expected it once, got it twice" for label in twice]
+Propose = Callable[[str, OrderInput], Proposal]
+"""A function that returns the caller's unsigned order of an action."""
 
 
-Propose = Callable[[type[Order], OrderInput], Proposal]
-"""A function that returns an unsigned order of the caller."""
-
-
-def check_terms(connection: Connection, lookup: Lookup, propose: Propose, terms: DatasetTerms | SetTerms) -> None:
+def check_terms(connection: Connection, lookup: Lookup, propose: Propose, terms: ImportTerms) -> None:
     """Check the import of rows before any byte is hashed or sent.
 
     Raises: BadInput or Denied with all problems at once.
     """
-    problems = terms.problems()
+    problems = terms.list_problems()
     refusals: tuple[Refusal, ...] = ()
     given = describe_rows(terms, _NOTHING)
     try:
@@ -139,7 +146,7 @@ def check_terms(connection: Connection, lookup: Lookup, propose: Propose, terms:
     except NotFound:  # the rules report it with the rest
         given.values["base_digest"] = NO_DIGEST
     try:
-        refusals = list_refusals(connection, propose(terms.order, given))
+        refusals = list_refusals(connection, propose(terms.action, given))
     except BadInput as error:
         problems += error.reasons or (error.message,)
     if refusals and not problems:
@@ -147,9 +154,7 @@ def check_terms(connection: Connection, lookup: Lookup, propose: Propose, terms:
     refuse(terms.subject.replace("-", " ", 1).replace(":", " ", 1), [*problems, *map(str, refusals)])
 
 
-def describe_rows(
-    terms: DatasetTerms | SetTerms, source: ImportSource, held_out: ImportSource | None = None
-) -> OrderInput:
+def describe_rows(terms: ImportTerms, source: ImportSource, held_out: ImportSource | None = None) -> OrderInput:
     """Return the values of an order to import rows.
 
     `held_out` is the file with the held-out rows, if they are not a share of the source's rows.
@@ -247,38 +252,25 @@ WAIT_S = 20
 """Seconds for which one request for a result waits at the service."""
 TURN_S, AGAIN_S = 600, 2
 """Seconds for which a check waits while another of the same person runs, and seconds between its attempts."""
-SHOWN = 20
-"""Largest number of repeated texts that a warning lists."""
 
 
-@dataclass(frozen=True)
-class RowTerms:
-    """The terms of an import whose rows are checked.
-
-    Without a base, rows are not rendered and lengths are not counted.
-    """
-
-    dataset_kind: str
-    columns: Mapping[str, str]
-    labels: Sequence[str]
-    instruction: str
-    base: str | None
-    seed: int = 1
-    held_out: str = "0.2"
-    is_validation_set: bool = False
-    """True for a validation set, in which all rows are held out."""
-    blind: bool = False
-    """True for a blind validation set, whose findings contain only numbers."""
+_CHECKED = (
+    "dataset_kind",
+    "columns",
+    "labels",
+    "instruction",
+    "base",
+    "seed",
+    "held_out",
+    "is_validation_set",
+    "blind",
+)
+"""Terms of which a check depends."""
 
 
-def check_rows(
-    connection: Connection, teaching: RowTerms, sources: Sequence[ImportSource], *, keep: bool
-) -> RowFindings:
+def check_rows(connection: Connection, terms: RowTerms, sources: Sequence[ImportSource], *, keep: bool) -> RowFindings:
     """Return the findings on uploaded rows. If `keep`, the uploads stay for an import unless rows are invalid."""
-    values = {
-        **vars(teaching),
-        "columns": dict(teaching.columns),
-        "labels": tuple(teaching.labels),
+    values = {name: getattr(terms, name) for name in _CHECKED} | {
         "format": sources[0].format,
         "file": sources[0].digest,
         "held_out_file": sources[1].digest if len(sources) > 1 else None,
@@ -317,49 +309,3 @@ def refuse_errors(found: RowFindings, what: str, then: str = "") -> None:
         more = (f"and {count - len(errors)} more",) if count > len(errors) else ()
         problems = "1 problem" if count == 1 else f"{count} problems"
         raise BadInput(f"dataset, {what}: {problems}{then}", reasons=(*errors, *more))
-
-
-def list_warnings(found: RowFindings) -> list[str]:
-    """Return a sentence for each unusual thing in valid rows, such as nearly equal labels and repeated texts."""
-    warnings = [
-        *found.notes,
-        *(
-            f"labels {one!r} and {other!r} are nearly the same"
-            + (f"; {rarer!r} is the rarer: {places}" if places else "")
-            for one, other, rarer, places in found.similar_labels
-        ),
-    ]
-    pairs, count = found.duplicates, found.duplicate_count
-    if count:
-        shown = "; ".join(f"{place} is that of {first}" for place, first in pairs[:SHOWN])
-        more = f"; and {count - SHOWN} more" if pairs and count > SHOWN else ""
-        have = "1 row has" if count == 1 else f"{count} rows have"
-        listed = f": {shown}{more}" if pairs else ""
-        warnings.append(f"{have} a text that came before, case and spaces aside{listed}")
-    for name, one in found.overlaps.items():
-        if one.duplicates or one.near_duplicates:
-            text = f"{one.duplicates} of {one.rows} rows are among those to train on"
-            warnings.append(f"validation set {name}: {text}, and {one.near_duplicates} nearly")
-    for label, sides in found.labels.items():
-        if sides.train and not sides.held_out:
-            warnings.append(f"label {label!r} has no held-out row: nothing will measure it")
-    return warnings
-
-
-def describe_label(sides: SplitRows) -> str:
-    """Return the numbers of rows with a label: all, to train on, and held out."""
-    return f"{sides.train + sides.held_out}, {sides.train} to train on, {sides.held_out} held out"
-
-
-def list_facts(found: RowFindings) -> list[tuple[str, object]]:
-    """Return the counts of rows, labels and lengths as (label, value). All rows of a validation set evaluate."""
-    if not found.train_rows:
-        facts: list[tuple[str, object]] = [("rows", found.rows)]
-        facts += [(f"label {label}", sides.held_out) for label, sides in found.labels.items()]
-    else:
-        facts = [("rows", f"{found.rows}, {found.train_rows} to train on, {found.held_out_rows} held out")]
-        facts += [(f"label {label}", describe_label(sides)) for label, sides in found.labels.items()]
-    if found.max_tokens is not None:
-        lengths = f"{found.max_tokens} tokens at most, {found.mean_tokens} in the mean"
-        facts.append(("length", f"{lengths}, of the base's context of {found.context_length}"))
-    return facts

@@ -324,7 +324,7 @@ def wait_for_replay(
 
     Raises: Tampered or Unavailable if the window could not be trained again.
     """
-    while (state := connection.get(f"/v1/replays/{order}", ReplayStatus, wait_s=WAIT_S)).status == "requested":
+    while not (state := connection.get(f"/v1/replays/{order}", ReplayStatus, wait_s=WAIT_S)).ended:
         on_progress(state)
     for entry in find_entries(connection, type=("replay.finished", "replay.failed"), subject=f"order:{order}"):
         if entry.type == ReplayFinished.type:

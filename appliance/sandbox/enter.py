@@ -1,7 +1,7 @@
-"""The first code of the worker after exec: it repeats what exec reset, forbids further execs, and runs the module.
+"""The first code of the worker after exec: it repeats what exec reset, forbids further execs, and runs the entry.
 
-The arguments are the folder of the package with the module, the module, and the module's own arguments. Packages are
-imported by their folders, since the folders around them are not visible in the sandbox.
+The arguments are the folder of the package with the worker's module, the entry, and the entry's own arguments. Packages
+are imported by their folders, since the folders around them are not visible in the sandbox.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 FILTERED = "APPLIANCE_FILTERED"
-"""Environment variable that is set while the call filter is in force; it is removed before the module runs."""
+"""Environment variable that is set while the call filter is in force; it is removed before the entry runs."""
 
 
 def _register(folder: Path) -> None:
@@ -27,7 +27,7 @@ def _register(folder: Path) -> None:
     spec.loader.exec_module(package)
 
 
-def _run(code: str, module: str) -> None:
+def _run(code: str, entry: str) -> None:
     own = Path(__file__).parents[1]
     for folder in dict.fromkeys((own, Path(code))):
         _register(folder)
@@ -36,7 +36,7 @@ def _run(code: str, module: str) -> None:
     kernel.forbid_dumps()
     if os.environ.pop(FILTERED, ""):
         seccomp.forbid_exec()
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    runpy.run_module(entry, run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,8 @@ _MAX_HEADER_BYTES = 1 << 20
 _READ_BYTES = 1 << 16
 _KILL_S = 30.0
 TEMPORARY = ".tmp"
+ENTRY = "appliance.worker.run"
+"""Module that tests the sandbox and then runs the worker's own module."""
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE")
 """Variables that make libraries work offline, since a worker has no network."""
 
@@ -273,9 +275,9 @@ class Worker:
         self.close()
 
 
-def _command(code: Path, module: str, escape_targets: EscapeTargets) -> tuple[str, ...]:
-    entry = str(PACKAGE / "sandbox" / "enter.py")
-    return (sys.executable, "-s", "-P", entry, str(code), module, json.dumps(escape_targets.targets))
+def _command(code: Path, entry: str, module: str, escape_targets: EscapeTargets) -> tuple[str, ...]:
+    enter = str(PACKAGE / "sandbox" / "enter.py")
+    return (sys.executable, "-s", "-P", enter, str(code), entry, module, json.dumps(escape_targets.targets))
 
 
 def _prepare(home: Path, probes: Probes) -> EscapeTargets:
@@ -321,12 +323,14 @@ def start_worker(
     accepted_missing: frozenset[str] = frozenset(),
     probes: Probes | None = None,
     code: Path = PACKAGE,
+    entry: str = ENTRY,
     layers: frozenset[str] = LAYERS,
 ) -> Worker:
-    """Start `python -m module` in the sandbox if every layer is in force that `accepted_missing` does not excuse.
+    """Start a worker module in the sandbox if every layer is in force that `accepted_missing` does not excuse.
 
-    `probes` are additional escape targets. `code` is the package of the module, if it is not this one. `layers` is for
-    tests: a layer that it omits is not built, as on a kernel that lacks it.
+    `probes` are additional escape targets. `code` is the package of the module, if it is not this one. `entry` and
+    `layers` are for tests: another module that runs first, with the worker module and the escape targets as its
+    arguments; and a layer that is omitted is not built, as on a kernel that lacks it.
 
     Raises:
         Unavailable: layers are missing (code `sandbox-unavailable`); no code of the worker has run.
@@ -337,7 +341,7 @@ def start_worker(
     with ExitStack() as undo:
         escape_targets = undo.enter_context(_prepare(sandbox.write[0], probes or Probes()))
         launch = Launch(
-            command=_command(code, module, escape_targets),
+            command=_command(code, entry, module, escape_targets),
             environment=_environment(sandbox),
             folder=str(sandbox.write[0]),
             places=places,

@@ -9,18 +9,24 @@ program ends.
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, BinaryIO
 
-from appliance.errors import TooLarge, Unavailable
+from appliance.errors import ApplianceError, TooLarge, Unavailable
 from appliance.sandbox.description import PACKAGE
+from appliance.sandbox.kernel import forbid_dumps
 
 END = b"\n"
 """Line that ends the program's input."""
+NICENESS = 10
+"""Niceness of a program, so that serving has precedence on the processor."""
 CANCELLED = "cancelled"
 START = (
     "import runpy, sys; root, module = sys.argv[1:3]; del sys.argv[1:3]; "
@@ -128,3 +134,32 @@ class _Unsent:
         except OSError:
             return False
         return bool(self._rest) or not self._last
+
+
+# --- inside the program -----------------------------------------------------------------------------------------------
+
+
+def answer_once(answer: Callable[[BinaryIO], Mapping[str, Any]]) -> int:
+    """Answer the question of descriptor 0 by one JSON object on descriptor 1, and return the exit code."""
+    forbid_dumps()  # the input may have secrets, such as the database's password
+    os.nice(NICENESS)
+    source, output = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    try:
+        reply = answer(source)
+    except ApplianceError as error:
+        reply = {"failure": {"code": error.code, "message": error.message}}
+    with output:
+        output.write(json.dumps(reply).encode())
+    return 0
+
+
+def end_with_service() -> None:
+    """Start a thread that ends the program when the service ends. The program must have read all of its input."""
+    threading.Thread(target=_wait_for_end, name="end-with-service", daemon=True).start()
+
+
+def _wait_for_end() -> None:
+    while os.read(0, 1):
+        continue
+    os._exit(1)

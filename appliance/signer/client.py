@@ -6,12 +6,10 @@ import socket
 import threading
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from appliance.errors import ApplianceError, Tampered, Unavailable
-from appliance.formats.core.digest import digest_bytes
 from appliance.formats.core.fields import encode_base64, parse_base64, parse_count, parse_list, parse_text
 from appliance.formats.core.frame import read_frame, write_frame
 from appliance.formats.core.merkle import HASH_BYTES, Frontier
@@ -19,13 +17,13 @@ from appliance.formats.log.backup import Backup, encode_backup
 from appliance.formats.log.checkpoint import open_checkpoint
 from appliance.formats.log.seal import LogSeal, encode_seal
 from appliance.formats.signatures.dsse import parse_pae
-from appliance.formats.signatures.keys import Signer
-from appliance.signer.protocol import MAX_BLOB_BYTES, MAX_HEADER_BYTES, REQUEST_S, join_hashes, parse_error
+from appliance.formats.signatures.keys import RemoteSigner, Signer
+from appliance.signer.protocol import MAX_BLOB_BYTES, MAX_HEADER_BYTES, REQUEST_S, parse_error
 from appliance.store.ledger.keys import LastSigned
 
 
 class SignerKeys:
-    """The keys of a log that are in the signer.
+    """The keys of a log that are in the signer, with the methods of `ServiceKeys` and of `SigningRecord`.
 
     Each request can be repeated without harm, so after a broken connection it is sent once more on a new one.
     """
@@ -39,11 +37,9 @@ class SignerKeys:
 
     @property
     def place(self) -> str:
-        """Return the place of the keys, for messages."""
         return f"the signer at {self._path}"
 
     def has_log_key(self, vkey: str) -> bool:
-        """Return True if the signer has the key."""
         return vkey in self._log_keys or vkey in self.list_log_keys()
 
     def sign_checkpoint(
@@ -55,7 +51,7 @@ class SignerKeys:
             SignerAhead: its last checkpoint is another one.
         """
         header = {"origin": origin, "before": before.size, "root": encode_base64(root), "keys": list(vkeys)}
-        _, note = self._ask("sign-checkpoint", header, join_hashes(leaves))
+        _, note = self._ask("sign-checkpoint", header, b"".join(leaves))
         for vkey in vkeys:
             found = open_checkpoint(note, vkey)
             if (found.size, found.root) != (before.size + len(leaves), root):
@@ -70,48 +66,40 @@ class SignerKeys:
         return parse_text(header.get("origin"), "signer, origin") or None
 
     def last_signed(self, origin: str) -> LastSigned | None:
-        """Return the last checkpoint that the signer has signed."""
         header, note = self._ask("last-signed", {"origin": origin})
         size = parse_count(header.get("size"), "signer, size")
         return LastSigned(size, parse_base64(header["root"], "signer, root", size=HASH_BYTES), note) if size else None
 
     def sign_snapshot(self, seal: LogSeal) -> bytes:
-        """Have the signer sign the seal."""
         return self._ask("sign-snapshot", {"seal": encode_seal(seal)})[1]
 
     def sign_backup(self, backup: Backup) -> bytes:
-        """Have the signer sign the manifest of a backup."""
         return self._ask("sign-backup", {}, encode_backup(backup))[1]
 
     def list_log_keys(self) -> list[str]:
-        """Return the vkeys of the signer's log keys."""
         header, _ = self._ask("keys", {"origin": self.origin})
         self._log_keys = [parse_text(key, "signer, key") for key in parse_list(header.get("log"), "signer, keys")]
         return self._log_keys
 
     def next_log_key(self, used: Collection[str], *, post_quantum: bool = False) -> str:
-        """Return an unused log key of the signer, or have it make one."""
         header = {"origin": self.origin, "used": list(used), "post_quantum": post_quantum}
         return parse_text(self._ask("create-log-key", header)[0].get("key"), "signer, key")
 
     def adapter_signer(self, *, post_quantum: bool = False) -> Signer:
-        """Return a signer of adapters whose key is in the signer."""
         header, _ = self._ask("adapter-key", {"post_quantum": post_quantum})
         return self._make_adapter_signer(header, post_quantum=post_quantum)
 
     def post_quantum_adapter_key(self) -> Signer:
-        """Return the second signer of adapters; have its key made if there is none."""
         return self._make_adapter_signer(self._ask("create-adapter-key", {})[0], post_quantum=True)
 
     def _make_adapter_signer(self, header: dict[str, Any], *, post_quantum: bool) -> Signer:
-        return _AdapterSigner(self, parse_base64(header.get("key"), "signer, adapter key"), post_quantum)
+        def sign(data: bytes) -> bytes:
+            # The signer encodes the statement of this PAE again.
+            return self._ask("sign-adapter", {"post_quantum": post_quantum}, parse_pae(data))[1]
 
-    def sign_adapter(self, payload: bytes, *, post_quantum: bool) -> bytes:
-        """Have the signer sign a statement about an adapter, and return the signature of its envelope."""
-        return self._ask("sign-adapter", {"post_quantum": post_quantum}, payload)[1]
+        return RemoteSigner(parse_base64(header.get("key"), "signer, adapter key"), sign)
 
     def close(self) -> None:
-        """Close the connection; it is opened again on the next use."""
         with self._lock:
             self._drop()
 
@@ -161,24 +149,3 @@ class SignerKeys:
                 stream.close()
         if connection is not None:
             connection.close()
-
-
-@dataclass(frozen=True)
-class _AdapterSigner:
-    """A signer of the envelopes of statements about adapters."""
-
-    keys: SignerKeys
-    spki: bytes
-    post_quantum: bool
-
-    @property
-    def keyid(self) -> str:
-        return digest_bytes(self.spki)
-
-    def sign(self, data: bytes) -> bytes:
-        """Return the signature of a statement's PAE, which the signer encodes again.
-
-        Raises:
-            BadInput: the data is not the PAE of a statement.
-        """
-        return self.keys.sign_adapter(parse_pae(data), post_quantum=self.post_quantum)

@@ -21,7 +21,7 @@ from appliance.formats.signatures.keys import verify_signature
 from appliance.formats.signatures.ml_dsa import MlDsaSigner
 from appliance.signer.opening import lock_signer, open_keys, open_record
 from appliance.signer.record import SignedCheckpoint
-from appliance.store.database.engine import connect_reader, database_errors, open_engine
+from appliance.store.database.engine import connect_reader, database_errors, using_engine
 from appliance.store.files import disk
 from appliance.store.files.keyring import ADAPTER_KEY, LOG_KEY, HeldSigner, Keyring, KeyStore
 from appliance.store.files.lock import lock_folder
@@ -35,18 +35,14 @@ def read_last(url: str) -> tuple[bytes, Frontier]:
         NotFound: the log is empty.
         Tampered: the stored tree has another root than the checkpoint.
     """
-    engine = open_engine(url, read_only=True)
-    try:
-        with database_errors("log"), connect_reader(engine) as connection:
-            note = rows.read_checkpoint(connection)
-            if note is None:
-                raise NotFound("log: expected a signed checkpoint, got an empty log")
-            found = parse_checkpoint(parse_note(note).text)
-            levels = [level for level in reversed(range(found.size.bit_length())) if found.size >> level & 1]
-            places = [(level, (found.size >> level) - 1) for level in levels]
-            nodes = rows.read_nodes(connection, places)
-    finally:
-        engine.dispose()
+    with using_engine(url, read_only=True) as engine, database_errors("log"), connect_reader(engine) as connection:
+        note = rows.read_checkpoint(connection)
+        if note is None:
+            raise NotFound("log: expected a signed checkpoint, got an empty log")
+        found = parse_checkpoint(parse_note(note).text)
+        levels = [level for level in reversed(range(found.size.bit_length())) if found.size >> level & 1]
+        places = [(level, (found.size >> level) - 1) for level in levels]
+        nodes = rows.read_nodes(connection, places)
     if nodes.keys() != set(places):
         raise Tampered(f"log: expected the tree of {found.size} entries, got one without some of its nodes")
     edge = Frontier(found.size, tuple(nodes[place] for place in places))

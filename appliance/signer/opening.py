@@ -9,7 +9,7 @@ from appliance.signer.operations import Operations
 from appliance.signer.record import SignerRecord
 from appliance.signer.token import Token
 from appliance.store.files import disk
-from appliance.store.files.keyring import ADAPTER_KEY, LOG_KEY, Keyring, KeyStore
+from appliance.store.files.keyring import ADAPTER_KEY, KINDS, LOG_KEY, Keyring, KeyStore
 from appliance.store.files.lock import FolderLock, lock_folder
 
 _FIND_KEYS = "if the keys are in a token, name it with --pkcs11, else copy them into the signer's folder"
@@ -55,7 +55,7 @@ def make_signer(folder: Path, passphrase: bytes | None, database: str | None, to
     record, keys = open_record(folder, database), open_keys(folder, passphrase, token)
     record.create()
     if record.read() is None:
-        if not _has_log_key(keys, record) and not record.add_log_key(keys.create_log_key().keyid):
+        if not _has_log_key(keys, record) and not record.add_log_key(keys.create_key(LOG_KEY, KINDS[LOG_KEY]).keyid):
             raise Conflict(
                 "signer, record: expected no log key yet, got that of another host; copy the keys of its signer"
             )
@@ -91,12 +91,7 @@ def _open(folder: Path, keys: KeyStore, record: SignerRecord) -> Operations:
 
 
 def _has_log_key(keys: KeyStore, record: SignerRecord) -> bool:
-    """Return True if the record belongs to the log key, and False if there is no key and no id in the record.
-
-    Raises:
-        Conflict: the record has no id of a log key, or that of another one.
-        NotFound: the record belongs to a key that is not here.
-    """
+    """Return True if the record belongs to the log key, and False if there is no key and no id in the record."""
     expected = record.read_log_key()
     try:
         got = keys.open_signer(LOG_KEY).keyid

@@ -296,7 +296,7 @@ class Operations:
     def create_post_quantum_adapter_key(self) -> bytes:
         """Return the adapters' public key with ML-DSA-65; create the key if there is none."""
         with self._lock:
-            return self._keys.post_quantum_adapter_key().spki
+            return self._keys.ensure_key(POST_QUANTUM_ADAPTER_KEY).spki
 
     def _open_adapter_signer(self, *, post_quantum: bool = False) -> Signer:
         uri = POST_QUANTUM_ADAPTER_KEY if post_quantum else ADAPTER_KEY

@@ -6,8 +6,6 @@ class, code and message of an error. Long values are in the blob.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from appliance import errors
 from appliance.errors import ApplianceError, Unavailable
 from appliance.formats.core.merkle import HASH_BYTES
@@ -41,11 +39,6 @@ def parse_error(value: object) -> ApplianceError:
         if found is not None:
             return found(value.get("message", ""), code=value.get("code"))
     return Unavailable("signer: expected a response, got an error without its class")
-
-
-def join_hashes(hashes: Sequence[bytes]) -> bytes:
-    """Return the hashes as one blob."""
-    return b"".join(hashes)
 
 
 def split_hashes(blob: bytes) -> list[bytes]:

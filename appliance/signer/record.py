@@ -97,15 +97,7 @@ _SWAP = Prepared(
         _TABLE.c.size == bindparam("expected_size"),
         _TABLE.c.edge == bindparam("expected_edge"),
     )
-    .values(
-        origin=bindparam("new_origin"),
-        before_size=bindparam("new_before_size"),
-        before_edge=bindparam("new_before_edge"),
-        size=bindparam("new_size"),
-        edge=bindparam("new_edge"),
-        note=bindparam("new_note"),
-        signed_ms=bindparam("new_signed_ms"),
-    )
+    .values({column.name: bindparam(f"new_{column.name}") for column in _TABLE.c if column.name != "id"})
 )
 _OTHERS = text(
     "SELECT coalesce(host(client_addr), 'this machine') FROM pg_stat_activity "

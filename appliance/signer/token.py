@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
-from appliance.errors import ApplianceError, BadInput, Conflict, NotAuthenticated, NotFound, Tampered, Unavailable
-from appliance.formats.core.digest import digest_bytes
+from appliance.errors import BadInput, Conflict, NotAuthenticated, NotFound, Tampered, Unavailable
 from appliance.formats.core.fields import show
 from appliance.formats.signatures.keys import (
     EcdsaSigner,
     Ed25519Signer,
+    RemoteSigner,
     Signer,
     ed25519_raw,
     ed25519_spki,
@@ -64,22 +64,6 @@ def parse_token_uri(text: str) -> TokenUri:
     if not text.startswith("pkcs11:") or found.keys() != {"token", "module-path"} or not all(found.values()):
         raise BadInput(f"signer, token: {expected}; got {show(text)}")
     return TokenUri(found["token"], found["module-path"])
-
-
-@dataclass(frozen=True)
-class TokenSigner:
-    """A signer whose key is in a token."""
-
-    spki: bytes
-    sign_in_token: Callable[[bytes], bytes] = field(repr=False)
-
-    @property
-    def keyid(self) -> str:
-        return digest_bytes(self.spki)
-
-    def sign(self, data: bytes) -> bytes:
-        """Return the signature of the data: Ed25519, or ECDSA in DER over its SHA-256."""
-        return self.sign_in_token(data)
 
 
 class Token(KeyStore):
@@ -225,7 +209,7 @@ class Token(KeyStore):
                 raw = bytes(private.sign(hashlib.sha256(data).digest(), mechanism=mechanism))
                 return encode_dss_signature(int.from_bytes(raw[:32], "big"), int.from_bytes(raw[32:], "big"))
 
-        signer = TokenSigner(spki, sign_in_token)
+        signer = RemoteSigner(spki, sign_in_token)
         verify_signature(spki, b"appliance", signer.sign(b"appliance"))  # private and public object are one pair
         return signer
 
@@ -247,15 +231,11 @@ def _open_session(uri: TokenUri, pin: str) -> tuple[Any, Any]:
         raise Unavailable(f"signer, module {uri.module}: expected one of PKCS#11, got: {got}") from None
 
 
-class _token_errors:
-    """A context manager that translates errors of PKCS#11 to Unavailable."""
-
-    def __init__(self, pkcs11: Any, what: str) -> None:
-        self._base, self._what = pkcs11.PKCS11Error, what
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, self._base) and not isinstance(error, ApplianceError):
-            got = f"{type(error).__name__} {error}".strip()
-            raise Unavailable(f"key {self._what}: expected the token to answer, got: {got}") from error
+@contextmanager
+def _token_errors(pkcs11: Any, what: str) -> Iterator[None]:
+    """Translate errors of PKCS#11 to Unavailable."""
+    try:
+        yield
+    except pkcs11.PKCS11Error as error:
+        got = f"{type(error).__name__} {error}".strip()
+        raise Unavailable(f"key {what}: expected the token to answer, got: {got}") from error

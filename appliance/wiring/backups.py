@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from appliance.config.settings import Settings, load_settings
+from appliance.domain.core.records.site import LogKey
 from appliance.domain.queries.measures import BackupAges
 from appliance.errors import BadInput
 from appliance.formats.log.trust import Trust
@@ -16,7 +17,7 @@ from appliance.store.files.backups import BackupFolder
 from appliance.store.files.encryption import AgeIdentity, read_identities
 from appliance.wiring.building import check_account, open_keys, open_snapshots, read_trust
 from appliance.workflows.backups import listing, making, opening, restoring
-from appliance.workflows.backups.listing import ListedBackup, LogKeys
+from appliance.workflows.backups.listing import ListedBackup
 from appliance.workflows.backups.making import MadeBackup, Places, Recipients
 from appliance.workflows.backups.opening import BackupVerification
 from appliance.workflows.backups.restoring import RestoredHome, RestoreMark
@@ -128,7 +129,7 @@ def restore_backup(
     )
 
 
-def _find_log_keys(settings: Settings, trust: Trust | None, log_key: str | None) -> LogKeys:
+def _find_log_keys(settings: Settings, trust: Trust | None, log_key: str | None) -> tuple[LogKey, ...]:
     """Return the keys that can have signed backups: those of the log here, or the one that the person gives."""
     if trust is not None or log_key is not None:
         return listing.given_keys(trust or find_places(settings).trust, log_key)

@@ -154,7 +154,7 @@ def is_other_build(ledger: Ledger, code: Code) -> bool:
     return any(parse_entry(data).body["code"] != code.digest for _, data in last)
 
 
-def check_keys(keys: ServiceKeys, ledger: Ledger) -> None:
+def require_signing_keys(keys: ServiceKeys, ledger: Ledger) -> None:
     """Check that every key is there that must sign the log now, and the adapters' key.
 
     Keys that have ended since the last entry may have been destroyed.
@@ -202,14 +202,14 @@ def service(
         ledger.fence, ledger.notifies_others = processes.fence, bool(processes.others)
         ledger.clock.ahead_ms = processes.ahead_ms
         snapshots = open_snapshots(settings, trust.origin, code, keys)
-        longer = _load(ledger, snapshots, code, say, after_pause=after_pause, rebuild=rebuild)
-        check_keys(keys, ledger)
+        uncontinued_snapshot = _load(ledger, snapshots, code, say, after_pause=after_pause, rebuild=rebuild)
+        require_signing_keys(keys, ledger)
         context = _make_context(settings, ledger, keys, adapter_signer, code, processes, vllm)
         try:
-            if longer is not None:
-                store_snapshot_checkpoint(context, longer)
+            if uncontinued_snapshot is not None:
+                store_snapshot_checkpoint(context, uncontinued_snapshot)
             _compare_with_notes(context, restoration=restoration)
-            if longer is not None:
+            if uncontinued_snapshot is not None:
                 snapshots.set_aside()
         except BaseException:
             ledger.close()
@@ -225,11 +225,9 @@ def service(
 
 
 def _compare_with_notes(context: Context, *, restoration: bool) -> None:
-    """Compare the log with the notes beside it. With `restoration`, a log that lacks entries awaits their restoration.
+    """Compare the log with the notes beside it.
 
-    Raises:
-        Tampered: The log lacks entries, or the notes are missing.
-        Conflict: A restoration is awaited, and the log lacks nothing.
+    With `restoration`, a log that lacks entries awaits their restoration.
     """
     store_signer_checkpoint(context)
     give_up_notes(context)
@@ -261,22 +259,19 @@ def _load(
     """Load the ledger. If the log does not continue the state snapshot, replay every entry and return the snapshot.
 
     The log lost entries then, or has others. The caller compares the snapshot's checkpoint as it does those of others.
-
-    Raises:
-        Tampered: The ledger fails its verification, or no restoration can continue it.
     """
 
     def on_progress(folded: int, size: int) -> None:
         say(f"reads its log: {folded:,} of {size:,} entries")
 
-    longer = None
+    uncontinued_snapshot = None
     try:
         ledger.load(on_progress)
     except NotContinued as error:
-        longer = snapshots.read()
-        if longer is None:
+        uncontinued_snapshot = snapshots.read()
+        if uncontinued_snapshot is None:
             raise
-        if not longer.checkpoint:
+        if not uncontinued_snapshot.checkpoint:
             raise Tampered(
                 f"{error.message}; the state snapshot shows it, but has no checkpoint for a restoration, since another "
                 "build wrote it: see docs/operations/backup.md"
@@ -290,7 +285,7 @@ def _load(
         say("rebuilds the projections")
         ledger.rebuild_projections()
     say("starts")
-    return longer
+    return uncontinued_snapshot
 
 
 def _make_context(

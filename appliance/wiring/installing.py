@@ -22,7 +22,7 @@ from appliance.formats.core.timestamp import encode_time
 from appliance.formats.log.trust import Trust, encode_trust
 from appliance.formats.signatures.keys import keyid_of
 from appliance.signer.client import SignerKeys
-from appliance.store.database.engine import migrate, open_engine
+from appliance.store.database.engine import migrate, open_engine, using_engine
 from appliance.store.database.processes import claim_database
 from appliance.store.files.disk import write_file
 from appliance.store.files.keyring import Keyring
@@ -121,11 +121,8 @@ def _home(settings: Settings) -> Iterator[None]:
 
 
 def _found_appliance(settings: Settings, name: str, wanted: founding.FoundingRequest) -> Trust:
-    engine = open_engine(settings.migration_url.get_secret_value())
-    try:
+    with using_engine(settings.migration_url.get_secret_value()) as engine:
         migrate(engine)
-    finally:
-        engine.dispose()
     with closing(open_keys(settings, name)) as keys:
         first = _first_entry(open_ledger(settings, name, "", keys))
     origin = name if first is None else founding.trust_of(first).origin

@@ -1,29 +1,44 @@
-"""The listeners of the service: their addresses, certificates and applications."""
+"""The listeners of the service: their addresses, certificates and applications, and the reload at SIGHUP."""
 
 from __future__ import annotations
 
+import logging
+import signal
 import socket
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from starlette.types import ASGIApp
 
-from appliance.config.settings import Address, Settings
+from appliance.config.settings import Address, Settings, load_settings
 from appliance.domain.queries.alarms import find_alarms
 from appliance.domain.queries.measures import Expiry, Measures
-from appliance.errors import BadInput
+from appliance.errors import ApplianceError, BadInput
 from appliance.formats.core.timestamp import encode_time
 from appliance.sandbox.host import check_hook
+from appliance.store.files.disk import memory_file, read_file
+from appliance.store.files.keyring import MAX_CERTIFICATE_BYTES
+from appliance.web.core.logs import set_level
 from appliance.web.core.server import Listener, serve_in_thread
-from appliance.web.core.sockets import listen, open_tcp, open_tls, read_private
-from appliance.web.operations.health import LEAST_TOKEN, Feed, NotReady, OperationsTokens, Readiness, operations_app
+from appliance.web.core.sockets import listen, load_certificate, open_tcp, open_tls, read_private
+from appliance.web.operations.health import (
+    LEAST_TOKEN,
+    NotReady,
+    OperationsTokens,
+    Readiness,
+    operations_app,
+    read_feed,
+)
 from appliance.web.operations.metrics import Metrics
 from appliance.workflows.core.context import LedgerContext
 from appliance.workflows.queries.measures import measure_certificates
+
+log = logging.getLogger("appliance")
 
 
 @dataclass(frozen=True)
@@ -56,7 +71,7 @@ def open_listeners(settings: Settings) -> Iterator[Listeners]:
     tls, people_tls, console_tls = tls_of_units(settings), tls_of_people(settings), tls_of_console(settings)
     certificates = measure_certificates(settings.certificates)
     if settings.certificate is not None:
-        check_end(measure_certificates({settings.certificate: False}))
+        _check_end(measure_certificates({settings.certificate: False}))
     tokens = OperationsTokens()
     if settings.operations is not None:
         metrics = _read_token(settings.operations_token, "operations token")
@@ -79,12 +94,8 @@ def open_listeners(settings: Settings) -> Iterator[Listeners]:
         )
 
 
-def check_end(certificates: tuple[Expiry, ...]) -> None:
-    """Check that the service's certificate has not ended, because clients would refuse the listeners.
-
-    Raises:
-        BadInput: It has ended.
-    """
+def _check_end(certificates: tuple[Expiry, ...]) -> None:
+    """Check that the service's certificate has not ended, because clients would refuse the listeners."""
     for alarm in find_alarms(Measures(now=encode_time(datetime.now(UTC)), certificates=certificates)):
         if alarm.severity == "critical":
             raise BadInput(f"{alarm.text} {alarm.action}")
@@ -131,7 +142,7 @@ def list_network_listeners(
     if listeners.console is not None and console is not None:
         network_listeners.append(Listener(console, listen(listeners.console, "console"), listeners.console_tls))
     if listeners.operations is not None:
-        app = operations_app(Readiness(context), metrics, Feed(context), listeners.tokens)
+        app = operations_app(Readiness(context), metrics, partial(read_feed, context), listeners.tokens)
         stopping = NotReady("stopping").app()
         opened = listen(listeners.operations, "operations")
         network_listeners.append(Listener(app, opened, listeners.tls, stopping=stopping))
@@ -173,3 +184,62 @@ def _open_tls(settings: Settings, client_ca: Path | None, not_of: Path | None = 
     if settings.certificate is None or settings.certificate_key is None:
         return None
     return open_tls(settings.certificate, settings.certificate_key, client_ca, not_of=not_of)
+
+
+# --- the reload at SIGHUP ---------------------------------------------------------------------------------------------
+
+_RELOADED = ("log_level",)
+"""Settings that take effect without a restart."""
+
+
+def hold_hangups() -> None:
+    """Keep SIGHUP from ending the service and its workers, which inherit this, until somebody waits for it."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # A blocked signal is kept for `sigwait`, although it is ignored.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+
+
+def reload(settings: Settings, listeners: Listeners, context: LedgerContext) -> None:
+    """Read certificate and log level again. If one of them is unsuitable, nothing changes.
+
+    This runs in the thread of the listeners, so that no handshake sees half of a certificate's pair. Open connections
+    keep the certificate with which they began.
+    """
+    try:
+        found = load_settings(settings.home)
+        _reload_certificate(settings, listeners, context)
+    except ApplianceError as error:
+        log.critical("ALARM: the reload was refused, and nothing changed: %s", error.message)
+        return
+    set_level(found.log_level)
+    changed = [name for name in Settings.model_fields if getattr(found, name) != getattr(settings, name)]
+    waiting = ", ".join(name for name in changed if name not in _RELOADED)
+    log.warning("reloaded the certificate and the log level; settings that wait for a restart: %s", waiting or "none")
+
+
+def _reload_certificate(settings: Settings, listeners: Listeners, context: LedgerContext) -> None:
+    """Have the listeners use the certificate as it is on the disk now.
+
+    The files are read once, and are tried in a context of their own first.
+
+    Raises: ApplianceError if the certificate is unsuitable.
+    """
+    if settings.certificate is None or settings.certificate_key is None:
+        return
+    data = read_file(settings.certificate, MAX_CERTIFICATE_BYTES, "certificate")
+    ends = measure_certificates(settings.certificates)
+    _check_end(measure_certificates({settings.certificate: False}))
+    secret = read_private(settings.certificate_key, "certificate key")
+    with _in_memory(data) as chain, _in_memory(secret) as key:
+        load_certificate(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), chain, key)
+        for tls in (listeners.tls, listeners.people_tls, listeners.console_tls):
+            if tls is not None:
+                load_certificate(tls, chain, key)
+    context.certificates = ends
+
+
+@contextmanager
+def _in_memory(data: bytes) -> Iterator[Path]:
+    """Give OpenSSL, which reads files only, a path to the bytes that is on no disk."""
+    with memory_file(data, "certificate") as file:
+        yield Path(f"/proc/self/fd/{file}")

@@ -50,8 +50,14 @@ from appliance.web.units.openai import units_app
 from appliance.wiring.backups import backup_ages
 from appliance.wiring.building import open_reserve, read_trust, service
 from appliance.wiring.installing import doctor
-from appliance.wiring.listening import answer_probes, list_network_listeners, open_listeners, open_people_socket
-from appliance.wiring.reloading import hold_hangups, reload
+from appliance.wiring.listening import (
+    answer_probes,
+    hold_hangups,
+    list_network_listeners,
+    open_listeners,
+    open_people_socket,
+    reload,
+)
 from appliance.workflows import integrity
 from appliance.workflows.backups import making
 from appliance.workflows.backups.listing import start_watch

@@ -6,7 +6,6 @@ Only the measurements are kept.
 from __future__ import annotations
 
 import random
-import sys
 import time
 from collections.abc import Callable, Mapping
 from itertools import pairwise
@@ -20,7 +19,7 @@ from appliance.ml.model import machine
 from appliance.ml.model.base import LoadedBase, load_base
 from appliance.ml.training import methods
 from appliance.ml.training.loop import StepMeasurement, train
-from appliance.worker.link import Header, WorkerLink, run_worker, take, take_path
+from appliance.worker.link import Header, WorkerLink, take, take_path
 
 LENGTHS = (32, 192)
 ROWS = 8
@@ -89,10 +88,9 @@ def _memory_bytes(device: str) -> int:
     return int(str(machine.describe_machine()["memory_bytes"]))
 
 
-def work(session: WorkerLink, task: Header, blob: bytes) -> Header:
+def work(session: WorkerLink) -> Header:
     """Measure short steps of the recipe on the base and return their times."""
-    from appliance.ml.model import machine
-
+    task, _ = session.expect("go")
     recipe = take(task, "recipe", dict)
     machine.use_determinism(recipe["seed"])
 
@@ -100,7 +98,3 @@ def work(session: WorkerLink, task: Header, blob: bytes) -> Header:
         session.send({"frame": "progress", "done": done, "total": total})
 
     return calibrate(Path(take_path(task, "base")), recipe, report)
-
-
-if __name__ == "__main__":
-    sys.exit(run_worker(work))

@@ -6,32 +6,35 @@ It also computes the logit fingerprints of base and adapter.
 from __future__ import annotations
 
 import gc
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from typing import Any
 
-from appliance.worker.link import Header, WorkerLink, run_worker, take, take_path
+from appliance.domain.evaluation.gates import HELD_OUT
+from appliance.domain.evaluation.items import Answer
+from appliance.domain.recipe.methods import METHODS
+from appliance.ml.data import rows as data
+from appliance.ml.evaluation import metrics, sets
+from appliance.ml.evaluation.sets import EvaluatedRows, ShippedSet
+from appliance.ml.inference import adapters, reading
+from appliance.ml.inference.adapters import AdapterSlots
+from appliance.ml.model import machine
+from appliance.ml.model.base import LoadedBase, load_base
+from appliance.ml.training import methods
+from appliance.worker.link import EvaluationProgress, Header, WorkerLink, take, take_path
 
-if TYPE_CHECKING:
-    from appliance.domain.evaluation.items import Answer
-    from appliance.ml.evaluation.sets import EvaluatedRows, ShippedSet
-    from appliance.ml.inference.adapters import AdapterSlots
-    from appliance.ml.model.base import LoadedBase
-
-Rows = Union["EvaluatedRows", "ShippedSet"]
-Answers = dict[str, "list[Answer]"]
+Rows = EvaluatedRows | ShippedSet
+Answers = dict[str, list[Answer]]
 """Answers by the name of their set."""
-HELD_AS = ("quantisation", "compute_dtype", "method")
+LOADING_FIELDS = ("quantisation", "compute_dtype", "method")
 """Recipe fields that determine how the base is loaded into memory."""
 
 
-def work(session: WorkerLink, task: Header, blob: bytes) -> Header:
+def work(session: WorkerLink) -> Header:
     """Evaluate base, adapter and released version, write the items, and return the metrics."""
-    from appliance.ml.model import machine
-
+    task, _ = session.expect("go")
     started, recipe, output = time.monotonic(), take(task, "recipe", dict), Path(take_path(task, "output"))
     machine.use_determinism(recipe["seed"])
     released = task.get("released")
@@ -56,34 +59,21 @@ def work(session: WorkerLink, task: Header, blob: bytes) -> Header:
 
 
 class _Results:
-    """The results so far: `metrics` of the held-out rows by model, and `sets` by the name of the set.
-
-    It also reports progress to the service.
-    """
+    """The results so far: `metrics` of the held-out rows by model, and `sets` by the name of the set."""
 
     def __init__(self, session: WorkerLink) -> None:
-        from appliance.domain.evaluation.gates import HELD_OUT
-
-        self.own = HELD_OUT
         self.metrics: dict[str, Any] = {}
         self.sets: dict[str, dict[str, Any]] = {}
-        self.total = 0
         self.texts: dict[str, tuple[str, ...]] = {}
-        self._session, self._done, self._read, self._began = session, 0, 0, time.monotonic()
-
-    def report(self, more: int, tokens: int) -> None:
-        self._done, self._read = self._done + more, self._read + tokens
-        seconds = round(time.monotonic() - self._began, 3)
-        frame = {"frame": "progress", "done": self._done, "total": self.total}
-        self._session.send({**frame, "tokens": self._read, "seconds": seconds})
+        self.progress = EvaluationProgress(session)
 
     def evaluate(self, base: LoadedBase, slots: AdapterSlots | None, sets: Iterable[Rows], subject: str) -> Answers:
         """Evaluate one model on every set and return its answers."""
         answers = {}
         for one in sets:
-            evaluated = one.evaluate(base, slots, self.report)
+            evaluated = one.evaluate(base, slots, self.progress.report)
             answers[one.name] = evaluated.answers
-            if one.name == self.own and subject != "released":
+            if one.name == HELD_OUT and subject != "released":
                 self.metrics[subject], self.texts[subject] = evaluated.metrics, evaluated.texts
             else:
                 self.sets[one.name][subject] = one.disclose(evaluated.metrics)
@@ -95,14 +85,10 @@ def _evaluate_run(
 ) -> tuple[dict[str, Rows], dict[str, Answers]]:
     """Evaluate the base and then the adapter, each with its logit fingerprint, and measure the adapter's noise
     floor."""
-    from appliance.ml.data import rows as data
-    from appliance.ml.evaluation import metrics, sets
-    from appliance.ml.inference import adapters, reading
-
     base, dataset = load_task_base(task, recipe), Path(take_path(task, "dataset"))
     about = data.load_about(dataset)
-    own = sets.load_set(results.own, dataset, base, about)
-    imported = {results.own: own}
+    own = sets.load_set(HELD_OUT, dataset, base, about)
+    imported = {HELD_OUT: own}
     for one in take(task, "sets", list):
         name = take(one, "name", str)
         imported[name] = sets.load_set(
@@ -114,15 +100,19 @@ def _evaluate_run(
         evaluated[name] = sets.load_shipped(name, base)
         results.sets[name] = {"rows": len(evaluated[name].rows)}
     released = [] if task.get("released") is None else take(task["released"], "sets", list)
-    results.total = 2 * sum(one.passes for one in evaluated.values()) + sum(evaluated[name].passes for name in released)
+    passes = {name: one.passes for name, one in evaluated.items()}
+    results.progress.total = 2 * sum(passes.values()) + sum(passes[name] for name in released)
     slots, readings, answers = adapters.AdapterSlots(base), {}, dict[str, Answers]()
     for subject in ("base", "adapter"):
         folder = Path(take_path(task, "adapter"))
-        with nullcontext(slots) if subject == "base" else trained(base, slots, recipe["method"], folder) as wrapping:
+        applied = (
+            nullcontext(slots) if subject == "base" else apply_trained_adapter(base, slots, recipe["method"], folder)
+        )
+        with applied as wrapping:
             readings[subject] = reading.read_fingerprint(base)
             answers[subject] = results.evaluate(base, wrapping, evaluated.values(), subject)
             if subject == "adapter":
-                noise = sets.measure_noise(base, wrapping, own, answers[subject][results.own], recipe["seed"])
+                noise = sets.measure_noise(base, wrapping, own, answers[subject][HELD_OUT], recipe["seed"])
                 results.metrics["noise"] = noise
     if take(task, "answers", bool):
         own.write_texts(Path(take_path(task, "output")), results.texts["base"], results.texts["adapter"])
@@ -134,20 +124,15 @@ def _evaluate_run(
 
 def _evaluate_released(task: Header, released: Header, sets: list[Rows], results: _Results) -> Answers:
     """Evaluate the currently released version on a base that is loaded again as that version's run loaded it."""
-    from appliance.ml.inference import adapters
-
     recipe = take(released, "recipe", dict)
-    base = load_task_base(task, {**task["recipe"], **{name: recipe[name] for name in HELD_AS}})
+    base = load_task_base(task, {**task["recipe"], **{name: recipe[name] for name in LOADING_FIELDS}})
     slots = adapters.AdapterSlots(base)
-    with trained(base, slots, recipe["method"], Path(take_path(released, "folder"))) as wrapping:
+    with apply_trained_adapter(base, slots, recipe["method"], Path(take_path(released, "folder"))) as wrapping:
         return results.evaluate(base, wrapping, sets, "released")
 
 
 def load_task_base(task: Header, recipe: Mapping[str, Any]) -> LoadedBase:
     """Load the task's base as the recipe specifies."""
-    from appliance.domain.recipe.methods import METHODS
-    from appliance.ml.model.base import load_base
-
     return load_base(
         Path(take_path(task, "base")),
         quantisation=recipe["quantisation"],
@@ -159,16 +144,14 @@ def load_task_base(task: Header, recipe: Mapping[str, Any]) -> LoadedBase:
 
 
 @contextmanager
-def trained(base: LoadedBase, slots: AdapterSlots, method: str, folder: Path) -> Iterator[AdapterSlots | None]:
+def apply_trained_adapter(
+    base: LoadedBase, slots: AdapterSlots, method: str, folder: Path
+) -> Iterator[AdapterSlots | None]:
     """Apply a trained adapter while the block runs and yield the slots that wrap the base.
 
     An adapter is loaded into a slot, as when serving. A baseline that no slot can hold changes the base permanently;
     then None is yielded.
     """
-    from appliance.domain.recipe.methods import METHODS
-    from appliance.ml.inference import adapters
-    from appliance.ml.training import methods
-
     weights, config = ((folder / name).read_bytes() for name in methods.name_files(method))
     if METHODS[method].plain and adapters.fits_slot(config):
         slots.load("adapter", config, weights)
@@ -178,7 +161,3 @@ def trained(base: LoadedBase, slots: AdapterSlots, method: str, folder: Path) ->
     slots.remove()
     methods.apply_trained(base, config, weights)
     yield None
-
-
-if __name__ == "__main__":
-    sys.exit(run_worker(work))

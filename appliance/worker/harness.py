@@ -7,21 +7,32 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from appliance.worker.link import Header, WorkerLink, run_worker, take, take_path
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from appliance.domain.evaluation.basis import items_path
+from appliance.domain.evaluation.items import ITEMS_FILE, parse_items
+from appliance.ml.evaluation.harness import (
+    evaluate_task,
+    measure_answers,
+    summarize_scores,
+    write_metric_items,
+    write_task_items,
+)
+from appliance.ml.evaluation.sets import ANSWERS_FILE
+from appliance.ml.inference.adapters import AdapterSlots
+from appliance.ml.model import machine
+from appliance.worker.evaluate import apply_trained_adapter, load_task_base
+from appliance.worker.link import Header, WorkerLink, take, take_path
 
 LIBRARIES = ("datasets", "evaluate", "lm_eval")
 
 
-def work(session: WorkerLink, task: Header, blob: bytes) -> Header:
+def work(session: WorkerLink) -> Header:
     """Evaluate the task or the metric for base and adapter, and write the items."""
+    task, _ = session.expect("go")
     if task.get("packages"):
         # Last in the path, so that the service's own packages keep the versions that they were tested with.
         sys.path.append(take_path(task, "packages"))
@@ -43,18 +54,16 @@ def _reporter(session: WorkerLink) -> Callable[[int, int], None]:
 
 
 def _evaluate_task(task: Header, report: Callable[[int, int], None]) -> Header:
-    from appliance.ml.evaluation.harness import evaluate_task, summarize_scores, write_task_items
-    from appliance.ml.inference import adapters
-    from appliance.ml.model import machine
-    from appliance.worker.evaluate import load_task_base, trained
-
     recipe, folder, name = take(task, "recipe", dict), Path(take_path(task, "folder")), take(task, "name", str)
     machine.use_determinism(recipe["seed"])
     base = load_task_base(task, recipe)
-    slots, results = adapters.AdapterSlots(base), {}
+    slots, results = AdapterSlots(base), {}
     for subject in ("base", "adapter"):
         weights = Path(take_path(task, "adapter"))
-        with nullcontext(slots) if subject == "base" else trained(base, slots, recipe["method"], weights) as wrapping:
+        applied = (
+            nullcontext(slots) if subject == "base" else apply_trained_adapter(base, slots, recipe["method"], weights)
+        )
+        with applied as wrapping:
             results[subject] = evaluate_task(folder, name, base, wrapping, report)
     lines = write_task_items(take(task, "set", str), take(task, "digest", str), results["base"], results["adapter"])
     _write(task, lines)
@@ -62,10 +71,6 @@ def _evaluate_task(task: Header, report: Callable[[int, int], None]) -> Header:
 
 
 def _evaluate_metric(task: Header, report: Callable[[int, int], None]) -> Header:
-    from appliance.domain.evaluation.items import ITEMS_FILE, parse_items
-    from appliance.ml.evaluation.harness import measure_answers, summarize_scores, write_metric_items
-    from appliance.ml.evaluation.sets import ANSWERS_FILE
-
     answers_folder = Path(take_path(task, "answers"))
     folder, name = Path(take_path(task, "folder")), take(task, "name", str)
     items = parse_items((answers_folder / ITEMS_FILE).read_bytes())
@@ -82,10 +87,4 @@ def _evaluate_metric(task: Header, report: Callable[[int, int], None]) -> Header
 
 
 def _write(task: Header, lines: bytes) -> None:
-    from appliance.domain.evaluation.basis import items_path
-
     (Path(take_path(task, "output")) / items_path(take(task, "set", str))).write_bytes(lines)
-
-
-if __name__ == "__main__":
-    sys.exit(run_worker(work))

@@ -1,26 +1,20 @@
-"""The life of every worker: test the sandbox, wait for the task, work, and report the result.
+"""A worker's connection to the service, and the fields of its task.
 
-Frames arrive on descriptor 0 and leave on descriptor 1; whatever libraries print goes to the log. Before the sandbox is
-tested, only the standard library is imported, so that a worker without a working sandbox has read no data. The log
-holds the code of an error, and of one of the operating system its places in the code. The message may quote a row, so
-it is sent to the service and stored as an erasable text of the ledger.
+Frames arrive on descriptor 0 and leave on descriptor 1; whatever libraries print goes to the log. Only the standard
+library is used.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import queue
 import sys
 import threading
-import traceback
-from collections.abc import Callable
+import time
 from typing import Any, BinaryIO
 
-from appliance.errors import ApplianceError, BadInput, Unavailable
+from appliance.errors import ApplianceError, BadInput
 from appliance.formats.core.frame import read_frame, write_frame
-from appliance.worker.probes import run_probes
 
 MAX_BLOB_BYTES = 2 << 30
 # A unit's request is one header, and its body may have 2 MiB. A broken stream would end all responses.
@@ -79,6 +73,21 @@ class WorkerLink:
         return frames
 
 
+class EvaluationProgress:
+    """The number of evaluated rows and of their tokens, which is reported to the service. `total` is that of rows."""
+
+    def __init__(self, session: WorkerLink, total: int = 0) -> None:
+        self.total = total
+        self._session, self._rows, self._tokens, self._began = session, 0, 0, time.monotonic()
+
+    def report(self, rows: int, tokens: int) -> None:
+        """Report that so many more rows and tokens were evaluated."""
+        self._rows, self._tokens = self._rows + rows, self._tokens + tokens
+        seconds = round(time.monotonic() - self._began, 3)
+        frame = {"frame": "progress", "done": self._rows, "total": self.total}
+        self._session.send({**frame, "tokens": self._tokens, "seconds": seconds})
+
+
 def open_session() -> WorkerLink:
     """Reserve both streams for frames: descriptor 1 then leads to the log, and descriptor 0 is empty."""
     reader = os.fdopen(os.dup(0), "rb")
@@ -88,49 +97,6 @@ def open_session() -> WorkerLink:
     os.dup2(empty, 0)
     os.close(empty)
     return WorkerLink(reader, writer)
-
-
-def run_worker(work: Callable[[WorkerLink, Header, bytes], Header], prepare: Callable[[], None] = lambda: None) -> int:
-    """Run a worker from start to end and return its exit code.
-
-    `work` returns the fields of the result. `prepare` runs in the sandbox before the task arrives, while the service
-    checks the inputs of the task.
-    """
-    session = open_session()
-    try:
-        session.send({"frame": "sandbox", "results": run_probes(_receive_targets(session))})
-        prepare()
-        header, blob = session.expect("go")
-        session.send({"frame": "result", **work(session, header, blob)})
-    except ApplianceError as error:
-        return _fail(session, error)
-    except MemoryError:
-        return _fail(session, Unavailable("worker: expected enough memory, got too little", code="out-of-memory"))
-    except RuntimeError as error:
-        # torch has no single class for this error. Any other error is a defect, whose traceback belongs in the log.
-        if "memory" not in str(error):
-            raise
-        return _fail(session, Unavailable("worker: expected enough memory, got too little", code="out-of-memory"))
-    except OSError as error:
-        traceback.print_tb(error.__traceback__)
-        return _fail(session, Unavailable(f"worker: expected to read and write its folders, got {error.strerror}"))
-    return 0
-
-
-def _fail(session: WorkerLink, error: ApplianceError) -> int:
-    print(f"failed: {error.code}", file=sys.stderr)
-    # If the service has ended, only the exit code can report the error.
-    with contextlib.suppress(ApplianceError):
-        session.send({"frame": "failure", "code": error.code, "message": error.message})
-    return 1
-
-
-def _receive_targets(session: WorkerLink) -> dict[str, Any]:
-    """Return the escape targets that must be unreachable: the last argument (local runner) or the first frame."""
-    if len(sys.argv) > 1:
-        targets: dict[str, Any] = json.loads(sys.argv[-1])
-        return targets
-    return dict(take(session.expect("probe")[0], "targets", dict))
 
 
 def take_path(header: Header, name: str) -> str:

@@ -1,19 +1,33 @@
-"""The prepare worker, which describes the machine, converts a base, or parses, renders and splits rows."""
+"""The prepare worker, which describes the machine, converts a base, or parses, renders and splits rows.
+
+Only the first two tasks import torch, so that rows are imported within a second.
+"""
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from appliance.domain.data.kinds import DATASET_KINDS, DatasetDescription, DatasetKind, map_columns
+from appliance.domain.evaluation.items import MOST_ITEMS
+from appliance.domain.evaluation.rules import GENERATED_KINDS
+from appliance.domain.planning.packs import count_common
+from appliance.domain.planning.plan import note_near_rows
+from appliance.domain.planning.shape import Lengths, profile_lengths
 from appliance.errors import BadInput, Unavailable
-from appliance.worker.link import Header, WorkerLink, run_worker, take, take_path
+from appliance.ml.data import findings
+from appliance.ml.data import rows as data
+from appliance.ml.data.rows import RenderedRow, Sample, Sides
+from appliance.ml.data.sources import parse_source, read_records
+from appliance.ml.model.chat import load_chat, read_context_length
+from appliance.worker.link import Header, WorkerLink, take, take_path
 
 LEAST_BLIND_ROWS = 20
 
 
-def work(session: WorkerLink, task: Header, blob: bytes) -> Header:
+def work(session: WorkerLink) -> Header:
     """Run the requested preparation and return its result."""
+    task, blob = session.expect("go")
     tasks = {
         "machine": _describe_machine,
         "base": _prepare_base,
@@ -34,9 +48,9 @@ def _describe_machine(task: Header, blob: bytes) -> Header:
 
 
 def _prepare_base(task: Header, blob: bytes) -> Header:
-    source, output = Path(take_path(task, "source")), Path(take_path(task, "output"))
     from appliance.ml.model.convert import convert_base
 
+    source, output = Path(take_path(task, "source")), Path(take_path(task, "output"))
     try:
         return convert_base(source, output)
     except RuntimeError as error:
@@ -44,12 +58,6 @@ def _prepare_base(task: Header, blob: bytes) -> Header:
 
 
 def _prepare_rows(task: Header, blob: bytes) -> Header:
-    # torch is not imported, so that a dataset is imported within a second.
-    from appliance.domain.data.kinds import DatasetDescription
-    from appliance.ml.data import rows as data
-    from appliance.ml.data.rows import tokenize_row
-    from appliance.ml.model.chat import load_chat, read_context_length
-
     (kind, columns), base, labels = _read_teaching(task), Path(take_path(task, "base")), take(task, "labels", list)
     is_validation_set = task["task"] == "validation-set"
     chat = load_chat(base)
@@ -60,7 +68,7 @@ def _prepare_rows(task: Header, blob: bytes) -> Header:
     )
     limit, context = read_context_length(base), "the base's context"
     samples = [
-        tokenize_row(row, chat, limit, source.place, context) for row, (source, _) in zip(rows, sides, strict=True)
+        data.tokenize_row(row, chat, limit, source.place, context) for row, (source, _) in zip(rows, sides, strict=True)
     ]
     counted = {} if is_validation_set else data.count_labels(rows, data.TRAIN)
     about = DatasetDescription(kind, known, tuple(counted.get(label, 0) for label in known) if counted else ())
@@ -75,11 +83,6 @@ def _check_dataset(task: Header, blob: bytes) -> Header:
 
     Without a base, no rows are rendered.
     """
-    from appliance.ml.data import findings
-    from appliance.ml.data import rows as data
-    from appliance.ml.data.sources import read_records
-    from appliance.ml.model.chat import load_chat, read_context_length
-
     (kind, columns), form = _read_teaching(task), take(task, "format", str)
     errors = findings.Errors()
     source = Path(take_path(task, "source")).read_bytes()
@@ -109,29 +112,20 @@ def _check_dataset(task: Header, blob: bytes) -> Header:
 
 def _note_split(rows: list[tuple[str, str]]) -> list[str]:
     """Return a note with the number of held-out rows that are near duplicates of training rows, if there are any."""
-    from appliance.domain.planning.plan import note_near_rows
-    from appliance.ml.data.findings import count_split
-    from appliance.ml.data.rows import HELD_OUT
-
-    return note_near_rows(count_split(rows), sum(side == HELD_OUT for _, side in rows))
+    return note_near_rows(findings.count_split(rows), sum(side == data.HELD_OUT for _, side in rows))
 
 
-def _count_overlaps(task: Header, kind: Any, sides: Any) -> dict[str, dict[str, int]]:
+def _count_overlaps(task: Header, kind: DatasetKind, sides: Sides) -> dict[str, dict[str, int]]:
     """Count for each named validation set how many of its rows are among the training rows."""
-    from appliance.ml.data import findings as overlap
-    from appliance.ml.data import rows as data
-
     trained, found = [data.known_by(kind, source) for source, side in sides if side == data.TRAIN], {}
     for one in task.get("sets", []):
         texts = [row.text for row in data.load_rows(Path(take_path(one, "folder")), data.HELD_OUT)]
-        found[take(one, "name", str)] = {"rows": len(texts), **overlap.count_overlap(trained, texts)._asdict()}
+        found[take(one, "name", str)] = {"rows": len(texts), **findings.count_overlap(trained, texts)._asdict()}
     return found
 
 
-def _read_teaching(task: Header) -> tuple[Any, dict[str, str]]:
+def _read_teaching(task: Header) -> tuple[DatasetKind, dict[str, str]]:
     """Return the kind of the dataset and the file's column for each part of a row."""
-    from appliance.domain.data.kinds import DATASET_KINDS, map_columns
-
     kind = take(task, "dataset_kind", str)
     take(task, "columns", dict)
     if kind not in DATASET_KINDS or not all(isinstance(name, str) for name in task["columns"].values()):
@@ -141,13 +135,8 @@ def _read_teaching(task: Header) -> tuple[Any, dict[str, str]]:
     return kind, map_columns(kind, task["columns"])
 
 
-def _read_held_out(task: Header, kind: Any, columns: dict[str, str]) -> Any:
+def _read_held_out(task: Header, kind: DatasetKind, columns: dict[str, str]) -> Sides:
     """Return the records of an uploaded validation set, all held out."""
-    from appliance.domain.evaluation.items import MOST_ITEMS
-    from appliance.domain.evaluation.rules import GENERATED_KINDS
-    from appliance.ml.data import rows as data
-    from appliance.ml.data.sources import parse_source
-
     source, form = Path(take_path(task, "source")).read_bytes(), take(task, "format", str)
     sources = parse_source(source, form, kind, columns, "validation set")
     least = LEAST_BLIND_ROWS if take(task, "blind", bool) else 1
@@ -162,12 +151,9 @@ def _read_held_out(task: Header, kind: Any, columns: dict[str, str]) -> Any:
     return data.hold_out_sources(sources)
 
 
-def _read_sides(task: Header, kind: Any, columns: dict[str, str]) -> Any:
+def _read_sides(task: Header, kind: DatasetKind, columns: dict[str, str]) -> Sides:
     """Return the records of the uploaded file, each with its side of the split; a second file is held out
     completely."""
-    from appliance.ml.data import rows as data
-    from appliance.ml.data.sources import parse_source
-
     form = take(task, "format", str)
     sources = parse_source(Path(take_path(task, "source")).read_bytes(), form, kind, columns)
     if "held_out_source" in task:
@@ -177,9 +163,9 @@ def _read_sides(task: Header, kind: Any, columns: dict[str, str]) -> Any:
     return data.split_sources(kind, sources, take(task, "seed", int), share)
 
 
-def _describe_rows(rows: list[Any], samples: list[Any], about: Any, root: str) -> Header:
-    from appliance.ml.data.rows import count_groups
-
+def _describe_rows(
+    rows: Sequence[RenderedRow], samples: Sequence[Sample], about: DatasetDescription, root: str
+) -> Header:
     lengths = [sample.longest for sample in samples]
     return {
         "rows": len(rows),
@@ -188,45 +174,27 @@ def _describe_rows(rows: list[Any], samples: list[Any], about: Any, root: str) -
         "max_tokens": max(lengths),
         "mean_tokens": round(sum(lengths) / len(lengths)),
         "mean_trained_tokens": _mean_trained(samples),
-        **count_groups(rows),
+        **data.count_groups(rows),
     }
 
 
-def _describe_sides(rows: list[Any], samples: list[Any]) -> Header:
+def _describe_sides(rows: Sequence[RenderedRow], samples: Sequence[Sample]) -> Header:
     """Describe a dataset's split, the effort of training on it, and its first row."""
-    from appliance.ml.data.findings import count_split
-    from appliance.ml.data.rows import HELD_OUT, TRAIN
-
     return {
-        "train_rows": sum(row.split == TRAIN for row in rows),
-        "held_out_rows": sum(row.split == HELD_OUT for row in rows),
-        "near_held_out_rows": count_split((row.text, row.split) for row in rows),
+        "train_rows": sum(row.split == data.TRAIN for row in rows),
+        "held_out_rows": sum(row.split == data.HELD_OUT for row in rows),
+        "near_held_out_rows": findings.count_split((row.text, row.split) for row in rows),
         "lengths": _profile_training(rows, samples, _mean_trained(samples)).model_dump(mode="json"),
         "sample": "".join(before + answer for before, answer in rows[0].parts),
     }
 
 
-def _mean_trained(samples: list[Any]) -> int:
-    total: int = sum(sample.trained_tokens for sample in samples)
-    return round(total / len(samples))
+def _mean_trained(samples: Sequence[Sample]) -> int:
+    return round(sum(sample.trained_tokens for sample in samples) / len(samples))
 
 
-def _profile_training(rows: list[Any], samples: list[Any], trained: int) -> Any:
-    from appliance.domain.planning.shape import profile_lengths
-    from appliance.ml.data.rows import TRAIN
-
-    train = [sample for row, sample in zip(rows, samples, strict=True) if row.split == TRAIN]
+def _profile_training(rows: Sequence[RenderedRow], samples: Sequence[Sample], trained: int) -> Lengths:
+    train = [sample for row, sample in zip(rows, samples, strict=True) if row.split == data.TRAIN]
     # The two answers of a preference row share its prompt; rows share nothing with each other.
-    shared = 0 if train[0].rejected else _count_shared([sample.ids for sample in train])
+    shared = 0 if train[0].rejected else count_common([sample.ids for sample in train])
     return profile_lengths([sample.tokens for sample in train], shared=shared, trained=trained)
-
-
-def _count_shared(rows: list[tuple[int, ...]]) -> int:
-    """Return the number of leading tokens that all rows share: as many as the first and the last in sorted order
-    share."""
-    first, last = min(rows), max(rows)
-    return next((position for position, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
-
-
-if __name__ == "__main__":
-    sys.exit(run_worker(work))

@@ -8,27 +8,25 @@ too.
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from appliance.errors import ApplianceError, BadInput, TooLarge
-from appliance.worker.link import Header, WorkerLink, run_worker, take, take_path
-
-if TYPE_CHECKING:
-    from appliance.ml.inference.reading import PreparedPrompt
-    from appliance.ml.serving.engine import ServingEngine
+from appliance.ml.inference.reading import PreparedPrompt
+from appliance.ml.inference.request import InferenceRequest, parse_request
+from appliance.ml.inference.score import find_branches
+from appliance.ml.model import machine
+from appliance.ml.model.base import load_base
+from appliance.ml.serving.engine import ServingEngine
+from appliance.worker.link import Header, WorkerLink, take, take_path
 
 BASE = "base"
 """Name of the bare base among the models; the others are slots."""
 
 
-def work(session: WorkerLink, task: Header, blob: bytes) -> Header:
+def work(session: WorkerLink) -> Header:
     """Load the base and the adapters, and put all questions to each model."""
-    from appliance.ml.model import machine
-    from appliance.ml.model.base import load_base
-    from appliance.ml.serving.engine import ServingEngine
-
+    task, blob = session.expect("go")
     machine.use_determinism(0)
     base = load_base(
         Path(take_path(task, "base")),
@@ -78,10 +76,6 @@ def _answer(session: WorkerLink, engine: ServingEngine, model: str, questions: l
 
 
 def _read(engine: ServingEngine, question: dict[str, Any]) -> PreparedPrompt:
-    from appliance.ml.inference.reading import PreparedPrompt
-    from appliance.ml.inference.request import InferenceRequest, parse_request
-    from appliance.ml.inference.score import find_branches
-
     if "rendered" not in question:
         return engine.read(parse_request(question), classifies=bool(question.get("labels")))
     chat, labels = engine.base.chat, take(question, "labels", list)
@@ -102,7 +96,3 @@ def _describe(text: str, question: dict[str, Any]) -> Header:
     probabilities = json.loads(text)
     label = max(probabilities, key=lambda name: float(probabilities[name]))
     return {"text": label, "probability": probabilities[label]}
-
-
-if __name__ == "__main__":
-    sys.exit(run_worker(work))

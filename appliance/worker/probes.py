@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import json
 import mmap
 import os
 import platform
@@ -236,9 +235,3 @@ def run_probes(targets: dict[str, Any]) -> dict[str, str]:
     for name, folder in targets["write"].items():
         results[name] = _attempt(partial(_create, folder, targets["mark"]))
     return results
-
-
-def probe_sandbox() -> dict[str, str]:
-    """Run every probe against the targets in the last argument of this process."""
-    targets: dict[str, Any] = json.loads(sys.argv[-1])
-    return run_probes(targets)

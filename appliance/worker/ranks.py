@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from appliance.domain.recipe.methods import list_machine_problems
 from appliance.errors import ApplianceError, BadInput, Unavailable, refuse
 from appliance.worker.link import Header, WorkerLink, take
 
@@ -115,8 +116,6 @@ def check_share(device: str, count: int) -> None:
     Raises:
         BadInput: they cannot.
     """
-    from appliance.domain.recipe.methods import list_machine_problems
-
     refuse("recipe", list_machine_problems(count, device, len(os.sched_getaffinity(0)), max(1, len(list_cards()))))
 
 

@@ -1,198 +1,38 @@
-"""The serving worker, which runs the engine, loads and unloads slots, and answers all open requests together."""
+"""The serving worker, which answers the requests of all slots with one base.
+
+Here is what precedes torch: the processes that tokenise requests are forks, and OpenMP reads its settings once.
+`worker/serving.py` does the rest.
+"""
 
 from __future__ import annotations
 
 import os
-import queue
-import sys
-import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from appliance.errors import ApplianceError, BadInput
-from appliance.worker.link import Frame, Header, WorkerLink, run_worker, take, take_path
-from appliance.worker.reader import Lane, Lanes, RequestReader
-
-if TYPE_CHECKING:
-    from appliance.ml.inference.reading import PreparedPrompt
-    from appliance.ml.serving.engine import RequestEvent, ServingEngine
-    from appliance.ml.vllm.engine import VllmEngine
+from appliance.worker.link import Header, WorkerLink, take, take_path
+from appliance.worker.reader import Lanes
 
 # A step has about two thousand operations of some microseconds each, and waking a sleeping thread takes as long.
 # So threads spin for about 50 microseconds before they sleep. A step is twice as fast alone, and half as fast beside
 # another engine on the same cores. torch's OpenMP reads this variable when it is loaded.
 os.environ["GOMP_SPINCOUNT"] = "2000"
 
-TOGETHER = 4096
-"""Maximum characters of a text that may share a frame with others, since headers are limited; longer ones are sent
-alone."""
-SAID = 2000
-"""Maximum characters of an error's message, since the message of a chat template may quote a prompt."""
-READ = "read"
-SIGN_S = 10.0
-"""Seconds without a frame after which a busy server reports that it is working.
 
-A prompt may take minutes before its first token.
-"""
+def work(session: WorkerLink) -> Header:
+    """Load the base, report that the worker is ready, and serve until the stream ends.
 
-
-class Service:
-    """The engine and the incoming frames. Between two steps, all waiting frames are handled."""
-
-    def __init__(self, session: WorkerLink, engine: ServingEngine | VllmEngine, lanes: Sequence[Lane]) -> None:
-        self._session = session
-        self._engine = engine
-        self._frames = session.listen()
-        self._handlers: dict[str, Callable[[Header, bytes], None]] = {
-            "load": self._load,
-            "unload": self._unload,
-            "generate": self._ask,
-            "classify": self._ask,
-            "cancel": self._cancel,
-            READ: self._take_read,
-        }
-        self._reader = RequestReader(self._queue_read, lanes)
-        self._last_sent_at = time.monotonic()
-
-    def run(self) -> None:
-        """Serve requests until the service closes the stream."""
-        while True:
-            for frame in self._take():
-                if frame is None:
-                    return
-                self._handle(*frame)
-            self._send_events(self._engine.step())
-            self._report_activity()
-
-    def _report_activity(self) -> None:
-        if self._engine.busy and time.monotonic() - self._last_sent_at >= SIGN_S:
-            self._send({"frame": "working", "computed": self._engine.computed})
-
-    def _queue_read(self, name: str | None) -> None:
-        """Queue the name of a request that was read, from a reader thread; None ends the worker."""
-        self._frames.put(None if name is None else ({"frame": READ, "id": name}, b""))
-
-    def _take(self) -> list[Frame | None]:
-        """Return the frames that have arrived; wait for one only while the engine is idle."""
-        taken = [] if self._engine.busy else [self._frames.get()]
-        try:
-            while True:
-                taken.append(self._frames.get_nowait())
-        except queue.Empty:
-            return taken
-
-    def _handle(self, header: Header, blob: bytes) -> None:
-        try:
-            kind = header.get("frame")
-            if kind not in self._handlers:
-                raise BadInput(f"frame: expected one of {', '.join(self._handlers)}, got {kind!r:.40}")
-            self._handlers[kind](header, blob)
-        except ApplianceError as error:
-            identity: Header = {key: header[key] for key in ("id", "slot") if key in header}
-            self._send(_failure(identity, error))
-
-    def _load(self, header: Header, blob: bytes) -> None:
-        slot = take(header, "slot", str)
-        self._engine.load(slot, take(header, "config", str).encode(), blob, take(header, "logit_fingerprint", dict))
-        self._send({"frame": "loaded", "slot": slot, "fingerprint_ok": True})
-
-    def _unload(self, header: Header, blob: bytes) -> None:
-        from appliance.ml.serving.engine import RequestEvent, cut_off
-
-        slot = take(header, "slot", str)
-        cut = [RequestEvent(name, cut_off()) for name in self._reader.cancel_slot(slot)]
-        self._send_events(cut + self._engine.unload(slot))
-        self._send({"frame": "unloaded", "slot": slot})
-
-    def _ask(self, header: Header, blob: bytes) -> None:
-        from appliance.ml.inference.request import parse_request
-
-        name, slot = take(header, "id", str), take(header, "slot", str)
-        request, classifies = parse_request(header), header["frame"] == "classify"
-
-        def read(lane: Lane) -> PreparedPrompt:
-            return self._engine.read(request, classifies=classifies, encode=lane.encode)
-
-        self._reader.put(name, slot, read)
-
-    def _take_read(self, header: Header, blob: bytes) -> None:
-        """Give a tokenised request to the engine."""
-        name = take(header, "id", str)
-        if (read := self._reader.take(name)) is not None:
-            self._engine.take(name, *read)
-
-    def _cancel(self, header: Header, blob: bytes) -> None:
-        from appliance.ml.serving.engine import Done, RequestEvent
-
-        name = take(header, "id", str)
-        if self._reader.cancel(name):
-            self._send_events([RequestEvent(name, Done("cancelled", 0, 0))])
-        else:
-            self._send_events(self._engine.cancel(name))
-
-    def _send_events(self, events: list[RequestEvent]) -> None:
-        """Send the events of a step in one frame, since a frame for each of many streams costs as much as some
-        tokens."""
-        frames = [_describe(event) for event in events]
-        if len(frames) > 1 and all(len(frame.get("text", "")) <= TOGETHER for frame in frames):
-            frames = [{"frame": "frames", "frames": frames}]
-        for frame in frames:
-            self._send(frame)
-
-    def _send(self, frame: Header) -> None:
-        self._session.send(frame)
-        self._last_sent_at = time.monotonic()
-
-
-def _describe(event: RequestEvent) -> Header:
-    from appliance.ml.model.calls import CallOutput
-
-    name, payload = {"id": event.name}, event.content
-    if isinstance(payload, str):
-        return {"frame": "token", **name, "text": payload}
-    if isinstance(payload, CallOutput):
-        calls = [{"name": call.name, "arguments": call.text} for call in payload.calls]
-        return {"frame": "token", **name, "text": payload.text, "calls": calls}
-    if isinstance(payload, ApplianceError):
-        return _failure(name, payload)
-    return {"frame": "done", **name, **vars(payload)}
-
-
-def _failure(identity: Header, error: ApplianceError) -> Header:
-    return {"frame": "failure", **identity, "code": error.code, "message": error.message[:SAID]}
-
-
-_started: list[Lanes] = []
-
-
-def start_lanes() -> None:
-    """Fork the processes that tokenise requests while this process has a single thread."""
-    _started.append(Lanes())
-
-
-def open_lanes(base: Path, packages: str | None = None) -> Sequence[Lane]:
-    """Return the lanes, which load the base's tokenizer and template in the meantime."""
-    lanes = _started.pop()
-    lanes.open(base, packages)
-    return lanes.lanes
-
-
-def load_libraries() -> None:
-    """Fork the lanes, which must precede torch, and then import torch, the longest part of a start."""
-    start_lanes()
-    import appliance.ml.serving.engine  # noqa: F401
-
-
-def work(session: WorkerLink, task: Header, blob: bytes) -> Header:
-    """Load the base, report that the worker is ready, and serve until the stream ends."""
+    Importing torch is the longest part of a start. Meanwhile the service checks the inputs of the task.
+    """
+    lanes = Lanes()
     from appliance.ml.model import machine
     from appliance.ml.model.base import load_base
     from appliance.ml.serving.engine import ServingEngine
+    from appliance.worker.serving import Service
 
+    task, _ = session.expect("go")
     machine.use_determinism(0)
     folder = Path(take_path(task, "base"))
-    lanes = open_lanes(folder)
+    lanes.open(folder)
     base = load_base(
         folder,
         quantisation=take(task, "quantisation", str),
@@ -203,9 +43,5 @@ def work(session: WorkerLink, task: Header, blob: bytes) -> Header:
     )
     engine = ServingEngine(base, take(task, "prompt_cache_bytes", int))
     session.send({"frame": "ready", "context_length": base.context_length, "packages": machine.list_packages()})
-    Service(session, engine, lanes).run()
+    Service(session, engine, lanes.lanes).run()
     return {}
-
-
-if __name__ == "__main__":
-    sys.exit(run_worker(work, load_libraries))

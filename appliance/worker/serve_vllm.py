@@ -5,19 +5,28 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from appliance.worker.link import Header, WorkerLink, run_worker, take, take_path
-from appliance.worker.serve import Service, open_lanes, start_lanes
+import appliance.worker.serve  # noqa: F401 # sets how long torch's threads spin
+from appliance.worker.link import Header, WorkerLink, take, take_path
+from appliance.worker.reader import Lanes
 
 
-def work(session: WorkerLink, task: Header, blob: bytes) -> Header:
+def work(session: WorkerLink) -> Header:
     """Load the base in vLLM, report that the worker is ready, and serve until the stream ends."""
+    lanes = Lanes()
+    task, _ = session.expect("go")
+    return serve(session, lanes, task)
+
+
+def serve(session: WorkerLink, lanes: Lanes, task: Header) -> Header:
+    """Serve with these lanes, which were forked before torch is imported."""
     # First in the path, so that vLLM imports the torch and transformers versions that it was built for.
     packages, folder = take_path(task, "packages"), Path(take_path(task, "base"))
-    lanes = open_lanes(folder, packages)
+    lanes.open(folder, packages)
     sys.path.insert(0, packages)
     from appliance.ml.model import machine
     from appliance.ml.vllm.engine import VllmEngine
     from appliance.ml.vllm.loading import forget_weights, start
+    from appliance.worker.serving import Service
 
     base, vllm = start(
         folder,
@@ -27,9 +36,5 @@ def work(session: WorkerLink, task: Header, blob: bytes) -> Header:
     engine = VllmEngine(base, vllm)
     forget_weights(base)
     session.send({"frame": "ready", "context_length": base.context_length, "packages": machine.list_packages()})
-    Service(session, engine, lanes).run()
+    Service(session, engine, lanes.lanes).run()
     return {}
-
-
-if __name__ == "__main__":
-    sys.exit(run_worker(work, start_lanes))

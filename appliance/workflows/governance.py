@@ -18,7 +18,6 @@ from appliance.domain.core.policy import parse_policy
 from appliance.domain.core.records.people import application_key
 from appliance.domain.core.signatures import (
     KEY_ENDED,
-    AcceptedOrder,
     accept_session,
     accept_token,
     key_ended,
@@ -252,16 +251,12 @@ def _find(context: LedgerContext, token: str, kind: Kind) -> SessionRow:
     row = context.sessions.find(kind, token)
     if row is None:
         raise NotAuthenticated(NO_SESSION)
-    _check(context, row)
-    return row
-
-
-def _check(context: LedgerContext, row: SessionRow) -> None:
     state = context.ledger.state
     if row.expires_at <= context.now(state):
         raise NotAuthenticated(NO_SESSION)
     if (why := _find_end_reason(state, row, context.now(state))) is not None:
         raise NotAuthenticated(f"session: {why}")
+    return row
 
 
 def end_session(context: LedgerContext, token: str, source: str, kind: Kind = "program") -> None:
@@ -421,9 +416,7 @@ def make_post_quantum_keys(context: LedgerContext, principal: str) -> NewPostQua
     return NewPostQuantumKeys(log_key=log_key, adapter_key=encode_base64(adapter_key.spki))
 
 
-def _check_made(context: LedgerContext, accepted: AcceptedOrder) -> None:
-    order = accepted.order
-    assert isinstance(order, RotateLogKey | AddPostQuantumKeys)
+def _check_made(context: LedgerContext, order: RotateLogKey | AddPostQuantumKeys, _: str) -> None:
     if order.log_key not in context.keys.list_log_keys():
         raise Conflict(f"log key: expected one that this appliance has made, got {name_key(order.log_key)}")
     if isinstance(order, AddPostQuantumKeys):
@@ -460,10 +453,8 @@ def _check_policy(context: LedgerContext, order: AdoptPolicy, data: bytes) -> No
     context.policy_trials.check((order.policy, people, single), try_set)
 
 
-def _check_rules_known(context: LedgerContext, accepted: AcceptedOrder) -> None:
+def _check_rules_known(_context: LedgerContext, order: RaiseRules, _: str) -> None:
     """Raise Conflict for a rules version that this build does not support: it could decide no later entry."""
-    order = accepted.order
-    assert isinstance(order, RaiseRules)
     if order.rules > NEWEST_RULES:
         raise Conflict(f"rules: expected a version that this build knows, {NEWEST_RULES} at most, got {order.rules}")
 

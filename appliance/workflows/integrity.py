@@ -11,10 +11,12 @@ import threading
 import time
 from contextlib import suppress
 from functools import partial
+from typing import NamedTuple
 
 from appliance.domain.core.names import versioned
 from appliance.domain.core.records.data import Base
 from appliance.domain.core.records.runs import Adapter
+from appliance.domain.core.state import State
 from appliance.domain.data.artifacts import BaseQuarantined
 from appliance.domain.operations import ArtifactsChecked
 from appliance.domain.releases.adapters import AdapterQuarantined
@@ -44,6 +46,36 @@ def quarantine_base(context: WorkerContext, base: Base, message: str) -> int:
     stop_withdrawn_runs(context)
     context.artifacts.quarantine(base.digest)
     return appended.entry.index
+
+
+class SealedFolder(NamedTuple):
+    """A sealed folder that an entry names."""
+
+    subject: str
+    digest: str
+    is_revoked: bool
+    """True if the subject was revoked, so that the folder may be missing."""
+
+
+def list_sealed_folders(state: State, *, quarantined: bool = False) -> list[SealedFolder]:
+    """Return the sealed folders that entries name. Quarantined ones, which were moved away, are left out by default."""
+    return [
+        *(
+            SealedFolder(f"base:{name}", base.digest, base.revoked is not None)
+            for name, base in state.bases.items()
+            if quarantined or base.quarantined is None
+        ),
+        *(
+            SealedFolder(f"adapter:{name}", adapter.manifest, adapter.revoked is not None)
+            for name, adapter in state.adapters.items()
+            if quarantined or adapter.quarantined is None
+        ),
+        *(
+            SealedFolder(f"{kind}:{name}", found.digest, found.revoked is not None)
+            for kind, table in (("dataset", state.datasets), ("validation-set", state.validation_sets))
+            for name, found in table.items()
+        ),
+    ]
 
 
 log = logging.getLogger("appliance")
@@ -86,14 +118,15 @@ def check_all(context: RunContext) -> tuple[str, ...]:
 
     Raises:
         Unavailable: A folder could not be read, which does not mean that its bytes changed. It is raised after all
-            other
-            folders are checked and recorded.
+            other folders are checked and recorded.
     """
     if not context.runs_here:
         return ()
     pace, folders, changed = ReadThrottle(context.closing), 0, []
     unread: dict[str, Unavailable] = {}
-    for subject, digest in _list_artifacts(context):
+    state = context.ledger.state
+    loaded = {f"adapter:{slot.adapter}" for slot in state.slots.values()}
+    for subject, digest, _ in sorted(list_sealed_folders(state), key=lambda folder: folder.subject not in loaded):
         try:
             context.artifacts.check(digest, pace)
         except Unavailable as error:
@@ -116,20 +149,6 @@ def check_all(context: RunContext) -> tuple[str, ...]:
     return tuple(changed)
 
 
-def _list_artifacts(context: LedgerContext) -> list[tuple[str, str]]:
-    """Return the folders with their subjects: bases, loaded adapters, other adapters, datasets, validation sets."""
-    state = context.ledger.state
-    loaded = {slot.adapter for slot in state.slots.values()}
-    sound_adapters = [(key, adapter) for key, adapter in state.adapters.items() if adapter.quarantined is None]
-    sound_adapters.sort(key=lambda item: item[0] not in loaded)
-    return [
-        *((f"base:{base.name}", base.digest) for base in state.bases.values() if base.quarantined is None),
-        *((f"adapter:{key}", adapter.manifest) for key, adapter in sound_adapters),
-        *((f"dataset:{key}", dataset.digest) for key, dataset in state.datasets.items()),
-        *((f"validation-set:{key}", found.digest) for key, found in state.validation_sets.items()),
-    ]
-
-
 def _quarantine(context: WorkerContext, subject: str, error: ApplianceError) -> str:
     """Quarantine the subject, unless it already is, and return a note on where the change is described."""
     kind, _, name = subject.partition(":")
@@ -137,11 +156,11 @@ def _quarantine(context: WorkerContext, subject: str, error: ApplianceError) -> 
     adapter, base = state.adapters.get(name), state.bases.get(name)
     with suppress(Denied):
         if kind == "adapter" and adapter is not None:
-            return f"entry {quarantine_adapter(context, adapter, error.message)} says what"
+            return f"see entry {quarantine_adapter(context, adapter, error.message)}"
         if kind == "base" and base is not None:
-            return f"entry {quarantine_base(context, base, error.message)} says what"
-        return "ledger verify says what"
-    return "its quarantine says what"
+            return f"see entry {quarantine_base(context, base, error.message)}"
+        return "see ledger verify"
+    return "see its quarantine"
 
 
 EVERY_S = 60.0

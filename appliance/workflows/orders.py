@@ -12,6 +12,7 @@ from appliance.domain.actions.apply import Signed
 from appliance.domain.actions.registry import ACTIONS, ORDERS, find_action, list_refusal_reasons, refuse_signer
 from appliance.domain.core.entry import Ordered, record_refusals
 from appliance.domain.core.order import Order
+from appliance.domain.core.records.people import PendingOrder
 from appliance.domain.core.signatures import EXPIRED, AcceptedOrder, check_signer, open_envelope
 from appliance.domain.core.state import State
 from appliance.domain.governance.countersignature import Countersign, OrderPending, OrderRefused, has_too_many_waiting
@@ -20,10 +21,11 @@ from appliance.domain.governance.people import RevokePrincipal
 from appliance.domain.retention import ArchiveLog, Erase
 from appliance.errors import ApplianceError, BadInput, Conflict, Denied, NotFound, Refusal, RefusalCode, Unavailable
 from appliance.formats.core.canonical import encode_canonical
-from appliance.formats.core.commitment import Disclosure, verify_disclosure
+from appliance.formats.core.commitment import Disclosure
 from appliance.formats.core.timestamp import encode_time
 from appliance.formats.log.checkpoint import claimed_size
 from appliance.store.ledger.queue import AppendedEntry, Guard
+from appliance.store.ledger.writer import check_disclosure
 from appliance.workflows import governance, restoration, retention
 from appliance.workflows.core.context import Context, LedgerContext
 from appliance.workflows.core.jobs import DEFECT, contain_defects
@@ -243,7 +245,7 @@ def _decide_and_record(
     Such an entry may change the decision or take the number that the order's entry was to have.
     """
     for left in reversed(range(_ATTEMPTS)):
-        before = context.ledger.others
+        before = context.ledger.replayed_from_others
         try:
             _decide(context, accepted.order)
             _refuse_for(accepted.order, submission.refuse(accepted.order))
@@ -254,7 +256,7 @@ def _decide_and_record(
             raise
         except ApplianceError:
             context.refresh()
-            if not left or context.ledger.others == before:
+            if not left or context.ledger.replayed_from_others == before:
                 raise
     raise AssertionError("unreachable")
 
@@ -280,13 +282,7 @@ def check_disclosures(order: Order, disclosures: tuple[Disclosure, ...]) -> None
     if bound != given:
         raise BadInput(f"order {order.action}, disclosures: expected one for each of {bound}, got {given}")
     for disclosure in disclosures:
-        _check_disclosure(disclosure)
-
-
-def _check_disclosure(disclosure: Disclosure) -> None:
-    verify_disclosure(disclosure)
-    if "\0" in disclosure.text:  # databases refuse NUL
-        raise BadInput("disclosure, text: expected no NUL, got one")
+        check_disclosure(disclosure)
 
 
 def _decide(context: LedgerContext, order: Order) -> None:
@@ -324,7 +320,7 @@ def find_decision_time(context: LedgerContext, state: State, order: Order) -> st
 
 def _sets_time(context: LedgerContext, order: Order) -> bool:
     """Return True if the order sets the log's time back, or countersigns such an order."""
-    pending = context.ledger.state.pending.get(order.order) if isinstance(order, Countersign) else None
+    pending = _find_countersigned(context.ledger.state, order)
     return order.sets_time if pending is None else ACTIONS[pending.action].order.sets_time
 
 
@@ -346,6 +342,10 @@ def _find_policy_reasons(
 def _refuse_for(order: Order, reasons: Sequence[Refusal]) -> None:
     if reasons:
         raise Denied(f"order {order.action} by {order.signer}", refusals=reasons)
+
+
+def _find_countersigned(state: State, order: Order) -> PendingOrder | None:
+    return state.pending.get(order.order) if isinstance(order, Countersign) else None
 
 
 def _find_effect(order: Order) -> Effect:
@@ -378,7 +378,7 @@ def _check_ready(context: Context, accepted: AcceptedOrder) -> None:
     The rules are asked first, so that only a person who may sign the order causes this work.
     """
     order, state = accepted.order, context.ledger.state
-    pending = state.pending.get(order.order) if isinstance(order, Countersign) else None
+    pending = _find_countersigned(state, order)
     ready = _EFFECTS.get(order.action if pending is None else pending.action, _NOTHING).ready
     if ready is None:
         return
@@ -386,7 +386,7 @@ def _check_ready(context: Context, accepted: AcceptedOrder) -> None:
     _refuse_for(order, refuse_signer(state, order) or list_refusal_reasons(state, order, now))
     if pending is not None:
         accepted = ORDERS.read(state, context.ledger.documents_of(pending.index)["order"], context.now(state))
-    ready(context, accepted)
+    ready(context, accepted.order, accepted.digest)
 
 
 def _try_attached(context: Context, order: Order, submission: Submission) -> None:
@@ -400,7 +400,7 @@ def _try_attached(context: Context, order: Order, submission: Submission) -> Non
     state = context.ledger.state
     if list_refusal_reasons(state, order, context.now(state)):
         return
-    pending = state.pending.get(order.order) if isinstance(order, Countersign) else None
+    pending = _find_countersigned(state, order)
     if _EFFECTS.get(order.action if pending is None else pending.action, _NOTHING).attached is None:
         return
     with context.policy_trials.run_for(order.signer), suppress(Exception):
@@ -551,7 +551,7 @@ def _find_storable_disclosures(
         text = state.texts.get(commitment)
         if commitment in given and (text is None or text.erased is None):
             with suppress(ApplianceError):
-                _check_disclosure(given[commitment])
+                check_disclosure(given[commitment])
                 storable[commitment] = given[commitment]
     return storable
 
@@ -560,7 +560,7 @@ def _start_work(context: Context, accepted: AcceptedOrder) -> None:
     """Start the work of a recorded order, and unload what may not be served any more."""
     start = _find_effect(accepted.order).start
     if start is not None:
-        start(context, accepted)
+        start(context, accepted.order, accepted.digest)
     if find_action(context.ledger.state, accepted.order).recheck_slots:
         try:
             context.recheck_answers()

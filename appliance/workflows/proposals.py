@@ -14,16 +14,14 @@ from appliance.domain.actions.registry import ACTIONS
 from appliance.domain.core.lookup import Artifact, Kind, OrderInput, ProvenValue, TrainingFacts, UnprovenValue
 from appliance.domain.core.policy import Parameters
 from appliance.domain.core.state import State, Table
-from appliance.domain.core.words import unknown_word
 from appliance.domain.releases.requests import find_current_request
-from appliance.errors import NotFound
 from appliance.workflows.core.context import RunContext
 from appliance.workflows.queries.work import recipe_facts
 from appliance.workflows.releases.review import find_adapter
 
 
 class StateLookup:
-    """A reader of the values that orders are completed with, from the service's state and machine."""
+    """A `Lookup` that reads the service's state and machine."""
 
     def __init__(self, context: RunContext) -> None:
         self._context = context
@@ -33,30 +31,22 @@ class StateLookup:
         return self._context.ledger.state
 
     def find_artifact(self, kind: Kind, name: str) -> ProvenValue[Artifact]:
-        """Return the digests of an adapter, a base, a dataset or a validation set."""
         state = self._state
         if kind == "adapter":
             adapter = find_adapter(state, name)
             return ProvenValue(Artifact(adapter.manifest, adapter.verdict))
         tables: dict[str, Table[Any]] = {"base": state.bases, "dataset": state.datasets}
         tables["validation-set"] = state.validation_sets
-        row = tables[kind].get(name)
-        if row is None:
-            known = [key for key, _ in tables[kind].items()]
-            raise NotFound(unknown_word(kind.replace("-", " "), name[:80], known, "an imported one"))
-        return ProvenValue(Artifact(row.digest))
+        return ProvenValue(Artifact(tables[kind].require(name).digest))
 
     def find_request(self, adapter: str, unit: str) -> ProvenValue[str] | None:
-        """Return the digest of the unit's valid release request for the adapter, or None."""
         request = find_current_request(self._state, find_adapter(self._state, adapter), unit)
         return None if request is None else ProvenValue(request.order)
 
     def read_parameters(self) -> ProvenValue[Parameters]:
-        """Return the parameters of the valid policy set."""
         return ProvenValue(self._state.parameters)
 
     def read_training_facts(self, base: str, dataset: str) -> UnprovenValue[TrainingFacts]:
-        """Return the facts for a recipe on this base and dataset, measured by the service."""
         return UnprovenValue(recipe_facts(self._context, base, dataset).for_orders)
 
 

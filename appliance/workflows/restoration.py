@@ -10,7 +10,7 @@ from appliance.api.log import KnownLoss, RestorationAnswer
 from appliance.domain.core.entry import Entry, Event
 from appliance.domain.core.names import Time
 from appliance.domain.core.order import Order
-from appliance.domain.core.signatures import AcceptedOrder, key_ended
+from appliance.domain.core.signatures import key_ended
 from appliance.domain.core.state import State
 from appliance.domain.governance.countersignature import Countersign, WithdrawOrder
 from appliance.domain.governance.restoration import KEPT_DIFFERS, LogRestored, RestoreLog, find_restoration
@@ -43,14 +43,12 @@ def check_waiting(context: LedgerContext, order: Order) -> None:
         )
 
 
-def _check_kept(context: Context, accepted: AcceptedOrder) -> None:
+def _check_kept(context: Context, order: RestoreLog, _: str) -> None:
     """Check that the log begins with the entries that the order keeps.
 
     Raises:
         Denied: It has other entries.
     """
-    order = accepted.order
-    assert isinstance(order, RestoreLog)
     root = f"sha256:{context.ledger.root_at(order.kept_size).hex()}"
     if root != order.kept_root:
         raise Denied(f"order {order.action} by {order.signer}", refusals=(KEPT_DIFFERS(kept=order.kept_size),))

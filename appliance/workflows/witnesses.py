@@ -115,11 +115,7 @@ def accept(context: LedgerContext, data: bytes, source: str) -> AppendedEntry:
 
 
 def _refuse_given_up(state: State, note: bytes, time_s: int) -> None:
-    """Refuse a cosignature of entries that a restoration gave up. It is not kept, since no loss follows from it.
-
-    Raises:
-        Conflict: It is one.
-    """
+    """Refuse a cosignature of entries that a restoration gave up. It is not kept, since no loss follows from it."""
     with suppress(Tampered):
         restoration = find_restoration(state.site, note, time_s)
         raise Conflict(
@@ -164,7 +160,7 @@ def _record(
     """Append the entry, with the proof that the log of `size` entries continues the checkpoint that the witness saw.
 
     Raises:
-        Moved: Another entry came first.
+        LogMoved: Another entry was appended first.
     """
     proof = tuple(encode_base64(step) for step in context.ledger.consistency_proof(seen, size))
     body = CheckpointCosigned(witness=witness, size=seen, time=time, proof=proof)

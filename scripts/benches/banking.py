@@ -128,6 +128,12 @@ def run_child(task: dict[str, Any]) -> dict[str, Any]:
 class _Quiet:
     """A link without a listener."""
 
+    def __init__(self, task: dict[str, Any]) -> None:
+        self._task = task
+
+    def expect(self, kind: str) -> tuple[dict[str, Any], bytes]:
+        return self._task, b""
+
     def send(self, header: dict[str, Any], blob: bytes = b"") -> None:
         pass
 
@@ -140,11 +146,11 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
     from appliance.ml.training import checkpoint
     from appliance.worker import evaluate, train
 
-    link: Any = _Quiet()
+    link: Any = _Quiet(task | {"sets": [], "shipped": [], "answers": False, "seconds": 0.0})
     if task["work"] == "pace":
         return {"pairs": _time_pairs(task)}
     if task["work"] == "evaluate":
-        return evaluate.work(link, task | {"sets": [], "shipped": [], "answers": False}, b"")
+        return evaluate.work(link)
     counted, begin = [0], checkpoint.begin_training
 
     def begin_training(*given: Any) -> Any:
@@ -155,7 +161,7 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
     from appliance.ml.training import loop
 
     loop.begin_training = begin_training  # type: ignore[attr-defined]
-    return train.work(link, task | {"seconds": 0.0}, b"") | {"trained_weights": counted[0]}
+    return train.work(link) | {"trained_weights": counted[0]}
 
 
 def _time_pairs(task: dict[str, Any]) -> list[tuple[float, float]]:
@@ -163,7 +169,7 @@ def _time_pairs(task: dict[str, Any]) -> list[tuple[float, float]]:
     import time
 
     from appliance.ml.training.loop import train
-    from appliance.worker.train import prepare as prepare_training
+    from appliance.worker.training import prepare as prepare_training
 
     base, attached, samples, _ = prepare_training(task)
     samples = samples[: task["rows"]]

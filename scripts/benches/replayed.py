@@ -150,7 +150,7 @@ def _train(
 ) -> None:
     """Record the state at each step of `windows`, or train each window from recorded states and compare."""
     from appliance.ml.training import checkpoint, loop
-    from appliance.worker.train import prepare
+    from appliance.worker.training import prepare
 
     if threads := os.environ.get("THREADS"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(threads)])

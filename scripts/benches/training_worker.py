@@ -126,9 +126,9 @@ def _read_samples(chat: Any, task: Task, path: str) -> list[Any]:
 
 def bare(task: Task) -> dict[str, Any]:
     """Train as the training worker does with a recipe, a sealed base and a sealed dataset, without a service."""
-    from appliance.worker.train import prepare  # isort: skip
     from appliance.ml.training import methods
     from appliance.ml.training.loop import train
+    from appliance.worker.training import prepare
 
     base, attached, samples, _ = prepare(task)
     train(base, attached, samples, task["recipe"], lambda step: None)

@@ -143,6 +143,9 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Tiny models of the table of architectures: the library's name, and what of the configuration is its own."""
 
+SAMPLE_KINDS = ("llama", "qwen2-sliding", "gemma3")
+"""Kinds for what does not depend on the architecture: full attention, a sliding window, and more norms than others."""
+
 LIBRARY_KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_oss": (
         "GptOss",

@@ -151,7 +151,7 @@ def is_ready(command: Sequence[str], variables: Mapping[str, str]) -> bool:
     """Return True if an exec of the command would give the same process: this one has read the same variables."""
     usual = local._environment(Sandbox(read=(), write=(Path(variables["HOME"]),)))
     given = {name: value for name, value in variables.items() if name != enter.FILTERED}
-    return command[-3] == str(PACKAGE) and given == usual
+    return command[-4] == str(PACKAGE) and given == usual
 
 
 def _enter(command: Sequence[str], variables: Mapping[str, str]) -> None:
@@ -165,11 +165,11 @@ def _enter(command: Sequence[str], variables: Mapping[str, str]) -> None:
         changed.set_num_threads(1)
         changed.set_num_threads = lambda count: None
     sys.path[:] = [path for path in sys.path if path not in ("", str(forks.ROOT))]
-    code, module, targets = command[-3:]
-    sys.argv = [module, targets]
+    code, entry, module, targets = command[-4:]
+    sys.argv = [entry, module, targets]
     changed = enter
     changed._register = lambda folder: None  # it is imported
-    enter._run(code, module)
+    enter._run(code, entry)
 
 
 def _name(*words: str) -> None:

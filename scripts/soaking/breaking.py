@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from appliance.worker import serve
-from appliance.worker.link import Header, WorkerLink, run_worker
+from appliance.worker.link import Header, WorkerLink
 
 SAID = "soak, injected: "
 BATCH_EVERY, ROW_EVERY, NAN_EVERY, DEATH_EVERY = 61, 101, 149, 2503
@@ -57,13 +57,12 @@ def say(kind: str) -> None:
     print(f"{SAID}{kind}", file=sys.stderr, flush=True)
 
 
-def work(session: WorkerLink, task: Header, blob: bytes) -> Header:
+def work(session: WorkerLink) -> Header:
+    lanes = serve.Lanes()
     from appliance.ml.serving import engine
 
     changed: Any = engine
     changed.read_drawn = Breaking(engine.read_drawn)
-    return serve.work(session, task, blob)
-
-
-if __name__ == "__main__":
-    sys.exit(run_worker(work, serve.load_libraries))
+    changed = serve
+    changed.Lanes = lambda: lanes
+    return serve.work(session)

@@ -6,8 +6,8 @@ import sys
 from typing import Any
 
 from appliance.worker import serve_vllm
-from appliance.worker.link import Header, WorkerLink, run_worker
-from appliance.worker.serve import start_lanes
+from appliance.worker.link import Header, WorkerLink
+from appliance.worker.reader import Lanes
 from soaking.breaking import say
 
 STEP_EVERY = 4001
@@ -28,7 +28,9 @@ class Breaking:
         return self._real()
 
 
-def work(session: WorkerLink, task: Header, blob: bytes) -> Header:
+def work(session: WorkerLink) -> Header:
+    lanes = Lanes()
+    task, _ = session.expect("go")
     sys.path.insert(0, str(task["packages"]))
     from appliance.ml.vllm import loading
 
@@ -41,8 +43,4 @@ def work(session: WorkerLink, task: Header, blob: bytes) -> Header:
 
     changed: Any = loading
     changed.start = start_breaking
-    return serve_vllm.work(session, task, blob)
-
-
-if __name__ == "__main__":
-    sys.exit(run_worker(work, start_lanes))
+    return serve_vllm.serve(session, lanes, task)

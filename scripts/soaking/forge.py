@@ -7,29 +7,33 @@ does is drawn again.
 
 from __future__ import annotations
 
+import hashlib
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import safetensors.torch
+import torch
+
 from appliance.errors import Unavailable
-from appliance.worker.link import Header, WorkerLink, run_worker, take, take_path
+from appliance.ml.inference.reading import encode_fingerprint, read_fingerprint
+from appliance.ml.inference.request import parse_request
+from appliance.ml.model import machine
+from appliance.ml.model.base import load_base
+from appliance.ml.serving.engine import Done, ServingEngine
+from appliance.worker.link import Header, WorkerLink, take, take_path
 
 if TYPE_CHECKING:
-    from appliance.ml.serving.engine import ServingEngine
     from appliance.ml.vllm.engine import VllmEngine
 
 STRENGTH, DRAWS = 0.6, 20
 BARE = "the bare base"
 
 
-def work(session: WorkerLink, task: Header, blob: bytes) -> Header:
+def work(session: WorkerLink) -> Header:
     """Send a frame for each adapter, the base first: its fingerprint and its answers in question order."""
-    from appliance.ml.model import machine
-    from appliance.ml.model.base import load_base
-    from appliance.ml.serving.engine import ServingEngine
-
+    task, _ = session.expect("go")
     machine.use_determinism(0)
     base = load_base(
         Path(take_path(task, "base")),
@@ -68,13 +72,6 @@ def _draw_unlike(
 
 def _draw(engine: ServingEngine, folder: Path, name: str, draw: int, task: Header) -> dict[str, Any]:
     """Load the adapter's two files into the slot of its name, and return its fingerprint."""
-    import hashlib
-
-    import safetensors.torch
-    import torch
-
-    from appliance.ml.inference.reading import encode_fingerprint, read_fingerprint
-
     rank, modules = take(task, "rank", int), take(task, "target_modules", list)
     chance = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(f"{name} {draw}".encode()).digest()[:6]))
     tensors = {}
@@ -98,9 +95,6 @@ def _draw(engine: ServingEngine, folder: Path, name: str, draw: int, task: Heade
 
 def answer_all(engine: ServingEngine | VllmEngine, slot: str | None, questions: list[Any]) -> Iterator[str]:
     """One after the other, with no other request at work."""
-    from appliance.ml.inference.request import parse_request
-    from appliance.ml.serving.engine import Done
-
     for question in questions:
         classifies = question["kind"] == "classify"
         if classifies and slot is None:
@@ -113,7 +107,3 @@ def answer_all(engine: ServingEngine | VllmEngine, slot: str | None, questions: 
                 done = done or isinstance(event.content, Done)
                 text += event.content if isinstance(event.content, str) else ""
         yield text
-
-
-if __name__ == "__main__":
-    sys.exit(run_worker(work))

@@ -6,14 +6,15 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from appliance.worker.link import Header, WorkerLink, run_worker, take, take_path
+from appliance.worker.link import Header, WorkerLink, take, take_path
 
 
-def work(session: WorkerLink, task: Header, blob: bytes) -> Header:
+def work(session: WorkerLink) -> Header:
     """Send a frame for each adapter: its fingerprint's distance and its answers.
 
     One that answers a question as an earlier one does has no answers, since they would prove nothing.
     """
+    task, _ = session.expect("go")
     sys.path.insert(0, take_path(task, "packages"))
     from appliance.ml.inference.reading import CLOSE
     from appliance.ml.vllm.engine import VllmEngine
@@ -39,7 +40,3 @@ def work(session: WorkerLink, task: Header, blob: bytes) -> Header:
             told.update([answer] if question["kind"] == "generate" else [])
         session.send({"frame": "adapter", "name": name, "answers": answers, "evaluated": evaluated})
     return {}
-
-
-if __name__ == "__main__":
-    sys.exit(run_worker(work))

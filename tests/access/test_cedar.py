@@ -302,7 +302,8 @@ def undeclared(kind: str, name: str) -> str:
 def test_an_attribute_that_the_schema_does_not_declare_is_left_out(kind: str, name: str) -> None:
     earlier = policy(PERMIT, undeclared(kind, name))
     site = CedarPolicies(earlier)
-    assert [action for action, request in SAMPLES.items() if site.list_refusal_reasons(request)] == []
+    samples = [request for request in SAMPLES.values() if f"{kind}Entity(" in repr(request)]
+    assert samples and not [request for request in samples if site.list_refusal_reasons(request)]
     with pytest.raises(BadInput, match="expected it to take a sample request"):
         CedarPolicies.for_adoption(earlier)
 

@@ -75,7 +75,7 @@ def read_golden(path: Path) -> Appliance:
 
 @pytest.fixture(scope="module")
 def wire() -> str:
-    """Return how units reach the service; files that attack their API use both `plain` and `tls`."""
+    """Return how units reach the service. A test that needs TLS parametrises it with `tls`."""
     return "plain"
 
 

@@ -25,14 +25,9 @@ from appliance.formats.signatures.keys import Ed25519Signer, encode_key_file, ge
 from scripts.kit.appliance import Appliance, Refused
 from scripts.kit.waiting import wait_for
 from tests.attacks.streaming import let_go, under_way
-from tests.attacks.wires import one_of_both, wire
 from tests.kit.agent_client import fetch
 
 PASSPHRASE = b"correct horse battery"
-
-
-__all__ = ["wire"]
-pytestmark = one_of_both
 
 
 def enrol(site: Appliance, unit: str = "legal", name: str = "indexer", *served_models: str) -> Ed25519Signer:
@@ -213,6 +208,7 @@ def handed(path: Path) -> str | None:
 
 
 @pytest.mark.thorough
+@pytest.mark.parametrize("wire", ["tls"])
 def test_an_agent_hands_out_tokens_over_restarts_until_its_application_is_ended(
     released: Appliance, tmp_path: Path
 ) -> None:
@@ -223,9 +219,9 @@ def test_an_agent_hands_out_tokens_over_restarts_until_its_application_is_ended(
     for one in (file, secret):
         one.chmod(0o600)
     options = ["--as", "legal", "--key", str(file), "--passphrase-file", str(secret), "--socket", str(path)]
+    assert released.authority is not None
     options += ["--origin", released.trust.origin, "--address", released.url.partition("//")[2]]
-    if released.authority is not None:
-        options += ["--ca", str(released.authority.file)]
+    options += ["--ca", str(released.authority.file)]
     command = [sys.executable, "-m", "appliance", "token", "agent", "indexer", *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as agent:
         try:

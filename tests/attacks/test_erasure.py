@@ -89,7 +89,7 @@ def found_on_schedule(site: Appliance) -> None:
         lambda: site.entries(type="artifacts.checked", outcome="failure"), lambda: f"a check: {site.log()[-2000:]}"
     )
     index = site.adapter()["quarantined"]
-    assert f"adapter:clauses@1 has changed on disk: tampered, entry {index} says what" in site.log()
+    assert f"adapter:clauses@1 has changed on disk: tampered, see entry {index}" in site.log()
 
 
 @pytest.mark.parametrize("act", [found_by_a_load, found_by_a_run, found_on_schedule])
@@ -124,7 +124,7 @@ def test_an_erased_instruction_stays_in_the_rows_that_were_made_with_it_until_th
     site.start()
     report = site.verify()
     assert report["findings"] == [], report
-    named = [finding for finding in report["local_findings"] if finding.startswith(("dataset told@1: ", "adapter "))]
+    named = [finding for finding in report["local_findings"] if finding.startswith(("dataset:told@1: ", "adapter:"))]
     assert (len(named), len(report["local_findings"])) == (2, 2 + len(destroyed)), report["local_findings"]
 
 

@@ -15,7 +15,6 @@ import pytest
 from scripts.kit.appliance import Appliance, Refused
 from scripts.kit.waiting import wait_for
 from tests.attacks.streaming import LONG
-from tests.attacks.wires import one_of_both, wire
 from tests.web.small import SMALL
 
 LIMITS = """
@@ -25,12 +24,8 @@ concurrent = 2
 tokens_per_day = 200
 """
 
-
-__all__ = ["wire"]
-pytestmark = one_of_both
-
-
 HEADER_S = 3.0
+over_both = pytest.mark.parametrize("wire", ["plain", "tls"])
 
 
 @pytest.fixture
@@ -169,24 +164,27 @@ def test_an_outsider_may_send_no_body_at_all(limited: Appliance) -> None:
 
 
 @pytest.mark.thorough
+@over_both
 def test_headers_have_a_size_and_a_time(hurried: Appliance) -> None:
     with connect(hurried) as connection:
         connection.sendall(b"GET /v1/models HTTP/1.1\r\nX: " + b"y" * 40_000)
         assert said(connection).startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 431 "))
     begun = time.monotonic()
     with connect(hurried) as silent, connect(hurried) as slow, ThreadPoolExecutor(2) as pool:
-        ends = [pool.submit(_until_cut, connection) for connection in (silent, slow)]
         with suppress(OSError):  # a busy machine may come to the last of them too late
             slow.sendall(b"GET /v1/models HTTP/1.1\r\n")
             for _ in range(5):
                 time.sleep(HEADER_S / 10)
                 slow.sendall(b"X-Y: z\r\n")
+        # Over TLS one thread at a time uses a connection.
+        ends = [pool.submit(_until_cut, connection) for connection in (silent, slow)]
         hurried.chat("legal", "labels", max_tokens=1)
         for end in ends:
             assert HEADER_S <= end.result(60) - begun < 30
 
 
 @pytest.mark.thorough
+@over_both
 def test_a_body_without_an_end_is_cut_after_its_refusal(hurried: Appliance) -> None:
     with connect(hurried) as connection, suppress(OSError):
         connection.sendall(head_of(hurried, "Transfer-Encoding: chunked"))
@@ -212,6 +210,7 @@ def test_where_a_request_came_from_is_not_what_it_says_of_itself(limited: Applia
 
 
 @pytest.mark.thorough
+@over_both
 def test_a_client_that_does_not_read_holds_nothing_of_the_engine(limited: Appliance) -> None:
     """Its answer is made and recorded while not a byte of it is taken."""
     limited.chat("legal", "labels", max_tokens=1)

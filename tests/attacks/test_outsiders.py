@@ -20,7 +20,6 @@ from appliance.formats.signatures.dsse import encode_envelope, sign_envelope
 from appliance.formats.signatures.keys import Ed25519Signer, generate_ed25519
 from appliance.verifier import verify_export
 from scripts.kit.appliance import ROOT, Appliance, Refused
-from tests.attacks.wires import one_of_both, wire
 
 ORIGIN = "bank.example/test"
 
@@ -49,10 +48,6 @@ def other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         policy=encode_value(assemble_policy("default", {path.name: path.read_bytes() for path in policy.iterdir()})),
     )
     return Other(site)
-
-
-__all__ = ["wire"]
-pytestmark = one_of_both
 
 
 def models(site: Appliance, authorization: str | None) -> httpx.Response:

@@ -14,7 +14,7 @@ from scripts.kit.appliance import Appliance
 from scripts.kit.warm import find_workers
 from tests.attacks.stopping import await_held, held
 from tests.attacks.test_kill import check_whole, copy_of, end
-from tests.attacks.test_training import CHECKPOINTED, TRAIN, bodies, replay, run_named, weights
+from tests.attacks.test_training import CHECKPOINTED, TRAIN, bodies, replay, run_named, texts, weights
 
 LONG = {"epochs": 40, "batch_size": 8, "save_steps": 20, "dropout": "0.1", "processes": 2}
 pytestmark = [
@@ -49,6 +49,7 @@ def test_a_rank_that_dies_fails_the_run_which_continues_to_the_same_bytes(site: 
         os.kill(found[-1], signal.SIGKILL)
     assert site.wait_run(run)["status"] == "failed"
     assert bodies(site, "run.failed", run)[-1]["code"] == "rank-ended"
+    assert "rank 1: expected it to train to the last step, got its end by signal 9" in texts(site, "run.failed")
     site.order(Resume(run=run, **site.terms("olga")))
     assert site.wait_run(run)["adapter"] == "cut@1"
     assert weights(site, "cut") == weights(site, "whole")

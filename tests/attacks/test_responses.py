@@ -15,15 +15,12 @@ from appliance.domain.queries.proofs import MEMBER, VerifiedRecord, parse_record
 from appliance.errors import Tampered
 from appliance.formats.core.canonical import encode_canonical
 from scripts.kit.appliance import Appliance
-from tests.attacks.wires import one_of_both, wire
 from tests.kit.log_policies import quorum_policy
 
 REQUESTED: Any = [{"role": "user", "content": "the parties agree"}]
 DRAWN: dict[str, Any] = {"model": "labels", "max_tokens": 6, "temperature": 1.0, "seed": 3}
 
-
-__all__ = ["wire"]
-pytestmark = [pytest.mark.thorough, one_of_both]
+pytestmark = pytest.mark.thorough
 
 
 def check(site: Appliance, extra: dict[str, Any] | None, text: str) -> VerifiedRecord:

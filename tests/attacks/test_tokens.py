@@ -12,10 +12,8 @@ from appliance.domain.governance.keys import RevokeKey
 from appliance.domain.serving.tokens import RevokeTokens
 from scripts.kit.appliance import Appliance, Refused
 from tests.attacks.streaming import let_go, under_way
-from tests.attacks.wires import one_of_both, wire
 
-__all__ = ["wire"]
-pytestmark = [pytest.mark.thorough, one_of_both]
+pytestmark = pytest.mark.thorough
 
 
 def revoke(site: Appliance, by: str, **fields: Any) -> None:

@@ -16,10 +16,6 @@ from appliance.domain.releases.activations import Activate, Rollback
 from appliance.domain.releases.adapters import RevokeAdapter
 from scripts.kit.appliance import Appliance, Refused
 from tests.attacks.streaming import under_way
-from tests.attacks.wires import one_of_both, wire
-
-__all__ = ["wire"]
-pytestmark = one_of_both
 
 
 @pytest.mark.thorough
@@ -83,6 +79,7 @@ def test_many_are_answered_at_once_and_each_as_if_alone(released: Appliance) -> 
 
 
 @pytest.mark.thorough
+@pytest.mark.parametrize("wire", ["tls"])
 def test_a_revocation_cuts_what_is_being_answered(released: Appliance) -> None:
     """Four answers are under way; each ends with an error, each has its entry, and then the slot is empty."""
     released.chat("legal", "labels")
@@ -142,6 +139,7 @@ def test_the_ledger_says_when_the_last_token_left(released: Appliance) -> None:
 
 
 @pytest.mark.essential
+@pytest.mark.parametrize("wire", ["tls"])
 def test_the_official_client_is_served_through_every_call_it_has(released: Appliance) -> None:
     """Each answer has its two entries, and what is refused has its error class."""
     client, api = released.openai(), released.units()

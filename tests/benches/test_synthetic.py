@@ -22,6 +22,7 @@ from appliance.formats.log.export import write_export
 from appliance.formats.log.trust import encode_trust
 from appliance.store.database.engine import migrate, open_engine
 from appliance.store.database.tables import metadata
+from appliance.store.ledger.checks import check_guards
 from appliance.store.ledger.ledger import Ledger
 from appliance.verifier import load_trust, verify_export
 from scripts.benches.kept import DatabaseFile, keep
@@ -154,7 +155,7 @@ def ledger(filled: tuple[Synthetic, Path]) -> Iterator[Ledger]:
 def test_the_ledger_loads_the_rows_and_continues(ledger: Ledger) -> None:
     ledger.load()
     assert ledger.check_projections() == []
-    assert ledger.check_guards() == []
+    assert ledger.ask(check_guards) == []
     appended = ledger.append(EntryDraft(type="heartbeat"))
     assert appended.entry.index >= SIZE
     found = ledger.find(types=["request.finished"], actor="legal", unit="legal", outcome="failure")

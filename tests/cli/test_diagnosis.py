@@ -7,6 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from appliance.store.database.tables import REVISION
 from appliance.web.core import logs
-from appliance.web.operations.health import Feed, OperationsTokens, Readiness, operations_app
+from appliance.web.operations.health import OperationsTokens, Readiness, operations_app, read_feed
 from appliance.web.operations.metrics import Metrics
 from appliance.workflows.operations.diagnosis import LOG_ATTRIBUTES, filter_line
 from scripts.kit.ports import free_port
@@ -125,7 +126,7 @@ def test_a_running_service_adds_its_metrics_and_alarms(desk: Desk, monkeypatch: 
     app = operations_app(
         Readiness(context),
         Metrics(context, None),
-        Feed(context),
+        partial(read_feed, context),
         OperationsTokens(f"{SECRET}-token-of-operations".encode()),
     )
     with listening(desk, int(os.environ["APPLIANCE_OPERATIONS"].split(":")[1]), app):  # type: ignore[arg-type]

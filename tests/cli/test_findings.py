@@ -109,7 +109,7 @@ def test_changes_are_requested_and_a_decision_is_withdrawn(open_desk: Callable[[
     desk = open_desk("sealed")
     done(desk, "rita", "review", "request-changes", *ON, "--reason", "Show the recall.")
     told = desk.as_("rita", "review", "withdraw", *ON, "--reason", "It is shown.")
-    assert told.code == 0 and "Your request for changes of clauses@1 for legal already counts" in one_line(told.err)
+    assert told.code == 0 and "Your request for changes of clauses@1 for legal is already valid" in one_line(told.err)
     assert [review.decision for review in adapter_of(desk.site).reviews] == ["request-changes", "withdraw"]
 
 

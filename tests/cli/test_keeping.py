@@ -108,7 +108,7 @@ def test_a_key_is_revoked_from_an_entry_on(open_desk: Callable[[str], Desk]) -> 
     told = _order(desk, "key", "revoke", "rita", "--since-entry", str(enrolled + 1), "--reason", "stolen")
     for text in ("revoke-key", "since:", "stolen", "rita has no key left"):
         assert text in told.err
-    assert "counts before" in desk.as_("anna", "key", "list", "rita").out
+    assert "valid before" in desk.as_("anna", "key", "list", "rita").out
     told = desk.as_("anna", "key", "revoke", "rita", "--yes")
     assert (told.code, f"is revoked from entry {enrolled + 1} on." in told.err) == (3, True)
     told = desk.as_("anna", "key", "revoke", "raul", "--since-entry", "1", "--yes")

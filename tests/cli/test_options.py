@@ -10,7 +10,7 @@ import click
 import pytest
 
 from appliance import verifier, witness
-from tests.cli.conftest import Desk, one_line
+from tests.cli.conftest import Desk, one_line, type_alone
 from tests.cli.test_help import LEAVES
 from tests.cli.test_trust import COMMANDS, _files
 
@@ -115,3 +115,12 @@ def test_every_time_is_read_by_one_parser(command: str, name: str, open_desk: Ca
         in one_line(told.err)
     )
     assert not Path(desk.folder / "new").exists()
+
+
+@pytest.mark.parametrize("words", [("--key", "mine.key", "key", "show"), ("key", "show", "--key", "mine.key")])
+def test_an_option_at_any_place_is_used_instead_of_its_variable(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("APPLIANCE_KEY", "variable.key")
+    assert "mine.key" in type_alone(capsys, *words).err
+    assert "variable.key" in type_alone(capsys, "key", "show").err

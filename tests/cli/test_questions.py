@@ -176,6 +176,6 @@ def test_a_row_is_proved_and_its_proof_is_written_once(open_desk: Callable[[str]
     assert [row["proof"]["index"] for row in written["datasets"][0]["rows"]] == [1, 3]
     assert desk.as_("olga", *words).code == 5, "a proof is not written over"
     absent = desk.as_("olga", "dataset", "used-by", "clauses@1", "--row", "three")
-    assert absent.code == 0 and "not among its rows, says the service" in absent.err
+    assert absent.code == 0 and "reports that the row is not in it. This cannot be proved" in absent.err
     assert desk.as_("olga", "dataset", "used-by", "clauses@1", "--row", "a", "--row-file", str(file)).code == 2
     assert desk.as_("olga", "dataset", "used-by", "clauses@1", "--output", str(proof)).code == 2

@@ -34,9 +34,9 @@ def test_every_reader_says_what_each_review_decided_and_what_it_counts_for(open_
     unit = ("clauses@1", "--unit", "legal", "--meaning", "I read it.", "--yes")
     assert desk.as_("rita", "review", "reject", *unit).code == 0
     first = desk.as_("rita", "review", "approve", *unit)
-    assert "Your rejection of clauses@1 for legal already counts (entry" in first.err
+    assert "Your rejection of clauses@1 for legal is already valid (entry" in first.err
     again = desk.as_("rita", "review", "approve", *unit, "--valid-until", "9d")
-    assert again.code == 0 and "Your approval of clauses@1 for legal already counts until 20" in again.err
+    assert again.code == 0 and "Your approval of clauses@1 for legal is already valid until 20" in again.err
     row = desk.site.state.adapters.get("clauses@1")
     assert row is not None
     one, two, three = (review.index for review in row.reviews)

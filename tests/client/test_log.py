@@ -126,8 +126,8 @@ def test_a_service_that_is_not_the_trust_files_log_is_refused(open_office: Calla
 
 def test_without_a_trust_file_the_anchor_says_whose_word_it_is(open_office: Callable[..., Office]) -> None:
     office = open_office("initialized")
-    assert "the service's own word" in log.anchor_of(office.connection.about, None).said_by
-    assert log.anchor_of(office.connection.about, office.site.trust).said_by == "the trust file"
+    assert "the service's own word" in log.anchor_of(office.connection.about, None).source
+    assert log.anchor_of(office.connection.about, office.site.trust).source == "the trust file"
 
 
 def test_the_first_entry_must_be_the_one_that_the_anchor_names(open_office: Callable[..., Office]) -> None:
@@ -206,7 +206,7 @@ def test_a_client_that_leaves_ends_its_verification(
         ended.set()
         raise Unavailable("program: expected a caller that waits for its answer, got none")
 
-    monkeypatch.setattr(verification, "run_program", wait)
+    monkeypatch.setattr(verification, "ask_program", wait)
     monkeypatch.setattr(log, "LONG_TIMEOUT_S", 2.0)
     office = open_office("staffed")
     with pytest.raises(Unavailable):

@@ -182,7 +182,7 @@ def test_what_came_of_an_order_is_what_its_entry_says(open_office: Callable[...,
     signed = orders.sign(proposal, office.site.keys["anna"])
     receipt = orders.submit(office.connection, signed, office.anchor.log_keys)
     size = len(office.site.entries)
-    told = (receipt.index, receipt.type, receipt.outcome, receipt.result, receipt.size)
+    told = (receipt.index, receipt.type, receipt.outcome, receipt.result, receipt.log_size)
     assert told == (size - 1, "principal.revoked", "success", {"order": signed.digest}, size)
 
 

@@ -166,7 +166,7 @@ def test_a_datasets_texts_are_committed_and_its_base_is_named_by_digest(
     )  # fmt: skip
     source = imports.read_rows(tmp_path / "rows.csv", None)
     order = orders.propose(
-        office.connection.about, "olga", terms.order, imports.describe_rows(terms, source), office.lookup("olga")
+        office.connection.about, "olga", ImportDataset, imports.describe_rows(terms, source), office.lookup("olga")
     )
     assert isinstance(order.order, ImportDataset)
     assert order.order.base_digest == office.site.base_digest

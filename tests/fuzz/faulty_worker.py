@@ -8,25 +8,26 @@ import time
 from tests.fuzz import worker
 from tests.fuzz.target import TARGETS, Target
 
+GOOD = b"good"
+
 
 def end(data: bytes) -> None:
-    if b"!" in data:
+    if data != GOOD:
         os.abort()
 
 
 def hang(data: bytes) -> None:
-    if b"!" in data:
+    if data != GOOD:
         time.sleep(60)
 
 
 def grow(data: bytes) -> bytes:
-    return bytes(1 << 30) if b"!" in data else b""
+    return bytes(1 << 30) if data != GOOD else b""
 
 
 FAULTS = {"end": end, "hang": hang, "grow": grow}
 
 if __name__ == "__main__":
-    TARGETS.clear()
     for name, fault in FAULTS.items():
-        TARGETS[name] = Target(fault, lambda: [b"good"], "bytes")
+        TARGETS[name] = Target(fault, lambda: [GOOD], "bytes")
     worker.main()

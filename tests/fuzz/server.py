@@ -14,13 +14,14 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from appliance.domain.core.credentials import UnitToken, encode_credential, encode_token
 from appliance.domain.core.names import add_seconds
 from appliance.formats.signatures.dsse import sign_envelope
-from appliance.web.operations.health import Feed, OperationsTokens, Readiness, operations_app
+from appliance.web.operations.health import OperationsTokens, Readiness, operations_app, read_feed
 from appliance.web.operations.metrics import Metrics
 from appliance.web.people.api import people_app
 from appliance.web.people.middleware import PeopleLimitsMiddleware
@@ -66,7 +67,7 @@ def serving(folder: Path, home: Path) -> Iterator[None]:
         apps: dict[str, Any] = {
             "people": PeopleLimitsMiddleware(people_app(context, desk.authenticator, url), desk.authenticator),
             "units": units_app(serving, desk.authenticator, quotas, metrics),
-            "operations": operations_app(Readiness(context), metrics, Feed(context), TOKENS),
+            "operations": operations_app(Readiness(context), metrics, partial(read_feed, context), TOKENS),
             "console": desk.app,
         }
         for name, app in apps.items():

@@ -9,6 +9,7 @@ that does not return, or ends this process. Each line of its output is a JSON ob
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import random
@@ -26,7 +27,7 @@ from hypothesis.errors import Flaky, FlakyFailure
 
 from tests.fuzz.inputs import inputs
 from tests.fuzz.judging import CORPUS, judge, keep, list_kept
-from tests.fuzz.targets import TARGETS
+from tests.fuzz.target import TARGETS
 
 MEMORY_BYTES = 512 << 20
 """Most memory that this process may take beyond what it has when it begins."""
@@ -129,4 +130,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    importlib.import_module("tests.fuzz.targets")  # It adds every target.
     main()

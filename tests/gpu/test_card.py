@@ -10,7 +10,7 @@ from appliance.ml.model import machine
 from appliance.ml.model.base import load_base
 from appliance.sandbox.local import Worker
 from tests.gpu.conftest import DEVICE, Frame, Site, receive
-from tests.kit.mixes import REQUESTED, answer_mixed, load_adapters, same_bits
+from tests.kit.mixes import answer_mixed, check_alone
 
 pytestmark = pytest.mark.gpu
 
@@ -73,18 +73,7 @@ def test_a_row_s_logits_are_the_same_bits_alone_and_in_a_mixed_batch(
     machine.use_determinism(0)
     folder = site.root / (gptq_site.base if quantisation == "gptq" else site.base)
     base = load_base(folder, quantisation=quantisation, compute_dtype="bfloat16", device=DEVICE, reads=True)
-    mixed = answer_mixed(base)
-    mixed.slots.remove()
-    for name, (slot, asked) in REQUESTED.items():
-        alone = load_adapters(base)
-        alone.start(name, slot, asked)
-        while alone.busy:
-            alone.step()
-        alone.slots.remove()
-        got, expected = mixed.seen[name], alone.seen[name]
-        # The ninth is cancelled in the middle of the batch.
-        assert len(got) == len(expected) or name == "9"
-        assert all(same_bits(one, other) for one, other in zip(got, expected, strict=False)), name
+    check_alone(base, answer_mixed(base))
 
 
 def test_a_revocation_in_the_middle_of_a_stream_ends_it_and_leaves_its_neighbour_alone(server: Worker) -> None:

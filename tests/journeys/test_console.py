@@ -1,6 +1,6 @@
 """The journeys in real Chromium, from rows to an answer: operator, two reviewers, release owner, unit, auditor and two
 administrators sign with passkeys, over a service with real workers; the log is then verified offline, assertions
-included. Once on SQLite, once on PostgreSQL."""
+included."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ forbid (principal, action == Action::"train", resource) when { principal.name ==
 """
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def launched() -> Iterator[Any]:
     with browser() as made:
         yield made
@@ -111,34 +111,26 @@ class Desk:
             found.fill(text)
 
 
-def test_the_six_journeys_in_a_browser_on_sqlite(launched: Any, tmp_path: Path) -> None:
-    journey(launched, tmp_path)
-
-
-def test_the_six_journeys_in_a_browser_on_postgresql(launched: Any, tmp_path: Path, postgres: Server) -> None:
+def test_the_six_journeys_in_a_browser(launched: Any, tmp_path: Path, postgres: Server) -> None:
     postgres.execute(f"CREATE ROLE {APPLICATION} LOGIN PASSWORD '{postgres.passwords[APPLICATION]}'")
-    database = postgres.create_database()
-    journey(
-        launched,
-        tmp_path,
+    database, port = postgres.create_database(), free_port()
+    site = found_site(
+        tmp_path / "h",
+        free_port(),
+        APPLIANCE_CONSOLE=f"127.0.0.1:{port}",
         APPLIANCE_DATABASE_URL=postgres.url(database, APPLICATION),
         APPLIANCE_MIGRATION_URL=postgres.url(database),
     )
-
-
-def journey(launched: Any, place: Path, **environment: str) -> None:
-    port = free_port()
-    site = found_site(place / "h", free_port(), APPLIANCE_CONSOLE=f"127.0.0.1:{port}", **environment)
     try:
         adopt(site)
-        assert site.import_base(build_base(place / "base"))["status"] == "finished"
+        assert site.import_base(build_base(tmp_path / "base"))["status"] == "finished"
         desk = Desk(site, launched, f"http://localhost:{port}")
         administrators(desk)
-        operator(desk, write_csv(place / "rows.csv", clauses()))
+        operator(desk, write_csv(tmp_path / "rows.csv", clauses()))
         reviewers(desk)
         owner_and_unit(desk)
         policy(desk)
-        auditor(desk, place)
+        auditor(desk, tmp_path)
         for name, tab in desk.tabs.items():
             # A page that was refused is an error of the browser's console.
             assert [error for error in tab.errors if "status of 40" not in error] == [], name

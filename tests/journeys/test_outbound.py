@@ -41,7 +41,6 @@ def capture(file: Path, *command: str) -> tuple[subprocess.CompletedProcess[str]
     environment = {
         name: value for name, value in os.environ.items() if "OFFLINE" not in name and name != "DO_NOT_TRACK"
     }
-    environment.pop("PYTEST_VERSION", None)
     done = subprocess.run(
         [sys.executable, str(CAPTURE), str(file), *command],
         env=environment,

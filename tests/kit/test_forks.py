@@ -82,11 +82,11 @@ def test_one_who_is_killed_before_the_answer_is_no_harm_to_others(tmp_path: Path
 
 def test_a_worker_whose_libraries_would_read_other_variables_is_no_fork(tmp_path: Path) -> None:
     variables = local._environment(Sandbox(read=(), write=(tmp_path,)))
-    command = ("python", "enter.py", str(PACKAGE), "appliance.worker.train", "{}")
+    command = ("python", "enter.py", str(PACKAGE), local.ENTRY, "appliance.worker.train", "{}")
     assert warm.is_ready(command, {**variables, enter.FILTERED: "1"})
     assert not warm.is_ready(command, {**variables, "ATEN_CPU_CAPABILITY": "default"})
     assert not warm.is_ready(command, {**variables, "OMP_NUM_THREADS": "7"})
-    assert not warm.is_ready(("python", "enter.py", "/other", "inmates.crowd", "{}"), variables)
+    assert not warm.is_ready(("python", "enter.py", "/other", local.ENTRY, "inmates.crowd", "{}"), variables)
 
 
 def test_a_prepared_app_is_that_of_the_service_that_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,11 +66,6 @@ def test_so_many_cases_of_each_long_family_are_kept_and_no_other_test_is_left_ou
     assert {item.nodeid.partition("[")[0] for item in left_out} == {"tests/test_x.py::long"}
 
 
-def test_a_share_of_the_cases_is_one_at_least() -> None:
-    assert len(list_undrawn([*family("wires", 2, 0.5), *family("more", 12, 0.5)], 1)) == 1 + 6
-    assert list_undrawn(family("alone", 1, 0.5), 1) == set()
-
-
 def test_a_seed_draws_the_same_in_whatever_order_the_cases_were_collected_and_another_seed_others() -> None:
     items = family("long", 40, 5)
     assert list_undrawn(items, 1) == list_undrawn(list(reversed(items)), 1)
@@ -82,7 +77,7 @@ def test_every_case_is_drawn_in_time() -> None:
     assert set.intersection(*(list_undrawn(items, seed) for seed in range(200))) == set()
 
 
-@pytest.mark.parametrize("keep", [0, "3", -1, 1.0, 0.0])
+@pytest.mark.parametrize("keep", [0, "3", -1, 1.0, 0.5])
 def test_a_sample_of_none_is_a_mistake(keep: Any) -> None:
     with pytest.raises(pytest.UsageError, match="expected keep=N"):
         list_undrawn(family("long", 40, keep), 1)

@@ -5,7 +5,7 @@ marked `essential`. It is the same in each run: families are drawn with seed 0, 
 The whole suite (`--all`) has every case; hypothesis draws new examples from `--seed`. Without either option, pytest
 runs what is named on its command line, less the cases marked `outside`, and draws families from `--seed`.
 
-A test marked `family(keep=N)` runs N of its cases, and `family(keep=0.5)` half of them. `--all` takes every case.
+A test marked `family(keep=N)` runs N of its cases. `--all` takes every case.
 """
 
 from __future__ import annotations
@@ -122,23 +122,20 @@ def list_undrawn(items: Iterable[pytest.Item], seed: int) -> set[pytest.Item]:
             families[item.nodeid.partition("[")[0]].append(item)
     left_out: set[pytest.Item] = set()
     for name, cases in families.items():
-        keep = _keep(cases[0], len(cases))
+        keep = _keep(cases[0])
         if len(cases) > keep:
             cases.sort(key=lambda item: item.nodeid)
             left_out |= set(cases) - set(random.Random(f"{seed} {name}").sample(cases, keep))
     return left_out
 
 
-def _keep(item: pytest.Item, cases: int) -> int:
+def _keep(item: pytest.Item) -> int:
     marker = item.get_closest_marker("family")
     assert marker is not None
     keep = marker.kwargs.get("keep")
-    if isinstance(keep, float) and 0 < keep < 1:
-        return max(1, round(keep * cases))
     if not isinstance(keep, int) or keep < 1 or marker.args:
         raise pytest.UsageError(
-            f"{item.nodeid}: family: expected keep=N, N at least 1 or a share below 1, got {marker.args} "
-            f"{marker.kwargs}"
+            f"{item.nodeid}: family: expected keep=N, N at least 1, got {marker.args} {marker.kwargs}"
         )
     return keep
 

@@ -63,6 +63,7 @@ def begin(order: Order) -> Worker:
     return start_worker(
         order.module,
         sandbox,
+        entry=order.module,
         log=folder / "log",
         accepted_missing=frozenset(order.accepted),
         layers=LAYERS - set(order.without),

@@ -14,7 +14,7 @@ import pytest
 from appliance.errors import BadInput, Unavailable
 from appliance.sandbox.description import Sandbox
 from appliance.sandbox.escape_targets import EscapeTargets, Probes
-from appliance.sandbox.local import Worker, start_worker
+from appliance.sandbox.local import ENTRY, Worker, start_worker
 from appliance.sandbox.processes import LAYERS
 from appliance.worker.probes import run_probes
 
@@ -44,6 +44,7 @@ def begin(service: Any, folder: Path, probes: Probes, module: str, without: froz
         log=folder / "log",
         probes=probes,
         code=service.INMATES,
+        entry=ENTRY if module == "probe" else f"inmates.{module}",
         layers=LAYERS - without,
         accepted_missing=without,
     )

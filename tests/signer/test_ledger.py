@@ -21,6 +21,7 @@ from appliance.signer import operations as operations_module
 from appliance.signer import record as record_module
 from appliance.signer.operations import Operations
 from appliance.signer.record import FILE, SignerRecord
+from appliance.store.database.catalogue import check_catalogue
 from appliance.store.database.engine import migrate, open_engine
 from appliance.store.files.keyring import Keyring
 from appliance.store.ledger import ledger as ledger_module
@@ -29,14 +30,13 @@ from appliance.store.ledger import writer as writer_module
 from appliance.store.ledger.ledger import Ledger
 from appliance.store.ledger.pending import FILE as PENDING
 from appliance.store.ledger.pending import PendingFile
-from tests.kit.cuts import cut_at, lines_of
+from tests.kit.cuts import cut_at, find_cuts
 from tests.kit.signing import Direct, make_signer, signed_ledger, small_site
 from tests.kit.small_log import ORIGIN, Enrolment, SmallLog, heartbeat
 
 FILES = frozenset(
     str(module.__file__) for module in (ledger_module, pending_module, writer_module, operations_module, record_module)
 )
-FUNCTIONS = frozenset({"_write_batch", "_sign", "_keep_batch", "store", "remove", "sign_checkpoint", "swap", "commit"})
 TEXT = b"mia Example"
 
 
@@ -92,7 +92,7 @@ def check_whole(place: Place, opened: Ledger) -> None:
     checkpoint = open_checkpoint(opened.checkpoint(), place.site.log_key)
     assert (checkpoint.size, checkpoint.root) == place.signed() == (opened.state.size, opened.edge.root())
     assert (place.home / PENDING).read_bytes() == b""
-    assert opened.check_projections() == [] == opened.check_schema()
+    assert opened.check_projections() == [] == opened.ask(check_catalogue)
 
 
 def test_a_signed_ledger_is_one_as_any_other(place: Place, ledger: Ledger, mia: Enrolment) -> None:
@@ -105,21 +105,24 @@ def test_a_signed_ledger_is_one_as_any_other(place: Place, ledger: Ledger, mia: 
 
 
 @pytest.mark.thorough
-def test_a_power_cut_before_any_line_loses_no_signed_batch(place: Place, mia: Enrolment, tmp_path: Path) -> None:
+def test_a_power_cut_in_each_state_of_the_disk_loses_no_signed_batch(
+    place: Place, mia: Enrolment, tmp_path: Path
+) -> None:
     def append(there: Place) -> None:
         with closing(there.open()) as opened:
             opened.append_all([mia.pending, heartbeat()])
 
-    lines = lines_of(FILES, FUNCTIONS, lambda: append(place.copy(tmp_path / "whole")))
-    assert len(lines) > 40
+    whole = place.copy(tmp_path / "whole")
+    places = find_cuts(tmp_path / "whole", FILES, lambda: append(whole))
+    assert len(places) > 8
     outcomes = set()
-    for number, line in enumerate(lines):
+    for number, cut in enumerate(places):
         there = place.copy(tmp_path / f"cut-{number}")
-        assert cut_at(line, FILES, lambda there=there: append(there))  # type: ignore[misc]
+        assert cut_at(cut, FILES, lambda there=there: append(there))  # type: ignore[misc]
         signed = there.signed()[0] == 3
         with closing(there.open()) as opened:
             check_whole(there, opened)
-            assert (opened.state.size == 3) >= signed, line
+            assert (opened.state.size == 3) >= signed, cut
             outcomes.add((signed, opened.state.size))
             appended = opened.append(heartbeat())
             assert appended.entry.index in (1, 3)

@@ -24,7 +24,7 @@ from appliance.signer.opening import lock_signer, open_signer
 from appliance.signer.operations import Operations
 from appliance.signer.record import SignedCheckpoint, SignerRecord
 from appliance.signer.token import Token
-from appliance.store.files.keyring import Keyring
+from appliance.store.files.keyring import LOG_KEY, Keyring
 from appliance.store.files.lock import lock_folder
 from appliance.workflows.core.record import append
 from tests.kit.founded import _DEFAULT
@@ -214,7 +214,7 @@ def files(tmp_path: Path) -> Keyring:
     """Return the files of a signer with three keys."""
     made = Keyring(tmp_path / "signer" / "keys")
     made.make_keys()
-    made.create_log_key("file:log-2")
+    made.create_key("file:log-2", "Ed25519")
     return made
 
 
@@ -280,7 +280,7 @@ def test_files_stay_if_the_token_refuses_a_key(files: Keyring, token: Token, mon
 @outside
 @pytest.mark.parametrize("kind", ["PUBLIC_KEY", "PRIVATE_KEY", ""])
 def test_files_stay_if_the_token_has_another_key(files: Keyring, token: Token, kind: str) -> None:
-    token.create_log_key()
+    token.create_key(LOG_KEY, "Ed25519")
     for name in ("PUBLIC_KEY", "PRIVATE_KEY"):
         if kind and name != kind:
             token._find("log", token._pkcs11.ObjectClass[name]).destroy()

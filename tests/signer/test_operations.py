@@ -24,7 +24,7 @@ from appliance.signer import opening
 from appliance.signer.operations import MOST_LEAVES, Operations
 from appliance.signer.record import FILE, SignedCheckpoint, SignerRecord
 from appliance.store.database.engine import open_engine
-from appliance.store.files.keyring import ADAPTER_KEY, LOG_KEY, Keyring
+from appliance.store.files.keyring import ADAPTER_KEY, LOG_KEY, KeyKind, Keyring
 from appliance.store.ledger.keys import SignerAhead
 from tests.kit.signing import make_signer
 from tests.kit.small_log import ORIGIN
@@ -358,14 +358,14 @@ def test_a_record_is_of_one_log_key_before_the_first_signature(tmp_path: Path) -
 def test_a_host_whose_init_lost_the_race_for_the_record_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    database, create = f"sqlite:///{tmp_path / 'shared.db'}", Keyring.create_log_key
+    database, create = f"sqlite:///{tmp_path / 'shared.db'}", Keyring.create_key
 
-    def be_late(keys: Keyring) -> Signer:
+    def be_late(keys: Keyring, uri: str, kind: KeyKind) -> Signer:
         monkeypatch.undo()
         make_signer(tmp_path / "first", database)
-        return create(keys)
+        return create(keys, uri, kind)
 
-    monkeypatch.setattr(Keyring, "create_log_key", be_late)
+    monkeypatch.setattr(Keyring, "create_key", be_late)
     with pytest.raises(Conflict, match="copy the keys of its signer"):
         make_signer(tmp_path / "second", database)
     opening.open_signer(tmp_path / "first", None, database)

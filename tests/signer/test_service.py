@@ -25,7 +25,7 @@ from appliance.wiring.backups import find_places
 from appliance.wiring.installing import _describe_installation
 from appliance.workflows.backups import listing, making, opening
 from appliance.workflows.core.record import append
-from appliance.workflows.operations.doctor import RemoteKeys, check_database, check_keys_together, check_signer
+from appliance.workflows.operations.doctor import RemoteKeys, check_database, check_key_files, check_signer
 from tests.kit.backups import DATA, RECIPIENTS
 from tests.kit.founded import _DEFAULT
 from tests.kit.signing import make_signer, serving
@@ -118,7 +118,7 @@ def test_doctor_names_a_signer_that_is_gone_and_keys_that_are_in_both_places(
 
     def found() -> dict[str, str]:
         place = _describe_installation(settings)
-        return {one.check: one.level for one in (*check_keys_together(place), *check_signer(place, None))}
+        return {one.check: one.level for one in (*check_key_files(place), *check_signer(place, None))}
 
     with serving(operations, tmp_path / "s"):
         init(settings)
@@ -150,6 +150,6 @@ def test_doctor_opens_the_signer_once(settings: Settings) -> None:
         return place.signer(origin)
 
     counted = replace(place, signer=open_signer)
-    found = [*check_keys_together(counted), *check_database(counted, datetime.now(UTC))[0]]
+    found = [*check_key_files(counted), *check_database(counted, datetime.now(UTC))[0]]
     assert [one.level for one in found if one.check.startswith("signer")] == ["ok"]
     assert len(opened) == 1

@@ -20,7 +20,14 @@ from appliance.formats.core.frame import read_frame, write_frame
 from appliance.formats.core.merkle import Frontier, hash_leaf
 from appliance.formats.log.checkpoint import open_checkpoint
 from appliance.formats.signatures.bundle import sign_model, verify_model
-from appliance.formats.signatures.dsse import Statement, encode_statement, sign_envelope, verify_envelope
+from appliance.formats.signatures.dsse import (
+    PAYLOAD_TYPE,
+    Statement,
+    encode_statement,
+    pae,
+    sign_envelope,
+    verify_envelope,
+)
 from appliance.formats.signatures.ml_dsa import is_ml_dsa
 from appliance.signer import server as server_module
 from appliance.signer.client import SignerKeys
@@ -82,7 +89,7 @@ def test_the_client_has_every_operation(opened: SignerKeys) -> None:
     with pytest.raises(SignerAhead):
         keys.sign_checkpoint(ORIGIN, Frontier.EMPTY, [OTHER], Frontier.EMPTY.extend([OTHER])[0].root(), [vkey])
     with pytest.raises(BadInput, match="expected JSON"):
-        keys.sign_adapter(b"anything", post_quantum=False)
+        keys.adapter_signer().sign(pae(PAYLOAD_TYPE, b"anything"))
     adapter, payload = (
         keys.adapter_signer(),
         encode_statement(Statement((("clauses", digest_bytes(b"m")),), SLSA_PROVENANCE, {})),

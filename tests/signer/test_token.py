@@ -20,7 +20,7 @@ from appliance.formats.signatures.keys import verify_signature
 from appliance.signer.operations import Operations
 from appliance.signer.record import SignerRecord
 from appliance.signer.token import Token, TokenUri, parse_token_uri
-from appliance.store.files.keyring import ADAPTER_KEY, LOG_KEY
+from appliance.store.files.keyring import ADAPTER_KEY, LOG_KEY, POST_QUANTUM_ADAPTER_KEY
 from scripts.kit.appliance import ROOT
 from tests.kit.small_log import ORIGIN
 from tests.kit.softhsm import MODULE, PIN, make_token
@@ -61,11 +61,11 @@ def test_keys_are_made_once_and_cannot_be_read(token: Token) -> None:
     token.make_keys()
     assert token.open_signer(LOG_KEY).spki == before
     with pytest.raises(Conflict, match="object=log"):
-        token.create_log_key()
+        token.create_key(LOG_KEY, "Ed25519")
     with pytest.raises(NotFound, match="object=log-99;type=private"):
         token.open_signer("file:log-99")
     with pytest.raises(Unavailable, match="ML-DSA-65"):
-        token.post_quantum_adapter_key()
+        token.ensure_key(POST_QUANTUM_ADAPTER_KEY)
     private = token._find("log", token._pkcs11.ObjectClass.PRIVATE_KEY)
     assert private[token._pkcs11.Attribute.SENSITIVE] and not private[token._pkcs11.Attribute.EXTRACTABLE]
 

@@ -91,6 +91,29 @@ def database_url(request: pytest.FixtureRequest, databases: Databases, tmp_path:
         yield url
 
 
+BLOCKS = {"all filed": 1, "some filed": 5, "none filed": 1_024}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def database_kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module", params=BLOCKS)
+def shared_engine(
+    database_kind: str, request: pytest.FixtureRequest, databases: Databases, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Engine]:
+    """Yield the engine of one database for all tests of a file, which only read it, for each size of a block."""
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        databases.copy(database_kind, databases.migrated(database_kind), tmp_path_factory.mktemp("shared")) as url,
+    ):
+        patch.setattr(search_index, "BLOCK", BLOCKS[request.param])
+        engine = open_engine(url)
+        yield engine
+        engine.dispose()
+
+
 @pytest.fixture
 def sqlite_path(databases: Databases, tmp_path: Path) -> Path:
     path = tmp_path / "ledger.db"

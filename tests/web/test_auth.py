@@ -101,8 +101,8 @@ def test_a_session_outlives_its_own_lifetime_by_no_move_of_the_clock(
     authenticator, signer = CallerAuthenticator(context), generate_ed25519()
     ends = encode_time(issued + timedelta(seconds=600))
     checked = SimpleNamespace(identity=None, expires_at=ends)
-    monkeypatch.setattr(auth, "check_statement", lambda context, *_: context.clock() and checked)
-    monkeypatch.setattr(auth, "open_session", lambda *_: "token")
+    monkeypatch.setattr(auth.governance, "check_statement", lambda context, *_: context.clock() and checked)
+    monkeypatch.setattr(auth.governance, "open_session", lambda *_: "token")
     monkeypatch.setattr(auth.time, "monotonic", lambda: 1_000.0)
     statement = SessionStatement(
         origin="bank.example/test",

@@ -29,7 +29,7 @@ from appliance.client.syslog import SyslogReceiver, encode_message
 from appliance.errors import BadInput, Conflict, Tampered, Unavailable
 from appliance.formats.core.merkle import hash_leaf
 from appliance.formats.log.export import encode_removed
-from appliance.web.operations.health import Feed, OperationsTokens, Readiness, operations_app
+from appliance.web.operations.health import OperationsTokens, Readiness, operations_app, read_feed
 from scripts.kit.certificates import Authority
 from scripts.kit.ports import free_port
 from tests.cli.conftest import type_alone
@@ -46,7 +46,9 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
 
 def app_of(desk: Console, feed: bytes | None = TOKEN) -> Any:
     metrics: Any = None
-    return operations_app(Readiness(desk.context), metrics, Feed(desk.context), OperationsTokens(b"metrics", feed))
+    return operations_app(
+        Readiness(desk.context), metrics, partial(read_feed, desk.context), OperationsTokens(b"metrics", feed)
+    )
 
 
 def ask(desk: Console, query: str = "", token: bytes = TOKEN) -> Any:

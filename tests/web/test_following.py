@@ -34,7 +34,7 @@ def test_twenty_who_follow_leave_the_two_threads_to_others_and_hear_of_a_step_at
     async def followed() -> list[dict[str, Any]]:
         anyio.to_thread.current_default_thread_limiter().total_tokens = 2
         asked = [
-            asyncio.create_task(follow(progress, "r-000001", lambda: look(progress), is_news, 60)) for _ in range(20)
+            asyncio.create_task(follow(progress, "r-000001", lambda: look(progress), 60, is_news)) for _ in range(20)
         ]
         await asyncio.sleep(0.2)
         began = time.monotonic()
@@ -56,7 +56,7 @@ def test_who_follows_is_answered_at_the_end_of_the_work_or_of_the_wait(ends: boo
     progress = Progress()
 
     async def followed() -> dict[str, Any]:
-        asked = asyncio.create_task(follow(progress, "r-000001", lambda: look(progress), is_news, 60 if ends else 0.2))
+        asked = asyncio.create_task(follow(progress, "r-000001", lambda: look(progress), 60 if ends else 0.2, is_news))
         await asyncio.sleep(0.05)
         if ends:
             progress.end("r-000001")

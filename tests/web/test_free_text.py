@@ -26,7 +26,7 @@ from appliance.domain.core.order import Order, encode_order
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.signatures.dsse import encode_envelope, parse_envelope, sign_envelope
-from appliance.web.operations.health import MAX_LINES, Feed, OperationsTokens, Readiness, operations_app
+from appliance.web.operations.health import MAX_LINES, OperationsTokens, Readiness, operations_app, read_feed
 from appliance.web.operations.metrics import Metrics
 from appliance.web.operations.traces import Traces
 from appliance.web.people.api import people_app
@@ -70,7 +70,9 @@ class Listeners:
         self.units = TestClient(app, raise_server_exceptions=False)
         self.people = TestClient(self.people_app, raise_server_exceptions=False)
         self.operations = TestClient(
-            operations_app(Readiness(context), self.metrics, Feed(context), OperationsTokens(b"token", b"feed"))
+            operations_app(
+                Readiness(context), self.metrics, partial(read_feed, context), OperationsTokens(b"token", b"feed")
+            )
         )
 
     def record(self) -> None:

@@ -1,61 +1,22 @@
-"""A power cut before any line of the witness's program leaves no half-written file."""
+"""A power cut in any state of the disk during the witness's program leaves no half-written file."""
 
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Iterator
-from itertools import count
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import pytest
 
 from appliance import witness as program
 from appliance.errors import Conflict, Tampered
 from appliance.witness import cosign_file, parse_state
+from tests.kit.cuts import cut_at, find_cuts
 from tests.witness.bench import FORK, LOG, WITNESS, Desk
 
-CUT = 9
 # Later versions of Python warn of a fork beside threads; the child has none, and ends in the witness's program.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-
-
-def cut_at(line: int, desk: Desk, *, first: bool) -> bool:
-    """Run a request in a process that dies, without cleanup, before the n-th line of the program that it reaches.
-
-    Return True if it died, or False if it had no such line.
-    """
-    child = os.fork()
-    if child == 0:
-        seen = 0
-
-        def trace(frame: FrameType, event: str, _: Any) -> Any:
-            nonlocal seen
-            if frame.f_code.co_filename != program.__file__:
-                return None
-            if event == "line":
-                seen += 1
-                if seen == line:
-                    os._exit(CUT)
-            return trace
-
-        try:
-            sys.settrace(trace)
-            cosign_file(desk.request, desk.state, desk.out, WITNESS, first=first)
-            os._exit(0)
-        finally:
-            os._exit(1)  # never back into the tests
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert code in (0, CUT)
-    return code == CUT
-
-
-def desks(folder: Path) -> Iterator[tuple[int, Desk]]:
-    for line in count(1):
-        (folder / str(line)).mkdir()
-        yield line, Desk(folder / str(line))
+FILES = frozenset({program.__file__})
 
 
 def size_in(path: Path) -> int:
@@ -63,13 +24,31 @@ def size_in(path: Path) -> int:
     return parse_state(path.read_bytes(), WITNESS).checkpoint.size
 
 
-@pytest.mark.thorough
-def test_a_cut_before_any_line_leaves_the_old_or_the_new_state_and_a_second_try_succeeds(tmp_path: Path) -> None:
-    states, outputs = set(), set()
-    for line, desk in desks(tmp_path):
+def desks(folder: Path, bring: Callable[[Desk], object], *, first: bool) -> Iterator[Desk]:
+    """Yield a folder for each state of the disk in which the power was cut during a request."""
+
+    def make(name: str) -> tuple[Desk, Callable[[], object]]:
+        (folder / name).mkdir()
+        bring(desk := Desk(folder / name))
+        return desk, lambda: cosign_file(desk.request, desk.state, desk.out, WITNESS, first=first)
+
+    places = find_cuts(folder, FILES, make("whole")[1])
+    assert len(places) > 6
+    for number, place in enumerate(places):
+        desk, act = make(str(number))
+        assert cut_at(place, FILES, act)
+        yield desk
+
+
+def test_a_cut_in_each_state_of_the_disk_leaves_the_old_or_the_new_state_and_a_second_try_succeeds(
+    tmp_path: Path,
+) -> None:
+    def bring(desk: Desk) -> None:
         cosign_file(desk.bring(LOG.request(0, 7)), desk.state, None, WITNESS, first=True)
         desk.bring(LOG.request(7, 12))
-        died = cut_at(line, desk, first=False)
+
+    states, outputs = set(), set()
+    for desk in desks(tmp_path, bring, first=False):
         state = size_in(desk.state)
         states.add(state)
         outputs.add(desk.out.exists())
@@ -83,24 +62,16 @@ def test_a_cut_before_any_line_leaves_the_old_or_the_new_state_and_a_second_try_
             desk.bring(LOG.request(7, 12))
         cosign_file(desk.request, desk.state, desk.out, WITNESS)
         assert size_in(desk.state) == size_in(desk.out) == 12
-        if not died:
-            break
-    assert line > 60, "the tracer saw the program's lines"
     assert (states, outputs) == ({7, 12}, {False, True})
 
 
-@pytest.mark.thorough
 def test_a_cut_during_the_first_request_begins_the_state_whole_or_not_at_all(tmp_path: Path) -> None:
     began = set()
-    for line, desk in desks(tmp_path):
-        desk.bring(LOG.request(0, 7))
-        died = cut_at(line, desk, first=True)
+    for desk in desks(tmp_path, lambda desk: desk.bring(LOG.request(0, 7)), first=True):
         began.add(desk.state.exists())
         assert desk.state.exists() or not desk.out.exists()
         cosign_file(desk.request, desk.state, desk.out, WITNESS, first=not desk.state.exists())
         assert size_in(desk.state) == size_in(desk.out) == 7
-        if not died:
-            break
     assert began == {False, True}
 
 

@@ -29,7 +29,7 @@ class Process:
 
     def __init__(self, name: str, targets: Frame, log: IO[bytes], *, fresh: bool = False) -> None:
         """`fresh`: a process that has nothing of another's, instead of a fork that has torch already."""
-        command = ["-m", f"appliance.worker.{name}", json.dumps(targets)]
+        command = ["-m", "appliance.worker.run", f"appliance.worker.{name}", json.dumps(targets)]
         (theirs, stdin), (stdout, back) = os.pipe(), os.pipe()
         streams = theirs, back, log.fileno()
         self.child: forks.Forked | subprocess.Popen[bytes]

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from appliance.worker import serve
+from appliance.worker import serving
 
 
 class Reading:
@@ -50,8 +50,8 @@ class Session:
 def test_a_server_says_that_it_works_while_a_long_prompt_is_read(
     monkeypatch: pytest.MonkeyPatch, every_s: float, signs: int
 ) -> None:
-    monkeypatch.setattr(serve, "SIGN_S", every_s)
+    monkeypatch.setattr(serving, "ACTIVITY_REPORT_S", every_s)
     engine = Reading(5)
     session = Session()
-    serve.Service(cast(Any, session), cast(Any, engine), ()).run()
+    serving.Service(cast(Any, session), cast(Any, engine), ()).run()
     assert session.sent == [{"frame": "working", "computed": number} for number in range(1, 1 + signs)]

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-import shutil
+import os
+import select
+import subprocess
+import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import PIPE, Popen
 from typing import Any
 
 import pytest
@@ -14,11 +20,13 @@ from appliance.domain.evaluation.items import parse_items
 from appliance.formats.core.canonical import encode_canonical
 from appliance.ml.inference.adapters import parse_adapter_config
 from appliance.sandbox.escape_targets import EscapeTargets, Probes
-from scripts.kit.tiny_model import TEMPLATE
-from tests.worker.conftest import Frame, Process, Start, dataset_task, train_task
+from scripts.kit.waiting import wait_for
+from tests.worker.conftest import ROOT, Frame, Process, Start, dataset_task, train_task
 
 MESSAGES = [{"role": "system", "content": "Name the kind."}, {"role": "user", "content": "invoice and fee"}]
 KEY = bytes(range(32))
+MODULES = sorted((ROOT / "appliance" / "worker").glob("*.py"))
+WORKERS = [module.stem for module in MODULES if "\ndef work(" in module.read_text()]
 
 
 @pytest.fixture(scope="session")
@@ -76,14 +84,27 @@ def test_every_worker_tries_its_sandbox_first(start: Start) -> None:
     assert worker.hang_up() == 1
 
 
-def test_the_sandbox_is_tried_before_torch_is_there() -> None:
-    import subprocess
-    import sys
+@pytest.mark.parametrize("name", WORKERS)
+def test_a_worker_loads_no_library_before_it_has_tried_its_sandbox(name: str, tmp_path: Path) -> None:
+    """It waits while it reports its probes, which are too many for the pipe."""
+    probes, (reader, writer) = Probes(read={f"read-{number}": tmp_path for number in range(400)}), os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, select.PIPE_BUF)
+    with open(tmp_path / "log", "wb") as log, EscapeTargets(probes) as escape_targets:
+        command = [sys.executable, "-m", "appliance.worker.run", f"appliance.worker.{name}"]
+        with Popen([*command, json.dumps(escape_targets.targets)], stdin=PIPE, stdout=writer, stderr=log) as worker:
+            wait_for(lambda: not select.select([], [writer], [], 0)[1])
+            libraries = Path(f"/proc/{worker.pid}/maps").read_text()
+            worker.kill()
+    os.close(reader)
+    os.close(writer)
+    assert "libc" in libraries
+    assert sysconfig.get_path("platlib") not in libraries
 
-    modules = ", ".join(f"appliance.worker.{name}" for name in ("train", "evaluate", "serve", "prepare", "preview"))
-    code = f"import sys, {modules}; print([m for m in ('torch', 'transformers', 'appliance.ml') if m in sys.modules])"
+
+def test_rows_are_imported_without_torch() -> None:
+    code = "import sys, appliance.worker.prepare; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout == "[]\n"
+    assert done.stdout == "False\n"
 
 
 def test_the_preparing_worker_says_what_the_machine_is(start: Start) -> None:
@@ -132,40 +153,6 @@ def test_a_broken_row_is_a_failure_naming_its_line_and_nothing_is_written(
     assert not list(output.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("turns", "change", "code", "message"),
-    [
-        (["user"], "", "nothing-to-train", "dataset, line 2: expected a turn of the assistant, got none"),
-        (
-            ["user", "assistant"],
-            " | upper",
-            "answer-altered",
-            "dataset, line 2: chat_template.jinja: expected the answer",
-        ),
-        (["user", "assistant"], "[:0]", "answer-altered", "dataset, line 2: chat_template.jinja: expected the answer"),
-    ],
-    ids=["no-answer", "an-altered-answer", "a-dropped-answer"],
-)
-def test_a_chat_without_its_answer_is_a_failure_naming_its_line_and_nothing_is_written(
-    start: Start, places: dict[str, Path], tmp_path: Path, turns: list[str], change: str, code: str, message: str
-) -> None:
-    """The template keeps answers until it comes to `one`, so that it is no bad template for every conversation."""
-    base, output = Path(shutil.copytree(places["base"], tmp_path / "base")), tmp_path / "output"
-    output.mkdir()
-    said = "message['content']"
-    altered = f"({said}{change} if message['role'] == 'assistant' and {said} == 'one' else {said})"
-    (base / "chat_template.jinja").write_text(TEMPLATE.replace(said, altered))
-    source = tmp_path / "talks.jsonl"
-    talks = [[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]]
-    talks.append([{"role": role, "content": "one"} for role in turns])
-    source.write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
-    task = dataset_task(places, source=str(source), format="jsonl", dataset_kind="chat", columns={}, output=str(output))
-    failure, _ = start("prepare").run(task | {"base": str(base)}, KEY)
-    assert (failure["frame"], failure["code"]) == ("failure", code)
-    assert failure["message"].startswith(message)
-    assert not list(output.iterdir())
-
-
 def test_a_pickle_in_a_base_is_a_failure_naming_it(start: Start, places: dict[str, Path], tmp_path: Path) -> None:
     bad, output = tmp_path / "bad", tmp_path / "output"
     bad.mkdir()
@@ -188,7 +175,7 @@ def test_the_log_says_where_the_operating_system_refused(places: dict[str, Path]
         worker.close()
     assert failure["message"] == "worker: expected to read and write its folders, got No such file or directory"
     text = log.read_text()
-    assert "appliance/worker/link.py" in text and text.endswith("failed: unavailable\n") and "absent" not in text
+    assert "appliance/worker/run.py" in text and text.endswith("failed: unavailable\n") and "absent" not in text
 
 
 @pytest.mark.parametrize("task", [{"task": "other"}, {}, {"task": "base", "source": "relative", "output": "/x"}])
@@ -250,40 +237,22 @@ def test_training_continues_from_a_checkpoint_to_the_same_adapter(
 
 
 @pytest.mark.thorough
-def test_a_window_is_trained_again_and_compared(
+def test_a_run_is_trained_again_in_another_process_to_the_same_bytes(
     start: Start, places: dict[str, Path], trained: tuple[Frame, list[Frame]], tmp_path: Path
 ) -> None:
-    """From the beginning to the first recorded step: the recorded bytes, and a difference of nothing."""
-    first = next(frame for frame in trained[1] if frame["frame"] == "checkpoint")
+    """An auditor's process has nothing in common with the one that trained, which was forked with torch in it."""
+    last = [frame for frame in trained[1] if frame["frame"] == "checkpoint"][-1]
     files = {name: tmp_path / name for name in ("before", "expected", "got")}
-    recorded = (places["checkpoints"] / first["file"]).read_bytes()
+    recorded = (places["checkpoints"] / last["file"]).read_bytes()
     files["expected"].write_bytes(recorded)
     paths = {name: str(path) for name, path in files.items()}
-    result, frames = start("replay").run({**train_task(places, "again"), **paths, "stop": first["step"]})
-    assert (result["step"], len(frames)) == (first["step"], first["step"])
-    assert result["machine"] == first["machine"]
+    result, frames = start("train", fresh=True).run({**train_task(places, "again"), **paths, "stop": last["step"]})
+    assert (result["step"], len(frames)) == (last["step"], last["step"])
+    assert [f"{frame['loss']:.6f}" for frame in frames] == trained[0]["losses"]
+    assert result["machine"] == last["machine"]
     assert files["got"].read_bytes() == recorded
     compared, _ = start("compare").run(paths)
     assert compared == {"frame": "result", "largest_difference": "0.000000000000"}
-
-
-@pytest.mark.thorough
-def test_the_same_recipe_in_another_process_gives_the_same_bytes(
-    start: Start, places: dict[str, Path], trained: tuple[Frame, list[Frame]]
-) -> None:
-    """What lets an auditor replay a run."""
-    again, _ = start("train", fresh=True).run(train_task(places, "again"))
-    assert again["losses"] == trained[0]["losses"]
-    for name in ("adapter_model.safetensors", "adapter_config.json"):
-        assert (places["again"] / name).read_bytes() == (places["adapter"] / name).read_bytes()
-
-
-def test_a_row_over_max_length_fails_the_run_and_writes_nothing(
-    start: Start, places: dict[str, Path], dataset: Frame, tmp_path: Path
-) -> None:
-    failure, _ = start("train").run({**train_task(places, "again", max_length=8), "output": str(tmp_path)})
-    assert "expected at most 8 tokens (max_length)" in failure["message"]
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.thorough
@@ -453,14 +422,6 @@ def test_next_to_no_temperature_is_none(server: Process, slot: str, temperature:
     text, done = _answer(server, "1", temperature=temperature, seed=5)
     assert (text, done["frame"]) == (_answer(server, "2", temperature=0)[0], "done")
     assert _answer(server, "3", temperature=temperature, labels=["fee", "due"])[1]["frame"] == "done"
-
-
-@pytest.mark.parametrize("temperature", [1e-5, 1e-3])
-@pytest.mark.parametrize("top_p", [5e-324, 1e-38, 1e-9, 1.0])
-def test_the_smallest_temperature_and_share_are_answered(
-    server: Process, slot: str, temperature: float, top_p: float
-) -> None:
-    assert _answer(server, "1", temperature=temperature, top_p=top_p)[1]["frame"] == "done"
 
 
 def test_a_long_request_can_be_cancelled_before_it_is_read(server: Process, slot: str) -> None:

@@ -21,7 +21,6 @@ from appliance.domain.core.entry import Entry, EntryDraft, parse_entry, record_r
 from appliance.domain.core.names import NO_DIGEST, encode_value
 from appliance.domain.core.order import Order, encode_order
 from appliance.domain.core.policy import Parameters, PolicySet
-from appliance.domain.core.signatures import AcceptedOrder
 from appliance.domain.governance import countersignature
 from appliance.domain.governance.countersignature import Countersign, WithdrawOrder
 from appliance.domain.governance.log_control import RaiseRules
@@ -39,8 +38,7 @@ from appliance.formats.core.timestamp import encode_time
 from appliance.formats.log.checkpoint import open_checkpoint
 from appliance.formats.log.trust import Trust
 from appliance.formats.signatures.dsse import encode_envelope
-from appliance.store.database.engine import migrate, open_engine
-from appliance.store.ledger.checks import LogReader
+from appliance.store.database.engine import migrate, open_engine, using_engine
 from appliance.store.ledger.keys import HeldLogKeys
 from appliance.store.ledger.ledger import Ledger
 from appliance.workflows import orders
@@ -118,7 +116,7 @@ class Desk:
         checkpoint, texts = self.ledger.signed_texts()
         now = encode_time(self.context.clock())
         moment = Moment(self.ledger.database_url, {}, self.ledger.seen, checkpoint, trust, now)
-        with closing(LogReader(moment.database)) as log:
+        with using_engine(moment.database, read_only=True) as log:
             report, local = examine(log, moment, texts)
         return report.verdict, report.cedar_policies, [*report.findings, *local]
 
@@ -227,8 +225,8 @@ def test_what_an_order_needs_is_looked_for_without_the_lock_of_orders(
     desk = found(policy())
     held: list[tuple[str, bool]] = []
 
-    def look(context: Context, accepted: AcceptedOrder) -> None:
-        held.append((accepted.order.action, context.order_lock._is_owned()))  # type: ignore[attr-defined]
+    def look(context: Context, order: Order, digest: str) -> None:
+        held.append((order.action, context.order_lock._is_owned()))  # type: ignore[attr-defined]
         if len(held) == 1:
             raise NotFound("file: expected one, got none")
 

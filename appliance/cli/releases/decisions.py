@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import command, group, reads, signs
+from appliance.cli.support.command import REQUIRED_REASON, combine, with_session_options, with_signing_options
+from appliance.cli.support.groups import delegation, finding, release
 from appliance.cli.support.output import (
     END_HELP,
     parse_end,
@@ -17,12 +18,13 @@ from appliance.cli.support.output import (
     print_facts,
     print_json,
     print_line,
+    print_rows,
     print_table,
     print_text,
     say,
 )
 from appliance.cli.support.progress import ProgressMeter
-from appliance.cli.support.signing import print_order_facts, print_outcome, sign_and_submit
+from appliance.cli.support.signing import order_action, print_outcome, sign_and_submit
 from appliance.errors import BadInput
 from appliance.reports.review.blocks import (
     Block,
@@ -120,7 +122,7 @@ def _print_line(err: bool, *lines: str) -> None:
         say(plain(line)) if err else print_line(plain(line))
 
 
-CONDITIONS: tuple[Callable[[Any], Any], ...] = (
+with_conditions = combine(
     click.option("--not-before", metavar="TIME", help=f"Condition: not served before this time. {END_HELP}"),
     click.option("--not-after", metavar="TIME", help=f"Condition: not served from this time on. {END_HELP}"),
     click.option(
@@ -137,7 +139,7 @@ CONDITIONS: tuple[Callable[[Any], Any], ...] = (
         help="Condition: at most this many requests a day (UTC), of all served models and programs of the unit.",
     ),
 )
-"""Options for conditions, of a release request and of an approval."""
+"""Decorator that adds the options for conditions, of a release request and of an approval."""
 
 
 def parse_conditions(
@@ -156,17 +158,11 @@ def parse_conditions(
     return make_conditions(values)
 
 
-@group("delegation", example="appliance delegation list")
-def delegation() -> None:
-    """Add, list and end delegations, which let another person decide in a reviewer's place."""
-
-
 @delegation.command("add", example="appliance delegation add dana --review-function privacy --until 7d")
 @click.argument("principal", metavar="NAME")
 @click.option("--review-function", required=True, metavar="FUNCTION", help="Yours.")
 @click.option("--until", required=True, metavar="TIME", help=f"{END_HELP} Policy limits it.")
-@signs
-@click.pass_obj
+@with_signing_options
 def add(caller: Caller, principal: str, review_function: str, until: str) -> None:
     """Let another person decide in your place, until a time. Operators cannot be delegates."""
     _delegate(caller, principal, review_function, parse_end(until, "until", datetime.now(UTC)))
@@ -175,38 +171,29 @@ def add(caller: Caller, principal: str, review_function: str, until: str) -> Non
 @delegation.command("end", example="appliance delegation end dana --review-function privacy")
 @click.argument("principal", metavar="NAME")
 @click.option("--review-function", required=True, metavar="FUNCTION", help="Yours.")
-@signs
-@click.pass_obj
+@with_signing_options
 def end(caller: Caller, principal: str, review_function: str) -> None:
     """End a delegation before its time. The delegate's earlier decisions stay valid."""
     _delegate(caller, principal, review_function, None)
 
 
 def _delegate(caller: Caller, principal: str, review_function: str, until: str | None) -> None:
-    from appliance.domain.governance.delegations import Delegate
-
     values = {"principal": principal, "review_function": review_function, "until": until}
-    receipt = sign_and_submit(caller, caller.propose(Delegate, values))
-    print_order_facts(
-        caller, receipt, [("delegate", principal), ("review function", review_function), ("until", until or "ended")]
-    )
+    facts = [("delegate", principal), ("review function", review_function), ("until", until or "ended")]
+    order_action(caller, "delegate", values, facts)
 
 
 @delegation.command("list", example="appliance delegation list")
-@reads
-@click.pass_obj
+@with_session_options
 def list_delegations(caller: Caller) -> None:
     """List every delegation that was not ended, including expired ones."""
     from appliance.domain.core.decisions import Delegation
 
-    rows = caller.reading().get("/v1/delegations", list[Delegation])
-    if caller.json:
-        print_json(rows)
-        return
-    columns = ("delegator", "delegate", "review_function", "until", "entry")
-    print_table(
-        columns,
-        [(r.delegator, r.delegate, r.review_function, r.until, r.index) for r in rows],
+    print_rows(
+        caller.json,
+        caller.reading().get("/v1/delegations", list[Delegation]),
+        ("delegator", "delegate", "review_function", "until", "entry"),
+        lambda row: (row.delegator, row.delegate, row.review_function, row.until, row.index),
         empty="There is no delegation. A reviewer makes one with: appliance delegation add",
     )
 
@@ -236,12 +223,7 @@ def print_evidence(evidence: ReviewEvidence, *, err: bool = False) -> None:
 def evidence_value(evidence: ReviewEvidence) -> dict[str, Any]:
     """Return the review page as JSON, with the log that it was checked against."""
     page = evidence.page.model_dump(mode="json")
-    return {**page, "log_size": evidence.log_size, "log_vouched_for_by": evidence.said_by}
-
-
-@group("finding", example="appliance finding list")
-def finding() -> None:
-    """Add, list and close findings of reviewers about adapters."""
+    return {**page, "log_size": evidence.log_size, "log_vouched_for_by": evidence.log_source}
 
 
 def finding_facts(row: Adapter) -> list[tuple[str, object]]:
@@ -278,8 +260,7 @@ def _finding_text(one: Finding) -> str:
 @click.option("--text", required=True, metavar="TEXT", help="What was found.")
 @click.option("--remedy", required=True, metavar="TEXT", help="How to correct it.")
 @click.option("--retest", required=True, metavar="TEXT", help="How to show that it is corrected.")
-@signs
-@click.pass_obj
+@with_signing_options
 def add_finding(
     caller: Caller,
     adapter: str,
@@ -295,8 +276,6 @@ def add_finding(
     retest: str,
 ) -> None:
     """Record a finding about an adapter. An exception to a policy blocks releases from its due date on."""
-    from appliance.domain.releases.findings import AddFinding
-
     until = parse_end(due, "due", datetime.now(UTC))
     values = {
         "adapter": adapter,
@@ -307,15 +286,14 @@ def add_finding(
     }
     values |= {"accepts_verdict": accepts_verdict, "owner": owner, "due": until}
     texts = {"finding": text, "remedy": remedy, "retest": retest}
-    receipt = sign_and_submit(caller, caller.propose(AddFinding, values, texts=texts))
-    print_order_facts(caller, receipt, [("finding", f"{adapter} {receipt.index}"), ("owner", owner), ("due", until)])
+    receipt = sign_and_submit(caller, caller.propose("add-finding", values, texts=texts))
+    print_outcome(caller, receipt, [("finding", f"{adapter} {receipt.index}"), ("owner", owner), ("due", until)])
 
 
 @finding.command("list", example="appliance finding list --open")
 @click.option("--adapter", metavar="NAME@VERSION", help="Only this adapter's.")
 @click.option("--open", "only_open", is_flag=True, help="Only open ones.")
-@reads
-@click.pass_obj
+@with_session_options
 def list_findings(caller: Caller, adapter: str | None, only_open: bool) -> None:
     """List every finding, and whether it is open. `review show` has their texts."""
     from appliance.api.releases import Adapter
@@ -357,15 +335,11 @@ def list_findings(caller: Caller, adapter: str | None, only_open: bool) -> None:
 @click.argument("adapter", metavar="NAME@VERSION")
 @click.argument("entry", type=click.IntRange(1), metavar="ENTRY")
 @click.option("--evidence", required=True, metavar="TEXT", help="What the retest showed.")
-@signs
-@click.pass_obj
+@with_signing_options
 def close(caller: Caller, adapter: str, entry: int, evidence: str) -> None:
     """Close a finding. Signed by its finder, or by another reviewer of its function who did not make the adapter."""
-    from appliance.domain.releases.findings import CloseFinding
-
-    values = {"adapter": adapter, "entry": entry}
-    proposal = caller.propose(CloseFinding, values, texts={"evidence": evidence})
-    print_order_facts(caller, sign_and_submit(caller, proposal), [("closed", f"{adapter} {entry}")])
+    values, facts = {"adapter": adapter, "entry": entry}, [("closed", f"{adapter} {entry}")]
+    order_action(caller, "close-finding", values, facts, texts={"evidence": evidence})
 
 
 def suspension_facts(row: Adapter) -> list[tuple[str, object]]:
@@ -379,7 +353,7 @@ def _suspension_text(one: Suspension) -> str:
     return f"{state}: for {where} by {one.by} ({one.role})"
 
 
-@command(
+@release.command(
     "suspend",
     example="appliance release suspend clauses@1 --unit legal --reason 'A response names a client.'",
 )
@@ -393,9 +367,8 @@ def _suspension_text(one: Suspension) -> str:
     metavar="ROLE",
     help="The role under which you suspend, such as reviewer:privacy. Default: the only one of yours that can.",
 )
-@click.option("--reason", required=True, metavar="TEXT", help="Why, in your words; can be erased later.")
-@signs
-@click.pass_obj
+@REQUIRED_REASON
+@with_signing_options
 def suspend(caller: Caller, adapter: str, unit: str, served_model: str | None, role: str | None, reason: str) -> None:
     """Stop a version for one unit at once, until it is resumed. Other units keep it.
 
@@ -406,17 +379,16 @@ def suspend(caller: Caller, adapter: str, unit: str, served_model: str | None, r
     """
     from appliance.client.people import check_unit
     from appliance.client.releases import choose_role
-    from appliance.domain.releases.suspensions import SuspendRelease
 
     check_unit(caller.reading(), unit)
     chosen = choose_role(caller.reading(), caller.signer, unit, role)
     values = {"adapter": adapter, "unit": unit, "served_model": served_model, "role": chosen}
-    receipt = sign_and_submit(caller, caller.propose(SuspendRelease, values, texts={"reason": reason}))
     where = unit if served_model is None else f"{unit}/{served_model}"
-    print_order_facts(caller, receipt, [("suspended", f"{adapter} for {where}"), ("role", chosen)])
+    facts = [("suspended", f"{adapter} for {where}"), ("role", chosen)]
+    order_action(caller, "suspend-release", values, facts, texts={"reason": reason})
 
 
-@command(
+@release.command(
     "resume", example="appliance release resume clauses@1 --unit legal --reason 'The response was a test of ours.'"
 )
 @click.argument("adapter", metavar="NAME@VERSION")
@@ -424,9 +396,8 @@ def suspend(caller: Caller, adapter: str, unit: str, served_model: str | None, r
 @click.option(
     "--entry", type=click.IntRange(1), metavar="ENTRY", help="Entry of the suspension. Default: the only valid one."
 )
-@click.option("--reason", required=True, metavar="TEXT", help="Why, in your words; can be erased later.")
-@signs
-@click.pass_obj
+@REQUIRED_REASON
+@with_signing_options
 def resume(caller: Caller, adapter: str, unit: str, entry: int | None, reason: str) -> None:
     """Lift one suspension of a version for a unit.
 
@@ -435,10 +406,9 @@ def resume(caller: Caller, adapter: str, unit: str, entry: int | None, reason: s
     """
     from appliance.client.releases import choose_suspension
     from appliance.domain.core.lookup import UnprovenValue
-    from appliance.domain.releases.suspensions import ResumeRelease
 
     found = UnprovenValue(choose_suspension(caller.reading(), adapter, unit)) if entry is None else entry
     values = {"adapter": adapter, "unit": unit, "entry": found}
-    proposal = caller.propose(ResumeRelease, values, texts={"reason": reason})
+    proposal = caller.propose("resume-release", values, texts={"reason": reason})
     lifted = f"the suspension of entry {proposal.order.model_dump()['entry']} of {adapter} for {unit} is lifted"
     print_outcome(caller, sign_and_submit(caller, proposal), lifted)

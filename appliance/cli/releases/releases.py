@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from appliance.cli.releases.decisions import (
-    CONDITIONS,
     NO_ADAPTER,
     finding_facts,
     gather,
     parse_conditions,
     print_evidence,
-    resume,
-    suspend,
     suspension_facts,
+    with_conditions,
 )
 from appliance.cli.runs.gates import list_verdict_facts, verdict_value
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import command, group, reads, shares, signs
+from appliance.cli.support.command import (
+    PATH,
+    REASON,
+    command,
+    with_common_options,
+    with_session_options,
+    with_signing_options,
+)
+from appliance.cli.support.groups import adapter, release
 from appliance.cli.support.output import (
     END_HELP,
     parse_end,
@@ -30,19 +35,17 @@ from appliance.cli.support.output import (
     print_facts,
     print_json,
     print_line,
+    print_rows,
     print_table,
     say,
 )
-from appliance.cli.support.signing import print_order_facts, print_outcome, sign_and_submit
+from appliance.cli.support.signing import order_action, print_outcome, sign_and_submit
 from appliance.errors import BadInput
 
 if TYPE_CHECKING:
     from appliance.api.releases import Adapter, CurrentRequest
     from appliance.client.questions import HistoryEntry
     from appliance.domain.core.decisions import ReleaseRequest
-
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 def request_facts(row: Adapter) -> list[tuple[str, object]]:
@@ -64,13 +67,7 @@ def _request_text(request: ReleaseRequest, current: CurrentRequest | None) -> st
     return f"{asked}; tier {current.tier}; approvals by entry: {approvals}; missing: {missing}{until}"
 
 
-def _conditions(function: F) -> F:
-    for option in reversed(CONDITIONS):
-        function = option(function)
-    return function
-
-
-@command(
+@release.command(
     "request",
     example=(
         "appliance release request clauses@1 --unit legal --exposure internal --purpose assist \\\n"
@@ -93,9 +90,8 @@ def _conditions(function: F) -> F:
 )
 @click.option("--intended-use", required=True, metavar="TEXT", help="What it is to be used for.")
 @click.option("--limits", required=True, metavar="TEXT", help="What it is not to be used for.")
-@_conditions
-@signs
-@click.pass_obj
+@with_conditions
+@with_signing_options
 def request(
     caller: Caller,
     adapter: str,
@@ -114,8 +110,6 @@ def request(
     Policy derives a tier from exposure and purpose. The tier says how many reviewers must approve, in which review
     functions, and for how long. A later request replaces this one and its approvals.
     """
-    from appliance.domain.releases.requests import RequestRelease
-
     values = {
         "adapter": adapter,
         "unit": unit,
@@ -124,28 +118,25 @@ def request(
         "conditions": parse_conditions(not_before, not_after, served_models, answers_a_day),
     }
     texts = {"intended_use": intended_use, "limits": limits}
-    proposal = caller.propose(RequestRelease, values, texts=texts)
+    proposal = caller.propose("request-release", values, texts=texts)
     receipt = sign_and_submit(caller, proposal)
     tier = proposal.order.model_dump()["tier"]
-    print_order_facts(caller, receipt, [("requested", f"{adapter} for {unit}"), ("tier", tier)])
+    print_outcome(caller, receipt, [("requested", f"{adapter} for {unit}"), ("tier", tier)])
     say(f"next: reviewers read appliance review show {adapter}")
 
 
-@command("withdraw-request", example="appliance release withdraw-request clauses@1 --unit legal")
+@release.command("withdraw-request", example="appliance release withdraw-request clauses@1 --unit legal")
 @click.argument("adapter", metavar="NAME@VERSION")
 @click.option("--unit", required=True, metavar="NAME", help="The business unit that it was requested for.")
 @click.option("--reason", metavar="TEXT", help="Why.")
-@signs
-@click.pass_obj
+@with_signing_options
 def withdraw_request(caller: Caller, adapter: str, unit: str, reason: str | None) -> None:
     """Withdraw a release request and its approvals. Signed by the person who requested it, or by an administrator."""
-    from appliance.domain.releases.requests import WithdrawRequest
-
-    proposal = caller.propose(WithdrawRequest, {"adapter": adapter, "unit": unit}, texts={"reason": reason})
-    print_order_facts(caller, sign_and_submit(caller, proposal), [("withdrawn", f"{adapter} for {unit}")])
+    values, facts = {"adapter": adapter, "unit": unit}, [("withdrawn", f"{adapter} for {unit}")]
+    order_action(caller, "withdraw-request", values, facts, texts={"reason": reason})
 
 
-@command(
+@release.command(
     "break-glass",
     example=(
         "appliance release break-glass clauses@1 --unit legal --served-model labels --until 4h \\\n"
@@ -160,8 +151,7 @@ def withdraw_request(caller: Caller, adapter: str, unit: str, reason: str | None
 @click.option(
     "--add-instruction", is_flag=True, help="Put the dataset's instruction into requests without a system message."
 )
-@signs
-@click.pass_obj
+@with_signing_options
 def break_glass(
     caller: Caller, adapter: str, unit: str, served_model: str, until: str, reason: str, add_instruction: bool
 ) -> None:
@@ -170,8 +160,6 @@ def break_glass(
     Signed by the unit's release owner and countersigned by an administrator. It lasts some hours, and opens a release
     request. Revocations, rejections, blocking findings and conditions still apply.
     """
-    from appliance.domain.releases.activations import BreakGlass
-
     values = {
         "adapter": adapter,
         "unit": unit,
@@ -179,23 +167,13 @@ def break_glass(
         "until": parse_end(until, "until", datetime.now(UTC)),
         "adds_instruction": add_instruction,
     }
-    proposal = caller.propose(BreakGlass, values, texts={"reason": reason})
-    print_outcome(caller, sign_and_submit(caller, proposal), f"{adapter} serves {unit}/{served_model}")
+    order_action(caller, "break-glass", values, f"{adapter} serves {unit}/{served_model}", texts={"reason": reason})
 
 
 _OUTCOME_WORDS = {"failure": "failed"}
 """Word for an outcome of requests, if the outcome is not an adjective."""
 _SHOWN_ELSEWHERE = ("reviews", "requests", "release_requests", "findings", "suspensions", "verdict")
 """Fields of an adapter that other lines show: the history has the reviews."""
-
-
-@group("release", example="appliance release history --unit legal")
-def release() -> None:
-    """Request, activate, roll back, suspend and export releases of adapters, and show their history."""
-
-
-for _command in (request, withdraw_request, break_glass, suspend, resume):
-    release.add_command(_command)
 
 
 @release.command("activate", example="appliance release activate clauses@1 --unit legal --served-model labels")
@@ -205,8 +183,7 @@ for _command in (request, withdraw_request, break_glass, suspend, resume):
 @click.option(
     "--add-instruction", is_flag=True, help="Put the dataset's instruction into requests without a system message."
 )
-@signs
-@click.pass_obj
+@with_signing_options
 def activate(caller: Caller, adapter: str, unit: str, served_model: str, add_instruction: bool) -> None:
     """Serve an approved adapter to a unit. Signed by the unit's release owner, who did not order the run.
 
@@ -216,17 +193,16 @@ def activate(caller: Caller, adapter: str, unit: str, served_model: str, add_ins
     from appliance.client.people import check_unit
     from appliance.client.releases import check_instruction
     from appliance.domain.core.names import check_name
-    from appliance.domain.releases.activations import Activate
 
     check_unit(caller.reading(), unit)
     check_name("served model", served_model)
     evidence = gather(caller, adapter)
     check_instruction(evidence, add_instruction)
     values = {"adapter": adapter, "manifest": evidence.digest, "unit": unit, "served_model": served_model}
-    proposal = caller.propose(Activate, {**values, "adds_instruction": add_instruction})
+    proposal = caller.propose("activate", {**values, "adds_instruction": add_instruction})
     notes = _describe_activation(caller, adapter, unit, served_model)
     receipt = sign_and_submit(caller, proposal, notes, show_subject=lambda: print_evidence(evidence, err=True))
-    print_order_facts(caller, receipt, [("served model", f"{unit}/{served_model}"), ("served by", adapter)])
+    print_outcome(caller, receipt, [("served model", f"{unit}/{served_model}"), ("served by", adapter)])
     say(f"next: the unit asks for {served_model}, with the token of: appliance token issue --as {unit} --key FILE")
 
 
@@ -252,13 +228,11 @@ def _describe_activation(caller: Caller, name: str, unit: str, served_model: str
     default=None,
     help="Whether to add the dataset's instruction. Default: as when this adapter was last active.",
 )
-@signs
-@click.pass_obj
+@with_signing_options
 def rollback(caller: Caller, unit: str, served_model: str, wanted: str | None, add_instruction: bool | None) -> None:
     """Serve an adapter again that served the unit before under this name. Its approvals must still be valid."""
     from appliance.client.releases import check_instruction, earlier_adapter
     from appliance.domain.core.lookup import UnprovenValue
-    from appliance.domain.releases.activations import Rollback
 
     adapter, added = earlier_adapter(caller.reading(), unit, served_model, wanted)
     evidence = gather(caller, adapter)
@@ -270,18 +244,17 @@ def rollback(caller: Caller, unit: str, served_model: str, wanted: str | None, a
         "served_model": served_model,
         "adds_instruction": UnprovenValue(added) if add_instruction is None else add_instruction,
     }
-    proposal = caller.propose(Rollback, values)
+    proposal = caller.propose("rollback", values)
     receipt = sign_and_submit(caller, proposal, _describe_activation(caller, adapter, unit, served_model))
-    print_order_facts(caller, receipt, [("served model", f"{unit}/{served_model}"), ("served by", adapter)])
+    print_outcome(caller, receipt, [("served model", f"{unit}/{served_model}"), ("served by", adapter)])
 
 
 @release.command("export", example="appliance release export legal labels --folder FOLDER")
 @click.argument("unit")
 @click.argument("served_model")
-@click.option("--folder", required=True, metavar="FOLDER", type=click.Path(path_type=Path), help="A new folder.")
+@click.option("--folder", required=True, metavar="FOLDER", type=PATH, help="A new folder.")
 @click.option("--until", metavar="TIME", help=f"{END_HELP} Default: as long as policy and approvals allow.")
-@signs
-@click.pass_obj
+@with_signing_options
 def export(caller: Caller, unit: str, served_model: str, folder: Path, until: str | None) -> None:
     """Write the adapter that serves a unit's served model to a folder, for the unit's own host and until a date.
 
@@ -290,23 +263,21 @@ def export(caller: Caller, unit: str, served_model: str, folder: Path, until: st
     """
     from appliance.client.releases import choose_export, fetch_export, write_export
     from appliance.client.support.files import check_new_folder
-    from appliance.domain.releases.exports import ExportAdapter
 
     check_new_folder(folder, "export")
     end = None if until is None else parse_end(until, "until", datetime.now(UTC))
     values = choose_export(caller.reading(), unit, served_model, end)
-    receipt = sign_and_submit(caller, caller.propose(ExportAdapter, values))
+    receipt = sign_and_submit(caller, caller.propose("export-adapter", values))
     packet, received = fetch_export(caller.reading(), receipt.order, lambda size: None)
     write_export(folder, received, caller.trust, unit=unit, served_model=served_model)
-    print_order_facts(caller, receipt, [("adapter", packet.adapter), ("until", packet.valid_until), ("folder", folder)])
+    print_outcome(caller, receipt, [("adapter", packet.adapter), ("until", packet.valid_until), ("folder", folder)])
     say(f"next, on the unit's host: load_approved(FOLDER, BASE, TRUST, unit={unit!r}, served_model={served_model!r})")
 
 
 @release.command("history", example="appliance release history --unit legal --served-model labels")
 @click.option("--unit", metavar="NAME", help="Only this unit.")
 @click.option("--served-model", metavar="NAME", help="Only this one.")
-@reads
-@click.pass_obj
+@with_session_options
 def history(caller: Caller, unit: str | None, served_model: str | None) -> None:
     """List every activation and rollback, oldest first. The last one of each served model is active."""
     from appliance.client.people import check_unit
@@ -341,45 +312,33 @@ def history(caller: Caller, unit: str | None, served_model: str | None) -> None:
     )
 
 
-@group("adapter", example="appliance adapter list")
-def adapter() -> None:
-    """List, show and revoke sealed adapters."""
-
-
 @adapter.command("list", example="appliance adapter list")
-@reads
-@click.pass_obj
+@with_session_options
 def list_adapters(caller: Caller) -> None:
     """List every adapter that was ever sealed."""
     from appliance.api.releases import Adapter
 
-    rows = caller.reading().get("/v1/adapters", list[Adapter])
-    if caller.json:
-        print_json(rows)
-        return
-    print_table(
+    print_rows(
+        caller.json,
+        caller.reading().get("/v1/adapters", list[Adapter]),
         ("adapter", "run", "base", "entry", "reviews", "revoked", "quarantined", "manifest"),
-        [
-            (
-                f"{r.name}@{r.version}",
-                r.run,
-                r.base,
-                r.index,
-                len(r.reviews),
-                r.revoked,
-                r.quarantined,
-                r.manifest,
-            )
-            for r in rows
-        ],
+        lambda row: (
+            f"{row.name}@{row.version}",
+            row.run,
+            row.base,
+            row.index,
+            len(row.reviews),
+            row.revoked,
+            row.quarantined,
+            row.manifest,
+        ),
         empty=NO_ADAPTER,
     )
 
 
 @adapter.command("show", example="appliance adapter show clauses@1")
 @click.argument("name", metavar="NAME@VERSION")
-@reads
-@click.pass_obj
+@with_session_options
 def show_adapter(caller: Caller, name: str) -> None:
     """Show one adapter's whole history: its content, its run, every review with its meaning, releases and loads.
 
@@ -435,18 +394,14 @@ def _about(step: HistoryEntry, name: str) -> str:
 
 @adapter.command("revoke", example="appliance adapter revoke clauses@1 --reason 'Leaks client names.'")
 @click.argument("name", metavar="NAME@VERSION")
-@click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
-@signs
-@click.pass_obj
+@REASON
+@with_signing_options
 def revoke(caller: Caller, name: str, reason: str | None) -> None:
     """Revoke an adapter at once and permanently, for every unit.
 
     One administrator, reviewer or release owner is enough. A stop that can be lifted: appliance release suspend.
     """
-    from appliance.domain.releases.adapters import RevokeAdapter
-
-    proposal = caller.propose(RevokeAdapter, {"adapter": name}, texts={"reason": reason})
-    print_order_facts(caller, sign_and_submit(caller, proposal), [("revoked", name)])
+    order_action(caller, "revoke-adapter", {"adapter": name}, [("revoked", name)], texts={"reason": reason})
 
 
 @command("serve", example="appliance serve")
@@ -464,8 +419,7 @@ def revoke(caller: Caller, name: str, reason: str | None) -> None:
     is_flag=True,
     help="The log lacks entries that others have seen: wait until two administrators restore it.",
 )
-@shares
-@click.pass_obj
+@with_common_options
 def serve(caller: Caller, embedded: bool, after_pause: bool, rebuild: bool, restoration: bool) -> None:
     """Run the service until SIGTERM or SIGINT: people connect to its Unix socket, units to its TCP port."""
     from appliance import wiring

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from appliance.cli.releases.decisions import (
-    CONDITIONS,
     NO_ADAPTER,
     evidence_value,
     gather,
     parse_conditions,
     print_evidence,
+    with_conditions,
 )
 from appliance.cli.support.caller import Caller, is_interactive
-from appliance.cli.support.command import command, group, reads, signs
+from appliance.cli.support.command import PATH, combine, with_session_options, with_signing_options
+from appliance.cli.support.groups import review
 from appliance.cli.support.output import (
     END_HELP,
     parse_end,
@@ -30,7 +31,7 @@ from appliance.cli.support.output import (
     print_table,
     say,
 )
-from appliance.cli.support.signing import check_all, receipt_value, sign_and_submit, state_of, until_of
+from appliance.cli.support.signing import check_all, print_outcome, sign_and_submit, state_of, until_of
 from appliance.domain.evaluation.quality import list_measures, list_warnings
 from appliance.domain.releases.usual import VALID_DAYS, usual_meaning
 from appliance.errors import BadInput, Denied
@@ -42,13 +43,12 @@ if TYPE_CHECKING:
     from appliance.domain.core.decisions import Conditions
 
 
-@command("samples", example="appliance review samples clauses@1 --count 8")
+@review.command("samples", example="appliance review samples clauses@1 --count 8")
 @click.argument("adapter", metavar="NAME@VERSION")
 @click.option(
     "--count", type=click.IntRange(1, 20), default=5, show_default=True, metavar="N", help="How many rows, at most 20."
 )
-@signs
-@click.pass_obj
+@with_signing_options
 def samples(caller: Caller, adapter: str, count: int) -> None:
     """Show held-out rows with the answers of the adapter, of the version that is active now, and of the base.
 
@@ -56,9 +56,8 @@ def samples(caller: Caller, adapter: str, count: int) -> None:
     you viewed them.
     """
     from appliance.client.releases import wait_for_preview
-    from appliance.domain.releases.previews import ViewSamples
 
-    receipt = sign_and_submit(caller, caller.propose(ViewSamples, {"adapter": adapter, "count": count}))
+    receipt = sign_and_submit(caller, caller.propose("view-samples", {"adapter": adapter, "count": count}))
     found = wait_for_preview(caller.reading(), receipt.order, lambda: say("waits for the answers"))
     if caller.json:
         print_json({**found.model_dump(exclude_unset=True), "entry": receipt.index})
@@ -75,7 +74,7 @@ def samples(caller: Caller, adapter: str, count: int) -> None:
     say(f"Shown to {caller.signer} alone; entry {receipt.index} is your order. Copy no row into a report.")
 
 
-@command(
+@review.command(
     "try",
     example=(
         "appliance review try clauses@1 --prompt 'The tenant may sublet.'\n"
@@ -99,8 +98,7 @@ def samples(caller: Caller, adapter: str, count: int) -> None:
     help="Tokens of each answer at most.",
 )
 @click.option("--no-instruction", is_flag=True, help="Leave out the dataset's instruction.")
-@signs
-@click.pass_obj
+@with_signing_options
 def try_adapter(caller: Caller, adapter: str, prompts: tuple[str, ...], max_tokens: int, no_instruction: bool) -> None:
     """Send prompts of your own to a sealed adapter that is not released.
 
@@ -111,12 +109,11 @@ def try_adapter(caller: Caller, adapter: str, prompts: tuple[str, ...], max_toke
     from appliance.client.releases import check_prompts, send_prompts, wait_for_preview
     from appliance.domain.actions.proposals import split_texts
     from appliance.domain.core.lookup import OrderInput
-    from appliance.domain.releases.previews import TryAdapter
 
     texts = prompts or _ask_for_prompts(caller)
     check_prompts(texts)
     values = {"adapter": adapter, "max_tokens": max_tokens, "adds_instruction": not no_instruction}
-    proposal = caller.propose_input(TryAdapter, OrderInput(values, several={"prompts": list(texts)}))
+    proposal = caller.propose_input("try-adapter", OrderInput(values, several={"prompts": list(texts)}))
     _, sent = split_texts(proposal)
     send_prompts(caller.reading(), sent)
     receipt = sign_and_submit(caller, proposal)
@@ -159,8 +156,6 @@ def _answer(answer: PreviewAnswer) -> str:
     return f"{answer.text or '(nothing)'}{sure}"
 
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 _NAMES = {
     "approve": "approval",
     "approve-with-conditions": "approval with conditions",
@@ -169,15 +164,9 @@ _NAMES = {
 }
 
 
-@group("review", example="appliance review list")
-def review() -> None:
-    """List and show adapters under review, and approve or reject them."""
-
-
 @review.command("list", example="appliance review list --unit legal")
 @click.option("--unit", metavar="NAME", help="Count only the decisions for this unit.")
-@reads
-@click.pass_obj
+@with_session_options
 def list_reviews(caller: Caller, unit: str | None) -> None:
     """List every sealed adapter that is not revoked, and its decisions."""
     from appliance.api.releases import Adapter
@@ -197,7 +186,7 @@ def list_reviews(caller: Caller, unit: str | None) -> None:
         print_json([{**json_value(row), **found} for row, found in zip(rows, more, strict=True)])
         return
     print_table(
-        ("adapter", "run", "ordered by", "entry", "approved", "rejected", "no longer counts", "quarantined"),
+        ("adapter", "run", "ordered by", "entry", "approved", "rejected", "no longer valid", "quarantined"),
         [
             (
                 f"{r.name}@{r.version}",
@@ -211,7 +200,7 @@ def list_reviews(caller: Caller, unit: str | None) -> None:
             )
             for r in rows
         ],
-        least=("quarantined", "no longer counts", "run", "ordered by", "entry"),
+        least=("quarantined", "no longer valid", "run", "ordered by", "entry"),
         empty=NO_ADAPTER if not adapters else "Every sealed adapter is revoked.",
     )
     warned = [row for row in rows if warnings[row.manifest]]
@@ -245,8 +234,7 @@ def _filter_reviews(row: Adapter, unit: str | None, valid: bool) -> list[Review]
 
 @review.command("show", example="appliance review show clauses@1")
 @click.argument("adapter", metavar="NAME@VERSION")
-@reads
-@click.pass_obj
+@with_session_options
 def show(caller: Caller, adapter: str) -> None:
     """Show exactly what a signature would bind, from bytes that were downloaded and hashed on this machine.
 
@@ -263,9 +251,8 @@ def show(caller: Caller, adapter: str) -> None:
 
 @review.command("report", example="appliance review report clauses@1 --folder clauses-1-review")
 @click.argument("adapter", metavar="NAME@VERSION")
-@click.option("--folder", required=True, type=click.Path(path_type=Path), metavar="FOLDER", help="A new folder.")
-@reads
-@click.pass_obj
+@click.option("--folder", required=True, type=PATH, metavar="FOLDER", help="A new folder.")
+@with_session_options
 def report(caller: Caller, adapter: str, folder: Path) -> None:
     """Write the review page as HTML with plots, to print or to keep. It contains no row of the dataset.
 
@@ -286,10 +273,6 @@ def report(caller: Caller, adapter: str, folder: Path) -> None:
     say(f"next: open {folder / 'review.html'}")
 
 
-review.add_command(samples)
-review.add_command(try_adapter)
-
-
 def _decide(
     caller: Caller,
     decision: str,
@@ -306,7 +289,6 @@ def _decide(
     from appliance.client.people import check_unit
     from appliance.domain.core.lookup import UnprovenValue
     from appliance.domain.queries.review.values import open_parts
-    from appliance.domain.releases.reviews import ReviewAdapter
 
     _check_meaning(caller, decision, meaning)
     check_unit(caller.reading(), unit)
@@ -333,22 +315,19 @@ def _decide(
     }
     # The order binds texts as commitments, so it is checked with others before the person is asked for them.
     usual = usual_meaning(decision, unit, chosen)
-    check_all(caller, [caller.propose(ReviewAdapter, values, texts={"meaning": usual, "reason": usual})])
+    check_all(caller, [caller.propose("review", values, texts={"meaning": usual, "reason": usual})])
     print_evidence(evidence, err=True)
     text = _meaning(decision, unit, chosen, meaning)
     why = _reason(reason, is_needed=needs_reason)
-    proposal = caller.propose(ReviewAdapter, values, texts={"meaning": text, "reason": why})
+    proposal = caller.propose("review", values, texts={"meaning": text, "reason": why})
     receipt = sign_and_submit(caller, proposal, _replacement_notes(caller.signer, evidence, unit, on_behalf_of))
-    if caller.json:
-        print_json(receipt_value(receipt))
-        return
     facts: list[tuple[str, object]] = [("decision", f"{decision} {adapter} for {unit}"), ("review function", chosen)]
     if conditions is not None:
         from appliance.reports.review.words import describe_conditions
 
         facts.append(("conditions", describe_conditions(conditions)))
     until = [] if decision == "withdraw" else [("valid until", valid_until or "you replace it")]
-    print_facts([*facts, ("meaning", text), *until, ("entry", receipt.index)])
+    print_outcome(caller, receipt, [*facts, ("meaning", text), *until])
 
 
 def _replacement_notes(signer: str, evidence: ReviewEvidence, unit: str, on_behalf_of: str | None) -> list[str]:
@@ -361,7 +340,7 @@ def _replacement_notes(signer: str, evidence: ReviewEvidence, unit: str, on_beha
         and one.order.on_behalf_of == on_behalf_of
     ]
     return [
-        f"Your {_NAMES[order.decision]} of {order.name} for {unit} already counts{until_of(order.valid_until)} "
+        f"Your {_NAMES[order.decision]} of {order.name} for {unit} is already valid{until_of(order.valid_until)} "
         f"(entry {entry}, review function {order.review_function}). What you sign now takes its place."
         for entry, order in own
     ]
@@ -444,27 +423,17 @@ def _valid_until(until: str | None) -> str:
     return end
 
 
-def _options(*others: Any) -> Callable[[F], F]:
-    """Add the options of every decision, then `others`."""
-    options = (
-        click.option("--unit", required=True, metavar="NAME", help="The business unit that the decision is for."),
-        click.option(
-            "--review-function", metavar="FUNCTION", help="Your review function; needed when you have more than one."
-        ),
-        click.option("--meaning", metavar="TEXT", help="What your signature means. Default: you are asked."),
-        click.option("--reason", metavar="TEXT", help="Why. Required if a release was requested."),
-        click.option(
-            "--on-behalf-of", metavar="NAME", help="Decide for a reviewer who delegated the review function to you."
-        ),
-        *others,
-    )
-
-    def decorate(function: F) -> F:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return decorate
+_with_decision_options = combine(
+    click.option("--unit", required=True, metavar="NAME", help="The business unit that the decision is for."),
+    click.option(
+        "--review-function", metavar="FUNCTION", help="Your review function; needed when you have more than one."
+    ),
+    click.option("--meaning", metavar="TEXT", help="What your signature means. Default: you are asked."),
+    click.option("--reason", metavar="TEXT", help="Why. Required if a release was requested."),
+    click.option(
+        "--on-behalf-of", metavar="NAME", help="Decide for a reviewer who delegated the review function to you."
+    ),
+)
 
 
 @review.command(
@@ -475,17 +444,15 @@ def _options(*others: Any) -> Callable[[F], F]:
     ),
 )
 @click.argument("adapter", metavar="NAME@VERSION")
-@_options(
-    click.option(
-        "--valid-until",
-        "until",
-        metavar="TIME",
-        help=f"Until when it is valid: {END_HELP} Default: {VALID_DAYS}d.",
-    ),
-    *CONDITIONS,
+@_with_decision_options
+@click.option(
+    "--valid-until",
+    "until",
+    metavar="TIME",
+    help=f"Until when it is valid: {END_HELP} Default: {VALID_DAYS}d.",
 )
-@signs
-@click.pass_obj
+@with_conditions
+@with_signing_options
 def approve(
     caller: Caller,
     /,
@@ -508,9 +475,8 @@ def approve(
 
 @review.command("reject", example="appliance review reject clauses@1 --unit legal --meaning 'Accuracy is too low.'")
 @click.argument("adapter", metavar="NAME@VERSION")
-@_options()
-@signs
-@click.pass_obj
+@_with_decision_options
+@with_signing_options
 def reject(caller: Caller, /, adapter: str, **terms: Any) -> None:
     """Reject an adapter for one unit. A rejection outweighs approvals and has no end date.
 
@@ -524,9 +490,8 @@ def reject(caller: Caller, /, adapter: str, **terms: Any) -> None:
     example="appliance review request-changes clauses@1 --unit legal --reason 'Show the recall of rare clauses.'",
 )
 @click.argument("adapter", metavar="NAME@VERSION")
-@_options()
-@signs
-@click.pass_obj
+@_with_decision_options
+@with_signing_options
 def request_changes(caller: Caller, /, adapter: str, **terms: Any) -> None:
     """Decline a request until changes are made. Valid until a release is requested again, or you decide again."""
     _decide(caller, "request-changes", adapter, **terms)
@@ -534,9 +499,8 @@ def request_changes(caller: Caller, /, adapter: str, **terms: Any) -> None:
 
 @review.command("withdraw", example="appliance review withdraw clauses@1 --unit legal --reason 'I was mistaken.'")
 @click.argument("adapter", metavar="NAME@VERSION")
-@_options()
-@signs
-@click.pass_obj
+@_with_decision_options
+@with_signing_options
 def withdraw(caller: Caller, /, adapter: str, **terms: Any) -> None:
     """Withdraw your last decision on an adapter for one unit."""
     _decide(caller, "withdraw", adapter, **terms)

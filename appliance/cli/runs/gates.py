@@ -7,8 +7,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import group, reads
-from appliance.cli.support.output import plain, print_facts, print_json, print_line, print_table, print_text, say
+from appliance.cli.support.command import with_session_options
+from appliance.cli.support.groups import gate
+from appliance.cli.support.output import (
+    plain,
+    print_facts,
+    print_json,
+    print_line,
+    print_result,
+    print_table,
+    print_text,
+    say,
+)
 from appliance.errors import ApplianceError, Unavailable
 
 if TYPE_CHECKING:
@@ -19,14 +29,8 @@ FAILED, NOT_EVALUATED = 8, 9
 """Exit codes of `gate check`."""
 
 
-@group("gate", example="appliance gate check clauses@1")
-def gate() -> None:
-    """List, show and check gates, which an adapter must pass and which are fixed before its run."""
-
-
 @gate.command("list", example="appliance gate list")
-@reads
-@click.pass_obj
+@with_session_options
 def list_sets(caller: Caller) -> None:
     """List the gates files that you can use: those that came with the appliance, and those that orders bound."""
     from appliance.client.gates import list_gates_of_orders, list_shipped
@@ -66,8 +70,7 @@ def _set_row(one: LocatedGates, count: int) -> dict[str, Any]:
 
 @gate.command("show", example="appliance gate show classification\nappliance gate show gates.json --json")
 @click.argument("given", metavar="GATES")
-@reads
-@click.pass_obj
+@with_session_options
 def show_set(caller: Caller, given: str) -> None:
     """Show a gates file by path, name or digest, with the digest that an order would bind. --json has all fields."""
     from appliance.client.gates import find_gates
@@ -86,8 +89,7 @@ def show_set(caller: Caller, given: str) -> None:
 
 @gate.command("check", example="appliance gate check clauses@1 && echo passed")
 @click.argument("name", metavar="ADAPTER|RUN")
-@reads
-@click.pass_obj
+@with_session_options
 def check(caller: Caller, name: str) -> None:
     """Check whether an adapter passed the gates of its run. Exit codes: 0 passed, 8 failed, 9 could not be evaluated.
 
@@ -108,19 +110,16 @@ def check(caller: Caller, name: str) -> None:
     recompute(connection, decided)
     code = 0 if decided.verdict.passed else FAILED if decided.has_evaluated_gates else NOT_EVALUATED
     word = {0: "passed", FAILED: "failed", NOT_EVALUATED: "could not be evaluated"}[code]
-    if caller.json:
-        print_json({"adapter": decided.adapter, "run": decided.run, "result": word, **_verdict_fields(decided)})
-    else:
-        print_facts([("gates", word), *verdict_facts(decided)])
+    value = {"adapter": decided.adapter, "run": decided.run, "result": word, **_verdict_fields(decided)}
+    print_result(caller.json, value, [("gates", word), *verdict_facts(decided)])
     if code:
         raise click.exceptions.Exit(code)
 
 
 def _print_missing_verdict(caller: Caller, name: str, error: ApplianceError) -> None:
-    if caller.json:
-        print_json({"name": name, "result": "could not be evaluated", "why": error.message})
-    else:
-        print_facts([("gates", "could not be evaluated"), ("why", error.message)])
+    result = "could not be evaluated"
+    value = {"name": name, "result": result, "why": error.message}
+    print_result(caller.json, value, [("gates", result), ("why", error.message)])
 
 
 def _verdict_fields(decided: RecordedVerdict) -> dict[str, Any]:
@@ -147,8 +146,7 @@ def verdict_facts(decided: RecordedVerdict) -> list[tuple[str, object]]:
 
 @gate.command("explain", example="appliance gate explain clauses@1")
 @click.argument("name", metavar="ADAPTER|RUN")
-@reads
-@click.pass_obj
+@with_session_options
 def explain(caller: Caller, name: str) -> None:
     """Explain a verdict gate by gate: one sentence, the numbers behind it, and the subgroups that are worse."""
     from appliance.client.gates import describe_correction, read_verdict

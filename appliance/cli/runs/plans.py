@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import command, reads
+from appliance.cli.support.command import PATH, with_session_options
+from appliance.cli.support.groups import run
 from appliance.cli.support.output import print_facts, print_json, print_line, print_table, print_text, say
 from appliance.errors import BadInput
 from appliance.formats.core.text import show_bytes
@@ -30,11 +31,9 @@ def propose_run(
 
     `what` names the recipe in errors. `values` are those of the order beside the recipe.
     """
-    from appliance.domain.runs.training import Train
-
     documents = {} if gates is None else {"gates": gates.data}
     try:
-        return caller.propose(Train, {"recipe": recipe, **values}, documents=documents)
+        return caller.propose("train", {"recipe": recipe, **values}, documents=documents)
     except BadInput as error:
         raise error.within(what) from None
 
@@ -50,12 +49,11 @@ PHASES = (("load", "loading"), ("train", "training"), ("save", "saving"), ("eval
 """Phases of a run with memory figures: field and name."""
 
 
-@command("plan", example="appliance run plan recipe.yaml\nappliance run plan recipe.yaml --calibrate")
-@click.argument("path", metavar="RECIPE", type=click.Path(path_type=Path))
+@run.command("plan", example="appliance run plan recipe.yaml\nappliance run plan recipe.yaml --calibrate")
+@click.argument("path", metavar="RECIPE", type=PATH)
 @click.option("--calibrate", is_flag=True, help="First measure this machine with a few short steps.")
 @GATES
-@reads
-@click.pass_obj
+@with_session_options
 def plan(caller: Caller, path: Path, calibrate: bool, gates: str | None) -> None:
     """Show what a run would cost: memory, time and disk, here and on other machines, and the advised method.
 
@@ -75,12 +73,12 @@ def plan(caller: Caller, path: Path, calibrate: bool, gates: str | None) -> None
         say("This machine is measured now, behind the runs that wait: a minute for a small base.")
         runs.calibrate(connection, made.recipe)
         made = runs.plan_run(connection, recipe, str(path))
-    promised = list_detectable_effects(connection, chosen, recipe)
+    detectable = list_detectable_effects(connection, chosen, recipe)
     if caller.json:
         value = {**made.model_dump(mode="json"), "warnings": list_warnings(made.recipe)}
-        print_json({**value, "gates": promised.value})
+        print_json({**value, "gates": detectable.value})
         return
-    print_plan(made, promised.lines)
+    print_plan(made, detectable.lines)
 
 
 class DetectableEffects(NamedTuple):

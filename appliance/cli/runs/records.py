@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import command, group, reads, shares, signs
-from appliance.cli.support.output import print_facts, print_json, print_line, print_table, say
+from appliance.cli.support.command import PATH, with_common_options, with_session_options, with_signing_options
+from appliance.cli.support.groups import recipe, run
+from appliance.cli.support.output import print_json, print_line, print_result, print_rows, say
 from appliance.cli.support.progress import ProgressMeter
-from appliance.cli.support.signing import print_order_facts, receipt_value, show_proposal, sign_and_submit
+from appliance.cli.support.signing import order_action, print_receipt, show_proposal, sign_and_submit
 from appliance.domain.evaluation.quality import list_measures, list_warnings, summarize_training
 from appliance.errors import BadInput, Conflict, Tampered, Unavailable
 from appliance.formats.core.text import show_bytes
@@ -26,11 +27,6 @@ if TYPE_CHECKING:
     from appliance.domain.runs.training import RunFinished
 
 
-@group("recipe", example="appliance recipe new --output recipe.yaml")
-def recipe() -> None:
-    """Begin a new recipe, with every key explained."""
-
-
 @recipe.command(
     "new", example="appliance recipe new\nappliance recipe new --output recipe.yaml --base smollm2 --dataset clauses@1"
 )
@@ -38,14 +34,13 @@ def recipe() -> None:
     "--output",
     "path",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Write it to a new file instead of printing it.",
 )
 @click.option("--name", metavar="NAME", default="my-adapter", show_default=True, help="What the adapter is called.")
 @click.option("--base", default="my-base", show_default=True, metavar="NAME", help="The base it is trained on.")
 @click.option("--dataset", default="my-dataset@1", show_default=True, metavar="NAME@VERSION", help="What it learns.")
-@shares
-@click.pass_obj
+@with_common_options
 def new(caller: Caller, path: Path | None, name: str, base: str, dataset: str) -> None:
     """Print or write a recipe with every key, its meaning, its range and its default."""
     from appliance.domain.recipe.parsing import parse_recipe, write_template
@@ -155,11 +150,10 @@ def _report_text(record: RunSteps, recipe: ResolvedRecipe, metrics: Mapping[str,
     return "\n".join([*lines, *rows]) + "\n"
 
 
-@command("report", example="appliance run report r-000001 --folder r-000001-report")
+@run.command("report", example="appliance run report r-000001 --folder r-000001-report")
 @click.argument("name", metavar="RUN")
-@click.option("--folder", required=True, metavar="FOLDER", type=click.Path(path_type=Path), help="A new folder.")
-@reads
-@click.pass_obj
+@click.option("--folder", required=True, metavar="FOLDER", type=PATH, help="A new folder.")
+@with_session_options
 def report(caller: Caller, name: str, folder: Path) -> None:
     """Write a run's report: its steps, checked against the ledger, with plots (PNG and SVG)."""
     from appliance.client.runs import metrics_of, ordered_recipe, read_run_steps, write_report
@@ -171,13 +165,12 @@ def report(caller: Caller, name: str, folder: Path) -> None:
     _print_written(caller, record, folder)
 
 
-@command("export", example="appliance run export r-000001 --to wandb --folder tracked")
+@run.command("export", example="appliance run export r-000001 --to wandb --folder tracked")
 @click.argument("name", metavar="RUN")
 @click.option("--to", "kind", required=True, type=click.Choice(["wandb"]), help="The tracker to export to.")
-@click.option("--folder", required=True, metavar="FOLDER", type=click.Path(path_type=Path), help="A new folder.")
+@click.option("--folder", required=True, metavar="FOLDER", type=PATH, help="A new folder.")
 @click.option("--python", default=sys.executable, metavar="FILE", help="A Python interpreter with wandb installed.")
-@reads
-@click.pass_obj
+@with_session_options
 def export(caller: Caller, name: str, kind: str, folder: Path, python: str) -> None:
     """Write a finished run as a Weights & Biases offline run, to be synced to the site's own server.
 
@@ -195,11 +188,12 @@ def export(caller: Caller, name: str, kind: str, folder: Path, python: str) -> N
 
 def _print_written(caller: Caller, record: RunSteps, folder: Path) -> None:
     entry = None if record.finished is None else record.finished.entry.index
-    if caller.json:
-        print_json({"run": record.run, "folder": str(folder), "steps": len(record.steps), "entry": entry})
-        return
     bound = "no entry yet: the run has not finished" if entry is None else f"entry {entry}, proved"
-    print_facts([("written to", folder), ("steps", len(record.steps)), ("bound by", bound)])
+    print_result(
+        caller.json,
+        {"run": record.run, "folder": str(folder), "steps": len(record.steps), "entry": entry},
+        [("written to", folder), ("steps", len(record.steps)), ("bound by", bound)],
+    )
 
 
 def parse_run(name: str) -> str:
@@ -212,41 +206,34 @@ def parse_run(name: str) -> str:
     return name
 
 
-@command("resume", example="appliance run resume r-000002")
+@run.command("resume", example="appliance run resume r-000002")
 @click.argument("name", metavar="RUN")
-@signs
-@click.pass_obj
+@with_signing_options
 def resume(caller: Caller, name: str) -> None:
     """Continue a failed run from its last training checkpoint. The person who ordered it or an administrator may do so.
 
     The adapter is the same, bit for bit, as if the run had not stopped.
     """
-    from appliance.domain.runs.control import Resume
-
-    receipt = sign_and_submit(caller, caller.propose(Resume, {"run": parse_run(name)}))
-    if caller.json:
-        print_json(receipt_value(receipt))
-    else:
-        print_facts([("order", receipt.order), ("entry", receipt.index), ("outcome", receipt.outcome)])
+    print_receipt(caller, sign_and_submit(caller, caller.propose("resume", {"run": parse_run(name)})))
     say(f"next: appliance run show {name} --follow")
 
 
-@command("checkpoints", example="appliance run checkpoints r-000001")
+@run.command("checkpoints", example="appliance run checkpoints r-000001")
 @click.argument("name", metavar="RUN")
-@reads
-@click.pass_obj
+@with_session_options
 def checkpoints(caller: Caller, name: str) -> None:
     """List a run's recorded training checkpoints, between which it can be replayed."""
     from appliance.domain.core.records.runs import TrainingCheckpoint
 
-    rows = caller.reading().get(f"/v1/runs/{parse_run(name)}/checkpoints", list[TrainingCheckpoint])
-    if caller.json:
-        print_json(rows)
-        return
-    print_table(("step", "entry", "seconds", "digest"), [(r.step, r.index, r.seconds, r.digest) for r in rows])
+    print_rows(
+        caller.json,
+        caller.reading().get(f"/v1/runs/{parse_run(name)}/checkpoints", list[TrainingCheckpoint]),
+        ("step", "entry", "seconds", "digest"),
+        lambda row: (row.step, row.index, row.seconds, row.digest),
+    )
 
 
-@command("replay", example="appliance run replay r-000001 --from 0 --to 40")
+@run.command("replay", example="appliance run replay r-000001 --from 0 --to 40")
 @click.argument("name", metavar="RUN")
 @click.option(
     "--from",
@@ -258,8 +245,7 @@ def checkpoints(caller: Caller, name: str) -> None:
 )
 @click.option("--to", "last", metavar="STEP", type=click.IntRange(1), required=True, help="A later recorded step.")
 @click.option("--wait/--no-wait", default=True, help="Wait until there is a verdict.")
-@signs
-@click.pass_obj
+@with_signing_options
 def replay(caller: Caller, name: str, first: int, last: int, wait: bool) -> None:
     """Train a range of a run's steps again and compare the result with the log. For auditors.
 
@@ -267,12 +253,11 @@ def replay(caller: Caller, name: str, first: int, last: int, wait: bool) -> None
     """
     from appliance.api.runs import ReplayStatus, parse_frame
     from appliance.client.runs import wait_for_replay
-    from appliance.domain.runs.replays import ReplayRun
 
     values = {"run": parse_run(name), "from_step": first, "to_step": last}
-    receipt = sign_and_submit(caller, caller.propose(ReplayRun, values))
+    receipt = sign_and_submit(caller, caller.propose("replay", values))
     if not wait:
-        print_json(receipt_value(receipt)) if caller.json else print_facts([("order", receipt.order)])
+        print_result(caller.json, receipt, [("order", receipt.order)])
         return
     caller.continuation = (
         f"the replay continues; look for its verdict with: appliance ledger log --subject order:{receipt.order}"
@@ -289,20 +274,17 @@ def replay(caller: Caller, name: str, first: int, last: int, wait: bool) -> None
 
 def _print_verdict(caller: Caller, index: int, body: ReplayFinished) -> None:
     shown = ("verdict", "run", "from_step", "to_step", "expected", "got", "largest_difference")
-    if caller.json:
-        print_json({"entry": index, **body.model_dump()})
-    else:
-        print_facts([("entry", index), *((name.replace("_", " "), getattr(body, name)) for name in shown)])
+    facts = [("entry", index), *((name.replace("_", " "), getattr(body, name)) for name in shown)]
+    print_result(caller.json, {"entry": index, **body.model_dump()}, facts)
     if body.verdict == "different":
         raise Tampered(
             f"{body.run}, step {body.to_step}: expected {body.expected}, got {body.got}", code="replay-differs"
         )
 
 
-@command("authorise", example="appliance run authorise r-000003")
+@run.command("authorise", example="appliance run authorise r-000003")
 @click.argument("name", metavar="RUN")
-@signs
-@click.pass_obj
+@with_signing_options
 def authorise(caller: Caller, name: str) -> None:
     """Authorise a run that waits for a second person, a reviewer or administrator.
 
@@ -310,28 +292,21 @@ def authorise(caller: Caller, name: str) -> None:
 
     Before you sign, you see the order to train as its signer signed it.
     """
-    from appliance.domain.runs.control import AuthoriseRun
-
     waiting = _read_waiting_run(caller, name)
-    proposal = caller.propose(AuthoriseRun, {"run": name, "order": waiting.digest})
-    receipt = sign_and_submit(caller, proposal, show_subject=lambda: _show_run(waiting))
-    print_order_facts(caller, receipt, [("authorised", name)])
+    values, facts = {"run": name, "order": waiting.digest}, [("authorised", name)]
+    order_action(caller, "authorise-run", values, facts, show_subject=lambda: _show_run(waiting))
     say(f"next: appliance run show {name} --follow")
 
 
-@command("refuse", example="appliance run refuse r-000003 --reason 'The rows hold names.'")
+@run.command("refuse", example="appliance run refuse r-000003 --reason 'The rows hold names.'")
 @click.argument("name", metavar="RUN")
 @click.option("--reason", required=True, metavar="TEXT", help="Why; can be erased later.")
-@signs
-@click.pass_obj
+@with_signing_options
 def refuse(caller: Caller, name: str, reason: str) -> None:
     """Refuse a run that waits for a second person. It never begins."""
-    from appliance.domain.runs.control import RefuseRun
-
     waiting = _read_waiting_run(caller, name)
-    proposal = caller.propose(RefuseRun, {"run": name, "order": waiting.digest}, texts={"reason": reason})
-    receipt = sign_and_submit(caller, proposal, show_subject=lambda: _show_run(waiting))
-    print_order_facts(caller, receipt, [("refused", name)])
+    values, facts = {"run": name, "order": waiting.digest}, [("refused", name)]
+    order_action(caller, "refuse-run", values, facts, texts={"reason": reason}, show_subject=lambda: _show_run(waiting))
 
 
 def _read_waiting_run(caller: Caller, name: str) -> WaitingRun:

@@ -11,7 +11,8 @@ import click
 
 from appliance.cli.runs.plans import list_detectable_effects, propose_run, summarise_together
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import command, signs
+from appliance.cli.support.command import PATH, with_signing_options
+from appliance.cli.support.groups import run
 from appliance.cli.support.output import print_facts, print_json, print_table, say
 from appliance.cli.support.progress import Display
 from appliance.cli.support.signing import sign_all, sign_and_submit
@@ -74,17 +75,16 @@ def train_sweep(
     _follow(caller, Sweep(name, f"Sweep {name} of {path.name}", folder, candidates))
 
 
-@command("sweep", example="appliance run sweep clauses-1f0c22aa --folder chosen\nappliance run sweep NAME --cancel")
+@run.command("sweep", example="appliance run sweep clauses-1f0c22aa --folder chosen\nappliance run sweep NAME --cancel")
 @click.argument("name", metavar="SWEEP")
 @click.option(
     "--folder",
     metavar="FOLDER",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="The folder that the sweep was started with, or a new one.",
 )
 @click.option("--cancel/--no-cancel", default=False, help="Cancel its runs that have not ended, and do nothing else.")
-@signs
-@click.pass_obj
+@with_signing_options
 def sweep(caller: Caller, name: str, folder: Path | None, cancel: bool) -> None:
     """Continue a sweep after its command ended early, or cancel the rest of it.
 
@@ -117,13 +117,11 @@ def sweep(caller: Caller, name: str, folder: Path | None, cancel: bool) -> None:
 
 
 def _cancel_all(caller: Caller, name: str, runs: Sequence[str]) -> None:
-    from appliance.domain.runs.control import Cancel
-
     if not runs:
         say(f"sweep {name}: all its runs have ended; nothing was signed.")
         return
     # In reverse order, because cancelling the first would start the next.
-    proposals = [caller.propose(Cancel, {"run": run}) for run in reversed(runs)]
+    proposals = [caller.propose("cancel", {"run": run}) for run in reversed(runs)]
     sign_all(caller, proposals, show=show_orders) if len(runs) > 1 else sign_and_submit(caller, proposals[0])
     if caller.json:
         print_json([{"run": run, "status": "cancelled"} for run in runs])
@@ -197,12 +195,11 @@ class _RunDisplay:
 def _cancel(caller: Caller, behind: SweepRun) -> None:
     """Cancel a run that is behind, with the key that was unlocked for the sweep."""
     from appliance.client.support import orders
-    from appliance.domain.runs.control import Cancel
 
     assert behind.behind is not None
     loss, best = behind.behind
     reason = f"behind in its sweep: validation loss {loss} above {best}"
-    proposal = caller.propose(Cancel, {"run": behind.run}, texts={"reason": reason})
+    proposal = caller.propose("cancel", {"run": behind.run}, texts={"reason": reason})
     signed = orders.sign(proposal, caller.unlock("to sign this"))
     orders.submit(caller.connection, signed, caller.anchor.log_keys)
     say(f"{behind.run}: falls behind, {loss} where the better half is at {best} or below; cancelled.")

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from appliance.config.settings import Settings
     from appliance.domain.actions.proposals import Proposal
     from appliance.domain.core.lookup import OrderInput
-    from appliance.domain.core.order import Order
     from appliance.formats.log.trust import Trust
     from appliance.formats.signatures.dsse import Envelope
     from appliance.formats.signatures.keys import Ed25519Signer
@@ -134,7 +133,7 @@ class Caller:
         return self.connection.about
 
     @property
-    def claimed(self) -> About:
+    def about_without_session(self) -> About:
         """The service's description for commands that open no session.
 
         A later rotation of the log key is then unproved, because its proof needs a session.
@@ -205,23 +204,24 @@ class Caller:
 
     def propose(
         self,
-        model: type[Order],
+        action: str,
         values: Mapping[str, Any],
         *,
         texts: Mapping[str, str | None] | None = None,
         documents: Mapping[str, bytes] | None = None,
     ) -> Proposal:
-        """Return an order of this person to sign. Texts that are None are left out."""
+        """Return this person's order of an action, to sign. Texts that are None are left out."""
         from appliance.domain.core.lookup import OrderInput
 
         written = {name: text for name, text in (texts or {}).items() if text is not None}
-        return self.propose_input(model, OrderInput(dict(values), written, documents=dict(documents or {})))
+        return self.propose_input(action, OrderInput(dict(values), written, documents=dict(documents or {})))
 
-    def propose_input(self, model: type[Order], given: OrderInput) -> Proposal:
-        """Return an order of this person to sign, with its derived fields filled from proved entries."""
+    def propose_input(self, action: str, given: OrderInput) -> Proposal:
+        """Return this person's order of an action, to sign, with its derived fields filled from proved entries."""
         from appliance.client.support.orders import propose
+        from appliance.domain.actions.registry import ACTIONS
 
-        return propose(self.about, self.signer, model, given, self.lookup)
+        return propose(self.about, self.signer, ACTIONS[action].order, given, self.lookup)
 
     @property
     def has_session(self) -> bool:
@@ -263,18 +263,18 @@ class Caller:
             self.connection.bearer = bearer
 
     def _find_anchor(self) -> Anchor:
-        from appliance.client.support.log import anchor_of, check_log, follow, follow_without_session
+        from appliance.client.support.log import anchor_of, check_log, find_anchor, find_anchor_without_session
 
         about, trust = self.connection.about, self.trust
         if trust is None or about.log_keys == trust.log_keys:
             return anchor_of(about, trust)
         check_log(about, trust)
         if self._has_no_session:
-            return follow_without_session(about, trust)
+            return find_anchor_without_session(about, trust)
         with self._in_session():
-            return follow(self.connection, about, trust)
+            return find_anchor(self.connection, about, trust)
 
-    def keep_newest(self) -> None:
+    def save_newest_checkpoint(self) -> None:
         """Save the checkpoint that covers this command's orders, so that a log without them is refused later."""
         from appliance.client.support.log import check_newest
 
@@ -313,7 +313,7 @@ class Caller:
         if self._unlocked is None:
             path = self.key_file
             prompt = f"Passphrase of {path}, {purpose}"
-            self._unlocked = open_key(path, lambda: self.ask_passphrase(prompt), self.again)
+            self._unlocked = open_key(path, lambda: self.ask_passphrase(prompt), self.can_try_passphrase_again)
         return self._unlocked
 
     def ask_passphrase(self, prompt: str, *, confirm: bool = False) -> bytes:
@@ -332,7 +332,7 @@ class Caller:
             )
         return _ask_new(prompt) if confirm else _ask(prompt)
 
-    def again(self, tries: int) -> bool:
+    def can_try_passphrase_again(self, tries: int) -> bool:
         """Return True if a person at a terminal may try another passphrase."""
         if self.passphrase_fd is not None or self.passphrase_file is not None or tries >= PASSPHRASE_TRIES:
             return False

@@ -6,21 +6,28 @@ import difflib
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import click
 
 from appliance.addresses import locate
 from appliance.cli.support.caller import Caller
 from appliance.cli.support.output import disable_shortening
+from appliance.errors import BadInput
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-SHARED = "Appliance options"
+P = ParamSpec("P")
 
 
 class SharedOption(click.Option):
-    """An option that every command has. Its value goes to the caller, and help lists it in a section of its own."""
+    """An option of the root and of commands. Its value goes to the caller.
+
+    The help of a command lists it in a section of its own.
+    """
+
+    def resolve_envvar_value(self, context: click.Context) -> str | None:
+        """Return the variable's value for the root alone, since that of a command would replace the root's option."""
+        return super().resolve_envvar_value(context) if context.parent is None else None
 
 
 class _WithExample(click.Command):
@@ -39,8 +46,9 @@ class _WithExample(click.Command):
         for parameter in self.get_params(context):
             record = parameter.get_help_record(context)
             if record is not None and isinstance(parameter, click.Option):
-                (shared if isinstance(parameter, SharedOption) else own).append(record)
-        for title, records in (("Options", own), (SHARED, shared)):
+                is_shared = isinstance(parameter, SharedOption) and context.parent is not None
+                (shared if is_shared else own).append(record)
+        for title, records in (("Options", own), ("Appliance options", shared)):
             if records:
                 with formatter.section(title):
                     formatter.write_dl(records)
@@ -157,14 +165,25 @@ def list_paths(command: click.Command, context: click.Context, path: str = "appl
         yield from list_paths(below, context, f"{path} {name}")
 
 
-def group(name: str, *, example: str) -> Callable[[Callable[..., Any]], CommandGroup]:
-    """Return a decorator for a group of commands about one kind of object."""
-    return click.group(name, cls=CommandGroup, example=example)
-
-
 def command(name: str, *, example: str) -> Callable[[Callable[..., Any]], Command]:
     """Return a decorator for a command outside a group."""
     return click.command(name, cls=Command, example=example)
+
+
+def combine(*decorators: Callable[[F], F]) -> Callable[[F], F]:
+    """Return one decorator for several, whose options help lists in this order."""
+
+    def decorate(function: F) -> F:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+PATH = click.Path(path_type=Path)
+# A member of the socket's group passes the folder and cannot read it.
+FOLDER = click.Path(path_type=Path, readable=False)
 
 
 def _store_in_caller(attribute: str) -> Callable[[click.Context, click.Parameter, Any], None]:
@@ -184,77 +203,95 @@ def _option(flag: str, attribute: str, help: str, **settings: Any) -> Callable[[
         expose_value=False,
         callback=_store_in_caller(attribute),
         help=help,
+        show_envvar=True,
         **settings,
     )
 
 
-def _file() -> click.Path:
-    return click.Path(path_type=Path)
-
-
-# A member of the socket's group passes the folder and cannot read it.
-FOLDER = click.Path(path_type=Path, readable=False)
-_HOME = _option("--home", "home", "The appliance's data folder (APPLIANCE_HOME).", metavar="FOLDER", type=FOLDER)
-_JSON = _option("--json", "json", "Print JSON on stdout; errors too, on stderr.", is_flag=True)
-_KEY = _option("--key", "key", "Your key file (APPLIANCE_KEY).", metavar="FILE", type=_file())
-_AS = _option("--as", "name", "Your name here (APPLIANCE_PRINCIPAL).", metavar="NAME")
-_FD = _option(
-    "--passphrase-fd", "passphrase_fd", "Read the passphrase from this descriptor.", metavar="N", type=click.INT
-)
-_PASSPHRASE = _option(
-    "--passphrase-file", "passphrase_file", "Read the passphrase from a 0600 file.", metavar="FILE", type=_file()
-)
-_TRUST = _option(
-    "--trust", "trust_file", "Check against this trust file (APPLIANCE_TRUST).", metavar="FILE", type=_file()
-)
-
-
-def handle_wide(context: click.Context, parameter: click.Parameter, value: bool) -> None:
-    """Handle `--wide`."""
+def _disable_shortening(context: click.Context, parameter: click.Parameter, value: bool) -> None:
     if value:
         disable_shortening()
 
 
+_HOME = _option(
+    "--home", "home", "The appliance's data folder.", metavar="FOLDER", type=FOLDER, envvar="APPLIANCE_HOME"
+)
+_KEY = _option("--key", "key", "Your key file.", metavar="FILE", type=PATH, envvar="APPLIANCE_KEY")
+_AS = _option("--as", "name", "Your name here.", metavar="NAME", envvar="APPLIANCE_PRINCIPAL")
+_FD = _option(
+    "--passphrase-fd", "passphrase_fd", "Read the passphrase from this descriptor.", metavar="N", type=click.INT
+)
+_PASSPHRASE = _option(
+    "--passphrase-file", "passphrase_file", "Read the passphrase from a 0600 file.", metavar="FILE", type=PATH
+)
+_TRUST = _option(
+    "--trust", "trust_file", "Check against this trust file.", metavar="FILE", type=PATH, envvar="APPLIANCE_TRUST"
+)
+_JSON = _option("--json", "json", "Print JSON on stdout; errors too, on stderr.", is_flag=True)
 _WIDE = click.option(
     "--wide",
     cls=SharedOption,
     is_flag=True,
     expose_value=False,
-    callback=handle_wide,
+    callback=_disable_shortening,
     help="Do not cut or wrap lines to the terminal's width.",
 )
 _YES = _option("--yes", "yes", "Sign without asking.", is_flag=True)
 
+with_root_options = combine(_HOME, _KEY, _AS, _FD, _PASSPHRASE, _TRUST, _JSON, _WIDE, _YES)
+"""Decorator that adds all options of the caller."""
 
-def _combine(*decorators: Callable[[F], F]) -> Callable[[F], F]:
-    def decorate(function: F) -> F:
-        for decorator in reversed(decorators):
-            function = decorator(function)
-        return function
+
+WithCaller = Callable[Concatenate[Caller, P], None]
+
+
+def _with_caller(*options: Callable[[Any], Any]) -> Callable[[WithCaller[P]], Callable[P, None]]:
+    """Return a decorator that adds options of the caller, and passes the caller as the first argument."""
+
+    def decorate(function: WithCaller[P]) -> Callable[P, None]:
+        decorated: Callable[P, None] = combine(*options)(click.pass_obj(function))
+        return decorated
 
     return decorate
 
 
-def shares(function: F) -> F:
-    """Add the options of a command that needs no key."""
-    return _combine(_HOME, _WIDE, _JSON)(function)
+with_common_options = _with_caller(_HOME, _WIDE, _JSON)
+"""Decorator of a command that needs no key."""
+with_key_options = _with_caller(_KEY, _AS, _FD, _PASSPHRASE, _HOME, _JSON)
+"""Decorator of a command that uses a person's key without a service."""
+with_passphrase_options = _with_caller(_FD, _PASSPHRASE, _HOME, _WIDE, _JSON)
+"""Decorator of a command that needs the passphrase of keys that are no person's."""
+with_session_options = _with_caller(_KEY, _AS, _FD, _PASSPHRASE, _TRUST, _HOME, _WIDE, _JSON)
+"""Decorator of a command that reads with a person's session."""
+with_signing_options = _with_caller(_YES, _KEY, _AS, _FD, _PASSPHRASE, _TRUST, _HOME, _WIDE, _JSON)
+"""Decorator of a command that signs."""
+
+_REASON_HELP = "Why, in your words; can be erased later."
+REASON = click.option("--reason", metavar="TEXT", help=_REASON_HELP)
+REQUIRED_REASON = click.option("--reason", required=True, metavar="TEXT", help=_REASON_HELP)
 
 
-def keyed(function: F) -> F:
-    """Add the options of a command that uses a person's key without a service."""
-    return _combine(_KEY, _AS, _FD, _PASSPHRASE, _HOME, _JSON)(function)
+def with_tls_options(ca: str) -> Callable[[F], F]:
+    """Return a decorator that adds the options of a client's TLS. `ca` is the help of --ca."""
+    return combine(
+        click.option("--ca", type=PATH, metavar="FILE", help=ca),
+        click.option(
+            "--certificate",
+            type=PATH,
+            metavar="FILE",
+            help="This host's certificate in PEM, if the server asks for one.",
+        ),
+        click.option("--certificate-key", type=PATH, metavar="FILE", help="Its private key in PEM."),
+    )
 
 
-def unlocks(function: F) -> F:
-    """Add the options of a command that needs the passphrase of keys that are no person's."""
-    return _combine(_FD, _PASSPHRASE, _HOME, _WIDE, _JSON)(function)
+def pair_certificate(command: str, certificate: Path | None, key: Path | None) -> tuple[Path, Path] | None:
+    """Return this host's certificate and key, or None without them.
 
-
-def reads(function: F) -> F:
-    """Add the options of a command that reads with a person's session."""
-    return _combine(_KEY, _AS, _FD, _PASSPHRASE, _TRUST, _HOME, _WIDE, _JSON)(function)
-
-
-def signs(function: F) -> F:
-    """Add the options of a command that signs."""
-    return _combine(_YES, _KEY, _AS, _FD, _PASSPHRASE, _TRUST, _HOME, _WIDE, _JSON)(function)
+    Raises: BadInput if one of the two is missing.
+    """
+    if certificate is not None and key is not None:
+        return certificate, key
+    if certificate is not None or key is not None:
+        raise BadInput(f"{command}: expected --certificate and --certificate-key, got one without the other")
+    return None

@@ -7,13 +7,15 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TextIO
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TextIO, TypeVar
 
 import click
 
 from appliance.formats.core.text import is_visible
 from appliance.formats.core.timestamp import parse_end, parse_moment, parse_point
+
+T = TypeVar("T")
 
 GAP = 2
 """Spaces between two columns."""
@@ -224,6 +226,31 @@ def _beside(label: str, lines: Sequence[str], margin: int, limit: int | None) ->
 def _wrap(line: str, size: int) -> list[str]:
     """Return a line wrapped between words. A word longer than a line is broken."""
     return [line] if len(line) <= size else textwrap.wrap(line, size, break_on_hyphens=False)
+
+
+def print_result(as_json: bool, value: Any, facts: Iterable[tuple[str, object]] | None = None) -> None:
+    """Print the value as JSON, or else the facts. Without facts, print the fields of the value."""
+    if as_json:
+        print_json(value)
+    else:
+        print_facts([(name.replace("_", " "), field) for name, field in value.items()] if facts is None else facts)
+
+
+def print_rows(
+    as_json: bool,
+    rows: Sequence[T],
+    headers: Sequence[str],
+    cells: Callable[[T], Sequence[object]],
+    *,
+    least: Sequence[str] = (),
+    wraps: bool = False,
+    empty: str = "",
+) -> None:
+    """Print the rows as JSON, or else as a table with the cells of each row."""
+    if as_json:
+        print_json(rows)
+    else:
+        print_table(headers, map(cells, rows), least=least, wraps=wraps, empty=empty)
 
 
 def print_text(text: str, indent: str = "", *, err: bool = False) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.output import print_facts, print_json, say
+from appliance.cli.support.output import print_facts, print_result, say
 
 if TYPE_CHECKING:
     from appliance.api.releases import Review
     from appliance.client.support.orders import Receipt, SignedOrder
     from appliance.domain.actions.proposals import Proposal
     from appliance.formats.signatures.keys import Ed25519Signer
+
+
+Facts = Sequence[tuple[str, object]]
+"""Labels and values, one a line."""
 
 
 def sign_and_submit(
@@ -48,7 +52,7 @@ def sign_all(
 
     check_all(caller, proposals)
     if caller.has_session:
-        notes = [*notes, *_twins(caller, proposals)]
+        notes = [*notes, *_warn_of_equal_orders(caller, proposals)]
     if show_subject is not None:
         show_subject()
     (show or show_each)(proposals)
@@ -66,7 +70,7 @@ def sign_all(
         say(f"signed: {receipt.type} is entry {receipt.index} of the log ({receipt.outcome}).")
         receipts.append(receipt)
     if successor is None:
-        caller.keep_newest()
+        caller.save_newest_checkpoint()
     return receipts
 
 
@@ -93,7 +97,7 @@ def sign_only(caller: Caller, proposal: Proposal, notes: Iterable[str] = ()) -> 
     return orders.sign(proposal, key), key
 
 
-def _twins(caller: Caller, proposals: Sequence[Proposal]) -> list[str]:
+def _warn_of_equal_orders(caller: Caller, proposals: Sequence[Proposal]) -> list[str]:
     """Return a warning for each order whose content equals a pending order of another administrator."""
     from appliance.client.support import orders
 
@@ -101,7 +105,7 @@ def _twins(caller: Caller, proposals: Sequence[Proposal]) -> list[str]:
         f"warning: the same order by {twin.proposal.order.signer} already waits (entry {twin.index}); another "
         f"administrator countersigns it with: appliance order countersign {twin.digest[:19]}"
         for proposal in proposals
-        for twin in orders.waiting_twins(caller.reading(), proposal)
+        for twin in orders.find_equal_pending_orders(caller.reading(), proposal)
     ]
 
 
@@ -121,44 +125,56 @@ def show_proposal(proposal: Proposal, title: str = "You are about to sign:") -> 
     say("", f"  What it means: {ACTIONS[proposal.order.action].explain(proposal.order)}", "")
 
 
+def order_action(
+    caller: Caller,
+    action: str,
+    values: Mapping[str, Any],
+    done: str | Facts,
+    then: Iterable[str] = (),
+    *,
+    texts: Mapping[str, str | None] | None = None,
+    documents: Mapping[str, bytes] | None = None,
+    notes: Iterable[str] = (),
+    successor: str | None = None,
+    show_subject: Callable[[], None] | None = None,
+    opens_session: bool = False,
+    following: str | None = None,
+) -> Receipt:
+    """Complete the order of an action, show it, sign it, submit it and print its result. Return its receipt.
+
+    With `opens_session` the service checks the order before it is shown, even if completing it needed no session. The
+    other options are those of `Caller.propose`, `sign_all` and `print_outcome`.
+    """
+    proposal = caller.propose(action, values, texts=texts, documents=documents)
+    if opens_session:
+        caller.reading()
+    receipt = sign_and_submit(caller, proposal, notes, successor=successor, show_subject=show_subject)
+    print_outcome(caller, receipt, done, then, following=following)
+    return receipt
+
+
 def print_outcome(
-    caller: Caller, receipt: Receipt, done: str, then: Iterable[str] = (), *, following: str | None = None
+    caller: Caller, receipt: Receipt, done: str | Facts, then: Iterable[str] = (), *, following: str | None = None
 ) -> None:
     """Print the result of an order: `done` and then `then`, or the next step if a second administrator has to sign.
 
     `following` is that next step, if it is not the usual one.
     """
-    if caller.json:
-        print_json(receipt_value(receipt))
-    elif receipt.outcome == "pending":
-        print_facts([("order", receipt.order), ("entry", receipt.index), ("outcome", receipt.outcome)])
-    else:
-        print_facts([("done", done), ("entry", receipt.index)])
     if receipt.outcome == "pending":
+        print_receipt(caller, receipt)
         usual = f"another administrator types: appliance order countersign {receipt.order[:19]}"
         say(f"next: {following or usual}")
-    else:
-        say(*then)
-
-
-def receipt_value(receipt: Receipt) -> dict[str, Any]:
-    """Return a receipt as JSON."""
-    return {
-        "index": receipt.index,
-        "type": receipt.type,
-        "outcome": receipt.outcome,
-        "order": receipt.order,
-        "result": receipt.result,
-        "log_size": receipt.size,
-    }
-
-
-def print_order_facts(caller: Caller, receipt: Receipt, facts: list[tuple[str, object]]) -> None:
-    """Print facts about an order and its entry."""
-    if caller.json:
-        print_json(receipt_value(receipt))
         return
-    print_facts([*facts, ("entry", receipt.index)])
+    facts = [("done", done)] if isinstance(done, str) else done
+    print_result(caller.json, receipt, [*facts, ("entry", receipt.index)])
+    say(*then)
+
+
+def print_receipt(caller: Caller, receipt: Receipt) -> None:
+    """Print an order's digest, its entry, and the entry's outcome."""
+    print_result(
+        caller.json, receipt, [("order", receipt.order), ("entry", receipt.index), ("outcome", receipt.outcome)]
+    )
 
 
 GONE = "its text was erased, or the service withholds it"

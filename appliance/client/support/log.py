@@ -61,7 +61,7 @@ class Anchor:
     origin: str
     log_keys: tuple[str, ...]
     genesis: str
-    said_by: str
+    source: str
     is_proved: bool = True
 
     @property
@@ -336,7 +336,7 @@ _MAX_KEYS_BYTES = 8_192
 _MAX_NOTE_BYTES = 65_536
 
 
-def follow(connection: Connection, about: About, trust: Trust) -> Anchor:
+def find_anchor(connection: Connection, about: About, trust: Trust) -> Anchor:
     """Return the anchor of a service whose log keys are not the trust file's.
 
     While the trust file's keys also sign and no key of ML-DSA-65 was added, they are used. Afterwards the whole log is
@@ -352,17 +352,17 @@ def follow(connection: Connection, about: About, trust: Trust) -> Anchor:
             return anchor
         _verify(connection, about, trust)
         replace_private(saved, keys.encode("utf-8"), "log keys")
-    said_by = "the trust file, and the log verified from it to today's key"
-    return replace(anchor, log_keys=about.log_keys, said_by=said_by)
+    source = "the trust file, and the log verified from it to today's key"
+    return replace(anchor, log_keys=about.log_keys, source=source)
 
 
-def follow_without_session(about: About, trust: Trust) -> Anchor:
+def find_anchor_without_session(about: About, trust: Trust) -> Anchor:
     """Return the same anchor if no session can be opened. Keys that no command has verified are not `is_proved`."""
     if _load(_trust_state_file(trust, "vkeys")) == _encode_keys(about.log_keys):
-        said_by, is_proved = "the trust file, and the log verified from it to today's key", True
+        source, is_proved = "the trust file, and the log verified from it to today's key", True
     else:
-        said_by, is_proved = "the trust file; today's log key is the service's own word", False
-    return replace(_anchor_in(trust), log_keys=about.log_keys, said_by=said_by, is_proved=is_proved)
+        source, is_proved = "the trust file; today's log key is the service's own word", False
+    return replace(_anchor_in(trust), log_keys=about.log_keys, source=source, is_proved=is_proved)
 
 
 def _anchor_in(trust: Trust) -> Anchor:

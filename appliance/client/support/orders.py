@@ -80,14 +80,14 @@ class SignedOrder:
 
 @dataclass(frozen=True)
 class Receipt:
-    """The entry of an order, proved to be in a log of `size` entries."""
+    """The entry of an order, proved to be in a log of `log_size` entries."""
 
     index: int
     type: str
     outcome: str
     order: str
     result: dict[str, Any]
-    size: int
+    log_size: int
 
 
 def propose(about: About, signer: str, model: type[Order], given: OrderInput, lookup: Lookup) -> Proposal:
@@ -240,7 +240,7 @@ def _read_proposal(envelope: Envelope, disclosures: tuple[Disclosure, ...], docu
     return Proposal(order, disclosures, beside)
 
 
-def waiting_twins(connection: Connection, proposal: Proposal) -> list[Pending]:
+def find_equal_pending_orders(connection: Connection, proposal: Proposal) -> list[Pending]:
     """Return the pending orders with the same content, apart from texts and header."""
     if not ACTIONS[proposal.order.action].two_administrators:
         return []

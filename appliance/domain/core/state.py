@@ -27,7 +27,8 @@ from appliance.domain.core.records.people import (
 from appliance.domain.core.records.runs import Adapter, AdapterEvaluation, Replay, Run, TrainingCheckpoint
 from appliance.domain.core.records.serving import Export, OpenRequest, Release, ServiceProcess, Slot
 from appliance.domain.core.records.site import Archive, CommittedText, Hold, Site, WitnessRecord
-from appliance.errors import Refusal
+from appliance.domain.core.words import unknown_word
+from appliance.errors import NotFound, Refusal
 from appliance.formats.core.canonical import encode_canonical
 
 V = TypeVar("V")
@@ -56,12 +57,20 @@ class Table(Generic[V]):
     """A mapping of identifiers to frozen values. Each change is noted in the state's journal."""
 
     def __init__(
-        self, kind: str, row: Any, journal: Journal, *, voids_clearances: bool = False, of_records: bool = False
+        self,
+        kind: str,
+        row: Any,
+        journal: Journal,
+        *,
+        voids_clearances: bool = False,
+        of_records: bool = False,
+        has_names: bool = False,
     ) -> None:
         """Create an empty table.
 
         `voids_clearances`: every approval depends on these rows, beside its own adapter and release. A change of one of
         them makes all earlier clearances invalid. `of_records`: records that can be archived have rows here.
+        `has_names`: the identifiers are names that messages may list.
         """
         self.kind = kind
         self.row = row
@@ -70,10 +79,22 @@ class Table(Generic[V]):
         self._journal = journal
         self._voids_clearances = voids_clearances
         self.of_records = of_records
+        self._has_names = has_names
 
     def get(self, key: str) -> V | None:
         """Return the row of a key, or None."""
         return self._rows.get(key)
+
+    def require(self, key: str) -> V:
+        """Return the row of a key.
+
+        Raises: NotFound if there is none.
+        """
+        row = self.get(key)
+        if row is None:
+            known = tuple(self._rows) if self._has_names else ()
+            raise NotFound(unknown_word(self.kind.replace("-", " "), key[:80], known, "a recorded one"))
+        return row
 
     def put(self, key: str, value: V | None) -> None:
         """Set a row and note the change; None removes the row."""
@@ -214,17 +235,17 @@ class State:
         """Subjects of the identity provider to which people are bound, by the person's name."""
         self.pending: Table[PendingOrder] = Table("pending", PendingOrder, self._journal)
         self.imports: Table[Import] = Table("import", Import, self._journal)
-        self.bases: Table[Base] = Table("base", Base, self._journal, voids_clearances=True)
-        self.datasets: Table[Dataset] = Table("dataset", Dataset, self._journal, voids_clearances=True)
+        self.bases: Table[Base] = Table("base", Base, self._journal, voids_clearances=True, has_names=True)
+        self.datasets: Table[Dataset] = Table("dataset", Dataset, self._journal, voids_clearances=True, has_names=True)
         self.validation_sets: Table[ValidationSet] = Table(
-            "validation-set", ValidationSet, self._journal, voids_clearances=True
+            "validation-set", ValidationSet, self._journal, voids_clearances=True, has_names=True
         )
         self.runs: Table[Run] = Table("run", Run, self._journal)
         self.training_checkpoints: Table[TrainingCheckpoint] = Table(
             "training-checkpoint", TrainingCheckpoint, self._journal
         )
         self.replays: Table[Replay] = Table("replay", Replay, self._journal, of_records=True)
-        self.adapters: Table[Adapter] = Table("adapter", Adapter, self._journal)
+        self.adapters: Table[Adapter] = Table("adapter", Adapter, self._journal, has_names=True)
         self.delegations: Table[Delegation] = Table("delegation", Delegation, self._journal)
         self.evaluations: Table[AdapterEvaluation] = Table("evaluation", AdapterEvaluation, self._journal)
         """Evaluations by adapter."""

@@ -49,6 +49,12 @@ def split_into_packs(
         yield pack
 
 
+def count_common(sequences: Sequence[Sequence[int]]) -> int:
+    """Return the number of leading tokens that all sequences share: as many as the first and the last in order."""
+    first, last = min(map(tuple, sequences), default=()), max(map(tuple, sequences), default=())
+    return next((place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+
+
 @dataclass(frozen=True)
 class PlannedPack:
     """Rows that pass the model together: segments behind a common beginning (`root`).

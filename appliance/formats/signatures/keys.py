@@ -8,6 +8,7 @@ P-384 with SHA-384 (FIPS 186-5, DER signatures). Checkpoints and adapters can al
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Protocol
@@ -127,6 +128,19 @@ class Signer(Protocol):
     def keyid(self) -> str: ...
 
     def sign(self, data: bytes) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class RemoteSigner:
+    """A signer whose private key is elsewhere: in a token, or in the signer process."""
+
+    spki: bytes
+    sign: Callable[[bytes], bytes] = field(repr=False)
+    """Function that has its argument signed and returns the signature."""
+
+    @property
+    def keyid(self) -> str:
+        return digest_bytes(self.spki)
 
 
 @dataclass(frozen=True, slots=True)

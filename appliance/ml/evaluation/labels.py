@@ -15,12 +15,12 @@ from dataclasses import dataclass
 
 import torch
 
-from appliance.domain.planning.packs import PACK_TOKENS, split_into_packs
+from appliance.domain.planning.packs import PACK_TOKENS, count_common, split_into_packs
 from appliance.ml.data.rows import Sample
 from appliance.ml.inference.score import branch_scores, find_branches
 from appliance.ml.layers.fixed import Held
 from appliance.ml.layers.head import Head
-from appliance.ml.layers.packing import Pack, Segment, count_common
+from appliance.ml.layers.packing import Pack, Segment
 from appliance.ml.model.base import LoadedBase
 
 

@@ -16,6 +16,7 @@ import torch
 from transformers import AttentionInterface
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from appliance.domain.planning.packs import count_common
 from appliance.ml.layers.architecture import Architecture
 from appliance.ml.layers.scores import Scoring
 from appliance.ml.layers.scores import attend as attend_blocks
@@ -135,16 +136,6 @@ def group_alike(items: Sequence[T], size: Callable[[T], int]) -> Iterator[list[T
 def count_tokens(segment: Segment) -> int:
     """Return the number of the segment's own tokens, without its context."""
     return segment.stop - segment.start
-
-
-def count_common(sequences: Sequence[Sequence[int]]) -> int:
-    """Return the number of leading tokens that all sequences have in common."""
-    count = 0
-    for column in zip(*sequences, strict=False):
-        if any(token != column[0] for token in column):
-            break
-        count += 1
-    return count
 
 
 def attend(

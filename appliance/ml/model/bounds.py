@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from appliance.errors import BadInput
@@ -101,3 +102,14 @@ def check_weights(config: Mapping[str, Any], most: int, what: str) -> None:
     least = count_least_parameters(config)
     if least > most:
         raise BadInput(f"{what}: expected dimensions of the weights that are there, at most {most}, got {least}")
+
+
+@contextmanager
+def refuse_panics(what: str) -> Iterator[None]:
+    """Turn a panic of a Rust library into BadInput; `what` has the form `where: expected X`."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__module__ != "pyo3_runtime":
+            raise
+        raise BadInput(f"{what}, got: {str(error)[:200]}") from None

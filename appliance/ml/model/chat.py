@@ -20,8 +20,8 @@ from tokenizers import Tokenizer
 from appliance.domain.data.tool_calls import canonical_call
 from appliance.errors import BadInput
 from appliance.formats.core.digest import digest_file
+from appliance.ml.model.bounds import refuse_panics
 from appliance.ml.model.calls import PROBE, CallForm, find_form
-from appliance.ml.model.machine import refuse_panics
 from appliance.ml.model.template import compile_template, render_template
 
 TEMPLATE_FILE = "chat_template.jinja"

@@ -16,9 +16,9 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from appliance.errors import BadInput
+from appliance.ml.model.bounds import refuse_panics
 from appliance.ml.model.calls import PROBE_ID, CallForm
 from appliance.ml.model.chat import Chat
-from appliance.ml.model.machine import refuse_panics
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer

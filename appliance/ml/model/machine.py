@@ -5,13 +5,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import metadata
 
 import torch
-
-from appliance.errors import BadInput
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "safetensors", "tokenizers", "jinja2", "numpy")
 COMPUTING = ("torch", "transformers", "peft", "bitsandbytes")
@@ -111,14 +107,3 @@ def use_determinism(seed: int, processes: int = 1, threads: int | None = None) -
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     torch.set_float32_matmul_precision("highest")
     torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // processes))
-
-
-@contextmanager
-def refuse_panics(what: str) -> Iterator[None]:
-    """Turn a panic of a Rust library into BadInput; `what` has the form `where: expected X`."""
-    try:
-        yield
-    except BaseException as error:
-        if type(error).__module__ != "pyo3_runtime":
-            raise
-        raise BadInput(f"{what}, got: {str(error)[:200]}") from None

@@ -452,9 +452,9 @@ def bring_up_to_date(url: str, owner_url: str, say: Callable[[str], None]) -> No
 
 
 @contextmanager
-def using_engine(url: str) -> Iterator[Engine]:
+def using_engine(url: str, *, read_only: bool = False) -> Iterator[Engine]:
     """Yield an engine, and close its connections afterwards."""
-    engine = open_engine(url)
+    engine = open_engine(url, read_only=read_only)
     try:
         yield engine
     finally:

@@ -23,7 +23,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import psycopg
@@ -33,7 +32,7 @@ from sqlalchemy.exc import DBAPIError, ProgrammingError, SQLAlchemyError
 from appliance.errors import Conflict, Unavailable
 from appliance.store.database.engine import connection_parameters, database_errors, discard, open_file, session_name
 
-LOG_KEY = int.from_bytes(b"applianc") >> 1
+LOG_LOCK = int.from_bytes(b"applianc") >> 1
 """Key of the log's advisory lock. Advisory locks are per database, and a database holds one log.
 
 A founder and a migration take the lock exclusively; the processes that serve the log share it.
@@ -71,7 +70,7 @@ def _claim_server(engine: Engine) -> Iterator[None]:
     try:
         with database_errors("claim of the database"):
             connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-            taken = connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": LOG_KEY}).scalar_one()
+            taken = connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": LOG_LOCK}).scalar_one()
         if not taken:
             raise _Claimed
         yield
@@ -294,7 +293,7 @@ class Processes:
                 self.beat()
 
     def _take(self, connection: Connection) -> None:
-        if not connection.execute(_SHARE, {"log": LOG_KEY}).scalar_one():
+        if not connection.execute(_SHARE, {"log": LOG_LOCK}).scalar_one():
             raise Conflict("database: expected one that is not being founded, got one that is", code="locked")
         self._has_lock = connection.execute(_TAKE, {"key": _key(self.name)}).scalar_one()
         self._end_transaction(connection)
@@ -381,7 +380,7 @@ class Processes:
         """Open a new session in place of a lost one."""
         connection = self._connect()
         try:
-            connection.execute(_SHARE, {"log": LOG_KEY})
+            connection.execute(_SHARE, {"log": LOG_LOCK})
             # If only our end of the old session was lost, the server's end still holds the lock.
             connection.execute(_END_HOLDER, {"pid": self._backend, "key": _key(self.name)})
         except BaseException:
@@ -551,9 +550,7 @@ class Processes:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.leave()
         self._dispose()
 

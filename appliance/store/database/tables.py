@@ -18,6 +18,7 @@ from sqlalchemy import (
     Table,
     Text,
 )
+from sqlalchemy.schema import SchemaItem
 
 metadata = MetaData(
     naming_convention={
@@ -31,9 +32,17 @@ metadata = MetaData(
 Counter = BigInteger().with_variant(Integer, "sqlite")
 """A 64-bit integer. As a single primary key it is SQLite's row id, so that entries are in order on disk."""
 
-entries = Table(
+
+def _table(name: str, *columns: SchemaItem, rowid: bool = False) -> Table:
+    """Return a new table, which is strict in SQLite and has no row ids there unless `rowid` is set.
+
+    A row id would be a second unique key, by which INSERT OR REPLACE could remove a row unseen by triggers.
+    """
+    return Table(name, metadata, *columns, sqlite_strict=True, sqlite_with_rowid=rowid)
+
+
+entries = _table(
     "entries",
-    metadata,
     Column("index", Counter, primary_key=True, autoincrement=False),
     Column("time", Text, nullable=False),
     Column("nodes", LargeBinary, nullable=False),
@@ -41,7 +50,7 @@ entries = Table(
     CheckConstraint('"index" >= 0', name="index"),
     CheckConstraint("length(nodes) >= 32", name="nodes"),
     CheckConstraint("length(bytes) <= 65535", name="bytes"),
-    sqlite_strict=True,
+    rowid=True,
 )
 """Entries of the log. `nodes` are the Merkle tree nodes that the entry completes, from its leaf hash upwards, 32 bytes
 each. `bytes` is empty if an archive removed the entry's bytes.
@@ -49,63 +58,51 @@ each. `bytes` is empty if an archive removed the entry's bytes.
 The column precedes `bytes`, which may continue on overflow pages.
 """
 
-removed_entries = Table(
+removed_entries = _table(
     "removed_entries",
-    metadata,
     Column("index", Counter, ForeignKey("entries.index"), primary_key=True, autoincrement=False),
     Column("archive", Counter, ForeignKey("entries.index"), nullable=False),
     CheckConstraint('"index" < archive', name="archive"),
-    sqlite_strict=True,
+    rowid=True,
 )
 """Entries whose bytes and documents were removed, each with the entry of the archive that has them.
 
 Triggers let no other entry lose its bytes or documents.
 """
 
-entry_keys = Table(
+entry_keys = _table(
     "entry_keys",
-    metadata,
     Column("key", Text, primary_key=True),
     Column("block", Counter, primary_key=True, autoincrement=False),
     Column("bits", LargeBinary, nullable=False),
     CheckConstraint("length(bits) >= 1", name="bits"),
-    sqlite_strict=True,
-    sqlite_with_rowid=False,
 )
 """Index for searches: which entries of a block have a key. `store.ledger.search_index` defines the bits."""
 
-documents = Table(
+documents = _table(
     "documents",
-    metadata,
     Column("digest", LargeBinary, primary_key=True),
     Column("bytes", LargeBinary, nullable=False),
     CheckConstraint("length(digest) = 32", name="digest"),
-    sqlite_strict=True,
-    # A row id would be a second unique key, by which INSERT OR REPLACE could remove a row unseen by triggers.
-    sqlite_with_rowid=False,
 )
 
-entry_documents = Table(
+entry_documents = _table(
     "entry_documents",
-    metadata,
     Column("index", Counter, ForeignKey("entries.index"), primary_key=True, autoincrement=False),
     Column("role", Text, primary_key=True),
     Column("digest", LargeBinary, ForeignKey("documents.digest"), nullable=False),
-    sqlite_strict=True,
-    sqlite_with_rowid=False,
 )
 Index(None, entry_documents.c.digest, entry_documents.c.index)
 
-head = Table(
+head = _table(
     "head",
-    metadata,
     Column("id", Integer, primary_key=True, autoincrement=False),
     Column("size", Counter, nullable=False),
     Column("leaf_hash", LargeBinary, nullable=False),
     Column("note", LargeBinary),
     Column("probes", Counter, nullable=False),
     CheckConstraint("id = 1", name="id"),
-    sqlite_strict=True,
+    rowid=True,
 )
 """One row: the last entry, and the signed checkpoint over the log, NULL while the log is empty.
 
@@ -113,28 +110,22 @@ An append locks this row and changes it by compare-and-swap. `probes` counts wri
 can be written.
 """
 
-disclosures = Table(
+disclosures = _table(
     "disclosures",
-    metadata,
     Column("commitment", Text, primary_key=True),
     Column("salt", LargeBinary, nullable=False),
     Column("text", Text, nullable=False),
-    sqlite_strict=True,
-    sqlite_with_rowid=False,
 )
 """Texts behind the commitments of entries and orders; they are added and erased, never changed."""
 
-projections = Table(
+projections = _table(
     "projections",
-    metadata,
     Column("kind", Text, primary_key=True),
     Column("id", Text, primary_key=True),
     Column("since", Counter, primary_key=True, autoincrement=False),
     Column("until", Counter),
     Column("value", Text, nullable=False),
     CheckConstraint("until > since", name="until"),
-    sqlite_strict=True,
-    sqlite_with_rowid=False,
 )
 """The state as rows, one for each value that an object ever had, in canonical JSON.
 
@@ -151,30 +142,24 @@ Index(
 )
 Index(None, projections.c.kind, projections.c.since, projections.c.until)
 
-sessions = Table(
+sessions = _table(
     "sessions",
-    metadata,
     Column("digest", LargeBinary, primary_key=True),
     Column("principal", Text, nullable=False),
     Column("keyid", Text, nullable=False),
     Column("expires_at", Text, nullable=False),
     Column("entry", Counter, nullable=False),
     CheckConstraint("length(digest) = 32", name="digest"),
-    sqlite_strict=True,
-    sqlite_with_rowid=False,
 )
 """Read-only sessions of people by the digest of their token; not part of the ledger, and removed after they end."""
 
-processes = Table(
+processes = _table(
     "processes",
-    metadata,
     Column("name", Text, primary_key=True),
     Column("epoch", Counter, nullable=False),
     Column("seen", Counter, nullable=False),
     Column("about", Text),
     CheckConstraint("epoch >= 1", name="epoch"),
-    sqlite_strict=True,
-    sqlite_with_rowid=False,
 )
 """The service processes of the log, on PostgreSQL.
 
@@ -183,27 +168,21 @@ since 1970 by the server's clock), and `about` describes the holder, NULL once i
 under the epoch with which it began.
 """
 
-leases = Table(
+leases = _table(
     "leases",
-    metadata,
     Column("name", Text, primary_key=True),
     Column("process", Text, nullable=False),
     Column("epoch", Counter, nullable=False),
-    sqlite_strict=True,
-    sqlite_with_rowid=False,
 )
 """Work that only one process does, with the holder and its epoch. A lease is free when its epoch is no longer
 current."""
 
-pending_batches = Table(
+pending_batches = _table(
     "pending_batches",
-    metadata,
     Column("size", Counter, primary_key=True, autoincrement=False),
     Column("root", LargeBinary, primary_key=True),
     Column("bytes", LargeBinary, nullable=False),
     CheckConstraint("length(root) = 32", name="root"),
-    sqlite_strict=True,
-    sqlite_with_rowid=False,
 )
 """Entries for which a signer was asked for a checkpoint, until they are committed, on PostgreSQL.
 

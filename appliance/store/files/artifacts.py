@@ -23,7 +23,6 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple, Self
 
 from appliance.domain.core.names import check_name
@@ -80,9 +79,7 @@ class Upload:
             disk.sync_folder(self._target.parent)
         return self._target
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with disk.disk_errors(f"upload {self._digest}"):
             os.close(self._descriptor)
             self._partial.unlink(missing_ok=True)
@@ -245,6 +242,16 @@ class Artifacts:
         with self._open(digest) as folder, disk.open_plain(folder, path, what) as file:
             return disk.read_all(file, max_bytes, f"{what}, {path}")
 
+    def read_manifest(self, digest: str) -> Manifest:
+        """Return the manifest of a sealed folder, compared with its digest.
+
+        Raises:
+            NotFound: there is no such folder.
+            Tampered: the manifest is altered.
+        """
+        with self._open(digest) as folder:
+            return _read_manifest(folder, digest)
+
     def read_lines(self, digest: str, path: str) -> Iterator[bytes]:
         """Yield the lines of one file of a sealed folder, one in memory at a time, with its bytes unchecked.
 
@@ -280,12 +287,8 @@ class Artifacts:
 
     def read_beside(self, digest: str, name: str, max_bytes: int = MAX_MANIFEST_BYTES) -> bytes:
         path, what = self._beside(digest, name), f"artifact {digest}, beside it"
-        with (
-            disk.sealed_errors(what),
-            disk.open_folder(self._folder) as folder,
-            disk.open_plain(folder, path.name, what) as file,
-        ):
-            return disk.read_all(file, max_bytes, f"{what}, {name}")
+        with disk.sealed_errors(what):
+            return disk.read_plain(self._folder, path.name, max_bytes, what)
 
     def quarantine(self, digest: str) -> Path | None:
         """Move the folder out of use, keep it for analysis and return its new path; return None if there is none."""

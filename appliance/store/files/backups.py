@@ -140,11 +140,7 @@ class BackupFolder:
 
     @contextmanager
     def _open_objects(self) -> Iterator[int]:
-        """Yield a descriptor of the folder of objects.
-
-        Raises:
-            Tampered: it is missing, or it or the folder of backups is a link or a file.
-        """
+        """Yield a descriptor of the folder of objects."""
         try:
             with _open(self.path) as folder, _open(Path("objects"), folder) as objects:
                 yield objects

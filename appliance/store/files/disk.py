@@ -184,6 +184,18 @@ def read_all(descriptor: int, max_bytes: int, what: str) -> bytes:
     return b"".join(chunks)
 
 
+def read_plain(folder: Path, name: str, max_bytes: int, what: str) -> bytes:
+    """Return all bytes of a regular file in a folder. Neither of them may be a link.
+
+    Raises:
+        NotFound: there is none.
+        Tampered: a link or another kind of file is in its place.
+        TooLarge: it is larger.
+    """
+    with disk_errors(what), open_folder(folder) as opened, open_plain(opened, name, what) as file:
+        return read_all(file, max_bytes, f"{what}, {name}")
+
+
 def read_file(path: Path, max_bytes: int, what: str) -> bytes:
     """Return all bytes of a regular file that is not secret. A link is followed.
 
@@ -245,28 +257,28 @@ def remove_tree(path: Path) -> None:
         levels = [_OpenFolder("", _identity(current), [path.name])]
         while levels[0].left or len(levels) > 1:
             if not levels[-1].left:
-                _leave(current, levels)
+                _return_to_parent(current, levels)
                 continue
             name = levels[-1].left.pop()
             if stat.S_ISDIR(os.stat(name, dir_fd=current, follow_symlinks=False).st_mode):
                 _make_writable(current, name)
-                _go(current, name)
+                _enter(current, name)
                 levels.append(_OpenFolder(name, _identity(current), os.listdir(current)))
             else:
                 os.unlink(name, dir_fd=current)
 
 
-def _leave(current: int, levels: list[_OpenFolder]) -> None:
+def _return_to_parent(current: int, levels: list[_OpenFolder]) -> None:
     """Go back to the parent folder, check that it is the one we came from, and remove the empty folder that was
     left."""
     empty = levels.pop()
-    _go(current, "..")
+    _enter(current, "..")
     if _identity(current) != levels[-1].identity:
         raise OSError(errno.ESTALE, f"{empty.name}: it was moved while it was being removed")
     os.rmdir(empty.name, dir_fd=current)
 
 
-def _go(current: int, name: str) -> None:
+def _enter(current: int, name: str) -> None:
     """Make the descriptor refer to the named folder; its number stays the same."""
     with open_folder(name, current) as target:
         os.dup2(target, current, inheritable=False)

@@ -38,6 +38,8 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,99}")
 
 
 KeyKind = Literal["Ed25519", "P-256", "ML-DSA-65"]
+KINDS: dict[str, KeyKind] = {LOG_KEY: "Ed25519", ADAPTER_KEY: "P-256", POST_QUANTUM_ADAPTER_KEY: "ML-DSA-65"}
+"""Kinds of the service's keys. Adapters have one of P-256, since the public model_signing command refuses Ed25519."""
 
 
 class KeyStore(ABC):
@@ -59,13 +61,21 @@ class KeyStore(ABC):
             Conflict: another key has this name.
         """
 
-    def create_log_key(self, uri: str = LOG_KEY) -> Signer:
-        """Create an Ed25519 key that signs the log's checkpoints.
+    def ensure_key(self, uri: str) -> Signer:
+        """Return a key of the service; create it if there is none.
 
         Raises:
-            Conflict: there is a key of this name.
+            Unavailable: this Python or token cannot compute ML-DSA-65.
         """
-        return self.create_key(uri, "Ed25519")
+        try:
+            return self.open_signer(uri)
+        except NotFound:
+            return self.create_key(uri, KINDS[uri])
+
+    def make_keys(self) -> None:
+        """Create the first log key and the adapters' key, unless they exist."""
+        for uri in (LOG_KEY, ADAPTER_KEY):
+            self.ensure_key(uri)
 
     def log_signers(self, origin: str) -> dict[str, Signer]:
         """Return all log keys that are held here by their vkeys, oldest first, including those to rotate to."""
@@ -92,29 +102,6 @@ class KeyStore(ABC):
             with suppress(Conflict):
                 return vkey_of(origin, self.create_key(_log_key(number), "ML-DSA-65" if post_quantum else "Ed25519"))
         raise Conflict(f"log keys: expected fewer than {MAX_LOG_KEYS}, got as many")
-
-    def create_adapter_key(self) -> Signer:
-        """Create the key that signs adapters: ECDSA P-256, since the public model_signing command refuses Ed25519."""
-        return self.create_key(ADAPTER_KEY, "P-256")
-
-    def post_quantum_adapter_key(self) -> Signer:
-        """Return the ML-DSA-65 key that signs adapters beside the other; create it if there is none.
-
-        Raises:
-            Unavailable: this Python or token cannot compute ML-DSA-65.
-        """
-        try:
-            return self.open_signer(POST_QUANTUM_ADAPTER_KEY)
-        except NotFound:
-            return self.create_key(POST_QUANTUM_ADAPTER_KEY, "ML-DSA-65")
-
-    def make_keys(self) -> None:
-        """Create the first log key and the adapters' key, unless they exist."""
-        for uri, create in ((LOG_KEY, self.create_log_key), (ADAPTER_KEY, self.create_adapter_key)):
-            try:
-                self.open_signer(uri)
-            except NotFound:
-                create()
 
 
 class Keyring(KeyStore):

@@ -81,12 +81,7 @@ class Checkpoints:
             Tampered: its bytes have another digest.
         """
         what = f"training checkpoint {digest}"
-        with (
-            disk.disk_errors(what),
-            disk.open_folder(self._folder) as folder,
-            disk.open_plain(folder, self._path(digest).name, what) as file,
-        ):
-            data = disk.read_all(file, MAX_BYTES, what)
+        data = disk.read_plain(self._folder, self._path(digest).name, MAX_BYTES, what)
         if digest_bytes(data) != digest:
             raise Tampered(f"{what}: expected these bytes, got those of {digest_bytes(data)}")
         return data
@@ -203,15 +198,10 @@ class StepStore:
 
     def read(self, run: str) -> bytes:
         """Return the bytes, empty if there are no steps. The last line may be incomplete."""
-        path = self._path(run)
-        with disk.disk_errors(f"steps of {run}"):
-            if not path.exists():
-                return b""
-            with (
-                disk.open_folder(self._folder) as folder,
-                disk.open_plain(folder, path.name, f"steps of {run}") as file,
-            ):
-                return disk.read_all(file, MAX_STEPS_BYTES, f"steps of {run}")
+        try:
+            return disk.read_plain(self._folder, self._path(run).name, MAX_STEPS_BYTES, f"steps of {run}")
+        except NotFound:
+            return b""
 
     def sweep(self, wanted: Callable[[], frozenset[str]]) -> None:
         """Remove partial files and those of runs that `wanted` does not return.
@@ -243,13 +233,8 @@ class CalibrationStore:
 
     def read(self) -> tuple[MachineCalibration, ...]:
         try:
-            with (
-                disk.disk_errors("calibrations"),
-                disk.open_folder(self._path.parent) as folder,
-                disk.open_plain(folder, self._path.name, "calibrations") as file,
-            ):
-                found = json.loads(disk.read_all(file, _MAX_CALIBRATIONS_BYTES, "calibrations"))
-            return tuple(MachineCalibration.model_validate(one) for one in found)
+            data = disk.read_plain(self._path.parent, self._path.name, _MAX_CALIBRATIONS_BYTES, "calibrations")
+            return tuple(MachineCalibration.model_validate(one) for one in json.loads(data))
         except (ValueError, TypeError, ValidationError, NotFound, Tampered, TooLarge):
             return ()
 

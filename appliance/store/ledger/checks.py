@@ -15,14 +15,14 @@ from appliance.errors import NotFound, Tampered
 from appliance.formats.core.digest import digest_bytes, raw_digest
 from appliance.formats.core.merkle import hash_leaf
 from appliance.store.database.catalogue import check_catalogue
-from appliance.store.database.engine import check_migrated, connect_reader, database_errors, open_engine
+from appliance.store.database.engine import check_migrated, connect_reader, database_errors
 from appliance.store.database.tables import APPEND_ONLY, projections
 from appliance.store.ledger import rows
 from appliance.store.ledger.log_state import (
     KnownHead,
     LogState,
     advance,
-    check_keys,
+    check_index_rows,
     check_settled,
     make_removals,
 )
@@ -50,7 +50,7 @@ def check_projections(connection: Connection, seen: KnownHead) -> list[str]:
     log_state = LogState(removals=make_removals(connection))
     advance(connection, log_state, read_head(connection).size, seen, versions.record)
     check_settled(log_state)
-    check_keys(connection, log_state)
+    check_index_rows(connection, log_state)
     archived = max(list_archives(connection), default=-1)
     expected = _leave_archived(versions.rows, archived)
     rows_found = connection.execute(select(projections))
@@ -236,27 +236,3 @@ def find_document(engine: Engine, digest: str) -> bytes:
     if digest_bytes(data) != digest:
         raise Tampered(f"document {digest}: expected the bytes of its digest, got {digest_bytes(data)}")
     return data
-
-
-class LogReader:
-    """A log in a database that is opened read-only."""
-
-    def __init__(self, url: str) -> None:
-        self._engine = open_engine(url, read_only=True)
-
-    def entries(self, size: int) -> Iterator[bytes]:
-        return read_log(self._engine, 0, size)
-
-    def document(self, digest: str) -> bytes:
-        return find_document(self._engine, digest)
-
-    def check_projections(self, seen: KnownHead) -> list[str]:
-        with reading(self._engine) as connection:
-            return check_projections(connection, seen)
-
-    def check_guards(self) -> list[str]:
-        with reading(self._engine) as connection:
-            return check_guards(connection)
-
-    def close(self) -> None:
-        self._engine.dispose()

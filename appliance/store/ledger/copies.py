@@ -11,7 +11,6 @@ import shutil
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -33,8 +32,8 @@ from appliance.store.database.engine import (
     connect_reader,
     connection_parameters,
     database_errors,
-    open_engine,
     parse_database_url,
+    using_engine,
 )
 from appliance.store.database.tables import documents
 from appliance.store.ledger.checks import read_log
@@ -75,8 +74,7 @@ def copy_database(
         Tampered: the log is invalid, or is not the one of the trust file.
         Unavailable: the database or its tools fail.
     """
-    engine = open_engine(url, read_only=True)
-    try:
+    with using_engine(url, read_only=True) as engine:
         for _ in range(_ATTEMPTS):
             with database_errors("backup of the database"), connect_reader(engine) as connection:
                 before = read_beside()
@@ -93,8 +91,6 @@ def copy_database(
         raise Unavailable(
             "backup of the database: expected a moment without a new cosignature, got one each time; try again"
         )
-    finally:
-        engine.dispose()
 
 
 def _copy_sqlite(connection: Connection, target: Path) -> None:
@@ -112,11 +108,8 @@ def _copy_sqlite(connection: Connection, target: Path) -> None:
 
 def read_sqlite(path: Path, trust: Trust, kept: SnapshotContent | None = None) -> LogCopy:
     """Verify the log in a copied file of SQLite, which has no other reader."""
-    engine = open_engine(f"sqlite:///{path}")
-    try:
+    with using_engine(f"sqlite:///{path}") as engine:
         return read_database(engine, trust, kept)
-    finally:
-        engine.dispose()
 
 
 def read_database(engine: Engine, trust: Trust, kept: SnapshotContent | None = None) -> LogCopy:
@@ -147,11 +140,7 @@ def read_copied_log(connection: Connection, trust: Trust, kept: SnapshotContent 
 
 
 def _check_documents(connection: Connection) -> None:
-    """Check that the bytes of each document have its digest.
-
-    Raises:
-        Tampered: one has not.
-    """
+    """Check that the bytes of each document have its digest."""
     every = select(documents.c.digest, documents.c.bytes).execution_options(yield_per=100)
     for digest, data in connection.execute(every):
         if (got := digest_bytes(data)) != (expected := f"sha256:{digest.hex()}"):
@@ -160,12 +149,9 @@ def _check_documents(connection: Connection) -> None:
 
 def find_erasures(url: str, size: int) -> list[int]:
     """Return the entries after the first `size` that erased a text."""
-    engine = open_engine(url, read_only=True)
-    try:
+    with using_engine(url, read_only=True) as engine:
         kept = (data for data in read_log(engine, size, None) if read_removed(data) is None)
         return [entry.index for entry in map(parse_entry, kept) if entry.type == TextErased.type]
-    finally:
-        engine.dispose()
 
 
 # --- PostgreSQL -------------------------------------------------------------------------------------------------------
@@ -240,8 +226,7 @@ def restore_dump(dump: Path, owner_url: str) -> None:
         Conflict: the database has tables.
         Unavailable: the server refuses; the database is unchanged.
     """
-    engine = open_engine(owner_url)
-    try:
+    with using_engine(owner_url) as engine:
         with database_errors("restore of the database"), begin_migration(engine) as connection:
             if tables := inspect(connection).get_table_names():
                 raise Conflict(
@@ -251,8 +236,6 @@ def restore_dump(dump: Path, owner_url: str) -> None:
         _run_tool(
             "pg_restore", owner_url, "--no-owner", "--single-transaction", "--exit-on-error", str(dump.absolute())
         )
-    finally:
-        engine.dispose()
 
 
 def _run_tool(name: str, url: str, *options: str) -> None:
@@ -288,16 +271,9 @@ def _last_line(message: bytes) -> str:
 # --- a restored database ------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def writing(engine: Engine) -> Iterator[Connection]:
-    """Yield a connection in a writing transaction on a restored database, which no service has opened yet."""
-    with database_errors("restore of the database"), begin_migration(engine) as connection:
-        yield connection
-
-
 def erase_texts(engine: Engine, commitments: Iterable[str]) -> None:
     """Erase the texts behind these commitments, as an erasure that the copied log lacks did."""
-    with writing(engine) as connection:
+    with database_errors("restore of the database"), begin_migration(engine) as connection:
         delete_disclosures(connection, list(commitments))
 
 

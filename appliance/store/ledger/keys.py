@@ -89,13 +89,12 @@ class ServiceKeys(LogKeys, Protocol):
 
 
 class HeldLogKeys:
-    """Log keys in this process."""
+    """Log keys in this process. Its methods are those of `LogKeys`."""
 
     def __init__(self, find: FindSigner) -> None:
         self._find = find
 
     def has_log_key(self, vkey: str) -> bool:
-        """Return True if the key is here."""
         try:
             return vkey_of(parse_vkey(vkey).name, self._find(vkey)) == vkey
         except NotFound:
@@ -104,16 +103,14 @@ class HeldLogKeys:
     def sign_checkpoint(
         self, origin: str, before: Frontier, leaves: Sequence[bytes], root: bytes, vkeys: Sequence[str]
     ) -> bytes:
-        """Sign the checkpoint with each key."""
         return sign_checkpoint(Checkpoint(origin, before.size + len(leaves), root), *map(self._find, vkeys))
 
     def sign_snapshot(self, seal: LogSeal) -> bytes:
-        """Sign the seal with the key that it names."""
         return sign_note(encode_seal(seal), seal.origin, self._find(seal.vkey))
 
 
 class KeyringKeys(HeldLogKeys):
-    """The keys in the keyring of the service's home."""
+    """The keys in the keyring of the service's home. Its methods are those of `ServiceKeys`."""
 
     def __init__(self, keyring: Keyring, origin: str) -> None:
         super().__init__(self._find_signer)
@@ -122,7 +119,6 @@ class KeyringKeys(HeldLogKeys):
 
     @property
     def place(self) -> str:
-        """Return the keyring's folder."""
         return str(self._keyring.folder)
 
     def _find_signer(self, vkey: str) -> Signer:
@@ -134,24 +130,19 @@ class KeyringKeys(HeldLogKeys):
         return self._signers[vkey]
 
     def list_log_keys(self) -> list[str]:
-        """Return the vkeys of the log keys in the keyring."""
         return list(self._keyring.log_signers(self.origin))
 
     def next_log_key(self, used: Collection[str], *, post_quantum: bool = False) -> str:
-        """Return an unused log key of the keyring, or make one."""
         return self._keyring.next_log_key(self.origin, used, post_quantum=post_quantum)
 
     def sign_backup(self, backup: Backup) -> bytes:
-        """Sign the manifest with the log key that it names."""
         return sign_backup(backup, self._find_signer(backup.log_key))
 
     def adapter_signer(self, *, post_quantum: bool = False) -> Signer:
-        """Return the signer of the adapters' key in the keyring."""
         return self._keyring.open_signer(POST_QUANTUM_ADAPTER_KEY if post_quantum else ADAPTER_KEY)
 
     def post_quantum_adapter_key(self) -> Signer:
-        """Return the second signer of adapters of the keyring; create its key if there is none."""
-        return self._keyring.post_quantum_adapter_key()
+        return self._keyring.ensure_key(POST_QUANTUM_ADAPTER_KEY)
 
     def close(self) -> None:
         """Do nothing: the keys are in memory."""

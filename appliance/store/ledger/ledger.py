@@ -12,7 +12,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from datetime import datetime
 from typing import NamedTuple, TypeVar, Unpack
 
@@ -25,7 +25,6 @@ from appliance.errors import ApplianceError, BadInput, NotFound, Tampered, Unava
 from appliance.formats.core import merkle
 from appliance.formats.core.commitment import Disclosure, verify_disclosure
 from appliance.formats.core.merkle import Frontier, hash_leaf
-from appliance.store.database.catalogue import check_catalogue
 from appliance.store.database.engine import (
     DatabaseReader,
     connect_reader,
@@ -115,7 +114,7 @@ class Ledger:
         self._followed: deque[Entry] = deque()
         self.loads = 0
         """Number of full loads; they include entries of other processes, which `take_followed` does not return."""
-        self.others = 0
+        self.replayed_from_others = 0
         """Number of entries of other processes that were replayed since the load."""
         self.committed: bytes | None = None
         """The signed checkpoint of this process's last commit."""
@@ -175,10 +174,10 @@ class Ledger:
     def refresh(self) -> bool:
         """Replay what other processes have appended; return True if there was anything."""
         with self.lock, database_errors("ledger"):
-            log_state, before = self._current(), self.others
+            log_state, before = self._current(), self.replayed_from_others
             with connect_reader(self._engine) as connection:
                 self._catch_up(connection, log_state, rows.read_head(connection))
-            return self.others != before
+            return self.replayed_from_others != before
 
     def take_followed(self) -> list[Entry]:
         """Return the entries of other processes that were replayed since the last call, in order."""
@@ -223,7 +222,7 @@ class Ledger:
         self._keep(log_state, log_state.frontier.root())
 
     def _follow(self, entry: Entry) -> None:
-        self.others += 1
+        self.replayed_from_others += 1
         if self.fence is not None:
             self._followed.append(entry)
 
@@ -450,9 +449,6 @@ class Ledger:
 
     # --- reading --------------------------------------------------------------------------------------------------
 
-    def _reading(self) -> AbstractContextManager[Connection]:
-        return reading(self._engine)
-
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
         """Yield a connection in a transaction that adds no entry."""
@@ -466,7 +462,7 @@ class Ledger:
             NotFound: there is no such entry, or an archive removed its bytes (code `archived`).
             Tampered: the bytes do not hash to the leaf.
         """
-        with self._reading() as connection:
+        with reading(self._engine) as connection:
             return audit.read_entry(connection, index, lambda: self.state.archives)
 
     def entries(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
@@ -491,7 +487,7 @@ class Ledger:
         Raises:
             NotFound: the log is empty.
         """
-        with self._reading() as connection:
+        with reading(self._engine) as connection:
             return _signed(rows.read_checkpoint(connection))
 
     @property
@@ -528,7 +524,7 @@ class Ledger:
     def _prove(self, size: int, proof: Callable[[merkle.ReadNode], list[bytes]]) -> list[bytes]:
         # The log cannot be shorter than this process has seen it, so larger sizes only need a query.
         if size > self._seen.size:
-            with self._reading() as connection:
+            with reading(self._engine) as connection:
                 known = rows.read_head(connection).size
             if size > known:
                 raise BadInput(f"proof, size: expected at most {known}, got {size}")
@@ -540,12 +536,12 @@ class Ledger:
 
     def find(self, **filters: Unpack[Filters]) -> list[tuple[int, bytes]]:
         """Return (index, bytes) of the entries that match all filters (see `search.Filters`)."""
-        with self._reading() as connection:
+        with reading(self._engine) as connection:
             return find_entries(connection, self.partial_block, filters)
 
     def ask(self, question: Callable[[Connection], Answer]) -> Answer:
         """Run a query function of `store.ledger.past` or `store.ledger.search` on one snapshot of the database."""
-        with self._reading() as connection:
+        with reading(self._engine) as connection:
             return question(connection)
 
     def disclosures(self, commitments: Iterable[str]) -> dict[str, Disclosure]:
@@ -554,7 +550,7 @@ class Ledger:
         Raises:
             Tampered: a text does not open its commitment.
         """
-        with self._reading() as connection:
+        with reading(self._engine) as connection:
             found = rows.read_disclosures(connection, commitments)
         for disclosure in found:
             verify_disclosure(disclosure)
@@ -565,7 +561,7 @@ class Ledger:
 
         The caller must verify that each text opens its commitment.
         """
-        with self._reading() as connection:
+        with reading(self._engine) as connection:
             return _signed(rows.read_checkpoint(connection)), rows.read_all_disclosures(connection)
 
     # --- caches ---------------------------------------------------------------------------------------------------
@@ -574,18 +570,8 @@ class Ledger:
         """Compare the projections with the entries and return findings with the expected and the stored values."""
         # No lock is needed: the connection reads one snapshot, and others can append meanwhile.
         seen = self._seen
-        with self._reading() as connection:
+        with reading(self._engine) as connection:
             return audit.check_projections(connection, seen)
-
-    def check_guards(self) -> list[str]:
-        """Return findings where the database would not prevent changes of the ledger: triggers, rights, settings."""
-        with self._reading() as connection:
-            return audit.check_guards(connection)
-
-    def check_schema(self) -> list[str]:
-        """Return findings where tables, triggers and rights differ from those of the ledger."""
-        with self._reading() as connection:
-            return check_catalogue(connection)
 
     def rebuild_projections(self) -> None:
         """Delete the projections and write them again from the entries."""

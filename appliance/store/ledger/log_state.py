@@ -7,7 +7,7 @@ compared with the bytes, so that an edited row is reported with the index of its
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
@@ -273,7 +273,8 @@ def _check_documents(index: int, entry: Entry, stored: StoredEntry) -> None:
     if not entry.documents and not stored.documents:
         return  # the most frequent case
     filed = {role: f"sha256:{digest.hex()}" for role, (digest, _) in stored.documents.items()}
-    expect_map(index, "document", entry.documents, filed)
+    for role in sorted(entry.documents.keys() | filed.keys()):
+        expect(index, f"document {role}", entry.documents.get(role, "none"), filed.get(role, "none"))
     for role, (_, content) in stored.documents.items():
         expect(index, f"document {role}", entry.documents[role], digest_bytes(content))
 
@@ -302,16 +303,6 @@ def expect(index: int, what: str, expected: Any, got: Any) -> None:
     """
     if expected != got:
         raise Tampered(f"entry {index}: {what}: expected {expected}, got {got}")
-
-
-def expect_map(index: int, what: str, expected: Mapping[Any, Any], got: Mapping[Any, Any]) -> None:
-    """Check two mappings as `expect` does; the error names the first key that differs."""
-    for key in sorted(expected.keys() | got.keys()):
-        expect(index, f"{what} {key}", _format(expected.get(key)), _format(got.get(key)))
-
-
-def _format(value: Any) -> str:
-    return "none" if value is None else value.hex() if isinstance(value, bytes) else str(value)
 
 
 def load_log_state(
@@ -412,10 +403,10 @@ def check_end(connection: Connection, log_state: LogState, log_key: str) -> None
         for key in (low, high):
             if key is not None and not 0 <= key < size:
                 raise Tampered(f"{name} {key}: expected none beyond the head at size {size}, got a row")
-    check_keys(connection, log_state)
+    check_index_rows(connection, log_state)
 
 
-def check_keys(connection: Connection, log_state: LogState) -> None:
+def check_index_rows(connection: Connection, log_state: LogState) -> None:
     """Check that the index has no row for a key that no entry has, by comparing the number of rows.
 
     Raises:

@@ -21,13 +21,13 @@ from appliance.store.ledger.search import Filters, count_entries, find_stretches
 from appliance.store.ledger.search_index import PartialBlock
 
 
-@dataclass(frozen=True)
-class Version:
-    """The value of an object in canonical JSON, valid from the entry `since` on."""
+class ValueSpan(NamedTuple):
+    """The value of an object in canonical JSON, valid from the entry `since` to before `until`, or until now."""
 
     kind: str
     id: str
     since: int
+    until: int | None
     value: str
 
 
@@ -37,22 +37,35 @@ NO_IDS: Ids = MappingProxyType({})
 
 
 def values_at(
-    connection: Connection, index: int, kinds: Iterable[str], unit: str | None = None, ids: Ids = NO_IDS
-) -> list[Version]:
+    connection: Connection,
+    index: int,
+    kinds: Iterable[str],
+    unit: str | None = None,
+    ids: Ids = NO_IDS,
+    *,
+    past: str = "",
+    limit: int | None = None,
+) -> list[ValueSpan]:
     """Return the values that were valid after this entry, by kind and identifier.
 
-    With `unit`, values that belong to units are limited to this unit.
+    With `unit`, values that belong to units are limited to this unit. Of each kind, only up to `limit` values with
+    identifiers after `past` are read.
     """
-    column = projections.c
-    stood = (column.since <= index, or_(column.until.is_(None), column.until > index))
     found = []
     for kind in kinds:
         if kind not in MODELS:
             raise BadInput(f"state, kind: expected one of {', '.join(MODELS)}, got {kind!r}")
-        rows = select(column.kind, column.id, column.since, column.value).where(column.kind == kind, *stood)
-        rows = _narrowed(connection, rows, kind, unit, ids)
-        found += [Version(*row) for row in connection.execute(rows.order_by(column.id))]
+        rows = _select_values(kind, index, index).where(projections.c.id > past)
+        rows = _narrowed(connection, rows, kind, unit, ids).order_by(projections.c.id).limit(limit)
+        found += [ValueSpan(*row) for row in connection.execute(rows)]
     return found
+
+
+def _select_values(kind: str, after: int, last: int) -> Select[Any]:
+    """Select the values of a kind that were valid at some entry from `after` to `last`."""
+    column = projections.c
+    rows = select(column.kind, column.id, column.since, column.until, column.value)
+    return rows.where(column.kind == kind, column.since <= last, or_(column.until.is_(None), column.until > after))
 
 
 def _narrowed(connection: Connection, rows: Select[Any], kind: str, unit: str | None, ids: Ids) -> Select[Any]:
@@ -67,31 +80,6 @@ def _narrowed(connection: Connection, rows: Select[Any], kind: str, unit: str | 
     return rows.where(column.in_(sorted(ids[kind]))) if kind in ids else rows
 
 
-def page_at(connection: Connection, index: int, kind: str, past: str, limit: int) -> list[Version]:
-    """Return up to `limit` values of one kind that were valid after this entry, with identifiers after `past`."""
-    column = projections.c
-    if kind not in MODELS:
-        raise BadInput(f"state, kind: expected one of {', '.join(MODELS)}, got {kind!r}")
-    rows = (
-        select(column.kind, column.id, column.since, column.value)
-        .where(column.kind == kind, column.id > past)
-        .where(column.since <= index, or_(column.until.is_(None), column.until > index))
-        .order_by(column.id)
-        .limit(limit)
-    )
-    return [Version(*row) for row in connection.execute(rows)]
-
-
-class ValueSpan(NamedTuple):
-    """A value that was valid from the entry `since` to before `until`, or until now."""
-
-    kind: str
-    id: str
-    since: int
-    until: int | None
-    value: str
-
-
 def values_between(
     connection: Connection, after: int, last: int, kinds: Iterable[str], unit: str, ids: Ids
 ) -> list[ValueSpan]:
@@ -99,35 +87,17 @@ def values_between(
 
     Values that belong to units are limited to this unit.
     """
-    column = projections.c
-    stood = (column.since <= last, or_(column.until.is_(None), column.until > after))
     found = []
     for kind in kinds:
-        rows = select(column.kind, column.id, column.since, column.until, column.value).where(
-            column.kind == kind, *stood
-        )
-        found += [ValueSpan(*row) for row in connection.execute(_narrowed(connection, rows, kind, unit, ids))]
+        rows = _narrowed(connection, _select_values(kind, after, last), kind, unit, ids)
+        found += [ValueSpan(*row) for row in connection.execute(rows)]
     return found
-
-
-def change_after(
-    connection: Connection, after: int, last: int, kinds: Iterable[str], unit: str, ids: Ids, most: int
-) -> int | None:
-    """Return the entry of the change that exceeds the first `most` changes in the range of `values_between`, or
-    None."""
-    column, found = projections.c, list[int]()
-    for kind in kinds:
-        rows = select(column.since).where(column.kind == kind, column.since > after, column.since <= last)
-        rows = _narrowed(connection, rows, kind, unit, ids).order_by(column.since).limit(most + 1)
-        found += connection.execute(rows).scalars()
-    return sorted(found)[most] if len(found) > most else None
 
 
 def changed_entries(
     connection: Connection, after: int, last: int, kinds: Iterable[str], unit: str, ids: Ids, most: int
 ) -> set[int]:
-    """Return the entries that set a value in the range of `values_between`; if they are more than `most`, only some,
-    but more than `most`.
+    """Return the entries that set a value in the range of `values_between`, at least the first `most` and one more.
 
     No value is read.
     """
@@ -136,8 +106,6 @@ def changed_entries(
         rows = select(column.since).where(column.kind == kind, column.since > after, column.since <= last).distinct()
         rows = _narrowed(connection, rows, kind, unit, ids).order_by(column.since).limit(most + 1)
         found.update(connection.execute(rows).scalars())
-        if len(found) > most:
-            break
     return found
 
 
@@ -170,11 +138,15 @@ def state_at(connection: Connection, index: int, kinds: Iterable[str]) -> State:
     Raises:
         NotFound: there is no such entry.
     """
+    rows = ((version.kind, version.id, version.value) for version in values_at(connection, index, kinds))
+    return state_of(rows, index + 1, _time_of(connection, index))
+
+
+def _time_of(connection: Connection, index: int) -> str:
     data = read_entry_bytes(connection, index)
     if data is None:
         raise NotFound(f"entry {index}: expected one of the log's entries, got none")
-    rows = ((version.kind, version.id, version.value) for version in values_at(connection, index, kinds))
-    return state_of(rows, index + 1, parse_entry(data).time)
+    return parse_entry(data).time
 
 
 class Window(NamedTuple):
@@ -195,15 +167,12 @@ def unit_state_at(
     Raises:
         NotFound: there is no such entry.
     """
-    data = read_entry_bytes(connection, index)
-    if data is None:
-        raise NotFound(f"entry {index}: expected one of the log's entries, got none")
 
     def rows(kinds: Iterable[str], ids: Ids = NO_IDS) -> list[tuple[str, str, str]]:
         return [(row.kind, row.id, row.value) for row in values_at(connection, index, kinds, unit, ids)]
 
     others = [kind for kind in ACCESS_KINDS if kind not in ("adapter", "dataset")]
-    state = state_of(rows(others), index + 1, parse_entry(data).time)
+    state = state_of(rows(others), index + 1, _time_of(connection, index))
     named = {release.current.adapter for release in state.releases.values()}
     before = {activation.adapter for release in state.releases.values() for activation in release.history}
     unnamed = sorted(before.union(reviewed) - named)

@@ -129,26 +129,6 @@ def _parse_text(value: object) -> Disclosure:
     )
 
 
-class BatchStore(Protocol):
-    """A place that stores pending batches durably."""
-
-    def store(self, size: int, root: bytes, data: bytes) -> None:
-        """Store a batch durably; the log has this size and root after it."""
-        ...
-
-    def read(self, size: int, root: bytes) -> bytes | None:
-        """Return the batch after which the log has this size and root, or None."""
-        ...
-
-    def remove(self, size: int) -> None:
-        """Remove the batches up to this size, which are committed or void. A later call repeats it after an error."""
-        ...
-
-    def close(self) -> None:
-        """Close files and connections; they are opened again on the next use."""
-        ...
-
-
 class SigningRecord(Protocol):
     """The record of a signer that signs each size of the log once."""
 
@@ -167,7 +147,7 @@ class SignedBatch(NamedTuple):
 class PendingBatches:
     """The pending batches of a log, compared with what its signer has signed."""
 
-    def __init__(self, stored: BatchStore, record: SigningRecord, *, restoration: bool = False) -> None:
+    def __init__(self, stored: PendingFile | PendingTable, record: SigningRecord, *, restoration: bool = False) -> None:
         """Use these batches and this record.
 
         With `restoration`, a log that lacks entries that the signer has signed can be read. It grows only after the

@@ -73,7 +73,9 @@ class StoredEntry:
 
 _READ_HEAD = Prepared(select(head.c.size, head.c.leaf_hash).where(head.c.id == bindparam("one")))
 _LOCK_HEAD = Prepared(select(head.c.size, head.c.leaf_hash).where(head.c.id == bindparam("one")).with_for_update())
-_MOVE_HEAD = Prepared(
+_FIND_EPOCH = select(processes.c.epoch).where(processes.c.name == bindparam("process"))
+_EPOCH = Prepared(_FIND_EPOCH)
+_UPDATE_HEAD = (
     update(head)
     .where(
         head.c.id == bindparam("one"),
@@ -82,19 +84,9 @@ _MOVE_HEAD = Prepared(
     )
     .values(size=bindparam("new_size"), leaf_hash=bindparam("new_leaf_hash"), note=bindparam("new_note"))
 )
-_MOVE_FENCED_HEAD = Prepared(
-    update(head)
-    .where(
-        head.c.id == bindparam("one"),
-        head.c.size == bindparam("expected_size"),
-        head.c.leaf_hash == bindparam("expected_leaf_hash"),
-        # Changes of an epoch lock the head, too, so a process that lost its epoch detects it here.
-        select(processes.c.epoch).where(processes.c.name == bindparam("process")).scalar_subquery()
-        == bindparam("epoch"),
-    )
-    .values(size=bindparam("new_size"), leaf_hash=bindparam("new_leaf_hash"), note=bindparam("new_note"))
-)
-_EPOCH = Prepared(select(processes.c.epoch).where(processes.c.name == bindparam("process")))
+_MOVE_HEAD = Prepared(_UPDATE_HEAD)
+# Changes of an epoch lock the head, too, so a process that lost its epoch detects it here.
+_MOVE_FENCED_HEAD = Prepared(_UPDATE_HEAD.where(_FIND_EPOCH.scalar_subquery() == bindparam("epoch")))
 _NOTIFY = Prepared(select(func.pg_notify(literal_column(f"'{CHANNEL}'"), literal_column("''"))))
 _PROBE_HEAD = update(head).where(head.c.id == 1).values(probes=head.c.probes + 1)
 _INSERT_ENTRY = Prepared(insert(entries))

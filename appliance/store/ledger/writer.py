@@ -20,7 +20,7 @@ from appliance.domain.core.state import Mark, State
 from appliance.domain.governance.countersignature import OrderPending
 from appliance.domain.retention import LogArchived
 from appliance.errors import ApplianceError, BadInput, TooLarge, Unavailable
-from appliance.formats.core.commitment import verify_disclosure
+from appliance.formats.core.commitment import Disclosure, verify_disclosure
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.signatures.dsse import parse_envelope
 from appliance.store.database.engine import (
@@ -122,9 +122,14 @@ def _check_draft(draft: EntryDraft) -> None:
         if len(content) > MAX_DOCUMENT_BYTES:
             raise TooLarge(f"document {role}: expected at most {MAX_DOCUMENT_BYTES} bytes, got {len(content)}")
     for disclosure in draft.disclosures:
-        verify_disclosure(disclosure)
-        if "\0" in disclosure.text:
-            raise BadInput("disclosure, text: expected no NUL, got one")
+        check_disclosure(disclosure)
+
+
+def check_disclosure(disclosure: Disclosure) -> None:
+    """Check that a text opens its commitment and can be stored."""
+    verify_disclosure(disclosure)
+    if "\0" in disclosure.text:  # databases refuse NUL
+        raise BadInput("disclosure, text: expected no NUL, got one")
 
 
 def time_of(draft: EntryDraft, state: State, now: str) -> str:

@@ -19,7 +19,7 @@ from appliance.web.console.core.desk import Desk
 from appliance.web.console.core.events import ChangesQuery, Next, RecentEntries, follow, follow_as_unit, stream
 from appliance.web.console.core.manual import manual_routes
 from appliance.web.console.core.middleware import ConsoleLimitsMiddleware
-from appliance.web.console.core.page import EVERYBODY, PEOPLE, Page, PageValue, Query, parse_query
+from appliance.web.console.core.page import EVERYBODY, PEOPLE, Page, parse_query
 from appliance.web.console.core.render import Assets, make_environment
 from appliance.web.console.core.security import ConsoleOrigin
 from appliance.web.console.operators import live
@@ -40,14 +40,14 @@ def download_routes(desk: Desk) -> list[Route]:
     """Return the routes of the log's export and of an entry's documents."""
 
     def export(request: Request) -> Response:
-        desk.check(request, "export of the log", PEOPLE)
+        desk.viewer(request).require("export of the log", PEOPLE)
         size = desk.context.ledger.state.size
         return StreamingResponse(
             log.export(desk.context), media_type="application/x-tar", headers=desk.named(f"ledger-{size}.tar")
         )
 
     def document(request: Request) -> Response:
-        desk.check(request, "document of an entry", PEOPLE)
+        desk.viewer(request).require("document of an entry", PEOPLE)
         index, role = desk.entry(request), request.path_params["role"]
         documents = desk.context.ledger.documents_of(index)
         if role not in documents:
@@ -86,13 +86,11 @@ def stream_routes(desk: Desk) -> list[Route]:
 
 
 def _answer(desk: Desk, seen_by: tuple[str, ...], finder: Callable[[Request], Next]) -> Answer:
-    rights = Page("stream", "", seen_by, Query, lambda context, viewer, query: PageValue(), "")
-
     async def answer(request: Request) -> Response:
         secret = desk.site.read_cookie(request) or ""
 
         def check() -> None:
-            rights.check(desk.viewer_of(secret))
+            desk.viewer_of(secret).require("stream of events", seen_by)
 
         await run_in_threadpool(desk.viewer, request)
         await run_in_threadpool(check)

@@ -52,7 +52,7 @@ def make_pages(measure: Measure, examine: Examine) -> tuple[Page, ...]:
         log.PAGE,
         entry.PAGE,
         log.ARCHIVES_PAGE,
-        moments.PAST_PAGE,
+        moments.STATE_AT_PAGE,
         effective_access.PAGE,
         moments.CHECKPOINT_PAGE,
         actions.PAGE,

@@ -21,23 +21,8 @@ from appliance.errors import ApplianceError, BadInput, NotAuthenticated
 from appliance.formats.core.timestamp import encode_time, parse_time
 from appliance.formats.signatures.dsse import parse_envelope
 from appliance.web.core.logs import log_refused_identity
+from appliance.workflows import governance
 from appliance.workflows.core.context import LedgerContext, Signal
-from appliance.workflows.governance import (
-    NO_SESSION,
-    Kind,
-    Refusals,
-    RefusedRequest,
-    UnitCaller,
-    accept_caller,
-    admit_browser,
-    check_statement,
-    end_session,
-    find_caller,
-    find_session,
-    move_session_to_link,
-    open_session,
-    sweep_sessions,
-)
 
 CHALLENGE_S = 60
 """Seconds in which a challenge can be answered."""
@@ -130,7 +115,7 @@ class CallerAuthenticator:
         self._refused = 0
         self._refused_since = ""
         self._claimed: set[tuple[str, str]] = set()
-        self._limited: Counter[RefusedRequest] = Counter()
+        self._limited: Counter[governance.RefusedRequest] = Counter()
 
     def challenge(self) -> str:
         """Return a nonce for a session, which can be answered once within a minute.
@@ -147,10 +132,10 @@ class CallerAuthenticator:
         """
         statement = parse_credential(SessionStatement, parse_envelope(data).payload)
         self._challenges.check(statement.nonce, CHALLENGE_S if identity_token is None else IDENTITY_S)
-        checked = check_statement(self._context, data, source, identity_token)
+        checked = governance.check_statement(self._context, data, source, identity_token)
         # After the signature is checked: only principals of the log can add to the stored nonces.
         self._challenges.take(statement.nonce, CHALLENGE_S if checked.identity is None else IDENTITY_S)
-        token = open_session(self._context, checked)
+        token = governance.open_session(self._context, checked)
         # If the clock was moved back meanwhile, the session still lasts no longer than was signed.
         ends = parse_time(checked.expires_at)
         duration_s = min(ends - self._context.clock(), ends - parse_time(statement.issued_at)).total_seconds()
@@ -171,10 +156,10 @@ class CallerAuthenticator:
         """
         return self._find_valid(cookie, "browser")
 
-    def _find_valid(self, token: str, kind: Kind) -> Session:
-        principal, expires_at = find_session(self._context, token, kind)
+    def _find_valid(self, token: str, kind: governance.Kind) -> Session:
+        principal, expires_at = governance.find_session(self._context, token, kind)
         if self._has_run_out(token, expires_at):
-            raise NotAuthenticated(NO_SESSION)
+            raise NotAuthenticated(governance.NO_SESSION)
         return Session(principal, expires_at)
 
     def link(self, authorization: str | None) -> str:
@@ -183,7 +168,8 @@ class CallerAuthenticator:
         The session's own token is invalid afterwards.
         """
         self.person(authorization)
-        (code, principal), now = move_session_to_link(self._context, _read_bearer(authorization)), time.monotonic()
+        code, principal = governance.move_session_to_link(self._context, _read_bearer(authorization))
+        now = time.monotonic()
         with self._lock:
             self._links = {key: link for key, link in self._links.items() if link[1] > now}
             self._links[_digest(code)] = principal, now + LINK_S
@@ -204,22 +190,22 @@ class CallerAuthenticator:
         """
         with self._lock:
             _check_link(self._links.pop(_digest(code), None))
-        cookie = admit_browser(self._context, code)
+        cookie = governance.admit_browser(self._context, code)
         return cookie, self.browser(cookie)
 
     def sign_out(self, cookie: str, source: str) -> None:
         """End the browser's session, with all its pages and streams."""
         self.browser(cookie)
-        end_session(self._context, cookie, source, "browser")
+        governance.end_session(self._context, cookie, source, "browser")
 
     def end_session(self, authorization: str | None, source: str) -> None:
         """End a program's session. Its holder has to sign again."""
         self.person(authorization)
-        end_session(self._context, _read_bearer(authorization), source)
+        governance.end_session(self._context, _read_bearer(authorization), source)
 
     def sweep(self) -> None:
         """Remove sessions that have ended."""
-        sweep_sessions(self._context)
+        governance.sweep_sessions(self._context)
         with self._lock:
             self._ends = {token: ends for token, ends in self._ends.items() if ends > time.monotonic()}
 
@@ -241,7 +227,7 @@ class CallerAuthenticator:
             ends = self._ends[token] = time.monotonic() + duration_s
         return ends
 
-    def unit(self, authorization: str | None) -> UnitCaller:
+    def unit(self, authorization: str | None) -> governance.UnitCaller:
         """Return the caller of a token: the unit whose key signed it, or the unit's application that received it.
 
         Raises: NotAuthenticated for anything that is not a valid token.
@@ -249,15 +235,15 @@ class CallerAuthenticator:
         state = self._context.ledger.state
         now = self._context.now(state)
         try:
-            return accept_caller(state, _read_bearer(authorization), now)
+            return governance.accept_caller(state, _read_bearer(authorization), now)
         except BadInput as error:
             # An envelope of another type counts as a failed attempt, too.
             raise NotAuthenticated(f"token: {error.message}") from None
 
-    def browser_unit(self, cookie: str) -> UnitCaller:
+    def browser_unit(self, cookie: str) -> governance.UnitCaller:
         """Return the unit whose key opened this browser's session, as the caller of a request."""
         self.browser(cookie)
-        return find_caller(self._context, cookie)
+        return governance.find_caller(self._context, cookie)
 
     def token_request(self, data: bytes) -> TokenRequest:
         """Return the token request that an application signed, if it may have a token now.
@@ -293,20 +279,22 @@ class CallerAuthenticator:
                 ):
                     self._claimed.add(error.claimed)
             elif unit is not None:
-                self._limited[RefusedRequest(unit, error.code, application or "", served_model or "")] += 1
+                self._limited[governance.RefusedRequest(unit, error.code, application or "", served_model or "")] += 1
 
     def _is_enrolled(self, name: str, keyid: str) -> bool:
         state = self._context.ledger.state
         return name in state.principals or keyid in state.keys
 
     @contextmanager
-    def counted(self) -> Iterator[Refusals]:
+    def counted(self) -> Iterator[governance.Refusals]:
         """Yield the refusals since the last call, and reset the counts.
 
         If the block raises, the counts are added back.
         """
         with self._lock:
-            taken = Refusals(self._refused, self._refused_since, dict(self._limited), frozenset(self._claimed))
+            taken = governance.Refusals(
+                self._refused, self._refused_since, dict(self._limited), frozenset(self._claimed)
+            )
             self._refused, self._refused_since = 0, ""
             self._claimed.clear()
             self._limited.clear()

@@ -39,6 +39,24 @@ def authorization_of(scope: Scope) -> str | None:
     return values[0] if len(values) == 1 else None
 
 
+def source_of(scope: Scope) -> str:
+    """Return the source of a request as entries have it, such as `unix:1000` or `tcp:10.0.0.7`.
+
+    Only the people's socket gives an account. A connection whose peer is not known counts as one of a network.
+    """
+    client = scope.get("client")
+    if client is None:
+        return "tcp"
+    host: str = client[0]
+    return host if host.startswith("unix:") else f"tcp:{host}"
+
+
+async def wait_for_disconnect(receive: Receive) -> None:
+    """Wait until the client has closed the connection."""
+    while (await receive())["type"] != "http.disconnect":
+        continue
+
+
 class BodyMemory:
     """The memory limit for the bodies of all requests, used in one event loop.
 
@@ -64,14 +82,17 @@ class BodyMemory:
 
 
 class Body:
-    """The body of one request, read as a whole within a limit of bytes and time.
+    """The body of one request, read as a whole within a limit of bytes and of seconds.
 
     With a `memory`, its bytes count there until `close`.
     """
 
-    def __init__(self, receive: Receive, most: int = BODY_BYTES, memory: BodyMemory | None = None) -> None:
+    def __init__(
+        self, receive: Receive, most: int = BODY_BYTES, memory: BodyMemory | None = None, within_s: float = BODY_S
+    ) -> None:
         self._receive = receive
         self._most = most
+        self._within_s = within_s
         self._memory = memory
         self._held = 0
         self._chunks: list[bytes] = []
@@ -83,13 +104,13 @@ class Body:
         """Read the whole body.
 
         Raises: TooLarge if the `Content-Length` header or the received bytes exceed the limit; RateLimited if the
-        memory is full; BadInput if the body does not arrive within `BODY_S` seconds or the connection ends.
+        memory is full; BadInput if the body does not arrive in time or the connection ends.
         """
         lengths = [value for name, value in scope["headers"] if name == b"content-length"]
         if any(not value.isdigit() or int(value) > self._most for value in lengths):
             raise TooLarge(f"request: expected at most {self._most} bytes")
         try:
-            async with asyncio.timeout(BODY_S):
+            async with asyncio.timeout(self._within_s):
                 while self._more:
                     await self._take()
                     if self._size > self._most:
@@ -97,7 +118,7 @@ class Body:
                         raise TooLarge(f"request: expected at most {self._most} bytes")
                     self._hold(len(self._chunks[-1]))
         except TimeoutError:
-            raise BadInput(f"request: expected its body within {BODY_S:.0f} s", code="too-slow") from None
+            raise BadInput(f"request: expected its body within {self._within_s:.0f} s", code="too-slow") from None
 
     def _hold(self, size: int) -> None:
         if self._memory is not None:
@@ -223,8 +244,7 @@ def make_shutdown_error() -> Unavailable:
 
 
 async def _listen(request: Request, left: threading.Event) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        continue
+    await wait_for_disconnect(request.receive)
     left.set()
 
 
@@ -268,8 +288,7 @@ async def _has_left(receive: Receive) -> bool:
     """Return True if the client closed the connection."""
     try:
         async with asyncio.timeout(SETTLE_S):
-            while (await receive())["type"] != "http.disconnect":
-                continue
+            await wait_for_disconnect(receive)
     except TimeoutError:
         return False
     return True

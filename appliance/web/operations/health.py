@@ -10,7 +10,7 @@ import asyncio
 import hmac
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -24,8 +24,10 @@ from starlette.routing import Route
 from appliance.build import build_version
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.queries.ocsf import encode_event
-from appliance.errors import ApplianceError, BadInput, Conflict
+from appliance.errors import ApplianceError, Conflict
+from appliance.formats.core.fields import MAX_DECIMAL
 from appliance.formats.log.export import read_removed
+from appliance.web.core.errors import MalformedRequest
 from appliance.web.core.openapi import TEXT, Operation, describe_operations
 from appliance.web.operations.metrics import CONTENT_TYPE, Metrics
 from appliance.workflows.core.context import LedgerContext
@@ -76,6 +78,10 @@ def _readiness(problem: str | None) -> Response:
     return PlainTextResponse(f"{problem or 'ready'}\nbuild {build_version()}\n", 200 if problem is None else 503)
 
 
+async def _health(request: Request) -> Response:
+    return PlainTextResponse("ok\n")
+
+
 class NotReady:
     """The responses of the operations listener while the service starts or stops. `reason` is what it does."""
 
@@ -85,20 +91,11 @@ class NotReady:
     def app(self) -> Starlette:
         """Return the app for this time."""
 
-        async def health(request: Request) -> Response:
-            return PlainTextResponse("ok\n")
-
         async def not_ready(request: Request) -> Response:
             return _readiness(self.reason)
 
-        return Starlette(
-            routes=[
-                Route("/healthz", health),
-                Route("/readyz", not_ready),
-                Route("/metrics", not_ready),
-                Route("/feed", not_ready),
-            ],
-        )
+        others = (Route(path, not_ready) for path in ("/readyz", "/metrics", "/feed"))
+        return Starlette(routes=[Route("/healthz", _health), *others])
 
 
 MAX_LINES = 1_000
@@ -108,8 +105,8 @@ MAX_LINES = 1_000
 class FeedPage(BaseModel):
     """The request of a part of the feed: entries after an index, at most `limit`."""
 
-    model_config = ConfigDict(frozen=True)
-    after: int = Field(default=-1, ge=-1)
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    after: int = Field(default=-1, ge=-1, le=MAX_DECIMAL)
     limit: int = Field(default=MAX_LINES, ge=1, le=MAX_LINES)
 
 
@@ -117,53 +114,36 @@ def parse_feed_page(query: Mapping[str, str]) -> FeedPage:
     """Parse the parameters `after` (-1 unless given) and `limit`.
 
     Raises:
-        BadInput: One is malformed, or there is another one.
+        MalformedRequest: One is malformed, or there is another one.
     """
-    unknown = sorted(set(query) - FeedPage.model_fields.keys())
-    if unknown:
-        raise BadInput(f"feed: expected the parameters after and limit, got {unknown[0]!r:.40}")
     try:
-        return FeedPage(**{name: _parse_number(name, text) for name, text in query.items()})
-    except ValidationError:
-        message = f"feed: expected after from -1 on and limit from 1 to {MAX_LINES}, got others"
-        raise BadInput(message) from None
+        return FeedPage.model_validate(dict(query))
+    except ValidationError as error:
+        raise MalformedRequest.of(error) from None
 
 
-def _parse_number(name: str, text: str) -> int:
-    if not text.removeprefix("-").isascii() or not text.removeprefix("-").isdecimal() or len(text) > 16:
-        raise BadInput(f"feed, {name}: expected a number, got {text!r:.40}")
-    return int(text)
+def read_feed(context: LedgerContext, page: FeedPage) -> bytes:
+    """Return the entries after the page's index as lines of JSON; empty if there is none yet.
 
+    An archived entry has no line. The next line has the number of those before it, so that a reader finds an entry that
+    was left out.
 
-class Feed:
-    """The feed of a service's log."""
-
-    def __init__(self, context: LedgerContext) -> None:
-        self._context = context
-
-    def read(self, page: FeedPage) -> bytes:
-        """Return the entries after the page's index as lines of JSON; empty if there is none yet.
-
-        An archived entry has no line. The next line has the number of those before it, so that a reader finds an entry
-        that was left out.
-
-        Raises:
-            Conflict: With the code `feed-ahead`, if the log has no such entry. An older copy of it may have been
-                restored.
-        """
-        self._context.refresh()  # another process may have served the last part
-        ledger = self._context.ledger
-        size, origin, version = ledger.state.size, ledger.state.site.origin, self._context.code.version
-        if page.after >= size:
-            message = f"feed: expected an index below {size}, the size of the log, got {page.after}"
-            raise Conflict(f"{message}; ask an auditor whether the log lost entries", code="feed-ahead")
-        last, lines = page.after, []
-        present = (data for data in ledger.entries(page.after + 1, size) if read_removed(data) is None)
-        for entry in map(parse_entry, islice(present, page.limit)):
-            event = encode_event(entry, origin, version, archived=entry.index - last - 1)
-            lines.append(json.dumps(event, separators=(",", ":")).encode() + b"\n")
-            last = entry.index
-        return b"".join(lines)
+    Raises:
+        Conflict: With the code `feed-ahead`, if the log has no such entry. An older copy of it may have been restored.
+    """
+    context.refresh()  # another process may have served the last part
+    ledger = context.ledger
+    size, origin, version = ledger.state.size, ledger.state.site.origin, context.code.version
+    if page.after >= size:
+        message = f"feed: expected an index below {size}, the size of the log, got {page.after}"
+        raise Conflict(f"{message}; ask an auditor whether the log lost entries", code="feed-ahead")
+    last, lines = page.after, []
+    present = (data for data in ledger.entries(page.after + 1, size) if read_removed(data) is None)
+    for entry in map(parse_entry, islice(present, page.limit)):
+        event = encode_event(entry, origin, version, archived=entry.index - last - 1)
+        lines.append(json.dumps(event, separators=(",", ":")).encode() + b"\n")
+        last = entry.index
+    return b"".join(lines)
 
 
 OPERATIONS: Mapping[str, Operation] = {
@@ -187,11 +167,10 @@ class OperationsTokens(NamedTuple):
     feed: bytes | None = None
 
 
-def operations_app(readiness: Readiness, metrics: Metrics, feed: Feed, tokens: OperationsTokens) -> Starlette:
+def operations_app(
+    readiness: Readiness, metrics: Metrics, feed: Callable[[FeedPage], bytes], tokens: OperationsTokens
+) -> Starlette:
     """Return the app for probes, scrapers, and the reader of the feed."""
-
-    async def health(request: Request) -> Response:
-        return PlainTextResponse("ok\n")
 
     async def ready(request: Request) -> Response:
         return _readiness(await readiness.find_problem())
@@ -205,12 +184,12 @@ def operations_app(readiness: Readiness, metrics: Metrics, feed: Feed, tokens: O
         if not _has_token(request, tokens.feed):
             return PlainTextResponse("expected Authorization: Bearer and the feed token\n", 401)
         try:
-            page = await run_in_threadpool(feed.read, parse_feed_page(request.query_params))
+            page = await run_in_threadpool(feed, parse_feed_page(request.query_params))
         except ApplianceError as error:
             return PlainTextResponse(f"{error.code}: {error.message}\n", error.status)
         return Response(page, media_type="application/x-ndjson")
 
-    routes = [Route("/healthz", health), Route("/readyz", ready)]
+    routes = [Route("/healthz", _health), Route("/readyz", ready)]
     routes += [] if tokens.metrics is None else [Route("/metrics", numbers)]
     routes += [] if tokens.feed is None else [Route("/feed", lines)]
     return Starlette(routes=routes)

@@ -10,8 +10,9 @@ import math
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
+from appliance.domain.core.names import Value
 from appliance.errors import RateLimited
 from appliance.workflows.serving.places import SharedPlaces
 
@@ -83,9 +84,9 @@ class UsageMeter:
         """Return each limit and how much of it is left."""
         limits = self.limits
         return (
-            Usage("requests at once", limits.concurrent, self._places_left()),
+            Usage(name="requests at once", most=limits.concurrent, left=self._places_left()),
             *(
-                Usage(name, most, None if bucket is None else bucket.left(now))
+                Usage(name=name, most=most, left=None if bucket is None else bucket.left(now))
                 for name, most, bucket in (
                     ("requests in a minute", limits.requests_per_minute, self.requests),
                     ("tokens in a minute", limits.tokens_per_minute, self.minute),
@@ -123,7 +124,7 @@ class UsageMeter:
         self.running += 1
 
 
-class Usage(NamedTuple):
+class Usage(Value):
     """One limit of a unit. If there is none, `most` is 0 and `left` is None."""
 
     name: str

@@ -10,13 +10,14 @@ import threading
 import time
 from collections import Counter as Tally
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from appliance.domain.core.entry import Entry
+from appliance.domain.core.names import Value
 from appliance.domain.queries.alarms import CODES, find_alarms
 from appliance.domain.queries.measures import Measures, seconds_between
 from appliance.errors import ApplianceError, NotAuthenticated
@@ -30,7 +31,7 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 """Bounds of the histograms, in seconds."""
 
 
-class ResponseCounts(NamedTuple):
+class ResponseCounts(Value):
     """Counts for one adapter and served model: complete and incomplete responses, tokens read and written."""
 
     served_model: str
@@ -119,12 +120,12 @@ class Metrics:
                     row[labels[name]] += int(sample.value)
         return [
             ResponseCounts(
-                served_model,
-                adapter,
-                row["success"],
-                row["failure"] + row["interrupted"],
-                row["prompt"],
-                row["completion"],
+                served_model=served_model,
+                adapter=adapter,
+                complete=row["success"],
+                incomplete=row["failure"] + row["interrupted"],
+                tokens_read=row["prompt"],
+                tokens_written=row["completion"],
             )
             for (served_model, adapter), row in sorted(counts.items())
         ]

@@ -6,7 +6,6 @@ Each route parses its input and calls one workflow.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from functools import cache, partial
 from typing import Annotated, Any
 
@@ -14,61 +13,12 @@ from fastapi import APIRouter, Depends, FastAPI, Header, Path, Query, Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from appliance.api.data import CheckStatus, ImportStatus, RowRequest, RowsFound, RowsToCheck, SplitRows
-from appliance.api.log import (
-    About,
-    AccessPeriods,
-    Cosignature,
-    CosignatureRequest,
-    EffectiveAccess,
-    EntryWithProof,
-    LogKeyRequest,
-    LogPage,
-    NewLogKey,
-    NewPostQuantumKeys,
-    RestorationAnswer,
-    ServiceReport,
-    StateAt,
-    VerifyRequest,
-)
-from appliance.api.operations import BackupRow, Status, Storage
-from appliance.api.people import (
-    Challenge,
-    Clock,
-    ConsoleAddress,
-    ConsoleLink,
-    EmptyBody,
-    OpenedSession,
-    OrderCheck,
-    OrderReceipt,
-    OrderRefusals,
-    OrderRequest,
-    PendingOrder,
-    Policy,
-    PolicyTest,
-    PolicyTestResults,
-    Rules,
-    SessionRequest,
-    UploadReceipt,
-    WaitingOrder,
-)
-from appliance.api.releases import (
-    Adapter,
-    AdapterHistory,
-    ExportPacket,
-    PreviewResult,
-    PreviewStatus,
-    PromptsHeld,
-    PromptsRequest,
-)
-from appliance.api.runs import (
-    CalibrationRequest,
-    CalibrationStatus,
-    RecipeFacts,
-    ReplayStatus,
-    RunProgress,
-    WorkStarted,
-)
+from appliance.api import data as data_api
+from appliance.api import log as log_api
+from appliance.api import operations as operations_api
+from appliance.api import people as people_api
+from appliance.api import releases as releases_api
+from appliance.api import runs as runs_api
 from appliance.domain.core.decisions import Delegation
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import Value
@@ -82,6 +32,7 @@ from appliance.domain.core.words import add_advice, unknown_word
 from appliance.domain.queries.review.reported_state import ReportedState
 from appliance.domain.queries.review.values import ReviewPage
 from appliance.domain.queries.rows import DatasetUses
+from appliance.domain.queries.unit_reading import find_unit_reader
 from appliance.errors import BadInput, NotFound, Unavailable
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.digest import parse_digest
@@ -89,8 +40,8 @@ from appliance.formats.core.fields import MAX_DECIMAL
 from appliance.formats.log.checkpoint import MAX_SIZE
 from appliance.web.core.auth import LINK_S, CallerAuthenticator, Session
 from appliance.web.core.errors import install, people_body
-from appliance.web.core.receiving import Delivery, read_size, run_while_awaited, take_upload
-from appliance.web.people.middleware import check_unit, follow, has_ended, has_frames, is_settled, reader_of
+from appliance.web.core.receiving import Delivery, read_size, run_while_awaited, source_of, take_upload
+from appliance.web.people.middleware import check_unit, follow
 from appliance.web.people.parsing import MAX_PUBLIC_VALUES, body_of, describe
 from appliance.workflows import governance, orders, restoration, witnesses
 from appliance.workflows.backups.listing import list_rows
@@ -111,27 +62,33 @@ Wait = Annotated[float, Query(ge=0, le=25)]
 """Maximum seconds that a request waits for news."""
 
 
+def _find_session(request: Request, authorization: Annotated[str | None, Header()] = None) -> Session:
+    """Return the session of a request, which may be for people only."""
+    session: Session = request.app.state.authenticator.person(authorization)
+    check_unit(request.app.state.context, session, request.scope["path"])
+    return session
+
+
+Asking = Annotated[Session, Depends(_find_session)]
+"""The session of the person or unit that asks."""
+
+
 def people_app(context: Context, authenticator: CallerAuthenticator, console_url: str | None = None) -> FastAPI:
     """Return the app of the people's API."""
     app = FastAPI(title="appliance, the people's API", docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.context, app.state.authenticator = context, authenticator
     install(app, people_body, lambda request, error: authenticator.count(None, error))
-
-    def person(request: Request, authorization: Annotated[str | None, Header()] = None) -> Session:
-        session = authenticator.person(authorization)
-        check_unit(context, session, request.scope["path"])
-        return session
-
-    public, private = APIRouter(), APIRouter(dependencies=[Depends(person)])
+    public, private = APIRouter(), APIRouter(dependencies=[Depends(_find_session)])
     _sessions(public, context, authenticator, console_url)
     _console(private, authenticator, console_url)
-    _orders(public, private, context, person)
-    _tables(private, context, person)
-    _runs(private, context, person)
+    _orders(public, private, context)
+    _tables(private, context)
+    _runs(private, context)
     _adapters(private, context)
-    _questions(private, context, person)
-    _previews(private, context, person)
-    _ledger(private, context, person)
-    _keeping(private, context, person)
+    _questions(private, context)
+    _previews(private, context)
+    _ledger(private, context)
+    _keeping(private, context)
 
     @private.get("/v1/openapi.json", include_in_schema=False)
     def document() -> dict[str, Any]:
@@ -148,52 +105,47 @@ def _sends(media: str) -> dict[int | str, dict[str, Any]]:
     return {200: {"content": {media: {}}}}
 
 
-def _source(request: Request) -> str:
-    """Return the source of the request as entries have it: the connected account of this machine, or the host."""
-    if request.client is None:
-        return "unix"
-    host = request.client.host
-    return host if host.startswith("unix:") else f"tcp:{host}"
-
-
 def _sessions(
     router: APIRouter, context: WorkerContext, authenticator: CallerAuthenticator, console: str | None
 ) -> None:
     @router.get("/v1/about")
-    def about(seen: Annotated[int | None, Query(ge=0, le=MAX_SIZE)] = None) -> About:
+    def about(seen: Annotated[int | None, Query(ge=0, le=MAX_SIZE)] = None) -> log_api.About:
         return log.about(context, seen)
 
     @router.get("/v1/clock")
-    def clock() -> Clock:
+    def clock() -> people_api.Clock:
         return people.clock(context)
 
     @router.get("/v1/restoration")
     def describe_restoration(
         kept: Annotated[int | None, Query(ge=1, le=MAX_SIZE)] = None,
         keyid: Annotated[list[str], Query(max_length=2)] = [],  # noqa: B006
-    ) -> RestorationAnswer:
+    ) -> log_api.RestorationAnswer:
         return restoration.describe(context, kept, keyid)
 
     @router.post("/v1/sessions/challenge")
-    def challenge() -> Challenge:
+    def challenge() -> people_api.Challenge:
         needed = console is not None and context.ledger.state.parameters.identity_provider is not None
         page = f"{console}/sign-in/identity" if needed else None
-        return Challenge(nonce=authenticator.challenge(), identity_page=page)
+        return people_api.Challenge(nonce=authenticator.challenge(), identity_page=page)
 
     @router.post("/v1/sessions")
     def open_session(
-        request: Request, body: Annotated[SessionRequest, body_of(SessionRequest, MAX_PUBLIC_VALUES)]
-    ) -> OpenedSession:
+        request: Request,
+        body: Annotated[people_api.SessionRequest, body_of(people_api.SessionRequest, MAX_PUBLIC_VALUES)],
+    ) -> people_api.OpenedSession:
         data = encode_canonical(body.envelope)
-        token, session = authenticator.open_session(data, _source(request), body.identity_token)
+        token, session = authenticator.open_session(data, source_of(request.scope), body.identity_token)
         principal = context.ledger.state.principals.get(session.principal)
         roles = () if principal is None else principal.roles
-        return OpenedSession(token=token, principal=session.principal, roles=roles, expires_at=session.expires_at)
+        return people_api.OpenedSession(
+            token=token, principal=session.principal, roles=roles, expires_at=session.expires_at
+        )
 
     @router.delete("/v1/sessions/own")
-    def end_session(request: Request, authorization: Annotated[str | None, Header()] = None) -> EmptyBody:
-        authenticator.end_session(authorization, _source(request))
-        return EmptyBody()
+    def end_session(request: Request, authorization: Annotated[str | None, Header()] = None) -> people_api.EmptyBody:
+        authenticator.end_session(authorization, source_of(request.scope))
+        return people_api.EmptyBody()
 
 
 def _console(router: APIRouter, authenticator: CallerAuthenticator, url: str | None) -> None:
@@ -207,89 +159,89 @@ def _console(router: APIRouter, authenticator: CallerAuthenticator, url: str | N
         return url
 
     @router.get("/v1/console")
-    def address() -> ConsoleAddress:
-        return ConsoleAddress(url=expect_url())
+    def address() -> people_api.ConsoleAddress:
+        return people_api.ConsoleAddress(url=expect_url())
 
     @router.post("/v1/console/links")
-    def link(authorization: Annotated[str | None, Header()] = None) -> ConsoleLink:
-        return ConsoleLink(url=f"{expect_url()}/sign-in/{authenticator.link(authorization)}", seconds=LINK_S)
+    def link(authorization: Annotated[str | None, Header()] = None) -> people_api.ConsoleLink:
+        return people_api.ConsoleLink(url=f"{expect_url()}/sign-in/{authenticator.link(authorization)}", seconds=LINK_S)
 
 
-def _orders(public: APIRouter, private: APIRouter, context: Context, person: Callable[..., Session]) -> None:
+def _orders(public: APIRouter, private: APIRouter, context: Context) -> None:
     @public.post("/v1/orders")
     def submit(
-        request: Request, body: Annotated[OrderRequest, body_of(OrderRequest, MAX_PUBLIC_VALUES)]
-    ) -> OrderReceipt:
+        request: Request, body: Annotated[people_api.OrderRequest, body_of(people_api.OrderRequest, MAX_PUBLIC_VALUES)]
+    ) -> people_api.OrderReceipt:
         submission = orders.Submission(
             envelope=encode_canonical(body.envelope),
             disclosures=body.disclosures,
             documents=body.documents,
-            source=_source(request),
+            source=source_of(request.scope),
         )
         submitted = orders.submit(context, submission)
-        return OrderReceipt(
+        return people_api.OrderReceipt(
             bytes=submitted.appended.entry_bytes,
             proof=tuple(orders.prove(context, submitted)),
             checkpoint=submitted.appended.checkpoint.decode("utf-8"),
             waiting=len(people.waiting_for(context, submitted.appended.entry.actor)),
         )
 
-    asking = Depends(person)
-
     @private.post("/v1/orders/check")
-    def check(body: Annotated[OrderCheck, body_of(OrderCheck)], session: Session = asking) -> OrderRefusals:
-        return OrderRefusals(refusals=orders.check(context, session.principal, body.statement))
+    def check(
+        body: Annotated[people_api.OrderCheck, body_of(people_api.OrderCheck)], session: Asking
+    ) -> people_api.OrderRefusals:
+        return people_api.OrderRefusals(refusals=orders.check(context, session.principal, body.statement))
 
     @private.get("/v1/orders/waiting")
-    def waiting(session: Session = asking) -> tuple[WaitingOrder, ...]:
+    def waiting(session: Asking) -> tuple[people_api.WaitingOrder, ...]:
         return people.waiting_for(context, session.principal)
 
     @private.get("/v1/orders/pending")
-    def pending() -> list[PendingOrder]:
+    def pending() -> list[people_api.PendingOrder]:
         return pending_orders(context)
 
     @private.put("/v1/uploads/{digest}")
-    async def put_upload(digest: str, request: Request, session: Session = asking) -> UploadReceipt:
+    async def put_upload(digest: str, request: Request, session: Asking) -> people_api.UploadReceipt:
         size = read_size(request.headers)
         await take_upload(context, session.principal, parse_digest(digest), size, request.stream())
-        return UploadReceipt(digest=digest, bytes=size)
+        return people_api.UploadReceipt(digest=digest, bytes=size)
 
     @private.post("/v1/policy/test")
-    def test_policy(body: Annotated[PolicyTest, body_of(PolicyTest)], session: Session = asking) -> PolicyTestResults:
+    def test_policy(
+        body: Annotated[people_api.PolicyTest, body_of(people_api.PolicyTest)], session: Asking
+    ) -> people_api.PolicyTestResults:
         return people.test_policy(context, session.principal, body.policy, body.cases)
 
 
-def _tables(router: APIRouter, context: RunContext, person: Callable[..., Session]) -> None:
-    asking = Depends(person)
-
+def _tables(router: APIRouter, context: RunContext) -> None:
     @router.get("/v1/status")
-    def service_status(session: Session = asking) -> Status:
+    def service_status(session: Asking) -> operations_api.Status:
         return status(context, session.principal)
 
     @router.get("/v1/storage")
-    def service_storage() -> Storage:
+    def service_storage() -> operations_api.Storage:
         return storage(context)
 
     @router.get("/v1/backups")
-    def backups() -> list[BackupRow]:
+    def backups() -> list[operations_api.BackupRow]:
         return list_rows(context)
 
     @router.get("/v1/principals")
-    def principals(session: Session = asking) -> list[Principal]:
-        return people.principals(context, reader_of(context, session))
+    def principals(session: Asking) -> list[Principal]:
+        return people.principals(context, find_unit_reader(context.ledger.state, session.principal))
 
     @router.get("/v1/policy")
-    def policy() -> Policy:
+    def policy() -> people_api.Policy:
         return people.policy(context)
 
     @router.get("/v1/rules")
-    def rules() -> Rules:
+    def rules() -> people_api.Rules:
         return people.rules(context)
 
     @router.get("/v1/imports/{order}")
-    async def an_import(order: str, wait_s: Wait = 0, session: Session = asking) -> ImportStatus:
+    async def an_import(order: str, session: Asking, wait_s: Wait = 0) -> data_api.ImportStatus:
         key, status = parse_digest(order), partial(import_status, context, principal=session.principal)
-        return await follow(context.progress, key, partial(status, key), is_settled, wait_s)
+        return await follow(context.progress, key, partial(status, key), wait_s)
 
     for name, row in _TABLES.items():
         _table(router, context, name, row)
@@ -300,7 +252,7 @@ _TABLES: dict[str, type[Value]] = {
     "datasets": Dataset,
     "validation-sets": ValidationSet,
     "runs": Run,
-    "adapters": Adapter,
+    "adapters": releases_api.Adapter,
     "imports": Import,
     "evaluations": AdapterEvaluation,
     "releases": Release,
@@ -317,13 +269,13 @@ def _table(router: APIRouter, context: LedgerContext, name: str, model: type[Val
         return found
 
     def describe(row: Any) -> Any:
-        return adapter_row(context, row) if model is Adapter else row
+        return adapter_row(context, row) if model is releases_api.Adapter else row
 
     @router.get(f"/v1/{name}", name=name, response_model=list[model])  # type: ignore[valid-type]
     def rows() -> list[Any]:
         return [describe(row) for row in table().values()]
 
-    if model not in (Base, Dataset, ValidationSet, Run, Adapter):
+    if model not in (Base, Dataset, ValidationSet, Run, releases_api.Adapter):
         return
 
     @router.get(f"/v1/{name}/{{key}}", name=f"one of {name}", response_model=model)
@@ -336,10 +288,11 @@ def _table(router: APIRouter, context: LedgerContext, name: str, model: type[Val
         return describe(found_row)
 
 
-def _runs(router: APIRouter, context: RunContext, person: Callable[..., Session]) -> None:
+def _runs(router: APIRouter, context: RunContext) -> None:
     @router.get("/v1/runs/{run}/progress")
-    async def progress(run: str, after: Annotated[int, Query(ge=0)] = 0, wait_s: Wait = 0) -> RunProgress:
-        return await follow(context.progress, run, partial(run_progress, context, run, after), has_frames, wait_s)
+    async def progress(run: str, after: Annotated[int, Query(ge=0)] = 0, wait_s: Wait = 0) -> runs_api.RunProgress:
+        look = partial(run_progress, context, run, after)
+        return await follow(context.progress, run, look, wait_s, lambda found: bool(found.frames) or found.ended)
 
     @router.get("/v1/runs/{run}/checkpoints")
     def training_checkpoints(run: str) -> list[TrainingCheckpoint]:
@@ -350,34 +303,34 @@ def _runs(router: APIRouter, context: RunContext, person: Callable[..., Session]
         return Response(run_steps(context, run), media_type="application/jsonl")
 
     @router.get("/v1/replays/{order}")
-    async def replay(order: str, wait_s: Wait = 0) -> ReplayStatus:
+    async def replay(order: str, wait_s: Wait = 0) -> runs_api.ReplayStatus:
         key = parse_digest(order)
-        return await follow(context.progress, key, partial(replay_status, context, key), is_settled, wait_s)
-
-    asking = Depends(person)
+        return await follow(context.progress, key, partial(replay_status, context, key), wait_s)
 
     @router.post("/v1/calibrations")
     def calibrate(
-        body: Annotated[CalibrationRequest, body_of(CalibrationRequest)], session: Session = asking
-    ) -> WorkStarted:
-        return WorkStarted(key=planning.order_calibration(context, session.principal, body.recipe))
+        body: Annotated[runs_api.CalibrationRequest, body_of(runs_api.CalibrationRequest)], session: Asking
+    ) -> runs_api.WorkStarted:
+        return runs_api.WorkStarted(key=planning.order_calibration(context, session.principal, body.recipe))
 
     @router.get("/v1/calibrations/{key}")
-    async def calibration(key: str, session: Session = asking, wait_s: Wait = 0) -> CalibrationStatus:
+    async def calibration(key: str, session: Asking, wait_s: Wait = 0) -> runs_api.CalibrationStatus:
         look = partial(planning.calibration_status, context, session.principal, key)
-        return await follow(context.progress, key, look, has_ended, wait_s)
+        return await follow(context.progress, key, look, wait_s)
 
     @router.post("/v1/dataset-checks")
-    def check_rows(body: Annotated[RowsToCheck, body_of(RowsToCheck)], session: Session = asking) -> WorkStarted:
-        return WorkStarted(key=checks.order_check(context, session.principal, body))
+    def check_rows(
+        body: Annotated[data_api.RowsToCheck, body_of(data_api.RowsToCheck)], session: Asking
+    ) -> runs_api.WorkStarted:
+        return runs_api.WorkStarted(key=checks.order_check(context, session.principal, body))
 
     @router.get("/v1/dataset-checks/{key}")
-    async def checked_rows(key: str, session: Session = asking, wait_s: Wait = 0) -> CheckStatus:
+    async def checked_rows(key: str, session: Asking, wait_s: Wait = 0) -> data_api.CheckStatus:
         look = partial(checks.check_status, context, session.principal, key)
-        return await follow(context.progress, key, look, has_ended, wait_s)
+        return await follow(context.progress, key, look, wait_s)
 
     @router.get("/v1/recipes/facts")
-    def facts(base: str, dataset: str) -> RecipeFacts:
+    def facts(base: str, dataset: str) -> runs_api.RecipeFacts:
         return recipe_facts(context, base, dataset)
 
 
@@ -395,21 +348,19 @@ def _adapters(router: APIRouter, context: LedgerContext) -> None:
         return Response(review.adapter_file(context, name, path), media_type="application/octet-stream")
 
     @router.get("/v1/exports/{order}")
-    def exported(order: str) -> ExportPacket:
+    def exported(order: str) -> releases_api.ExportPacket:
         return exports.export_packet(context, parse_digest(order))
 
     @router.get("/v1/adapters/{name}/history")
-    def history(name: str) -> AdapterHistory:
+    def history(name: str) -> releases_api.AdapterHistory:
         return questions.read_adapter_history(context, name)
 
 
-def _questions(router: APIRouter, context: LedgerContext, person: Callable[..., Session]) -> None:
-    asking = Depends(person)
-
+def _questions(router: APIRouter, context: LedgerContext) -> None:
     @router.get("/v1/units/{unit}/effective-access")
     def effective_access(
         unit: str, at: str | None = None, since: str | None = None, until: str | None = None
-    ) -> EffectiveAccess | AccessPeriods:
+    ) -> log_api.EffectiveAccess | log_api.AccessPeriods:
         if since is not None and at is None:
             return spans.effective_access_between(context, unit, since, until)
         if since is not None or until is not None:
@@ -421,91 +372,99 @@ def _questions(router: APIRouter, context: LedgerContext, person: Callable[..., 
         return questions.dataset_uses(context, name)
 
     @router.get("/v1/datasets/{name}/labels")
-    def labels(name: str) -> dict[str, SplitRows]:
+    def labels(name: str) -> dict[str, data_api.SplitRows]:
         return questions.dataset_labels(context, name)
 
     @router.post("/v1/datasets/{name}/row")
-    def row(name: str, body: Annotated[RowRequest, body_of(RowRequest)], session: Session = asking) -> list[RowsFound]:
+    def row(
+        name: str, body: Annotated[data_api.RowRequest, body_of(data_api.RowRequest)], session: Asking
+    ) -> list[data_api.RowsFound]:
         return questions.dataset_row(context, session.principal, name, body.text)
 
     @router.get("/v1/ledger/state")
     def state(
+        session: Asking,
         at: str | None = None,
         kind: Annotated[list[str], Query()] = [],  # noqa: B006
-        session: Session = asking,
-    ) -> StateAt:
-        return questions.state_as_of(context, at, kind, reader_of(context, session))
+    ) -> log_api.StateAt:
+        return questions.state_as_of(context, at, kind, find_unit_reader(context.ledger.state, session.principal))
 
 
-def _previews(router: APIRouter, context: ServingContext, person: Callable[..., Session]) -> None:
+def _previews(router: APIRouter, context: ServingContext) -> None:
     """Add the routes of sample views and trials.
 
     Prompts are sent before their order. The responses are given only to the person who ordered them.
     """
-    asking = Depends(person)
 
     @router.post("/v1/prompts")
-    def put_prompts(body: Annotated[PromptsRequest, body_of(PromptsRequest)], session: Session = asking) -> PromptsHeld:
-        return PromptsHeld(held=previews.hold_prompts(context, session.principal, body.prompts))
+    def put_prompts(
+        body: Annotated[releases_api.PromptsRequest, body_of(releases_api.PromptsRequest)], session: Asking
+    ) -> releases_api.PromptsHeld:
+        return releases_api.PromptsHeld(held=previews.hold_prompts(context, session.principal, body.prompts))
 
-    @router.get("/v1/previews/{order}", response_model=PreviewStatus)
-    async def look(order: str, session: Session = asking, wait_s: Wait = 0) -> Response:
+    @router.get("/v1/previews/{order}", response_model=releases_api.PreviewStatus)
+    async def look(order: str, session: Asking, wait_s: Wait = 0) -> Response:
         digest, person = parse_digest(order), session.principal
         find = partial(previews.preview_status, context, person, digest)
-        current = await follow(context.progress, previews.preview_key(person, digest), find, has_ended, wait_s)
+        current = await follow(context.progress, previews.preview_key(person, digest), find, wait_s)
         if not current.ended or current.error is not None:
             return Response(current.model_dump_json(), media_type="application/json")
 
         def render(answers: Answers) -> bytes:
-            result = PreviewResult.model_validate_json(json.dumps(answers.result))
+            result = releases_api.PreviewResult.model_validate_json(json.dumps(answers.result))
             return current.model_copy(update={"result": result}).model_dump_json(exclude_unset=True).encode()
 
         body, record = await run_in_threadpool(previews.deliver_answers, context, person, digest, render)
         return Delivery(body, "application/json", record)
 
 
-def _keeping(router: APIRouter, context: LedgerContext, person: Callable[..., Session]) -> None:
+def _keeping(router: APIRouter, context: LedgerContext) -> None:
     """Add the routes of witnesses and of the log's own keys."""
-    asking = Depends(person)
 
     @router.get("/v1/witness-request", responses=_sends("text/plain"))
     def request(witness: str, old: Annotated[int | None, Query(ge=0)] = None) -> Response:
         return Response(witnesses.request(context, witness, old), media_type="text/plain; charset=utf-8")
 
     @router.post("/v1/cosignatures")
-    def cosignature(request: Request, body: Annotated[CosignatureRequest, body_of(CosignatureRequest)]) -> Cosignature:
-        entry = parse_entry(witnesses.accept(context, body.note.encode(), _source(request)).entry_bytes)
-        return Cosignature(index=entry.index, **{name: entry.body[name] for name in ("witness", "size", "time")})
+    def cosignature(
+        request: Request, body: Annotated[log_api.CosignatureRequest, body_of(log_api.CosignatureRequest)]
+    ) -> log_api.Cosignature:
+        entry = parse_entry(witnesses.accept(context, body.note.encode(), source_of(request.scope)).entry_bytes)
+        return log_api.Cosignature(
+            index=entry.index, **{name: entry.body[name] for name in ("witness", "size", "time")}
+        )
 
     @router.post("/v1/log-keys")
-    def log_key(body: Annotated[LogKeyRequest, body_of(LogKeyRequest)], session: Session = asking) -> NewLogKey:
+    def log_key(
+        body: Annotated[log_api.LogKeyRequest, body_of(log_api.LogKeyRequest)], session: Asking
+    ) -> log_api.NewLogKey:
         vkey = governance.next_log_key(context, session.principal, post_quantum=body.post_quantum)
-        return NewLogKey(vkey=vkey)
+        return log_api.NewLogKey(vkey=vkey)
 
     @router.post("/v1/post-quantum-keys")
-    def post_quantum_keys(session: Session = asking) -> NewPostQuantumKeys:
+    def post_quantum_keys(session: Asking) -> log_api.NewPostQuantumKeys:
         return governance.make_post_quantum_keys(context, session.principal)
 
 
-def _ledger(router: APIRouter, context: RunContext, person: Callable[..., Session]) -> None:
-    asking = Depends(person)
-
+def _ledger(router: APIRouter, context: RunContext) -> None:
     @router.get("/v1/documents/{digest}")
     def document(digest: str) -> Response:
         return Response(context.ledger.document(parse_digest(digest)), media_type="application/octet-stream")
 
     @router.get("/v1/ledger")
-    def find(filters: Annotated[LogFilters, Query()], session: Session = asking) -> LogPage:
-        return log.find(context, filters, reader_of(context, session))
+    def find(filters: Annotated[LogFilters, Query()], session: Asking) -> log_api.LogPage:
+        return log.find(context, filters, find_unit_reader(context.ledger.state, session.principal))
 
     @router.get("/v1/ledger/export", responses=_sends("application/x-tar"))
     def export() -> StreamingResponse:
         return StreamingResponse(log.export(context), media_type="application/x-tar")
 
     @router.post("/v1/ledger/verify")
-    async def verify(request: Request, body: Annotated[VerifyRequest, body_of(VerifyRequest)]) -> ServiceReport:
+    async def verify(
+        request: Request, body: Annotated[log_api.VerifyRequest, body_of(log_api.VerifyRequest)]
+    ) -> log_api.ServiceReport:
         return await run_while_awaited(request, partial(verification.verify, context, body.trust))
 
     @router.get("/v1/ledger/{index}")
-    def entry(index: Annotated[int, Path(ge=0, le=MAX_DECIMAL)], session: Session = asking) -> EntryWithProof:
-        return show(context, index, reader_of(context, session))
+    def entry(index: Annotated[int, Path(ge=0, le=MAX_DECIMAL)], session: Asking) -> log_api.EntryWithProof:
+        return show(context, index, find_unit_reader(context.ledger.state, session.principal))

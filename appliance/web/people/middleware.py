@@ -13,17 +13,15 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from socket import socket
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import parse_qs
 
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from appliance.api.data import ImportStatus
-from appliance.api.runs import ReplayStatus, RunProgress, WorkStatus
 from appliance.domain.core.roles import is_unit
-from appliance.domain.queries.unit_reading import UnitReader, find_unit_reader
 from appliance.errors import ApplianceError, Denied, RefusalCode, Unavailable
 from appliance.web.core import receiving
 from appliance.web.core.auth import CallerAuthenticator, Session
@@ -167,10 +165,16 @@ def _is_upload(scope: Scope) -> bool:
 A = TypeVar("A")
 
 
-async def follow(progress: Progress, key: str, look: Callable[[], A], is_news: Callable[[A], bool], wait_s: float) -> A:
+async def follow(
+    progress: Progress,
+    key: str,
+    look: Callable[[], A],
+    wait_s: float,
+    is_news: Callable[[A], bool] = attrgetter("ended"),
+) -> A:
     """Return the result of `look` for the stream `key`, when it is news or `wait_s` seconds have passed.
 
-    It waits in the event loop and uses no thread meanwhile.
+    By default the end of the work is news. It waits in the event loop and uses no thread meanwhile.
     """
     until = time.monotonic() + wait_s
     while True:
@@ -182,21 +186,6 @@ async def follow(progress: Progress, key: str, look: Callable[[], A], is_news: C
         await progress.wait(key, seen, left_s)
 
 
-def has_ended(answer: WorkStatus[Any]) -> bool:
-    """Return True if the work has ended."""
-    return answer.ended
-
-
-def is_settled(answer: ImportStatus | ReplayStatus) -> bool:
-    """Return True if the order's work is over."""
-    return answer.status != "requested"
-
-
-def has_frames(answer: RunProgress) -> bool:
-    """Return True if there are new frames or the work has ended."""
-    return bool(answer.frames) or answer.ended
-
-
 _IS_OVER = "wait is over"
 
 
@@ -204,11 +193,11 @@ _IS_OVER = "wait is over"
 class Obstacle:
     """A reason why a service waits with its start until administrators end it by an order.
 
-    `holds` returns True until then. `text` says what the service waits for, and `after` what has happened. `paths` are
-    those that are served meanwhile, or None for all.
+    `is_present` returns True until then. `text` says what the service waits for, and `after` what has happened. `paths`
+    are those that are served meanwhile, or None for all.
     """
 
-    holds: Callable[[], bool]
+    is_present: Callable[[], bool]
     text: str
     after: str
     paths: frozenset[str] | None = None
@@ -258,7 +247,7 @@ def serve_while_blocked(
     Return None at the end, or the reason for which the service ends before. `is_up` is called with the obstacle's text
     when the listener is open.
     """
-    if not obstacle.holds():
+    if not obstacle.is_present():
         return None
     beat = partial(log_alarms, context)
     beat()
@@ -267,7 +256,7 @@ def serve_while_blocked(
         reason = serve(
             [Listener(_only_while(obstacle, people), opened, guarded=False)],
             heart=Heart(beat, BEAT_S, partial(note_stall, context)),
-            ended=lambda: ended() or (None if obstacle.holds() else _IS_OVER),
+            ended=lambda: ended() or (None if obstacle.is_present() else _IS_OVER),
         )
     return None if reason == _IS_OVER else reason
 
@@ -276,7 +265,7 @@ def _only_while(obstacle: Obstacle, app: ASGIApp) -> ASGIApp:
     """Return the people's app until the obstacle is gone. Later requests are refused until the service has started."""
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not obstacle.holds():
+        if scope["type"] == "http" and not obstacle.is_present():
             error = Unavailable(f"service: its {obstacle.after} and it is starting; try again", code="starting")
             await refusal(people_body, error)(scope, receive, send)
             return
@@ -313,8 +302,3 @@ def check_unit(context: LedgerContext, session: Session, path: str) -> None:
     if state.parameters.units_read == "own":
         refused = (OWN_ENTRIES_ONLY(f"unit:{session.principal}"),)
         raise Denied("the whole log is for people; ask an auditor for an export", refusals=refused)
-
-
-def reader_of(context: LedgerContext, session: Session) -> UnitReader | None:
-    """Return the reading rights of the session's unit, or None if the session's principal may read everything."""
-    return find_unit_reader(context.ledger.state, session.principal)

@@ -53,7 +53,7 @@ class RequestRunner:
         """Start a response, with its metrics and its trace."""
         caller, began = context.caller, time.monotonic()
         answer = self._serving.answer(caller, body.model, kind, body.parameters(), context.source)
-        seconds, traces = self._metrics.first.labels(caller.unit, body.model, answer.adapter), self._traces
+        seconds, traces = self._metrics.first.labels(caller.unit, body.model, answer.loaded.row.adapter), self._traces
 
         def first() -> None:
             seconds.observe(time.monotonic() - began)
@@ -61,7 +61,7 @@ class RequestRunner:
                 traces.first(answer.request)
 
         answer.when_first(first)
-        reused = self._metrics.cached.labels(caller.unit, body.model, answer.adapter)
+        reused = self._metrics.cached.labels(caller.unit, body.model, answer.loaded.row.adapter)
         answer.when_done(lambda last: reused.inc(last.get("cached_tokens") or 0))
         if traces is not None:
             traces.join(answer.request, context.headers)

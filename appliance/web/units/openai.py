@@ -19,11 +19,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from appliance.api.wire import Envelope
 from appliance.domain.core.credentials import TokenRequest
 from appliance.domain.queries.proofs import MEMBER
-from appliance.errors import ApplianceError, RateLimited
+from appliance.errors import ApplianceError
 from appliance.web.core.auth import CallerAuthenticator, Challenges
 from appliance.web.core.errors import FrameworkError, MalformedRequest, install, refusal
 from appliance.web.core.openapi import Operation, describe_operations
-from appliance.web.core.receiving import Body
+from appliance.web.core.receiving import Body, RequestLimit, source_of
 from appliance.web.operations.limits import Quotas
 from appliance.web.operations.metrics import Metrics
 from appliance.web.units.middleware import (
@@ -85,7 +85,7 @@ class TokenEndpoint:
         self._quotas = quotas
         self._threads = threads
         self._challenges = Challenges()
-        self._running = 0
+        self._places = RequestLimit(MOST, "requests for a token")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] not in (CHALLENGE, TOKENS):
@@ -110,13 +110,8 @@ class TokenEndpoint:
         await body.read(scope)
         data = (await body.replay())["body"]
         request = await self._threads.run(self._authenticator.token_request, data)
-        if self._running >= MOST:
-            raise RateLimited(f"tokens: expected fewer than {MOST} requests for one at once")
-        self._running += 1
-        try:
-            return await self._threads.run(self._issue, request, data, _source(scope))
-        finally:
-            self._running -= 1
+        with self._places.take():
+            return await self._threads.run(self._issue, request, data, source_of(scope))
 
     def _issue(self, request: TokenRequest, data: bytes, source: str) -> Response:
         """Issue a token for a verified request. This runs in a thread.
@@ -131,11 +126,6 @@ class TokenEndpoint:
             self._authenticator.count(request.signer, error, request.application)
             return refusal(openai_body, error)
         return JSONResponse({"token": granted.token, "id": granted.id, "expires_at": granted.expires_at})
-
-
-def _source(scope: Scope) -> str:
-    client = scope.get("client")
-    return f"tcp:{client[0]}" if client else "unix"
 
 
 T = TypeVar("T", bound=BaseModel)
@@ -224,8 +214,7 @@ class _Routes:
 
 
 def _make_context(request: Request) -> RequestContext:
-    source = f"tcp:{request.client.host}" if request.client else "unix"
-    return RequestContext(request.state.caller, request.state.place, source, request.headers)
+    return RequestContext(request.state.caller, request.state.place, source_of(request.scope), request.headers)
 
 
 async def _parse(kind: type[T], request: Request, threads: Threads) -> T:
@@ -315,7 +304,7 @@ def _head(kind: str, answer: AnswerStream, model: str) -> Value:
         "object": kind,
         "created": int(time.time()),
         "model": model,
-        "system_fingerprint": answer.manifest,
+        "system_fingerprint": answer.loaded.row.manifest,
     }
 
 

@@ -18,6 +18,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from appliance.errors import ApplianceError
+from appliance.web.core.receiving import wait_for_disconnect
 from appliance.web.units.middleware import Threads
 from appliance.workflows.serving.answering import AnswerStream, make_lost_error
 
@@ -177,8 +178,7 @@ class Events(Response):
             listening.cancel()
 
     async def _listen(self, receive: Receive) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            continue
+        await wait_for_disconnect(receive)
         self._leave()
 
 

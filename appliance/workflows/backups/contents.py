@@ -2,67 +2,23 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from appliance.domain.core.state import State
 from appliance.domain.releases.adapters import verify_signatures
 from appliance.errors import NotFound, Tampered, Unavailable
-from appliance.formats.artifacts.manifest import MANIFEST_PATH, Manifest, parse_manifest
+from appliance.formats.artifacts.manifest import MANIFEST_PATH
 from appliance.formats.artifacts.rows import row_digest, split_digests
 from appliance.formats.core.canonical import parse_canonical
-from appliance.formats.core.digest import digest_bytes
 from appliance.formats.core.fields import encode_base64
 from appliance.formats.log.note import name_key
-from appliance.store.files.artifacts import MAX_MANIFEST_BYTES, Artifacts
+from appliance.store.files.artifacts import Artifacts
 from appliance.store.files.keyring import Keyring
 from appliance.store.ledger.keys import ServiceKeys
 from appliance.workflows.data.folders import secret_name
+from appliance.workflows.integrity import SealedFolder, list_sealed_folders
 from appliance.workflows.releases.exports import read_signatures
 from appliance.workflows.serving.serve import DIGEST_KEY
 
 ROWS, ROW_DIGESTS = "rows.jsonl", "row_digests.bin"
-
-
-class NamedFolder(NamedTuple):
-    """A sealed folder that the log names. `needed`: its subject is not revoked, so that the folder must be there."""
-
-    subject: str
-    digest: str
-    needed: bool
-
-
-def list_named(state: State) -> list[NamedFolder]:
-    """Return the sealed folders that the log names, without quarantined ones, which have been moved away."""
-    return [
-        *(
-            NamedFolder(f"base:{b.name}", b.digest, b.revoked is None)
-            for b in state.bases.values()
-            if b.quarantined is None
-        ),
-        *(NamedFolder(f"dataset:{key}", found.digest, found.revoked is None) for key, found in state.datasets.items()),
-        *(
-            NamedFolder(f"validation-set:{key}", found.digest, found.revoked is None)
-            for key, found in state.validation_sets.items()
-        ),
-        *(
-            NamedFolder(f"adapter:{key}", found.manifest, found.revoked is None)
-            for key, found in state.adapters.items()
-            if found.quarantined is None
-        ),
-    ]
-
-
-def read_manifest(artifacts: Artifacts, digest: str) -> Manifest:
-    """Return the manifest of a sealed folder, compared with its digest.
-
-    Raises:
-        NotFound: there is no such folder.
-        Tampered: the manifest is altered.
-    """
-    data = artifacts.read(digest, MANIFEST_PATH, MAX_MANIFEST_BYTES)
-    if (got := digest_bytes(data)) != digest:
-        raise Tampered(f"artifact {digest}, {MANIFEST_PATH}: expected {digest}, got {got}")
-    return parse_manifest(data)
 
 
 def check_folders(artifacts: Artifacts, state: State) -> None:
@@ -72,11 +28,11 @@ def check_folders(artifacts: Artifacts, state: State) -> None:
         Tampered: a folder is altered.
         Unavailable: a folder is missing.
     """
-    for named in list_named(state):
+    for named in list_sealed_folders(state):
         try:
             artifacts.check(named.digest)
         except Unavailable:
-            if named.needed:
+            if not named.is_revoked:
                 raise
 
 
@@ -90,7 +46,7 @@ def check_keys(keys: ServiceKeys, keyring: Keyring, artifacts: Artifacts, state:
         Tampered: a key is missing or does not fit.
     """
     _check_service_keys(keys, keyring, state)
-    for named in list_named(state):
+    for named in list_sealed_folders(state):
         try:
             artifacts.path(named.digest)
         except NotFound:
@@ -104,11 +60,10 @@ def check_keys(keys: ServiceKeys, keyring: Keyring, artifacts: Artifacts, state:
             raise Tampered(f"{named.subject}: {error.message}") from None
 
 
-def _check_adapter(artifacts: Artifacts, state: State, named: NamedFolder) -> None:
-    manifest = read_manifest(artifacts, named.digest)
+def _check_adapter(artifacts: Artifacts, state: State, named: SealedFolder) -> None:
+    manifest = artifacts.read_manifest(named.digest)
     files = {file.path: file.digest for file in manifest.files} | {MANIFEST_PATH: named.digest}
-    adapter = state.adapters.get(named.subject.removeprefix("adapter:"))
-    assert adapter is not None, "the state names it"
+    adapter = state.adapters.require(named.subject.removeprefix("adapter:"))
     verify_signatures(state.site, adapter.index, read_signatures(artifacts, state.site, adapter), files)
 
 

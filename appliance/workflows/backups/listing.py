@@ -15,7 +15,7 @@ from appliance.formats.log.backup import Backup, open_backup, parse_backup_name,
 from appliance.formats.log.checkpoint import claimed_size, open_checkpoint
 from appliance.formats.log.note import is_post_quantum
 from appliance.formats.log.trust import Trust
-from appliance.store.database.engine import open_engine
+from appliance.store.database.engine import using_engine
 from appliance.store.files.backups import MAX_BACKUPS, BackupFolder
 from appliance.store.ledger.checks import summarise_database
 from appliance.workflows.core import retry
@@ -27,11 +27,7 @@ MAX_TRIES = 16
 """Most manifests that are read to find the newest one with a valid signature."""
 
 
-LogKeys = tuple[LogKey, ...]
-"""The keys of a log, as its state has them, which verify its backups."""
-
-
-def given_keys(trust: Trust, log_key: str | None = None) -> LogKeys:
+def given_keys(trust: Trust, log_key: str | None = None) -> tuple[LogKey, ...]:
     """Return the key that verifies the backups of a log: the given one, else that of the trust file.
 
     With a given key the trust file's key is not valid: it was replaced, perhaps because others have it.
@@ -39,17 +35,14 @@ def given_keys(trust: Trust, log_key: str | None = None) -> LogKeys:
     return (LogKey(vkey=log_key or trust.log_key, since=0),)
 
 
-def read_log_keys(database_url: str) -> LogKeys:
+def read_log_keys(database_url: str) -> tuple[LogKey, ...]:
     """Return the keys of the log in a database, from its projections.
 
     Raises:
         NotFound: The database has no log.
     """
-    engine = open_engine(database_url, read_only=True)
-    try:
+    with using_engine(database_url, read_only=True) as engine:
         state = summarise_database(engine).state
-    finally:
-        engine.dispose()
     if state is None:
         raise NotFound("log: expected one in the database, got none; give the trust file: --trust FILE")
     return state.site.log_keys
@@ -69,7 +62,7 @@ class ListedBackup:
         return 0 if self.backup is None else claimed_size(self.backup.checkpoint.encode())
 
 
-def list_backups(folder: BackupFolder, log_keys: LogKeys) -> list[ListedBackup]:
+def list_backups(folder: BackupFolder, log_keys: tuple[LogKey, ...]) -> list[ListedBackup]:
     """Return the backups of a folder, oldest first, with the signature of each manifest verified."""
     found = []
     for name in folder.names():
@@ -80,7 +73,7 @@ def list_backups(folder: BackupFolder, log_keys: LogKeys) -> list[ListedBackup]:
     return found
 
 
-def read_backup(folder: BackupFolder, name: str, log_keys: LogKeys) -> Backup:
+def read_backup(folder: BackupFolder, name: str, log_keys: tuple[LogKey, ...]) -> Backup:
     """Return a manifest after verifying its signature and its name.
 
     The signing key must be the one that the log had at the size of the copy, and must not have been replaced before
@@ -134,7 +127,7 @@ def list_rows(context: LedgerContext) -> list[BackupRow]:
     return [_find_row(folder, name, keys) for name in folder.names()]
 
 
-def _find_row(folder: BackupFolder, name: str, log_keys: LogKeys) -> BackupRow:
+def _find_row(folder: BackupFolder, name: str, log_keys: tuple[LogKey, ...]) -> BackupRow:
     try:
         return _read_row(folder.path, name, folder.stamp(name), log_keys)
     except ApplianceError as error:
@@ -142,13 +135,13 @@ def _find_row(folder: BackupFolder, name: str, log_keys: LogKeys) -> BackupRow:
 
 
 @lru_cache(maxsize=MAX_BACKUPS)
-def _read_row(path: Path, name: str, stamp: tuple[int, ...], log_keys: LogKeys) -> BackupRow:
+def _read_row(path: Path, name: str, stamp: tuple[int, ...], log_keys: tuple[LogKey, ...]) -> BackupRow:
     """Return the row of a manifest with this stamp. It is kept, since reading every manifest takes seconds."""
     backup = read_backup(BackupFolder(path), name, log_keys)
     return BackupRow(name=name, folder=str(path), entries=claimed_size(backup.checkpoint.encode()), problem=None)
 
 
-def measure(folder: BackupFolder, log_keys: LogKeys, ages: BackupAges, now: str) -> BackupAges:
+def measure(folder: BackupFolder, log_keys: tuple[LogKey, ...], ages: BackupAges, now: str) -> BackupAges:
     """Return the ages of the backups in a folder. Only the newest signed manifest is read.
 
     Somebody else may write into the folder, so at most `MAX_TRIES` manifests are read.

@@ -1,4 +1,4 @@
-"""Encrypted backups of an appliance: made beside a running service or without one, listed, verified and removed.
+"""The creation of an encrypted backup of an appliance, beside a running service or without one.
 
 The database is copied first, then the sealed folders that its log names. A folder is sealed before the entry that names
 it is appended, so the folders of the copied log are there. Files that no entry names yet are left out.
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from appliance.build import COMPATIBILITY, build_version
+from appliance.domain.core.records.site import LogKey
 from appliance.domain.core.state import State
 from appliance.errors import ApplianceError, BadInput, Conflict, NotFound, Tampered, Unavailable
 from appliance.formats.artifacts.manifest import MANIFEST_PATH, encode_manifest
@@ -47,8 +48,9 @@ from appliance.store.files.lock import hold_lock
 from appliance.store.ledger.copies import copy_database, find_erasures
 from appliance.store.ledger.keys import KeyringKeys, ServiceKeys
 from appliance.store.ledger.snapshots import Snapshots
-from appliance.workflows.backups.contents import check_keys, list_named, read_manifest
-from appliance.workflows.backups.listing import LogKeys, read_backup
+from appliance.workflows.backups.contents import check_keys
+from appliance.workflows.backups.listing import read_backup
+from appliance.workflows.integrity import list_sealed_folders
 from appliance.workflows.runs import checkpoints
 from appliance.workflows.serving.serve import DIGEST_KEY
 
@@ -203,7 +205,7 @@ def create(
     return MadeBackup(backup, writer.new_bytes, missing)
 
 
-def _list_known(folder: BackupFolder, log_keys: LogKeys) -> Known:
+def _list_known(folder: BackupFolder, log_keys: tuple[LogKey, ...]) -> Known:
     """Return the objects of the earlier backups whose signature is valid."""
     known: dict[str, StoredObject] = {}
     for name in folder.names():
@@ -332,19 +334,14 @@ class _Writer:
 
 
 def _add_sealed(writer: _Writer, places: Places, state: State) -> Iterator[str]:
-    """Add the sealed folders. Yield the subjects whose folder is missing and may be, since they are revoked.
-
-    Raises:
-        Unavailable: the folder of a valid subject is missing.
-        Tampered: a folder is not as it was sealed.
-    """
+    """Add the sealed folders. Yield the subjects whose folder is missing and may be, since they are revoked."""
     artifacts = Artifacts(places.home, places.shared)
     added: set[str] = set()
-    for subject, digest, needed in list_named(state):
+    for subject, digest, is_revoked in list_sealed_folders(state):
         try:
             folder = artifacts.path(digest)
         except NotFound as error:
-            if needed:
+            if not is_revoked:
                 action = "put the folder back, or revoke it if it was destroyed on purpose"
                 raise Unavailable(f"backup, {subject}: {error.message}; {action}") from None
             yield subject
@@ -355,7 +352,7 @@ def _add_sealed(writer: _Writer, places: Places, state: State) -> Iterator[str]:
 
 
 def _add_folder(writer: _Writer, artifacts: Artifacts, folder: Path, digest: str) -> None:
-    root, manifest = f"artifacts/{folder.name}", read_manifest(artifacts, digest)
+    root, manifest = f"artifacts/{folder.name}", artifacts.read_manifest(digest)
     writer.add_folder(root, 0o555)
     size = len(encode_manifest(manifest))
     writer.add(BackupSource(f"{root}/{MANIFEST_PATH}", folder / MANIFEST_PATH, 0o444, digest, size))

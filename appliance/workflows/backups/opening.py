@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from appliance.domain.core.records.site import LogKey
 from appliance.errors import BadInput, Denied, Tampered
 from appliance.formats.log.backup import DATABASE_PATH, Backup, BackupFile, Index, parse_index
 from appliance.formats.log.checkpoint import open_checkpoint
@@ -20,7 +21,7 @@ from appliance.store.files import disk
 from appliance.store.files.backups import BackupFolder
 from appliance.store.files.encryption import AgeIdentity, Write, decrypt
 from appliance.store.ledger.copies import LogCopy, check_dump, read_sqlite
-from appliance.workflows.backups.listing import LogKeys, read_backup
+from appliance.workflows.backups.listing import read_backup
 from appliance.workflows.backups.making import MAX_INDEX_BYTES, MAX_KEYRING_BYTES, work_folder
 
 Fill = Callable[[Write], None]
@@ -160,7 +161,7 @@ class BackupVerification:
 def verify(
     folder: BackupFolder,
     name: str,
-    log_keys: LogKeys,
+    log_keys: tuple[LogKey, ...],
     trust: Trust,
     identities: Sequence[AgeIdentity],
     home: Path | None = None,

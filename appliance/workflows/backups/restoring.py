@@ -18,6 +18,7 @@ from appliance.access.cedar import CedarPolicies
 from appliance.domain.audit.report import require_cedar_policies
 from appliance.domain.audit.verify import verify_log
 from appliance.domain.core.entry import Entry, parse_entry
+from appliance.domain.core.records.site import LogKey
 from appliance.domain.core.state import State
 from appliance.domain.retention import LogArchived, TextErased
 from appliance.errors import ApplianceError, BadInput, Conflict, NotFound, Tampered
@@ -27,7 +28,7 @@ from appliance.formats.log.backup import DATABASE_PATH, Backup, BackupFile, Inde
 from appliance.formats.log.checkpoint import Checkpoint, claimed_size, open_checkpoint
 from appliance.formats.log.export import ParsedExport, hash_line, read_removed
 from appliance.formats.log.trust import Trust, encode_trust
-from appliance.store.database.engine import open_engine
+from appliance.store.database.engine import using_engine
 from appliance.store.database.tables import REVISION
 from appliance.store.files import disk
 from appliance.store.files.artifacts import Artifacts
@@ -39,7 +40,7 @@ from appliance.store.files.lock import hold_lock
 from appliance.store.ledger.checks import reading
 from appliance.store.ledger.copies import LogCopy, erase_texts, read_database, restore_dump, roots_at
 from appliance.workflows.backups.contents import check_folders, check_keys
-from appliance.workflows.backups.listing import LogKeys, read_backup
+from appliance.workflows.backups.listing import read_backup
 from appliance.workflows.backups.making import Places
 from appliance.workflows.backups.moving import (
     MARK,
@@ -78,7 +79,7 @@ class RestoreRequest:
     identities: Sequence[AgeIdentity]
     home: Path
     trust: Trust
-    log_keys: LogKeys
+    log_keys: tuple[LogKey, ...]
     erasures: Path | None = None
     checkpoints: Sequence[Path] = ()
 
@@ -164,9 +165,6 @@ def _check_empty(path: Path, *, is_home: bool = True) -> None:
     """Check that a folder is empty or absent. What an interrupted restore left in a home does not count.
 
     Of another folder only the staging folder does not count: the other files may be those of a service.
-
-    Raises:
-        Conflict: it has other files, or belongs to another account.
     """
     if not os.path.lexists(path):
         return
@@ -386,33 +384,22 @@ class _Layout:
 
 
 def _open_database(layout: _Layout, backup: Backup, trust: Trust) -> LogCopy:
-    """Verify the copy of the log; a dump is put into the database that the settings name.
-
-    Raises:
-        Conflict: that database has tables.
-    """
+    """Verify the copy of the log; a dump is put into the database that the settings name."""
     copied = check_database(backup, layout.database, trust)
     if copied is None:
         _check_connection(layout.places.database_url)
         restore_dump(layout.database, layout.places.owner_url)
         layout.database.unlink()
-        engine = open_engine(layout.places.database_url)
-        try:
+        with using_engine(layout.places.database_url) as engine:
             copied = read_database(engine, trust)
-        finally:
-            engine.dispose()
         compare_log(backup, copied)
     return copied
 
 
 def _check_connection(url: str) -> None:
     """Check that the service's login can connect, before the database is filled."""
-    engine = open_engine(url, read_only=True)
-    try:
-        with reading(engine) as connection:
-            connection.exec_driver_sql("SELECT 1")
-    finally:
-        engine.dispose()
+    with using_engine(url, read_only=True) as engine, reading(engine) as connection:
+        connection.exec_driver_sql("SELECT 1")
 
 
 def _check_trust_file(staged: Path, trust: Trust) -> None:
@@ -452,11 +439,8 @@ def _apply_erasures(
         )
     erasures = [entry for entry in later if entry.type == TextErased.type]
     wanted = [one.removeprefix("text:") for entry in erasures for one in entry.subjects if one.startswith("text:")]
-    engine = open_engine(layout.owner_url)
-    try:
+    with using_engine(layout.owner_url) as engine:
         erase_texts(engine, wanted)
-    finally:
-        engine.dispose()
     return len(wanted), checkpoint if frontier.size > size else None
 
 
@@ -479,11 +463,7 @@ def _require_verified(export: ParsedExport, request: RestoreRequest, now: str) -
 
 
 def _read_later(export: ParsedExport, request: RestoreRequest, copied: LogCopy) -> tuple[Frontier, list[Entry]]:
-    """Return the right edge of the export's tree, and the erasures and archives after the backup.
-
-    Raises:
-        Tampered: the export does not continue the backup's log.
-    """
+    """Return the right edge of the export's tree, and the erasures and archives after the backup."""
     frontier, later = Frontier.EMPTY, []
     for count, data in enumerate(export.entries(), 1):
         frontier = frontier.append(hash_line(data))
@@ -512,13 +492,10 @@ def _compare_notes(layout: _Layout, copied: LogCopy, paths: Iterable[Path], lost
     seen = {}
     for name, data in (notes | given).items():
         seen[name] = _open_note(name, data, copied.state)
-    engine = open_engine(layout.places.database_url)
-    try:
+    with using_engine(layout.places.database_url) as engine:
         roots = roots_at(
             engine, [checkpoint.size for checkpoint in seen.values() if checkpoint.size <= copied.state.size]
         )
-    finally:
-        engine.dispose()
     for name, checkpoint in seen.items():
         if checkpoint.size > copied.state.size:
             last = checkpoint.size - 1

@@ -12,8 +12,9 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from appliance.api.runs import WorkError
-from appliance.errors import RateLimited
+from appliance.errors import NotFound, RateLimited
 from appliance.formats.core.commitment import Disclosure
+from appliance.formats.core.fields import show
 
 _KEPT_FRAMES = 5_000
 """Most frames of one stream that are kept."""
@@ -148,6 +149,17 @@ class Progress:
         """Return the owner's stream of this key, or None if there is none."""
         stream = self._streams.get(key)
         return None if stream is None or stream.owner != owner else stream
+
+    def read_personal(self, kind: str, key: str, owner: str) -> Stream:
+        """Return the stream of this kind that the owner opened.
+
+        Raises:
+            NotFound: The owner opened none of this key.
+        """
+        stream = self.read_own(key, owner) if key.startswith(f"{kind}:{owner}:") else None
+        if stream is None:
+            raise NotFound(f"{kind}: expected the key of one that {owner} started, got {show(key)}")
+        return stream
 
     def list_open(self) -> tuple[str, ...]:
         """Return the keys of the streams that have not ended."""

@@ -11,7 +11,6 @@ from typing import Any, TypedDict, Unpack
 from appliance.domain.actions.apply import Signed, parse_body, subjects_of
 from appliance.domain.core.entry import EntryDraft, Event, Outcome
 from appliance.domain.core.order import Order
-from appliance.domain.core.signatures import AcceptedOrder
 from appliance.domain.core.state import State
 from appliance.errors import Conflict
 from appliance.formats.core.commitment import Disclosure, disclose
@@ -123,9 +122,9 @@ class Effect:
     """The work that the service does for an order besides recording it."""
 
     order: type[Order]
-    ready: Callable[[Context, AcceptedOrder], None] | None = None
-    """Function of (context, accepted order). It raises if the service lacks what the order needs. It is called before
-    the lock of orders is taken, because it may read the disk. Its error is raised once the order is decided.
+    ready: Callable[[Context, Any, str], None] | None = None
+    """Function of (context, order, order's digest). It raises if the service lacks what the order needs. It is called
+    before the lock of orders is taken, because it may read the disk. Its error is raised once the order is decided.
     """
     attached: Callable[[Context, Any, bytes], None] | None = None
     """Function of (context, order, document). It raises if the document beside the order could not take effect here.
@@ -135,8 +134,8 @@ class Effect:
     """Function of (context, order, size). It returns the fields of the order's event that only the ledger has, for a
     log of that size.
     """
-    start: Callable[[Context, AcceptedOrder], None] | None = None
-    """Function of (context, accepted order). It is called after the append and starts the ordered work."""
+    start: Callable[[Context, Any, str], None] | None = None
+    """Function of (context, order, order's digest). It is called after the append and starts the ordered work."""
     local: bool = False
     """True if the process that received the order does the work, since only that process has the files sent for it."""
 

@@ -9,29 +9,35 @@ help.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from appliance.errors import ApplianceError, BadInput, Denied, NotFound, Tampered, TooLarge, Unavailable
 from appliance.sandbox.description import ResourceLimits, Sandbox
 from appliance.sandbox.host import RunningWorker
 from appliance.sandbox.local import Worker, start_worker
+from appliance.sandbox.program import run_program
 from appliance.store.files.space import Reserve, measure_space
 from appliance.workflows.core.context import Frame, WorkerContext
 from appliance.workflows.core.jobs import DISK
 
+Parsed = TypeVar("Parsed")
+
 SERVE, SERVE_VLLM = "appliance.worker.serve", "appliance.worker.serve_vllm"
 SANDBOX_CHECK_S = 120.0
 """Seconds that the check of the sandbox may take."""
+LOADING_S = 120.0
+"""Seconds that a worker may take to import its libraries before it reads its task."""
 SILENCE_S = 1_800.0
 """Seconds without a frame after which a worker counts as dead."""
 ENDS_S = 30.0
@@ -132,7 +138,7 @@ def carry_out(
         ApplianceError: The worker reports a failure or ends without a result.
         TooLarge: With the code `time-limit`, if the task takes longer than its bounds.
     """
-    started.send({"frame": "go", **task}, blob)
+    started.send({"frame": "go", **task}, blob, timeout_s=LOADING_S)
     deadline = math.inf if bounds is None else time.monotonic() + bounds.wall_s
     while (received := _receive(started, deadline)) is not None:
         frame, _ = received
@@ -163,11 +169,7 @@ def _no_result(how: str) -> Unavailable:
 
 
 def _receive(started: RunningWorker, deadline: float) -> tuple[Frame, bytes] | None:
-    """Return the next frame, or None at the end.
-
-    Raises:
-        TooLarge: With the code `time-limit`, if no frame comes by the deadline.
-    """
+    """Return the next frame, or None at the end."""
     left = deadline - time.monotonic()
     try:
         received = started.receive(max(0.0, min(SILENCE_S, left)))
@@ -189,6 +191,32 @@ def failure(frame: dict[str, Any]) -> ApplianceError:
     if _CODE.fullmatch(code) is None:
         code = "worker-failed"
     return _ERRORS.get(code, BadInput)(message, code=code)
+
+
+def ask_program(
+    module: str,
+    lines: Iterable[bytes],
+    parse: Callable[[dict[str, Any]], Parsed],
+    *,
+    log: Path,
+    most_bytes: int,
+    cancelled: Callable[[], bool],
+) -> Parsed:
+    """Run a program that answers one question, and return its parsed reply (see `run_program`).
+
+    Raises:
+        Unavailable: The reply is incomplete (code `program-ended`).
+        ApplianceError: The failure that the program reports.
+    """
+    output = run_program(module, lines, log=log, most_bytes=most_bytes, cancelled=cancelled)
+    try:
+        reply: dict[str, Any] = json.loads(output)
+        if "failure" not in reply:
+            return parse(reply)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        got = type(error).__name__
+        raise Unavailable(f"{module}: expected a whole reply, got {got}", code="program-ended") from None
+    raise failure(reply["failure"])
 
 
 log = logging.getLogger("appliance")

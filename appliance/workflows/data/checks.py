@@ -15,13 +15,11 @@ from typing import Any
 from appliance.api.data import CheckStatus, RowFindings, RowsToCheck
 from appliance.api.runs import WorkError
 from appliance.domain.core.names import versioned
-from appliance.domain.core.words import unknown_word
 from appliance.domain.data.imports import is_blind_file, refuse_file_for_evaluation
 from appliance.domain.data.kinds import find_share_problem
 from appliance.domain.data.validity import refuse_invalid_base
 from appliance.domain.evaluation.basis import find_sets
-from appliance.errors import ApplianceError, Denied, NotFound, refuse
-from appliance.formats.core.fields import show
+from appliance.errors import ApplianceError, Denied, refuse
 from appliance.store.files.artifacts import UploadKey
 from appliance.workflows.core.context import LedgerContext, RunContext, WorkerContext
 from appliance.workflows.core.jobs import contain_defects
@@ -73,18 +71,14 @@ def check_status(context: WorkerContext, principal: str, key: str) -> CheckStatu
     Raises:
         NotFound: The principal did not start this check. Others may not see it, since it quotes rows.
     """
-    stream = context.progress.read_own(key, principal) if key.startswith(f"{_KIND}:{principal}:") else None
-    if stream is None:
-        raise NotFound(f"dataset check: expected the key of a check that {principal} started, got {show(key)}")
+    stream = context.progress.read_personal(_KIND, key, principal)
     return CheckStatus(result=stream.result, error=stream.error, ended=stream.ended)
 
 
 def _find_base(context: LedgerContext, name: str) -> Path:
     """Return the base's folder. Its bytes are not hashed again, since the check keeps no result of them."""
     state = context.ledger.state
-    base = state.bases.get(name)
-    if base is None:
-        raise NotFound(unknown_word("base", name, [key for key, _ in state.bases.items()], "an imported one"))
+    base = state.bases.require(name)
     if reasons := refuse_invalid_base(state, name, base.digest):
         raise Denied(f"base {name}", refusals=reasons)
     return context.artifacts.path(base.digest)

@@ -45,10 +45,8 @@ def list_files(folder: Path, name: str, version: int) -> Manifest:
 def _list_paths(folder: Path) -> list[Path]:
     """Return the sorted paths of the folder.
 
-    Raises:
-        BadInput: There are more names than a manifest may have, or more bytes than the disk has. Such bytes are holes
-            of
-            sparse files, which would take too long to hash.
+    It may not have more names than a manifest, or more bytes than the disk: such bytes are holes of sparse files, which
+    would take too long to hash.
     """
     paths = sorted(islice(folder.iterdir(), MAX_FILES + 1))
     if len(paths) > MAX_FILES:
@@ -110,7 +108,7 @@ def secret_name(dataset: str) -> str:
 _MAX_ABOUT_BYTES = 4_000_000
 
 
-def read_teaching(context: LedgerContext, dataset: Dataset) -> InstructedDataset:
+def read_training_description(context: LedgerContext, dataset: Dataset) -> InstructedDataset:
     """Return the training data's description and its instruction, or None for an erased instruction.
 
     Raises:

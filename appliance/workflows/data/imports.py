@@ -18,7 +18,6 @@ from appliance.domain.actions.registry import ORDERS
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import versioned
 from appliance.domain.core.records.data import Import
-from appliance.domain.core.signatures import AcceptedOrder
 from appliance.domain.core.state import State, Table, next_version
 from appliance.domain.data.artifacts import BaseImported, DatasetImported, ValidationSetImported
 from appliance.domain.data.imports import (
@@ -70,32 +69,28 @@ _GROUPED = ("clusters", "slices", CALLED_ROWS)
 """Facts that exist only for rows whose import named such a column or that have tools."""
 
 
-def check_base_uploaded(context: LedgerContext, accepted: AcceptedOrder) -> None:
+def check_base_uploaded(context: LedgerContext, order: ImportBase, digest: str) -> None:
     """Check that the order's signer has uploaded all bytes that the order binds, and keep them for the import.
 
     Raises:
         BadInput: The manifest is too large, malformed or names too many files.
         NotFound: A file is missing.
     """
-    order = accepted.order
-    assert isinstance(order, ImportBase)
-    _check_uploaded(context, accepted, _list_base_uploads(context, order))
+    _check_uploaded(context, digest, _list_base_uploads(context, order))
 
 
-def check_rows_uploaded(context: LedgerContext, accepted: AcceptedOrder) -> None:
+def check_rows_uploaded(context: LedgerContext, order: ImportRows, digest: str) -> None:
     """Check that the order's signer has uploaded all files that the order binds, and keep them for the import.
 
     Raises:
         NotFound: A file is missing.
     """
-    order = accepted.order
-    assert isinstance(order, ImportRows)
-    _check_uploaded(context, accepted, [UploadKey(order.signer, digest) for digest in order.files])
+    _check_uploaded(context, digest, [UploadKey(order.signer, file) for file in order.files])
 
 
-def _check_uploaded(context: LedgerContext, accepted: AcceptedOrder, uploads: list[UploadKey]) -> None:
+def _check_uploaded(context: LedgerContext, digest: str, uploads: list[UploadKey]) -> None:
     # Names come first: an upload that is found after it was named is not removed before the order is decided.
-    context.uploads.name(accepted.digest, uploads)
+    context.uploads.name(digest, uploads)
     for upload in uploads:
         context.artifacts.upload(*upload)
 
@@ -335,9 +330,7 @@ def checked_base(context: WorkerContext, name: str) -> Path:
 def _read_order(context: LedgerContext, digest: str, model: type[Any]) -> Any:
     """Return the order of a running import, read again from the ledger."""
     state: State = context.ledger.state
-    record = state.imports.get(digest)
-    if record is None:
-        raise NotFound(f"import: expected one that was ordered, got {digest}")
+    record = state.imports.require(digest)
     order = ORDERS.read_logged(state, context.ledger.documents_of(record.index)["order"], record.index).order
     if not isinstance(order, model):
         raise BadInput(f"import {digest}: expected {model.action}, got {order.action}")
@@ -449,20 +442,15 @@ def _uploads_of(context: LedgerContext, record: Import) -> list[UploadKey]:
         return [UploadKey(order.signer, order.source)]
 
 
-def _start(context: RunContext, accepted: AcceptedOrder) -> None:
-    enqueue(context, accepted.digest, accepted.order.action, accepted.order.signer)
-
-
-def _cancel(context: WorkerContext, accepted: AcceptedOrder) -> None:
-    if isinstance(accepted.order, CancelImport):
-        stop_run_workers(context, accepted.order.order)
+def _start(context: RunContext, order: ImportBase | ImportRows, digest: str) -> None:
+    enqueue(context, digest, order.action, order.signer)
 
 
 EFFECTS = (
     Effect(ImportBase, ready=check_base_uploaded, start=_start, local=True),
     Effect(ImportDataset, ready=check_rows_uploaded, start=_start, local=True),
     Effect(ImportValidationSet, ready=check_rows_uploaded, start=_start, local=True),
-    Effect(CancelImport, start=_cancel),
+    Effect(CancelImport, start=lambda context, order, _: stop_run_workers(context, order.order)),
 )
 
 

@@ -9,20 +9,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from appliance.domain.evaluation.gates import HELD_OUT, parse_gates
 from appliance.domain.evaluation.items import EvaluationItem, parse_items
-from appliance.domain.evaluation.verdict import Conclusion, TrainingOverlap, VerdictInputs, conclude
-from appliance.errors import ApplianceError
-from appliance.sandbox.kernel import forbid_dumps
-from appliance.sandbox.program import END
-
-POLITENESS = 10
-"""Niceness of the program, so that serving has precedence on the processor."""
+from appliance.domain.evaluation.verdict import TrainingOverlap, VerdictInputs, conclude
+from appliance.sandbox.program import END, answer_once, end_with_service
 
 
 @dataclass(frozen=True)
@@ -59,7 +53,7 @@ def encode_question(question: VerdictInput) -> Iterator[bytes]:
             yield from data.splitlines(keepends=True)
 
 
-def answer(source: BinaryIO) -> Conclusion:
+def answer(source: BinaryIO) -> dict[str, str | None]:
     """Read a question and return its conclusion."""
     value: dict[str, Any] = json.loads(source.readline())
 
@@ -70,36 +64,13 @@ def answer(source: BinaryIO) -> Conclusion:
     others = {(model, name): None if lines is None else read(lines) for model, name, lines in value["others"]}
     if source.readline() != END:
         os._exit(1)  # the service has ended
-    threading.Thread(target=_end_with_service, name="end-with-service", daemon=True).start()
+    end_with_service()
     gates = None if value["gates"] is None else parse_gates(value["gates"].encode())
     overlaps = {name: TrainingOverlap(*found) for name, found in value["overlaps"].items()}
     evidence = VerdictInputs(sets, others, value["evaluated_before"], value["named_before"], overlaps)
-    return conclude(gates, sets[HELD_OUT], evidence)
-
-
-def main() -> int:
-    """Answer the question of descriptor 0 and return the exit code."""
-    forbid_dumps()
-    os.nice(POLITENESS)
-    source, output = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    try:
-        found = answer(source)
-        reply: dict[str, Any] = {
-            name: None if data is None else data.decode() for name, data in found._asdict().items()
-        }
-    except ApplianceError as error:
-        reply = {"failure": {"code": error.code, "message": error.message}}
-    output.write(json.dumps(reply).encode())
-    output.close()
-    return 0
-
-
-def _end_with_service() -> None:
-    while os.read(0, 1):
-        continue
-    os._exit(1)
+    found = conclude(gates, sets[HELD_OUT], evidence)
+    return {name: None if data is None else data.decode() for name, data in found._asdict().items()}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(answer_once(answer))

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,14 +29,13 @@ from appliance.domain.evaluation.verdict import (
     read_verdict_inputs,
 )
 from appliance.domain.runs.training import Train
-from appliance.errors import ApplianceError, NotFound, Tampered, Unavailable
+from appliance.errors import ApplianceError, Tampered
 from appliance.formats.artifacts.manifest import parse_manifest
 from appliance.formats.artifacts.rows import split_digests
 from appliance.formats.core.digest import digest_bytes
-from appliance.sandbox.program import run_program
 from appliance.workflows.core.context import LedgerContext, WorkerContext
 from appliance.workflows.core.retry import check_run_valid
-from appliance.workflows.core.workers import carry_out, check_sandbox, failure, worker
+from appliance.workflows.core.workers import ask_program, carry_out, check_sandbox, worker
 from appliance.workflows.evaluation.verdict_program import VerdictInput, encode_question
 
 PROGRAM = "appliance.workflows.evaluation.verdict_program"
@@ -108,18 +106,13 @@ def list_rows_of(context: LedgerContext, run: Run, name: str) -> Sequence[str] |
     if is_local(name):
         bound = next(one for one in run.local_sets if one.set == name)
         return find_shipped_rows(bound) if name in SHIPPED else None
-    version = sets_by_name(run)[name]
-    found = context.ledger.state.validation_sets.get(version)
-    if found is None:
-        raise NotFound(f"validation set: expected an imported one, got {version}")
+    found = context.ledger.state.validation_sets.require(sets_by_name(run)[name])
     return _list_rows(context, found.digest, found.dataset_kind)
 
 
 def list_rows(context: LedgerContext, name: str) -> list[str]:
     """Return the keyed digests of the dataset's rows on which a run is evaluated, in the rows' order."""
-    dataset = context.ledger.state.datasets.get(name)
-    if dataset is None:
-        raise NotFound(f"dataset: expected an imported one, got {name}")
+    dataset = context.ledger.state.datasets.require(name)
     return _list_rows(context, dataset.digest, str(dataset.facts.get("dataset_kind")))
 
 
@@ -136,9 +129,7 @@ def verify_evaluation(context: LedgerContext, evaluation: AdapterEvaluation, can
     Raises:
         Tampered: They do not.
     """
-    what, run = f"adapter {evaluation.adapter}", context.ledger.state.runs.get(evaluation.run)
-    if run is None:
-        raise NotFound(f"run: expected {evaluation.run}, got none")
+    what, run = f"adapter {evaluation.adapter}", context.ledger.state.runs.require(evaluation.run)
     own = {HELD_OUT: evaluation.items} | {split_version(one.validation_set)[0]: one.items for one in evaluation.sets}
     own |= {one.set: one.items for one in evaluation.local_sets}
     items = {name: _read_items(context, evaluation.adapter, items_path(name), digest) for name, digest in own.items()}
@@ -200,23 +191,19 @@ def _read_items(context: LedgerContext, adapter: str, path: str, digest: str) ->
 
 
 def _read(context: LedgerContext, name: str, path: str) -> bytes:
-    adapter = context.ledger.state.adapters.get(name)
-    if adapter is None:
-        raise NotFound(f"adapter: expected a sealed one, got {name}")
+    adapter = context.ledger.state.adapters.require(name)
     return context.artifacts.read(adapter.manifest, path)
 
 
 def _compute(context: LedgerContext, question: VerdictInput, key: str, cancelled: Callable[[], bool]) -> Conclusion:
     """Compute the conclusion in the separate program, and raise the failure that it reports."""
     log = context.logs / f"{key}-evaluation.log"
-    output = run_program(PROGRAM, encode_question(question), log=log, most_bytes=MOST_BYTES, cancelled=cancelled)
-    try:
-        value: dict[str, Any] = json.loads(output)
-        if "failure" not in value:
-            return Conclusion(*(None if value[name] is None else value[name].encode() for name in Conclusion._fields))
-    except (ValueError, KeyError, AttributeError) as error:
-        raise Unavailable(f"verdict: expected a whole one, got {type(error).__name__}", code="program-ended") from None
-    raise failure(value["failure"])
+    lines = encode_question(question)
+    return ask_program(PROGRAM, lines, _parse_conclusion, log=log, most_bytes=MOST_BYTES, cancelled=cancelled)
+
+
+def _parse_conclusion(reply: dict[str, Any]) -> Conclusion:
+    return Conclusion(*(None if reply[name] is None else reply[name].encode() for name in Conclusion._fields))
 
 
 log = logging.getLogger("appliance")

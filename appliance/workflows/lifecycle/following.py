@@ -2,7 +2,7 @@
 gone.
 
 PostgreSQL notifies of each commit, so that a revocation takes effect at once. Correctness does not depend on it: each
-second the process writes its sign of life and reads new entries, and only then it counts as in contact.
+second the process writes its heartbeat and reads new entries, and only then it counts as in contact.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Self
+from functools import partial
+from typing import Self
 
 from appliance.domain.actions.apply import parse_body
 from appliance.domain.core.entry import Entry, EntryDraft
@@ -41,7 +42,7 @@ TAKEN_OVER = RefusalCode(
 )
 
 EVERY_S = 1.0
-"""Seconds between two signs of life."""
+"""Seconds between two heartbeats."""
 WATCH_S = 0.25
 """Seconds between two checks of the contact."""
 _CHANGES_NOTHING = frozenset({one.type for one in (RequestAdmitted, RequestFinished, RequestRefused, Heartbeat)})
@@ -73,14 +74,16 @@ class LogFollower:
         self.context.processes.started.set()
         self._loads = self.context.ledger.loads
         self.beat()
-        for name, work in (
-            ("contact", self._beat_repeatedly),
-            ("following", self._listen_repeatedly),
-            ("watch", self._watch_repeatedly),
-            ("taking over", self._work_repeatedly),
-            ("heads", self._exchange_repeatedly),
+        heads = HeadExchange(self.context)
+        # Each has a thread of its own: taking over waits for disks, and a shared folder can hang.
+        for what, every_s, work in (
+            ("contact with the ledger", EVERY_S, self.beat),
+            ("notifications of the ledger", EVERY_S, self._listen),
+            ("watch over the contact", WATCH_S, self.watch),
+            ("taking over", EVERY_S, self.work),
+            ("heads of the processes", EVERY_S, partial(heads.run, self.catch_up)),
         ):
-            threading.Thread(target=work, name=name, daemon=True).start()
+            threading.Thread(target=self._repeat, args=(what, every_s, work), name=what, daemon=True).start()
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
@@ -88,12 +91,19 @@ class LogFollower:
 
     # --- once a second ------------------------------------------------------------------------------------------------
 
-    def _beat_repeatedly(self) -> None:
-        while not self._over.wait(EVERY_S):
-            self._run_contained("contact with the ledger", self.beat)
+    def _repeat(self, what: str, every_s: float, work: Callable[[], object]) -> None:
+        while not self._over.wait(every_s):
+            try:
+                with contain_defects(what):
+                    work()
+            except Tampered as error:
+                log.critical("ALARM: %s: %s", what, error.message)
+            except ApplianceError as error:
+                if not self._over.is_set():
+                    log.warning("%s: %s", what, error.message)
 
     def beat(self) -> None:
-        """Write a sign of life, read those of the others, and read and apply the entries of the others."""
+        """Write a heartbeat, read those of the others, and read and apply the entries of the others."""
         context, processes = self.context, self.context.processes
         processes.beat()
         if processes.is_lost:
@@ -103,21 +113,8 @@ class LogFollower:
         context.ledger.clock.ahead_ms = processes.ahead_ms
         self.catch_up()
 
-    def _work_repeatedly(self) -> None:
-        while not self._over.wait(EVERY_S):
-            self._run_contained("taking over", self.work)
-
-    def _exchange_repeatedly(self) -> None:
-        heads = HeadExchange(self.context)
-        while not self._over.wait(EVERY_S):
-            # A thread of its own, because a shared folder can hang.
-            self._run_contained("heads of the processes", lambda: heads.run(self.catch_up))
-
     def work(self) -> None:
-        """Take over from lost processes, and run the queue of runs if it is this process's.
-
-        A thread of its own does this, because it waits for disks and must not delay the signs of life.
-        """
+        """Take over from lost processes, and run the queue of runs if it is this process's."""
         context = self.context
         if context.closing.is_set() or context.contact.is_lost:
             return
@@ -139,11 +136,6 @@ class LogFollower:
             worker.end()
 
     # --- what others appended -----------------------------------------------------------------------------------------
-
-    def _listen_repeatedly(self) -> None:
-        while not self._over.is_set():
-            self._run_contained("notifications of the ledger", self._listen)
-            self._over.wait(EVERY_S)
 
     def _listen(self) -> None:
         with closing(self.context.processes.watch_commits(EVERY_S)) as news:
@@ -227,10 +219,6 @@ class LogFollower:
 
     # --- out of reach -------------------------------------------------------------------------------------------------
 
-    def _watch_repeatedly(self) -> None:
-        while not self._over.wait(WATCH_S):
-            self._run_contained("watch over the contact", self.watch)
-
     def watch(self) -> None:
         """End all answers in progress once contact with the ledger is lost."""
         if not self.context.contact.is_lost:
@@ -242,13 +230,3 @@ class LogFollower:
     def _cut_off(self, reason: Refusal) -> None:
         self._has_cut_off = True
         self.cut_off_all(reason)
-
-    def _run_contained(self, what: str, work: Callable[[], Any]) -> None:
-        try:
-            with contain_defects(what):
-                work()
-        except Tampered as error:
-            log.critical("ALARM: %s: %s", what, error.message)
-        except ApplianceError as error:
-            if not self._over.is_set():
-                log.warning("%s: %s", what, error.message)

@@ -13,7 +13,6 @@ from appliance.domain.core.records.serving import OpenRequest
 from appliance.domain.core.state import State
 from appliance.domain.data.imports import ImportFailed
 from appliance.domain.governance.service import ServiceStarted
-from appliance.domain.releases.previews import SamplesShown, TryFinished
 from appliance.domain.runs.conditions import find_withdrawn_input
 from appliance.domain.runs.training import RunFailed
 from appliance.domain.serving.requests import RequestFinished
@@ -22,7 +21,9 @@ from appliance.workflows.core.context import LedgerContext, RunContext
 from appliance.workflows.core.record import append, append_all, conceal, draft_of, lease_of
 from appliance.workflows.data.folders import destroy_unnamed_secrets
 from appliance.workflows.data.imports import enqueue, make_interruption, queue_of
+from appliance.workflows.integrity import list_sealed_folders
 from appliance.workflows.runs import checkpoints, places, replay, steps, train
+from appliance.workflows.serving.previews import make_event_without_answers
 
 RUNS = "runs"
 """Lease of the queue of runs and replays, and of the care of stored data."""
@@ -120,10 +121,7 @@ def _orders_left(context: LedgerContext) -> Iterator[EntryDraft]:
     for preview in state.previews.values():
         if lease_of(preview.order) in owned:
             continue
-        fields = {"order": preview.order, "adapter": preview.adapter, "by": preview.by, "code": "interrupted"}
-        samples = preview.kind == "samples"
-        shown = SamplesShown(**fields, rows=0, released=None) if samples else TryFinished(**fields, answers=())
-        yield draft_of(shown, outcome="interrupted")
+        yield draft_of(make_event_without_answers(preview, "interrupted"), outcome="interrupted")
     for record in state.imports.values():
         if record.status == "requested" and lease_of(record.order) not in owned:
             error = make_interruption()
@@ -164,7 +162,7 @@ def resume_work(context: RunContext) -> None:
             replay.enqueue(context, wanted.order)
 
 
-def resume_forgotten(context: RunContext) -> None:
+def start_missed_work(context: RunContext) -> None:
     """Start ordered work that never started, because the reply to its commit was lost and the client got an error."""
     if context.runs_here and not context.runs.busy:
         resume_work(context)
@@ -180,9 +178,4 @@ def resume_forgotten(context: RunContext) -> None:
 
 def list_named_artifacts(state: State) -> frozenset[str]:
     """Return every folder that some entry names."""
-    return frozenset(
-        [base.digest for base in state.bases.values()]
-        + [dataset.digest for dataset in state.datasets.values()]
-        + [found.digest for found in state.validation_sets.values()]
-        + [adapter.manifest for adapter in state.adapters.values()]
-    )
+    return frozenset(folder.digest for folder in list_sealed_folders(state, quarantined=True))

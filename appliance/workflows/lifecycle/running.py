@@ -17,7 +17,7 @@ from appliance.workflows import governance, integrity
 from appliance.workflows.core.context import Context, LedgerContext, RunContext
 from appliance.workflows.core.retry import pause_workers, resume_workers
 from appliance.workflows.governance import Refusals
-from appliance.workflows.lifecycle.recovery import resume_forgotten
+from appliance.workflows.lifecycle.recovery import start_missed_work
 from appliance.workflows.queries.measures import measure, measure_database
 
 log = logging.getLogger("appliance")
@@ -63,7 +63,7 @@ def beat(
         _sweep(sweep)
         resume_workers(context)  # maintain() uses workers
         maintain()
-        resume_forgotten(context)
+        start_missed_work(context)
     except ApplianceError as error:
         log.critical("ALARM: the ledger cannot be written, workers are frozen: %s", error.message)
         pause_workers(context)

@@ -26,7 +26,7 @@ from appliance.domain.queries.alarms import CODES
 from appliance.errors import ApplianceError
 from appliance.formats.core.stack import parse_stack
 from appliance.formats.core.timestamp import encode_time
-from appliance.store.database.engine import open_engine, stored_bytes
+from appliance.store.database.engine import stored_bytes, using_engine
 from appliance.store.database.tables import REVISION
 from appliance.store.ledger.checks import summarise_database
 from appliance.workflows.core.context import describe_code
@@ -104,15 +104,13 @@ def _read_value(path: Path, name: str) -> str | None:
 
 def _describe_database(installation: Installation) -> dict[str, Any]:
     """Return the kind, revision and size of the database, and the rows of the state by their kind."""
-    engine = open_engine(installation.database_url)
-    found: dict[str, Any] = {"kind": engine.dialect.name, "expected_revision": REVISION}
-    try:
-        seen = summarise_database(engine)
-        found |= {"entries": seen.size, "bytes": stored_bytes(engine), "rows": _count_rows(seen.state)}
-    except ApplianceError as error:
-        found["error"] = error.code
-    finally:
-        engine.dispose()
+    with using_engine(installation.database_url) as engine:
+        found: dict[str, Any] = {"kind": engine.dialect.name, "expected_revision": REVISION}
+        try:
+            seen = summarise_database(engine)
+            found |= {"entries": seen.size, "bytes": stored_bytes(engine), "rows": _count_rows(seen.state)}
+        except ApplianceError as error:
+            found["error"] = error.code
     return found
 
 

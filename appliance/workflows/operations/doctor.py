@@ -26,7 +26,7 @@ from appliance.formats.log.trust import parse_trust
 from appliance.sandbox import kernel
 from appliance.sandbox.description import PACKAGE, detect_layers
 from appliance.sandbox.local import OFFLINE
-from appliance.store.database.engine import open_engine
+from appliance.store.database.engine import using_engine
 from appliance.store.database.processes import list_members
 from appliance.store.files import disk
 from appliance.store.files.backups import BackupFolder
@@ -109,7 +109,7 @@ def check_home(installation: Installation) -> Iterator[Check]:
         owner == os.geteuid(),
         f"user id {os.geteuid()}, and the home is that of {owner}",
         "the account that owns the home",
-        "run it as that account; keys and database are not looked at now",
+        "run doctor as that account: it did not check the keys and the database",
         level_if_not="warn",
     )
     yield from together(
@@ -160,36 +160,26 @@ def check_settings(installation: Installation) -> Iterator[Check]:
     )
 
 
-def check_keys(keys: Path) -> Iterator[Check]:
-    """Yield a finding for each key that cannot be opened. The findings do not identify the keys."""
-    keyring = Keyring(keys)
-    yield from _check_opens(
-        ("the log's", lambda: keyring.open_signer(LOG_KEY)),
-        ("the adapters'", lambda: keyring.open_signer(ADAPTER_KEY)),
-        ("the requests'", lambda: keyring.read_secret(DIGEST_KEY)),
-    )
+def check_key_files(installation: Installation) -> Iterator[Check]:
+    """Yield a finding for each key that cannot be opened, or a single ok. The findings do not identify the keys."""
+    keyring = Keyring(installation.keys)
+    opened: dict[str, Callable[[], object]] = {}
+    if installation.signer is None:
+        opened["the log's"] = lambda: keyring.open_signer(LOG_KEY)
+        opened["the adapters'"] = lambda: keyring.open_signer(ADAPTER_KEY)
+    opened["the requests'"] = lambda: keyring.read_secret(DIGEST_KEY)
+    yield from together("keys", ", ".join(opened), "keys that open", _find_unopenable(opened))
 
 
-def _check_opens(*looks: tuple[str, Callable[[], object]]) -> Iterator[Check]:
-    for name, look in looks:
+def _find_unopenable(opened: Mapping[str, Callable[[], object]]) -> Iterator[Check]:
+    for name, open_key in opened.items():
         try:
-            look()
+            open_key()
         except ApplianceError as error:
             action = "put the file back from your copy of the home; without it no service starts"
             if name == "the log's":
                 action += ", except where the log has rotated to a newer key"
             yield Check("keys", "fail", f"{name}: {error.message}", "a key that opens", action)
-
-
-def check_keys_together(installation: Installation) -> Iterator[Check]:
-    """Yield the findings on the keys, or a single ok."""
-    found, expected = "the log's, the adapters' and the requests'", "keys that open"
-    if installation.signer is None:
-        yield from together("keys", found, expected, check_keys(installation.keys))
-        return
-    keyring = Keyring(installation.keys)
-    secret = ("the requests'", lambda: keyring.read_secret(DIGEST_KEY))
-    yield from together("keys", "the requests'", expected, _check_opens(secret))
 
 
 def check_signer(installation: Installation, size: int | None) -> Iterator[Check]:
@@ -238,10 +228,9 @@ def _check_signer(installation: Installation, opened: Callable[[str], RemoteKeys
 
 def check_database(installation: Installation, now: datetime) -> tuple[list[Check], Parameters | None]:
     """Return the findings on the database, and the parameters of the valid policy if they can be read."""
-    engine = open_engine(installation.database_url)
     try:
-        seen = summarise_database(engine)
-        members = list_members(engine)
+        with using_engine(installation.database_url) as engine:
+            seen, members = summarise_database(engine), list_members(engine)
     except ApplianceError as error:
         expected = "tables, triggers and rights as migrations make them"
         action = "docs/operations/service.md (When it does not start) says what to do"
@@ -250,8 +239,6 @@ def check_database(installation: Installation, now: datetime) -> tuple[list[Chec
             action = "start its server, or correct the settings database_url and migration_url"
         finding = Check("database", "fail", error.message[:600], expected, action)
         return [finding, *check_signer(installation, None)], None
-    finally:
-        engine.dispose()
     findings = [
         make_finding(
             "database",
@@ -308,7 +295,7 @@ def check_identities(state: State, now: str) -> Iterator[Check]:
     yield make_finding(
         "identities",
         not unbound,
-        f"without a subject of {provider.issuer}: {', '.join(unbound)}" if unbound else "everybody is bound",
+        f"without a subject of {provider.issuer}: {', '.join(unbound)}" if unbound else "each person has a subject",
         "a subject of each person",
         "have two administrators bind them: appliance identity bind",
         level_if_not="warn",
@@ -550,7 +537,7 @@ def run_checks(installation: Installation, environment: Mapping[str, str], now: 
     yield from check_home(installation)
     is_owner = installation.home.is_dir() and installation.home.stat().st_uid == os.geteuid()
     if is_owner and (installation.home / "trust.json").exists():
-        yield from check_keys_together(installation)
+        yield from check_key_files(installation)
         findings, parameters = check_database(installation, now)
         yield from findings
         yield from check_backups(installation, encode_time(now))

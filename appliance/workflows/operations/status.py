@@ -63,7 +63,7 @@ def status(context: WorkerContext, principal: str) -> Status:
                 last_entry=state.last_time,
                 checkpoint=claimed_size(context.ledger.checkpoint()),
             ),
-            witnesses=tuple(_witness(state, vkey, now) for vkey in state.parameters.witnesses),
+            witnesses=tuple(describe_witness(state, vkey, now) for vkey in state.parameters.witnesses),
             authorisations=tuple(_list_unauthorised(state)),
             orders=shown_orders(waiting_orders(state, now)),
             reviews=tuple(_review(state, adapter, now) for adapter in _list_unreviewed(state, now)),
@@ -118,15 +118,18 @@ def _processes(context: LedgerContext) -> tuple[ProcessRow, ...]:
     )
 
 
-def _witness(state: State, vkey: str, now: Time) -> WitnessRow:
+def describe_witness(state: State, vkey: str, now: Time) -> WitnessRow:
+    """Return the last cosignature of a witness of the policy."""
     witness = next((one for one in state.witnesses.values() if one.vkey == vkey), None)
     age = None if witness is None else seconds_between(witness.time, now)
     return WitnessRow(
         name=vkey.partition("+")[0],
+        vkey=vkey,
         size=None if witness is None else witness.size,
         time=None if witness is None else witness.time,
         age_s=age,
         counts=age is not None and age <= state.parameters.witness_lifetime_s,
+        entry=None if witness is None else witness.index,
     )
 
 

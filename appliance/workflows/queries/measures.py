@@ -35,6 +35,7 @@ from appliance.domain.queries.measures import (
 )
 from appliance.errors import ApplianceError
 from appliance.formats.core.timestamp import encode_time
+from appliance.store.database.catalogue import check_catalogue
 from appliance.store.files.keyring import read_end
 from appliance.store.files.space import Reserve, is_released, measure_space
 from appliance.store.ledger.past import last_at
@@ -124,7 +125,7 @@ def measure_database(context: LedgerContext) -> DatabaseMeasures:
     """Return the values that need queries to the database. While it does not respond, the last ones remain."""
     ledger = context.ledger
     try:
-        schema = tuple(f"database, {finding}" for finding in ledger.check_schema())
+        schema = tuple(f"database, {finding}" for finding in ledger.ask(check_catalogue))
         day_ago = encode_time(context.clock() - timedelta(days=1))
         before = ledger.ask(partial(last_at, partial_block=ledger.partial_block, time=day_ago))
         size, stored = ledger.state.size, ledger.stored_bytes()

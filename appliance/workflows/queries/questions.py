@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Sequence
 from functools import partial
 
 from appliance.api.data import RowsFound, SplitRows
@@ -13,7 +12,6 @@ from appliance.api.releases import AdapterHistory, HistoryStep
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.records.data import Dataset
 from appliance.domain.core.state import State
-from appliance.domain.core.words import unknown_word
 from appliance.domain.data.kinds import parse_about
 from appliance.domain.queries.effective_access import BeforeLog, UnitAccess, effective_access, list_reviewed_adapters
 from appliance.domain.queries.rows import LISTED_OF_ADAPTERS, MODELS, DatasetUses, used_by
@@ -24,12 +22,10 @@ from appliance.formats.core.canonical import encode_canonical, parse_canonical
 from appliance.formats.core.fields import parse_decimal
 from appliance.formats.core.timestamp import encode_time, parse_time
 from appliance.store.ledger.past import (
-    Version,
     Window,
     count_requests,
     entries_at,
     last_at,
-    page_at,
     unit_state_at,
     values_at,
 )
@@ -56,9 +52,9 @@ def effective_access_at(context: LedgerContext, unit: str, at: str | None) -> Ef
 def effective_access_page(
     context: LedgerContext, unit: str, at: str | None, *, past: str = "", most: int | None
 ) -> tuple[EffectiveAccess, str | None]:
-    """Return the same with only `most` of the adapters that no release named, and the `past` of the next page or None.
+    """Return one page of a unit's effective access, and the `past` of the next page or None.
 
-    The page begins with the first adapter after `past`.
+    The page has at most `most` of the adapters that no release named, from the first one after `past` on.
     """
     window = None if most is None else Window(past, most)
     index, now = find_moment(context, at)
@@ -116,8 +112,18 @@ def _entry_summary(data: bytes) -> EntrySummary:
     return EntrySummary(entry=entry.index, time=entry.time, type=entry.type, actor=entry.actor)
 
 
-def state_as_of(context: LedgerContext, at: str | None, kinds: list[str], reader: UnitReader | None = None) -> StateAt:
+def state_as_of(
+    context: LedgerContext,
+    at: str | None,
+    kinds: Sequence[str],
+    reader: UnitReader | None = None,
+    *,
+    past: str = "",
+    limit: int | None = None,
+) -> StateAt:
     """Return the rows of the state after an entry, for a unit's reader those that concern the unit.
+
+    Of each kind, only up to `limit` rows with identifiers after `past` are read.
 
     Raises:
         NotFound: The log begins later.
@@ -126,32 +132,16 @@ def state_as_of(context: LedgerContext, at: str | None, kinds: list[str], reader
     if index is None:
         begins = parse_entry(context.ledger.entry_bytes(0)).time
         raise NotFound(f"entry at {moment}: expected a time since {begins}, when the log begins, got an earlier one")
-    values = context.ledger.ask(partial(values_at, index=index, kinds=kinds or tuple(MODELS)))
-    rows = _parse_rows(values)
+    wanted = partial(values_at, index=index, kinds=kinds or tuple(MODELS), past=past, limit=limit)
+    rows = tuple(
+        StateRow(kind=row.kind, id=row.id, since=row.since, value=json.loads(row.value))
+        for row in context.ledger.ask(wanted)
+    )
     if reader is not None:
         narrowed = ((row, reader.narrow_row(row.kind, row.id, row.value)) for row in rows)
         rows = tuple(row.model_copy(update={"value": value}) for row, value in narrowed if value is not None)
     time = parse_entry(context.ledger.entry_bytes(index)).time
     return StateAt(as_of=index, time=time, narrowed=reader is not None, rows=rows)
-
-
-def _parse_rows(values: Iterable[Version]) -> tuple[StateRow, ...]:
-    return tuple(StateRow(**asdict(row) | {"value": json.loads(row.value)}) for row in values)
-
-
-def list_state_objects(context: LedgerContext, at: str | None, kind: str, past: str, limit: int) -> StateAt:
-    """Return the rows of one kind, a page at a time: `limit` rows from the first identifier after `past` on.
-
-    Raises:
-        NotFound: The log begins later.
-    """
-    index, moment = find_moment(context, at)
-    if index is None:
-        begins = parse_entry(context.ledger.entry_bytes(0)).time
-        raise NotFound(f"entry at {moment}: expected a time since {begins}, when the log begins, got an earlier one")
-    values = context.ledger.ask(partial(page_at, index=index, kind=kind, past=past, limit=limit))
-    time = parse_entry(context.ledger.entry_bytes(index)).time
-    return StateAt(as_of=index, time=time, narrowed=False, rows=_parse_rows(values))
 
 
 def dataset_uses(context: LedgerContext, name: str) -> tuple[DatasetUses, ...]:
@@ -163,13 +153,8 @@ def dataset_uses(context: LedgerContext, name: str) -> tuple[DatasetUses, ...]:
     with context.ledger.lock:
         found = used_by(context.ledger.state, name)
     if not found:
-        raise _no_dataset(context, name)
+        context.ledger.state.datasets.require(name)
     return found
-
-
-def _no_dataset(context: LedgerContext, name: str) -> NotFound:
-    known = [key for key, _ in context.ledger.state.datasets.items()]
-    return NotFound(unknown_word("dataset", name, known, "an imported one"))
 
 
 def dataset_labels(context: LedgerContext, name: str) -> dict[str, SplitRows]:
@@ -179,9 +164,7 @@ def dataset_labels(context: LedgerContext, name: str) -> dict[str, SplitRows]:
         NotFound: There is no such dataset.
         Tampered: Its file has changed and has other lines than rows.
     """
-    dataset = context.ledger.state.datasets.get(name)
-    if dataset is None:
-        raise _no_dataset(context, name)
+    dataset = context.ledger.state.datasets.require(name)
     counts = {label: {"train": 0, "held-out": 0} for label in parse_about(read_about(context, dataset)).labels}
     if not counts:
         return {}
@@ -210,7 +193,7 @@ def dataset_row(context: LedgerContext, person: str, name: str, text: str) -> li
         raise Denied(f"row of a dataset: expected {person} to have the role {' or '.join(ROW_ROLES)}, got {held}")
     datasets = [(key, row) for key, row in context.ledger.state.datasets.items() if name in (key, row.name)]
     if not datasets:
-        raise _no_dataset(context, name)
+        context.ledger.state.datasets.require(name)
     return [_find_rows(context, key, dataset, text) for key, dataset in datasets]
 
 

@@ -15,7 +15,7 @@ from appliance.domain.queries.effective_access import ACCESS_KINDS, UnitAccess, 
 from appliance.domain.queries.periods import dates_between, is_same
 from appliance.domain.queries.rows import put_rows
 from appliance.errors import BadInput
-from appliance.store.ledger.past import Ids, ValueSpan, change_after, changed_entries, values_between
+from appliance.store.ledger.past import Ids, ValueSpan, changed_entries, values_between
 from appliance.workflows.core.context import LedgerContext
 from appliance.workflows.queries.questions import add_evidence, find_moment, unit_state
 
@@ -50,12 +50,12 @@ def effective_access_between(context: LedgerContext, unit: str, since: str, unti
     """
     span = _parse_span(context, since, until)
     _check_size(context, unit, span)
-    stood = _read_rows(context, unit, span)
-    changed, dates = _find_changes(stood, span), dates_between([row.value for row in stood], span.begin, span.end)
+    rows = _read_rows(context, unit, span)
+    changed, dates = _find_changes(rows, span), dates_between([row.value for row in rows], span.begin, span.end)
     if len(changed) + len(dates) > MAX_MOMENTS:
         raise _too_long(f"{len(changed)} entries and {len(dates)} dates")
     periods = []
-    for index, answer in _find_differing(context, unit, stood, _list_moments(context, span, changed, dates)):
+    for index, answer in _find_differing(context, unit, rows, _list_moments(context, span, changed, dates)):
         whole = effective_access(unit_state(context, unit, index)[0], unit, answer.at)
         periods.append(add_evidence(context, whole, index))
     return AccessPeriods(unit=unit, since=span.begin, until=span.end, periods=tuple(periods))
@@ -87,27 +87,20 @@ def effective_access_piece(
     Adapters that no release named are left out. The beginning is an entry or a time, or None after the last piece.
     """
     span = _parse_span(context, since, until)
-    cut = context.ledger.ask(
-        partial(
-            change_after,
-            after=span.first,
-            last=span.last,
-            kinds=ACCESS_KINDS,
-            unit=unit,
-            ids=_find_released(context, unit, span),
-            most=MOST_CHANGES,
-        )
-    )
+    ids, last = _find_released(context, unit, span), span.last
+    ask = partial(changed_entries, after=span.first, last=last, kinds=ACCESS_KINDS, unit=unit, ids=ids)
+    found = sorted(context.ledger.ask(partial(ask, most=MOST_CHANGES)))
+    cut = found[MOST_CHANGES] if len(found) > MOST_CHANGES else None
     following = None if cut is None else str(cut)
     if cut is not None:
         span = _Span(span.first, span.begin, cut - 1, _time_of(context, cut))
-    stood = _read_rows(context, unit, span)
-    changed, dates = _find_changes(stood, span), dates_between([row.value for row in stood], span.begin, span.end)
+    rows = _read_rows(context, unit, span)
+    changed, dates = _find_changes(rows, span), dates_between([row.value for row in rows], span.begin, span.end)
     moments = _list_moments(context, span, sorted(changed)[:most], dates[:most])
     if len(moments) > most:
         index, time = moments[most]
         following = str(index) if index in changed and time == _time_of(context, index) else time
-    return list(_find_differing(context, unit, stood, moments[:most])), following
+    return list(_find_differing(context, unit, rows, moments[:most])), following
 
 
 def effective_access_periods(
@@ -211,9 +204,9 @@ def _merge_rows(rows: Iterable[ValueSpan]) -> Iterator[ValueSpan]:
             yield before
 
 
-def _find_changes(stood: list[ValueSpan], span: _Span) -> set[int]:
+def _find_changes(rows: list[ValueSpan], span: _Span) -> set[int]:
     """Return the entries of the span that changed a row."""
-    at = (index for row in stood for index in (row.since, row.until) if index is not None)
+    at = (index for row in rows for index in (row.since, row.until) if index is not None)
     return {index for index in at if span.first < index <= span.last}
 
 
@@ -227,11 +220,11 @@ def _list_moments(context: LedgerContext, span: _Span, changed: Iterable[int], d
 
 
 def _find_differing(
-    context: LedgerContext, unit: str, stood: list[ValueSpan], moments: list[Moment]
+    context: LedgerContext, unit: str, rows: list[ValueSpan], moments: list[Moment]
 ) -> Iterator[tuple[int, UnitAccess]]:
     """Yield the first answer and each that differs from the one before. Only adapters of the unit's releases count."""
     before: UnitAccess | None = None
-    for index, now, state in _replay_moments(context, stood, moments):
+    for index, now, state in _replay_moments(context, rows, moments):
         answer = effective_access(state, unit, now, others=False)
         if before is None or not is_same(answer, before):
             yield index, answer
@@ -239,11 +232,11 @@ def _find_differing(
 
 
 def _replay_moments(
-    context: LedgerContext, stood: list[ValueSpan], moments: list[Moment]
+    context: LedgerContext, rows: list[ValueSpan], moments: list[Moment]
 ) -> Iterator[tuple[int, str, State]]:
     """Yield each moment with the state after its entry. The state is the same object each time."""
     state, at = State(), -1
-    begun, ended = sorted(stood, key=lambda row: row.since), [row for row in stood if row.until is not None]
+    begun, ended = sorted(rows, key=lambda row: row.since), [row for row in rows if row.until is not None]
     ended.sort(key=lambda row: row.until or 0)
     begin = end = 0
     for index, now in moments:

@@ -18,10 +18,11 @@ from appliance.errors import ApplianceError, NotFound, RateLimited, Unavailable
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.timestamp import encode_time
 from appliance.formats.log.trust import Trust, parse_trust
-from appliance.sandbox.program import CANCELLED, run_program
+from appliance.sandbox.program import CANCELLED
 from appliance.workflows.core.context import LedgerContext, RunContext
-from appliance.workflows.core.workers import failure
+from appliance.workflows.core.workers import ask_program
 from appliance.workflows.evaluation.verdicts import verify_evaluation
+from appliance.workflows.integrity import list_sealed_folders
 from appliance.workflows.queries.verification_program import Moment, encode_moment
 from appliance.workflows.runs import checkpoints
 
@@ -63,8 +64,8 @@ def _verify(context: RunContext, trust: Trust | None, cancelled: Callable[[], bo
         now=encode_time(context.clock()),
     )
     log = context.logs / "verification.log"
-    output = run_program(PROGRAM, encode_moment(moment, texts), log=log, most_bytes=MOST_BYTES, cancelled=cancelled)
-    report, local = _parse(output)
+    lines = encode_moment(moment, texts)
+    report, local = ask_program(PROGRAM, lines, _parse, log=log, most_bytes=MOST_BYTES, cancelled=cancelled)
     local += _check_artifacts(context, cancelled)
     local += _check_evaluations(context, cancelled)
     found = dict(report) | ({"verdict": "failed"} if local else {})
@@ -72,24 +73,15 @@ def _verify(context: RunContext, trust: Trust | None, cancelled: Callable[[], bo
         **found,
         groups=tuple(group_findings(report.findings)),
         local_findings=tuple(local),
-        artifacts=len(_named_folders(context)),
+        artifacts=len(list_sealed_folders(context.ledger.state)),
         verdicts=sum(one.verdict is not None for one in context.ledger.state.evaluations.values()),
         projections=len(list(_list_rows(context))),
     )
 
 
-def _parse(output: bytes) -> tuple[Report, list[str]]:
-    """Return the report and the local findings of the program, or raise the failure that it reports."""
-    try:
-        value: dict[str, Any] = json.loads(output)
-        if "failure" not in value:
-            return Report.model_validate_json(json.dumps(value["report"])), [str(one) for one in value["local"]]
-    except (ValueError, KeyError, TypeError) as error:
-        got = type(error).__name__
-        raise Unavailable(
-            f"verification: expected a whole report, got an incomplete one ({got})", code="program-ended"
-        ) from None
-    raise failure(value["failure"])
+def _parse(reply: dict[str, Any]) -> tuple[Report, list[str]]:
+    """Return the report and the local findings."""
+    return Report.model_validate_json(json.dumps(reply["report"])), [str(one) for one in reply["local"]]
 
 
 def _list_rows(context: LedgerContext) -> Iterator[tuple[str, str]]:
@@ -98,28 +90,18 @@ def _list_rows(context: LedgerContext) -> Iterator[tuple[str, str]]:
             yield kind, key
 
 
-def _named_folders(context: LedgerContext) -> list[tuple[str, str]]:
-    state = context.ledger.state
-    return (
-        [(f"base {b.name}", b.digest) for b in state.bases.values() if b.quarantined is None]
-        + [(f"dataset {key}", d.digest) for key, d in state.datasets.items()]
-        + [(f"validation set {key}", found.digest) for key, found in state.validation_sets.items()]
-        + [(f"adapter {key}", a.manifest) for key, a in state.adapters.items() if a.quarantined is None]
-    )
-
-
 def _check_artifacts(context: RunContext, cancelled: Callable[[], bool]) -> list[str]:
     """Return the findings on every folder that an entry names and every kept training checkpoint, after hashing them
     again.
     """
     findings = []
-    for what, digest in _named_folders(context):
+    for subject, digest, _ in list_sealed_folders(context.ledger.state):
         if cancelled():
             raise Unavailable("verification: expected a caller that waits for it, got none", code=CANCELLED)
         try:
             context.artifacts.check(digest)
         except ApplianceError as error:
-            findings.append(f"{what}: {error.message}")
+            findings.append(f"{subject}: {error.message}")
     for digest in sorted(checkpoints.kept_digests(context)):
         try:
             context.checkpoints.read(digest)

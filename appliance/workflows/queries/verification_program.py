@@ -10,13 +10,13 @@ import json
 import os
 import resource
 import sys
-import threading
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO
+
+from sqlalchemy import Connection, Engine
 
 from appliance.access.cedar import CedarPolicies
 from appliance.domain.audit.report import MAX_FINDINGS, Report, require_cedar_policies
@@ -25,13 +25,11 @@ from appliance.errors import ApplianceError, Tampered, Unavailable
 from appliance.formats.core.commitment import Disclosure, encode_disclosure, parse_disclosure
 from appliance.formats.log.checkpoint import claimed_size
 from appliance.formats.log.trust import Trust, encode_trust, parse_trust
-from appliance.sandbox.kernel import forbid_dumps
-from appliance.sandbox.program import END
-from appliance.store.ledger.checks import LogReader
+from appliance.sandbox.program import END, answer_once, end_with_service
+from appliance.store.database.engine import using_engine
+from appliance.store.ledger.checks import check_guards, check_projections, find_document, read_log, reading
 from appliance.store.ledger.log_state import KnownHead
 
-POLITENESS = 10
-"""Niceness of the program, so that serving has precedence on the processor."""
 MOST_CHARACTERS = 4_000
 """Most characters of one local finding, since findings quote rows."""
 
@@ -81,9 +79,9 @@ def parse_moment(line: bytes) -> Moment:
     )
 
 
-def examine(log: LogReader, moment: Moment, texts: Iterable[Disclosure]) -> tuple[Report, list[str]]:
+def examine(log: Engine, moment: Moment, texts: Iterable[Disclosure]) -> tuple[Report, list[str]]:
     """Return the report over the log, and the findings on the rest of the database."""
-    entries = partial(log.entries, claimed_size(moment.checkpoint))
+    entries = partial(read_log, log, 0, claimed_size(moment.checkpoint))
     report = verify_log(
         entries(),
         partial(_find_document, log),
@@ -95,26 +93,27 @@ def examine(log: LogReader, moment: Moment, texts: Iterable[Disclosure]) -> tupl
         again=entries,
     )
     report = require_cedar_policies(report, accepted=False)
-    return report, _shorten([*log.check_guards(), *_check_projections(log, moment.seen)])
+    with reading(log) as connection:
+        return report, _shorten([*check_guards(connection), *_check_projections(connection, moment.seen)])
 
 
-def _find_document(log: LogReader, digest: str) -> bytes | None:
+def _find_document(log: Engine, digest: str) -> bytes | None:
     """Return the document, or None if its bytes are wrong, which the report says.
 
     Raises:
         Unavailable: The database does not respond, which is no finding.
     """
     try:
-        return log.document(digest)
+        return find_document(log, digest)
     except Unavailable:
         raise
     except ApplianceError:
         return None
 
 
-def _check_projections(log: LogReader, seen: KnownHead) -> list[str]:
+def _check_projections(connection: Connection, seen: KnownHead) -> list[str]:
     try:
-        return log.check_projections(seen)
+        return check_projections(connection, seen)
     except Tampered as error:
         return [f"projections: expected a log that they follow from, got: {error.message}"]
 
@@ -124,42 +123,26 @@ def _shorten(findings: list[str]) -> list[str]:
     return kept if len(findings) <= MAX_FINDINGS else [*kept, f"{len(findings) - MAX_FINDINGS} more"]
 
 
-def main() -> int:
-    """Verify the moment of descriptor 0 and return the exit code."""
-    _limit_resources()
-    source, answer = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    moment = parse_moment(_read_line(source))
-    os.environ.update(moment.variables)
-    try:
-        with closing(LogReader(moment.database)) as log:
-            report, local = examine(log, moment, _receive_texts(source))
-        reply: dict[str, Any] = {"report": report.model_dump(mode="json"), "local": local}
-    except ApplianceError as error:
-        reply = {"failure": {"code": error.code, "message": error.message}}
-    except MemoryError:
-        reply = {
-            "failure": {"code": "out-of-memory", "message": "verification: expected enough memory, got too little"}
-        }
-    answer.write(json.dumps(reply).encode())
-    answer.close()
-    return 0
-
-
-def _limit_resources() -> None:
-    """Limit the program to half of the machine's memory, and give it a low priority."""
-    forbid_dumps()  # its memory has the database's password
+def answer(source: BinaryIO) -> dict[str, Any]:
+    """Verify the moment of the source, with half of the machine's memory at most."""
     half = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_DATA, (half, half))
-    os.nice(POLITENESS)
+    moment = parse_moment(_read_line(source))
+    os.environ.update(moment.variables)
+    try:
+        with using_engine(moment.database, read_only=True) as log:
+            report, local = examine(log, moment, _receive_texts(source))
+        return {"report": report.model_dump(mode="json"), "local": local}
+    except MemoryError:
+        raise Unavailable("verification: expected enough memory, got too little", code="out-of-memory") from None
 
 
 def _receive_texts(source: BinaryIO) -> Iterator[Disclosure]:
     """Yield the disclosed texts. After the last one, a thread waits for the service's end."""
     while (line := _read_line(source)) != END:
         yield parse_disclosure(line[:-1])
-    threading.Thread(target=_end_with_service, name="end-with-service", daemon=True).start()
+    end_with_service()
 
 
 def _read_line(source: BinaryIO) -> bytes:
@@ -169,11 +152,5 @@ def _read_line(source: BinaryIO) -> bytes:
     return line
 
 
-def _end_with_service() -> None:
-    while os.read(0, 1):
-        continue
-    os._exit(1)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(answer_once(answer))

@@ -31,9 +31,7 @@ def import_status(context: RunContext, order: str, principal: str) -> ImportStat
     Raises:
         NotFound: There is no such import.
     """
-    record = context.ledger.state.imports.get(order)
-    if record is None:
-        raise NotFound(f"import: expected one that was ordered, got {order}")
+    record = context.ledger.state.imports.require(order)
     stream = context.progress.read(order)
     current = context.ledger.state.imports.get(order) or record
     under_way = _hide_status(context, order, stream)
@@ -60,9 +58,7 @@ def replay_status(context: RunContext, order: str) -> ReplayStatus:
     Raises:
         NotFound: There is no such replay.
     """
-    record = context.ledger.state.replays.get(order)
-    if record is None:
-        raise NotFound(f"replay: expected one that was ordered, got {order}")
+    record = context.ledger.state.replays.require(order)
     stream = context.progress.read(order)
     current = context.ledger.state.replays.get(order) or record
     under_way = _hide_status(context, order, stream)
@@ -86,8 +82,7 @@ def training_checkpoints(context: LedgerContext, run: str) -> list[TrainingCheck
         NotFound: The run is unknown.
     """
     state = context.ledger.state
-    if run not in state.runs:
-        raise NotFound(f"run: expected the id of a recorded run, got {run!r}")
+    state.runs.require(run)
     return [made for made in state.training_checkpoints.values() if made.run == run]
 
 
@@ -99,9 +94,7 @@ def run_progress(context: RunContext, run: str, after: int) -> RunProgress:
     Raises:
         NotFound: The run is unknown.
     """
-    row = context.ledger.state.runs.get(run)
-    if row is None:
-        raise NotFound(f"run: expected the id of a recorded run, got {run!r}")
+    row = context.ledger.state.runs.require(run)
     stream = context.progress.read(run)
     if after > stream.next:
         after = 0  # the number is from before a restart of the service

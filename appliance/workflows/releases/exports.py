@@ -54,8 +54,8 @@ def export_packet(context: LedgerContext, digest: str) -> ExportPacket:
     order = ORDERS.read_logged(state, documents["order"], index).order
     if not isinstance(order, ExportAdapter):
         raise NotFound(f"export: expected one that was ordered, got {order.action}")
-    _check(context, state, order)
-    needed = _list_entries(context, state, order)
+    adapter = _check(context, state, order)
+    needed = entries_needed(state, order.unit, adapter, order.served_model, context.now(state))
     checkpoint = context.ledger.checkpoint()
     size = claimed_size(checkpoint)
     entries = [_prove(context, one, size) for one in sorted({0, index, *needed})]
@@ -66,34 +66,20 @@ def export_packet(context: LedgerContext, digest: str) -> ExportPacket:
         valid_until=order.valid_until,
         proofs=encode_value(proofs),
         state_rows=documents["state_rows"],
-        signatures=_read_signatures(context, state, order),
+        signatures=read_signatures(context.artifacts, state.site, adapter),
     )
 
 
-def _check(context: LedgerContext, state: State, order: ExportAdapter) -> None:
-    """Raise Denied if the release was withdrawn or became invalid since the order."""
-    adapter, release = (
-        find_released_adapter(state, order.unit, order.served_model),
-        state.releases.get(release_key(order.unit, order.served_model)),
-    )
+def _check(context: LedgerContext, state: State, order: ExportAdapter) -> Adapter:
+    """Return the released adapter. Raise Denied if the release was withdrawn or became invalid since the order."""
+    adapter = find_released_adapter(state, order.unit, order.served_model)
+    release = state.releases.get(release_key(order.unit, order.served_model))
     if adapter is None or release is None or adapter.manifest != order.manifest:
         refused = (EXPORT_NOT_ACTIVE(f"adapter:{order.name}"),)
         raise Denied(f"export of {order.name} for {order.unit}", refusals=refused, code="not-admitted")
     if reasons := find_release_blockers(state, release, adapter, context.now(state)):
         raise Denied(f"export of {order.name} for {order.unit}", refusals=reasons, code="not-admitted")
-
-
-def _read_signatures(context: LedgerContext, state: State, order: ExportAdapter) -> tuple[bytes, ...]:
-    adapter = find_released_adapter(state, order.unit, order.served_model)
-    assert adapter is not None, "the release was checked"
-    return read_signatures(context.artifacts, state.site, adapter)
-
-
-def _list_entries(context: LedgerContext, state: State, order: ExportAdapter) -> tuple[int, ...]:
-    adapter = find_released_adapter(state, order.unit, order.served_model)
-    if adapter is None:
-        raise NotFound(f"export: expected the adapter {order.name}, got none")
-    return entries_needed(state, order.unit, adapter, order.served_model, context.now(state))
+    return adapter
 
 
 def _prove(context: LedgerContext, index: int, size: int) -> ExportedEntry:

@@ -18,7 +18,6 @@ from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import Time
 from appliance.domain.core.records.runs import Adapter
 from appliance.domain.core.state import State
-from appliance.domain.core.words import unknown_word
 from appliance.domain.evaluation.confusion import Confusion
 from appliance.domain.queries.review.changes import SealedVersion
 from appliance.domain.queries.review.page import Count, count_items, make_page, read_order
@@ -44,12 +43,10 @@ def find_adapter(state: State, name: str) -> Adapter:
     Raises:
         NotFound: There is none.
     """
-    adapter = state.adapters.get(name)
-    if adapter is None:
-        known = [key for key, _ in state.adapters.items()]
-        message = unknown_word("adapter", name, known, "a sealed one")
-        raise NotFound(message if known else f"{message}; none is sealed yet, and a run that ends well seals one")
-    return adapter
+    if not len(state.adapters):
+        got = "none is sealed yet, and a run that ends well seals one"
+        raise NotFound(f"adapter: expected a sealed one, got {name!r:.80}; {got}")
+    return state.adapters.require(name)
 
 
 def adapter_file(context: LedgerContext, name: str, path: str) -> bytes:
@@ -83,8 +80,8 @@ def adapter_row(context: LedgerContext, adapter: Adapter) -> releases.Adapter:
 def _describe_review(state: State, adapter: Adapter, review: ReviewRecord, now: Time) -> releases.Review:
     own = {field.name: getattr(review, field.name) for field in fields(review)}
     found = find_review_status(state, adapter, review, now)
-    reported_state = {field.name: getattr(found, field.name) for field in fields(found)}
-    return releases.Review(**own, again_by=find_reattestation_deadline(state, adapter, review), **reported_state)
+    status = {field.name: getattr(found, field.name) for field in fields(found)}
+    return releases.Review(**own, again_by=find_reattestation_deadline(state, adapter, review), **status)
 
 
 def reviews_among(context: LedgerContext, entries: Iterable[tuple[int, bytes]]) -> dict[int, releases.Review]:
@@ -156,25 +153,21 @@ def read_reported_state(context: LedgerContext, name: str) -> ReportedState:
     """
     state = context.ledger.state
     adapter = find_adapter(state, name)
-    dataset = state.datasets.get(adapter.dataset)
-    if dataset is None:
-        raise NotFound(f"dataset {adapter.dataset}: expected its import, got none")
+    dataset = state.datasets.require(adapter.dataset)
     return report_state(state, adapter, encode_base64(read_about(context, dataset)), context.now(state))
 
 
 class StatePageSource:
-    """A lookup that reads the service's own ledger, folders and state."""
+    """A `PageSource` that reads the service's own ledger, folders and state."""
 
     def __init__(self, context: LedgerContext) -> None:
         self._context = context
         self._reported_states: dict[str, ReportedState] = {}
 
     def adapter_keys(self, index: int) -> tuple[bytes, ...]:
-        """Return the SPKIs whose signatures an adapter needs that was sealed by the entry of this index."""
         return self._context.ledger.state.site.adapter_keys(index)
 
     def entry(self, index: int) -> RecordedEntry:
-        """Return an entry of the ledger."""
         ledger = self._context.ledger
         documents = ledger.documents_of(index)
         bound = [
@@ -187,14 +180,12 @@ class StatePageSource:
         return RecordedEntry(entry, documents, tuple(ledger.disclosures(bound).values()))
 
     def file(self, adapter: str, manifest: str, file: ManifestFile) -> bytes:
-        """Return a file of a sealed folder after comparing its digest."""
         data = self._context.artifacts.read(manifest, file.path)
         if digest_bytes(data) != file.digest:
             raise Tampered(f"adapter {adapter}, {file.path}: expected {file.digest}, got {digest_bytes(data)}")
         return data
 
     def reported_state(self, adapter: str) -> ReportedState:
-        """Return the present state of an adapter."""
         if adapter not in self._reported_states:
             self._reported_states[adapter] = read_reported_state(self._context, adapter)
         return self._reported_states[adapter]

@@ -138,10 +138,7 @@ def _open_sets(context: LedgerContext, run: Run) -> dict[str, Path]:
 
 
 def _is_blind(context: LedgerContext, run: Run, name: str) -> bool:
-    found = context.ledger.state.validation_sets.get(sets_by_name(run)[name])
-    if found is None:
-        raise NotFound(f"validation set: expected an imported one, got {name}")
-    return found.blind
+    return context.ledger.state.validation_sets.require(sets_by_name(run)[name]).blind
 
 
 @dataclass(frozen=True)
@@ -262,9 +259,7 @@ def _write_documents(
 
     They are the recipe, the metrics, the logit fingerprint, and the identity of the base.
     """
-    base = context.ledger.state.bases.get(run.base)
-    if base is None:
-        raise NotFound(f"base: expected the run's own, got {run.base}")
+    base = context.ledger.state.bases.require(run.base)
     origin = {
         "base": run.base,
         "digest": run.base_digest,

@@ -15,8 +15,7 @@ from appliance.domain.planning.plan import check_fits, plan_disk, read_subject
 from appliance.domain.planning.shape import CARDS, Machine, MachineCalibration
 from appliance.domain.recipe.methods import list_machine_problems
 from appliance.domain.recipe.recipe import ResolvedRecipe
-from appliance.errors import ApplianceError, Denied, NotFound, refuse
-from appliance.formats.core.fields import show
+from appliance.errors import ApplianceError, Denied, refuse
 from appliance.sandbox.host import visible_cards
 from appliance.store.files.run_files import MAX_BYTES
 from appliance.store.files.space import measure_space
@@ -104,9 +103,7 @@ def max_checkpoint_bytes(context: LedgerContext, recipe: ResolvedRecipe) -> int:
 
 def _subject(context: LedgerContext, recipe: ResolvedRecipe) -> Subject:
     state = context.ledger.state
-    base, dataset = state.bases.get(recipe.base), state.datasets.get(recipe.dataset)
-    if base is None or dataset is None:
-        raise NotFound(f"plan: expected an imported base and dataset, got {recipe.base} and {recipe.dataset}")
+    base, dataset = state.bases.require(recipe.base), state.datasets.require(recipe.dataset)
     return read_subject(recipe.base, recipe.dataset, base.facts, dataset.facts)
 
 
@@ -135,9 +132,7 @@ def calibration_status(context: WorkerContext, principal: str, key: str) -> Cali
     Raises:
         NotFound: The principal did not start this calibration.
     """
-    stream = context.progress.read_own(key, principal) if key.startswith(f"{_KIND}:{principal}:") else None
-    if stream is None:
-        raise NotFound(f"calibration: expected the key of a calibration that {principal} started, got {show(key)}")
+    stream = context.progress.read_personal(_KIND, key, principal)
     return CalibrationStatus(result=stream.result, error=stream.error, ended=stream.ended)
 
 

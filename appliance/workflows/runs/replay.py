@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from appliance.domain.core.records.runs import Replay, Run, TrainingCheckpoint, checkpoint_key
-from appliance.domain.core.signatures import AcceptedOrder
 from appliance.domain.core.state import State
 from appliance.domain.runs.replays import ReplayFailed, ReplayFinished, ReplayRun, compare_replay
 from appliance.errors import ApplianceError, Denied, NotFound
@@ -22,6 +21,7 @@ from appliance.workflows.core.record import Effect, conceal
 from appliance.workflows.core.retry import append_with_retry
 from appliance.workflows.core.workers import carry_out, check_sandbox, worker
 from appliance.workflows.data.imports import checked_base
+from appliance.workflows.runs.places import TRAIN
 from appliance.workflows.runs.steps import private_members, read_secret
 from appliance.workflows.runs.train import train_order
 
@@ -133,8 +133,8 @@ def _train_again(
         # The ranks of a run on several nodes had more threads than this one machine would choose for each.
         **({"threads": int(end.machine["threads"])} if run.nodes > 1 and recipe.device == "cpu" else {}),
     }
-    module, gpu, key = "appliance.worker.replay", recipe.device == "cuda", f"replay-{replay.order[7:23]}"
-    with worker(context, key, module, read=(base, dataset), write=(folder,), gpu=gpu) as started:
+    gpu, key = recipe.device == "cuda", f"replay-{replay.order[7:23]}"
+    with worker(context, key, TRAIN, read=(base, dataset), write=(folder,), gpu=gpu) as started:
         probes = check_sandbox(started)
         result = carry_out(started, task, begin, on_frame=partial(_publish, context, run, replay))
     return {**result, "sandbox_probes": probes}
@@ -159,14 +159,12 @@ def _measure(context: WorkerContext, replay: Replay, folder: Path, scratch: Path
     return result.get("largest_difference")
 
 
-def _check_kept(context: RunContext, accepted: AcceptedOrder) -> None:
+def _check_kept(context: RunContext, order: ReplayRun, _: str) -> None:
     """Check, before the order is recorded, that the state at the window's start still exists.
 
     Raises:
         NotFound: The state or the secret of a private run has been removed.
     """
-    order = accepted.order
-    assert isinstance(order, ReplayRun)
     run = context.ledger.state.runs.get(order.run)
     if run is not None and run.privacy is not None:
         read_secret(context, run)
@@ -178,4 +176,4 @@ def _check_kept(context: RunContext, accepted: AcceptedOrder) -> None:
         )
 
 
-EFFECTS = (Effect(ReplayRun, ready=_check_kept, start=lambda context, accepted: enqueue(context, accepted.digest)),)
+EFFECTS = (Effect(ReplayRun, ready=_check_kept, start=lambda context, _, digest: enqueue(context, digest)),)

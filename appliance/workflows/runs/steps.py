@@ -68,8 +68,7 @@ def read(state: State, artifacts: Artifacts, steps: StepStore, run: str) -> byte
     Raises:
         NotFound: The run is unknown.
     """
-    if run not in state.runs:
-        raise NotFound(f"run: expected the id of a recorded run, got {run!r}")
+    state.runs.require(run)
     for adapter in state.adapters.values():
         if adapter.run == run:
             return artifacts.read(adapter.manifest, STEPS_FILE)
@@ -135,8 +134,7 @@ def bind(run: Run, secret: bytes) -> str:
 
 def private_members(context: LedgerContext, run: Run, secret: bytes) -> dict[str, Any]:
     """Return the fields of a private run's task: the secret, and the number of training rows for its epsilon."""
-    dataset = context.ledger.state.datasets.get(run.dataset)
-    assert dataset is not None
+    dataset = context.ledger.state.datasets.require(run.dataset)
     return {"secret": secret.hex(), "rows": dataset.facts["train_rows"]}
 
 

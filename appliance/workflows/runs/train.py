@@ -11,7 +11,6 @@ from typing import Any
 from appliance.api.runs import WorkError
 from appliance.domain.actions.registry import ORDERS
 from appliance.domain.core.records.runs import Run, TrainingCheckpoint
-from appliance.domain.core.signatures import AcceptedOrder
 from appliance.domain.recipe.methods import METHODS
 from appliance.domain.runs.conditions import (
     MOST_RESUMES,
@@ -118,21 +117,6 @@ def resume_ordered(context: RunContext, run_id: str) -> None:
     """Requeue a failed run and reopen its progress stream."""
     context.progress.reopen(run_id)
     enqueue(context, _find_place(context, run_id))
-
-
-def _cancel(context: WorkerContext, accepted: AcceptedOrder) -> None:
-    if isinstance(accepted.order, Cancel):
-        stop_run_workers(context, accepted.order.run)
-
-
-def _authorise(context: RunContext, accepted: AcceptedOrder) -> None:
-    if isinstance(accepted.order, AuthoriseRun):
-        enqueue(context, _find_place(context, accepted.order.run))
-
-
-def _resume(context: RunContext, accepted: AcceptedOrder) -> None:
-    if isinstance(accepted.order, Resume):
-        resume_ordered(context, accepted.order.run)
 
 
 def can_continue_run(run: Run | None) -> bool:
@@ -272,9 +256,7 @@ def _train_on(context: RunContext, run_id: str, order: Train, folders: RunFolder
         Tampered: The stored training checkpoint differs from the recorded one; raised before the worker starts.
     """
     state = context.ledger.state
-    run = state.runs.get(run_id)
-    if run is None:
-        raise NotFound(f"run: expected the id of a recorded run, got {run_id}")
+    run = state.runs.require(run_id)
     check_run_valid(context, run)
     last = last_checkpoint(state, run)
     begin = b"" if last is None else context.checkpoints.read(last.digest)
@@ -350,9 +332,7 @@ def _fail(context: WorkerContext, run_id: str, error: ApplianceError) -> None:
     context.progress.fail(run_id, error.code, message)
 
 
-def _check_ready(context: RunContext, accepted: AcceptedOrder) -> None:
-    order = accepted.order
-    assert isinstance(order, Train)
+def _check_ready(context: RunContext, order: Train, _: str) -> None:
     places.check_place(context, order.on, order.recipe, order.nodes)
     if order.on == "local":
         planning.check_order(context, order.recipe)
@@ -361,12 +341,8 @@ def _check_ready(context: RunContext, accepted: AcceptedOrder) -> None:
 
 
 EFFECTS = (
-    Effect(
-        Train,
-        ready=_check_ready,
-        start=lambda context, accepted: enqueue_ordered(context, accepted.digest),
-    ),
-    Effect(AuthoriseRun, start=_authorise),
-    Effect(Cancel, start=_cancel),
-    Effect(Resume, start=_resume),
+    Effect(Train, ready=_check_ready, start=lambda context, _, digest: enqueue_ordered(context, digest)),
+    Effect(AuthoriseRun, start=lambda context, order, _: enqueue(context, _find_place(context, order.run))),
+    Effect(Cancel, start=lambda context, order, _: stop_run_workers(context, order.run)),
+    Effect(Resume, start=lambda context, order, _: resume_ordered(context, order.run)),
 )

@@ -46,26 +46,6 @@ class LoadedSlot:
     under_way: int = 0
     _gate: threading.Lock = field(default_factory=threading.Lock)
 
-    @property
-    def unit(self) -> str:
-        """Return the unit of the slot."""
-        return self.row.unit
-
-    @property
-    def served_model(self) -> str:
-        """Return the served model of the slot."""
-        return self.row.served_model
-
-    @property
-    def adapter(self) -> str:
-        """Return the name and version of the adapter."""
-        return self.row.adapter
-
-    @property
-    def manifest(self) -> str:
-        """Return the digest of the adapter's manifest."""
-        return self.row.manifest
-
     def enter(self) -> None:
         """Count a request that starts in the slot."""
         with self._gate:
@@ -144,16 +124,6 @@ class AnswerStream:
         self._on_first: Callable[[], None] = lambda: None
         self._on_done: Callable[[Frame], None] = lambda _last: None
         self._ending = threading.Lock()
-
-    @property
-    def adapter(self) -> str:
-        """Return the name and version of the adapter."""
-        return self.loaded.adapter
-
-    @property
-    def manifest(self) -> str:
-        """Return the digest of the adapter's manifest."""
-        return self.loaded.manifest
 
     def when_first(self, on_first: Callable[[], None]) -> None:
         """Set the function that is called when the first frame has come."""

@@ -123,8 +123,8 @@ class EngineProcess:
         self._computed = 0
         self.alive = True
         try:
-            tuple_ = f"{recipe['quantisation']}-{recipe['compute_dtype']}"
-            key = f"serve-{base_digest.removeprefix('sha256:')[:16]}-{tuple_}"
+            form = f"{recipe['quantisation']}-{recipe['compute_dtype']}"
+            key = f"serve-{base_digest.removeprefix('sha256:')[:16]}-{form}"
             self._worker = self._stack.enter_context(
                 worker(
                     context,
@@ -343,11 +343,7 @@ def _unit_of(slot: str) -> str:
 
 
 def _check_calls(calls: object, text: str) -> None:
-    """Check that a token's calls are well formed and not much longer than their text. Numbers may be written out.
-
-    Raises:
-        BadInput: They are not.
-    """
+    """Check that a token's calls are well formed and not much longer than their text. Numbers may be written out."""
     if not isinstance(calls, list) or not all(
         isinstance(call, dict)
         and call.keys() == {"name", "arguments"}

@@ -23,7 +23,6 @@ from appliance.domain.core.names import versioned
 from appliance.domain.core.records.data import Dataset
 from appliance.domain.core.records.runs import Adapter
 from appliance.domain.core.roles import refuse_role
-from appliance.domain.core.signatures import AcceptedOrder
 from appliance.domain.data.kinds import InstructedDataset, example_request
 from appliance.domain.evaluation.basis import find_released
 from appliance.domain.evaluation.gates import HELD_OUT
@@ -49,7 +48,7 @@ from appliance.workflows.core.prompts import ANSWERS_KEPT_S, Answers
 from appliance.workflows.core.record import Effect, append, lease_of
 from appliance.workflows.core.retry import append_with_retry
 from appliance.workflows.core.workers import Bounds, carry_out, check_sandbox, worker
-from appliance.workflows.data.folders import read_teaching
+from appliance.workflows.data.folders import read_training_description
 from appliance.workflows.data.imports import checked_base
 from appliance.workflows.integrity import quarantine_adapter
 from appliance.workflows.releases.exports import read_signatures
@@ -144,7 +143,7 @@ def _end_unsent(context: ServingContext, answers: Answers, error: ApplianceError
     attempt.
     """
     try:
-        append(context, _make_event_without_answers(answers.preview, error.code), outcome="failure")
+        append(context, make_event_without_answers(answers.preview, error.code), outcome="failure")
     except Unavailable:
         context.answers.put(answers)
         return
@@ -165,9 +164,7 @@ def _key_of(preview: Preview) -> str:
     return preview_key(preview.by, preview.order)
 
 
-def _check_held(context: ServingContext, accepted: AcceptedOrder) -> None:
-    order = accepted.order
-    assert isinstance(order, TryAdapter)
+def _check_held(context: ServingContext, order: TryAdapter, _: str) -> None:
     if missing := context.prompts.missing(order.signer, order.prompts):
         raise BadInput(
             f"order {order.action}, prompts: expected all {len(order.prompts)} to be sent before it, "
@@ -175,12 +172,10 @@ def _check_held(context: ServingContext, accepted: AcceptedOrder) -> None:
         )
 
 
-def _begin(context: ServingContext, accepted: AcceptedOrder) -> None:
-    order = accepted.order
-    assert isinstance(order, ViewSamples | TryAdapter)
+def _begin(context: ServingContext, order: ViewSamples | TryAdapter, digest: str) -> None:
     prompts = context.prompts.take(order.signer, order.prompts) if isinstance(order, TryAdapter) else []
-    context.progress.open(preview_key(order.signer, accepted.digest), order.signer)
-    context.previews.put(partial(compute_answers, context, accepted.digest, order, prompts))
+    context.progress.open(preview_key(order.signer, digest), order.signer)
+    context.previews.put(partial(compute_answers, context, digest, order, prompts))
 
 
 def compute_answers(
@@ -221,7 +216,7 @@ def _record_delivery(context: WorkerContext, answers: Answers, is_whole: bool) -
                 return
             except Denied:
                 pass  # the adapter was withdrawn while the response was sent
-        append_with_retry(context, _make_event_without_answers(preview, "not-delivered"), outcome="interrupted")
+        append_with_retry(context, make_event_without_answers(preview, "not-delivered"), outcome="interrupted")
     finally:
         _disown(context, preview.order)
         context.progress.forget(_key_of(preview))
@@ -230,13 +225,14 @@ def _record_delivery(context: WorkerContext, answers: Answers, is_whole: bool) -
 def _fail(context: WorkerContext, preview: Preview, error: ApplianceError) -> None:
     """End a preview without answers."""
     try:
-        append_with_retry(context, _make_event_without_answers(preview, error.code), outcome="failure")
+        append_with_retry(context, make_event_without_answers(preview, error.code), outcome="failure")
     finally:
         _disown(context, preview.order)
     context.progress.end(_key_of(preview), error=WorkError(code=error.code, message=error.message))
 
 
-def _make_event_without_answers(preview: Preview, code: str) -> SamplesShown | TryFinished:
+def make_event_without_answers(preview: Preview, code: str) -> SamplesShown | TryFinished:
+    """Return the event of a preview that ends without answers."""
     ended: dict[str, Any] = {"order": preview.order, "adapter": preview.adapter, "by": preview.by, "code": code}
     return (
         SamplesShown(**ended, rows=0, released=None) if preview.kind == "samples" else TryFinished(**ended, answers=())
@@ -256,7 +252,7 @@ def _show_samples(context: WorkerContext, preview: Preview, order: ViewSamples) 
     adapter = _check_adapter(context, preview)
     root = context.ledger.root_at(adapter.index + 1)
     rows = draw_samples(adapter.manifest, root, _read_held_out_rows(context, adapter), order.count)
-    teaching = read_teaching(context, _check_dataset(context, adapter))
+    teaching = read_training_description(context, _check_dataset(context, adapter))
     questions = [
         {"rendered": _render_prompt(row), "labels": list(teaching.about.labels), "max_tokens": SAMPLE_TOKENS}
         for _, row in rows
@@ -314,9 +310,7 @@ def _render_prompt(row: dict[str, Any]) -> str:
 
 
 def _check_dataset(context: LedgerContext, adapter: Adapter) -> Dataset:
-    dataset = context.ledger.state.datasets.get(adapter.dataset)
-    if dataset is None:
-        raise NotFound(f"dataset: expected an imported one, got {adapter.dataset}")
+    dataset = context.ledger.state.datasets.require(adapter.dataset)
     context.artifacts.check(dataset.digest)
     return dataset
 
@@ -328,7 +322,7 @@ def _try(
     context: WorkerContext, preview: Preview, order: TryAdapter, prompts: Sequence[Disclosure]
 ) -> tuple[TryFinished, dict[str, Any]]:
     adapter = _check_adapter(context, preview)
-    teaching = read_teaching(context, _check_dataset(context, adapter))
+    teaching = read_training_description(context, _check_dataset(context, adapter))
     if order.adds_instruction and teaching.instruction is None:
         raise Denied("try: expected the dataset's instruction, got one that was erased", code="instruction-erased")
     questions = [_build_question(teaching, order, prompt.text) for prompt in prompts]
@@ -373,9 +367,7 @@ def _build_question(teaching: InstructedDataset, order: TryAdapter, prompt: str)
 
 
 def _check_adapter(context: LedgerContext, preview: Preview) -> Adapter:
-    adapter = context.ledger.state.adapters.get(preview.adapter)
-    if adapter is None:
-        raise NotFound(f"adapter: expected a sealed one, got {preview.adapter}")
+    adapter = context.ledger.state.adapters.require(preview.adapter)
     if reasons := refuse_unusable(context.ledger.state, adapter):
         raise Denied(f"preview of {preview.adapter}", refusals=reasons)
     return adapter

@@ -33,7 +33,7 @@ from appliance.store.ledger.queue import AppendedEntry
 from appliance.workflows.core.context import Frame, LedgerContext, ServingContext, Signal
 from appliance.workflows.core.jobs import contain_defects
 from appliance.workflows.core.record import append
-from appliance.workflows.data.folders import disclosed_instruction, read_teaching
+from appliance.workflows.data.folders import disclosed_instruction, read_training_description
 from appliance.workflows.governance import UnitCaller
 from appliance.workflows.serving.answering import CUT_OFF, AnswerEnd, AnswerStream, LoadedSlot, make_lost_error
 from appliance.workflows.serving.slots import Slots
@@ -47,8 +47,8 @@ def add_instruction(context: LedgerContext, loaded: LoadedSlot, parameters: Fram
             that the adapter was trained for.
     """
     state = context.ledger.state
-    release = state.releases.get(release_key(loaded.unit, loaded.served_model))
-    adapter = state.adapters.get(loaded.adapter)
+    release = state.releases.get(release_key(loaded.row.unit, loaded.row.served_model))
+    adapter = state.adapters.get(loaded.row.adapter)
     dataset = None if adapter is None else state.datasets.get(adapter.dataset)
     messages = parameters.get("messages")
     if release is None or dataset is None or not release.current.adds_instruction or messages is None:
@@ -57,9 +57,8 @@ def add_instruction(context: LedgerContext, loaded: LoadedSlot, parameters: Fram
         return parameters, None
     found = disclosed_instruction(context, dataset.instruction)
     if found is None:
-        message = (
-            f"instruction of {loaded.served_model}: expected the text that its release puts in, got one that was erased"
-        )
+        model = loaded.row.served_model
+        message = f"instruction of {model}: expected the text that its release puts in, got one that was erased"
         raise Denied(f"{message}; send a system message of your own", code="instruction-erased")
     if not found.text:
         return parameters, None
@@ -117,7 +116,7 @@ def describe_served_model(context: LedgerContext, caller: UnitCaller, served_mod
     dataset = None if adapter is None else state.datasets.get(adapter.dataset)
     for model in list_served_models(context, caller):
         if model["id"] == served_model and release is not None and dataset is not None:
-            return {**model, **_describe_training(release, read_teaching(context, dataset))}
+            return {**model, **_describe_training(release, read_training_description(context, dataset))}
     raise make_unknown_model_error(caller, served_model)
 
 
@@ -290,9 +289,9 @@ class ServingWorkflow:
         """Return the scope in which the engine may share cached prompts of the slot. It changes when all tokens are
         revoked.
         """
-        unit = self._context.ledger.state.principals.get(loaded.unit)
+        unit = self._context.ledger.state.principals.get(loaded.row.unit)
         epoch = None if unit is None else unit.tokens_since
-        return digest_bytes(encode_canonical([loaded.unit, loaded.manifest, epoch]))
+        return digest_bytes(encode_canonical([loaded.row.unit, loaded.row.manifest, epoch]))
 
     def issue_token(self, request: TokenRequest, data: bytes, source: str) -> IssuedToken:
         """Issue a token for a signed request, record it and return it."""
@@ -387,7 +386,7 @@ class ServingWorkflow:
         self._slots.settle()
 
     def follow(self) -> None:
-        """Do the same after entries of other processes. Work that waits for an engine is left to another thread."""
+        """Close obsolete slots after other processes appended entries. Another thread waits for the engines."""
         self._close_obsolete()
         threading.Thread(target=self._empty_closed_slots, name="emptying", daemon=True).start()
 

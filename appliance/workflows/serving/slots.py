@@ -173,10 +173,10 @@ class Slots:
             return list_missing_entries(self._context)
         state = self._context.ledger.state
         now = self._context.now(state)
-        release = state.releases.get(release_key(loaded.unit, loaded.served_model))
-        adapter = find_released_adapter(state, loaded.unit, loaded.served_model)
-        if release is None or adapter is None or adapter.manifest != loaded.manifest:
-            return [RELEASED_ANOTHER(f"adapter:{loaded.adapter}")]
+        release = state.releases.get(release_key(loaded.row.unit, loaded.row.served_model))
+        adapter = find_released_adapter(state, loaded.row.unit, loaded.row.served_model)
+        if release is None or adapter is None or adapter.manifest != loaded.row.manifest:
+            return [RELEASED_ANOTHER(f"adapter:{loaded.row.adapter}")]
         clearance = compute_clearance(state, release, adapter, now)
         return list(clearance.reasons) or find_superseded_evidence(clearance, loaded.row)
 
@@ -202,7 +202,7 @@ class Slots:
                 return
             if loaded.close_if_idle(reason := SLOT_NEEDED()):
                 self._close(loaded, reason)
-                self._settle(release_key(loaded.unit, loaded.served_model))
+                self._settle(release_key(loaded.row.unit, loaded.row.served_model))
                 over -= 1
         if over > 0:
             raise RateLimited(f"slots: expected one of {self._most} that is idle, got none")
@@ -345,7 +345,7 @@ class Slots:
     def _close(self, loaded: LoadedSlot, reason: Refusal) -> None:
         """Close the slot. No token is sent and no request finds it afterwards."""
         loaded.close(reason)
-        key = release_key(loaded.unit, loaded.served_model)
+        key = release_key(loaded.row.unit, loaded.row.served_model)
         with self._lock:
             if self._table.get(key) is loaded:
                 del self._table[key]
@@ -365,7 +365,7 @@ class Slots:
                 self._loaded_slots.discard(self._closed_slots[key].pop(0))
 
     def _record_emptied(self, loaded: LoadedSlot) -> None:
-        slot = self._find_record(loaded.unit, loaded.served_model)
+        slot = self._find_record(loaded.row.unit, loaded.row.served_model)
         if slot is None or slot.admitted != loaded.row.admitted or slot.loaded is None:
             return  # never filled, or recorded already by an append whose reply was lost
         last = None if loaded.last_token is None else encode_time(loaded.last_token)
@@ -374,9 +374,9 @@ class Slots:
             # later than now.
             last = min(max(last, slot.loaded_at), self._context.now(self._context.ledger.state))
         body = AdapterUnloaded(
-            unit=loaded.unit,
-            served_model=loaded.served_model,
-            adapter=loaded.adapter,
+            unit=loaded.row.unit,
+            served_model=loaded.row.served_model,
+            adapter=loaded.row.adapter,
             admitted=loaded.row.admitted,
             reason=ENGINE_ENDED.name if loaded.closed is None else loaded.closed.code,
             last_token=last,
@@ -394,5 +394,5 @@ def _unload_or_end(engine: EngineProcess, slot: str) -> None:
     except NotFound:
         return
     except ApplianceError as error:
-        log.critical("ALARM: the engine did not let go of slot %s and is ended: %s", slot, error.message)
+        log.critical("ALARM: the engine did not unload slot %s, and the service ended it: %s", slot, error.message)
         engine.close()

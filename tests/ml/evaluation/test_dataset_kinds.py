@@ -187,6 +187,7 @@ def test_a_record_that_does_not_fit_its_task_is_refused_by_line(
     with pytest.raises(BadInput) as caught:
         _read(dataset_kind, record)
     assert message in caught.value.message
+    assert caught.value.code == ("nothing-to-train" if "got none" in message else "bad-input")
 
 
 def test_a_column_that_was_named_must_be_there_and_a_part_must_be_the_tasks() -> None:
@@ -273,8 +274,11 @@ def test_a_template_that_drops_or_alters_an_answer_is_refused_by_line(
     template = TEMPLATE.replace("message['content']", TAMPERED[change])
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     turns = [*TURNS[:3], {"role": "assistant", "content": "No." if change != "trims" else " No."}]
-    with pytest.raises(BadInput, match=r"line 1: chat_template\.jinja: expected the answer in message \d as it was"):
+    with pytest.raises(
+        BadInput, match=r"line 1: chat_template\.jinja: expected the answer in message \d as it"
+    ) as caught:
         _render("chat", _read("chat", {"messages": turns}), load_chat(folder))
+    assert caught.value.code == "answer-altered"
 
 
 def _stripping(chat: Chat) -> None:

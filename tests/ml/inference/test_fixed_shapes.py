@@ -15,7 +15,7 @@ from appliance.ml.inference.lora import Stacks
 from appliance.ml.model import machine
 from appliance.ml.model.base import load_base
 from appliance.ml.serving import engine
-from tests.kit.mixes import REQUESTED, answer_mixed, load_adapters, same_bits
+from tests.kit.mixes import answer_mixed, check_alone
 
 aten = torch.ops.aten
 # Whose result's bits may depend on the shape of what is summed.
@@ -39,6 +39,7 @@ class Shapes(TorchDispatchMode):
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches laid out as on a GPU, in small pieces."""
+    monkeypatch.setattr(engine, "PROMPT_CHUNK", 40)
     monkeypatch.setattr(adapters, "RowLayout", lambda groups, dtype: Stacks(groups, "cpu"))
     monkeypatch.setattr(cache, "BLOCK", 16)
     monkeypatch.setattr(cache, "_FIRST_BLOCKS", 1)
@@ -52,12 +53,12 @@ def card(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("quantisation", ["nf4-double", "none"])
+@pytest.mark.parametrize(("quantisation", "dtype"), [("nf4-double", "bfloat16"), ("none", "float32")])
 def test_a_step_s_sums_have_the_same_shapes_and_bits_alone_and_in_a_mixed_batch(
-    base_folder: Path, quantisation: str, card: None, monkeypatch: pytest.MonkeyPatch
+    base_folder: Path, quantisation: str, dtype: str, card: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine.use_determinism(0)
-    base = load_base(base_folder, quantisation=quantisation, compute_dtype="float32", device="cpu", reads=True)
+    base = load_base(base_folder, quantisation=quantisation, compute_dtype=dtype, device="cpu", reads=True)
     shapes = Shapes()
     read = sampling.read_drawn
 
@@ -67,15 +68,8 @@ def test_a_step_s_sums_have_the_same_shapes_and_bits_alone_and_in_a_mixed_batch(
 
     monkeypatch.setattr(engine, "read_drawn", recorded)
     mixed = answer_mixed(base)
-    mixed.slots.remove()
     of_mixed, shapes.seen = shapes.seen, set()
-    for name, (slot, asked) in REQUESTED.items():
-        alone = load_adapters(base)
-        alone.start(name, slot, asked)
-        while alone.busy:
-            alone.step()
-        alone.slots.remove()
-        assert all(map(same_bits, alone.seen[name], mixed.seen[name])), name
+    check_alone(base, mixed)
     assert any("bmm" in name for name, _ in of_mixed)
     assert shapes.seen == of_mixed
 

@@ -19,7 +19,7 @@ from appliance.ml.layers.packing import Pack, pack_sequences
 from appliance.ml.model import machine
 from appliance.ml.model.base import LoadedBase
 from appliance.ml.training import loop
-from scripts.kit.tiny_model import KINDS, build_model
+from scripts.kit.tiny_model import KINDS, SAMPLE_KINDS, build_model
 
 COMMON = [7, 50, 60, 70, 80, 90, 100, 110, 33]
 # Below and beyond the window (8) and longrope's first length (16); the third shares nothing.
@@ -89,8 +89,9 @@ def test_the_logits_of_a_pack_are_those_of_each_sequence_in_the_library(
 
 @pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
-@pytest.mark.parametrize("block", [3, scores.SCORE_BLOCK])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "block"), [*((kind, 3) for kind in KINDS), *((kind, scores.SCORE_BLOCK) for kind in SAMPLE_KINDS)]
+)
 def test_the_gradient_of_a_training_step_is_the_library_s(
     kind: str, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

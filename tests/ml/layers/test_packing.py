@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from appliance.domain.planning.packs import count_common
 from appliance.ml.layers import scores
-from appliance.ml.layers.packing import Pack, count_common, pack_sequences
+from appliance.ml.layers.packing import Pack, pack_sequences
 from appliance.ml.model import machine
 from appliance.ml.model.base import LoadedBase, load_base
 from scripts.kit.tiny_model import build_base

@@ -14,7 +14,16 @@ from appliance.ml.inference.lora import Stacks
 from appliance.ml.model import machine
 from appliance.ml.model.base import LoadedBase, load_base
 from appliance.ml.serving import engine
-from tests.kit.mixes import MODULES, REQUESTED, answer_mixed, ask, load_adapters, plain_adapter, same_bits
+from tests.kit.mixes import (
+    MODULES,
+    REQUESTED,
+    answer_mixed,
+    ask,
+    check_alone,
+    load_adapters,
+    plain_adapter,
+    same_bits,
+)
 
 TUPLES = [
     *(("nf4-double", "bfloat16"), ("nf4-double", "float32"), ("none", "bfloat16")),
@@ -34,27 +43,15 @@ def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 @pytest.mark.family(keep=4)
 @pytest.mark.parametrize(("quantisation", "dtype"), TUPLES)
 def test_logits_are_the_same_bits_alone_and_in_a_full_mixed_batch(
-    base_folder: Path, gptq_folder: Path, quantisation: str, dtype: str, layout: str, monkeypatch: pytest.MonkeyPatch
+    base_folder: Path, gptq_folder: Path, quantisation: str, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """On a CPU; ml/inference/test_fixed_shapes.py has the batches of a GPU."""
     machine.use_determinism(0)
     monkeypatch.setattr(engine, "PROMPT_CHUNK", 40)
     monkeypatch.setattr(cache, "BLOCK", 16)
     folder = gptq_folder if quantisation == "gptq" else base_folder
     base = load_base(folder, quantisation=quantisation, compute_dtype=dtype, device="cpu", reads=True)
-    mixed = answer_mixed(base)
-    mixed.slots.remove()
-    for name, (slot, request) in REQUESTED.items():
-        alone = load_adapters(base)
-        alone.start(name, slot, request)
-        while alone.busy:
-            alone.step()
-        alone.slots.remove()
-        got, expected = mixed.seen[name], alone.seen[name]
-        assert len(got) == len(expected) or name == "9"
-        assert all(same_bits(some, other) for some, other in zip(got, expected, strict=False)), name
-    assert len({mixed.seen[name][0].sum().item() for name in REQUESTED}) == len(REQUESTED), (
-        "each answers in its own way"
-    )
+    check_alone(base, answer_mixed(base))
 
 
 @pytest.mark.thorough

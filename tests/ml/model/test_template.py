@@ -10,6 +10,7 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from appliance.errors import BadInput
+from appliance.ml.model import template
 from appliance.ml.model.template import MAX_SOURCE_BYTES, compile_template, render_template
 from scripts.kit.tiny_model import TEMPLATE
 
@@ -155,12 +156,18 @@ HOSTILE = {
     "deep-blocks": "{% if 1 %}" * 2_000 + "{% endif %}" * 2_000,
     "long": "a" * (MAX_SOURCE_BYTES + 1),
 }
+ENDED_BY_TIME = ("filtered-loop", "compared")
+"""Templates that end as `sorted` does, by the limit of processor time. `sorted` has the real limit."""
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("source", HOSTILE.values(), ids=HOSTILE)
-def test_a_template_that_would_not_end_or_fills_memory_is_refused_within_seconds(source: str) -> None:
-    began = time.thread_time()
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_template_that_would_not_end_or_fills_memory_is_refused_within_seconds(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name in ENDED_BY_TIME:
+        monkeypatch.setattr(template, "MAX_CPU_S", 0.2)
+    source, began = HOSTILE[name], time.thread_time()
     with pytest.raises(BadInput):
         render_template(compile_template(source, "template"), {"text": "a" * 100_000}, "template")
     assert time.thread_time() - began < 5

@@ -15,7 +15,7 @@ from appliance.errors import ApplianceError, BadInput, Conflict, Denied, Tampere
 from appliance.ml.inference import score
 from appliance.ml.inference.adapters import AdapterSlots
 from appliance.ml.inference.reading import encode_fingerprint, encode_number, read_fingerprint
-from appliance.ml.inference.request import InferenceRequest, parse_request
+from appliance.ml.inference.request import LEAST_TEMPERATURE, InferenceRequest, parse_request
 from appliance.ml.inference.sampling import Lookahead, draw_token, draw_tokens, make_lookahead
 from appliance.ml.model import machine
 from appliance.ml.model.base import LoadedBase, load_base
@@ -386,9 +386,15 @@ def test_a_slot_is_filled_once(engine: ServingEngine, sealed: Sealed) -> None:
 def test_top_p_keeps_the_smallest_set_that_reaches_it() -> None:
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
     generator = torch.Generator().manual_seed(0)
-    for top_p, possible in ((0.0, {0}), (0.5, {0}), (0.6, {0, 1}), (1.0, {0, 1, 2, 3})):
-        request = InferenceRequest(MESSAGES, max_tokens=1, temperature=1.0, top_p=top_p)
-        assert {draw_token(logits, request, generator) for _ in range(300)} == possible
+
+    def draw(top_p: float, temperature: float) -> set[int]:
+        request = InferenceRequest(MESSAGES, max_tokens=1, temperature=temperature, top_p=top_p)
+        return {draw_token(logits, request, generator) for _ in range(300)}
+
+    least = ((top_p, {0}) for top_p in (0.0, 5e-324, 1e-38, 1e-9))
+    for top_p, possible in (*least, (0.5, {0}), (0.6, {0, 1}), (1.0, {0, 1, 2, 3})):
+        assert draw(top_p, 1.0) == possible
+        assert draw(top_p, LEAST_TEMPERATURE) == draw(top_p, 1e-3) == {0}
 
 
 @pytest.mark.parametrize(

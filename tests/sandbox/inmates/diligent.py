@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-from appliance.formats.core.frame import read_frame, write_frame
-from appliance.worker.probes import probe_sandbox
+from appliance.worker.link import Header, WorkerLink
 
-write_frame(sys.stdout.buffer, {"frame": "sandbox", "results": probe_sandbox()})
-frame = read_frame(sys.stdin.buffer)
-assert frame is not None
-Path(frame[0]["output"], "weights").write_bytes(b"weights")
-write_frame(sys.stdout.buffer, {"frame": "result", "parameters": 1})
+
+def work(session: WorkerLink) -> Header:
+    task, _ = session.expect("go")
+    Path(task["output"], "weights").write_bytes(b"weights")
+    return {"parameters": 1}

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import sys
 
-from appliance.formats.core.frame import read_frame, write_frame
-from appliance.worker.probes import probe_sandbox
+from appliance.worker.link import Header, WorkerLink
 
 DEPTH = 1_100
 
@@ -18,9 +16,8 @@ def nest(folder: str) -> None:
         os.chdir("n")
 
 
-write_frame(sys.stdout.buffer, {"frame": "sandbox", "results": probe_sandbox()})
-frame = read_frame(sys.stdin.buffer)
-assert frame is not None
-for place in (os.environ["HOME"], frame[0]["output"]):
-    nest(place)
-write_frame(sys.stdout.buffer, {"frame": "result", "parameters": 1})
+def work(session: WorkerLink) -> Header:
+    task, _ = session.expect("go")
+    for place in (os.environ["HOME"], task["output"]):
+        nest(place)
+    return {"parameters": 1}

@@ -182,7 +182,7 @@ def test_postgresqls_application_role_may_erase_a_disclosure_and_change_no_table
 
 
 def test_a_whole_database_has_no_finding_but_what_the_test_server_lacks(engine: Engine, site: SmallLog) -> None:
-    findings = site.open_ledger(engine).check_guards()
+    findings = site.open_ledger(engine).ask(check_guards)
     assert findings == ([] if engine.dialect.name == "sqlite" else ["database server, fsync: expected on, got off"])
 
 

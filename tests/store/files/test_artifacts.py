@@ -410,7 +410,6 @@ class PowerCut(BaseException):
 
 
 CALLS = ("open", "mkdir", "write", "fchmod", "fsync", "rename", "link", "unlink", "rmdir", "chmod", "ftruncate")
-CHANGING = set(CALLS) - {"fsync", "open"}
 
 
 @contextmanager

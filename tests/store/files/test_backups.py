@@ -24,7 +24,7 @@ from appliance.store.files.encryption import (
     read_identities,
     recipient_of,
 )
-from tests.kit.cuts import cut_at, lines_of
+from tests.kit.cuts import cut_at, find_cuts
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 ORIGIN = "bank.example/log"
@@ -91,14 +91,13 @@ def check_all(folder: BackupFolder) -> set[str]:
     return set(folder.names())
 
 
-@pytest.mark.thorough
-def test_a_power_cut_before_any_line_leaves_whole_backups_and_removable_files(tmp_path: Path) -> None:
+def test_a_power_cut_in_each_state_of_the_disk_leaves_whole_backups_and_removable_files(tmp_path: Path) -> None:
     files = frozenset({backups.__file__})
     make_old(first := BackupFolder(tmp_path / "first"))
-    lines = lines_of(files, frozenset(), lambda: replace_old(first))
-    assert len(lines) > 50
+    places = find_cuts(tmp_path, files, lambda: replace_old(first))
+    assert len(places) > 8
     found = set()
-    for number, place in enumerate(lines):
+    for number, place in enumerate(places):
         make_old(folder := BackupFolder(tmp_path / f"n{number}"))
         assert cut_at(place, files, lambda folder=folder: replace_old(folder))
         names = check_all(folder)

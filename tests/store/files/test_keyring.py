@@ -23,7 +23,7 @@ from appliance.errors import BadInput, Conflict, NotFound, Tampered
 from appliance.formats.log.note import is_post_quantum
 from appliance.formats.signatures.keys import verify_signature
 from appliance.store.files import keyring as keyring_module
-from appliance.store.files.keyring import ADAPTER_KEY, LOG_KEY, POST_QUANTUM_ADAPTER_KEY, Keyring
+from appliance.store.files.keyring import ADAPTER_KEY, KINDS, LOG_KEY, POST_QUANTUM_ADAPTER_KEY, Keyring
 
 
 @pytest.fixture
@@ -34,14 +34,14 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def keyring(folder: Path) -> Keyring:
     keyring = Keyring(folder)
-    keyring.create_log_key()
-    keyring.create_adapter_key()
+    keyring.make_keys()
     return keyring
 
 
 def test_a_key_signs_after_it_was_opened_as_it_did_when_it_was_made(folder: Path) -> None:
     keyring = Keyring(folder)
-    for uri, made in ((LOG_KEY, keyring.create_log_key()), (ADAPTER_KEY, keyring.create_adapter_key())):
+    for uri, kind in KINDS.items():
+        made = keyring.create_key(uri, kind)
         opened = Keyring(folder).open_signer(uri)
         assert opened.keyid == made.keyid and opened.spki == made.spki
         verify_signature(made.spki, b"data", opened.sign(b"data"))
@@ -58,9 +58,9 @@ def test_keys_are_pkcs8_files_of_the_services_own(keyring: Keyring, folder: Path
 
 def test_a_key_is_never_made_over_another(keyring: Keyring, folder: Path) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    for create in (keyring.create_log_key, keyring.create_adapter_key):
+    for uri in (LOG_KEY, ADAPTER_KEY):
         with pytest.raises(Conflict):
-            create()
+            keyring.create_key(uri, KINDS[uri])
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
@@ -167,7 +167,7 @@ def test_a_key_is_on_disk_before_it_is_handed_out(folder: Path, monkeypatch: pyt
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", cut)
             try:
-                made = Keyring(place).create_log_key()
+                made = Keyring(place).create_key(LOG_KEY, "Ed25519")
             except KeyboardInterrupt:
                 made = None
         try:
@@ -190,8 +190,8 @@ def test_keys_of_ml_dsa_are_seeds_that_are_made_once(keyring: Keyring, folder: P
     assert is_post_quantum(vkey)
     other = keyring.next_log_key(origin, [first])
     assert not is_post_quantum(other) and list(keyring.log_signers(origin)) == [first, vkey, other]
-    adapter = keyring.post_quantum_adapter_key()
-    assert Keyring(folder).post_quantum_adapter_key().spki == adapter.spki
+    adapter = keyring.ensure_key(POST_QUANTUM_ADAPTER_KEY)
+    assert Keyring(folder).ensure_key(POST_QUANTUM_ADAPTER_KEY).spki == adapter.spki
     for uri, signer in (("file:log-2", keyring.log_signers(origin)[vkey]), (POST_QUANTUM_ADAPTER_KEY, adapter)):
         path = folder / f"{uri.removeprefix('file:')}.pem"
         assert len(path.read_bytes()) == 128, "PKCS#8 with the seed alone"

@@ -39,12 +39,9 @@ def told() -> LogBuilder:
     return site
 
 
-@pytest.fixture(params=[1, 7, 1_024], ids=["all filed", "some filed", "none filed"])
-def ledger(
-    request: pytest.FixtureRequest, engine: Engine, told: LogBuilder, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Ledger]:
-    monkeypatch.setattr(search_index, "BLOCK", request.param)
-    made = retell(engine, told)
+@pytest.fixture(scope="module")
+def ledger(shared_engine: Engine, told: LogBuilder) -> Iterator[Ledger]:
+    made = retell(shared_engine, told)
     yield made
     made.close()
 

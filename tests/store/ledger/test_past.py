@@ -14,17 +14,21 @@ from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import add_seconds
 from appliance.domain.core.state import UNPROJECTED, State
 from appliance.domain.governance.service import ServiceStarted
-from appliance.domain.queries.effective_access import effective_access, effective_access_then, list_reviewed_adapters
+from appliance.domain.queries.effective_access import (
+    BeforeLog,
+    UnitAccess,
+    effective_access,
+    effective_access_then,
+    list_reviewed_adapters,
+)
 from appliance.domain.queries.rows import MODELS, state_of
 from appliance.errors import BadInput, NotFound
-from appliance.store.ledger import search_index
 from appliance.store.ledger.ledger import Ledger
 from appliance.store.ledger.past import (
-    Version,
+    ValueSpan,
     Window,
     count_requests,
     last_at,
-    page_at,
     unit_state_at,
     values_at,
 )
@@ -52,14 +56,21 @@ def told() -> LogBuilder:
     return site
 
 
-@pytest.fixture(params=[1, 7, 1_024], ids=["all filed", "some filed", "none filed"])
-def past(
-    request: pytest.FixtureRequest, engine: Engine, told: LogBuilder, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Ledger]:
-    monkeypatch.setattr(search_index, "BLOCK", request.param)
-    ledger = retell(engine, told)
+@pytest.fixture(scope="module")
+def past(shared_engine: Engine, told: LogBuilder) -> Iterator[Ledger]:
+    ledger = retell(shared_engine, told)
     yield ledger
     ledger.close()
+
+
+@pytest.fixture(scope="module")
+def access(told: LogBuilder) -> list[UnitAccess | BeforeLog]:
+    """Return the unit's effective access at each entry, as a replay of the log gives it."""
+    times = [parse_entry(data).time for data in told.entries]
+    return [
+        effective_access_then(lambda: told.entries, told.documents.get, "legal", str(index), now)[0]
+        for index, now in enumerate(times)
+    ]
 
 
 def folds(site: LogBuilder) -> Iterator[State]:
@@ -129,13 +140,14 @@ def test_an_adapter_that_was_reviewed_for_another_unit_alone_is_not_read(past: L
 
 
 @pytest.mark.thorough
-def test_an_export_is_told_of_from_rows_as_from_the_fold(past: Ledger, told: LogBuilder) -> None:
+def test_an_export_is_told_of_from_rows_as_from_the_fold(
+    past: Ledger, told: LogBuilder, access: list[UnitAccess | BeforeLog]
+) -> None:
     """Of every moment: by its number, before its entry and after its date, and after the row is gone."""
     seen = set()
     for index, data in enumerate(told.entries):
-        now = parse_entry(data).time
-        answer = effective_access(unit_state(past, index), "legal", now)
-        assert answer == effective_access_then(lambda: told.entries, told.documents.get, "legal", str(index), now)[0]
+        answer = effective_access(unit_state(past, index), "legal", parse_entry(data).time)
+        assert answer == access[index]
         assert {one.index for one in answer.exported} <= set(answer.rests_on)
         seen.add(tuple(one.index for one in answer.exported))
     first, second, third = (e.index for e in map(parse_entry, told.entries) if e.type == "adapter.exported")
@@ -152,16 +164,18 @@ def test_of_what_belongs_to_units_only_the_one_units_is_read(past: Ledger, told:
 def test_pages_of_a_kind_are_the_whole_of_it_at_any_entry(past: Ledger, told: LogBuilder) -> None:
     for at in (5, len(told.entries) // 2, len(told.entries) - 1):
         whole = past.ask(lambda connection, at=at: values_at(connection, at, ["key"]))
-        paged: list[Version] = []
+        paged: list[ValueSpan] = []
         while True:
             after = paged[-1].id if paged else ""
-            page = past.ask(lambda connection, at=at, after=after: page_at(connection, at, "key", after, 2))
+            page = past.ask(
+                lambda connection, at=at, after=after: values_at(connection, at, ["key"], past=after, limit=2)
+            )
             paged += page
             if len(page) < 2:
                 break
         assert paged == whole and len(whole) >= 2
     with pytest.raises(BadInput, match="expected one of"):
-        past.ask(lambda connection: page_at(connection, 1, "wether", "", 2))
+        past.ask(lambda connection: values_at(connection, 1, ["wether"], limit=2))
 
 
 def test_every_kind_that_is_projected_can_be_read_back(told: LogBuilder) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import Engine
 
 from appliance.domain.core.entry import parse_entry
 from appliance.errors import BadInput
@@ -21,16 +23,18 @@ from tests.store.conftest import Databases
 ORDERS = 6
 
 
-@pytest.fixture(params=[1, 5, 1_024], ids=["all filed", "some filed", "none filed"])
-def log(request: pytest.FixtureRequest, ledger: Ledger, site: SmallLog, monkeypatch: pytest.MonkeyPatch) -> Ledger:
-    monkeypatch.setattr(search_index, "BLOCK", request.param)
+@pytest.fixture(scope="module")
+def log(shared_engine: Engine, site: SmallLog) -> Iterator[Ledger]:
+    ledger = site.open_ledger(shared_engine)
+    ledger.append(site.first_draft())
     for turn in range(ORDERS):
         ledger.append(heartbeat())
         ledger.append(refusal("legal" if turn % 2 else "treasury"))
     carol = site.enrolment("carol")
     ledger.append(carol.pending)
     ledger.append(carol.enrolled)
-    return ledger
+    yield ledger
+    ledger.close()
 
 
 def minute(seconds: int) -> str:

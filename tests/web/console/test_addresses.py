@@ -12,11 +12,13 @@ from appliance.web.console.core.page import Page
 from appliance.web.console.pages import PAGES
 from tests.kit.console import Browser, Console, console
 
+HOSTILE_TO_EACH_FORM = ("\0", "\N{RIGHT-TO-LEFT OVERRIDE}", "\r\nX-Evil: 1")
 HOSTILE = (
-    *("", "-1", "0", "9" * 25, "9" * 5000, "\N{FULLWIDTH DIGIT ONE}", "1e9", "\0", "%s", "../..", "a/b", "a:b"),
-    *("labels@1", "clauses@1", "clauses@0", "__proto__", "'\"<>", "\N{RIGHT-TO-LEFT OVERRIDE}", "x" * 3000),
-    *("2026-02-30", "9999-12-31T23:59:59.999Z", "sha256:x", ":", "\r\nX-Evil: 1"),
+    *("", "-1", "0", "9" * 25, "9" * 5000, "\N{FULLWIDTH DIGIT ONE}", "1e9", "%s", "../..", "a/b", "a:b"),
+    *("labels@1", "clauses@1", "clauses@0", "__proto__", "'\"<>", "x" * 3000),
+    *("2026-02-30", "9999-12-31T23:59:59.999Z", "sha256:x", ":", *HOSTILE_TO_EACH_FORM),
 )
+"""Words for a page. Its JSON and its CSV read an address by the same function, so they get fewer."""
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,7 @@ def _addresses(page: Page, text: str) -> Iterator[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.path)
 def test_no_word_in_an_address_is_a_defect(browsers: dict[str, Browser], page: Page, form: str) -> None:
     browser = browsers["audrey" if "auditor" in page.seen_by else "legal"]
-    for text in HOSTILE:
+    for text in HOSTILE_TO_EACH_FORM if form else HOSTILE:
         for address in _addresses(page, text):
             path, _, query = address.partition("?")
             answer = browser.get(f"{path}{form}{'?' if query else ''}{query}")

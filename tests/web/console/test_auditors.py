@@ -26,7 +26,7 @@ from appliance.formats.core.timestamp import parse_time
 from appliance.formats.log.checkpoint import parse_checkpoint, witness_vkey_of
 from appliance.formats.log.note import parse_note
 from appliance.formats.signatures.keys import generate_ed25519
-from appliance.web.console.auditors import effective_access, log
+from appliance.web.console.auditors import effective_access
 from appliance.web.console.core.render import find_log_condition
 from appliance.workflows.queries import spans
 from appliance.workflows.queries.spans import effective_access_between, effective_access_piece
@@ -369,7 +369,7 @@ def test_archives_are_listed_and_a_removed_entry_leads_to_its_own(tmp_path: Path
 
 @pytest.mark.thorough
 def test_archives_are_paged_from_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log, "PAGE_ROWS", 1)
+    monkeypatch.setattr("appliance.web.console.core.page.PAGE_ROWS", 1)
     with console(old_template(), tmp_path / "h") as desk:
         for records in ("refusals", "requests"):
             archive(desk.site, (records,))
@@ -377,10 +377,10 @@ def test_archives_are_paged_from_the_newest(tmp_path: Path, monkeypatch: pytest.
         auditor = desk.signed_in("audrey")
         first = auditor.get("/archives.json").json()
         assert (first["count"], first["removed"]) == (2, 8)
-        assert [one["records"] for one in first["archives"]] == [["requests"]]
+        assert [one["records"] for one in first["rows"]] == [["requests"]]
         assert f'href="/archives?before={first["next"]}"' in auditor.get("/archives").text
         second = auditor.get(f"/archives.json?before={first['next']}").json()
-        assert [one["records"] for one in second["archives"]] == [["refusals"]] and second["next"] is None
+        assert [one["records"] for one in second["rows"]] == [["refusals"]] and second["next"] is None
 
 
 def cosign(desk: Console, keys: dict[str, Any], name: str) -> None:

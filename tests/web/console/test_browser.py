@@ -30,6 +30,8 @@ pytestmark = [pytest.mark.outside, pytest.mark.timeout(600)]
 AXE = Path(__file__).parent / "vendor" / "axe.min.js"
 CHROMIUM = shutil.which("chromium")
 WIDTHS = ((1280, 860), (360, 740))
+BEYOND = "document.documentElement.scrollWidth - window.innerWidth"
+"""Returns the pixels of a page beyond its window's width."""
 BROKEN_HEADINGS = """
 () => [...document.querySelectorAll("table.rows thead th")].filter((one) => {
   if (one.closest(".on-paper ~ [data-live]") || one.querySelector(".hidden")) return false;
@@ -114,7 +116,10 @@ def _axe(page: Any) -> list[str]:
 
 
 def test_no_page_has_an_error_asks_another_host_or_shuts_somebody_out(seen: Seen) -> None:
-    """axe-core's rules hold in both schemes and at both widths, and at 360 px nothing sticks out."""
+    """axe-core's rules hold in both schemes and at both widths, and nothing sticks out at 360 px, at 200 % or on paper.
+
+    200 % of a window of 1,280 px are 640 px.
+    """
     page = seen.page
     lay_inputs(seen.desk.site)
     for name, paths in _paths():
@@ -126,7 +131,21 @@ def test_no_page_has_an_error_asks_another_host_or_shuts_somebody_out(seen: Seen
                 page.set_viewport_size({"width": width, "height": height})
                 page.emulate_media(color_scheme=scheme)
                 _check(page, f"{path} at {width} px, {scheme}")
+            page.set_viewport_size({"width": 640, "height": 430})
+            assert page.evaluate(BEYOND) <= 0, f"{path} at 200 %"
+            _check_paper(page, path)
     assert len(CASES) > len(PAGES)
+
+
+def _check_paper(page: Any, path: str) -> None:
+    """Check that a page fits on A4 with the browser's usual margins, which is 718 px wide, without navigation."""
+    page.set_viewport_size({"width": 718, "height": 1_000})
+    page.emulate_media(media="print")
+    assert page.evaluate(BEYOND) <= 1, f"{path}: beyond the paper"
+    shown = "[...document.querySelectorAll('nav, .actions, .forms')].filter((one) => one.offsetParent).length"
+    assert page.evaluate(shown) == 0, path
+    assert page.evaluate(BROKEN_HEADINGS) == [], path
+    page.emulate_media(media="screen")
 
 
 def _paths() -> Iterator[tuple[str, list[str]]]:
@@ -140,26 +159,8 @@ def _paths() -> Iterator[tuple[str, list[str]]]:
     yield "legal", [*units, "/home", "/releases", "/releases/legal/labels", "/passkeys"]
 
 
-def test_every_page_fits_on_paper_without_navigation(seen: Seen) -> None:
-    """A page of A4 with the browser's usual margins is 718 px wide."""
-    page = seen.page
-    lay_inputs(seen.desk.site)
-    page.emulate_media(media="print")
-    page.set_viewport_size({"width": 718, "height": 1_000})
-    for name, paths in _paths():
-        seen.sign_in(name)
-        for path in paths:
-            page.goto(path)
-            out = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
-            assert out <= 1, f"{path}: {out} px beyond the paper"
-            shown = "[...document.querySelectorAll('nav, .actions, .forms')].filter((one) => one.offsetParent).length"
-            assert page.evaluate(shown) == 0, path
-            assert page.evaluate(BROKEN_HEADINGS) == [], path
-
-
 def _check(page: Any, where: str) -> None:
-    out = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
-    assert out <= 0, f"{where}: {out} px stick out"
+    assert page.evaluate(BEYOND) <= 0, f"{where}: sticks out"
     assert _axe(page) == [], where
 
 
@@ -182,19 +183,6 @@ def test_a_unit_s_person_asks_by_keyboard_and_saves_the_record(seen: Seen, schem
     record = parse_record(Path(downloading.value.path()).read_bytes())
     answered = verify_record(record, quorum_policy([seen.desk.context.ledger.state.site.log_key], [], 0))
     assert answered.body.unit == "legal" and downloading.value.suggested_filename.endswith("-record.json")
-
-
-def test_at_twice_the_size_nothing_sticks_out(chromium: Any, desk: Console) -> None:
-    """200 % zoom of a window of 1280 px is one of 640 px with two device pixels each."""
-    seen = Seen(chromium, desk, viewport={"width": 640, "height": 430}, device_scale_factor=2)
-    lay_inputs(desk.site)
-    for name, paths in _paths():
-        seen.sign_in(name)
-        for path in paths:
-            seen.page.goto(path)
-            assert seen.page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0, path
-    seen.context.close()
-    assert seen.wrong == []
 
 
 def test_sign_in_search_and_sign_out_need_no_mouse(seen: Seen) -> None:

@@ -236,14 +236,14 @@ def test_a_unit_finds_no_other_units_thing_by_any_address(desk: Console) -> None
     """Nor whether there is one: what is another's and what is nowhere are refused alike."""
     own, other = desk.signed_in("legal"), desk.signed_in("sales")
     assert own.get("/releases/legal/labels").status_code == 200
-    assert [row["unit"] for row in own.get("/releases.json").json()["releases"]] == ["legal"]
+    assert [row["unit"] for row in own.get("/releases.json").json()["rows"]] == ["legal"]
     for form in ("", ".json", ".csv"):
         texts = [other.get(f"/releases/{name}{form}") for name in ("legal/labels", "legal/nothing")]
         assert [answer.status_code for answer in texts] == [404, 404]
         told = [_without_address_and_age(answer.text) for answer in texts]
         assert told[0] == told[1]
         assert "labels" not in other.get(f"/releases{form}?unit=legal").text
-    assert other.get("/releases.json").json()["releases"] == []
+    assert other.get("/releases.json").json()["rows"] == []
     for page in PAGES:
         if "unit" not in page.seen_by:
             path = re.sub(r"\{[a-z]+\}", "1", page.path)

@@ -28,7 +28,7 @@ def test_a_run_that_waits_for_a_second_person_is_shown_to_those_who_can_let_it_b
         assert all(wanted in _tasks(desk, name) for name in ("anna", "rita"))
         assert not any(wanted in _tasks(desk, name) for name in ("olga", "ines", "otto", "audrey", "legal"))
         browser = desk.signed_in("olga")
-        assert [one["id"] for one in browser.get("/runs.json?status=waiting").json()["runs"]] == [run]
+        assert [one["run"]["id"] for one in browser.get("/runs.json?status=waiting").json()["rows"]] == [run]
         assert browser.get(f"/runs/{run}.json").json()["is_under_way"]
         link = f'href="/sign/authorise-run?given=run%3A{run}&amp;given=order%3Asha256'
         assert link in desk.signed_in("rita").get(f"/runs/{run}").text
@@ -61,7 +61,7 @@ def test_alarms_are_shown_to_administrators_and_operators_first(tmp_path: Path) 
 
 
 def order_digest(desk: Console) -> str:
-    (one,) = desk.signed_in("ben").get("/orders.json").json()["orders"]
+    (one,) = desk.signed_in("ben").get("/orders.json").json()["rows"]
     return str(one["digest"])[7:19]
 
 
@@ -72,8 +72,8 @@ def test_an_order_waits_for_another_administrator(tmp_path: Path) -> None:
         desk.site.pend(order, documents)
         assert [kind for kind, _ in _tasks(desk, "ben")] == ["Order to countersign"]
         assert _tasks(desk, "anna") == [] and _tasks(desk, "rita") == []
-        (one,) = desk.signed_in("ben").get("/orders.json").json()["orders"]
-        assert one["mine"] and one["action"] == "enrol" and one["meaning"]
+        (one,) = desk.signed_in("ben").get("/orders.json").json()["rows"]
+        assert one["can_countersign"] and one["action"] == "enrol" and one["meaning"]
 
 
 def test_a_unit_sees_first_what_answers_it_and_no_run_of_anybody(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
+from starlette.testclient import TestClient
+from starlette.types import Receive, Scope, Send
 
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import add_seconds
@@ -18,6 +20,7 @@ from appliance.errors import Denied, NotAuthenticated
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.signatures.dsse import parse_envelope
 from appliance.web.core import auth, logs
+from appliance.web.people.api import people_app
 from scripts.kit.authenticator import Authenticator, new_passkey
 from scripts.kit.log_builder import ISSUER
 from tests.kit.console import URL, Browser, Console, console
@@ -74,7 +77,7 @@ def test_a_person_signs_in_with_a_passkey_and_a_token_and_the_session_ends_with_
     assert (entry.type, entry.source, found["issuer"]) == ("session.opened", "tcp:testclient", ISSUER)
     assert (found["binding"], found["key"], found["token"]) == (row.index, "k1", digest_bytes(token.encode()))
     assert "@" not in entry.encoded.decode()
-    ends = browser.get("/sessions.json").json()["sessions"][0]["expires_at"]
+    ends = browser.get("/sessions.json").json()["rows"][0]["expires_at"]
     assert ends == found["expires_at"] < add_seconds(desk.site.now, 121)
     assert finish(desk.browser(), fields, token).status_code == 401  # the statement was used
     again, other = begin(browser)
@@ -189,6 +192,18 @@ def test_a_unit_needs_no_token_and_an_administrator_only_on_a_network(desk: Cons
         with pytest.raises(Denied) as refused:
             desk.authenticator.open_session(envelope, source)
         assert refused.value.code == "identity-required"
+
+
+def test_a_request_without_a_peer_is_of_a_network(desk: Console) -> None:
+    """A connection that was reset has none. Then even an administrator needs the token of the provider."""
+    people = people_app(desk.context, desk.authenticator)
+
+    async def without_peer(scope: Scope, receive: Receive, send: Send) -> None:
+        await people({**scope, "client": None}, receive, send)
+
+    envelope = json.loads(sign_session(desk.authenticator, "anna", desk.site.keys["anna"]))
+    refused = TestClient(without_peer).post("/v1/sessions", json={"envelope": envelope})
+    assert refused.json()["error"]["code"] == "identity-required"
 
 
 def test_the_removal_of_an_identity_ends_its_sessions_at_once(desk: Console) -> None:

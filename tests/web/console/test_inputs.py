@@ -64,7 +64,7 @@ def test_an_import_is_cancelled_on_the_page_of_imports_while_it_waits(tmp_path: 
         entry = desk.site.request_import()
 
         def cancels(viewer: str) -> list[str]:
-            imports = desk.signed_in(viewer).get("/imports.json").json()["imports"]
+            imports = desk.signed_in(viewer).get("/imports.json").json()["rows"]
             return [one["cancel"] for one in imports if one["cancel"]]
 
         (path,) = cancels("ines")
@@ -78,7 +78,7 @@ def test_an_import_leads_to_what_it_made(tmp_path: Path) -> None:
     with console("imported", tmp_path / "h") as desk:
         desk.site.import_set()
         browser = desk.signed_in("olga")
-        paths = {one["path"] for one in browser.get("/imports.json").json()["imports"]}
+        paths = {one["path"] for one in browser.get("/imports.json").json()["rows"]}
         assert {"/bases/smollm2", "/datasets/clauses@1", "/validation-sets/exam@1"} <= paths
         assert [browser.get(path).status_code for path in paths if path] == [200] * len(paths - {None})
         page = browser.get("/imports").text

@@ -423,7 +423,7 @@ def test_a_waiting_order_is_shown_in_words_with_the_technical_values_folded(desk
     desk.site.accept_invitation("nina", passkey)
     order, documents = desk.site.enrolment_with_passkey("nina", passkey, ("operator",))
     desk.site.pend(order, documents)
-    (row,) = desk.signed_in("ben").get("/orders.json").json()["orders"]
+    (row,) = desk.signed_in("ben").get("/orders.json").json()["rows"]
     lines, technical = dict(row["lines"]), dict(row["technical"])
     assert row["title"] == "Enrol a person with a passkey" and lines["roles"] == "operator"
     assert lines["printed name"] == "Nina Example" and lines["signs at"] == URL

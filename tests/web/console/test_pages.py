@@ -212,7 +212,7 @@ def test_a_number_beyond_the_log_is_only_the_end_of_it(browsers: dict[str, Brows
     far = 10**26
     assert browsers["auditor"].get(f"/log.json?after={far}").json()["entries"] == []
     assert browsers["auditor"].get(f"/log.json?before={far}").json()["entries"] != []
-    assert browsers["auditor"].get(f"/runs.json?before={far}").json()["runs"] != []
+    assert browsers["auditor"].get(f"/runs.json?before={far}").json()["rows"] != []
 
 
 def test_a_document_is_downloaded_as_the_bytes_that_the_entry_binds(

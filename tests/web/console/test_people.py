@@ -100,7 +100,7 @@ def test_roles_are_in_words_on_pages_and_as_signed_in_data(tmp_path: Path) -> No
         assert "What is waiting for rita, reviewer for privacy" in home
         form = re.sub(r">\s+", ">", anna.get("/sign/grant").text)
         assert '<option value="reviewer:privacy">reviewer for privacy</option>' in form, "the order has the role itself"
-        assert _page(desk, "anna", "rita")["roles"] == ["reviewer:privacy"]
+        assert _page(desk, "anna", "rita")["principal"]["roles"] == ["reviewer:privacy"]
         assert "reviewer:privacy" in anna.get("/people.csv").text
 
 

@@ -24,7 +24,7 @@ def desk(home: Path, request: pytest.FixtureRequest) -> Iterator[Console]:
 def test_a_release_owner_sees_what_is_missing_and_when_it_is_not_any_more(desk: Console) -> None:
     desk.site.request_release()
     browser = desk.signed_in("otto")
-    (one,) = browser.get("/candidates.json").json()["candidates"]
+    (one,) = browser.get("/candidates.json").json()["rows"]
     assert one["unit"] == "legal" and one["served_models"] == []
     assert "approvals-missing" in [reason["code"] for reason in one["missing"]]
     assert {reason["kind"] for reason in one["missing"]} == {"policy"}
@@ -32,17 +32,26 @@ def test_a_release_owner_sees_what_is_missing_and_when_it_is_not_any_more(desk: 
     assert '<span class="chip is-good">tier low</span>' in page and "People decide with its help (assist)." in page
     desk.site.review("rita", "privacy")
     desk.site.review("raul", "model-risk")
-    (one,) = browser.get("/candidates.json").json()["candidates"]
+    (one,) = browser.get("/candidates.json").json()["rows"]
     assert one["missing"] == [] and "may be released" in browser.get("/candidates").text
     grant = desk.site.order(Grant, "anna", principal="rita", role="release-owner:legal")
     desk.site.two(RoleGranted(policy=desk.site.in_force), grant)
-    (one,) = desk.signed_in("rita").get("/candidates.json").json()["candidates"]
+    (one,) = desk.signed_in("rita").get("/candidates.json").json()["rows"]
     assert [reason["code"] for reason in one["missing"]] == ["activator-approved"]
     (waiting,) = status(desk.context, "anna").releases
     assert waiting.owners == ("otto",)
     desk.site.activate()
-    assert browser.get("/candidates.json").json()["candidates"][0]["served_models"] == ["labels"]
-    assert browser.get("/candidates.json?unit=sales").json()["candidates"] == []
+    assert browser.get("/candidates.json").json()["rows"][0]["served_models"] == ["labels"]
+    assert browser.get("/candidates.json?unit=sales").json()["rows"] == []
+
+
+@pytest.mark.parametrize("desk", ["sealed"], indirect=True)
+def test_a_page_of_candidates_has_all_units_of_its_adapters(desk: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("appliance.web.console.core.page.PAGE_ROWS", 1)
+    for unit in ("legal", "sales"):
+        desk.site.request_release(unit=unit)
+    value = desk.signed_in("audrey").get("/candidates.json").json()
+    assert ([one["unit"] for one in value["rows"]], value["next"]) == (["legal", "sales"], None)
 
 
 @pytest.mark.parametrize("desk", ["sealed"], indirect=True)
@@ -56,7 +65,7 @@ def test_a_release_says_its_conditions_and_how_far_they_are_used_up(desk: Consol
     value = browser.get("/releases/legal/labels.json").json()
     assert (value["row"]["used_today"], value["row"]["most_a_day"]) == (0, 1_000)
     assert value["row"]["approved_by"] == ["rita", "raul"] and value["row"]["by"] == "otto"
-    assert [one["answers_a_day"] for one in value["conditions"]] == [1_000]
+    assert [one["terms"]["answers_a_day"] for one in value["conditions"]] == [1_000]
     assert value["row"]["until"] == min(one["valid_until"] for one in value["approvals"])
     text = browser.get("/releases/legal/labels").text
     assert "at most 1,000 responses a day" in text and "of 1,000" in text
@@ -68,7 +77,7 @@ def test_a_release_that_answers_no_more_says_why_and_waits_for_its_owner_and_its
     for name in ("otto", "legal"):
         browser = desk.signed_in(name)
         value = browser.get("/releases/legal/labels.json").json()
-        assert not value["row"]["answers"]
+        assert not value["row"]["serves"]
         assert "approvals-missing" in [reason["code"] for reason in value["blockers"]]
         text = browser.get("/releases/legal/labels").text
         assert "the reasons are below" in text and "loaded at the next request" not in text

@@ -99,7 +99,7 @@ def test_results_are_compared_with_four_digits(tmp_path: Path, monkeypatch: pyte
     with console("imported", tmp_path / "h") as desk:
         first, second = desk.site.request_run(), desk.site.request_run()
         found = iter([{"adapter": {"loss": "3.184665"}}, {"adapter": {"loss": "4.082299"}}] * 2)
-        monkeypatch.setattr(runs, "read_metrics", lambda context, adapter: next(found))
+        monkeypatch.setattr(runs.records, "read_metrics", lambda context, adapter: next(found))
         address = f"run={first}&run={second}"
         page = desk.signed_in("olga").get(f"/compare?{address}").text
         assert ">3.185<" in page and "3.184665" not in page

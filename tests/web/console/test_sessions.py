@@ -30,7 +30,7 @@ def ends(desk: Console, size: int) -> list[Any]:
 
 
 def rows(browser: Browser) -> list[dict[str, Any]]:
-    return list(browser.get("/sessions.json").json()["sessions"])
+    return list(browser.get("/sessions.json").json()["rows"])
 
 
 def end(browser: Browser, entry: object) -> Any:

@@ -118,7 +118,8 @@ def test_the_list_of_runs_is_told_how_far_each_is_and_continues_after_a_break(de
     second = find(first.id)
     assert second is not None and second.data["runs"][RUN]["step"] == 31
     (running,) = desk.signed_in("olga").get("/runs.json").json()["running"]
-    assert running["step"] == 31 and running["loss"] == 1.5
+    progress = running["progress"]
+    assert progress["step"] == 31 and progress["loss"] == 1.5
     assert desk.signed_in("legal").get("/runs/events").status_code == 403
     desk.context.progress.publish(RUN, {"frame": "progress", "done": 3, "total": 9})
     assert live.read_step_progress(desk.context, RUN).detail == "evaluated 3 of 9 rows"

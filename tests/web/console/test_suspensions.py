@@ -118,7 +118,7 @@ def test_a_unit_sees_that_its_release_is_suspended_and_no_button(desk: Console) 
 def test_another_role_suspends_beside_a_suspension(desk: Console) -> None:
     desk.site.suspend()
     desk.site.suspend("otto", served_model="labels")
-    assert desk.signed_in("olga").get("/adapters.json").json()["adapters"][0]["suspended_for"] == ["legal"]
+    assert desk.signed_in("olga").get("/adapters.json").json()["rows"][0]["suspended_for"] == ["legal"]
     assert "suspended for legal" in text_of(desk, "olga", "/adapters")
     assert "/sign/suspend-release" not in text_of(desk, "rita", "/releases/legal/labels"), "her role did so already"
     assert "/sign/suspend-release" in text_of(desk, "raul", "/releases/legal/labels")

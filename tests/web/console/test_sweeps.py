@@ -159,7 +159,7 @@ def test_a_sweep_shows_its_runs_the_best_first_and_which_fall_behind(
         assert value["compare"] == f"/compare?run={runs[1]}&run={runs[0]}&run={runs[2]}"
         page = desk.signed_in("rita").get("/sweeps/tried-1")
         assert page.status_code == 200 and "/sign/cancel" not in page.text
-        (listed,) = desk.signed_in("rita").get("/sweeps.json").json()["sweeps"]
+        (listed,) = desk.signed_in("rita").get("/sweeps.json").json()["rows"]
         assert (listed["name"], listed["runs"], listed["statuses"]) == ("tried-1", 3, {"queued": 3})
         assert desk.signed_in("rita").get("/sweeps/other").status_code == 404
         assert 'href="/sweeps/tried-1"' in desk.signed_in("rita").get(f"/runs/{runs[0]}").text

@@ -49,7 +49,7 @@ def desk(home: Path) -> Iterator[Console]:
 def speaking(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the served model's answers texts, though the log's own dataset has labels."""
     teaching = InstructedDataset(DatasetDescription("instruction", ()), "Be brief.")
-    monkeypatch.setattr(serve, "read_teaching", lambda context, dataset: teaching)
+    monkeypatch.setattr(serve, "read_training_description", lambda context, dataset: teaching)
 
 
 def _ask(browser: Browser, text: str = SECRET, **fields: str) -> httpx.Response:
@@ -189,14 +189,14 @@ def test_a_row_that_somebody_adds_to_the_database_reads_and_asks_for_nothing(des
 
 
 def test_the_history_is_the_units_own_a_page_at_a_time(desk: Console, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requests, "PAGE_ROWS", 2)
+    monkeypatch.setattr("appliance.web.console.core.page.PAGE_ROWS", 2)
     browser = desk.signed_in("legal")
     for _ in range(3):
         _ask(browser)
     first = browser.get("/requests.json").json()
-    assert len(first["requests"]) == 2 and first["running"] == 1, "the log has one that nobody ended"
+    assert len(first["rows"]) == 2 and first["running"] == 1, "the log has one that nobody ended"
     second = browser.get(f"/requests.json?before={first['next']}").json()
-    names = [one["request"] for one in first["requests"] + second["requests"]]
+    names = [one["request"] for one in first["rows"] + second["rows"]]
     assert len(set(names)) == len(names) >= 3 and second["next"] is None
     rows = list(csv.DictReader(io.StringIO(browser.get("/requests.csv").text)))
     assert [row["request"] for row in rows] == names[:2] and rows[0]["outcome"] == "success"

@@ -22,6 +22,7 @@ from appliance.formats.core.merkle import Frontier
 from appliance.formats.log.checkpoint import Checkpoint, cosign, sign_checkpoint, witness_vkey_of
 from appliance.formats.log.note import Note, encode_note, parse_note, vkey_of
 from appliance.formats.signatures.keys import generate_ed25519
+from appliance.store.database.catalogue import check_catalogue
 from appliance.store.database.engine import open_engine
 from appliance.store.files import disk
 from appliance.store.files.encryption import make_identity
@@ -33,7 +34,7 @@ from appliance.workflows.queries.log import export
 from scripts.kit.log_builder import ORIGIN
 from scripts.kit.postgres import Server, find_binaries, postgres
 from tests.kit.backups import ALL, ANNA, DATA, BackedUp, make_database, on_postgresql, on_sqlite, serving
-from tests.kit.cuts import cut_at, lines_of
+from tests.kit.cuts import Place, cut_at, find_cuts
 from tests.kit.founded import _DEFAULT, policy_set
 
 __all__ = ["postgres"]
@@ -112,7 +113,7 @@ def test_a_restore_into_a_new_postgresql_database(
     with wiring.service(load_settings(home, environment), restoration=True) as context:
         append(context, CHECKED)
         assert context.ledger.state.size == done.entries + 1
-        assert context.ledger.check_schema() == []
+        assert context.ledger.ask(check_catalogue) == []
         assert context.ledger.disclosures([disclosed.commitment]) == {}
 
 
@@ -441,23 +442,25 @@ def test_what_witnesses_have_seen_is_compared(tmp_path: Path) -> None:
 MOVERS = frozenset({restoring.__file__, moving.__file__})
 """The files with the moves of a restore."""
 
+MOVED: Place = (moving.__file__, Path(moving.__file__).read_text().splitlines().index("    staged.rmdir()") + 1, 1)
+"""A place after the moves out of the first staging folder, before the folder is removed."""
+
 
 @pytest.mark.thorough
-def test_a_power_cut_before_any_line_of_a_restore_leaves_no_home_or_a_whole_one(tmp_path: Path) -> None:
+def test_a_power_cut_in_each_state_of_the_disk_in_a_restore_leaves_no_home_or_a_whole_one(tmp_path: Path) -> None:
     made = on_sqlite(tmp_path, "initialized")
     backup = made.make().backup
     numbers = count()
-    files, functions = MOVERS, frozenset({"publish", "_staging", "move_content"})
 
     def restore_new(home: Path) -> None:
         made.restore(backup, home)
 
-    lines = lines_of(files, functions, lambda: restore_new(tmp_path / "whole"))
-    assert len(lines) > 12
+    places = find_cuts(tmp_path / "whole", MOVERS, lambda: restore_new(tmp_path / "whole"))
+    assert len(places) > 16
     expected, found = modes(tmp_path / "whole"), set()
-    for place in lines:
+    for place in places:
         home = tmp_path / f"n{next(numbers)}"
-        assert cut_at(place, files, lambda home=home: restore_new(home))
+        assert cut_at(place, MOVERS, lambda home=home: restore_new(home))
         is_home = (home / "trust.json").exists()
         found.add(is_home)
         if not is_home:
@@ -481,10 +484,10 @@ def files_below(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 
 @pytest.mark.thorough
-def test_a_restore_to_other_folders_can_be_repeated_after_a_power_cut_before_any_line(tmp_path: Path) -> None:
+def test_a_restore_to_other_folders_can_be_repeated_after_a_power_cut_in_each_state_of_the_disk(tmp_path: Path) -> None:
     """Also after a second cut, while the second try takes back what the first one moved."""
     made, request, outside = make_outside(tmp_path)
-    home, functions = request.home, frozenset({"publish", "move_content", "record_moves"})
+    home = request.home
 
     def again() -> None:
         restoring.restore(made.folder, request, making_places, made.clock)
@@ -493,7 +496,7 @@ def test_a_restore_to_other_folders_can_be_repeated_after_a_power_cut_before_any
         disk.remove_tree(home)
         disk.remove_tree(outside)
 
-    lines = lines_of(MOVERS, functions, again)
+    places = find_cuts(tmp_path, MOVERS, again)
     expected = files_below(outside)
     assert "keys/log.pem" in expected and "log.db" in expected
 
@@ -505,26 +508,21 @@ def test_a_restore_to_other_folders_can_be_repeated_after_a_power_cut_before_any
         assert [path for path in (*home.rglob("*"), *outside.rglob("*")) if "restoring" in path.name] == []
 
     found = set()
-    for place in lines:
+    for place in places:
         remove_all()
         assert cut_at(place, MOVERS, again)
         found.add(((outside / "keys/log.pem").exists(), (home / "trust.json").exists()))
         check_whole()
     assert found == {(False, False), (True, False), (True, True)}
-    kept = next(place for place in lines if place[0] == moving.__file__ and "staged.rmdir()" in read_line(place))
     remove_all()
-    assert cut_at(kept, MOVERS, again)
-    back = lines_of(MOVERS, frozenset({"take_back_moves"}), again)
+    assert cut_at(MOVED, MOVERS, again)
+    back = find_cuts(tmp_path, MOVERS, lambda: moving.take_back_moves(home))
     assert len(back) > 8
     for place in back:
         remove_all()
-        assert cut_at(kept, MOVERS, again) and (outside / "keys/log.pem").exists()
+        assert cut_at(MOVED, MOVERS, again) and (outside / "keys/log.pem").exists()
         assert cut_at(place, MOVERS, again)
         check_whole()
-
-
-def read_line(place: tuple[str, int]) -> str:
-    return Path(place[0]).read_text(encoding="utf-8").splitlines()[place[1] - 1]
 
 
 @pytest.mark.parametrize("name", ["keys/log.pem", "log.db", "keys/another"])
@@ -534,10 +532,7 @@ def test_a_repeated_restore_leaves_what_another_put_into_its_folders(tmp_path: P
     def again() -> None:
         restoring.restore(made.folder, request, making_places, made.clock)
 
-    place = next(one for one in lines_of(MOVERS, frozenset({"move_content"}), again) if "rmdir" in read_line(one))
-    disk.remove_tree(request.home)
-    disk.remove_tree(outside)
-    assert cut_at(place, MOVERS, again)
+    assert cut_at(MOVED, MOVERS, again)
     (outside / name).write_bytes(b"live")
     for _ in range(2):
         with pytest.raises(Conflict, match=r"got one.*; if an interrupted restore left that there, remove it"):

@@ -25,7 +25,7 @@ from appliance.workflows.core.context import ALL_ROLES
 from appliance.workflows.core.jobs import ItemsInProgress, Jobs
 from appliance.workflows.core.retry import append_with_retry, state_with_retry
 from appliance.workflows.data import imports as ingest
-from appliance.workflows.lifecycle.recovery import resume_forgotten
+from appliance.workflows.lifecycle.recovery import start_missed_work
 from appliance.workflows.runs import train
 from scripts.kit.log_builder import stage
 from tests.kit.small_log import SmallLog
@@ -172,7 +172,7 @@ def test_what_nobody_carries_though_its_order_stands_is_taken_up(monkeypatch: py
     if busy:
         for jobs in (context.runs, context.datasets):
             jobs.put(over.wait)
-    resume_forgotten(context)
+    start_missed_work(context)
     over.set()
     for jobs in (context.runs, context.datasets):
         jobs.stop(10)

@@ -162,7 +162,7 @@ def test_the_manifest_of_waiting_imports_is_parsed_once_and_without_the_lock_of_
         note(context.artifacts, name)
     accepted = [order_base(site, source, f"b{number}") for number in range(MOST_WAITING)]
     for one in accepted:
-        ingest.check_base_uploaded(context, one)
+        ingest.check_base_uploaded(context, one.order, one.digest)
     assert [name for name, _ in work].count("parse_manifest") == 1
     assert [name for name, _ in work].count("upload") == 3 * len(accepted), "the manifest, and each file once"
     work.clear()
@@ -188,7 +188,7 @@ def test_a_manifest_names_so_many_files(home: Path) -> None:
     context = context_of(site, home)
     accepted = order_base(site, folder_manifest(context, ingest._MOST_FILES + 1), "many")
     with pytest.raises(BadInput, match="base many, manifest: expected at most 512 files, got 513; leave out"):
-        ingest.check_base_uploaded(context, accepted)
+        ingest.check_base_uploaded(context, accepted.order, accepted.digest)
 
 
 def test_a_person_has_so_many_imports_that_wait() -> None:

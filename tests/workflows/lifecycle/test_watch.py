@@ -17,6 +17,7 @@ from appliance.domain.queries.alarms import find_alarms
 from appliance.domain.queries.measures import Expiry, Growth
 from appliance.errors import Tampered, Unavailable
 from appliance.formats.core.timestamp import encode_time
+from appliance.store.database.catalogue import check_catalogue
 from appliance.store.files.space import Reserve
 from appliance.workflows.core.contact import Contact
 from appliance.workflows.core.context import DatabaseMeasures
@@ -33,8 +34,7 @@ def context(home: Path, last: datetime = NOW, state: State | None = None) -> Any
     state.last_time = encode_time(last)
     ledger = SimpleNamespace(
         state=state,
-        check_schema=list,
-        ask=lambda _: None,
+        ask=lambda question: [] if question is check_catalogue else None,
         partial_block=None,
         stored_bytes=lambda: 1000,
         dialect="sqlite",
@@ -126,19 +126,17 @@ def test_what_the_service_holds_in_memory_is_measured(tmp_path: Path, space: Any
 def test_the_database_is_measured_once_a_minute_and_the_last_values_remain(tmp_path: Path, space: Any) -> None:
     measured = context(tmp_path)
     size = measured.ledger.state.size
-    measured.ledger.check_schema = lambda: ["trigger steal on disclosures: expected none, got one"]
-    measured.ledger.ask = lambda _: size - 3
+    finding = "trigger steal on disclosures: expected none, got one"
+    measured.ledger.ask = lambda question: [finding] if question is check_catalogue else size - 3
     measured.database_measures = measure_database(measured)
-    expected = DatabaseMeasures(
-        ("database, trigger steal on disclosures: expected none, got one",), Growth(2, 2000 // size, True), 1000
-    )
+    expected = DatabaseMeasures((f"database, {finding}",), Growth(2, 2000 // size, True), 1000)
     assert measured.database_measures == expected
     assert codes(measured) == ["database-changed"]
 
-    def fail() -> list[str]:
+    def fail(question: object) -> None:
         raise Unavailable("database: expected one that responds, got none")
 
-    measured.ledger.check_schema = fail
+    measured.ledger.ask = fail
     assert measure_database(measured) == expected
 
 

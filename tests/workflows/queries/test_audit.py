@@ -129,13 +129,10 @@ def test_a_failed_import_or_replay_is_under_way_until_its_reason_is_there() -> N
         **{"order": "sha256:1", "run": "r-000001", "from_step": 0, "to_step": 1},
         **{"signer": "vera", "index": 9, "status": "failed"},
     )
-    state = SimpleNamespace(
-        imports={record.order: record.model_copy(update={"status": "failed"})},
-        replays={replay.order: replay},
-        texts=site.state.texts,
-    )
+    site.state.imports.put(record.order, record.model_copy(update={"status": "failed"}))
+    site.state.replays.put(replay.order, replay)
     context: Any = SimpleNamespace(
-        ledger=SimpleNamespace(state=state), progress=Progress(), items_in_progress=ItemsInProgress()
+        ledger=SimpleNamespace(state=site.state), progress=Progress(), items_in_progress=ItemsInProgress()
     )
     error = WorkError(code="disk", message="no space")
     for key, ask in ((record.order, partial(import_status, principal="vera")), (replay.order, replay_status)):

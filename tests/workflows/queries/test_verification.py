@@ -41,6 +41,8 @@ from tests.store.conftest import Databases, database_url, databases
 __all__ = ["database_url", "databases", "postgres"]
 
 SIZE = 6
+ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+"""For what happens to the program, whatever database it reads."""
 FSYNC = "database server, fsync: expected on, got off"
 """What is found of the tests' PostgreSQL, which need not last."""
 
@@ -180,6 +182,7 @@ def test_what_is_appended_meanwhile_is_not_of_that_moment(
 
 
 @pytest.mark.thorough
+@ON_SQLITE
 def test_a_program_that_was_killed_is_an_error_and_no_verdict(
     context: Context, trust: dict[str, Any], monkeypatch: pytest.MonkeyPatch, started: list[Any]
 ) -> None:
@@ -204,6 +207,7 @@ def test_a_verification_ends_with_the_service_and_with_whoever_asked(
 
 
 @pytest.mark.thorough
+@ON_SQLITE
 @pytest.mark.family(keep=2)
 @pytest.mark.parametrize("place", ["a pipe", "a link", "a folder", "a file for its folder"])
 def test_a_log_that_cannot_be_written_is_refused_at_once(
@@ -229,6 +233,7 @@ def test_a_log_that_cannot_be_written_is_refused_at_once(
 
 
 @pytest.mark.thorough
+@ON_SQLITE
 def test_there_is_one_verification_at_a_time(context: Context, trust: dict[str, Any]) -> None:
     with context.verifying, pytest.raises(RateLimited, match="got a second one during the first"):
         verification.verify(context, trust)
@@ -258,6 +263,7 @@ def test_a_program_ends_when_its_service_has_died_though_the_database_says_nothi
 
 
 @pytest.mark.thorough
+@ON_SQLITE
 def test_a_database_that_does_not_answer_is_no_finding(context: Context, trust: dict[str, Any]) -> None:
     elsewhere = SimpleNamespace(
         signed_texts=context.ledger.signed_texts, seen=context.ledger.seen, database_url="sqlite:////nowhere/ledger.db"
@@ -267,6 +273,7 @@ def test_a_database_that_does_not_answer_is_no_finding(context: Context, trust: 
 
 
 @pytest.mark.thorough
+@ON_SQLITE
 def test_the_program_knows_nothing_of_the_services_environment(
     context: Context, trust: dict[str, Any], monkeypatch: pytest.MonkeyPatch, started: list[Any]
 ) -> None:

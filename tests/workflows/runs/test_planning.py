@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from appliance.domain.core.state import State
 from appliance.domain.planning.shape import MachineCalibration
 from appliance.errors import BadInput, Conflict, Denied
 from appliance.store.files.run_files import CalibrationStore
@@ -21,11 +22,11 @@ MEASURED = {"lengths": [32, 192], "rows": 8, "answer": 4, "load_s": 2.0, "peak_b
 
 
 def context(folder: Path, **people: Any) -> Any:
-    state = SimpleNamespace(
-        bases={"smollm2": SimpleNamespace(facts=BASE_FACTS)},
-        datasets={"clauses@1": SimpleNamespace(facts=DATASET_FACTS)},
-        principals=people,
-    )
+    state: Any = State()
+    state.bases.put("smollm2", SimpleNamespace(facts=BASE_FACTS))
+    state.datasets.put("clauses@1", SimpleNamespace(facts=DATASET_FACTS))
+    for name, person in people.items():
+        state.principals.put(name, person)
     return SimpleNamespace(
         **one_process(),
         ledger=SimpleNamespace(state=state),

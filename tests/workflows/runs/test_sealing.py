@@ -11,6 +11,7 @@ import pytest
 
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import encode_value
+from appliance.domain.core.state import State
 from appliance.domain.governance.post_quantum import AddPostQuantumKeys, PostQuantumKeysAdded
 from appliance.domain.releases.adapters import SIGNATURE_ROLES
 from appliance.errors import Tampered
@@ -25,7 +26,8 @@ def test_a_link_of_the_worker_is_replaced_and_not_followed(tmp_path: Path, name:
     run = site.state.runs.get("r-000001")
     assert run is not None
     base = SimpleNamespace(facts={"tokenizer_digest": None, "chat_template_digest": None})
-    state = SimpleNamespace(bases={run.base: base})
+    state: Any = State()
+    state.bases.put(run.base, base)
     context: Any = SimpleNamespace(ledger=SimpleNamespace(state=state))
     output, victim, order = tmp_path / "output", tmp_path / "ledger.db", site.train_order()
     output.mkdir()

@@ -122,7 +122,7 @@ def test_a_slot_that_answers_is_not_taken(home: Home, monkeypatch: pytest.Monkey
             _ask(home, serving, second)
         going.close()
         assert _ask(home, serving, second)
-        assert [loaded.unit for loaded in serving._slots._table.values()] == [second]
+        assert [loaded.row.unit for loaded in serving._slots._table.values()] == [second]
 
 
 @pytest.mark.thorough
@@ -132,7 +132,10 @@ def test_with_vllm_a_slot_makes_room_before_vllm_is_full(home: Home, monkeypatch
     monkeypatch.setattr(made, "_settle", emptied.append)
     for number in range(8):
         stub: Any = SimpleNamespace(
-            unit=f"u{number}", served_model="own", close_if_idle=lambda _: True, close=lambda _: None, engine=None
+            row=SimpleNamespace(unit=f"u{number}", served_model="own"),
+            close_if_idle=lambda _: True,
+            close=lambda _: None,
+            engine=None,
         )
         made._table[f"u{number}/own"] = stub
     made._make_room()

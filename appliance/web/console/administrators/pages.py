@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from functools import partial
+from operator import attrgetter
 from typing import Any, Literal, get_args
 
-from pydantic import Field
-
+from appliance.api.log import EntrySummary
 from appliance.api.operations import ActiveJob, Check, EngineRow, ProcessRow, ServiceRow, StoredKind
+from appliance.api.people import PendingOrder
 from appliance.domain.actions.registry import ACTIONS
 from appliance.domain.core.decisions import Delegation
 from appliance.domain.core.entry import parse_entry
-from appliance.domain.core.names import EXCLUSIVE_ROLES, IDENTIFIER, Time
-from appliance.domain.core.records.people import Key, Principal
+from appliance.domain.core.names import EXCLUSIVE_ROLES, Time
+from appliance.domain.core.records.people import Application, Invitation, Key, Principal
 from appliance.domain.core.state import State
 from appliance.domain.governance.delegations import Delegate, refuse_delegate
 from appliance.domain.governance.identities import BindIdentity, UnbindIdentity
@@ -23,13 +24,25 @@ from appliance.domain.governance.keys import ReplaceKey, RevokeKey, RotateKey
 from appliance.domain.governance.passkeys import EnrolPasskey
 from appliance.domain.governance.people import Grant, RemoveRole, RevokePrincipal
 from appliance.domain.queries.alarms import Alarm
+from appliance.domain.queries.measures import seconds_between
 from appliance.domain.releases.reviews import delegation_reasons
 from appliance.domain.serving.tokens import RevokeTokens
 from appliance.errors import NotFound, Refusal
 from appliance.formats.signatures.dsse import encode_envelope
 from appliance.web.console.auditors.entry import read_order
-from appliance.web.console.core.page import PAGE_ROWS, PEOPLE, CsvTable, Page, PageValue, Query, Viewer
-from appliance.web.console.core.render import link, seconds_since
+from appliance.web.console.core.page import (
+    PAGE_ROWS,
+    CsvTable,
+    FormLink,
+    ListPage,
+    NameQuery,
+    Page,
+    PageValue,
+    Query,
+    Viewer,
+    columns,
+)
+from appliance.web.console.core.render import sign_link
 from appliance.workflows.core.context import LedgerContext, RunContext
 from appliance.workflows.operations.status import storage, work
 from appliance.workflows.queries import people as people_queries
@@ -110,48 +123,21 @@ def _health_table(value: Health) -> CsvTable:
 
 def make_health_page(examine: Examine) -> Page:
     """Return the page of health and storage."""
-    return Page(
-        "/health",
-        "Health and storage",
-        PEOPLE,
-        HealthQuery,
-        partial(health, examine),
-        "administrators/health.html",
-        _health_table,
-        "Site",
-        "health",
-    )
+    return Page("/health", "Health and storage", partial(health, examine), _health_table, group="Site", symbol="health")
 
 
-class OrderRow(PageValue):
-    """A pending order.
+class OrderRow(PendingOrder):
+    """A pending order in words. `can_countersign` is true if the viewer can."""
 
-    `mine` is true if the viewer can countersign it. `blockers` lists why it cannot take effect any more. `documents`
-    are the roles of the documents that it binds.
-    """
-
-    digest: str
-    action: str
     title: str
-    signer: str
-    entry: int
-    expires_at: str
     meaning: str | None
     lines: tuple[tuple[str, str], ...]
     technical: tuple[tuple[str, str], ...]
     """Values of the order that are folded."""
-    documents: tuple[str, ...]
-    blockers: tuple[Refusal, ...]
-    mine: bool
+    can_countersign: bool
 
 
-class Orders(PageValue):
-    """The page of pending orders."""
-
-    orders: tuple[OrderRow, ...]
-
-
-def orders(context: LedgerContext, viewer: Viewer, query: Query) -> Orders:
+def orders(context: LedgerContext, viewer: Viewer, query: Query) -> ListPage[OrderRow]:
     """Return the pending orders."""
     mine = {one.order for one in waiting_for(context, viewer.name)}
     rows = []
@@ -160,21 +146,15 @@ def orders(context: LedgerContext, viewer: Viewer, query: Query) -> Orders:
         meaning, lines = read_order(encode_envelope(one.envelope), texts)
         rows.append(
             OrderRow(
-                digest=one.digest,
-                action=one.action,
+                **dict(one),
                 title=ACTIONS[one.action].title,
-                signer=one.signer,
-                entry=one.index,
-                expires_at=one.expires_at,
                 meaning=meaning,
                 lines=tuple(line for line in lines if not _is_technical(*line)),
                 technical=tuple(line for line in lines if _is_technical(*line)),
-                documents=tuple(one.documents),
-                blockers=one.blockers,
-                mine=one.digest in mine,
+                can_countersign=one.digest in mine,
             )
         )
-    return Orders(orders=tuple(rows))
+    return ListPage[OrderRow](rows=tuple(rows))
 
 
 def _is_technical(label: str, text: str) -> bool:
@@ -186,78 +166,56 @@ _TECHNICAL = ("action", "origin", "signer", "nonce", "made", "expires", "key", "
 """Labels of technical values of an order."""
 
 
-def _orders_table(value: Orders) -> CsvTable:
-    headers = ("digest", "action", "signer", "entry", "expires_at")
-    return CsvTable(headers, [[getattr(one, name) for name in headers] for one in value.orders])
-
-
-ORDERS_PAGE = Page(
-    "/orders", "Waiting orders", PEOPLE, Query, orders, "administrators/orders.html", _orders_table, "Site", "order"
-)
+_COLUMNS = ("digest", "action", "signer", "index", "expires_at")
+"""Columns of the table of orders."""
+ORDERS_PAGE = Page("/orders", "Waiting orders", orders, columns("rows", *_COLUMNS), group="Site", symbol="order")
 
 
 class PeopleQuery(Query):
-    """`past` is the last name on the previous page."""
+    """`after` is the last name on the previous page."""
 
-    past: str | None = None
+    after: str | None = None
 
 
 class PersonRow(PageValue):
     """A person or unit in the list."""
 
-    name: str
+    principal: Principal
     printed_name: str | None
-    roles: tuple[str, ...]
-    enrolled: int
-    revoked: int | None
 
 
 class InvitationRow(PageValue):
     """An invitation that is open, or whose person has made a passkey.
 
-    `accepted` is the entry of the passkey. `waiting` is the order that enrols it, once one administrator has signed it.
+    `waiting` is the order that enrols the passkey, once one administrator has signed it.
     """
 
-    name: str
+    invitation: Invitation
     printed_name: str | None
-    roles: tuple[str, ...]
-    invited_by: str
-    until: str
-    entry: int
-    accepted: int | None
-    keyid: str | None
     waiting: str | None
     can_countersign: bool
 
 
-class People(PageValue):
+class People(ListPage[PersonRow]):
     """The page of people and units."""
 
     invitations: tuple[InvitationRow, ...]
-    people: tuple[PersonRow, ...]
-    next: str | None
 
 
 def people(context: LedgerContext, viewer: Viewer, query: PeopleQuery) -> People:
     """Return the people and units by name."""
     rest = sorted(
-        (one for one in context.ledger.state.principals.values() if query.past is None or one.name > query.past),
-        key=lambda one: one.name,
+        (one for one in context.ledger.state.principals.values() if query.after is None or one.name > query.after),
+        key=attrgetter("name"),
     )
-    shown = rest[:PAGE_ROWS]
+    shown = rest[: PAGE_ROWS + 1]
     names = context.ledger.disclosures([one.printed_name for one in shown if one.printed_name])
-    rows = tuple(
-        PersonRow(
-            name=one.name,
-            printed_name=names[one.printed_name].text if one.printed_name in names else None,
-            roles=one.roles,
-            enrolled=one.enrolled,
-            revoked=one.revoked,
-        )
+    rows = (
+        PersonRow(principal=one, printed_name=names[one.printed_name].text if one.printed_name in names else None)
         for one in shown
     )
-    invited = tuple(_invitations(context, viewer)) if query.past is None else ()
-    return People(invitations=invited, people=rows, next=shown[-1].name if len(rest) > PAGE_ROWS else None)
+    invited = tuple(_invitations(context, viewer)) if query.after is None else ()
+    return People.of(rows, attrgetter("principal.name"), invitations=invited)
 
 
 def _invitations(context: LedgerContext, viewer: Viewer) -> Iterator[InvitationRow]:
@@ -272,35 +230,11 @@ def _invitations(context: LedgerContext, viewer: Viewer) -> Iterator[InvitationR
             continue
         order = ordered.get(one.keyid or "")
         yield InvitationRow(
-            name=one.name,
+            invitation=one,
             printed_name=names[one.printed_name].text if one.printed_name in names else None,
-            roles=one.roles,
-            invited_by=one.invited_by,
-            until=one.until,
-            entry=one.index,
-            accepted=one.accepted,
-            keyid=one.keyid,
             waiting=None if order is None else order.digest,
             can_countersign=order is not None and viewer.has("administrator") and viewer.name != order.signer,
         )
-
-
-def _people_table(value: People) -> CsvTable:
-    headers = tuple(PersonRow.model_fields)
-    return CsvTable(headers, [[getattr(one, name) for name in headers] for one in value.people])
-
-
-class PersonQuery(Query):
-    """The name of a person or unit."""
-
-    name: str = Field(pattern=rf"^{IDENTIFIER}$")
-
-
-class PersonAction(PageValue):
-    """Something that the viewer can do with a person or key, and the address of its form."""
-
-    title: str
-    path: str
 
 
 class KeyRow(PageValue):
@@ -314,21 +248,12 @@ class KeyRow(PageValue):
     is_passkey: bool
     enrolled: int
     enrolled_at: str
-    age_s: float
+    age_s: int
     until: str | None
     revoked: int | None
     distrusted: int | None
     is_valid: bool
-    revoke: PersonAction | None
-
-
-class ApplicationRow(PageValue):
-    """An application that the unit enrolled."""
-
-    name: str
-    served_models: tuple[str, ...]
-    enrolled: int
-    revoked: int | None
+    revoke: FormLink | None
 
 
 class IdentityRow(PageValue):
@@ -339,39 +264,29 @@ class IdentityRow(PageValue):
 
 
 class DelegationRow(PageValue):
-    """A review function that `delegator` gave to `delegate`.
+    """A delegation. `ended` says why it is not valid now, and `end` is set if the viewer can end it."""
 
-    `ended` says why it is not valid now, and `end` is set if the viewer can end it.
-    """
-
-    review_function: str
-    delegator: str
-    delegate: str
-    until: str
-    entry: int
+    delegation: Delegation
     ended: Refusal | None
-    end: PersonAction | None
+    end: FormLink | None
 
 
 class PersonPage(PageValue):
     """The page of a person or unit."""
 
-    name: str
+    principal: Principal
     printed_name: str | None
-    roles: tuple[str, ...]
-    enrolled: int
-    revoked: int | None
     identity: IdentityRow | None
     keys: tuple[KeyRow, ...]
-    applications: tuple[ApplicationRow, ...]
+    applications: tuple[Application, ...]
     given: tuple[DelegationRow, ...]
     """Delegations by which others decide in this person's place."""
     received: tuple[DelegationRow, ...]
     """Delegations by which this person decides in the place of others."""
-    actions: tuple[PersonAction, ...]
+    actions: tuple[FormLink, ...]
 
 
-def person(context: LedgerContext, viewer: Viewer, query: PersonQuery) -> PersonPage:
+def person(context: LedgerContext, viewer: Viewer, query: NameQuery) -> PersonPage:
     """Return the page of a person or unit.
 
     Raises: NotFound for a name that was never enrolled.
@@ -385,18 +300,11 @@ def person(context: LedgerContext, viewer: Viewer, query: PersonQuery) -> Person
     delegations = [one for one in state.delegations.values() if found.name in (one.delegator, one.delegate)]
     bound = state.identities.get(found.name)
     return PersonPage(
-        name=found.name,
+        principal=found,
         printed_name=names[found.printed_name].text if found.printed_name in names else None,
-        roles=found.roles,
-        enrolled=found.enrolled,
-        revoked=found.revoked,
         identity=None if bound is None else IdentityRow(issuer=bound.issuer, entry=bound.index),
         keys=tuple(_key(viewer, key, now) for key in state.keys.values() if key.principal == found.name),
-        applications=tuple(
-            ApplicationRow(name=one.name, served_models=one.served_models, enrolled=one.enrolled, revoked=one.revoked)
-            for one in state.applications.values()
-            if one.unit == found.name
-        ),
+        applications=tuple(one for one in state.applications.values() if one.unit == found.name),
         given=tuple(_delegation(state, viewer, one, now) for one in delegations if one.delegator == found.name),
         received=tuple(_delegation(state, viewer, one, now) for one in delegations if one.delegate == found.name),
         actions=tuple(_list_actions(state, viewer, found)),
@@ -405,69 +313,58 @@ def person(context: LedgerContext, viewer: Viewer, query: PersonQuery) -> Person
 
 def _key(viewer: Viewer, key: Key, now: Time) -> KeyRow:
     can_revoke = key.revoked is None and (viewer.name == key.principal or viewer.has("administrator"))
-    path = link(f"/sign/{RevokeKey.action}", given=[f"principal:{key.principal}", f"keyid:{key.keyid}"])
+    revoke = sign_link(RevokeKey, f"Revoke {key.title}", principal=key.principal, keyid=key.keyid)
     return KeyRow(
         title=key.title,
         keyid=key.keyid,
         is_passkey=key.passkey is not None,
         enrolled=key.enrolled,
         enrolled_at=key.enrolled_at,
-        age_s=seconds_since(key.enrolled_at, now),
+        age_s=seconds_between(key.enrolled_at, now),
         until=key.until,
         revoked=key.revoked,
         distrusted=key.distrusted,
         is_valid=key.is_valid(now),
-        revoke=PersonAction(title=f"Revoke {key.title}", path=path) if can_revoke else None,
+        revoke=revoke if can_revoke else None,
     )
 
 
 def _delegation(state: State, viewer: Viewer, one: Delegation, now: Time) -> DelegationRow:
-    given = [f"principal:{one.delegate}", f"review_function:{one.review_function}"]
+    end = sign_link(Delegate, "End it", principal=one.delegate, review_function=one.review_function)
     ended = next(iter(delegation_reasons(state, one, now)), None)
     can_end = ended is None and viewer.name == one.delegator
-    return DelegationRow(
-        review_function=one.review_function,
-        delegator=one.delegator,
-        delegate=one.delegate,
-        until=one.until,
-        entry=one.index,
-        ended=ended,
-        end=PersonAction(title="End it", path=link(f"/sign/{Delegate.action}", given=given)) if can_end else None,
-    )
+    return DelegationRow(delegation=one, ended=ended, end=end if can_end else None)
 
 
-def _list_actions(state: State, viewer: Viewer, found: Principal) -> Iterator[PersonAction]:
+def _list_actions(state: State, viewer: Viewer, found: Principal) -> Iterator[FormLink]:
     """Yield what the viewer can do with a person or unit. A revoked one stays revoked."""
     if found.revoked is not None:
         return
-    given = [f"principal:{found.name}"]
     functions, is_own = viewer.places("reviewer"), viewer.name == found.name
     if functions and (is_own or not ("unit" in found.roles or refuse_delegate(state, found.name))):
-        to = [] if is_own else given
-        own = [f"review_function:{functions[0]}"] if len(functions) == 1 else []
-        title = "Delegate a review function" if is_own else f"Delegate to {found.name}"
-        yield PersonAction(title=title, path=link(f"/sign/{Delegate.action}", given=[*to, *own]))
+        given = {} if is_own else {"principal": found.name}
+        given |= {"review_function": functions[0]} if len(functions) == 1 else {}
+        yield sign_link(Delegate, "Delegate a review function" if is_own else f"Delegate to {found.name}", **given)
     if is_own:
-        yield PersonAction(title="Rotate your key", path=f"/sign/{RotateKey.action}")
+        yield sign_link(RotateKey, "Rotate your key")
     if "unit" in found.roles and (viewer.has("administrator") or found.name in viewer.places("release-owner")):
-        yield PersonAction(
-            title="Revoke tokens", path=link(f"/sign/{RevokeTokens.action}", given=[f"unit:{found.name}"])
-        )
+        yield sign_link(RevokeTokens, "Revoke tokens", unit=found.name)
     if viewer.has("administrator"):
-        yield from _list_administrator_actions(state, found, given)
+        yield from _list_administrator_actions(state, found)
 
 
-def _list_administrator_actions(state: State, found: Principal, given: list[str]) -> Iterator[PersonAction]:
+def _list_administrator_actions(state: State, found: Principal) -> Iterator[FormLink]:
     if not set(found.roles) & set(EXCLUSIVE_ROLES):
-        yield PersonAction(title=ACTIONS[Grant.action].title, path=link(f"/sign/{Grant.action}", given=given))
+        yield sign_link(Grant, principal=found.name)
     if len(found.roles) > 1:
-        yield PersonAction(title=ACTIONS[RemoveRole.action].title, path=link(f"/sign/{RemoveRole.action}", given=given))
+        yield sign_link(RemoveRole, principal=found.name)
     if "unit" not in found.roles:
-        for order in (BindIdentity, *((UnbindIdentity,) if found.name in state.identities else ())):
-            yield PersonAction(title=ACTIONS[order.action].title, path=link(f"/sign/{order.action}", given=given))
-    yield PersonAction(title="Replace a lost key", path=f"/sign/{ReplaceKey.action}")
-    yield PersonAction(title="Add a passkey", path=f"/sign/{EnrolPasskey.action}")
-    yield PersonAction(title=f"Revoke {found.name}", path=link(f"/sign/{RevokePrincipal.action}", given=given))
+        yield sign_link(BindIdentity, principal=found.name)
+        if found.name in state.identities:
+            yield sign_link(UnbindIdentity, principal=found.name)
+    yield sign_link(ReplaceKey, "Replace a lost key")
+    yield sign_link(EnrolPasskey, "Add a passkey")
+    yield sign_link(RevokePrincipal, f"Revoke {found.name}", principal=found.name)
 
 
 def _keys_table(value: PersonPage) -> CsvTable:
@@ -475,31 +372,14 @@ def _keys_table(value: PersonPage) -> CsvTable:
     return CsvTable(headers, [[getattr(one, name) for name in headers] for one in value.keys])
 
 
-PEOPLE_PAGE = Page(
-    "/people",
-    "People and units",
-    PEOPLE,
-    PeopleQuery,
-    people,
-    "administrators/people.html",
-    _people_table,
-    "Site",
-    "people",
-)
-PERSON = Page("/people/{name}", "Person", PEOPLE, PersonQuery, person, "administrators/person.html", _keys_table)
+_OF_PEOPLE = ("principal.name", "printed_name", "principal.roles", "principal.enrolled", "principal.revoked")
+"""Columns of the table of people."""
+PEOPLE_PAGE = Page("/people", "People and units", people, columns("rows", *_OF_PEOPLE), group="Site", symbol="people")
+PERSON = Page("/people/{name}", "Person", person, _keys_table)
 
 
 _ADOPTED = ("appliance.initialized", "policy.adopted")
 """Types of entries that make a policy set valid."""
-
-
-class AdoptionRow(PageValue):
-    """An entry that made a policy set valid."""
-
-    entry: int
-    time: str
-    actor: str
-    type: str
 
 
 class PolicyPage(PageValue):
@@ -511,7 +391,7 @@ class PolicyPage(PageValue):
     cedar: str
     rules: int
     newest_rules: int
-    adopted: tuple[AdoptionRow, ...]
+    adopted: tuple[EntrySummary, ...]
 
 
 def policy(context: LedgerContext, viewer: Viewer, query: Query) -> PolicyPage:
@@ -525,7 +405,7 @@ def policy(context: LedgerContext, viewer: Viewer, query: Query) -> PolicyPage:
         cedar=found.policy.cedar,
         rules=rules.version,
         newest_rules=rules.newest,
-        adopted=tuple(AdoptionRow(entry=one.index, time=one.time, actor=one.actor, type=one.type) for one in entries),
+        adopted=tuple(EntrySummary(entry=one.index, time=one.time, actor=one.actor, type=one.type) for one in entries),
     )
 
 
@@ -533,6 +413,4 @@ def _policy_table(value: PolicyPage) -> CsvTable:
     return CsvTable(("parameter", "value"), list(value.parameters.items()))
 
 
-POLICY_PAGE = Page(
-    "/policy", "Policy", PEOPLE, Query, policy, "administrators/policy.html", _policy_table, "Site", "policy"
-)
+POLICY_PAGE = Page("/policy", "Policy", policy, _policy_table, group="Site", symbol="policy")

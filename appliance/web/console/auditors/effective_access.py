@@ -7,7 +7,7 @@ from appliance.domain.core.records.serving import Export
 from appliance.domain.queries.effective_access import AccessCandidate, ServedModelAnswer, Signoff, UnitAccess
 from appliance.errors import BadInput, Refusal
 from appliance.formats.core.timestamp import parse_point
-from appliance.web.console.core.page import PEOPLE, CsvTable, Page, PageValue, Query, Viewer
+from appliance.web.console.core.page import CsvTable, Page, PageValue, Query, Viewer
 from appliance.workflows.core.context import LedgerContext
 from appliance.workflows.queries.questions import effective_access_page
 from appliance.workflows.queries.spans import effective_access_periods
@@ -21,14 +21,14 @@ PERIODS = 6
 class EffectiveAccessQuery(Query):
     """A moment `at`, or a span from `since` to `until`.
 
-    `past` is the last adapter without a release on the previous page.
+    `after` is the last adapter without a release on the previous page.
     """
 
     unit: str | None = None
     at: str | None = None
     since: str | None = None
     until: str | None = None
-    past: str | None = None
+    after: str | None = None
 
 
 class AccessCandidateRow(PageValue):
@@ -90,12 +90,8 @@ def effective_access(context: LedgerContext, viewer: Viewer, query: EffectiveAcc
     if query.since is not None or query.until is not None:
         return _span(context, units, query)
     at = parse_point(query.at, "at", context.clock(), end_of_day=True)
-    found, following = effective_access_page(context, query.unit, at, past=query.past or "", most=OTHERS)
+    found, following = effective_access_page(context, query.unit, at, past=query.after or "", most=OTHERS)
     return _page(units, state.size, query.unit, found, following)
-
-
-def _without_answer(context: LedgerContext, viewer: Viewer, query: EffectiveAccessQuery) -> EffectiveAccessPage:
-    return effective_access(context, viewer, EffectiveAccessQuery())
 
 
 def _span(context: LedgerContext, units: tuple[str, ...], query: EffectiveAccessQuery) -> EffectiveAccessPage:
@@ -188,16 +184,11 @@ def _table(value: EffectiveAccessPage) -> CsvTable:
 
 
 PAGE = Page(
-    *(
-        "/effective-access",
-        "Effective access",
-        PEOPLE,
-        EffectiveAccessQuery,
-        effective_access,
-        "auditors/effective_access.html",
-        _table,
-    ),
+    "/effective-access",
+    "Effective access",
+    effective_access,
+    _table,
     group="Audit",
     symbol="load",
-    without_results=_without_answer,
+    is_search=True,
 )

@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from appliance.domain.actions.registry import ACTIONS, ORDERS
 from appliance.domain.actions.showing import label_of, show_value
-from appliance.domain.core.entry import RecordedRefusal, parse_entry, read_refusal
+from appliance.domain.core.entry import Entry, RecordedRefusal, parse_entry, read_refusal
 from appliance.domain.core.records.site import Archive
 from appliance.domain.queries.proofs import encode_entry_proof
 from appliance.errors import ApplianceError, NotFound, Refusal
@@ -35,12 +35,12 @@ def proof_routes(desk: Desk) -> list[Route]:
     """Return the routes of the proof and of the page that checks it."""
 
     def page(request: Request) -> Response:
-        desk.check(request, "page that checks proofs", EVERYBODY)
+        desk.viewer(request).require("page that checks proofs", EVERYBODY)
         # The page is saved and not opened here, so that it runs where the service cannot change it.
         return Response(PROOF_PAGE, media_type="application/octet-stream", headers=desk.named("proof.html"))
 
     def proof(request: Request) -> Response:
-        desk.check(request, "proof of an entry", PEOPLE)
+        desk.viewer(request).require("proof of an entry", PEOPLE)
         index = desk.entry(request)
         data = encode_entry_proof(log.entry_proof(desk.context, index))
         return Response(data, media_type="application/json", headers=desk.named(f"entry-{index}-proof.json"))
@@ -79,14 +79,7 @@ class EntryPage(PageValue):
     """The page of an entry."""
 
     index: int
-    time: str
-    type: str
-    actor: str
-    source: str
-    outcome: str
-    subjects: tuple[str, ...]
-    body: dict[str, Any]
-    prev: str
+    entry: Entry
     leaf: str
     refusals: tuple[Refusal, ...]
     cause: Cause | None
@@ -135,14 +128,7 @@ def entry(context: LedgerContext, viewer: Viewer, query: EntryQuery) -> EntryPag
     texts = {one.commitment: one.text for one in found.disclosures}
     return EntryPage(
         index=parsed.index,
-        time=parsed.time,
-        type=parsed.type,
-        actor=parsed.actor,
-        source=parsed.source,
-        outcome=parsed.outcome,
-        subjects=parsed.subjects,
-        body=parsed.body,
-        prev=parsed.prev,
+        entry=parsed,
         leaf=parsed.link,
         refusals=tuple(read_refusal(RecordedRefusal(**one)) for one in parsed.body.get("refusals", ())),
         cause=_find_cause(parsed.outcome, parsed.body, texts),
@@ -213,4 +199,4 @@ def _is_table(value: Any) -> bool:
     return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(one, dict) for one in value))
 
 
-PAGE = Page("/log/{index}", "Entry", PEOPLE, EntryQuery, entry, "auditors/entry.html")
+PAGE = Page("/log/{index}", "Entry", entry)

@@ -7,6 +7,7 @@ shows what was removed from the log, by whose orders, and the file that has it.
 from __future__ import annotations
 
 from dataclasses import asdict
+from operator import attrgetter
 
 from pydantic import Field
 
@@ -16,7 +17,7 @@ from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.records.site import Archive
 from appliance.formats.core.timestamp import parse_moment
 from appliance.reports.review.words import name_decision
-from appliance.web.console.core.page import PAGE_ROWS, PEOPLE, CsvTable, Page, PageValue, Query, Viewer
+from appliance.web.console.core.page import PAGE_ROWS, BeforeQuery, ListPage, Page, PageValue, Query, Viewer, columns
 from appliance.workflows.core.context import LedgerContext
 from appliance.workflows.queries.log import LogFilters, complete_subject, count_facets, search
 from appliance.workflows.releases.review import reviews_among
@@ -128,31 +129,17 @@ def log(context: LedgerContext, viewer: Viewer, query: LogQuery) -> Log:
     facets = tuple(
         Facet(name=name, values=tuple(FacetValue(**asdict(one)) for one in counts)) for name, counts in counted.items()
     )
-    results = {
-        "entries": rows,
-        "count": total.count,
-        "is_least": total.is_least,
-        "older": last if (more or not newest) and last else None,
-        "newer": first if (query.before is not None or (not newest and more)) else None,
-        "unknown": tuple(answer.unknown),
-        "archived": answer.archived,
-        "facets": facets,
-    }
-    return _without_entries(context, viewer, query).model_copy(update=results)
-
-
-def _without_entries(context: LedgerContext, viewer: Viewer, query: LogQuery) -> Log:
     state = context.ledger.state
     return Log(
-        entries=(),
+        entries=rows,
         size=state.size,
-        count=0,
-        is_least=False,
-        older=None,
-        newer=None,
-        unknown=(),
-        archived=(),
-        facets=(),
+        count=total.count,
+        is_least=total.is_least,
+        older=last if (more or not newest) and last else None,
+        newer=first if (query.before is not None or (not newest and more)) else None,
+        unknown=tuple(answer.unknown),
+        archived=answer.archived,
+        facets=facets,
         types=tuple(sorted(EVENTS)),
         units=tuple(sorted(one.name for one in state.principals.values() if "unit" in one.roles)),
     )
@@ -172,59 +159,24 @@ def _row(data: bytes, review: Review | None) -> EntryRow:
     )
 
 
-def _table(value: Log) -> CsvTable:
-    headers = ("index", "time", "type", "actor", "source", "outcome", "subjects", "decision")
-    return CsvTable(headers, [[getattr(row, name) for name in headers] for row in value.entries])
+PAGE = Page("/log", "Log", log, columns("entries"), group="Audit", symbol="log", is_search=True)
 
 
-PAGE = Page(
-    *("/log", "Log", PEOPLE, LogQuery, log, "auditors/log.html", _table),
-    group="Audit",
-    symbol="log",
-    without_results=_without_entries,
-)
+class Archives(ListPage[Archive]):
+    """Archives, the newest first."""
 
-
-class ArchivesQuery(Query):
-    """The query of the page. `before` is the entry of the last archive on the previous page."""
-
-    before: int | None = Field(default=None, ge=0)
-
-
-class Archives(PageValue):
-    """Archives, the newest first. `next` is the entry before which the next page begins, or None."""
-
-    archives: tuple[Archive, ...]
     count: int
     """Number of archives on all pages."""
     removed: int
     """Number of entries that they removed."""
-    next: int | None
 
 
-def archives(context: LedgerContext, viewer: Viewer, query: ArchivesQuery) -> Archives:
+def archives(context: LedgerContext, viewer: Viewer, query: BeforeQuery) -> Archives:
     """Return a page of the archives."""
-    every = sorted(context.ledger.state.archives.values(), key=lambda one: one.index, reverse=True)
-    rest = [one for one in every if query.before is None or one.index < query.before]
-    shown = rest[:PAGE_ROWS]
-    return Archives(
-        archives=tuple(shown),
-        count=len(every),
-        removed=sum(one.count for one in every),
-        next=shown[-1].index if len(rest) > PAGE_ROWS else None,
-    )
+    by_entry = attrgetter("index")
+    every = sorted(context.ledger.state.archives.values(), key=by_entry)
+    removed = sum(one.count for one in every)
+    return Archives.of(query.list_newest(every), by_entry, count=len(every), removed=removed)
 
 
-def _archives_table(value: Archives) -> CsvTable:
-    headers = ("index", "time", "count", "up_to", "records", "signers", "archive")
-    rows = [
-        [one.index, one.time, one.count, one.up_to, one.records, one.signers, one.archive] for one in value.archives
-    ]
-    return CsvTable(headers, rows)
-
-
-ARCHIVES_PAGE = Page(
-    *("/archives", "Archives", PEOPLE, ArchivesQuery, archives, "auditors/archives.html", _archives_table),
-    group="Audit",
-    symbol="archive",
-)
+ARCHIVES_PAGE = Page("/archives", "Archives", archives, columns(), group="Audit", symbol="archive")

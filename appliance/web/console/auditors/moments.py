@@ -2,38 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from appliance.api.log import StateRow
+from appliance.api.operations import WitnessRow
+from appliance.domain.core.records.site import LogKey
 from appliance.domain.core.words import unknown_word
 from appliance.domain.queries.rows import MODELS
 from appliance.errors import BadInput
 from appliance.formats.core.timestamp import parse_point
 from appliance.formats.log.checkpoint import parse_checkpoint
 from appliance.formats.log.note import parse_note
-from appliance.web.console.core.page import PEOPLE, CsvTable, Page, PageValue, Query, Viewer
-from appliance.web.console.core.render import LogCondition, find_log_condition, seconds_since
+from appliance.web.console.core.page import Page, PageValue, Query, Viewer, columns
+from appliance.web.console.core.render import LogCondition, find_log_condition
 from appliance.workflows.core.context import LedgerContext
-from appliance.workflows.queries.questions import list_state_objects
-
-
-class LastCosignature(PageValue):
-    """The last cosignature of a witness. `counts` is true while it is recent enough for the policy."""
-
-    name: str
-    vkey: str
-    size: int | None
-    time: str | None
-    age_s: float | None
-    counts: bool
-    entry: int | None
-
-
-class LogKeyRow(PageValue):
-    """A key of the log and the entries that it signs."""
-
-    vkey: str
-    since: int
-    until: str | None
+from appliance.workflows.operations.status import describe_witness
+from appliance.workflows.queries.questions import state_as_of
 
 
 class CheckpointPage(PageValue):
@@ -45,8 +27,8 @@ class CheckpointPage(PageValue):
     root: str
     quorum: int
     lifetime_s: int
-    witnesses: tuple[LastCosignature, ...]
-    log_keys: tuple[LogKeyRow, ...]
+    witnesses: tuple[WitnessRow, ...]
+    log_keys: tuple[LogKey, ...]
 
 
 def checkpoint(context: LedgerContext, viewer: Viewer, query: Query) -> CheckpointPage:
@@ -55,22 +37,6 @@ def checkpoint(context: LedgerContext, viewer: Viewer, query: Query) -> Checkpoi
     parsed = parse_checkpoint(parse_note(note).text)
     state = context.ledger.state
     now, rules = context.now(state), state.parameters
-    seen = {one.vkey: one for one in state.witnesses.values()}
-    rows = []
-    for vkey in rules.witnesses:
-        one = seen.get(vkey)
-        age = None if one is None else seconds_since(one.time, now)
-        rows.append(
-            LastCosignature(
-                name=vkey.partition("+")[0],
-                vkey=vkey,
-                size=None if one is None else one.size,
-                time=None if one is None else one.time,
-                age_s=age,
-                counts=age is not None and age <= rules.witness_lifetime_s,
-                entry=None if one is None else one.index,
-            )
-        )
     return CheckpointPage(
         log=find_log_condition(context),
         note=note.decode("utf-8"),
@@ -78,48 +44,30 @@ def checkpoint(context: LedgerContext, viewer: Viewer, query: Query) -> Checkpoi
         root=f"sha256:{parsed.root.hex()}",
         quorum=rules.witness_quorum,
         lifetime_s=rules.witness_lifetime_s,
-        witnesses=tuple(rows),
-        log_keys=tuple(LogKeyRow(**key.model_dump()) for key in state.site.log_keys),
+        witnesses=tuple(describe_witness(state, vkey, now) for vkey in rules.witnesses),
+        log_keys=tuple(state.site.log_keys),
     )
 
 
-def _checkpoint_table(value: CheckpointPage) -> CsvTable:
-    headers = ("name", "size", "time", "age_s", "counts", "vkey")
-    return CsvTable(headers, [[getattr(one, name) for name in headers] for one in value.witnesses])
-
-
-CHECKPOINT_PAGE = Page(
-    *("/checkpoint", "Log checkpoint", PEOPLE, Query, checkpoint, "auditors/checkpoint.html", _checkpoint_table),
-    group="Audit",
-    symbol="seal",
-)
+CHECKPOINT_PAGE = Page("/checkpoint", "Log checkpoint", checkpoint, columns("witnesses"), group="Audit", symbol="seal")
 
 
 MOST_ROWS = 20
 """Number of objects on a page. Each is shown as a whole; an adapter has all of its reviews."""
 
 
-class PastQuery(Query):
+class StateAtQuery(Query):
     """A moment `at`: an entry's number, a time, or the end of a day; without it, now.
 
-    `past` is the last id on the previous page.
+    `after` is the last id on the previous page.
     """
 
     at: str | None = None
     kind: str = "release"
-    past: str | None = None
+    after: str | None = None
 
 
-class StateObject(PageValue):
-    """An object of the state."""
-
-    id: str
-    since: int
-    """Entry that last changed the object."""
-    value: dict[str, Any]
-
-
-class Past(PageValue):
+class StateAtPage(PageValue):
     """The objects of one kind at a moment."""
 
     as_of: int
@@ -127,11 +75,11 @@ class Past(PageValue):
     size: int
     kind: str
     kinds: tuple[str, ...]
-    rows: tuple[StateObject, ...]
+    rows: tuple[StateRow, ...]
     next: str | None
 
 
-def past(context: LedgerContext, viewer: Viewer, query: PastQuery) -> Past:
+def state_at(context: LedgerContext, viewer: Viewer, query: StateAtQuery) -> StateAtPage:
     """Return the objects of a kind as they were at a moment.
 
     Raises: BadInput for an unknown kind or an unreadable moment.
@@ -140,30 +88,21 @@ def past(context: LedgerContext, viewer: Viewer, query: PastQuery) -> Past:
     if query.kind not in kinds:
         raise BadInput(unknown_word("kind", query.kind, kinds, "a kind of object"))
     at = parse_point(query.at, "at", context.clock(), end_of_day=True)
-    found = list_state_objects(context, at, query.kind, query.past or "", MOST_ROWS + 1)
+    found = state_as_of(context, at, (query.kind,), past=query.after or "", limit=MOST_ROWS + 1)
     rows = found.rows
-    return Past(
+    return StateAtPage(
         as_of=found.as_of,
         time=found.time,
         size=context.ledger.state.size,
         kind=query.kind,
         kinds=kinds,
-        rows=tuple(StateObject(id=one.id, since=one.since, value=one.value) for one in rows[:MOST_ROWS]),
+        rows=rows[:MOST_ROWS],
         next=rows[MOST_ROWS - 1].id if len(rows) > MOST_ROWS else None,
     )
 
 
-def _without_moment(context: LedgerContext, viewer: Viewer, query: PastQuery) -> Past:
-    return past(context, viewer, PastQuery())
-
-
-def _table(value: Past) -> CsvTable:
-    return CsvTable(("kind", "id", "since"), [[value.kind, row.id, row.since] for row in value.rows])
-
-
-PAST_PAGE = Page(
-    *("/past", "State at a time", PEOPLE, PastQuery, past, "auditors/past.html", _table),
-    group="Audit",
-    symbol="past",
-    without_results=_without_moment,
+_COLUMNS = ("kind", "id", "since")
+"""Columns of the table of objects."""
+STATE_AT_PAGE = Page(
+    "/past", "State at a time", state_at, columns("rows", *_COLUMNS), group="Audit", symbol="past", is_search=True
 )

@@ -8,7 +8,7 @@ import io
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -20,8 +20,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 
 from appliance.addresses import PREFIX
 from appliance.domain.core.decisions import OpenedPagePart
-from appliance.domain.core.roles import refuse_role
-from appliance.errors import ApplianceError, BadInput, Denied, NotAuthenticated, NotFound, RateLimited
+from appliance.errors import ApplianceError, BadInput, NotAuthenticated, NotFound, RateLimited
 from appliance.formats.core.text import safe_cell
 from appliance.web.console.core.events import RecentEntries
 from appliance.web.console.core.page import CsvTable, Page, Viewer, parse_query
@@ -126,12 +125,6 @@ class Desk:
         roles = () if principal is None else principal.roles
         return Viewer(session.principal, roles, session.expires_at, csrf_of(secret))
 
-    def check(self, request: Request, what: str, roles: Sequence[str]) -> None:
-        """Raise Denied if the viewer has none of the roles that a file requires."""
-        viewer = self.viewer(request)
-        if not viewer.has(*roles):
-            raise Denied(what, refusals=(refuse_role(viewer.name, viewer.roles, roles),))
-
     def entry(self, request: Request) -> int:
         """Return the number of the entry in the path.
 
@@ -155,6 +148,20 @@ class Desk:
             check_csrf(self.site.read_cookie(request) or "", fields.pop("csrf", None))
         return fields
 
+    def posted(
+        self,
+        act: Callable[[Request, dict[str, str]], Response],
+        *,
+        in_session: bool = True,
+        run: Callable[..., Awaitable[Response]] = run_in_threadpool,
+    ) -> Callable[[Request], Awaitable[Response]]:
+        """Return the handler of a form: it reads the fields and runs `act` with them in a thread."""
+
+        async def take(request: Request) -> Response:
+            return await run(act, request, await self.form(request, in_session=in_session))
+
+        return take
+
     # --- pages ----------------------------------------------------------------------------------------------------
 
     def html(self, page: Page) -> Callable[[Request], Response]:
@@ -165,26 +172,21 @@ class Desk:
             try:
                 viewer, query, value = self._value(page, request)
             except BadInput as error:
-                if page.without_results is None:
+                if not page.is_search:
                     raise
                 viewer, query = self._query(page, request)
-                value, problem = page.without_results(self.context, viewer, query), error.message
-            shell = make_shell(self.context, viewer, self.pages)
-            extra: dict[str, Any] = (
-                {"opened": self._open(page, request, value, whole=False)} if page.opens is not None else {}
-            )
-            if page.without_results is not None:
-                extra["problem"] = problem
-            return self.render(
+                value, problem = page.value(self.context, viewer, page.query()), error.message
+            return self.render_page(
+                request,
+                viewer,
                 page.template,
                 status=200 if problem is None else BadInput.status,
                 page=page,
-                shell=shell,
                 query=query,
                 value=value,
-                path=request.url.path,
                 moment=moment,
-                **extra,
+                opened=self._open(page, request, value, whole=False),
+                problem=problem,
             )
 
         return answer
@@ -238,6 +240,13 @@ class Desk:
     def render(self, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
         """Return a template as a response."""
         return HTMLResponse(self._environment.get_template(template).render(**values), status)
+
+    def render_page(
+        self, request: Request, viewer: Viewer, template: str, *, status: int = 200, **values: Any
+    ) -> HTMLResponse:
+        """Return a template in the frame of the viewer's pages. The navigation marks the page of the address `path`."""
+        frame = {"shell": make_shell(self.context, viewer, self.pages), "path": request.url.path}
+        return self.render(template, status=status, **frame | values)
 
     # --- refusals -------------------------------------------------------------------------------------------------
 

@@ -14,8 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from appliance.errors import ApplianceError, BadInput, NotAuthenticated, RateLimited
 from appliance.web.console.core.desk import FILES, Desk
-from appliance.web.console.core.security import source_of
-from appliance.web.core.receiving import Body, RequestLimit, limit_pace
+from appliance.web.core.receiving import Body, RequestLimit, limit_pace, source_of
 from appliance.workflows.serving.places import SharedPlaces, count_units
 
 PAGES = 20
@@ -59,8 +58,8 @@ DOWNLOADING = 4
 class Turns:
     """The turns of browsers without a session, used in one event loop.
 
-    A request waits where a person's would be refused: many requests delay a person who signs in, and keep nobody from
-    it. Requests of one address wait for each other first, so that other addresses pass them.
+    A request waits where a person's would be refused. Many requests can delay a sign-in, but they cannot prevent it.
+    Requests of one address wait for each other first, so that other addresses pass them.
     """
 
     def __init__(self) -> None:
@@ -111,7 +110,7 @@ class ConsoleLimitsMiddleware:
             await self._app(scope, receive, send)
             return
         sending = _with_headers(send, self._desk.site.headers)
-        body = Body(receive, SIGN_IN_BYTES)
+        body = Body(receive, SIGN_IN_BYTES, within_s=FORM_S)
         try:
             self._check_host(Headers(scope=scope))
             if scope["path"].startswith(FILES) and scope["method"] in ("GET", "HEAD"):
@@ -122,7 +121,7 @@ class ConsoleLimitsMiddleware:
             places = self._places(scope)
             who = await self._who(places, Request(scope))
             if who:
-                body = Body(receive, FORM_BYTES)
+                body = Body(receive, FORM_BYTES, within_s=FORM_S)
             if places is self._uploads:
                 with places.take(who):
                     await self._app(scope, limit_pace(receive), sending)
@@ -130,7 +129,7 @@ class ConsoleLimitsMiddleware:
             # The body is read before the place is taken, so that a slow sender does not block others.
             await _read(body, scope)
             if not who and places in (self._pages, self._forms):
-                async with self._turns.take(source_of(Request(scope))):
+                async with self._turns.take(source_of(scope)):
                     if not await Request(scope, receive).is_disconnected():
                         await self._app(scope, body.replay, sending)
                 return
@@ -175,18 +174,14 @@ class ConsoleLimitsMiddleware:
 async def _read(body: Body, scope: Scope) -> None:
     """Read a form's body.
 
-    Raises: BadInput for a body of a GET request, or one that is too slow.
+    Raises: BadInput for a body of a GET request; and the errors of `Body.read`.
     """
     headers = Headers(scope=scope)
     if scope["method"] in ("GET", "HEAD") and (
         "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
     ):
         raise BadInput("request: expected no body, got one")
-    try:
-        async with asyncio.timeout(FORM_S):
-            await body.read(scope)
-    except TimeoutError:
-        raise BadInput(f"form: expected it within {FORM_S:.0f} s", code="too-slow") from None
+    await body.read(scope)
 
 
 def _with_headers(send: Send, added: Mapping[str, str]) -> Send:

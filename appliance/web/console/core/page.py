@@ -6,11 +6,13 @@ same value under the same rights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, get_origin
+from functools import cached_property, partial
+from operator import attrgetter
+from typing import Any, Generic, NamedTuple, Self, TypeVar, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import QueryParams
 
 from appliance.domain.core.decisions import OpenedPagePart
@@ -31,10 +33,20 @@ VERSIONED = rf"^{IDENTIFIER}@[1-9][0-9]{{0,8}}$"
 """Pattern of NAME@VERSION."""
 
 
+R = TypeVar("R")
+
+
 class PageValue(BaseModel):
     """The whole content of a page. Templates read nothing else."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FormLink(PageValue):
+    """An action that the viewer can order, and the address of its form."""
+
+    title: str
+    path: str
 
 
 class Query(BaseModel):
@@ -43,11 +55,64 @@ class Query(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class BeforeQuery(Query):
+    """`before` is the entry of the last row on the previous page."""
+
+    before: int | None = Field(default=None, ge=0)
+
+    def list_newest(self, rows: Sequence[Any]) -> Iterator[Any]:
+        """Yield the records after the previous page, the newest first. The last of `rows` is the newest."""
+        return (one for one in reversed(rows) if self.before is None or one.index < self.before)
+
+
+class NameQuery(Query):
+    """The name of a base, person or unit."""
+
+    name: str = Field(pattern=rf"^{IDENTIFIER}$")
+
+
+class ListPage(PageValue, Generic[R]):
+    """A page of a list. `next` identifies its last row, after which the next page begins; None on the last page."""
+
+    rows: tuple[R, ...]
+    next: int | str | None = None
+
+    @classmethod
+    def of(cls, rows: Iterable[R], key: Callable[[R], int | str] = attrgetter("entry"), **others: Any) -> Self:
+        """Return the page that begins with these rows. `others` are the fields that it has beside them.
+
+        `key` identifies the place of a row in the list. Rows of the same place are on the same page.
+        """
+        shown: list[R] = []
+        following = None
+        for one in rows:
+            if len(shown) >= PAGE_ROWS and key(one) != key(shown[-1]):
+                following = key(shown[-1])
+                break
+            shown.append(one)
+        return cls(rows=tuple(shown), next=following, **others)
+
+
 class CsvTable(NamedTuple):
     """A page's rows for CSV."""
 
     headers: Sequence[str]
     rows: Sequence[Sequence[object]]
+
+
+def columns(field: str = "rows", *names: str) -> Callable[[Any], CsvTable]:
+    """Return a function that makes the table of a page from the rows in a field of its value.
+
+    The columns are the named fields of the rows, or all of them. A name such as `run.id` is of a field's own field.
+    """
+
+    def table(value: PageValue) -> CsvTable:
+        kind = get_args(type(value).model_fields[field].annotation)[0]
+        read = [attrgetter(name) for name in names or kind.model_fields]
+        headers = [name.rpartition(".")[2] for name in names or kind.model_fields]
+        return CsvTable(headers, [[get(one) for get in read] for one in getattr(value, field)])
+
+    return table
 
 
 @dataclass(frozen=True)
@@ -73,6 +138,11 @@ class Viewer:
         """Return True if the viewer has a role of one of these kinds."""
         return any(kind in self.kinds for kind in kinds)
 
+    def require(self, what: str, kinds: Sequence[str]) -> None:
+        """Raise Denied if the viewer has no role of these kinds. `what` is the refused thing."""
+        if not self.has(*kinds):
+            raise Denied(what, refusals=(refuse_role(self.name, self.roles, kinds),))
+
     def may_sign(self, signers: Sequence[str]) -> bool:
         """Return True if the viewer has a role of these signers of an action. Relations to the thing do not count."""
         kinds = {signer.partition(":")[0] for signer in signers}
@@ -87,32 +157,46 @@ class Viewer:
 class Page:
     """A page of the console.
 
-    `value` is called with the context, the viewer and the parsed query. `group` and `symbol` place the page in the
-    navigation; one without a group is linked from other pages. `opens` takes a value and whether all of it is sent, and
-    returns the adapter whose review page is shown and the parts that are shown.
+    `value` is called with the context, the viewer and the parsed query. Its folder and name are those of the template.
+    `group` and `symbol` place the page in the navigation; one without a group is linked from other pages. `opens` takes
+    a value and whether all of it is sent, and returns the adapter whose review page is shown and the parts that are
+    shown.
     """
 
     path: str
     title: str
-    seen_by: tuple[str, ...]
-    query: type[Query]
     value: Callable[[Context, Viewer, Any], PageValue]
-    template: str
     table: Callable[[Any], CsvTable] | None = None
+    seen_by: tuple[str, ...] = PEOPLE
     group: str = ""
     symbol: str = ""
     opens: Callable[[Any, bool], tuple[str, tuple[OpenedPagePart, ...]]] | None = None
-    without_results: Callable[[Context, Viewer, Any], PageValue] | None = None
-    """Function for the value of a search page whose query has an unreadable field.
+    is_search: bool = False
+    """True if the page also shows a query with an unreadable field, in place of a refusal.
 
-    The template receives the message as `problem` and shows it beside the field that it begins with.
+    The value is then that of an empty query. The template receives the message as `problem`, shows it beside the field
+    that it begins with, and shows no results.
     """
+
+    @cached_property
+    def query(self) -> type[Query]:
+        """The model of the values in the page's address."""
+        found: type[Query] = get_type_hints(self._function)["query"]
+        return found
+
+    @property
+    def template(self) -> str:
+        """The name of the page's template, such as `operators/runs.html`."""
+        function = self._function
+        return f"{function.__module__.split('.')[-2]}/{function.__name__}.html"
+
+    @property
+    def _function(self) -> Any:
+        return self.value.func if isinstance(self.value, partial) else self.value
 
     def check(self, viewer: Viewer) -> None:
         """Raise Denied if the viewer has none of the page's roles."""
-        if not viewer.has(*self.seen_by):
-            refused = (refuse_role(viewer.name, viewer.roles, self.seen_by),)
-            raise Denied(f"page {self.path}, which none of your roles opens", refusals=refused)
+        viewer.require(f"page {self.path}, which none of your roles opens", self.seen_by)
 
 
 def parse_query(model: type[Query], path: dict[str, Any], parameters: QueryParams) -> Query:

@@ -19,15 +19,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from appliance.addresses import address_of, address_of_error, address_of_refusal
+from appliance.domain.actions.registry import ACTIONS
+from appliance.domain.core.order import Order
+from appliance.domain.queries.measures import seconds_between
 from appliance.domain.witnesses import refuse_unwitnessed_log
 from appliance.errors import KINDS, NotFound
 from appliance.formats.core.digest import short_code
 from appliance.formats.core.text import show_bytes
-from appliance.formats.core.timestamp import parse_time
 from appliance.reports import templates
 from appliance.reports.review.words import name_decision, shorten_decimals
 from appliance.reports.templates import STYLE, when
-from appliance.web.console.core.page import Page, PageValue, Viewer
+from appliance.web.console.core.page import FormLink, Page, PageValue, Viewer
 from appliance.web.console.core.why import find_pages
 from appliance.workflows.core.context import LedgerContext
 
@@ -104,7 +106,6 @@ def make_environment(assets: Assets) -> Environment:
         words=words,
         decimal=decimal,
         short=shorten_decimals,
-        p_value=p_value,
         json=pretty,
         label=label,
         subject=subject,
@@ -157,11 +158,6 @@ def age(seconds: float | None) -> str:
         if seconds < most:
             return f"{seconds / unit:.0f} {name}"
     return f"{seconds / 86_400:.0f} days"
-
-
-def seconds_since(earlier: str, later: str) -> float:
-    """Return the seconds between two times."""
-    return (parse_time(later) - parse_time(earlier)).total_seconds()
 
 
 def label(name: str) -> str:
@@ -218,12 +214,6 @@ def decimal(value: object, places: int = 3) -> str:
         return str(value)
 
 
-def p_value(value: object) -> str:
-    """Format a p-value with four places; a smaller one as "below 0.0001"."""
-    shown = decimal(value, 4)
-    return "below 0.0001" if shown == "0.0000" and float(str(value)) > 0 else shown
-
-
 def pretty(value: object) -> str:
     """Return indented JSON. It is escaped where it is inserted, like every text."""
     return _JSON.dump_json(value, indent=1, by_alias=True).decode()
@@ -253,6 +243,12 @@ def link(path: str, /, **parameters: Any) -> str:
     return f"{path}?{urlencode(given)}" if given else path
 
 
+def sign_link(order: type[Order], title: str = "", /, **given: object) -> FormLink:
+    """Return the link to an order's form with these fields filled in. Its title is by default that of the action."""
+    fields = [f"{name}:{value}" for name, value in given.items()]
+    return FormLink(title=title or ACTIONS[order.action].title, path=link(f"/sign/{order.action}", given=fields))
+
+
 class LogCondition(PageValue):
     """The condition of the log.
 
@@ -263,10 +259,10 @@ class LogCondition(PageValue):
 
     origin: str
     size: int
-    last_age_s: float
+    last_age_s: int
     cosigned: int
     witnesses: int
-    oldest_age_s: float | None
+    oldest_age_s: int | None
     problems: tuple[str, ...]
     is_behind: bool
 
@@ -277,7 +273,7 @@ class Shell(PageValue):
     viewer: str
     roles: tuple[str, ...]
     until: str
-    left_s: float
+    left_s: int
     csrf: str
     groups: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...]
     """Path, title and symbol of each page that the viewer may see, by group."""
@@ -289,14 +285,14 @@ def find_log_condition(context: LedgerContext) -> LogCondition:
     state = context.ledger.state
     now, rules = context.now(state), state.parameters
     witnesses_seen = [witness for witness in state.witnesses.values() if witness.vkey in rules.witnesses]
-    ages = sorted(seconds_since(witness.time, now) for witness in witnesses_seen)
+    ages = sorted(seconds_between(witness.time, now) for witness in witnesses_seen)
     problems = [*map(str, refuse_unwitnessed_log(state, now)), *(error.message for error in context.missing_from_log)]
     problems += ["heartbeat: expected one each minute, got one that hangs"] if context.stalled else []
     cosigned = sum(age <= rules.witness_lifetime_s for age in ages)
     return LogCondition(
         origin=state.site.origin,
         size=state.size,
-        last_age_s=seconds_since(state.last_time, now),
+        last_age_s=seconds_between(state.last_time, now),
         cosigned=cosigned,
         witnesses=len(rules.witnesses),
         oldest_age_s=ages[-1] if ages and len(ages) == len(rules.witnesses) else None,
@@ -316,7 +312,7 @@ def make_shell(context: LedgerContext, viewer: Viewer, pages: Sequence[Page]) ->
         viewer=viewer.name,
         roles=viewer.roles,
         until=viewer.until,
-        left_s=seconds_since(context.now(context.ledger.state), viewer.until),
+        left_s=seconds_between(context.now(context.ledger.state), viewer.until),
         csrf=viewer.csrf,
         groups=groups,
         log=find_log_condition(context),
@@ -334,7 +330,7 @@ SECTIONS = {
     "auditors/effective_access.html": "guides/auditors/#questions-and-commands",
     "auditors/entry.html": "guides/auditors/#a-proof-in-your-own-browser",
     "auditors/log.html": "guides/console/#searching-the-log",
-    "auditors/past.html": "guides/auditors/#questions-and-commands",
+    "auditors/state_at.html": "guides/auditors/#questions-and-commands",
     "core/refusal.html": "troubleshooting/",
     "core/sign_in.html": "guides/console/#signing-in-and-out",
     "home/home.html": "guides/console/#what-waits-for-you",
@@ -345,7 +341,7 @@ SECTIONS = {
     "operators/imports.html": "guides/operators/#import",
     "operators/run.html": "guides/operators/#train",
     "operators/runs.html": "guides/operators/#train",
-    "operators/start_sweep.html": "guides/training/#sweeps",
+    "operators/plan.html": "guides/training/#sweeps",
     "operators/sweep.html": "guides/training/#sweeps",
     "operators/sweeps.html": "guides/training/#sweeps",
     "operators/validation_set.html": "guides/validators/#what-a-set-is",
@@ -360,7 +356,7 @@ SECTIONS = {
     "signing/accepted.html": "guides/console/#an-invitation",
     "signing/actions.html": "guides/console/#signing-an-order",
     "signing/checking.html": "guides/console/#a-file-of-rows",
-    "signing/done.html": "guides/console/#signing-an-order",
+    "signing/signed.html": "guides/console/#signing-an-order",
     "signing/form.html": "guides/console/#signing-an-order",
     "signing/help.html": "guides/console/#passkeys",
     "signing/identity.html": "guides/identity/",

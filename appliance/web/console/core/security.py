@@ -106,11 +106,6 @@ def _read_cookie(request: Request, cookie: str) -> str | None:
     return values[0] if len(values) == 1 and values[0] else None
 
 
-def source_of(request: Request) -> str:
-    """Return the source of the request as entries have it."""
-    return "tcp" if request.client is None else f"tcp:{request.client.host}"
-
-
 def csrf_of(secret: str) -> str:
     """Return the CSRF token of a session: a digest of its cookie."""
     return encode_base64url(hashlib.sha256(f"csrf:{secret}".encode()).digest())

@@ -228,4 +228,4 @@ def _list_active(query: HomeQuery) -> Iterator[Task]:
             )
 
 
-PAGE = Page("/home", "Home", EVERYBODY, Query, home, "home/home.html", group="", symbol="home")
+PAGE = Page("/home", "Home", home, seen_by=EVERYBODY, symbol="home")

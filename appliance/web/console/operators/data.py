@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
-
-from pydantic import Field
 
 from appliance.domain.core.names import versioned
 from appliance.domain.core.records.data import Base, Dataset, Import, ValidationSet
 from appliance.domain.data.imports import CancelImport
-from appliance.web.console.core.page import PAGE_ROWS, PEOPLE, CsvTable, Page, PageValue, Query, Viewer
-from appliance.web.console.core.render import link
+from appliance.web.console.core.page import PAGE_ROWS, BeforeQuery, CsvTable, ListPage, Page, PageValue, Viewer, columns
+from appliance.web.console.core.render import sign_link
 from appliance.web.console.operators.inputs import describe_set, find_ended
 from appliance.workflows.core.context import LedgerContext
-
-
-class PagedQuery(Query):
-    """`before` is the entry of the last dataset on the previous page."""
-
-    before: int | None = Field(default=None, ge=0)
 
 
 class ImportedRow(PageValue):
@@ -42,68 +35,39 @@ class Data(PageValue):
     datasets: tuple[ImportedRow, ...]
     validation_sets: tuple[ImportedRow, ...]
     """The newest validation sets."""
-    next: int | None
+    next: int | str | None
 
 
-def data(context: LedgerContext, viewer: Viewer, query: PagedQuery) -> Data:
+def data(context: LedgerContext, viewer: Viewer, query: BeforeQuery) -> Data:
     """Return the bases, datasets and validation sets, newest first."""
     state = context.ledger.state
-    fitting = [
-        (key, one)
-        for key, one in zip(*_columns(state.datasets), strict=True)
-        if query.before is None or one.index < query.before
-    ][::-1]
-    shown = fitting[:PAGE_ROWS]
+    datasets = ListPage[Dataset].of(query.list_newest(state.datasets.values()), attrgetter("index"))
+    bases = reversed(state.bases.values()[-PAGE_ROWS:])
+    sets = reversed(state.validation_sets.values()[-PAGE_ROWS:])
     return Data(
-        bases=tuple(
-            ImportedRow(
-                name=one.name,
-                about=_parameters(one.facts),
-                licence=one.licence,
-                classification=None,
-                rows=None,
-                imported_by=one.imported_by,
-                entry=one.index,
-                digest=one.digest,
-                state=find_ended(one.revoked, one.quarantined),
-            )
-            for one in reversed(state.bases.values()[-PAGE_ROWS:])
-        ),
-        datasets=tuple(
-            ImportedRow(
-                name=key,
-                about=str(one.facts.get("dataset_kind", "")),
-                licence=one.licence,
-                classification=one.classification,
-                rows=one.facts.get("rows"),
-                imported_by=one.imported_by,
-                entry=one.index,
-                digest=one.digest,
-                state=find_ended(one.revoked),
-            )
-            for key, one in shown
-        ),
-        validation_sets=tuple(
-            ImportedRow(
-                name=versioned(one.name, one.version),
-                about="; ".join([one.dataset_kind, *describe_set(one)]),
-                licence=one.licence,
-                classification=one.classification,
-                rows=one.facts.get("rows"),
-                imported_by=one.imported_by,
-                entry=one.index,
-                digest=one.digest,
-                state=find_ended(one.revoked),
-            )
-            for one in reversed(state.validation_sets.values()[-PAGE_ROWS:])
-        ),
-        next=shown[-1][1].index if len(fitting) > PAGE_ROWS else None,
+        bases=tuple(_describe(one, _parameters(one.facts)) for one in bases),
+        datasets=tuple(_describe(one, str(one.facts.get("dataset_kind", ""))) for one in datasets.rows),
+        validation_sets=tuple(_describe(one, "; ".join([one.dataset_kind, *describe_set(one)])) for one in sets),
+        next=datasets.next,
     )
 
 
-def _columns(table: Any) -> tuple[list[str], list[Any]]:
-    pairs = list(table.items())
-    return [key for key, _ in pairs], [value for _, value in pairs]
+def _describe(one: Base | Dataset | ValidationSet, about: str) -> ImportedRow:
+    return ImportedRow(
+        name=_name(one),
+        about=about,
+        licence=one.licence,
+        classification=None if isinstance(one, Base) else one.classification,
+        rows=one.facts.get("rows"),
+        imported_by=one.imported_by,
+        entry=one.index,
+        digest=one.digest,
+        state=find_ended(one.revoked, one.quarantined if isinstance(one, Base) else None),
+    )
+
+
+def _name(one: Base | Dataset | ValidationSet) -> str:
+    return one.name if isinstance(one, Base) else versioned(one.name, one.version)
 
 
 def _parameters(facts: dict[str, Any]) -> str:
@@ -115,35 +79,17 @@ def _parameters(facts: dict[str, Any]) -> str:
 
 def _table(value: Data) -> CsvTable:
     headers = tuple(ImportedRow.model_fields)
-    rows = [[kind, *(getattr(one, name) for name in headers)] for kind, one in _list_all(value)]
+    kinds = {"base": value.bases, "dataset": value.datasets, "validation-set": value.validation_sets}
+    rows = [[kind, *(getattr(one, name) for name in headers)] for kind, listed in kinds.items() for one in listed]
     return CsvTable(("kind", *headers), rows)
 
 
-def _list_all(value: Data) -> list[tuple[str, ImportedRow]]:
-    kinds = (("base", value.bases), ("dataset", value.datasets), ("validation-set", value.validation_sets))
-    return [(kind, one) for kind, listed in kinds for one in listed]
+PAGE = Page("/data", "Bases and datasets", data, _table, group="Training", symbol="data")
 
 
-PAGE = Page("/data", "Bases and datasets", PEOPLE, PagedQuery, data, "operators/data.html", _table, "Training", "data")
-
-
-class ImportsQuery(Query):
-    """`before` is the entry of the last import on the previous page."""
-
-    before: int | None = Field(default=None, ge=0)
-
-
-class ImportRow(PageValue):
+class ImportRow(Import):
     """An import. `found` has the measured facts. The reason of a failure is in the log under its order."""
 
-    subject: str
-    action: str
-    status: str
-    signer: str
-    licence: str
-    classification: str
-    order: str
-    entry: int
     found: dict[str, Any]
     made: str | None
     """Name of the base, dataset or validation set that it made."""
@@ -153,23 +99,15 @@ class ImportRow(PageValue):
     """Address of the form that cancels it, if the viewer can do so."""
 
 
-class Imports(PageValue):
-    """The page of imports."""
-
-    imports: tuple[ImportRow, ...]
-    next: int | None
-
-
-def imports(context: LedgerContext, viewer: Viewer, query: ImportsQuery) -> Imports:
+def imports(context: LedgerContext, viewer: Viewer, query: BeforeQuery) -> ListPage[ImportRow]:
     """Return the imports, newest first."""
     state = context.ledger.state
-    every = state.imports.values()
-    found = [one for one in reversed(every) if query.before is None or one.index < query.before][: PAGE_ROWS + 1]
     made: dict[str, Base | Dataset | ValidationSet] = {one.order: one for one in state.bases.values()}
     made.update({one.order: one for one in state.datasets.values()})
     made.update({one.order: one for one in state.validation_sets.values()})
-    rows = tuple(_row(viewer, one, made.get(one.order)) for one in found[:PAGE_ROWS])
-    return Imports(imports=rows, next=rows[-1].entry if len(found) > PAGE_ROWS else None)
+    found = query.list_newest(state.imports.values())
+    rows = (_row(viewer, one, made.get(one.order)) for one in found)
+    return ListPage[ImportRow].of(rows, attrgetter("index"))
 
 
 _FOLDERS: dict[type, str] = {Base: "bases", Dataset: "datasets", ValidationSet: "validation-sets"}
@@ -178,29 +116,17 @@ _FOLDERS: dict[type, str] = {Base: "bases", Dataset: "datasets", ValidationSet: 
 
 def _row(viewer: Viewer, one: Import, made: Base | Dataset | ValidationSet | None) -> ImportRow:
     facts = {} if made is None else made.facts
-    name = None if made is None else made.name if isinstance(made, Base) else versioned(made.name, made.version)
+    name = None if made is None else _name(made)
     can_cancel = one.status == "requested" and (viewer.name == one.signer or viewer.has("administrator"))
     return ImportRow(
-        subject=one.subject,
-        action=one.action,
-        status=one.status,
-        signer=one.signer,
-        licence=one.licence,
-        classification=one.classification,
-        order=one.order,
-        entry=one.index,
+        **dict(one),
         found={name: value for name, value in facts.items() if not isinstance(value, dict)},
         made=name,
         path=None if name is None else f"/{_FOLDERS[type(made)]}/{name}",
-        cancel=link(f"/sign/{CancelImport.action}", given=[f"order:{one.order}"]) if can_cancel else None,
+        cancel=sign_link(CancelImport, order=one.order).path if can_cancel else None,
     )
 
 
-def _imports_table(value: Imports) -> CsvTable:
-    headers = tuple(name for name in ImportRow.model_fields if name not in ("found", "path", "cancel"))
-    return CsvTable(headers, [[getattr(one, name) for name in headers] for one in value.imports])
-
-
-IMPORTS_PAGE = Page(
-    "/imports", "Imports", PEOPLE, ImportsQuery, imports, "operators/imports.html", _imports_table, "Training", "import"
-)
+_COLUMNS = ("subject", "action", "status", "signer", "licence", "classification", "order", "index", "made")
+"""Columns of the table of imports."""
+IMPORTS_PAGE = Page("/imports", "Imports", imports, columns("rows", *_COLUMNS), group="Training", symbol="import")

@@ -10,9 +10,10 @@ from pydantic import Field
 
 from appliance.api.data import SplitRows
 from appliance.domain.actions.registry import ACTIONS
-from appliance.domain.core.names import IDENTIFIER, versioned
+from appliance.domain.core.names import versioned
+from appliance.domain.core.order import Order
 from appliance.domain.core.records.data import Base, Dataset, ValidationSet
-from appliance.domain.core.records.runs import Run
+from appliance.domain.core.records.runs import AdapterEvaluation, Run
 from appliance.domain.core.state import State
 from appliance.domain.data.artifacts import RevokeBase, RevokeDataset, RevokeValidationSet
 from appliance.domain.data.imports import ImportDataset, ImportValidationSet
@@ -21,38 +22,30 @@ from appliance.domain.evaluation.gates import parse_gates
 from appliance.domain.retention import LiftHold, PlaceHold
 from appliance.domain.runs.conditions import UNDER_WAY
 from appliance.errors import NotFound
-from appliance.web.console.core.page import PAGE_ROWS, PEOPLE, VERSIONED, Page, PageValue, Query, Viewer
-from appliance.web.console.core.render import link
+from appliance.web.console.core.page import PAGE_ROWS, VERSIONED, FormLink, NameQuery, Page, PageValue, Query, Viewer
+from appliance.web.console.core.render import sign_link
 from appliance.web.console.operators.records import train_form
 from appliance.workflows.core.context import LedgerContext
 from appliance.workflows.queries.gates import put_on_set
 from appliance.workflows.queries.questions import dataset_labels
 
 
-class InputAction(PageValue):
-    """Something that the viewer can do with an input, and the address of its form."""
-
-    title: str
-    path: str
-
-
-def _offer(viewer: Viewer, action: str, title: str, given: Mapping[str, str]) -> Iterator[InputAction]:
+def _offer(viewer: Viewer, order: type[Order], title: str, /, **given: str) -> Iterator[FormLink]:
     """Yield the form of an action if the viewer has a role that may sign it."""
-    if viewer.may_sign(ACTIONS[action].signers):
-        fields = [f"{name}:{value}" for name, value in given.items()]
-        yield InputAction(title=title, path=link(f"/sign/{action}", given=fields))
+    if viewer.may_sign(ACTIONS[order.action].signers):
+        yield sign_link(order, title, **given)
 
 
-def _offer_training(viewer: Viewer, given: Mapping[str, str]) -> Iterator[InputAction]:
+def _offer_training(viewer: Viewer, given: Mapping[str, str]) -> Iterator[FormLink]:
     if viewer.has("operator"):
-        yield InputAction(title=ACTIONS["train"].title, path=train_form(given))
+        yield FormLink(title=ACTIONS["train"].title, path=train_form(given))
 
 
-def _offer_hold(state: State, viewer: Viewer, subject: str) -> Iterator[InputAction]:
+def _offer_hold(state: State, viewer: Viewer, subject: str) -> Iterator[FormLink]:
     if subject in state.holds:
-        yield from _offer(viewer, LiftHold.action, "Lift the legal hold", {"subject": subject})
+        yield from _offer(viewer, LiftHold, "Lift the legal hold", subject=subject)
     else:
-        yield from _offer(viewer, PlaceHold.action, "Place a legal hold", {"subject": subject})
+        yield from _offer(viewer, PlaceHold, "Place a legal hold", subject=subject)
 
 
 def find_ended(revoked: int | None, quarantined: int | None = None) -> str | None:
@@ -84,12 +77,6 @@ def _plain_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if not isinstance(value, dict)}
 
 
-class BaseQuery(Query):
-    """The name of a base."""
-
-    name: str = Field(pattern=rf"^{IDENTIFIER}$")
-
-
 class BasePage(PageValue):
     """The page of a base."""
 
@@ -100,10 +87,10 @@ class BasePage(PageValue):
     """The newest datasets that were rendered for it."""
     validation_sets: tuple[str, ...]
     runs: tuple[InputRun, ...]
-    actions: tuple[InputAction, ...]
+    actions: tuple[FormLink, ...]
 
 
-def base(context: LedgerContext, viewer: Viewer, query: BaseQuery) -> BasePage:
+def base(context: LedgerContext, viewer: Viewer, query: NameQuery) -> BasePage:
     """Return the page of a base.
 
     Raises: NotFound if there is none of this name.
@@ -127,18 +114,17 @@ def base(context: LedgerContext, viewer: Viewer, query: BaseQuery) -> BasePage:
     )
 
 
-def _base_actions(state: State, viewer: Viewer, found: Base) -> Iterator[InputAction]:
-    given = {"base": found.name}
+def _base_actions(state: State, viewer: Viewer, found: Base) -> Iterator[FormLink]:
     if find_ended(found.revoked, found.quarantined) is None:
         yield from _offer_training(viewer, {"recipe.base": found.name})
-        yield from _offer(viewer, ImportDataset.action, "Import a dataset for it", given)
-        yield from _offer(viewer, ImportValidationSet.action, "Import a validation set for it", given)
+        yield from _offer(viewer, ImportDataset, "Import a dataset for it", base=found.name)
+        yield from _offer(viewer, ImportValidationSet, "Import a validation set for it", base=found.name)
     if found.revoked is None:
-        yield from _offer(viewer, RevokeBase.action, "Revoke it", given)
+        yield from _offer(viewer, RevokeBase, "Revoke it", base=found.name)
     yield from _offer_hold(state, viewer, f"base:{found.name}")
 
 
-BASE = Page("/bases/{name}", "Base", PEOPLE, BaseQuery, base, "operators/base.html")
+BASE = Page("/bases/{name}", "Base", base)
 
 
 class VersionQuery(Query):
@@ -157,7 +143,7 @@ class DatasetPage(PageValue):
     labels: tuple[tuple[str, int, int], ...]
     """Label, rows to train on, rows held out."""
     runs: tuple[InputRun, ...]
-    actions: tuple[InputAction, ...]
+    actions: tuple[FormLink, ...]
 
 
 def dataset(context: LedgerContext, viewer: Viewer, query: VersionQuery) -> DatasetPage:
@@ -194,26 +180,17 @@ def _labels(context: LedgerContext, name: str, digest: str) -> Labels:
     return known[digest]
 
 
-def _dataset_actions(state: State, viewer: Viewer, name: str, found: Dataset) -> Iterator[InputAction]:
+def _dataset_actions(state: State, viewer: Viewer, name: str, found: Dataset) -> Iterator[FormLink]:
     if found.revoked is None:
         yield from _offer_training(viewer, {"recipe.base": found.base, "recipe.dataset": name})
     given = {"dataset": found.name, **_terms(found), "dataset_kind": str(found.facts.get("dataset_kind", ""))}
-    yield from _offer(viewer, ImportDataset.action, "Import another version", given)
+    yield from _offer(viewer, ImportDataset, "Import another version", **given)
     if found.revoked is None:
-        yield from _offer(viewer, RevokeDataset.action, "Revoke it", {"dataset": name})
+        yield from _offer(viewer, RevokeDataset, "Revoke it", dataset=name)
     yield from _offer_hold(state, viewer, f"dataset:{name}")
 
 
-DATASET = Page("/datasets/{name}", "Dataset", PEOPLE, VersionQuery, dataset, "operators/dataset.html")
-
-
-class EvaluatedAdapter(PageValue):
-    """An adapter that was evaluated on a validation set, its run, and the verdict of its gates."""
-
-    adapter: str
-    run: str
-    passed: bool | None
-    entry: int
+DATASET = Page("/datasets/{name}", "Dataset", dataset)
 
 
 class SetPage(PageValue):
@@ -234,9 +211,9 @@ class SetPage(PageValue):
     needed: int
     """Number of rows for which the gates of this file ask."""
     used: str | None
-    evaluated: tuple[EvaluatedAdapter, ...]
+    evaluated: tuple[AdapterEvaluation, ...]
     waiting: tuple[InputRun, ...]
-    actions: tuple[InputAction, ...]
+    actions: tuple[FormLink, ...]
 
 
 def validation_set(context: LedgerContext, viewer: Viewer, query: VersionQuery) -> SetPage:
@@ -268,23 +245,20 @@ def validation_set(context: LedgerContext, viewer: Viewer, query: VersionQuery) 
         gates=gates.name,
         needed=max(one.least_items for one in parse_gates(gates.data).gates),
         used=None if used is None else versioned(used.name, used.version),
-        evaluated=tuple(
-            EvaluatedAdapter(adapter=one.adapter, run=one.run, passed=one.passed, entry=one.index)
-            for one in reversed(evaluations[-PAGE_ROWS:])
-        ),
+        evaluated=tuple(reversed(evaluations[-PAGE_ROWS:])),
         waiting=_list_runs(waiting),
         actions=tuple(_set_actions(state, viewer, query.name, found)),
     )
 
 
-def _set_actions(state: State, viewer: Viewer, name: str, found: ValidationSet) -> Iterator[InputAction]:
+def _set_actions(state: State, viewer: Viewer, name: str, found: ValidationSet) -> Iterator[FormLink]:
     if found.revoked is None:
         yield from _offer_training(viewer, {"recipe.base": found.base, "gates": put_on_set(found).digest})
     given = {"validation_set": found.name, **_terms(found), "dataset_kind": found.dataset_kind}
     flags = {name: "yes" for name in ("blind", "final") if getattr(found, name)}
-    yield from _offer(viewer, ImportValidationSet.action, "Import another version", given | flags)
+    yield from _offer(viewer, ImportValidationSet, "Import another version", **given, **flags)
     if found.revoked is None:
-        yield from _offer(viewer, RevokeValidationSet.action, "Revoke it", {"validation_set": name})
+        yield from _offer(viewer, RevokeValidationSet, "Revoke it", validation_set=name)
     yield from _offer_hold(state, viewer, f"validation-set:{name}")
 
 
@@ -294,6 +268,4 @@ def describe_set(found: ValidationSet) -> tuple[str, ...]:
     return tuple(text for name, text in words.items() if getattr(found, name))
 
 
-VALIDATION_SET = Page(
-    "/validation-sets/{name}", "Validation set", PEOPLE, VersionQuery, validation_set, "operators/validation_set.html"
-)
+VALIDATION_SET = Page("/validation-sets/{name}", "Validation set", validation_set)

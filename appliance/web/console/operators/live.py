@@ -6,9 +6,10 @@ import hashlib
 import re
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 from appliance.web.console.core.events import Next, ServerSentEvent
+from appliance.web.console.core.page import PageValue
 from appliance.workflows.core.context import RunContext
 from appliance.workflows.queries.work import run_progress
 
@@ -94,7 +95,7 @@ def point_of(step: dict[str, Any]) -> Point:
     )
 
 
-class StepProgress(NamedTuple):
+class StepProgress(PageValue):
     """The progress of a run by its last steps, empty before the first. `peak_bytes` is the peak memory so far."""
 
     step: int | None = None
@@ -115,16 +116,8 @@ def read_step_progress(context: RunContext, run: str) -> StepProgress:
     detail = None if evaluated is None else f"evaluated {evaluated['done']} of {evaluated['total']} rows"
     if not progress["points"]:
         return StepProgress(detail=detail)
-    loss = progress["points"][-1][1]
-    return StepProgress(
-        progress["step"],
-        progress["steps"],
-        loss,
-        progress["tokens_s"],
-        progress["left_s"],
-        progress["peak_bytes"],
-        detail,
-    )
+    shown = {name: progress[name] for name in ("step", "steps", "tokens_s", "left_s", "peak_bytes")}
+    return StepProgress(loss=progress["points"][-1][1], detail=detail, **shown)
 
 
 def follow_all(context: RunContext) -> Next:
@@ -136,7 +129,7 @@ def follow_all(context: RunContext) -> Next:
         digest = hashlib.sha256(f"{context.began} {position}".encode()).hexdigest()[:24]
         if after == digest:
             return None
-        runs = {run.id: {"status": run.status, **read_step_progress(context, run.id)._asdict()} for run in going}
+        runs = {run.id: {"status": run.status, **read_step_progress(context, run.id).model_dump()} for run in going}
         return ServerSentEvent(digest, "progress", {"runs": runs})
 
     return find

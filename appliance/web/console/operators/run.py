@@ -15,38 +15,17 @@ from appliance.domain.evaluation.gates import parse_gates
 from appliance.domain.evaluation.quality import list_measures, list_warnings, summarize_training
 from appliance.domain.planning.plan import format_seconds
 from appliance.domain.recipe.recipe import ResolvedRecipe
+from appliance.domain.runs import control
 from appliance.domain.runs.conditions import UNDER_WAY
-from appliance.domain.runs.control import (
-    AuthoriseRun,
-    Cancel,
-    RefuseRun,
-    Resume,
-    RunCancelled,
-    RunRefused,
-    can_authorise,
-    list_cancel_reasons,
-    list_resume_reasons,
-)
 from appliance.domain.runs.replays import ReplayRun
 from appliance.domain.runs.steps import best_step
 from appliance.domain.runs.training import RunFailed, Train
 from appliance.formats.core.text import show_bytes
 from appliance.formats.signatures.dsse import parse_envelope
-from appliance.web.console.core.page import PEOPLE, CsvTable, Page, PageValue, Query, Viewer
-from appliance.web.console.core.render import link
+from appliance.web.console.core.page import CsvTable, FormLink, Page, PageValue, Query, Viewer
+from appliance.web.console.core.render import sign_link
+from appliance.web.console.operators import records
 from appliance.web.console.operators.live import progress_of
-from appliance.web.console.operators.records import (
-    RUN,
-    Spike,
-    find_adapter_of_run,
-    find_run,
-    form_values,
-    make_curves,
-    read_metrics,
-    read_order,
-    read_steps,
-    train_form,
-)
 from appliance.web.console.operators.runs import plan_of
 from appliance.workflows.core.context import LedgerContext, RunContext
 from appliance.workflows.queries.work import run_progress
@@ -55,7 +34,7 @@ from appliance.workflows.queries.work import run_progress
 class RunQuery(Query):
     """The id of a run."""
 
-    run: str = Field(pattern=RUN)
+    run: str = Field(pattern=records.RUN)
 
 
 class PlanComparison(PageValue):
@@ -64,13 +43,6 @@ class PlanComparison(PageValue):
     name: str
     planned: str | None
     used: str | None
-
-
-class RunAction(PageValue):
-    """Something that the viewer can do with the run, and the address of its form."""
-
-    title: str
-    path: str
 
 
 class RunEndDetails(PageValue):
@@ -90,23 +62,11 @@ class RunEndDetails(PageValue):
 class RunPage(PageValue):
     """The page of a run."""
 
-    id: str
-    name: str
-    status: str
+    run: Run
     detail: str | None
     end: RunEndDetails | None
-    actions: tuple[RunAction, ...]
-    sweep: str | None
+    actions: tuple[FormLink, ...]
     adapter: str | None
-    base: str
-    base_digest: str
-    dataset: str
-    dataset_digest: str
-    method: str
-    purpose: str
-    ordered_by: str
-    entry: int
-    order: str
     step: int | None
     steps: int | None
     left_s: float | None
@@ -116,19 +76,14 @@ class RunPage(PageValue):
     peak_bytes: int | None
     validation: tuple[float, float, int] | None
     """The last validation loss, the lowest one, and the step of the lowest."""
-    spikes: tuple[Spike, ...]
+    spikes: tuple[records.Spike, ...]
     recipe: dict[str, Any]
     costs: tuple[PlanComparison, ...]
     measures: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
-    resumes: int
-    gates: str | None
     gates_name: str | None
-    sets: tuple[str, ...]
-    """Validation sets on which the run is evaluated."""
     passed: bool | None
     """True if the adapter passed its gates, None before its evaluation or without gates."""
-    started: bool
     began: bool
     """True if there is a step to show."""
     is_under_way: bool
@@ -139,34 +94,22 @@ def run(context: RunContext, viewer: Viewer, query: RunQuery) -> RunPage:
 
     Raises: NotFound for an unknown run.
     """
-    row = find_run(context, query.run)
-    order, adapter = read_order(context, row), find_adapter_of_run(context, row.id)
-    steps, losses = read_steps(context, row.id)
+    row = records.find_run(context, query.run)
+    order, adapter = records.read_order(context, row), records.find_adapter_of_run(context, row.id)
+    steps, losses = records.read_steps(context, row.id)
     frames = [{**step, "frame": "step"} for step in steps]
     progress, run_state = progress_of(frames), run_progress(context, row.id, 0)
-    metrics = read_metrics(context, adapter)
+    metrics = records.read_metrics(context, adapter)
     if "training" not in metrics:
         metrics = {**metrics, "training": summarize_training(losses)}
     costs = _costs(context, row, order.recipe, steps)
     evaluation = None if adapter is None else context.ledger.state.evaluations.get(adapter)
     return RunPage(
-        id=row.id,
-        name=row.name,
-        status=row.status,
+        run=row,
         detail=run_state.detail,
         end=_find_end(context, row),
         actions=tuple(_list_actions(context.ledger.state, viewer, row, order)),
-        sweep=row.sweep,
         adapter=adapter,
-        base=row.base,
-        base_digest=row.base_digest,
-        dataset=row.dataset,
-        dataset_digest=row.dataset_digest,
-        method=row.method,
-        purpose=row.purpose,
-        ordered_by=row.ordered_by,
-        entry=row.index,
-        order=row.order,
         step=progress.get("step"),
         steps=progress.get("steps") or _planned_steps(row, costs),
         left_s=progress.get("left_s") if row.status == "running" else None,
@@ -175,23 +118,19 @@ def run(context: RunContext, viewer: Viewer, query: RunQuery) -> RunPage:
         first_loss=float(losses[0]) if losses else None,
         peak_bytes=row.peak_bytes or max((int(step["peak_bytes"]) for step in steps), default=None),
         validation=_validation(steps),
-        spikes=make_curves(steps).spikes,
+        spikes=records.make_curves(steps).spikes,
         recipe=order.recipe.model_dump(mode="json"),
         costs=costs,
         measures=tuple(list_measures(metrics)),
         warnings=tuple(list_warnings(metrics)),
-        resumes=row.resumes,
-        gates=row.gates,
         gates_name=None if row.gates is None else parse_gates(context.ledger.document(row.gates)).name,
-        sets=tuple(one.validation_set for one in row.sets),
         passed=None if evaluation is None else evaluation.passed,
-        started=row.started,
         began=bool(steps),
         is_under_way=row.status in UNDER_WAY,
     )
 
 
-_ENDS = {"cancelled": RunCancelled.type, "refused": RunRefused.type, "failed": RunFailed.type}
+_ENDS = {"cancelled": control.RunCancelled.type, "refused": control.RunRefused.type, "failed": RunFailed.type}
 """Type of the entry that ended a run, by the run's status."""
 
 
@@ -212,24 +151,22 @@ def _find_end(context: LedgerContext, row: Run) -> RunEndDetails | None:
     return RunEndDetails(entry=entry.index, time=entry.time, by=entry.actor, code=entry.body.get("code"), text=text)
 
 
-def _list_actions(state: State, viewer: Viewer, row: Run, order: Train) -> Iterator[RunAction]:
+def _list_actions(state: State, viewer: Viewer, row: Run, order: Train) -> Iterator[FormLink]:
     """Yield what the viewer can do with the run, by the rules that decide on the order."""
     person = state.principals.get(viewer.name)
     if person is None:
         return
-    given = [f"run:{row.id}"]
-    if row.status == "waiting" and can_authorise(state, row, person):
-        for title, action in (("Authorise", AuthoriseRun.action), ("Refuse", RefuseRun.action)):
-            yield RunAction(title=title, path=link(f"/sign/{action}", given=[*given, f"order:{row.order}"]))
-    if not list_resume_reasons(state, row, person):
-        yield RunAction(title="Resume", path=link(f"/sign/{Resume.action}", given=given))
-    if not list_cancel_reasons(row, person):
-        yield RunAction(title="Cancel", path=link(f"/sign/{Cancel.action}", given=given))
+    if row.status == "waiting" and control.can_authorise(state, row, person):
+        yield sign_link(control.AuthoriseRun, "Authorise", run=row.id, order=row.order)
+        yield sign_link(control.RefuseRun, "Refuse", run=row.id, order=row.order)
+    if not control.list_resume_reasons(state, row, person):
+        yield sign_link(control.Resume, "Resume", run=row.id)
+    if not control.list_cancel_reasons(row, person):
+        yield sign_link(control.Cancel, "Cancel", run=row.id)
     if viewer.has("auditor") and row.step:
-        replayed = [*given, "from_step:0", f"to_step:{row.step}"]
-        yield RunAction(title="Train it again to compare", path=link(f"/sign/{ReplayRun.action}", given=replayed))
+        yield sign_link(ReplayRun, "Train it again to compare", run=row.id, from_step=0, to_step=row.step)
     if viewer.has("operator"):
-        yield RunAction(title="Start again with these values", path=_start_again(order))
+        yield FormLink(title="Start again with these values", path=_start_again(order))
 
 
 def _start_again(order: Train) -> str:
@@ -240,7 +177,8 @@ def _start_again(order: Train) -> str:
         "on": order.on,
         "nodes": str(order.nodes) if order.nodes > 1 else None,
     }
-    return train_form(form_values(order.recipe) | {name: value for name, value in others.items() if value})
+    given = {name: value for name, value in others.items() if value}
+    return records.train_form(records.form_values(order.recipe) | given)
 
 
 def _planned_steps(row: Run, costs: tuple[PlanComparison, ...]) -> int | None:
@@ -275,4 +213,4 @@ def _table(value: RunPage) -> CsvTable:
     return CsvTable(("recipe", "value"), [[name, item] for name, item in value.recipe.items()])
 
 
-PAGE = Page("/runs/{run}", "Run", PEOPLE, RunQuery, run, "operators/run.html", _table)
+PAGE = Page("/runs/{run}", "Run", run, _table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any, Literal
 
 from pydantic import Field
@@ -16,17 +17,10 @@ from appliance.domain.recipe.recipe import ResolvedRecipe
 from appliance.domain.runs.training import RECIPE_UNTRAINABLE
 from appliance.errors import ApplianceError, BadInput, Refusal, Rejected
 from appliance.formats.core.text import show_bytes
-from appliance.web.console.core.page import PAGE_ROWS, PEOPLE, CsvTable, Page, PageValue, Query, Viewer
+from appliance.web.console.core.page import BeforeQuery, CsvTable, ListPage, Page, PageValue, Query, Viewer, columns
 from appliance.web.console.core.render import words
+from appliance.web.console.operators import records
 from appliance.web.console.operators.live import WITH_PROGRESS, Point, StepProgress, read_step_progress
-from appliance.web.console.operators.records import (
-    find_adapter_of_run,
-    find_run,
-    make_curves,
-    read_metrics,
-    read_order,
-    read_steps,
-)
 from appliance.workflows.core.context import RunContext
 from appliance.workflows.queries.work import recipe_facts
 from appliance.workflows.runs import planning
@@ -34,43 +28,26 @@ from appliance.workflows.runs import planning
 Status = Literal["waiting", "queued", "running", "trained", "sealed", "failed", "cancelled", "refused"]
 
 
-class RunsQuery(Query):
-    """`before` is the entry of the last run on the previous page."""
+class RunsQuery(BeforeQuery):
+    """The status of the listed runs."""
 
     status: Status | None = None
-    before: int | None = Field(default=None, ge=0)
 
 
 class RunRow(PageValue):
-    """A run. `place` is its position in the queue. The fields from `step` to `detail` are set while it is running."""
+    """A run. `place` is its position in the queue. `progress` is empty unless it is running."""
 
-    id: str
-    name: str
-    status: str
+    run: Run
     place: int | None
-    step: int | None
-    steps: int | None
-    loss: float | None
-    tokens_s: float | None
-    left_s: float | None
-    peak_bytes: int | None
-    detail: str | None
-    base: str
-    dataset: str
-    method: str
-    ordered_by: str
-    seconds: str | None
-    entry: int
+    progress: StepProgress
 
 
-class Runs(PageValue):
+class Runs(ListPage[RunRow]):
     """The list of runs. `running` has every running run, on every page of the list."""
 
     running: tuple[RunRow, ...]
-    runs: tuple[RunRow, ...]
     queued: int
-    going: int
-    next: int | None
+    running_count: int
 
 
 def runs(context: RunContext, viewer: Viewer, query: RunsQuery) -> Runs:
@@ -78,48 +55,29 @@ def runs(context: RunContext, viewer: Viewer, query: RunsQuery) -> Runs:
     every = context.ledger.state.runs.values()
     waiting = sorted((run for run in every if run.status == "queued"), key=lambda run: run.queued)
     places = {run.id: place for place, run in enumerate(waiting, start=1)}
-    fitting = (
-        run
-        for run in reversed(every)
-        if (query.status is None or run.status == query.status) and (query.before is None or run.index < query.before)
-    )
-    page_rows = [run for run, _ in zip(fitting, range(PAGE_ROWS + 1), strict=False)]
-    going = [run for run in every if run.status in WITH_PROGRESS]
-    return Runs(
-        running=tuple(_row(context, run, None) for run in going),
-        runs=tuple(_row(context, run, places.get(run.id)) for run in page_rows[:PAGE_ROWS]),
+    fitting = (run for run in query.list_newest(every) if query.status in (None, run.status))
+    running = tuple(_row(context, run, None) for run in every if run.status in WITH_PROGRESS)
+    return Runs.of(
+        (_row(context, run, places.get(run.id)) for run in fitting),
+        attrgetter("run.index"),
+        running=running,
         queued=len(waiting),
-        going=len(going),
-        next=page_rows[PAGE_ROWS - 1].index if len(page_rows) > PAGE_ROWS else None,
+        running_count=len(running),
     )
 
 
 def _row(context: RunContext, run: Run, place: int | None) -> RunRow:
     progress = read_step_progress(context, run.id) if run.status in WITH_PROGRESS else StepProgress()
-    progress = progress._replace(steps=progress.steps or run.planned_steps)
-    return RunRow(
-        id=run.id,
-        name=run.name,
-        status=run.status,
-        place=place,
-        **progress._asdict(),
-        base=run.base,
-        dataset=run.dataset,
-        method=run.method,
-        ordered_by=run.ordered_by,
-        seconds=run.seconds,
-        entry=run.index,
-    )
+    progress = progress.model_copy(update={"steps": progress.steps or run.planned_steps})
+    return RunRow(run=run, place=place, progress=progress)
 
 
-def _table(value: Runs) -> CsvTable:
-    headers = tuple(RunRow.model_fields)
-    return CsvTable(headers, [[getattr(run, name) for name in headers] for run in value.runs])
-
-
-RUNS_PAGE = Page(
-    "/runs", "Runs", PEOPLE, RunsQuery, runs, "operators/runs.html", _table, group="Training", symbol="run"
+_COLUMNS = (
+    *("run.id", "run.name", "run.status", "place", *(f"progress.{name}" for name in StepProgress.model_fields)),
+    *("run.base", "run.dataset", "run.method", "run.ordered_by", "run.seconds", "run.index"),
 )
+"""Columns of the table of runs."""
+RUNS_PAGE = Page("/runs", "Runs", runs, columns("rows", *_COLUMNS), group="Training", symbol="run")
 
 
 MOST = 6
@@ -169,10 +127,10 @@ def compare(context: RunContext, viewer: Viewer, query: CompareQuery) -> RunComp
     names = tuple(dict.fromkeys(query.run))
     if len(names) != len(query.run):
         raise BadInput("comparison: expected each run once, got one twice")
-    rows = [find_run(context, name) for name in names]
-    recipes = [read_order(context, row).recipe.model_dump(mode="json") for row in rows]
-    steps = [read_steps(context, row.id).shown for row in rows]
-    metrics = [read_metrics(context, find_adapter_of_run(context, row.id)) for row in rows]
+    rows = [records.find_run(context, name) for name in names]
+    recipes = [records.read_order(context, row).recipe.model_dump(mode="json") for row in rows]
+    steps = [records.read_steps(context, row.id).shown for row in rows]
+    metrics = [records.read_metrics(context, records.find_adapter_of_run(context, row.id)) for row in rows]
     results: list[dict[str, Any]] = [
         {
             "status": row.status,
@@ -190,7 +148,7 @@ def compare(context: RunContext, viewer: Viewer, query: CompareQuery) -> RunComp
         recipes=different,
         results=_differences(results)[0],
         curves=tuple(
-            RunCurve(run=row.id, label=f"{row.id} {row.name}", points=make_curves(lines).points)
+            RunCurve(run=row.id, label=f"{row.id} {row.name}", points=records.make_curves(lines).points)
             for row, lines in zip(rows, steps, strict=True)
         ),
         others=tuple((run.id, run.name) for run in newest if run.id not in names),
@@ -212,11 +170,7 @@ def _curves_table(value: RunComparison) -> CsvTable:
     return CsvTable(("difference", *value.runs), rows)
 
 
-CURVES_PAGE = Page(
-    *("/compare", "Compare runs", PEOPLE, CompareQuery, compare, "operators/compare.html", _curves_table),
-    group="Training",
-    symbol="compare",
-)
+CURVES_PAGE = Page("/compare", "Compare runs", compare, _curves_table, group="Training", symbol="compare")
 
 
 def plan_of(context: RunContext, recipe: ResolvedRecipe) -> dict[str, str]:

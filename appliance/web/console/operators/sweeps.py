@@ -18,8 +18,8 @@ from appliance.domain.runs.control import Cancel, list_cancel_reasons
 from appliance.domain.runs.replays import find_behind, is_rung
 from appliance.domain.runs.steps import Reading, best_step
 from appliance.errors import ApplianceError, BadInput, NotFound
-from appliance.web.console.core.page import PAGE_ROWS, PEOPLE, CsvTable, Page, PageValue, Query, Viewer
-from appliance.web.console.core.render import link
+from appliance.web.console.core.page import PAGE_ROWS, CsvTable, ListPage, Page, PageValue, Query, Viewer, columns
+from appliance.web.console.core.render import link, sign_link
 from appliance.web.console.operators.records import find_adapter_of_run, form_values, read_order, read_steps, train_form
 from appliance.web.console.operators.runs import MOST, plan_of
 from appliance.workflows.core.context import LedgerContext, RunContext
@@ -38,20 +38,14 @@ class SweepRow(PageValue):
     entry: int
 
 
-class Sweeps(PageValue):
-    """The newest sweeps."""
-
-    sweeps: tuple[SweepRow, ...]
-
-
-def sweeps(context: LedgerContext, viewer: Viewer, query: Query) -> Sweeps:
+def sweeps(context: LedgerContext, viewer: Viewer, query: Query) -> ListPage[SweepRow]:
     """Return the newest sweeps, by their first runs."""
     found: dict[str, list[Run]] = {}
     for run in context.ledger.state.runs.values():
         if run.sweep is not None:
             found.setdefault(run.sweep, []).append(run)
     newest = sorted(found.items(), key=lambda one: -one[1][0].index)[:PAGE_ROWS]
-    return Sweeps(sweeps=tuple(_row(name, runs) for name, runs in newest))
+    return ListPage[SweepRow](rows=tuple(_row(name, runs) for name, runs in newest))
 
 
 def _row(name: str, runs: Sequence[Run]) -> SweepRow:
@@ -66,14 +60,7 @@ def _row(name: str, runs: Sequence[Run]) -> SweepRow:
     )
 
 
-def _sweeps_table(value: Sweeps) -> CsvTable:
-    headers = tuple(SweepRow.model_fields)
-    return CsvTable(headers, [[getattr(one, name) for name in headers] for one in value.sweeps])
-
-
-SWEEPS_PAGE = Page(
-    "/sweeps", "Sweeps", PEOPLE, Query, sweeps, "operators/sweeps.html", _sweeps_table, "Training", "compare"
-)
+SWEEPS_PAGE = Page("/sweeps", "Sweeps", sweeps, columns(), group="Training", symbol="compare")
 
 
 class SweepQuery(Query):
@@ -168,7 +155,7 @@ def _find_cancel(state: State, viewer: Viewer, run: Run) -> str | None:
     person = state.principals.get(viewer.name)
     if person is None or list_cancel_reasons(run, person):
         return None
-    return link(f"/sign/{Cancel.action}", given=[f"run:{run.id}"])
+    return sign_link(Cancel, run=run.id).path
 
 
 def _sweep_table(value: SweepPage) -> CsvTable:
@@ -176,7 +163,7 @@ def _sweep_table(value: SweepPage) -> CsvTable:
     return CsvTable(("run", *value.keys, "best_validation_loss", "step", "status", "adapter"), rows)
 
 
-SWEEP_PAGE = Page("/sweeps/{sweep}", "Sweep", PEOPLE, SweepQuery, sweep, "operators/sweep.html", _sweep_table)
+SWEEP_PAGE = Page("/sweeps/{sweep}", "Sweep", sweep, _sweep_table)
 
 
 class PlanQuery(Query):
@@ -303,4 +290,4 @@ def _planned(
     )
 
 
-PLAN_PAGE = Page("/start-sweep", "Start a sweep", ("operator",), PlanQuery, plan, "operators/start_sweep.html")
+PLAN_PAGE = Page("/start-sweep", "Start a sweep", plan, seen_by=("operator",))

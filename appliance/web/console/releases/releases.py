@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from pydantic import Field
 
-from appliance.domain.core.decisions import ReleaseRequest, ReviewRecord, Suspension, answers_key
+from appliance.domain.core.decisions import Conditions, ReleaseRequest, ReviewRecord, Suspension, answers_key
 from appliance.domain.core.names import IDENTIFIER, Time, versioned
 from appliance.domain.core.records.runs import Adapter
-from appliance.domain.core.records.serving import Release, release_key
+from appliance.domain.core.records.serving import Export, Release, release_key
 from appliance.domain.core.state import State
 from appliance.domain.releases.approval import (
     approved_by_activator,
@@ -30,7 +29,17 @@ from appliance.domain.releases.requests import (
 from appliance.domain.releases.suspensions import list_suspensions
 from appliance.errors import NotFound, Refusal
 from appliance.reports.review.words import describe_conditions, describe_use, name_decision, tone_of_tier
-from appliance.web.console.core.page import EVERYBODY, PAGE_ROWS, PEOPLE, CsvTable, Page, PageValue, Query, Viewer
+from appliance.web.console.core.page import (
+    EVERYBODY,
+    PAGE_ROWS,
+    BeforeQuery,
+    ListPage,
+    Page,
+    PageValue,
+    Query,
+    Viewer,
+    columns,
+)
 from appliance.workflows.core.context import LedgerContext
 from appliance.workflows.releases.review import read_text
 
@@ -38,10 +47,10 @@ _NAME = rf"^{IDENTIFIER}$"
 
 
 class ReleasesQuery(Query):
-    """`past` is the UNIT/SERVED_MODEL of the last release on the previous page."""
+    """`after` is the UNIT/SERVED_MODEL of the last release on the previous page."""
 
     unit: str | None = Field(default=None, pattern=_NAME)
-    past: str | None = None
+    after: str | None = None
 
 
 class ReleaseRow(PageValue):
@@ -54,18 +63,11 @@ class ReleaseRow(PageValue):
     kind: str
     approved_by: tuple[str, ...]
     until: Time | None
-    answers: bool
+    serves: bool
     suspended_by: tuple[str, ...]
     used_today: int | None
     most_a_day: int | None
     entry: int
-
-
-class Releases(PageValue):
-    """The page of releases."""
-
-    releases: tuple[ReleaseRow, ...]
-    next: str | None
 
 
 def visible(viewer: Viewer, unit: str) -> bool:
@@ -73,7 +75,7 @@ def visible(viewer: Viewer, unit: str) -> bool:
     return not viewer.is_unit or viewer.name == unit
 
 
-def releases(context: LedgerContext, viewer: Viewer, query: ReleasesQuery) -> Releases:
+def releases(context: LedgerContext, viewer: Viewer, query: ReleasesQuery) -> ListPage[ReleaseRow]:
     """Return the releases that the viewer may see."""
     state = context.ledger.state
     now = context.now(state)
@@ -82,10 +84,8 @@ def releases(context: LedgerContext, viewer: Viewer, query: ReleasesQuery) -> Re
         for one in state.releases.values()
         if visible(viewer, one.unit) and query.unit in (None, one.unit)
     )
-    rest = [one for key, one in keys if query.past is None or key > query.past]
-    rows = tuple(_row(state, one, now) for one in rest[:PAGE_ROWS])
-    last = release_key(rows[-1].unit, rows[-1].served_model) if len(rest) > PAGE_ROWS else None
-    return Releases(releases=rows, next=last)
+    rows = (_row(state, one, now) for key, one in keys if query.after is None or key > query.after)
+    return ListPage[ReleaseRow].of(rows, lambda one: release_key(one.unit, one.served_model))
 
 
 def _row(state: State, release: Release, now: Time) -> ReleaseRow:
@@ -101,7 +101,7 @@ def _row(state: State, release: Release, now: Time) -> ReleaseRow:
         kind=release.current.kind,
         approved_by=tuple(review.reviewer for review in approvals),
         until=min((end for end in [*ends, release.current.until] if end is not None), default=None),
-        answers=adapter is not None and not find_release_blockers(state, release, adapter, now),
+        serves=adapter is not None and not find_release_blockers(state, release, adapter, now),
         suspended_by=tuple(one.by for one in _suspensions(state, release)),
         used_today=used,
         most_a_day=most,
@@ -131,11 +131,6 @@ def _usage_today(state: State, release: Release, adapter: Adapter | None, now: T
         return None, None
     today = state.answers.get(answers_key(release.unit, release.current.adapter))
     return (today.count if today is not None and today.day == now[:10] else 0), most
-
-
-def _table(value: Releases) -> CsvTable:
-    headers = tuple(ReleaseRow.model_fields)
-    return CsvTable(headers, [[getattr(one, name) for name in headers] for one in value.releases])
 
 
 class ReleaseQuery(Query):
@@ -178,23 +173,12 @@ class Approval(PageValue):
         return name_decision(self.decision)
 
 
-class Condition(PageValue):
-    """A condition on the release, and the entry that set it."""
+class ReleaseTerms(PageValue):
+    """Conditions on the release, and the entry that set them."""
 
     source: str
     entry: int
-    not_before: Time | None
-    not_after: Time | None
-    served_models: tuple[str, ...]
-    answers_a_day: int | None
-
-
-class ReleaseExportRow(PageValue):
-    """An export of the release that is still valid."""
-
-    entry: int
-    adapter: str
-    valid_until: Time
+    terms: Conditions
 
 
 class ReleasePage(PageValue):
@@ -209,11 +193,11 @@ class ReleasePage(PageValue):
     loaded: str | None
     loaded_at: Time | None
     approvals: tuple[Approval, ...]
-    conditions: tuple[Condition, ...]
+    conditions: tuple[ReleaseTerms, ...]
     earlier: tuple[str, ...]
     """Versions to which it can be rolled back, the latest first."""
     history: tuple[ActivationRow, ...]
-    exports: tuple[ReleaseExportRow, ...]
+    exports: tuple[Export, ...]
 
 
 def release(context: LedgerContext, viewer: Viewer, query: ReleaseQuery) -> ReleasePage:
@@ -250,14 +234,14 @@ def release(context: LedgerContext, viewer: Viewer, query: ReleaseQuery) -> Rele
             )
             for one in approvals
         ),
-        conditions=tuple(Condition(source=source, entry=index, **one.model_dump()) for source, index, one in binding),
+        conditions=tuple(ReleaseTerms(source=source, entry=index, terms=terms) for source, index, terms in binding),
         earlier=tuple(one.adapter for one in found.earlier),
         history=tuple(
             ActivationRow(entry=one.index, adapter=one.adapter, by=one.signer, kind=one.kind)
             for one in reversed(found.history[-PAGE_ROWS:])
         ),
         exports=tuple(
-            ReleaseExportRow(entry=one.index, adapter=one.adapter, valid_until=one.valid_until)
+            one
             for one in state.exports.values()
             if (one.unit, one.served_model) == (found.unit, found.served_model) and now < one.valid_until
         ),
@@ -270,34 +254,14 @@ def _find_renewal(state: State, adapter: Adapter, review: ReviewRecord) -> Time 
     return None if end is None or (review.valid_until is not None and review.valid_until <= end) else end
 
 
-def _history_table(value: ReleasePage) -> CsvTable:
-    headers = tuple(ActivationRow.model_fields)
-    return CsvTable(headers, [[getattr(one, name) for name in headers] for one in value.history])
+PAGE = Page("/releases", "Releases", releases, columns(), seen_by=EVERYBODY, group="Adapters", symbol="release")
+RELEASE = Page("/releases/{unit}/{served_model}", "Release", release, columns("history"), seen_by=EVERYBODY)
 
 
-PAGE = Page(
-    *("/releases", "Releases", EVERYBODY, ReleasesQuery, releases, "releases/releases.html", _table),
-    group="Adapters",
-    symbol="release",
-)
-RELEASE = Page(
-    *(
-        "/releases/{unit}/{served_model}",
-        "Release",
-        EVERYBODY,
-        ReleaseQuery,
-        release,
-        "releases/release.html",
-        _history_table,
-    )
-)
+class CandidatesQuery(BeforeQuery):
+    """The unit of the listed candidates."""
 
-
-class CandidatesQuery(Query):
-    """The unit, and the entry of the last adapter on the previous page."""
-
-    unit: str | None = Field(default=None, pattern=rf"^{IDENTIFIER}$")
-    before: int | None = Field(default=None, ge=0)
+    unit: str | None = Field(default=None, pattern=_NAME)
 
 
 class ReleaseCandidate(PageValue):
@@ -322,12 +286,10 @@ class ReleaseCandidate(PageValue):
     entry: int
 
 
-class Candidates(PageValue):
+class Candidates(ListPage[ReleaseCandidate]):
     """The list of candidates. `units` are those that are shown; None means all."""
 
     units: tuple[str, ...] | None
-    candidates: tuple[ReleaseCandidate, ...]
-    next: int | None
 
 
 def candidates(context: LedgerContext, viewer: Viewer, query: CandidatesQuery) -> Candidates:
@@ -335,18 +297,15 @@ def candidates(context: LedgerContext, viewer: Viewer, query: CandidatesQuery) -
     state = context.ledger.state
     own = viewer.places("release-owner") or None
     units = own if query.unit is None else (query.unit,)
-    found = list(islice(_candidates(state, context.now(state), viewer, units, query.before), PAGE_ROWS + 1))
-    rows = tuple(found[:PAGE_ROWS])
-    return Candidates(units=units, candidates=rows, next=rows[-1].entry if len(found) > PAGE_ROWS and rows else None)
+    found = (one for one in query.list_newest(state.adapters.values()) if one.revoked is None)
+    return Candidates.of(_candidates(state, context.now(state), viewer, units, found), units=units)
 
 
 def _candidates(
-    state: State, now: Time, viewer: Viewer, units: tuple[str, ...] | None, before: int | None
+    state: State, now: Time, viewer: Viewer, units: tuple[str, ...] | None, adapters: Iterable[Adapter]
 ) -> Iterator[ReleaseCandidate]:
-    """Yield the candidates, newest first."""
-    for adapter in reversed(state.adapters.values()):
-        if adapter.revoked is not None or (before is not None and adapter.index >= before):
-            continue
+    """Yield the candidates of these adapters."""
+    for adapter in adapters:
         unit_names = {request.unit for request in adapter.requests} | {review.unit for review in adapter.reviews}
         for unit in sorted(unit_names):
             if units is None or unit in units:
@@ -383,23 +342,8 @@ def _candidate(state: State, adapter: Adapter, unit: str, viewer: Viewer, now: T
     )
 
 
-def _candidates_table(value: Candidates) -> CsvTable:
-    headers = ("adapter", "unit", "tier", "purpose", "served_models", "missing", "entry")
-    rows = [
-        [one.adapter, one.unit, one.tier, one.purpose, one.served_models, " ".join(map(str, one.missing)), one.entry]
-        for one in value.candidates
-    ]
-    return CsvTable(headers, rows)
-
-
+_COLUMNS = ("adapter", "unit", "tier", "purpose", "served_models", "missing", "entry")
+"""Columns of the table of candidates."""
 CANDIDATES_PAGE = Page(
-    "/candidates",
-    "Ready for release",
-    PEOPLE,
-    CandidatesQuery,
-    candidates,
-    "releases/candidates.html",
-    _candidates_table,
-    group="Adapters",
-    symbol="check",
+    "/candidates", "Ready for release", candidates, columns("rows", *_COLUMNS), group="Adapters", symbol="check"
 )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from itertools import islice
 from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_serializer
@@ -27,16 +26,20 @@ from appliance.errors import BadInput, NotFound, Tampered
 from appliance.reports.review.blocks import Cell, Section, make_row, make_table
 from appliance.reports.review.sections import make_sections
 from appliance.reports.review.words import tone_of_tier
-from appliance.web.console.core.page import PAGE_ROWS, PEOPLE, VERSIONED, CsvTable, Page, PageValue, Query, Viewer
+from appliance.web.console.core.page import (
+    VERSIONED,
+    BeforeQuery,
+    CsvTable,
+    ListPage,
+    Page,
+    PageValue,
+    Query,
+    Viewer,
+    columns,
+)
 from appliance.workflows.core.context import LedgerContext
 from appliance.workflows.queries.questions import read_adapter_history
 from appliance.workflows.releases.review import find_adapter, read_text, review_page
-
-
-class AdaptersQuery(Query):
-    """`before` is the entry of the last adapter on the previous page."""
-
-    before: int | None = Field(default=None, ge=0)
 
 
 class AdapterRow(PageValue):
@@ -52,28 +55,20 @@ class AdapterRow(PageValue):
     reviews: int
     open_findings: int
     suspended_for: tuple[str, ...]
-    answers: tuple[str, ...]
+    active_for: tuple[str, ...]
     """Releases that name it, as UNIT/SERVED_MODEL."""
     state: str
     entry: int
 
 
-class Adapters(PageValue):
-    """The page of adapters."""
-
-    adapters: tuple[AdapterRow, ...]
-    next: int | None
-
-
-def adapters(context: LedgerContext, viewer: Viewer, query: AdaptersQuery) -> Adapters:
+def adapters(context: LedgerContext, viewer: Viewer, query: BeforeQuery) -> ListPage[AdapterRow]:
     """Return the adapters, newest first."""
     state = context.ledger.state
-    found = [one for one in reversed(state.adapters.values()) if query.before is None or one.index < query.before]
-    answers: dict[str, list[str]] = {}
+    releases: dict[str, list[str]] = {}
     for release in state.releases.values():
-        answers.setdefault(release.current.adapter, []).append(f"{release.unit}/{release.served_model}")
-    rows = tuple(_row(state, one, answers) for one in found[:PAGE_ROWS])
-    return Adapters(adapters=rows, next=rows[-1].entry if len(found) > PAGE_ROWS else None)
+        releases.setdefault(release.current.adapter, []).append(f"{release.unit}/{release.served_model}")
+    found = query.list_newest(state.adapters.values())
+    return ListPage[AdapterRow].of(_row(state, one, releases) for one in found)
 
 
 def state_of(adapter: Adapter) -> str:
@@ -83,7 +78,7 @@ def state_of(adapter: Adapter) -> str:
     return "sealed" if adapter.quarantined is None else "quarantined"
 
 
-def _row(state: State, adapter: Adapter, answers: dict[str, list[str]]) -> AdapterRow:
+def _row(state: State, adapter: Adapter, releases: dict[str, list[str]]) -> AdapterRow:
     name = versioned(adapter.name, adapter.version)
     evaluation = state.evaluations.get(name)
     return AdapterRow(
@@ -97,28 +92,13 @@ def _row(state: State, adapter: Adapter, answers: dict[str, list[str]]) -> Adapt
         reviews=len(adapter.reviews),
         open_findings=sum(is_open(state, finding) for finding in adapter.findings),
         suspended_for=tuple(dict.fromkeys(one.unit for one in list_suspensions(state, adapter))),
-        answers=tuple(answers.get(name, ())),
+        active_for=tuple(releases.get(name, ())),
         state=state_of(adapter),
         entry=adapter.index,
     )
 
 
-def _adapters_table(value: Adapters) -> CsvTable:
-    headers = tuple(AdapterRow.model_fields)
-    return CsvTable(headers, [[getattr(one, name) for name in headers] for one in value.adapters])
-
-
-ADAPTERS_PAGE = Page(
-    "/adapters",
-    "Adapters",
-    PEOPLE,
-    AdaptersQuery,
-    adapters,
-    "reviewers/adapters.html",
-    _adapters_table,
-    "Adapters",
-    "adapter",
-)
+ADAPTERS_PAGE = Page("/adapters", "Adapters", adapters, columns(), group="Adapters", symbol="adapter")
 
 
 Tab = Literal["summary", "changes", "quality", "data", "findings", "history", "signature"]
@@ -382,23 +362,18 @@ def _opens(value: AdapterPage, whole: bool) -> tuple[str, tuple[OpenedPagePart, 
     return value.name, () if value.review is None else open_parts(value.review, parts)
 
 
-PAGE = Page(
-    "/adapters/{name}", "Adapter", PEOPLE, AdapterQuery, adapter, "reviewers/adapter.html", _table, opens=_opens
-)
+PAGE = Page("/adapters/{name}", "Adapter", adapter, _table, opens=_opens)
 
 
-class Queue(PageValue):
+class Queue(ListPage[PendingReview]):
     """The page of pending reviews. `tones`: the tone of each tier."""
 
     tones: dict[str, str]
-    waiting: tuple[PendingReview, ...]
-    next: int | None
 
 
-class QueueQuery(Query):
-    """`everyone` includes reviews of others. `before` is the entry of the last adapter on the previous page."""
+class QueueQuery(BeforeQuery):
+    """`everyone` includes reviews of others."""
 
-    before: int | None = None
     everyone: bool = False
 
 
@@ -407,29 +382,8 @@ def queue(context: LedgerContext, viewer: Viewer, query: QueueQuery) -> Queue:
     state = context.ledger.state
     now = context.now(state)
     rows = list_pending_reviews(state, now, viewer.name, before=query.before, everyone=query.everyone)
-    found = list(islice(rows, PAGE_ROWS + 1))
-    shown = found[:PAGE_ROWS]
     tiers = [tier.name for tier in state.parameters.tiers]
-    tones = {tier: tone_of_tier(tier, tiers) for tier in tiers}
-    return Queue(tones=tones, waiting=tuple(shown), next=shown[-1].entry if len(found) > PAGE_ROWS else None)
+    return Queue.of(rows, tones={tier: tone_of_tier(tier, tiers) for tier in tiers})
 
 
-def _queue_table(value: Queue) -> CsvTable:
-    headers = (
-        *("adapter", "unit", "tier", "exposure", "purpose", "asked_by", "asked", "until"),
-        *("approvals", "required", "open_findings", "entry"),
-    )
-    return CsvTable(headers, [[getattr(one, name) for name in headers] for one in value.waiting])
-
-
-QUEUE_PAGE = Page(
-    "/reviews",
-    "Reviews",
-    PEOPLE,
-    QueueQuery,
-    queue,
-    "reviewers/queue.html",
-    _queue_table,
-    group="Adapters",
-    symbol="review",
-)
+QUEUE_PAGE = Page("/reviews", "Reviews", queue, columns(), group="Adapters", symbol="review")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -15,7 +14,6 @@ from starlette.routing import Route
 from appliance.errors import NotFound
 from appliance.formats.core.digest import parse_digest
 from appliance.web.console.core.desk import Desk
-from appliance.web.console.core.render import make_shell
 from appliance.web.core.receiving import Delivery
 from appliance.workflows.core.prompts import ANSWERS_KEPT_S, Answers
 from appliance.workflows.serving.previews import deliver_answers, preview_status
@@ -26,50 +24,41 @@ def preview_routes(desk: Desk) -> list[Route]:
 
     GET shows its progress. Only POST, with the session's own form, returns the answers.
     """
-    page = _Preview(desk)
-    return [Route("/previews/{order}", page.show), Route("/previews/{order}", page.take, methods=["POST"])]
 
-
-class _Preview:
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
-
-    def show(self, request: Request) -> Response:
-        viewer, order = self._desk.viewer(request), parse_digest(request.path_params["order"])
+    def show(request: Request) -> Response:
+        viewer, order = desk.viewer(request), parse_digest(request.path_params["order"])
         try:
-            status = preview_status(self._desk.context, viewer.name, order)
+            status = preview_status(desk.context, viewer.name, order)
         except NotFound:
             status = None
-        return self._desk.render(
+        return desk.render_page(
+            request,
+            viewer,
             "reviewers/preview.html",
             status=404 if status is None else 200,
-            shell=make_shell(self._desk.context, viewer, self._desk.pages),
-            path=request.url.path,
             state=status,
             minutes=round(ANSWERS_KEPT_S / 60),
         )
 
-    async def take(self, request: Request) -> Response:
-        await self._desk.form(request)
-        return await run_in_threadpool(self._take, request)
+    def deliver(request: Request, fields: Mapping[str, str]) -> Response:
+        viewer, order = desk.viewer(request), parse_digest(request.path_params["order"])
 
-    def _take(self, request: Request) -> Response:
-        viewer, order = self._desk.viewer(request), parse_digest(request.path_params["order"])
-        body, record = deliver_answers(self._desk.context, viewer.name, order, partial(self._render, request))
+        def render(answers: Answers) -> bytes:
+            page = desk.render_page(
+                request,
+                viewer,
+                "reviewers/answers.html",
+                preview=answers.preview,
+                result=answers.result,
+                prompts=[one.text for one in answers.prompts],
+                keys=_keys_file(answers),
+            )
+            return bytes(page.body)
+
+        body, record = deliver_answers(desk.context, viewer.name, order, render)
         return Delivery(body, "text/html", record)
 
-    def _render(self, request: Request, answers: Answers) -> bytes:
-        viewer = self._desk.viewer(request)
-        page = self._desk.render(
-            "reviewers/answers.html",
-            shell=make_shell(self._desk.context, viewer, self._desk.pages),
-            path=request.url.path,
-            preview=answers.preview,
-            result=answers.result,
-            prompts=[one.text for one in answers.prompts],
-            keys=_keys_file(answers),
-        )
-        return bytes(page.body)
+    return [Route("/previews/{order}", show), Route("/previews/{order}", desk.posted(deliver), methods=["POST"])]
 
 
 def _keys_file(answers: Answers) -> str:

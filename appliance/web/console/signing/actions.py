@@ -6,7 +6,7 @@ from appliance.domain.actions.registry import ACTIONS
 from appliance.domain.core.action import Action
 from appliance.domain.governance.countersignature import Countersign, WithdrawOrder
 from appliance.domain.releases.reviews import list_delegations
-from appliance.web.console.core.page import PEOPLE, Page, PageValue, Query, Viewer
+from appliance.web.console.core.page import Page, PageValue, Query, Viewer
 from appliance.workflows.core.context import LedgerContext
 
 
@@ -96,4 +96,4 @@ def describe_signers(signers: tuple[str, ...]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
-PAGE = Page("/sign", "Sign an order", PEOPLE, Query, actions, "signing/actions.html", group="Orders", symbol="seal")
+PAGE = Page("/sign", "Sign an order", actions, group="Orders", symbol="seal")

@@ -20,7 +20,7 @@ from appliance.domain.runs.training import Train
 from appliance.errors import NotFound
 from appliance.formats.core.fields import MAX_DECIMAL
 from appliance.formats.signatures.dsse import parse_envelope
-from appliance.web.console.core.page import PEOPLE, Page, PageValue, Query, Viewer
+from appliance.web.console.core.page import Page, PageValue, Query, Viewer
 from appliance.web.console.home.home import path_of
 from appliance.workflows.core.context import LedgerContext
 from appliance.workflows.queries.people import find_effect, find_withdrawal
@@ -243,4 +243,4 @@ def _pages(context: LedgerContext, order: Order, entry: Entry) -> tuple[tuple[st
     return tuple(dict.fromkeys(found))
 
 
-PAGE = Page("/signed/{index}", "Signed", PEOPLE, SignedQuery, signed, "signing/done.html")
+PAGE = Page("/signed/{index}", "Signed", signed)

@@ -5,21 +5,18 @@ The checks are those of the command line, by the same worker.
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from appliance.api.data import RowFindings, RowsToCheck
+from appliance.api.data import RowsToCheck, list_row_facts, list_row_warnings
 from appliance.domain.actions.registry import ACTIONS
 from appliance.domain.core.lookup import OrderInput
 from appliance.domain.core.names import explain
 from appliance.domain.data.imports import ImportDataset, ImportRows
-from appliance.errors import BadInput, Denied, TooLarge
+from appliance.errors import BadInput, TooLarge
 from appliance.formats.core.digest import parse_digest
 from appliance.web.console.core.desk import Desk
 from appliance.web.console.core.page import PageValue
@@ -32,8 +29,6 @@ MOST_BYTES = 200_000_000
 """Maximum bytes of a file. The browser hashes all of it in memory."""
 CHECK = "check"
 """Form field with the key of a successful check."""
-_REMEMBERED = 1_000
-"""Maximum number of checks whose files are remembered."""
 
 
 class ImportCheck(PageValue):
@@ -43,7 +38,6 @@ class ImportCheck(PageValue):
     only their lines for a blind set.
     """
 
-    key: str
     ended: bool
     problem: str | None = None
     facts: tuple[tuple[str, str], ...] = ()
@@ -58,55 +52,32 @@ class ImportCheck(PageValue):
         return self.ended and self.problem is None and self.count == 0
 
 
-class Checks:
-    """The files of each check, and whether they belong to a blind set. An unknown check counts as blind."""
+def start_check(context: RunContext, signer: str, action: str, order: OrderInput) -> str:
+    """Start a check of the form's files and return its key."""
+    rows = _rows_to_check(order, is_dataset=issubclass(ACTIONS[action].order, ImportDataset))
+    return checks.order_check(context, signer, rows)
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._known: OrderedDict[str, tuple[tuple[str, ...], bool]] = OrderedDict()
 
-    def start(self, context: RunContext, signer: str, action: str, draft: OrderInput) -> str:
-        """Start a check of the form's files and return its key."""
-        model, values = ACTIONS[action].order, draft.values
-        rows = _rows_to_check(draft, is_dataset=issubclass(model, ImportDataset))
-        key = checks.order_check(context, signer, rows)
-        with self._lock:
-            self._known[key] = (tuple(rows.uploads), bool(values.get("blind")))
-            while len(self._known) > _REMEMBERED:
-                self._known.popitem(last=False)
-        return key
+def read_check(context: WorkerContext, signer: str, key: str, *, blind: bool) -> ImportCheck:
+    """Return the findings so far.
 
-    def read(self, context: WorkerContext, signer: str, key: str) -> ImportCheck:
-        """Return the findings so far.
-
-        Raises: NotFound for another person's check.
-        """
-        with self._lock:
-            blind = self._known.get(key, ((), True))[1]
-        status = checks.check_status(context, signer, key)
-        if not status.ended:
-            return ImportCheck(key=key, ended=False, blind=blind)
-        if status.error is not None:
-            return ImportCheck(key=key, ended=True, problem=name_fields(status.error.message), blind=blind)
-        result = status.result
-        assert result is not None
-        return ImportCheck(
-            key=key,
-            ended=True,
-            facts=_facts(result),
-            warnings=_warnings(result),
-            errors=tuple(map(name_fields, result.errors)),
-            count=result.error_count,
-            blind=blind,
-        )
-
-    def require(self, context: WorkerContext, signer: str, key: str, draft: OrderInput) -> None:
-        """Raise Denied unless this check was of the same files and found no errors."""
-        files = _files(draft)
-        with self._lock:
-            known = self._known.get(key, ((), True))[0]
-        if known != files or not self.read(context, signer, key).passed:
-            raise Denied("import: expected a check of these files that found nothing wrong, got another; begin again")
+    Raises: NotFound for another person's check.
+    """
+    status = checks.check_status(context, signer, key)
+    if not status.ended:
+        return ImportCheck(ended=False, blind=blind)
+    if status.error is not None:
+        return ImportCheck(ended=True, problem=name_fields(status.error.message), blind=blind)
+    result = status.result
+    assert result is not None
+    return ImportCheck(
+        ended=True,
+        facts=tuple((name, str(value)) for name, value in list_row_facts(result)),
+        warnings=tuple(list_row_warnings(result)),
+        errors=tuple(map(name_fields, result.errors)),
+        count=result.error_count,
+        blind=blind,
+    )
 
 
 _COLUMNS = "; if yours has another name: "
@@ -148,36 +119,6 @@ def name_fields(text: str) -> str:
         lines = options.removeprefix("--column ").split(" --column ")
         return f"{message}; if yours has another name, write in the field Columns, one a line: {', '.join(lines)}"
     return text.replace(_FORMAT, "choose in the field Format: ")
-
-
-def _files(draft: OrderInput) -> tuple[str, ...]:
-    held_out = str(draft.values.get("held_out"))
-    return (str(draft.values["file"]), *((held_out,) if held_out.startswith("sha256:") else ()))
-
-
-def _facts(found: RowFindings) -> tuple[tuple[str, str], ...]:
-    split = f"{found.rows}, {found.train_rows} to train on, {found.held_out_rows} held out"
-    facts = [("rows", split if found.train_rows else str(found.rows))]
-    facts.append(("labels", str(found.label_count)))
-    facts += [(f"label {name}", str(sides.train + sides.held_out)) for name, sides in found.labels.items()]
-    if found.max_tokens is not None:
-        lengths = f"{found.max_tokens} tokens at most, {found.mean_tokens} in the mean"
-        facts.append(("length", f"{lengths}, of the base's context of {found.context_length}"))
-    facts.append(("duplicate texts", str(found.duplicate_count)))
-    return tuple(facts)
-
-
-def _warnings(found: RowFindings) -> tuple[str, ...]:
-    lines = list(found.notes)
-    lines += [f"labels {one!r} and {other!r} are nearly the same" for one, other, *_ in found.similar_labels]
-    for name, one in found.overlaps.items():
-        if one.duplicates or one.near_duplicates:
-            duplicates = f"{one.duplicates} of {one.rows} rows are among those to train on"
-            lines.append(f"validation set {name}: {duplicates}, and {one.near_duplicates} nearly")
-    for label, sides in found.labels.items():
-        if sides.train and not sides.held_out:
-            lines.append(f"label {label!r} has no held-out row: nothing will measure it")
-    return tuple(lines)
 
 
 def is_import(action: str) -> bool:

@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from time import monotonic
 
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -19,15 +18,9 @@ from starlette.routing import Route
 from appliance.errors import BadInput, NotAuthenticated, RateLimited
 from appliance.formats.core.fields import parse_base64url
 from appliance.web.console.core.desk import Desk
-from appliance.web.console.core.security import source_of
-from appliance.web.console.signing.passkeys import (
-    describe_creation,
-    make_proving,
-    make_statement,
-    read_proof,
-    refuse_address,
-)
+from appliance.web.console.signing import passkeys
 from appliance.web.console.signing.statements import ASSERTION_FIELDS
+from appliance.web.core.receiving import source_of
 from appliance.workflows.invitations import accept_invitation, find_invitation, look_up
 
 ADDRESS = "/invitation"
@@ -103,11 +96,7 @@ class _Invited:
                     "signing/not_invited.html", status=error.status, shell=None, is_withdrawn=is_withdrawn
                 )
 
-        async def take(request: Request) -> Response:
-            fields = await desk.form(request, in_session=False)
-            return await run_in_threadpool(answer, request, fields)
-
-        return take
+        return desk.posted(answer, in_session=False)
 
     def show(self, request: Request, secret: bytes, fields: Mapping[str, str]) -> Response:
         """Return the page that says who is invited, on which the passkey is created."""
@@ -118,8 +107,8 @@ class _Invited:
             shell=None,
             invited=row,
             printed_name=texts[row.printed_name].text if row.printed_name in texts else "",
-            refusal_reasons=refuse_address(desk.context, desk.site.url),
-            script_data=describe_creation(desk, row.name),
+            refusal_reasons=passkeys.refuse_address(desk.context, desk.site.url),
+            script_data=passkeys.describe_creation(desk, row.name),
             address=f"{ADDRESS}/passkey",
             url=desk.site.url,
             origin=desk.context.ledger.state.site.origin,
@@ -128,12 +117,12 @@ class _Invited:
     def prove(self, request: Request, secret: bytes, fields: Mapping[str, str]) -> Response:
         """Return the page on which the created passkey signs its statement."""
         desk, row = self._desk, find_invitation(self._desk.context, secret)
-        statement = make_statement(desk, row.name, fields)
+        statement = passkeys.make_statement(desk, row.name, fields)
         return desk.render(
             "signing/prove_invited.html",
             shell=None,
             name=statement.passkey,
-            signing=make_proving(desk, statement),
+            signing=passkeys.make_proving(desk, statement),
             empty=ASSERTION_FIELDS,
             address=f"{ADDRESS}/accepted",
         )
@@ -141,8 +130,8 @@ class _Invited:
     def accept(self, request: Request, secret: bytes, fields: Mapping[str, str]) -> Response:
         """Record the proof, and return the page with the passkey's short code."""
         desk = self._desk
-        statement, proof = read_proof(fields)
-        row = accept_invitation(desk.context, secret, proof, (desk.site.url,), source_of(request))
+        statement, proof = passkeys.read_proof(fields)
+        row = accept_invitation(desk.context, secret, proof, (desk.site.url,), source_of(request.scope))
         return desk.render("signing/accepted.html", shell=None, invited=row, keyid=statement.keyid, url=desk.site.url)
 
 

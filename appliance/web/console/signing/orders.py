@@ -13,7 +13,6 @@ from functools import partial
 from typing import Annotated
 
 from pydantic import StringConstraints
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
@@ -45,40 +44,24 @@ from appliance.formats.core.digest import is_short_code
 from appliance.formats.signatures.dsse import encode_envelope, parse_envelope
 from appliance.reports.impact import describe_activation, describe_stop, list_terms
 from appliance.web.console.core.desk import Desk
-from appliance.web.console.core.page import PEOPLE, Page, PageValue, Query, Viewer
-from appliance.web.console.core.render import make_shell
-from appliance.web.console.core.security import source_of
+from appliance.web.console.core.page import Page, PageValue, Query, Viewer
 from appliance.web.console.core.why import Explained, explain
 from appliance.web.console.operators.runs import GateOutlook, foresee_gates, list_plan_problems, plan_of
+from appliance.web.console.signing import forms, statements
 from appliance.web.console.signing.actions import describe_signers, may_sign
 from appliance.web.console.signing.choices import ChoiceQuery
 from appliance.web.console.signing.drafts import KEPT_S, Drafts, FormDraft
-from appliance.web.console.signing.forms import (
-    CONDITIONS_PART,
-    SHORT_CODE,
-    Field,
-    assign_problems,
-    fields_of,
-    fill_fields,
-    model_of,
-    parts_of,
-    read_draft,
+from appliance.web.console.signing.imports import (
+    CHECK,
+    MOST_BYTES,
+    ImportCheck,
+    import_routes,
+    is_import,
+    read_check,
+    start_check,
 )
-from appliance.web.console.signing.imports import CHECK, MOST_BYTES, Checks, import_routes, is_import
 from appliance.web.console.signing.initial_values import fill_initial_values
-from appliance.web.console.signing.statements import (
-    ASSERTION_FIELDS,
-    PolicySetComparison,
-    Signing,
-    against_opened,
-    check_administrator,
-    compare_policies,
-    describe_fields,
-    list_valid_passkeys,
-    make_signing,
-    opened_by,
-    read_envelope,
-)
+from appliance.web.core.receiving import source_of
 from appliance.workflows import orders
 from appliance.workflows.core.context import LedgerContext, RunContext
 from appliance.workflows.invitations import read_proof
@@ -112,23 +95,23 @@ class Form(PageValue):
     signed_by: str
     may_sign: bool
     """True if the viewer has a role or a relation that the action needs."""
-    fields: tuple[Field, ...]
+    fields: tuple[forms.Field, ...]
     problem: str = ""
     refused: Explained | None = None
     back: str = ""
 
     @property
-    def parts(self) -> tuple[tuple[str, tuple[Field, ...], bool], ...]:
+    def parts(self) -> tuple[tuple[str, tuple[forms.Field, ...], bool], ...]:
         """The fields by folded part; the part "" is always shown. The last value says that a part begins open."""
         return tuple(
             (title, found, title == self._asked_for or any(one.is_changed or one.problem for one in found))
-            for title, found in parts_of(self.fields)
+            for title, found in forms.parts_of(self.fields)
         )
 
     @property
     def _asked_for(self) -> str:
         """The title of the part that the chosen decision is about, or "none"."""
-        return CONDITIONS_PART if self._value_of("decision") == "approve-with-conditions" else "none"
+        return forms.CONDITIONS_PART if self._value_of("decision") == "approve-with-conditions" else "none"
 
     @property
     def adapter(self) -> str:
@@ -139,7 +122,7 @@ class Form(PageValue):
         return next((one.value for one in self.fields if one.name == name), "")
 
     @property
-    def wrong(self) -> tuple[Field, ...]:
+    def wrong(self) -> tuple[forms.Field, ...]:
         """The fields with a problem."""
         return tuple(one for one in self.fields if one.problem)
 
@@ -174,10 +157,10 @@ def form(context: LedgerContext, viewer: Viewer, query: FormQuery) -> Form:
 
     Raises: NotFound for an action without a form; Denied for a policy set unless the viewer is an administrator.
     """
-    model_of(query.action)
+    forms.model_of(query.action)
     given = {name: value for name, _, value in (one.partition(":") for one in query.given)}
     if query.action == AdoptPolicy.action:
-        check_administrator(viewer)
+        statements.check_administrator(viewer)
     given = fill_initial_values(context, viewer, query.action, given)
     return _make_form(context, viewer, query.action, given, {}).model_copy(update={"back": query.back})
 
@@ -192,7 +175,7 @@ def _make_form(
         meaning=row.description,
         signed_by=describe_signers(row.signers),
         may_sign=may_sign(context, viewer, row),
-        fields=fill_fields(ChoiceQuery(context, viewer, action, now), given, problems),
+        fields=forms.fill_fields(ChoiceQuery(context, viewer, action, now), given, problems),
         problem=problems.get("", ""),
     )
 
@@ -221,9 +204,9 @@ class OrderToSign(PageValue):
     action: str
     title: str
     meaning: str
-    signing: Signing
+    signing: statements.Signing
     countersigned: CountersignedOrder | None
-    comparison: PolicySetComparison | None
+    comparison: statements.PolicySetComparison | None
     plan: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
     change: tuple[tuple[str, str], ...]
@@ -236,17 +219,17 @@ class OrderToSign(PageValue):
         return bool(self.refusal_reasons) or (self.comparison is not None and self.comparison.problem is not None)
 
 
-PAGE = Page("/sign/{action}", "Sign an order", PEOPLE, FormQuery, form, "signing/form.html")
+PAGE = Page("/sign/{action}", "Sign an order", form)
 
 
 def order_routes(desk: Desk) -> list[Route]:
     """Return the routes of filling a form in, preparing its order and submitting it."""
-    checks, drafts = Checks(), Drafts()
+    handlers = _OrderHandlers(desk)
     return [
         *import_routes(desk),
-        Route("/sign/{action}", _Fill(desk, drafts).take, methods=["POST"]),
-        Route("/sign/{action}/{draft}", _Prepare(desk, checks, drafts).show),
-        Route("/signed", _Submit(desk, drafts).take, methods=["POST"]),
+        Route("/sign/{action}", desk.posted(handlers.keep), methods=["POST"]),
+        Route("/sign/{action}/{draft}", handlers.show),
+        Route("/signed", desk.posted(handlers.submit), methods=["POST"]),
     ]
 
 
@@ -254,23 +237,20 @@ def _check_viewer(viewer: Viewer, action: str) -> None:
     """Raise Denied unless the viewer may fill in forms, and is an administrator for a policy set."""
     PAGE.check(viewer)
     if action == AdoptPolicy.action:
-        check_administrator(viewer)
+        statements.check_administrator(viewer)
 
 
-class _Fill:
-    """The address to which forms are sent. It keeps the form and sends the browser to the page of its draft."""
+class _OrderHandlers:
+    """The handlers of forms and orders, with the drafts that they share."""
 
-    def __init__(self, desk: Desk, drafts: Drafts) -> None:
-        self._desk, self._drafts = desk, drafts
+    def __init__(self, desk: Desk) -> None:
+        self._desk, self._drafts = desk, Drafts()
 
-    async def take(self, request: Request) -> Response:
-        fields = await self._desk.form(request)
-        return await run_in_threadpool(self._keep, request, fields)
-
-    def _keep(self, request: Request, fields: dict[str, str]) -> Response:
+    def keep(self, request: Request, fields: dict[str, str]) -> Response:
+        """Keep a filled form, and send the browser on to the page of its draft."""
         action, viewer = request.path_params["action"], self._desk.viewer(request)
         _check_viewer(viewer, action)
-        for one in fields_of(action):
+        for one in forms.fields_of(action):
             if one.kind == "yes":
                 fields.setdefault(one.name, "")  # browsers send no field for a box without its mark
         back = fields.pop("back", "")
@@ -278,13 +258,6 @@ class _Fill:
             raise BadInput(f"back: expected the address of the plan of a sweep, got {back!r:.60}")
         draft = self._drafts.keep(viewer.name, action, fields, back)
         return RedirectResponse(f"/sign/{action}/{draft.key}", 303)
-
-
-class _Prepare:
-    """The page of a draft: the form with its problems, or the order that is ready to be signed."""
-
-    def __init__(self, desk: Desk, checks: Checks, drafts: Drafts) -> None:
-        self._desk, self._checks, self._drafts = desk, checks, drafts
 
     def show(self, request: Request) -> Response:
         """Return the page to sign the draft's order, or its form if something is wrong or is to be changed."""
@@ -300,7 +273,7 @@ class _Prepare:
             return RedirectResponse(f"/signed/{draft.entry}", 303)
         if "change" in request.query_params:
             return self._form(request, viewer, draft, {}, 200)
-        order, problems = read_draft(action, draft.fields, desk.context.clock())
+        order, problems = forms.read_draft(action, draft.fields, desk.context.clock())
         if problems:
             return self._form(request, viewer, draft, problems, BadInput.status)
         try:
@@ -308,7 +281,7 @@ class _Prepare:
         except (Conflict, NotAuthenticated, Unavailable):
             raise
         except ApplianceError as error:
-            problems = {} if error.refusals else assign_problems(action, error)
+            problems = {} if error.refusals else forms.assign_problems(action, error)
             return self._form(request, viewer, draft, problems, error.status, error)
 
     def _form(
@@ -326,35 +299,29 @@ class _Prepare:
         return self._render(request, viewer, value, status)
 
     def _render(self, request: Request, viewer: Viewer, value: Form, status: int) -> Response:
-        desk = self._desk
-        return desk.render(
-            "signing/form.html",
-            status=status,
-            page=PAGE,
-            shell=make_shell(desk.context, viewer, desk.pages),
-            value=value,
-            path=request.url.path,
-        )
+        return self._desk.render_page(request, viewer, PAGE.template, status=status, page=PAGE, value=value)
 
     def _prepare(self, request: Request, viewer: Viewer, draft: FormDraft, order: OrderInput) -> Response:
         desk, action = self._desk, draft.action
         if is_import(action):
-            key = draft.check
-            if not key:
-                key = self._checks.start(desk.context, viewer.name, action, order)
+            # The fields of a draft never change, so its check is of the order's own files.
+            if not draft.check:
+                key = start_check(desk.context, viewer.name, action, order)
                 draft = self._drafts.change(draft, check=key)
-            if request.query_params.get(CHECK) != key:
-                return self._check(request, viewer, draft)
-            self._checks.require(desk.context, viewer.name, key, order)
+            checked = read_check(desk.context, viewer.name, draft.check, blind=bool(order.values.get("blind")))
+            if request.query_params.get(CHECK) != draft.check:
+                return self._show_check(request, viewer, draft, checked)
+            if not checked.passed:
+                raise Denied("import: expected a check that found nothing wrong, got another; begin again")
         if action == ReviewAdapter.action:
             adapter, decision = str(order.values.get("adapter")), str(order.values.get("decision"))
             fetched = desk.opened.of(desk.site.read_cookie(request) or "", adapter)
-            order.values["opened"] = opened_by(desk.context, adapter, decision, fetched)
+            order.values["opened"] = statements.opened_by(desk.context, adapter, decision, fetched)
         if action == Train.action and (digest := order.values.pop("gates", None)):
             order.documents["gates"] = read_gates(desk.context, digest)
         if action == EnrolWithPasskey.action and (keyid := order.values.pop("possession", None)):
             order.documents["possession"] = read_proof(desk.context, keyid)
-        code = str(order.values.pop(SHORT_CODE, None) or "")
+        code = str(order.values.pop(forms.SHORT_CODE, None) or "")
         proposal = propose(desk.context, viewer.name, action, order)
         _check_short_code(desk.context, proposal.order, code)
         fields = _make_form(desk.context, viewer, action, draft.fields, {}).fields
@@ -363,30 +330,88 @@ class _Prepare:
         wrong = {one.order_field: one.sentence for one in value.refusal_reasons if one.order_field}
         if wrong:
             return self._form(request, viewer, draft, wrong, BadInput.status)
-        return desk.render(
+        return desk.render_page(
+            request,
+            viewer,
             "signing/sign.html",
             page=PAGE,
-            shell=make_shell(desk.context, viewer, desk.pages),
             value=value,
             draft=draft,
-            path=request.url.path,
-            empty=ASSERTION_FIELDS,
+            empty=statements.ASSERTION_FIELDS,
             again=f"{request.url.path}?change=form",
         )
 
-    def _check(self, request: Request, viewer: Viewer, draft: FormDraft) -> Response:
+    def _show_check(self, request: Request, viewer: Viewer, draft: FormDraft, checked: ImportCheck) -> Response:
         """Return the page of the check of an import's rows."""
         desk = self._desk
-        return desk.render(
+        return desk.render_page(
+            request,
+            viewer,
             "signing/checking.html",
             page=PAGE,
-            shell=make_shell(desk.context, viewer, desk.pages),
-            path=request.url.path,
             title=ACTIONS[draft.action].title,
             again=f"{request.url.path}?change=form",
-            checked=self._checks.read(desk.context, viewer.name, draft.check),
+            checked=checked,
             next=f"{request.url.path}?{CHECK}={draft.check}",
         )
+
+    def submit(self, request: Request, fields: Mapping[str, str]) -> Response:
+        """Submit a signed order. Send the browser on to the page of what the order did, or back to its form."""
+        desk = self._desk
+        viewer = desk.viewer(request)
+        proposal, _ = parse_proposal(fields.get("file", "").encode("utf-8"))
+        order = proposal.order
+        if order.signer != viewer.name:
+            raise Denied(
+                f"order {order.action}: expected one signed by {viewer.name}, got one signed by {order.signer}"
+            )
+        draft = self._find_draft(viewer, order, fields.get("draft", ""))
+        try:
+            submitted = self._sign(request, viewer, proposal, fields)
+        except ApplianceError as error:
+            if draft is None:
+                raise
+            self._drafts.change(draft, refused=explain(error))
+            return RedirectResponse(f"/sign/{draft.action}/{draft.key}", 303)
+        index = submitted.appended.entry.index
+        if draft is not None:
+            self._drafts.finish(draft, index)
+        if isinstance(order, ViewSamples | TryAdapter):
+            return RedirectResponse(f"/previews/{submitted.digest}", 303)
+        if draft is not None and draft.back:
+            return RedirectResponse(draft.back, 303)
+        return RedirectResponse(f"/signed/{index}", 303)
+
+    def _find_draft(self, viewer: Viewer, order: Order, key: str) -> FormDraft | None:
+        """Return the draft of a signed order; None if it is no longer kept, since the order itself is complete."""
+        try:
+            return self._drafts.find(viewer.name, order.action, key)
+        except NotFound:
+            return None
+
+    def _sign(
+        self, request: Request, viewer: Viewer, proposal: Proposal, fields: Mapping[str, str]
+    ) -> orders.SubmittedOrder:
+        desk = self._desk
+        try:
+            envelope = statements.read_envelope(
+                encode_order(proposal.order), fields, desk.context.ledger.state, viewer.name
+            )
+            texts, prompts = split_texts(proposal)
+            if prompts:
+                hold_prompts(desk.context, viewer.name, prompts)
+            submission = orders.Submission(
+                envelope=encode_envelope(envelope),
+                disclosures=texts,
+                documents=proposal.documents,
+                source=source_of(request.scope),
+                refuse=partial(_check_opened, desk, desk.site.read_cookie(request) or ""),
+            )
+            return orders.submit(desk.context, submission)
+        except NotAuthenticated as error:
+            # The session is valid, but the signature is not.
+            desk.authenticator.count(None, error)
+            raise Denied(error.message, code="wrong-signature") from None
 
 
 def to_sign(
@@ -395,7 +420,7 @@ def to_sign(
     """Return the page to sign an order. `unchanged` are the labels of values that the person left as they were."""
     state, order = context.ledger.state, proposal.order
     now = orders.find_decision_time(context, state, order)
-    keys = list_valid_passkeys(state, viewer.name, url, context.now(state))
+    keys = statements.list_valid_passkeys(state, viewer.name, url, context.now(state))
     allowed = tuple(key.passkey.credential_id for key in keys if key.passkey is not None)
     waiting = _waiting(context, order.order) if isinstance(order, Countersign) else None
     recipe = order.recipe if isinstance(order, Train) else None
@@ -405,9 +430,11 @@ def to_sign(
         action=order.action,
         title=ACTIONS[order.action].title,
         meaning=ACTIONS[order.action].explain(order),
-        signing=make_signing(encode_proposal(proposal), "order:", viewer.name, url, allowed, type(order), unchanged),
+        signing=statements.make_signing(
+            encode_proposal(proposal), "order:", viewer.name, url, allowed, type(order), unchanged
+        ),
         countersigned=None if waiting is None else _describe_countersigned(*waiting),
-        comparison=compare_policies(context, viewer, proposal if waiting is None else waiting[0]),
+        comparison=statements.compare_policies(context, viewer, proposal if waiting is None else waiting[0]),
         plan=() if recipe is None else (*plan_of(context, recipe).items(), *outlook.facts),
         warnings=outlook.warnings,
         change=describe_change(context, order if waiting is None else waiting[0].order, now),
@@ -464,77 +491,11 @@ def _describe_countersigned(proposal: Proposal, entry: int) -> CountersignedOrde
         entry=entry,
         meaning=ACTIONS[order.action].explain(order),
         file=encode_proposal(proposal).decode("utf-8"),
-        fields=json.dumps(describe_fields(type(order))),
+        fields=json.dumps(statements.describe_fields(type(order))),
     )
-
-
-class _Submit:
-    """The address to which a signed order is sent. It sends the browser on to the page of what the order did."""
-
-    def __init__(self, desk: Desk, drafts: Drafts) -> None:
-        self._desk, self._drafts = desk, drafts
-
-    async def take(self, request: Request) -> Response:
-        fields = await self._desk.form(request)
-        return await run_in_threadpool(self._submit, request, fields)
-
-    def _submit(self, request: Request, fields: Mapping[str, str]) -> Response:
-        desk = self._desk
-        viewer = desk.viewer(request)
-        proposal, _ = parse_proposal(fields.get("file", "").encode("utf-8"))
-        order = proposal.order
-        if order.signer != viewer.name:
-            raise Denied(
-                f"order {order.action}: expected one signed by {viewer.name}, got one signed by {order.signer}"
-            )
-        draft = self._find_draft(viewer, order, fields.get("draft", ""))
-        try:
-            submitted = self._sign(request, viewer, proposal, fields)
-        except ApplianceError as error:
-            if draft is None:
-                raise
-            self._drafts.change(draft, refused=explain(error))
-            return RedirectResponse(f"/sign/{draft.action}/{draft.key}", 303)
-        index = submitted.appended.entry.index
-        if draft is not None:
-            self._drafts.finish(draft, index)
-        if isinstance(order, ViewSamples | TryAdapter):
-            return RedirectResponse(f"/previews/{submitted.digest}", 303)
-        if draft is not None and draft.back:
-            return RedirectResponse(draft.back, 303)
-        return RedirectResponse(f"/signed/{index}", 303)
-
-    def _find_draft(self, viewer: Viewer, order: Order, key: str) -> FormDraft | None:
-        """Return the draft of a signed order; None if it is no longer kept, since the order itself is complete."""
-        try:
-            return self._drafts.find(viewer.name, order.action, key)
-        except NotFound:
-            return None
-
-    def _sign(
-        self, request: Request, viewer: Viewer, proposal: Proposal, fields: Mapping[str, str]
-    ) -> orders.SubmittedOrder:
-        desk = self._desk
-        try:
-            envelope = read_envelope(encode_order(proposal.order), fields, desk.context.ledger.state, viewer.name)
-            texts, prompts = split_texts(proposal)
-            if prompts:
-                hold_prompts(desk.context, viewer.name, prompts)
-            submission = orders.Submission(
-                envelope=encode_envelope(envelope),
-                disclosures=texts,
-                documents=proposal.documents,
-                source=source_of(request),
-                refuse=partial(_check_opened, desk, desk.site.read_cookie(request) or ""),
-            )
-            return orders.submit(desk.context, submission)
-        except NotAuthenticated as error:
-            # The session is valid, but the signature is not.
-            desk.authenticator.count(None, error)
-            raise Denied(error.message, code="wrong-signature") from None
 
 
 def _check_opened(desk: Desk, secret: str, order: Order) -> tuple[Refusal, ...]:
     if not isinstance(order, ReviewAdapter):
         return ()
-    return against_opened(desk.context, order, desk.opened.of(secret, order.name))
+    return statements.against_opened(desk.context, order, desk.opened.of(secret, order.name))

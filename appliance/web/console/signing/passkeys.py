@@ -7,7 +7,6 @@ import json
 import secrets
 from collections.abc import Iterator, Mapping
 
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -34,7 +33,6 @@ from appliance.formats.signatures.dsse import (
 from appliance.formats.signatures.webauthn import Assertion, PasskeyScope, encode_assertion, parse_authenticator_data
 from appliance.web.console.core.desk import Desk
 from appliance.web.console.core.page import EVERYBODY, Page, PageValue, Query, Viewer
-from appliance.web.console.core.render import make_shell
 from appliance.web.console.signing.statements import (
     ASSERTION_FIELDS,
     Signing,
@@ -108,65 +106,63 @@ def _waiting(context: LedgerContext, viewer: Viewer) -> Iterator[WaitingPasskey]
             )
 
 
-PAGE = Page(
-    "/passkeys", "Your passkeys", EVERYBODY, Query, passkeys, "signing/passkeys.html", group="Orders", symbol="check"
-)
+PAGE = Page("/passkeys", "Your passkeys", passkeys, seen_by=EVERYBODY, group="Orders", symbol="check")
 
 
 def passkey_routes(desk: Desk) -> list[Route]:
     """Return the routes of new passkeys and their proofs."""
 
-    def help_with_passkeys(request: Request) -> Response:
-        shell = desk.shell(request)
-        return desk.render("signing/help.html", shell=shell, path="/help/passkeys", url=desk.site.url)
+    def show_help(request: Request) -> Response:
+        return desk.render("signing/help.html", shell=desk.shell(request), path="/help/passkeys", url=desk.site.url)
 
-    return [
-        Route("/help/passkeys", help_with_passkeys),
-        Route("/passkeys/new", _New(desk).show),
-        Route("/passkeys/new", _New(desk).take, methods=["POST"]),
-        Route("/passkeys/proof", _Proof(desk).take, methods=["POST"]),
-    ]
-
-
-class _New:
-    """The pages of a new passkey: the authenticator creates it and then signs a statement of its scope."""
-
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
-
-    def show(self, request: Request) -> Response:
-        desk = self._desk
+    def begin(request: Request) -> Response:
+        """Return the page on which the authenticator creates a passkey."""
         viewer = desk.viewer(request)
         PAGE.check(viewer)
-        return desk.render(
+        return desk.render_page(
+            request,
+            viewer,
             "signing/new_passkey.html",
             page=PAGE,
-            shell=make_shell(desk.context, viewer, desk.pages),
-            path="/passkeys",
+            path=PAGE.path,
             refusal_reasons=refuse_address(desk.context, desk.site.url),
             script_data=describe_creation(desk, viewer.name),
             url=desk.site.url,
         )
 
-    async def take(self, request: Request) -> Response:
-        fields = await self._desk.form(request)
-        return await run_in_threadpool(self._prove, request, fields)
-
-    def _prove(self, request: Request, fields: Mapping[str, str]) -> Response:
-        desk = self._desk
+    def prove(request: Request, fields: Mapping[str, str]) -> Response:
+        """Return the page on which the new passkey signs a statement of its scope."""
         viewer = desk.viewer(request)
         PAGE.check(viewer)
         statement = make_statement(desk, viewer.name, fields)
-        return desk.render(
+        return desk.render_page(
+            request,
+            viewer,
             "signing/prove_passkey.html",
             page=PAGE,
-            shell=make_shell(desk.context, viewer, desk.pages),
-            path="/passkeys",
+            path=PAGE.path,
             signing=make_proving(desk, statement),
             keyid=statement.keyid,
             name=statement.passkey,
             empty=ASSERTION_FIELDS,
         )
+
+    def save(request: Request, fields: Mapping[str, str]) -> Response:
+        """Return the proof as a file, after its check. The service does not store it."""
+        viewer = desk.viewer(request)
+        statement, envelope = read_proof(fields)
+        if statement.signer != viewer.name:
+            raise Denied(f"proof of a passkey: expected one of {viewer.name}, got one of {statement.signer}")
+        verify_envelope(envelope, parse_base64(statement.key, "key"), scope_of(statement))
+        headers = desk.named(f"{viewer.name}-{statement.passkey}.proof")
+        return Response(encode_envelope(envelope) + b"\n", media_type="application/json", headers=headers)
+
+    return [
+        Route("/help/passkeys", show_help),
+        Route("/passkeys/new", begin),
+        Route("/passkeys/new", desk.posted(prove), methods=["POST"]),
+        Route("/passkeys/proof", desk.posted(save), methods=["POST"]),
+    ]
 
 
 def refuse_address(context: LedgerContext, url: str) -> tuple[Refusal, ...]:
@@ -227,30 +223,6 @@ def read_proof(fields: Mapping[str, str]) -> tuple[PasskeyPossession, Envelope]:
     parts = [parse_base64url(fields.get(name, ""), f"assertion, {name}") for name in ASSERTION_FIELDS[1:]]
     sig = encode_assertion(Assertion(*parts))
     return statement, Envelope(payload, Signature(statement.keyid, sig))
-
-
-class _Proof:
-    """The proof as a file, after its check. The service does not store it."""
-
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
-
-    async def take(self, request: Request) -> Response:
-        fields = await self._desk.form(request)
-        return await run_in_threadpool(self._give, request, fields)
-
-    def _give(self, request: Request, fields: Mapping[str, str]) -> Response:
-        viewer = self._desk.viewer(request)
-        statement, envelope = read_proof(fields)
-        if statement.signer != viewer.name:
-            raise Denied(f"proof of a passkey: expected one of {viewer.name}, got one of {statement.signer}")
-        verify_envelope(envelope, parse_base64(statement.key, "key"), scope_of(statement))
-        name = f"{viewer.name}-{statement.passkey}.proof"
-        return Response(
-            encode_envelope(envelope) + b"\n",
-            media_type="application/json",
-            headers={"Content-Disposition": f'attachment; filename="{name}"'},
-        )
 
 
 def _member(text: str, name: str) -> object:

@@ -9,7 +9,6 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
@@ -17,17 +16,17 @@ from starlette.routing import Route
 from appliance.domain.core.credentials import SessionStatement, encode_credential, parse_credential
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import add_seconds
+from appliance.domain.queries.measures import seconds_between
 from appliance.errors import ApplianceError, BadInput, NotAuthenticated
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.core.fields import parse_base64, parse_identifier
 from appliance.formats.signatures.dsse import PAYLOAD_TYPE, encode_envelope, pae
 from appliance.web.console.core.desk import Desk
-from appliance.web.console.core.page import EVERYBODY, CsvTable, Page, PageValue, Query, Viewer
-from appliance.web.console.core.render import seconds_since
-from appliance.web.console.core.security import source_of
+from appliance.web.console.core.page import EVERYBODY, ListPage, Page, PageValue, Query, Viewer, columns
 from appliance.web.console.signing.identities import make_provider_address
 from appliance.web.console.signing.statements import make_signing, read_envelope, statement_file
 from appliance.web.core.auth import Session
+from appliance.web.core.receiving import source_of
 from appliance.workflows.core.context import LedgerContext
 from appliance.workflows.governance import close_session, open_sessions
 
@@ -50,13 +49,7 @@ class SessionLine(PageValue):
     expires_at: str
 
 
-class SessionsPage(PageValue):
-    """The page of open sessions."""
-
-    sessions: tuple[SessionLine, ...]
-
-
-def sessions(context: LedgerContext, viewer: Viewer, query: Query) -> SessionsPage:
+def sessions(context: LedgerContext, viewer: Viewer, query: Query) -> ListPage[SessionLine]:
     """Return the open sessions that the viewer may see."""
     state, rows = context.ledger.state, open_sessions(context, viewer.name)[:_MOST]
     lines = []
@@ -73,72 +66,40 @@ def sessions(context: LedgerContext, viewer: Viewer, query: Query) -> SessionsPa
                 expires_at=row.expires_at,
             )
         )
-    return SessionsPage(sessions=tuple(lines))
+    return ListPage[SessionLine](rows=tuple(lines))
 
 
-def _table(value: SessionsPage) -> CsvTable:
-    headers = tuple(SessionLine.model_fields)
-    return CsvTable(headers, [[getattr(one, name) for name in headers] for one in value.sessions])
-
-
-PAGE = Page(
-    "/sessions",
-    "Open sessions",
-    EVERYBODY,
-    Query,
-    sessions,
-    "signing/sessions.html",
-    _table,
-    group="Orders",
-    symbol="leave",
-)
+PAGE = Page("/sessions", "Open sessions", sessions, columns(), seen_by=EVERYBODY, group="Orders", symbol="leave")
 
 
 def session_routes(desk: Desk) -> list[Route]:
     """Return the routes that end a session, and that tell a page about its own."""
 
-    async def end(request: Request) -> Response:
-        fields = await desk.form(request)
-        return await run_in_threadpool(_end, request, fields.get("entry", ""))
-
-    def _end(request: Request, entry: str) -> Response:
-        viewer = desk.viewer(request)
+    def end(request: Request, fields: Mapping[str, str]) -> Response:
+        viewer, entry = desk.viewer(request), fields.get("entry", "")
         if not entry.isascii() or not entry.isdecimal() or len(entry) > 12:
             raise BadInput(f"session, entry: expected the number of an entry, got {entry!r:.40}")
-        close_session(desk.context, viewer.name, int(entry), source_of(request))
+        close_session(desk.context, viewer.name, int(entry), source_of(request.scope))
         return RedirectResponse("/sessions", 303)
 
-    return [Route("/sessions", end, methods=["POST"]), Route("/session.json", lambda request: _tell(desk, request))]
+    def tell(request: Request) -> Response:
+        """Return whose session the browser has, the token of its forms, and the seconds for which it lasts."""
+        viewer = desk.viewer(request)
+        left_s = seconds_between(desk.context.now(desk.context.ledger.state), viewer.until)
+        return JSONResponse({"viewer": viewer.name, "csrf": viewer.csrf, "left_s": left_s})
 
-
-def _tell(desk: Desk, request: Request) -> Response:
-    """Return whose session the browser has, the token of its forms, and the seconds for which it lasts."""
-    viewer = desk.viewer(request)
-    left_s = seconds_since(desk.context.now(desk.context.ledger.state), viewer.until)
-    return JSONResponse({"viewer": viewer.name, "csrf": viewer.csrf, "left_s": left_s})
-
-
-def passkey_sign_in_routes(desk: Desk) -> list[Route]:
-    """Return the routes of sign-in with a passkey."""
-    page = _SignIn(desk)
-    return [Route(_PASSKEY, page.show), Route(_PASSKEY, page.take, methods=["POST"])]
+    return [Route("/sessions", desk.posted(end), methods=["POST"]), Route("/session.json", tell)]
 
 
 _PASSKEY = "/sign-in/passkey.json"
 """Address of signing in with a passkey: what is to be signed, and the signature."""
 
 
-class _SignIn:
-    """Sign-in with a passkey by the script of a page.
+def passkey_sign_in_routes(desk: Desk) -> list[Route]:
+    """Return the routes of sign-in with a passkey, by the script of a page."""
 
-    What is to be signed is the same for every name, so that it does not disclose who is enrolled.
-    """
-
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
-
-    def show(self, request: Request) -> Response:
-        desk = self._desk
+    def show(request: Request) -> Response:
+        """Return what is to be signed. It is the same for every name, and so does not disclose who is enrolled."""
         state = desk.context.ledger.state
         now = desk.context.now(state)
         statement = SessionStatement(
@@ -148,24 +109,15 @@ class _SignIn:
             issued_at=now,
             expires_at=add_seconds(now, state.parameters.session_lifetime_s),
         )
-        file = statement_file(encode_credential(statement))
+        payload = encode_credential(statement)
+        file = statement_file(payload)
         made = make_signing(file, "statement:session", statement.signer, desk.site.url, (), SessionStatement)
-        return JSONResponse({"file": made.file, "script_data": made.script_data, "identity": self._provider(statement)})
+        # An ID token with this nonce fits this statement only.
+        provider, nonce = state.parameters.identity_provider, digest_bytes(pae(PAYLOAD_TYPE, payload))
+        identity = None if provider is None else make_provider_address(provider, desk.site.url, nonce)
+        return JSONResponse({"file": made.file, "script_data": made.script_data, "identity": identity})
 
-    def _provider(self, statement: SessionStatement) -> str | None:
-        """Return the address for an ID token that fits the statement, or None if policy requires none of anybody."""
-        provider = self._desk.context.ledger.state.parameters.identity_provider
-        if provider is None:
-            return None
-        nonce = digest_bytes(pae(PAYLOAD_TYPE, encode_credential(statement)))
-        return make_provider_address(provider, self._desk.site.url, nonce)
-
-    async def take(self, request: Request) -> Response:
-        fields = await self._desk.form(request, in_session=False)
-        return await run_in_threadpool(self._open, request, fields)
-
-    def _open(self, request: Request, fields: Mapping[str, str]) -> Response:
-        desk = self._desk
+    def open_session(request: Request, fields: Mapping[str, str]) -> Response:
         try:
             payload = parse_base64(json.loads(fields.get("file", "")).get("statement"), "session, statement")
         except (ValueError, AttributeError, RecursionError):
@@ -173,63 +125,53 @@ class _SignIn:
         statement = parse_credential(SessionStatement, payload)
         envelope = read_envelope(payload, fields, desk.context.ledger.state, statement.signer)
         data, identity_token = encode_envelope(envelope), fields.get("identity_token")
-        token, _ = desk.authenticator.open_session(data, source_of(request), identity_token)
+        token, _ = desk.authenticator.open_session(data, source_of(request.scope), identity_token)
         cookie, session = desk.authenticator.admit(desk.authenticator.link(f"Bearer {token}"))
         return admit(desk, request, cookie, session, JSONResponse({"viewer": session.principal}))
+
+    return [Route(_PASSKEY, show), Route(_PASSKEY, desk.posted(open_session, in_session=False), methods=["POST"])]
 
 
 def sign_in_routes(desk: Desk) -> list[Route]:
     """Return the routes of sign-in and sign-out."""
-    return [
-        Route("/sign-in", _Page(desk).show),
-        Route("/sign-in/{code}", _Link(desk).show),
-        Route("/sign-in/{code}", _Link(desk).take, methods=["POST"]),
-        Route("/sign-out", _SignOut(desk).take, methods=["POST"]),
-    ]
 
-
-class _Page:
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
-
-    def show(self, request: Request) -> Response:
-        if _is_signed_in(self._desk, request):
+    def show(request: Request) -> Response:
+        if _is_signed_in(desk, request):
             return RedirectResponse("/home", 303)
-        return self._desk.show_sign_in(request, target="/home")
+        return desk.show_sign_in(request, target="/home")
 
+    def show_link(request: Request) -> Response:
+        """Return the page of a sign-in link.
 
-class _Link(_Page):
-    """The page of a sign-in link.
-
-    Opening it uses nothing up, so that programs that prefetch addresses sign nobody in.
-    """
-
-    def show(self, request: Request) -> Response:
+        Opening it uses nothing up, so that programs that prefetch addresses sign nobody in.
+        """
         code = request.path_params["code"]
         try:
-            name = self._desk.authenticator.whose_link(code)
+            name = desk.authenticator.whose_link(code)
         except NotAuthenticated:
             # The person came back to the link that signed them in.
-            if _is_signed_in(self._desk, request):
+            if _is_signed_in(desk, request):
                 return RedirectResponse("/home", 303)
             raise
-        return self._desk.show_sign_in(request, target="/home", link=(code, name))
+        return desk.show_sign_in(request, target="/home", link=(code, name))
 
-    async def take(self, request: Request) -> Response:
-        await self._desk.form(request, in_session=False)
-        cookie, session = await run_in_threadpool(self._desk.authenticator.admit, request.path_params["code"])
-        return await run_in_threadpool(admit, self._desk, request, cookie, session, RedirectResponse("/home", 303))
+    def use_link(request: Request, fields: Mapping[str, str]) -> Response:
+        cookie, session = desk.authenticator.admit(request.path_params["code"])
+        return admit(desk, request, cookie, session, RedirectResponse("/home", 303))
 
-
-class _SignOut(_Page):
-    async def take(self, request: Request) -> Response:
-        await self._desk.form(request)
-        site = self._desk.site
-        await run_in_threadpool(self._desk.authenticator.sign_out, site.read_cookie(request) or "", source_of(request))
+    def sign_out(request: Request, fields: Mapping[str, str]) -> Response:
+        desk.authenticator.sign_out(desk.site.read_cookie(request) or "", source_of(request.scope))
         answer = RedirectResponse("/sign-in", 303)
-        for line in (site.set_cookie("", 0), site.set_name("")):
+        for line in (desk.site.set_cookie("", 0), desk.site.set_name("")):
             answer.headers.append("Set-Cookie", line)
         return answer
+
+    return [
+        Route("/sign-in", show),
+        Route("/sign-in/{code}", show_link),
+        Route("/sign-in/{code}", desk.posted(use_link, in_session=False), methods=["POST"]),
+        Route("/sign-out", desk.posted(sign_out), methods=["POST"]),
+    ]
 
 
 def _is_signed_in(desk: Desk, request: Request) -> bool:
@@ -244,8 +186,8 @@ def admit(desk: Desk, request: Request, cookie: str, session: Session, answer: R
     """Return the response with the session's cookie and its person's name. An earlier session of this browser ends."""
     with suppress(ApplianceError):
         if (before := desk.site.read_cookie(request)) is not None:
-            desk.authenticator.sign_out(before, source_of(request))
-    left_s = seconds_since(desk.context.now(desk.context.ledger.state), session.expires_at)
+            desk.authenticator.sign_out(before, source_of(request.scope))
+    left_s = seconds_between(desk.context.now(desk.context.ledger.state), session.expires_at)
     for line in (desk.site.set_cookie(cookie, max(round(left_s), 1)), desk.site.set_name(session.principal)):
         answer.headers.append("Set-Cookie", line)
     return answer

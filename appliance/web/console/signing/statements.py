@@ -15,7 +15,6 @@ from appliance.domain.core.decisions import APPROVALS, PARTS, Conditions, Opened
 from appliance.domain.core.policy import parse_policy
 from appliance.domain.core.records.data import BoundSet, LocalSet
 from appliance.domain.core.records.people import Key
-from appliance.domain.core.roles import refuse_role
 from appliance.domain.core.signatures import key_ended
 from appliance.domain.core.state import State
 from appliance.domain.governance.passkeys import passkeys_of
@@ -218,11 +217,8 @@ def check_administrator(viewer: Viewer) -> None:
 
     A trial takes seconds of the processor, and only administrators adopt a policy set.
     """
-    if not viewer.has("administrator"):
-        raise Denied(
-            "Adopting a policy set is for administrators: they compare it, try it, sign it and countersign it",
-            refusals=(refuse_role(viewer.name, viewer.roles, ("administrator",)),),
-        )
+    what = "Adopting a policy set is for administrators: they compare it, try it, sign it and countersign it"
+    viewer.require(what, ("administrator",))
 
 
 def compare_policies(context: LedgerContext, viewer: Viewer, proposal: Proposal) -> PolicySetComparison | None:

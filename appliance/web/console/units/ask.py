@@ -21,9 +21,8 @@ from appliance.errors import BadInput, Unavailable
 from appliance.web.console.core.desk import COUNTED_FOR, Desk
 from appliance.web.console.core.middleware import ASK
 from appliance.web.console.core.page import Page, PageValue, Query, Viewer
-from appliance.web.console.core.render import make_shell
-from appliance.web.console.core.security import source_of
 from appliance.web.core.errors import MalformedRequest
+from appliance.web.core.receiving import source_of
 from appliance.web.operations.limits import Quotas
 from appliance.web.units.middleware import AnyRequest, RequestContext, RequestRunner, Threads, read_shares, text_of
 from appliance.web.units.request_bodies import MAX_TOKENS, ChatRequest, ClassifyRequest, CompletionRequest
@@ -75,7 +74,7 @@ def ask(context: LedgerContext, viewer: Viewer, query: PlaygroundQuery) -> Playg
 
     Raises: NotFound for a served model that is not released to the unit.
     """
-    caller = _looking(viewer)
+    caller = make_reading_caller(viewer)
     served_models = tuple(sorted(str(one["id"]) for one in list_served_models(context, caller)))
     served_model = query.served_model or (served_models[0] if served_models else None)
     return PlaygroundPage(
@@ -83,7 +82,7 @@ def ask(context: LedgerContext, viewer: Viewer, query: PlaygroundQuery) -> Playg
     )
 
 
-def _looking(viewer: Viewer) -> UnitCaller:
+def make_reading_caller(viewer: Viewer) -> UnitCaller:
     """Return the unit as a caller that only reads."""
     return UnitCaller(viewer.name, "", "", "")
 
@@ -119,29 +118,16 @@ class ShownResponse(PageValue):
     answer: str
 
 
-PAGE = Page(ASK, "Playground", ("unit",), PlaygroundQuery, ask, "units/ask.html", group="Your unit", symbol="load")
+PAGE = Page(ASK, "Playground", ask, seen_by=("unit",), group="Your unit", symbol="load")
 
 
 def ask_routes(desk: Desk, playground: Playground | None) -> list[Route]:
-    """Return the route that takes questions."""
-    return [Route(ASK, _PlaygroundHandler(desk, playground).take, methods=["POST"])]
+    """Return the route that takes questions. They have threads of their own, so that pages do not wait for them."""
 
-
-class _PlaygroundHandler:
-    def __init__(self, desk: Desk, playground: Playground | None) -> None:
-        self._desk, self._playground = desk, playground
-        self._threads = Threads()
-
-    async def take(self, request: Request) -> Response:
-        """Handle a question in a separate thread pool, so that pages do not wait for it."""
-        fields = await self._desk.form(request)
-        return await self._threads.run(self._answer, request, fields)
-
-    def _answer(self, request: Request, fields: Mapping[str, str]) -> Response:
-        desk = self._desk
+    def answer(request: Request, fields: Mapping[str, str]) -> Response:
         viewer = desk.viewer(request)
         PAGE.check(viewer)
-        if self._playground is None:
+        if playground is None:
             raise Unavailable("answer: expected the service's engine, got a console without one")
         caller = desk.authenticator.browser_unit(desk.site.read_cookie(request) or "")
         # As at the units' listener, refusals before the question are counted and appended to the log as a count.
@@ -149,20 +135,16 @@ class _PlaygroundHandler:
         value = ask(desk.context, viewer, _read_query(fields))
         assert value.chosen is not None
         kind, body = _read_body(value.chosen, fields)
-        with self._playground.quotas.enter(caller.unit) as place:
+        with playground.quotas.enter(caller.unit) as place:
             setattr(request.state, COUNTED_FOR, None)
             answered = _gather(
-                self._playground.runner, kind, body, RequestContext(caller, place, source_of(request), {})
+                playground.runner, kind, body, RequestContext(caller, place, source_of(request.scope), {})
             )
-        return desk.render(
-            "units/answer.html",
-            page=PAGE,
-            shell=make_shell(desk.context, viewer, desk.pages),
-            path=ASK,
-            value=value,
-            answered=answered,
-            asked=fields,
+        return desk.render_page(
+            request, viewer, "units/answer.html", page=PAGE, value=value, answered=answered, asked=fields
         )
+
+    return [Route(ASK, desk.posted(answer, run=Threads().run), methods=["POST"])]
 
 
 def _read_query(fields: Mapping[str, str]) -> PlaygroundQuery:
@@ -179,8 +161,8 @@ def _gather(runner: RequestRunner, kind: str, body: AnyRequest, context: Request
     shares = read_shares(text) if kind == "classify" else {}
     return ShownResponse(
         request=answer.request,
-        adapter=answer.adapter,
-        manifest=answer.manifest,
+        adapter=answer.loaded.row.adapter,
+        manifest=answer.loaded.row.manifest,
         entry=int(json.loads(record["entry"])["index"]),
         finish_reason=str(done["finish_reason"]),
         tokens_read=int(done["prompt_tokens"]),

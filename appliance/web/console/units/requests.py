@@ -6,12 +6,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from pydantic import Field
-
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import Time
 from appliance.domain.serving.requests import RequestFinished, RequestRefused
-from appliance.web.console.core.page import PAGE_ROWS, CsvTable, Page, PageValue, Query, Viewer
+from appliance.web.console.core.page import PAGE_ROWS, BeforeQuery, ListPage, Page, PageValue, Query, Viewer, columns
 from appliance.web.console.releases.releases import ReleaseRow, ReleasesQuery, releases
 from appliance.web.operations.limits import Quotas, Usage
 from appliance.web.operations.metrics import Metrics, ResponseCounts
@@ -22,12 +20,6 @@ _NO_ANSWER = {
     "interrupted": "who asked went away, or the service ended",
 }
 """Texts for finish reasons that only repeat the outcome."""
-
-
-class RequestsQuery(Query):
-    """`before` is the entry of the last request on the previous page."""
-
-    before: int | None = Field(default=None, ge=0)
 
 
 class RequestRow(PageValue):
@@ -49,15 +41,13 @@ class RequestRow(PageValue):
     count: int
 
 
-class Requests(PageValue):
+class Requests(ListPage[RequestRow]):
     """The page of the unit's requests."""
 
-    requests: tuple[RequestRow, ...]
     running: int
-    next: int | None
 
 
-def requests(context: LedgerContext, viewer: Viewer, query: RequestsQuery) -> Requests:
+def requests(context: LedgerContext, viewer: Viewer, query: BeforeQuery) -> Requests:
     """Return the unit's requests, newest first."""
     found = context.ledger.find(
         types=[RequestFinished.type, RequestRefused.type],
@@ -66,12 +56,8 @@ def requests(context: LedgerContext, viewer: Viewer, query: RequestsQuery) -> Re
         newest=True,
         limit=PAGE_ROWS + 1,
     )
-    rows = tuple(describe_row(data) for _, data in found[:PAGE_ROWS])
-    return Requests(
-        requests=rows,
-        running=sum(one.unit == viewer.name for one in context.ledger.state.requests.values()),
-        next=rows[-1].entry if len(found) > PAGE_ROWS else None,
-    )
+    running = sum(one.unit == viewer.name for one in context.ledger.state.requests.values())
+    return Requests.of((describe_row(data) for _, data in found), running=running)
 
 
 def describe_row(data: bytes) -> RequestRow:
@@ -94,42 +80,14 @@ def describe_row(data: bytes) -> RequestRow:
     )
 
 
-def _table(value: Requests) -> CsvTable:
-    headers = tuple(RequestRow.model_fields)
-    return CsvTable(headers, [[getattr(one, name) for name in headers] for one in value.requests])
-
-
-PAGE = Page(
-    *("/requests", "Requests", ("unit",), RequestsQuery, requests, "units/requests.html", _table),
-    group="Your unit",
-    symbol="log",
-)
-
-
-class Limit(PageValue):
-    """A limit of the unit. `most` is 0 if there is none."""
-
-    name: str
-    most: int
-    left: int | None
-
-
-class ModelUsage(PageValue):
-    """Numbers of complete responses, and of incomplete or failed ones."""
-
-    served_model: str
-    adapter: str
-    complete: int
-    incomplete: int
-    tokens_read: int
-    tokens_written: int
+PAGE = Page("/requests", "Requests", requests, columns(), seen_by=("unit",), group="Your unit", symbol="log")
 
 
 class UsagePage(PageValue):
     """The page of the unit's usage and limits."""
 
-    limits: tuple[Limit, ...]
-    answered: tuple[ModelUsage, ...]
+    limits: tuple[Usage, ...]
+    answered: tuple[ResponseCounts, ...]
     since: Time
     running: int
     releases: tuple[ReleaseRow, ...]
@@ -148,25 +106,24 @@ def measure(quotas: Quotas, metrics: Metrics, unit: str) -> tuple[Sequence[Usage
 def usage(measure: Measure, context: LedgerContext, viewer: Viewer, query: Query) -> UsagePage:
     """Return the unit's limits and usage."""
     limits, answered = measure(viewer.name)
-    found = releases(context, viewer, ReleasesQuery()).releases
+    found = releases(context, viewer, ReleasesQuery()).rows
     return UsagePage(
-        limits=tuple(Limit(**one._asdict()) for one in limits),
-        answered=tuple(ModelUsage(**one._asdict()) for one in answered),
+        limits=tuple(limits),
+        answered=tuple(answered),
         since=context.began,
         running=sum(one.unit == viewer.name for one in context.ledger.state.requests.values()),
         releases=tuple(one for one in found if one.most_a_day is not None),
     )
 
 
-def _usage_table(value: UsagePage) -> CsvTable:
-    headers = tuple(ModelUsage.model_fields)
-    return CsvTable(headers, [[getattr(one, name) for name in headers] for one in value.answered])
-
-
 def make_usage_page(measure: Measure) -> Page:
     """Return the page of the unit's usage and limits."""
     return Page(
-        *("/usage", "Usage and limits", ("unit",), Query, partial(usage, measure), "units/usage.html", _usage_table),
+        "/usage",
+        "Usage and limits",
+        partial(usage, measure),
+        columns("answered"),
+        seen_by=("unit",),
         group="Your unit",
         symbol="health",
     )
