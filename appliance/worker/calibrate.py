@@ -16,7 +16,7 @@ import torch
 
 from appliance.ml.data.rows import Sample
 from appliance.ml.model import machine
-from appliance.ml.model.base import LoadedBase, load_base
+from appliance.ml.model.base import LoadedBase, load_for
 from appliance.ml.training import methods
 from appliance.ml.training.loop import StepMeasurement, train
 from appliance.worker.link import Header, WorkerLink, take, take_path
@@ -34,13 +34,7 @@ def calibrate(folder: Path, recipe: Mapping[str, Any], report: Callable[[int, in
     Rows are random tokens.
     """
     device, began = recipe["device"], time.monotonic()
-    base = load_base(
-        folder,
-        quantisation=recipe["quantisation"],
-        compute_dtype=recipe["compute_dtype"],
-        device=device,
-        trainable=recipe["method"] == "full",
-    )
+    base = load_for(folder, recipe, for_training=True)
     attached = methods.attach_adapter(base, recipe)
     load_s, times = time.monotonic() - began, []
     once = {

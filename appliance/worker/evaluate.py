@@ -21,7 +21,7 @@ from appliance.ml.evaluation.sets import EvaluatedRows, ShippedSet
 from appliance.ml.inference import adapters, reading
 from appliance.ml.inference.adapters import AdapterSlots
 from appliance.ml.model import machine
-from appliance.ml.model.base import LoadedBase, load_base
+from appliance.ml.model.base import LoadedBase, load_for
 from appliance.ml.training import methods
 from appliance.worker.link import EvaluationProgress, Header, WorkerLink, take, take_path
 
@@ -85,7 +85,7 @@ def _evaluate_run(
 ) -> tuple[dict[str, Rows], dict[str, Answers]]:
     """Evaluate the base and then the adapter, each with its logit fingerprint, and measure the adapter's noise
     floor."""
-    base, dataset = load_task_base(task, recipe), Path(take_path(task, "dataset"))
+    base, dataset = load_for(Path(take_path(task, "base")), recipe), Path(take_path(task, "dataset"))
     about = data.load_about(dataset)
     own = sets.load_set(HELD_OUT, dataset, base, about)
     imported = {HELD_OUT: own}
@@ -125,22 +125,11 @@ def _evaluate_run(
 def _evaluate_released(task: Header, released: Header, sets: list[Rows], results: _Results) -> Answers:
     """Evaluate the currently released version on a base that is loaded again as that version's run loaded it."""
     recipe = take(released, "recipe", dict)
-    base = load_task_base(task, {**task["recipe"], **{name: recipe[name] for name in LOADING_FIELDS}})
+    settings = {**task["recipe"], **{name: recipe[name] for name in LOADING_FIELDS}}
+    base = load_for(Path(take_path(task, "base")), settings)
     slots = adapters.AdapterSlots(base)
     with apply_trained_adapter(base, slots, recipe["method"], Path(take_path(released, "folder"))) as wrapping:
         return results.evaluate(base, wrapping, sets, "released")
-
-
-def load_task_base(task: Header, recipe: Mapping[str, Any]) -> LoadedBase:
-    """Load the task's base as the recipe specifies."""
-    return load_base(
-        Path(take_path(task, "base")),
-        quantisation=recipe["quantisation"],
-        compute_dtype=recipe["compute_dtype"],
-        device=recipe["device"],
-        packs=METHODS[recipe["method"]].plain,
-        reads=METHODS[recipe["method"]].plain,
-    )
 
 
 @contextmanager

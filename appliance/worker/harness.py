@@ -24,7 +24,8 @@ from appliance.ml.evaluation.harness import (
 from appliance.ml.evaluation.sets import ANSWERS_FILE
 from appliance.ml.inference.adapters import AdapterSlots
 from appliance.ml.model import machine
-from appliance.worker.evaluate import apply_trained_adapter, load_task_base
+from appliance.ml.model.base import load_for
+from appliance.worker.evaluate import apply_trained_adapter
 from appliance.worker.link import Header, WorkerLink, take, take_path
 
 LIBRARIES = ("datasets", "evaluate", "lm_eval")
@@ -56,7 +57,7 @@ def _reporter(session: WorkerLink) -> Callable[[int, int], None]:
 def _evaluate_task(task: Header, report: Callable[[int, int], None]) -> Header:
     recipe, folder, name = take(task, "recipe", dict), Path(take_path(task, "folder")), take(task, "name", str)
     machine.use_determinism(recipe["seed"])
-    base = load_task_base(task, recipe)
+    base = load_for(Path(take_path(task, "base")), recipe)
     slots, results = AdapterSlots(base), {}
     for subject in ("base", "adapter"):
         weights = Path(take_path(task, "adapter"))

@@ -16,7 +16,7 @@ from appliance.ml.inference.reading import PreparedPrompt
 from appliance.ml.inference.request import InferenceRequest, parse_request
 from appliance.ml.inference.score import find_branches
 from appliance.ml.model import machine
-from appliance.ml.model.base import load_base
+from appliance.ml.model.base import load_for
 from appliance.ml.serving.engine import ServingEngine
 from appliance.worker.link import Header, WorkerLink, take, take_path
 
@@ -28,14 +28,7 @@ def work(session: WorkerLink) -> Header:
     """Load the base and the adapters, and put all questions to each model."""
     task, blob = session.expect("go")
     machine.use_determinism(0)
-    base = load_base(
-        Path(take_path(task, "base")),
-        quantisation=take(task, "quantisation", str),
-        compute_dtype=take(task, "compute_dtype", str),
-        device=take(task, "device", str),
-        reads=True,
-    )
-    engine, begin = ServingEngine(base), 0
+    engine, begin = ServingEngine(load_for(Path(take_path(task, "base")), task)), 0
     for adapter in take(task, "adapters", list):
         end = begin + take(adapter, "bytes", int)
         engine.load(

@@ -25,7 +25,7 @@ def work(session: WorkerLink) -> Header:
     """
     lanes = Lanes()
     from appliance.ml.model import machine
-    from appliance.ml.model.base import load_base
+    from appliance.ml.model.base import load_for
     from appliance.ml.serving.engine import ServingEngine
     from appliance.worker.serving import Service
 
@@ -33,14 +33,7 @@ def work(session: WorkerLink) -> Header:
     machine.use_determinism(0)
     folder = Path(take_path(task, "base"))
     lanes.open(folder)
-    base = load_base(
-        folder,
-        quantisation=take(task, "quantisation", str),
-        compute_dtype=take(task, "compute_dtype", str),
-        device=take(task, "device", str),
-        reads=True,
-        keeps=False,
-    )
+    base = load_for(folder, task, keeps_dequantised=False)
     engine = ServingEngine(base, take(task, "prompt_cache_bytes", int))
     session.send({"frame": "ready", "context_length": base.context_length, "packages": machine.list_packages()})
     Service(session, engine, lanes.lanes).run()

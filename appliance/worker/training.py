@@ -7,12 +7,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from appliance.domain.recipe.methods import METHODS
 from appliance.errors import BadInput
 from appliance.ml.data import rows as data
 from appliance.ml.data.rows import Sample
 from appliance.ml.model import machine
-from appliance.ml.model.base import LoadedBase, load_base
+from appliance.ml.model.base import LoadedBase, load_for
 from appliance.ml.training import methods
 from appliance.ml.training.checkpoint import TrainingState, encode_checkpoint, write_checkpoint
 from appliance.ml.training.loop import StepMeasurement, train
@@ -54,7 +53,7 @@ def lead(session: WorkerLink, task: Header, blob: bytes, ends: Ends) -> Header:
         last[:] = [replace(step, seconds=earlier + step.seconds)]
         session.send({"frame": "step", **asdict(last[0])})
 
-    def keep(training: TrainingState) -> None:
+    def save_checkpoint(training: TrainingState) -> None:
         seconds = last[0].seconds if last else earlier
         fields = {"step": training.step, "file": write_checkpoint(folder, training), "seconds": f"{seconds:.3f}"}
         session.send({"frame": "checkpoint", **fields, "machine": machine.describe_kind(recipe["device"])})
@@ -63,12 +62,12 @@ def lead(session: WorkerLink, task: Header, blob: bytes, ends: Ends) -> Header:
     ranks = Ranks(0, recipe["processes"], [*open_pipes(ends), *incoming.channels()])
     training = train(
         *(base, attached, samples, recipe, report),
-        keep=keep,
+        save_checkpoint=save_checkpoint,
         start=blob or None,
         validation=validation,
         ranks=ranks,
         secret=take_secret(recipe, task),
-        asked=incoming.take_checkpoint_request,
+        is_checkpoint_requested=incoming.take_checkpoint_request,
     )
     weights_step = use_best(training)
     files = methods.encode_adapter(attached, recipe["base"])
@@ -126,14 +125,7 @@ def prepare(task: Header) -> tuple[LoadedBase, TrainableModel, list[Sample], lis
     recipe, shape = take_recipe(task), take_shape(task)
     machine.hold_memory()
     machine.use_determinism(recipe["seed"], shape.here if shape.device == "cpu" else 1, threads=shape.threads)
-    base = load_base(
-        Path(take_path(task, "base")),
-        quantisation=recipe["quantisation"],
-        compute_dtype=recipe["compute_dtype"],
-        device=recipe["device"],
-        trainable=recipe["method"] == "full",
-        packs=METHODS[recipe["method"]].plain,
-    )
+    base = load_for(Path(take_path(task, "base")), recipe, for_training=True)
     rows = data.load_rows(Path(take_path(task, "dataset")), data.TRAIN)
     if recipe["privacy"] is not None and len(rows) != (expected := take(task, "rows", int)):
         raise BadInput(f"dataset: expected the {expected} training rows that epsilon counts on, got {len(rows)}")

@@ -14,7 +14,7 @@ from typing import Any
 
 from appliance.ml.data.rows import Sample
 from appliance.ml.model import machine
-from appliance.ml.model.base import load_base
+from appliance.ml.model.base import load_for
 from appliance.ml.training import methods
 from appliance.ml.training.checkpoint import encode_checkpoint
 from appliance.ml.training.loop import StepMeasurement, train
@@ -28,13 +28,7 @@ def main() -> None:
     device, peaks = recipe["device"], {}
     peaks["libraries"] = machine.measure_peak_bytes(device)
     began = time.perf_counter()
-    base = load_base(
-        Path(task["base"]),
-        quantisation=recipe["quantisation"],
-        compute_dtype=recipe["compute_dtype"],
-        device=device,
-        trainable=recipe["method"] == "full",
-    )
+    base = load_for(Path(task["base"]), recipe, for_training=True)
     samples = draw_samples(task["lengths"], task["shared"], task["answer"], base.head().weight.shape[0])
     attached = methods.attach_adapter(base, recipe)
     peaks["load"] = machine.measure_peak_bytes(device)

@@ -25,7 +25,7 @@ def main() -> None:
     times.append(time.monotonic())
     machine.use_determinism(0)
     wanted = {"quantisation": "nf4-double", "compute_dtype": "bfloat16", "device": task["device"]}
-    base = load_base(Path(task["base"]), **wanted, reads=True, keeps=False)
+    base = load_base(Path(task["base"]), **wanted, own_layers=True, keeps_dequantised=False)
     times.append(time.monotonic())
     engine = ServingEngine(base)
     times.append(time.monotonic())

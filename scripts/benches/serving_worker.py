@@ -40,7 +40,7 @@ class Ours:
         machine.use_determinism(0)
         before = memory(device)
         found = {"quantisation": quantisation, "compute_dtype": "bfloat16", "device": device}
-        loaded = load_base(Path(base), **found, reads=True, keeps=False)
+        loaded = load_base(Path(base), **found, own_layers=True, keeps_dequantised=False)
         _own(loaded.model)
         self._engine = ServingEngine(replace(loaded, chat=_endless(loaded.chat)), PROMPT_CACHE)
         self._device, self._before, self._count = device, before, 0

@@ -76,7 +76,7 @@ def evaluate(task: Task) -> dict[str, Any]:
     from appliance.ml.evaluation.labels import LabelTree, evaluate_rows
 
     recipe = task["recipe"]
-    base = load_base_of(recipe, task["base"], reads=True)
+    base = load_base_of(recipe, task["base"], own_layers=True)
     samples = _read_samples(base.chat, task, task["rows"])
     tree = LabelTree([base.chat.encode(base.chat.answer(label)) for label in task["labels"]])
 
@@ -94,7 +94,7 @@ def evaluate(task: Task) -> dict[str, Any]:
     return {"tokens_a_second": tokens / (time.perf_counter() - began), "loss": None}
 
 
-def load_base_of(recipe: dict[str, Any], folder: str, *, reads: bool = False) -> Any:
+def load_base_of(recipe: dict[str, Any], folder: str, *, own_layers: bool = False) -> Any:
     from appliance.ml.model import machine
     from appliance.ml.model.base import load_base
 
@@ -104,7 +104,7 @@ def load_base_of(recipe: dict[str, Any], folder: str, *, reads: bool = False) ->
         quantisation=recipe["quantisation"],
         compute_dtype=recipe["compute_dtype"],
         device=recipe["device"],
-        reads=reads,
+        own_layers=own_layers,
     )
 
 

@@ -40,7 +40,7 @@ def work(session: WorkerLink) -> Header:
         quantisation=take(task, "quantisation", str),
         compute_dtype=take(task, "compute_dtype", str),
         device="cpu",
-        reads=True,
+        own_layers=True,
     )
     engine, questions = ServingEngine(base), take(task, "questions", list)
     bare = list(answer_all(engine, None, questions))

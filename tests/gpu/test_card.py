@@ -72,7 +72,7 @@ def test_a_row_s_logits_are_the_same_bits_alone_and_in_a_mixed_batch(
 ) -> None:
     machine.use_determinism(0)
     folder = site.root / (gptq_site.base if quantisation == "gptq" else site.base)
-    base = load_base(folder, quantisation=quantisation, compute_dtype="bfloat16", device=DEVICE, reads=True)
+    base = load_base(folder, quantisation=quantisation, compute_dtype="bfloat16", device=DEVICE, own_layers=True)
     check_alone(base, answer_mixed(base))
 
 

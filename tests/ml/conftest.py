@@ -39,7 +39,7 @@ def gptq_folder(base_folder: Path) -> Path:
 def base(base_folder: Path) -> LoadedBase:
     """Fresh for each test: adapters and kernels change a model."""
     machine.use_determinism(7)
-    return load_base(base_folder, quantisation="nf4-double", compute_dtype="float32", device="cpu", reads=True)
+    return load_base(base_folder, quantisation="nf4-double", compute_dtype="float32", device="cpu", own_layers=True)
 
 
 @pytest.fixture(scope="session")

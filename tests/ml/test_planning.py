@@ -58,7 +58,7 @@ def test_trained_weights_are_counted_and_the_quick_way_is_foreseen(changes: dict
         quantisation=recipe["quantisation"],
         compute_dtype="float32",
         device="cpu",
-        trainable=recipe["method"] == "full",
+        trains_weights=recipe["method"] == "full",
     )
     parameters = {id(p): p for p in base.model.parameters()}.values()
     total = sum(parameter.numel() for parameter in parameters) + count_packed(base.model)

@@ -432,6 +432,11 @@ class Sample:
         """Number of tokens of the row's longest sequence: a prompt and one completion."""
         return max(len(self.ids), self.spans[0][0] + len(self.rejected))
 
+    def targets(self, first: int = 0) -> tuple[list[int], list[int]]:
+        """Return the positions whose next token is trained, and these tokens; `first` is the row's first position."""
+        places = [first + place for start, stop in self.spans for place in range(start - 1, stop - 1)]
+        return places, [token for start, stop in self.spans for token in self.ids[start:stop]]
+
     @property
     def weight(self) -> int:
         """The row's weight in the mean loss of a step: its trained tokens, or 1 for a preference."""

@@ -26,6 +26,7 @@ from appliance.ml.evaluation.labels import LabelTree, evaluate_rows
 from appliance.ml.inference.adapters import AdapterSlots
 from appliance.ml.inference.request import InferenceRequest
 from appliance.ml.inference.sampling import draw_tokens
+from appliance.ml.layers.head import sum_losses
 from appliance.ml.layers.packing import pack_sequences
 from appliance.ml.model.base import LoadedBase
 from appliance.ml.model.calls import CallForm
@@ -193,22 +194,13 @@ def _read_pack(base: LoadedBase, samples: Sequence[Sample], ranks: bool) -> list
     """Return the loss of each row and, with `ranks`, True if all of its trained tokens are the most likely ones."""
     own = max(len(sample.ids) - sample.spans[0][0] for sample in samples) + 1
     pack, segments = pack_sequences([sample.ids for sample in samples], keep=own, longest_short=base.longest_short)
-    places, targets, owners = list[int](), list[int](), list[int]()
-    for number, (sample, segment) in enumerate(zip(samples, segments, strict=True)):
-        first = segment.stop - len(sample.ids)
-        for start, stop in sample.spans:
-            places += range(first + start - 1, first + stop - 1)
-            targets += sample.ids[start:stop]
-            owners += [number] * (stop - start)
-    hidden = base.read_pack(pack)[places]
-    wanted = torch.tensor(targets, device=base.device)
-    losses = base.head().token_losses(hidden, wanted)
-    total = losses.new_zeros(len(samples)).index_add(0, torch.tensor(owners, device=base.device), losses)
-    missed = set[int]()
-    if ranks:
-        likeliest = base.head().find_likeliest(hidden) == wanted
-        missed = {owner for owner, hit in zip(owners, likeliest.tolist(), strict=True) if not hit}
-    return [(loss, number not in missed) for number, loss in enumerate(total.tolist())]
+    hidden, head = base.read_pack(pack), base.head()
+    rows = [sample.targets(segment.stop - len(sample.ids)) for sample, segment in zip(samples, segments, strict=True)]
+    losses = sum_losses(hidden, rows, head.token_losses).tolist()
+    if not ranks:
+        return [(loss, False) for loss in losses]
+    missed = sum_losses(hidden, rows, lambda states, targets: (head.find_likeliest(states) != targets).int())
+    return list(zip(losses, (missed == 0).tolist(), strict=True))
 
 
 def classify(

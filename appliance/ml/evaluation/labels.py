@@ -17,9 +17,9 @@ import torch
 
 from appliance.domain.planning.packs import PACK_TOKENS, count_common, split_into_packs
 from appliance.ml.data.rows import Sample
-from appliance.ml.inference.score import branch_scores, find_branches
+from appliance.ml.inference.score import branch_scores, find_branches, sum_paths
 from appliance.ml.layers.fixed import Held
-from appliance.ml.layers.head import Head
+from appliance.ml.layers.head import Head, sum_losses
 from appliance.ml.layers.packing import Pack, Segment
 from appliance.ml.model.base import LoadedBase
 
@@ -84,20 +84,10 @@ class _LabelSearch:
     def evaluate(self, loss: float) -> LabelResult:
         cost, _, label, _ = self._open[0]
         assert label is not None
-        every = self._sum_paths() if len(self.known) == len(self.tree.branches) else ()
-        return LabelResult(self.sample.index, loss, label, -cost, every)
-
-    def _sum_paths(self) -> tuple[float, ...]:
-        """Return the log-probability of each label: the sum along its path from the root."""
-        found = [0.0] * self.tree.count
-        waiting = [(0, 0.0)] if self.tree.branches else []
-        for place, before in waiting:
-            for log_probability, (label, behind) in zip(self.known[place], self.tree.behind[place], strict=True):
-                if label is not None:
-                    found[label] = before + log_probability
-                elif behind is not None:
-                    waiting.append((behind, before + log_probability))
-        return tuple(found)
+        branches, every = self.tree.branches, list[float]()
+        if len(self.known) == len(branches):
+            every = sum_paths(branches, [self.known[place] for place in range(len(branches))], self.tree.count)
+        return LabelResult(self.sample.index, loss, label, -cost, tuple(every))
 
 
 def evaluate_rows(
@@ -163,7 +153,9 @@ def _evaluate_pass(
             known += _read_rest(row, {place for place, _ in known}, pack)
     hidden = base.read_pack(pack, held=held)
     _store_probabilities(rows, wanted, hidden, 0, head)
-    losses = _sum_losses(rows, answers, hidden, head)
+    # All trained tokens are in the target, which follows the prompt in the pack.
+    targets = [row.sample.targets(answer.stop - len(row.sample.ids)) for row, answer in zip(rows, answers, strict=True)]
+    losses: list[float] = sum_losses(hidden, targets, head.token_losses).tolist()
     while open_rows := [(row, missing) for row in rows if (missing := row.search()) is not None]:
         start = len(pack.ids)
         asked = {
@@ -211,22 +203,3 @@ def _store_probabilities(
         values = branch_scores(hidden, head, branch, [token for _, token in asked])
         for (row, _), one in zip(asked, values.tolist(), strict=True):
             row.known[place] = one
-
-
-def _sum_losses(
-    rows: Sequence[_LabelSearch], answers: Sequence[Segment], hidden: torch.Tensor, head: Head
-) -> list[float]:
-    """Return the sum of the cross-entropy of each row's trained tokens, which are all in its target."""
-    places, targets, owners = list[int](), list[int](), list[int]()
-    for number, (row, answer) in enumerate(zip(rows, answers, strict=True)):
-        ids = row.sample.ids
-        before = [row.prompt.stop - 1, *range(answer.start, answer.stop - 1)]
-        for start, stop in row.sample.spans:
-            offset = len(ids) - (answer.stop - answer.start)
-            places += before[start - offset : stop - offset]
-            targets += ids[start:stop]
-            owners += [number] * (stop - start)
-    losses = head.token_losses(hidden[places], torch.tensor(targets, device=hidden.device))
-    total = losses.new_zeros(len(rows)).index_add(0, torch.tensor(owners, device=hidden.device), losses)
-    found: list[float] = total.tolist()
-    return found

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 
 from appliance.errors import BadInput, Conflict, NotFound
-from appliance.ml.inference.lora import AdapterWeights, Mix, Mixer, RowGroup, RowLayout, Stacks, multiply_rows
+from appliance.ml.inference.lora import AdapterWeights, Layout, Mix, RowGroup, RowLayout, Stacks, multiply_rows
 from appliance.ml.inference.stepping import make_stepper
 from appliance.ml.layers.decoder import ReadAdapter
 from appliance.ml.model.base import LoadedBase
@@ -181,9 +181,9 @@ class AdapterSlots:
         self.active: AdapterWeights | None = None
         self.mix: Mix | None = None
         self._using: str | None = None
-        self._single_row_mix: Mix | None = None
+        self._last_layout: tuple[tuple[str | None, ...], Mix] | None = None
         self._device = device
-        self._model, self._reader, self._library = model, base.reader, base.library
+        self._model, self._reader, self._library = model, base.reader, base.uses_library_modules
         self._rows: tuple[str | None, ...] = ()
         self._adapters: dict[str, AdapterWeights] = {}
         self._read: dict[str, ReadAdapter] = {}
@@ -197,7 +197,7 @@ class AdapterSlots:
                 model.set_submodule(name, self._layers[name])
         groups = self.stepper.groups if self.stepper is not None else [layer.group for layer in self._layers.values()]
         dtype = model.get_input_embeddings().weight.dtype
-        self._mixer = Mixer(RowLayout(groups, dtype) if device == "cpu" else Stacks(groups, device))
+        self._layout: Layout = RowLayout(groups, dtype) if device == "cpu" else Stacks(groups, device)
 
     def remove(self) -> None:
         """Unwrap the base's linear layers and unload all adapters."""
@@ -206,7 +206,8 @@ class AdapterSlots:
         self._layers.clear()
         for slot in list(self._adapters):
             self.unload(slot)
-        self._mixer.clear()
+        self._last_layout = None
+        self._layout.clear()
 
     def load(self, slot: str, config: bytes, weights: bytes) -> None:
         """Load an adapter from buffers into an empty slot.
@@ -227,7 +228,8 @@ class AdapterSlots:
         del self._adapters[slot]
         for low in (low for layer in self._read.pop(slot, ()) for low in layer if low is not None):
             low.forget()
-        self._mixer.forget(slot)
+        self._last_layout = None
+        self._layout.forget(slot)
 
     def __contains__(self, slot: str) -> bool:
         return slot in self._adapters
@@ -236,31 +238,26 @@ class AdapterSlots:
     def using(self, slot: str | None) -> Iterator[None]:
         """Apply this slot's adapter within the block; None is the base alone."""
         self._check_idle()
-        # A cached layout belongs to the previous adapter.
-        self._single_row_mix = None
-        self.active, self._using = self.find(slot) if slot is not None else None, slot
-        if self._reader is not None and slot is not None:
-            self._reader.adapter = self._read[slot]
-        try:
+        with self._selecting(slot):
             yield
-        finally:
-            self.active = self._using = self._single_row_mix = None
-            if self._reader is not None:
-                self._reader.adapter = None
+
+    def bare(self) -> AbstractContextManager[None]:
+        """Apply the base alone within the block, inside `using`."""
+        return self._selecting(None)
 
     @contextmanager
-    def bare(self) -> Iterator[None]:
-        """Apply the base alone within the block, inside `using`."""
-        active, using, read = self.active, self._using, None if self._reader is None else self._reader.adapter
-        self.active = self._using = self._single_row_mix = None
-        if self._reader is not None:
-            self._reader.adapter = None
+    def _selecting(self, slot: str | None) -> Iterator[None]:
+        before = self._using
+        self._select(slot)
         try:
             yield
         finally:
-            self.active, self._using, self._single_row_mix = active, using, None
-            if self._reader is not None:
-                self._reader.adapter = read
+            self._select(before)
+
+    def _select(self, slot: str | None) -> None:
+        self.active, self._using = None if slot is None else self.find(slot), slot
+        if self._reader is not None:
+            self._reader.adapter = None if slot is None else self._read[slot]
 
     @contextmanager
     def laying_out(self) -> Iterator[Mix]:
@@ -268,9 +265,7 @@ class AdapterSlots:
         if self.mix is not None:
             yield self.mix
             return
-        if self._single_row_mix is None:
-            self._single_row_mix = self._mixer.mix([self._using], self._adapters)
-        self.mix = self._single_row_mix
+        self.mix = self._lay_out([self._using])
         try:
             yield self.mix
         finally:
@@ -283,12 +278,19 @@ class AdapterSlots:
         for slot in rows:
             if slot is not None:
                 self.find(slot)
-        self.mix = Mix((), ()) if self._library else self._mixer.mix(rows, self._adapters)
+        self.mix = Mix((), ()) if self._library else self._lay_out(rows)
         self._rows = tuple(rows)
         try:
             yield
         finally:
             self.mix, self._rows = None, ()
+
+    def _lay_out(self, slots: Sequence[str | None]) -> Mix:
+        """Return the layout of a batch whose requests use these slots; the last one is reused while they stay the
+        same."""
+        if self._last_layout is None or self._last_layout[0] != tuple(slots):
+            self._last_layout = tuple(slots), self._layout.lay_out(slots, self._adapters)
+        return self._last_layout[1]
 
     @contextmanager
     def picking(self, row: int) -> Iterator[None]:

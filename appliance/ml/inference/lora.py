@@ -89,30 +89,6 @@ class Layout(Protocol):
         """Remove all adapters."""
 
 
-class Mixer:
-    """A cache of the last batch's layout, reused while the slots stay the same."""
-
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
-        self._last: tuple[tuple[str | None, ...], Mix] | None = None
-
-    def mix(self, slots: Sequence[str | None], adapters: Mapping[str, AdapterWeights]) -> Mix:
-        """Return the layout of a batch whose requests use these slots; None is the base alone."""
-        if self._last is None or self._last[0] != tuple(slots):
-            self._last = tuple(slots), self._layout.lay_out(slots, adapters)
-        return self._last[1]
-
-    def forget(self, slot: str) -> None:
-        """Remove every value of the slot's adapter."""
-        self._last = None
-        self._layout.forget(slot)
-
-    def clear(self) -> None:
-        """Remove all adapters."""
-        self._last = None
-        self._layout.clear()
-
-
 def multiply_rows(linear: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
     """Return linear(x) for x [rows, in], such that a row's bits do not depend on the number of rows.
 

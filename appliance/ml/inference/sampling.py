@@ -84,9 +84,9 @@ def read_chunk(
 ) -> torch.Tensor:
     """Read tokens of one request, alone in their batch, and return the last norm's output, [tokens, hidden].
 
-    `rows` is as in `Reader.hidden`.
+    `rows` is as in `LoadedBase.read`.
     """
-    if base.library:
+    if base.uses_library_modules:
         return read_alone(base, held, chunk)
     start, stop = held.length, held.length + len(chunk)
     # Every tensor of a piece has the same shape wherever a chunk begins, and therefore the same bits.
@@ -100,7 +100,7 @@ def read_chunk(
         for one in places
     ]
     # A remainder after a whole piece uses the weights that are dequantised for that piece.
-    hidden = base.read_each(pieces, rows if stop < size else "many")
+    hidden = base.read(pieces, rows if stop < size else "many")
     held.length = stop
     return hidden
 
@@ -111,11 +111,12 @@ def read_after(base: LoadedBase, cache: Cache, held: RequestCache, paths: Sequen
 
     Paths do not see each other and are not cached.
     """
-    if base.library:
+    if base.uses_library_modules:
         return read_paths_alone(base, held, paths)
     ids = [token for path in paths for token in path]
     places = [held.length + place for path in paths for place in range(len(path))]
-    return base.read(ids, places, PathAttention(cache, held, [len(path) for path in paths]), [held.long] * len(ids))
+    seen = PathAttention(cache, held, [len(path) for path in paths])
+    return base.read([Piece(ids, places, seen, [held.long] * len(ids))])
 
 
 def read_drawn(
@@ -125,7 +126,7 @@ def read_drawn(
 
     The logits are [rows, vocabulary] in the compute dtype, on the CPU.
     """
-    if base.library:
+    if base.uses_library_modules:
         return torch.stack([_read_row(base, slots, row, held, ids[row]) for row, held in enumerate(rows)])
     with nullcontext(Mix(tuple(range(len(rows))), ())) if slots is None else slots.laying_out() as mix:
         laid = [None if row is None else rows[row] for row in mix.rows]
@@ -133,7 +134,7 @@ def read_drawn(
         places = [0 if held is None else held.length for held in laid]
         drawing = DecodeAttention(cache, laid)
         if slots is None or slots.stepper is None:
-            hidden = base.read(tokens, places, drawing, [held is not None and held.long for held in laid])
+            hidden = base.read([Piece(tokens, places, drawing, [held is not None and held.long for held in laid])])
         else:
             hidden = slots.stepper.read(tokens, places, drawing, mix)
     logits = _find_logits(base, slots, hidden.index_select(0, torch.tensor(mix.back, device=base.device)))

@@ -123,13 +123,14 @@ def score_in_passes(
     for start in range(0, len(prompt), size):
         last = read_chunk(base, cache, held, prompt[start : start + size])[-1:]
         yield None
-    chosen = [branch_scores(last, base.head(), branch, [0]) for branch in branches if not branch.path]
+    chosen = [branch_scores(last, base.head(), branch, [0])[0].tolist() for branch in branches if not branch.path]
     for some in _split([branch for branch in branches if branch.path], len(prompt)):
         ends = [end - 1 for end in accumulate(len(branch.path) for branch in some)]
         hidden = read_after(base, cache, held, [branch.path for branch in some])
-        chosen += [branch_scores(hidden, base.head(), branch, [end]) for branch, end in zip(some, ends, strict=True)]
+        for branch, end in zip(some, ends, strict=True):
+            chosen.append(branch_scores(hidden, base.head(), branch, [end])[0].tolist())
         yield None
-    yield _sum_scores(branches, chosen, labels)
+    yield sum_paths(branches, chosen, labels)
 
 
 def _longest_path(branches: Sequence[Branch]) -> int:
@@ -158,21 +159,22 @@ def score_prompt(base: LoadedBase, prompt: Sequence[int], branches: Sequence[Bra
     row = pack.add(prompt)
     # Index of the token before each branch's choice: the prompt's last token, or the last one of the branch's path.
     places = [(pack.add(branch.path, after=row) if branch.path else row).stop - 1 for branch in branches]
+    chosen = []
     with torch.inference_mode():
-        hidden, head = base.read_pack(pack), base.head()
-        chosen = [branch_scores(hidden, head, branch, [place]) for branch, place in zip(branches, places, strict=True)]
-    return _sum_scores(branches, chosen, labels)
+        hidden = base.read_pack(pack)
+        for branch, place in zip(branches, places, strict=True):
+            chosen.append(branch_scores(hidden, base.head(), branch, [place])[0].tolist())
+    return sum_paths(branches, chosen, labels)
 
 
-def _sum_scores(branches: Sequence[Branch], chosen: Sequence[torch.Tensor], labels: int) -> list[float]:
-    """Return the sums along each label's path; `chosen` has [1, choices] for each branch."""
-    total = torch.zeros(labels, dtype=torch.float64)
-    for branch, values in zip(branches, chosen, strict=True):
-        # A label is below at most one choice of a branch.
-        paths = [(label, place) for place, (_, behind) in enumerate(branch.choices) for label in sorted(behind)]
-        total[[label for label, _ in paths]] += values[0, [place for _, place in paths]]
-    scores: list[float] = total.tolist()
-    return scores
+def sum_paths(branches: Sequence[Branch], scores: Sequence[Sequence[float]], labels: int) -> list[float]:
+    """Return the log-probability of each label, the sum along its path; `scores` has those of each branch's choices."""
+    total = [0.0] * labels
+    for branch, values in zip(branches, scores, strict=True):
+        for (_, behind), score in zip(branch.choices, values, strict=True):
+            for label in behind:
+                total[label] += score
+    return total
 
 
 def branch_scores(hidden: torch.Tensor, head: Head, branch: Branch, places: Sequence[int]) -> torch.Tensor:

@@ -64,7 +64,7 @@ def lay_out(segments: Sequence[Segment], device: str) -> Layout:
     groups = []
     for context, some in groupby(segments, key=lambda segment: segment.context):
         if len(context) > 1:
-            raise ValueError("a pack of one level is what this layout is for")
+            raise ValueError("segments: expected at most one context for each, got more")
         span = context[0] if context else (0, 0)
         groups += [_lay_out_group(group, span, device) for group in group_alike(list(some), count_tokens)]
     return tuple(groups)
@@ -137,16 +137,6 @@ class Attention:
                 root = torch.cat([one[:, :, : group.shared].sum(0) for one in gradients[1:]])
                 grads[group.first : group.first + group.shared, self._query :] += root.transpose(0, 1)
         return self._rotate_heads_backward(grads, plain, rotation).flatten(1)
-
-    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout) -> torch.Tensor:
-        """Return the attention output [tokens, heads, size] of the tensors that `split` returns."""
-        heads = torch.cat([query, key, value], dim=1)
-        visible = torch.empty_like(query)
-        for group in layout:
-            visible[group.start : group.stop] = _flatten(
-                attend_group(*self._take(heads, group), group, self.scoring), group
-            )
-        return visible
 
     def split(self, flat: torch.Tensor, rotation: Rotation | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the query [tokens, heads, size] and key and value [tokens, key heads, size], query and key rotated."""

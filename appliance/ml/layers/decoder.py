@@ -8,7 +8,8 @@ LoRA on the linear layers. For everything else training uses the library's modul
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,7 +18,7 @@ import torch
 from appliance.domain.planning.packs import KEPT_BYTES
 from appliance.domain.recipe.recipe import Recomputation
 from appliance.ml.layers.architecture import Architecture, find_architecture
-from appliance.ml.layers.attention import Attention, Layout, lay_out
+from appliance.ml.layers.attention import Layout, lay_out
 from appliance.ml.layers.head import Norm
 from appliance.ml.layers.layer import Layer, ReadPiece
 from appliance.ml.layers.packing import Pack, Positions, Rotation, Rotations
@@ -32,7 +33,7 @@ class Decoder:
     def __init__(self, base_model: Any, again: Recomputation) -> None:
         architecture = find_architecture(base_model)
         if architecture is None:
-            raise ValueError("a model of the table of architectures is what this decoder is for")
+            raise ValueError("base_model: expected a model of the table of architectures, got another")
         self._model = base_model.get_decoder()
         self._again, self._architecture = again, architecture
         keeps = again == "none" and count_bytes(self._model) <= KEPT_BYTES
@@ -55,30 +56,17 @@ class Decoder:
         result: torch.Tensor = self._model.norm(hidden)
         return result
 
-    @torch.no_grad()
-    def bare(self, pack: Pack, device: str) -> torch.Tensor:
-        """Return the output of `hidden` without the adapter and without gradients; no activations are kept."""
-        seen = _Grouped(lay_out(pack.segments, device), [layer.attention for layer in self._layers])
-        hidden = embed(self._model, torch.tensor(pack.ids, device=device), self._architecture)
-        rotations = self._positions.rotations_of(pack, hidden)
-        for number, layer in enumerate(self._layers):
-            piece = ReadPiece(hidden, rotations[layer.rope], seen)
-            (hidden,) = layer.read(number, [piece], (None,) * 4, "trained")
-        result: torch.Tensor = self._model.norm(hidden)
-        return result
-
-
-@dataclass(frozen=True)
-class _Grouped:
-    """The attention of a pack's tokens in each layer, in the form that `Layer.read` takes."""
-
-    layout: Layout
-    attentions: list[Attention]
-
-    def attend(
-        self, number: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scoring: Scoring
-    ) -> torch.Tensor:
-        return self.attentions[number].attend(query, key, value, self.layout)
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """Compute the bare base within the block."""
+        parts = [part for layer in self._layers for part in layer.parts]
+        for part in parts:
+            part.is_bare = True
+        try:
+            yield
+        finally:
+            for part in parts:
+                part.is_bare = False
 
 
 def embed(decoder: Any, ids: torch.Tensor, architecture: Architecture) -> torch.Tensor:
@@ -226,23 +214,9 @@ class DecoderReader:
             for prefix, layer in zip(self._prefixes, self._layers, strict=True)
         ]
 
-    def hidden(
-        self,
-        ids: Sequence[int],
-        positions: Sequence[int],
-        seen: PassAttention,
-        long: Sequence[bool],
-        rows: Rows = "many",
-    ) -> torch.Tensor:
-        """Return the output of the last norm, [tokens, hidden].
-
-        `long` marks the tokens of a long sequence (`Positions`).
-        """
-        return self.hidden_each([Piece(ids, positions, seen, long)], rows)[0]
-
     @torch.inference_mode()
-    def hidden_each(self, pieces: Sequence[Piece], rows: Rows = "many") -> list[torch.Tensor]:
-        """Return the output of the last norm for each of several pieces.
+    def read(self, pieces: Sequence[Piece], rows: Rows) -> list[torch.Tensor]:
+        """Return the output of the last norm for each piece, [tokens, hidden].
 
         In each layer a piece may see the keys and values that the pieces before it have stored. Each piece is computed
         separately, so its bits equal those of a pass of its own; the weights of a layer are dequantised once for all

@@ -68,6 +68,22 @@ class Head:
         return grad if self.divisor == 1 else grad / self.divisor
 
 
+def sum_losses(
+    hidden: torch.Tensor,
+    rows: Sequence[tuple[Sequence[int], Sequence[int]]],
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """Return the sum of `loss(hidden, targets)` for each row, [rows].
+
+    A row is its positions in `hidden`, [tokens, size], and the token that follows each.
+    """
+    places = torch.tensor([place for some, _ in rows for place in some], device=hidden.device)
+    targets = torch.tensor([token for _, some in rows for token in some], device=hidden.device)
+    owners = torch.tensor([row for row, (some, _) in enumerate(rows) for _ in some], device=hidden.device)
+    losses = loss(hidden[places], targets)
+    return losses.new_zeros(len(rows)).index_add(0, owners, losses)
+
+
 @torch.no_grad()
 def check_head(model: Any) -> bool:
     """Return True if `make_head` reproduces the library's own logits from the last norm's output."""

@@ -23,7 +23,7 @@ Kept = tuple[Any, ...]
 class ReadPiece(NamedTuple):
     """Tokens that are computed together without gradients.
 
-    `x` is [tokens, hidden]; `rotation` holds their positions; `seen` computes their attention (`Seen` in `decoder.py`).
+    `x` is [tokens, hidden]; `rotation` holds their positions; `seen` computes their attention (`PassAttention`).
     """
 
     x: torch.Tensor
@@ -47,7 +47,10 @@ class Layer:
         )
         self._reading, self._writing, self._widening, self._narrowing = self.parts
         self.parameters = [parameter for part in self.parts for parameter in part.parameters]
-        self.drops = any(part.drops for part in self.parts)
+
+    @property
+    def drops(self) -> bool:
+        return any(part.drops for part in self.parts)
 
     # For each half, forward returns the tensor that is added to the stream and the tensors that backward needs.
 

@@ -23,10 +23,10 @@ from appliance.ml.quantised.nf4 import join_biases, join_blocks
 Tensors = list[torch.Tensor]
 FEW_ROWS = 64
 """Number of rows up to which the kernel for few rows is faster than dequantising the weights."""
-Rows = Literal["trained", "many", "few", "fixed"]
+Rows = Literal["many", "few", "fixed"]
 """Methods to multiply rows without gradients.
 
-`trained`: as in training. `many`: the fastest for many rows. `few`: the fastest for few rows, whose bits may differ.
+`many`: the fastest for many rows. `few`: the fastest for few rows, whose bits may differ.
 `fixed`: as in training, in blocks, so that a row's bits do not depend on the other rows on any CPU (`fixed.py`).
 """
 
@@ -72,6 +72,7 @@ class Projections:
             self._scaling, self._dropout = float(layer.scaling["default"]), _dropout(layer)
             rank += down.shape[0]
         self._shape = (out, rank)
+        self.is_bare = False
         self._sizes = [linear.out_features for linear in linears]
 
     def multiply_each(self, pieces: Sequence[torch.Tensor], low: LowRank | None, rows: Rows) -> list[torch.Tensor]:
@@ -79,7 +80,7 @@ class Projections:
 
         The weights are dequantised once for all inputs. The bits of each output equal those of the input alone.
         """
-        few = self._frozen.find_few_rows() if rows in ("few", "many") else None
+        few = None if rows == "fixed" else self._frozen.find_few_rows()
         most = FEW_ROWS if rows == "few" else 0
         if few is not None and has_tiles():
             most = sys.maxsize
@@ -119,12 +120,15 @@ class Projections:
 
     @property
     def drops(self) -> bool:
-        return self._dropout > 0
+        return self._dropout > 0 and not self.is_bare
 
     def forward(self, x: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return the outputs [tokens, out], and A x [tokens, ranks] for the backward pass (None without an adapter)."""
+        """Return the outputs [tokens, out], and A x [tokens, ranks] for the backward pass (None without an adapter).
+
+        With `is_bare`, the adapters are not applied.
+        """
         output = torch.nn.functional.linear(x, self._frozen.weight(x.dtype), self._frozen.bias)
-        if not self._places:
+        if self.is_bare or not self._places:
             return output, None
         down, up = self._cast = self._join_adapters(x.dtype)
         low = self._apply_dropout(x, seed) @ down.T

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,10 +22,11 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from appliance.domain.planning.packs import KEPT_BYTES
+from appliance.domain.recipe.methods import METHODS
 from appliance.errors import BadInput
 from appliance.ml.layers import packing
 from appliance.ml.layers.architecture import find_architecture
-from appliance.ml.layers.decoder import DecoderReader, PassAttention, Piece
+from appliance.ml.layers.decoder import DecoderReader, Piece
 from appliance.ml.layers.fixed import FixedAttention, Held, TreeAttention
 from appliance.ml.layers.head import Head, make_head
 from appliance.ml.layers.packing import Pack, find_longest_short
@@ -70,10 +71,10 @@ class LoadedBase:
 
     @cached_property
     def _head(self) -> Head:
-        return replace(make_head(self.model), fixed=self.fixed)
+        return replace(make_head(self.model), fixed=self.uses_fixed_shapes)
 
     @cached_property
-    def fixed(self) -> bool:
+    def uses_fixed_shapes(self) -> bool:
         """True if packs go through products of one shape (`layers/fixed.py`), which makes each row's bits independent.
 
         That is the case on a CPU whose products mix rows (AMX), and never on a GPU.
@@ -103,18 +104,20 @@ class LoadedBase:
         )[0]
 
     @cached_property
-    def library(self) -> bool:
+    def uses_library_modules(self) -> bool:
         """True if the library's modules compute everything, since the table does not cover the model."""
         return find_architecture(self.model) is None
 
     @cached_property
-    def apart(self) -> bool:
+    def reads_sequences_separately(self) -> bool:
         """True if each sequence goes through the model separately.
 
         In a pack the library would choose the rotary angles of all sequences by the longest one, or add in an order
         that depends on the other sequences.
         """
-        return self.library or (self.reader is None and (self.fixed or self.longest_short is not None))
+        return self.uses_library_modules or (
+            self.reader is None and (self.uses_fixed_shapes or self.longest_short is not None)
+        )
 
     @cached_property
     def reads_whole(self) -> bool:
@@ -123,11 +126,13 @@ class LoadedBase:
         Recurrent layers continue from their state by single tokens only, and the library chooses the rotary angles of a
         long sequence by the tokens of the call.
         """
-        kinds = {type(layer) for layer in DynamicCache(config=self.model.config).layers} if self.library else set()
-        return not kinds <= {DynamicLayer, DynamicSlidingWindowLayer} or (self.apart and not self.library)
+        if not self.uses_library_modules:
+            return self.reads_sequences_separately
+        kinds = {type(layer) for layer in DynamicCache(config=self.model.config).layers}
+        return not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
 
     @torch.inference_mode()
-    def _read_apart(self, pack: Pack, first: int) -> torch.Tensor:
+    def _read_separately(self, pack: Pack, first: int) -> torch.Tensor:
         """Return the hidden states of the tokens from `first` on, with each chain of segments read separately."""
         continued = {start for segment in pack.segments for start, _ in segment.context}
         parts: dict[int, torch.Tensor] = {}
@@ -146,42 +151,32 @@ class LoadedBase:
 
         `held` is as in `TreeAttention`. On a CPU the bits of a sequence do not depend on the other sequences.
         """
-        if self.apart:
-            return self._read_apart(pack, start)
+        if self.reads_sequences_separately:
+            return self._read_separately(pack, start)
         long = [False] * len(pack.ids) if self.longest_short is None else pack.find_long(self.longest_short)
-        attention = FixedAttention if self.fixed else TreeAttention
+        attention = FixedAttention if self.uses_fixed_shapes else TreeAttention
         seen = attention(pack, self.device, start=start, held=held)
-        return self.read(
-            pack.ids[start:], pack.positions[start:], seen, long[start:], "fixed" if self.fixed else "many"
-        )
+        piece = Piece(pack.ids[start:], pack.positions[start:], seen, long[start:])
+        return self.read([piece], "fixed" if self.uses_fixed_shapes else "many")
 
     @torch.inference_mode()
-    def read(
-        self,
-        ids: Sequence[int],
-        positions: Sequence[int],
-        seen: PassAttention,
-        long: Sequence[bool],
-        rows: Rows = "many",
-    ) -> torch.Tensor:
-        """Return the last norm's output, [tokens, hidden], of tokens at these positions, without gradients.
+    def read(self, pieces: Sequence[Piece], rows: Rows = "many") -> torch.Tensor:
+        """Return the last norm's output, [tokens of all pieces, hidden], of consecutive pieces, without gradients.
 
-        `long` marks the tokens of a long sequence; `rows` is as in `DecoderReader.hidden`.
+        `rows` is as in `Projections.multiply_each`; the library's modules have only one way.
         """
         if self.reader is not None:
-            return self.reader.hidden(ids, positions, seen, long, rows)
-        return self.hidden(
-            input_ids=torch.tensor([list(ids)], device=self.device),
-            position_ids=torch.tensor([list(positions)], device=self.device),
-            use_cache=False,
-            rows=seen,
-        )[0]
-
-    def read_each(self, pieces: Sequence[Piece], rows: Rows = "many") -> torch.Tensor:
-        """Return the output of `read` for consecutive pieces of one sequence, [tokens of all pieces, hidden]."""
-        if self.reader is not None:
-            return torch.cat(self.reader.hidden_each(pieces, rows))
-        return torch.cat([self.read(one.ids, one.positions, one.seen, one.long) for one in pieces])
+            return torch.cat(self.reader.read(pieces, rows))
+        hidden = [
+            self.hidden(
+                input_ids=torch.tensor([list(piece.ids)], device=self.device),
+                position_ids=torch.tensor([list(piece.positions)], device=self.device),
+                use_cache=False,
+                rows=piece.seen,
+            )[0]
+            for piece in pieces
+        ]
+        return torch.cat(hidden)
 
     def _multiplying(self) -> AbstractContextManager[object]:
         return nullcontext() if self.autocast is None else torch.autocast(self.device, self.autocast)
@@ -193,19 +188,19 @@ def load_base(
     quantisation: str,
     compute_dtype: str,
     device: str,
-    trainable: bool = False,
-    packs: bool = True,
-    reads: bool = False,
-    keeps: bool = True,
+    trains_weights: bool = False,
+    may_repack: bool = True,
+    own_layers: bool = False,
+    keeps_dequantised: bool = True,
 ) -> LoadedBase:
     """Load a base from a converted folder.
 
-    - `trainable`: store the weights in float32 so that they can be trained; bfloat16 would round small steps away.
-    - `packs`: let bitsandbytes repack a layer's weights at its first use. A method that dequantises them again in every
-      pass (DoRA) would then read wrong values without an error.
-    - `reads`: use hand-written layers for many rows, if the table of architectures covers the model.
-    - `keeps`: let these layers keep a small model's weights dequantised, which takes four times the memory of its
-      4-bit weights.
+    - `trains_weights`: store the weights in float32, since bfloat16 would round small steps away.
+    - `may_repack`: let bitsandbytes repack a layer's weights at its first use. A method that dequantises them again in
+      every pass (DoRA) would then read wrong values without an error.
+    - `own_layers`: use hand-written layers for many rows, if the table of architectures covers the model.
+    - `keeps_dequantised`: let these layers keep a small model's weights dequantised, which takes four times the memory
+      of its 4-bit weights.
 
     Raises:
         BadInput: the folder has other content than local safetensors, or the combination of settings is not supported.
@@ -233,7 +228,7 @@ def load_base(
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
-            dtype=torch.float32 if trainable else dtype,
+            dtype=torch.float32 if trains_weights else dtype,
             device_map={"": device},
             attn_implementation=attention,
             **(load_arguments(folder, gptq) or {"quantization_config": _quantise(quantisation, dtype)}),
@@ -241,9 +236,31 @@ def load_base(
     model.requires_grad_(False)
     model.eval()
     _disable_randomness(model)
-    _choose_kernels(model, dtype, packs)
-    reader = _make_reader(model, KEPT_BYTES if keeps else 0) if reads else None
-    return LoadedBase(model, load_chat(folder), device, dtype if trainable and dtype != torch.float32 else None, reader)
+    _choose_kernels(model, dtype, may_repack)
+    reader = _make_reader(model, KEPT_BYTES if keeps_dequantised else 0) if own_layers else None
+    autocast = dtype if trains_weights and dtype != torch.float32 else None
+    return LoadedBase(model, load_chat(folder), device, autocast, reader)
+
+
+def load_for(
+    folder: Path, settings: Mapping[str, Any], *, for_training: bool = False, keeps_dequantised: bool = True
+) -> LoadedBase:
+    """Load a base for a recipe, or for an engine's settings: quantisation, compute_dtype and device.
+
+    Without a recipe's method, the adapters are plain LoRA.
+    """
+    method = settings.get("method", "lora")
+    is_plain = METHODS[method].plain
+    return load_base(
+        folder,
+        quantisation=settings["quantisation"],
+        compute_dtype=settings["compute_dtype"],
+        device=settings["device"],
+        trains_weights=for_training and method == "full",
+        may_repack=is_plain,
+        own_layers=is_plain and not for_training,
+        keeps_dequantised=keeps_dequantised,
+    )
 
 
 def _disable_randomness(model: Any) -> None:
@@ -279,13 +296,16 @@ def _quantise(quantisation: str, dtype: torch.dtype) -> BitsAndBytesConfig | Non
     return make_config(dtype)
 
 
-def _choose_kernels(model: Any, dtype: torch.dtype, packs: bool) -> None:
+def _choose_kernels(model: Any, dtype: torch.dtype, may_repack: bool) -> None:
     """Disable bitsandbytes' packed bf16 kernel for the CPU for layers that it does not fit.
 
     The kernel ignores the compute dtype, and fails if inputs or outputs are not a whole number of blocks.
     """
     for module in model.modules():
         if isinstance(module, bitsandbytes.nn.Linear4bit) and (
-            not packs or dtype != torch.bfloat16 or module.out_features % _PACKED_ROWS or module.in_features % BLOCK
+            not may_repack
+            or dtype != torch.bfloat16
+            or module.out_features % _PACKED_ROWS
+            or module.in_features % BLOCK
         ):
             module.support_avx512bf16_for_cpu = False

@@ -416,7 +416,7 @@ class ServingEngine:
         """
         if not rows:
             return []
-        if self.base.library and len(rows) > 1:
+        if self.base.uses_library_modules and len(rows) > 1:
             # Each row's cache has the token after a pass, so no row may be computed a second time.
             return [found for row in rows for found in self._compute([row])]
         lengths = [row.held.length for row in rows]

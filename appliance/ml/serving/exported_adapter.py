@@ -11,7 +11,7 @@ from appliance.formats.core.canonical import parse_canonical
 from appliance.ml.inference.adapters import AdapterSlots
 from appliance.ml.inference.reading import read_fingerprint, verify_close, verify_fingerprint
 from appliance.ml.model import machine
-from appliance.ml.model.base import load_base
+from appliance.ml.model.base import load_for
 from appliance.ml.training.methods import apply_trained
 
 
@@ -24,13 +24,7 @@ def load_exported(base_folder: Path, files: Mapping[str, bytes], device: str) ->
     """
     recipe = parse_canonical(files["recipe.json"])
     machine.use_determinism(0)
-    base = load_base(
-        base_folder,
-        quantisation=recipe["quantisation"],
-        compute_dtype=recipe["compute_dtype"],
-        device=device,
-        reads=True,
-    )
+    base = load_for(base_folder, {**recipe, "device": device})
     config, weights = files["adapter_config.json"], files["adapter_model.safetensors"]
     fingerprint, slots = parse_canonical(files["logit_fingerprint.json"]), AdapterSlots(base)
     slots.load("exported", config, weights)

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from appliance.domain.recipe.recipe import count_rows_a_step, count_warmup
 from appliance.errors import BadInput, Unavailable
 from appliance.ml.data.rows import Sample
 from appliance.ml.layers.decoder import Decoder, fits_decoder
+from appliance.ml.layers.head import sum_losses
 from appliance.ml.layers.packing import pack_sequences
 from appliance.ml.model.base import LoadedBase
 from appliance.ml.model.machine import measure_peak_bytes
@@ -28,7 +30,6 @@ from appliance.ml.training.methods import STARTS, TrainableModel, is_changed
 from appliance.ml.training.privacy import PrivatePlan, set_private_gradients
 from appliance.ml.training.ranks import ALONE, Ranks
 
-# Largest number of tokens in a pack. The loss is summed over tokens, so packing does not change gradients.
 # Largest number of rows that an error names.
 MOST_NAMED = 8
 
@@ -66,17 +67,17 @@ def train(
     recipe: Mapping[str, Any],
     report: Callable[[StepMeasurement], None],
     *,
-    keep: Callable[[TrainingState], None] = lambda training: None,
+    save_checkpoint: Callable[[TrainingState], None] = lambda training: None,
     start: bytes | None = None,
     stop: int | None = None,
     validation: Sequence[Sample] = (),
     ranks: Ranks = ALONE,
     secret: bytes = b"",
-    asked: Callable[[], bool] = lambda: False,
+    is_checkpoint_requested: Callable[[], bool] = lambda: False,
 ) -> TrainingState:
     """Train the adapter in place.
 
-    - `keep` is called when a training checkpoint is due, or when `asked` returns True.
+    - `save_checkpoint` is called when a training checkpoint is due, or when `is_checkpoint_requested` returns True.
     - `start` is a checkpoint to resume from; `stop` is the step to end at.
     - `secret` is the secret of a private run.
 
@@ -107,12 +108,23 @@ def train(
         training.optimizer.zero_grad()
         reading = take_reading(training, attached.model, lambda: mean_loss(base, validation, recipe, ranks))
         peak = ranks.exchange_peaks(measure_peak_bytes(training.device), training.device)
-        report(_describe_step(training, found, learning_rate, time.monotonic() - began, peak, reading))
+        measured = StepMeasurement(
+            step=training.step,
+            steps=training.steps,
+            learning_rate=learning_rate,
+            tokens=training.tokens,
+            trained_tokens=training.trained_tokens,
+            seconds=time.monotonic() - began,
+            peak_bytes=peak,
+            validation_loss=reading,
+            **vars(found),
+        )
+        report(measured)
         due = is_due(training, recipe["save_steps"])
         if due:
             ranks.check_same(training.weights)
-        if due or asked():
-            keep(training)
+        if due or is_checkpoint_requested():
+            save_checkpoint(training)
     if has_ended(training) and not (training.trained_tokens and is_changed(attached)):
         raise _build_nothing_trained(training, recipe)
     return training
@@ -134,25 +146,13 @@ def _build_nothing_trained(training: TrainingState, recipe: Mapping[str, Any]) -
 
 @dataclass(frozen=True)
 class _StepResult:
-    """The measurements that come with a step's gradients."""
+    """The measurements that come with a step's gradients, as in `StepMeasurement`."""
 
     loss: float | None
-    norm: float
-    rows: tuple[tuple[int, float], ...] = ()
+    grad_norm: float
+    row_losses: tuple[tuple[int, float], ...] = ()
     margin: float | None = None
     accuracy: float | None = None
-
-
-def _describe_step(
-    training: TrainingState, found: _StepResult, rate: float, seconds: float, peak: int, reading: float | None
-) -> StepMeasurement:
-    return StepMeasurement(
-        *(training.step, training.steps, found.loss, rate, found.norm),
-        *(training.tokens, training.trained_tokens, seconds, peak, found.rows),
-        validation_loss=reading,
-        margin=found.margin,
-        accuracy=found.accuracy,
-    )
 
 
 def _plain_step(
@@ -284,32 +284,21 @@ def part_losses(
 
 def sample_losses(base: LoadedBase, decoder: Decoder | None, samples: Sequence[Sample]) -> torch.Tensor:
     """Return the sum of the cross-entropy of each sample's trained tokens, float32 [samples]."""
-    if decoder is None and base.apart:
+    if decoder is None and base.reads_sequences_separately:
         return torch.cat([_sample_loss(base, sample) for sample in samples])
     own = max(len(sample.ids) - sample.spans[0][0] for sample in samples) + 1
     pack, segments = pack_sequences([sample.ids for sample in samples], keep=own, longest_short=base.longest_short)
-    places: list[int] = []
-    targets: list[int] = []
-    rows: list[int] = []
-    for row, (sample, segment) in enumerate(zip(samples, segments, strict=True)):
-        for start, stop in sample.spans:
-            # A token is predicted at the position before it; the segment's last token is the sample's last.
-            places += range(segment.stop - len(sample.ids) + start - 1, segment.stop - len(sample.ids) + stop - 1)
-            targets += sample.ids[start:stop]
-            rows += [row] * (stop - start)
-    device = base.device
-    hidden = base.hidden(**pack.arguments(device))[0] if decoder is None else decoder.hidden(pack, device)
-    chosen = hidden[torch.tensor(places, device=device)]
-    losses = token_losses(chosen, base.head(), torch.tensor(targets, device=device))
-    return losses.new_zeros(len(samples)).index_add(0, torch.tensor(rows, device=device), losses)
+    hidden = base.hidden(**pack.arguments(base.device))[0] if decoder is None else decoder.hidden(pack, base.device)
+    # The segment's last token is the sample's last.
+    rows = [sample.targets(segment.stop - len(sample.ids)) for sample, segment in zip(samples, segments, strict=True)]
+    return sum_losses(hidden, rows, partial(token_losses, base.head()))
 
 
 def _sample_loss(base: LoadedBase, sample: Sample) -> torch.Tensor:
     """Return the sum of one sample's cross-entropy, float32 [1], computed by the library's modules."""
-    places = [place for start, stop in sample.spans for place in range(start - 1, stop - 1)]
-    targets = [token for start, stop in sample.spans for token in sample.ids[start:stop]]
+    places, targets = sample.targets()
     chosen = base.hidden_alone(sample.ids)[torch.tensor(places, device=base.device)]
-    return token_losses(chosen, base.head(), torch.tensor(targets, device=base.device)).sum()[None]
+    return token_losses(base.head(), chosen, torch.tensor(targets, device=base.device)).sum()[None]
 
 
 def mean_loss(base: LoadedBase, samples: Sequence[Sample], recipe: Mapping[str, Any], ranks: Ranks = ALONE) -> float:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from appliance.domain.runs.steps import best_step, is_read, read_steps, should_s
 from appliance.errors import BadInput
 from appliance.ml.data.rows import RenderedRow, Sample, join_rows, same_key
 from appliance.ml.layers.decoder import Decoder
-from appliance.ml.layers.head import Head
+from appliance.ml.layers.head import Head, sum_losses
 from appliance.ml.layers.packing import pack_pairs
 from appliance.ml.model.base import LoadedBase
 from appliance.ml.training.checkpoint import TrainingState
@@ -58,7 +59,7 @@ class _TokenLosses(torch.autograd.Function):
         return ctx.grad * grad[:, None].to(ctx.grad.dtype), None, None
 
 
-def token_losses(hidden: torch.Tensor, head: Head, targets: torch.Tensor) -> torch.Tensor:
+def token_losses(head: Head, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Return the cross-entropy of each target, float32 [positions].
 
     `hidden` is [positions, size] in the dtype of the head's weight; `targets` is int64 [positions]. If the head itself
@@ -84,17 +85,15 @@ def preference_losses(
     log-probability's gain over the base (https://arxiv.org/abs/2305.18290).
     """
     with torch.no_grad(), adapter_off(base.model, decoder):
-        reference = _compute_differences(base, decoder, samples, bare=True)
-    margins = beta * (_compute_differences(base, decoder, samples, bare=False) - reference)
+        reference = _compute_differences(base, decoder, samples)
+    margins = beta * (_compute_differences(base, decoder, samples) - reference)
     return -logsigmoid(margins), margins.tolist()
 
 
-def _compute_differences(
-    base: LoadedBase, decoder: Decoder | None, samples: Sequence[Sample], *, bare: bool
-) -> torch.Tensor:
+def _compute_differences(base: LoadedBase, decoder: Decoder | None, samples: Sequence[Sample]) -> torch.Tensor:
     """Return log-probability of the chosen minus that of the rejected completion, float32 [samples]."""
     device = base.device
-    if decoder is None and base.apart:
+    if decoder is None and base.reads_sequences_separately:
         losses = torch.stack(
             [
                 _sum_single_loss(base, prompt + ids, len(prompt))
@@ -104,22 +103,14 @@ def _compute_differences(
         )
         return losses[1::2] - losses[::2]
     pack, found = pack_pairs(_split_samples(samples))
-    if decoder is None:
-        hidden = base.hidden(**pack.arguments(device))[0]
-    else:
-        hidden = decoder.bare(pack, device) if bare else decoder.hidden(pack, device)
-    places: list[int] = []
-    targets: list[int] = []
-    rows: list[int] = []
-    for row, (prompt, *both) in enumerate(found):
-        for side, answer in enumerate(both):
-            # A token is predicted at the position before it, the first one at the prompt's last position.
-            places += [prompt.stop - 1, *range(answer.start, answer.stop - 1)]
-            targets += pack.ids[answer.start : answer.stop]
-            rows += [2 * row + side] * (answer.stop - answer.start)
-    chosen = hidden[torch.tensor(places, device=device)]
-    losses = token_losses(chosen, base.head(), torch.tensor(targets, device=device))
-    sums = losses.new_zeros(2 * len(samples)).index_add(0, torch.tensor(rows, device=device), losses)
+    hidden = base.hidden(**pack.arguments(device))[0] if decoder is None else decoder.hidden(pack, device)
+    rows = [
+        # A token is predicted at the position before it, the first one at the prompt's last position.
+        ([prompt.stop - 1, *range(answer.start, answer.stop - 1)], pack.ids[answer.start : answer.stop])
+        for prompt, *both in found
+        for answer in both
+    ]
+    sums = sum_losses(hidden, rows, partial(token_losses, base.head()))
     return sums[1::2] - sums[::2]
 
 
@@ -132,7 +123,7 @@ def _split_samples(samples: Sequence[Sample]) -> list[tuple[tuple[int, ...], tup
 def _sum_single_loss(base: LoadedBase, ids: Sequence[int], start: int) -> torch.Tensor:
     """Return the sum of the cross-entropy of tokens from `start` on, for one sequence in the library's modules."""
     hidden = base.hidden_alone(ids)[start - 1 : len(ids) - 1]
-    return token_losses(hidden, base.head(), torch.tensor(list(ids[start:]), device=base.device)).sum()
+    return token_losses(base.head(), hidden, torch.tensor(list(ids[start:]), device=base.device)).sum()
 
 
 def has_adapter(model: Any) -> bool:
@@ -142,9 +133,13 @@ def has_adapter(model: Any) -> bool:
 
 @contextmanager
 def adapter_off(model: Any, decoder: Decoder | None = None) -> Iterator[None]:
-    """Disable the adapter in the library's modules within the block. A decoder needs no switch."""
-    layers = [] if decoder is not None else [one for one in model.modules() if isinstance(one, BaseTunerLayer)]
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad] if layers else []
+    """Disable the adapter within the block, in the decoder or else in the library's modules."""
+    if decoder is not None:
+        with decoder.without_adapter():
+            yield
+        return
+    layers = [one for one in model.modules() if isinstance(one, BaseTunerLayer)]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for layer in layers:
         layer.enable_adapters(False)
     try:

@@ -35,7 +35,7 @@ from appliance.ml.inference.reading import (
 )
 from appliance.ml.inference.request import Encode, InferenceRequest
 from appliance.ml.inference.sampling import TextStream, draw_token
-from appliance.ml.inference.score import Branch, Choices, find_branches
+from appliance.ml.inference.score import Choices, find_branches, sum_paths
 from appliance.ml.model.base import LoadedBase
 from appliance.ml.model.grammars import Vocabulary
 from appliance.ml.serving.engine import FAULTS, Done, RequestEvent, as_refusal, cut_off
@@ -212,8 +212,8 @@ class VllmEngine:
         while found is None:
             for output in self._vllm.step():
                 if output.request_id != name:
-                    # The end of a request replaces `_events`, so the list must be read after `_hear`; otherwise events
-                    # are duplicated.
+                    # The end of a request replaces `_events`, so the list must be read after `_handle_output`;
+                    # otherwise events are duplicated.
                     new_events = self._handle_output(output)
                     self._events += new_events
                 elif output.finished:
@@ -365,12 +365,10 @@ class VllmEngine:
 
     def _classify(self, row: _RunningRequest) -> Generator[list[tuple[list[int], list[int]]], list[list[float]], str]:
         labels, branches = row.question.request.labels, row.question.branches or []
-        total = [0.0] * len(labels)
         asked = [(list(branch.path), [token for token, _ in branch.choices]) for branch in branches]
         # With a single label there are no branches, and so no questions.
         scores = (yield asked) if asked else []
-        for branch, found in zip(branches, scores, strict=True):
-            _add_scores(total, branch, found)
+        total = sum_paths(branches, scores, len(labels))
         shares = {label: f"{math.exp(score):.9f}" for label, score in zip(labels, total, strict=True)}
         self._events.append(RequestEvent(row.name, json.dumps(shares, ensure_ascii=False)))
         return "classified"
@@ -455,12 +453,6 @@ def _gather(row: _RunningRequest) -> list[list[float]]:
     for name in row.asked:
         found.setdefault(name.rpartition("#")[2].partition(".")[0], []).extend(row.scores[name])
     return [torch.tensor(scores, dtype=torch.float64).log_softmax(0).tolist() for scores in found.values()]
-
-
-def _add_scores(total: list[float], branch: Branch, found: Sequence[float]) -> None:
-    for (_, behind), score in zip(branch.choices, found, strict=True):
-        for label in behind:
-            total[label] += score
 
 
 def _make_events(row: _RunningRequest, piece: str) -> list[RequestEvent]:

@@ -44,7 +44,7 @@ WRITTEN = [
 def base(tmp_path_factory: pytest.TempPathFactory) -> LoadedBase:
     machine.use_determinism(7)
     folder = build_base(tmp_path_factory.mktemp("calls") / "base", template=HERMES, max_position_embeddings=1024)
-    return load_base(folder, quantisation="none", compute_dtype="float32", device="cpu", reads=True)
+    return load_base(folder, quantisation="none", compute_dtype="float32", device="cpu", own_layers=True)
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,11 @@ def test_labels_probabilities_and_losses_are_those_of_every_label_and_row_by_its
     machine.use_determinism(5)
     monkeypatch.setattr(subject, "PACK_TOKENS", tokens)
     base = load_base(
-        build_base(tmp_path / kind, kind), quantisation="nf4-double", compute_dtype="float32", device="cpu", reads=True
+        build_base(tmp_path / kind, kind),
+        quantisation="nf4-double",
+        compute_dtype="float32",
+        device="cpu",
+        own_layers=True,
     )
     rows, samples = _rows(base)
     answers = [base.chat.encode(base.chat.answer(label)) for label in LABELS]
@@ -86,7 +90,11 @@ def test_rows_with_labels_of_their_own_are_evaluated_by_those_alone_and_whole(
     machine.use_determinism(5)
     monkeypatch.setattr(subject, "PACK_TOKENS", tokens)
     base = load_base(
-        build_base(tmp_path / kind, kind), quantisation="nf4-double", compute_dtype="float32", device="cpu", reads=True
+        build_base(tmp_path / kind, kind),
+        quantisation="nf4-double",
+        compute_dtype="float32",
+        device="cpu",
+        own_layers=True,
     )
     rows, samples = _rows(base)
     answers = [base.chat.encode(base.chat.answer(label)) for label in LABELS]

@@ -81,6 +81,6 @@ def test_items_are_of_exactly_the_rows_of_the_set(name: str, base: LoadedBase, t
 
 def test_a_base_whose_context_is_too_short_for_a_row_is_named(tmp_path: Path) -> None:
     folder = build_base(tmp_path / "short", max_position_embeddings=128)
-    base = load_base(folder, quantisation="nf4-double", compute_dtype="float32", device="cpu", reads=True)
+    base = load_base(folder, quantisation="nf4-double", compute_dtype="float32", device="cpu", own_layers=True)
     with pytest.raises(BadInput, match=r"set general, row \d+: expected at most 128 tokens \(the base's context\)"):
         subject.load_shipped("general", base).evaluate(base, None, lambda more, tokens: None)

@@ -58,7 +58,7 @@ def test_a_step_s_sums_have_the_same_shapes_and_bits_alone_and_in_a_mixed_batch(
     base_folder: Path, quantisation: str, dtype: str, card: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine.use_determinism(0)
-    base = load_base(base_folder, quantisation=quantisation, compute_dtype=dtype, device="cpu", reads=True)
+    base = load_base(base_folder, quantisation=quantisation, compute_dtype=dtype, device="cpu", own_layers=True)
     shapes = Shapes()
     read = sampling.read_drawn
 
@@ -91,7 +91,7 @@ def test_without_fixed_blocks_the_shapes_would_differ(base_folder: Path, monkeyp
 
 
 def test_joined_4_bit_layers_multiply_as_each_does_and_are_joined_once(base_folder: Path) -> None:
-    base = load_base(base_folder, quantisation="nf4-double", compute_dtype="float32", device="cpu", reads=True)
+    base = load_base(base_folder, quantisation="nf4-double", compute_dtype="float32", device="cpu", own_layers=True)
     attention = base.model.get_decoder().layers[0].self_attn
     modules = [attention.q_proj, attention.k_proj, attention.v_proj]
     pointers = [module.weight.data_ptr() for module in modules]

@@ -158,7 +158,8 @@ def test_a_row_that_is_no_number_changes_no_other() -> None:
     weights = slots.find("wide").weights
     for pair in weights.values():
         pair[1].fill_(float("nan"))
-    slots._mixer.forget("wide")
+    slots._last_layout = None
+    slots._layout.forget("wide")
     for some, other in zip(_draw(slots, ROWS), expected, strict=True):
         assert torch.equal(some[:-1], other[:-1])
         assert bool(some[-1].isnan().all())

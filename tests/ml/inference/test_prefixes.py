@@ -75,7 +75,7 @@ def any_base(base_folder: Path, gptq_folder: Path, request: pytest.FixtureReques
     machine.use_determinism(0)
     quantisation, dtype = request.param.split()
     folder = gptq_folder if quantisation == "gptq" else base_folder
-    yield load_base(folder, quantisation=quantisation, compute_dtype=dtype, device="cpu", reads=True)
+    yield load_base(folder, quantisation=quantisation, compute_dtype=dtype, device="cpu", own_layers=True)
 
 
 @pytest.mark.thorough

@@ -46,7 +46,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture
 def base(folder: Path) -> LoadedBase:
     machine.use_determinism(3)
-    return load_base(folder, **LOADED, reads=True)  # type: ignore[arg-type]
+    return load_base(folder, **LOADED, own_layers=True)  # type: ignore[arg-type]
 
 
 def _expected(model: Any, ids: list[int]) -> torch.Tensor:
@@ -83,7 +83,7 @@ EXPERTS = {"target_modules": [*ATTENTION, "gate_proj", "up_proj", "down_proj"]}
 def test_a_training_step_s_losses_and_gradient_are_the_library_s(folder: Path, changes: dict[str, Any]) -> None:
     attached, base = _adapt(folder, **changes)
     trained = methods.list_trainable(attached.model)
-    assert base.library and loop.begin_decoder(base, {**PLAIN, **changes}) is None
+    assert base.uses_library_modules and loop.begin_decoder(base, {**PLAIN, **changes}) is None
     losses = loop.sample_losses(base, None, _samples())
     got = torch.autograd.grad(losses.sum(), trained)
     total = torch.zeros(())
@@ -98,7 +98,7 @@ def test_a_training_step_s_losses_and_gradient_are_the_library_s(folder: Path, c
 
 @pytest.mark.parametrize("quantisation", ["none", "nf4-double", "int8"])
 def test_an_evaluation_s_loss_is_the_library_s(folder: Path, quantisation: str) -> None:
-    base = load_base(folder, **{**LOADED, "quantisation": quantisation}, reads=True)  # type: ignore[arg-type]
+    base = load_base(folder, **{**LOADED, "quantisation": quantisation}, own_layers=True)  # type: ignore[arg-type]
     expected = 0.0
     for sample in _samples():
         logits = _expected(base.model, list(sample.ids))[-4:-1]
@@ -183,7 +183,7 @@ def test_adapters_are_served_side_by_side_with_the_bits_of_each_alone(
     request = InferenceRequest(({"role": "user", "content": "pay and due"},), max_tokens=8, temperature=1.0, seed=4)
     runs: list[dict[str, list[torch.Tensor]]] = []
     for names in ("ab", "a", "b"):
-        engine = ServingEngine(load_base(folder, **LOADED, reads=True))  # type: ignore[arg-type]
+        engine = ServingEngine(load_base(folder, **LOADED, own_layers=True))  # type: ignore[arg-type]
         for slot in names:
             config, weights, adapted = sealed[slot]
             engine.load(slot, config, weights, encode_fingerprint(engine.base, engine._plain, adapted))

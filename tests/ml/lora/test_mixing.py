@@ -50,7 +50,7 @@ def test_logits_are_the_same_bits_alone_and_in_a_full_mixed_batch(
     monkeypatch.setattr(engine, "PROMPT_CHUNK", 40)
     monkeypatch.setattr(cache, "BLOCK", 16)
     folder = gptq_folder if quantisation == "gptq" else base_folder
-    base = load_base(folder, quantisation=quantisation, compute_dtype=dtype, device="cpu", reads=True)
+    base = load_base(folder, quantisation=quantisation, compute_dtype=dtype, device="cpu", own_layers=True)
     check_alone(base, answer_mixed(base))
 
 
@@ -61,7 +61,7 @@ def test_many_requests_on_one_adapter_are_the_same_bits_as_one(
     base_folder: Path, quantisation: str, dtype: str, layout: str
 ) -> None:
     machine.use_determinism(0)
-    base = load_base(base_folder, quantisation=quantisation, compute_dtype=dtype, device="cpu", reads=True)
+    base = load_base(base_folder, quantisation=quantisation, compute_dtype=dtype, device="cpu", own_layers=True)
     watched = load_adapters(base)
     query = {f"{number}": ask(f"pay in clause {number}", max_tokens=12) for number in range(7)}
     for name, request in query.items():

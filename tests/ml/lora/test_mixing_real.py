@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def base(folder: Path, request: pytest.FixtureRequest) -> Iterator[LoadedBase]:
     machine.use_determinism(0)
     quantisation, dtype = request.param
-    yield load_base(folder, quantisation=quantisation, compute_dtype=dtype, device="cpu", reads=True)
+    yield load_base(folder, quantisation=quantisation, compute_dtype=dtype, device="cpu", own_layers=True)
 
 
 def _ask(chance: random.Random) -> tuple[str | None, InferenceRequest]:

@@ -30,7 +30,7 @@ def test_what_was_made_once_is_what_loading_makes(kind: str, dtype: str, tmp_pat
     folder = build_base(tmp_path / kind, kind)
 
     def read() -> tuple[object, torch.Tensor]:
-        base = load_base(folder, quantisation="nf4-double", compute_dtype=dtype, device="cpu", reads=True)
+        base = load_base(folder, quantisation="nf4-double", compute_dtype=dtype, device="cpu", own_layers=True)
         with torch.inference_mode():
             library = base.hidden(input_ids=torch.tensor([[5, 6, 7]]), use_cache=False)
         return read_fingerprint(base), library
@@ -124,11 +124,13 @@ def test_inputs_that_are_no_whole_number_of_blocks_are_multiplied_as_others(kind
     machine.use_determinism(1)
     folder = build_base(tmp_path / kind, kind, hidden_size=96, intermediate_size=160)
 
-    def read(quantisation: str, *, reads: bool) -> torch.Tensor:
-        base = load_base(folder, quantisation=quantisation, compute_dtype="bfloat16", device="cpu", reads=reads)
+    def read(quantisation: str, *, own_layers: bool) -> torch.Tensor:
+        base = load_base(
+            folder, quantisation=quantisation, compute_dtype="bfloat16", device="cpu", own_layers=own_layers
+        )
         return base.hidden_alone([5, 6, 7, 8]).detach().float()
 
-    plain = read("none", reads=False)
+    plain = read("none", own_layers=False)
     write_nf4(folder)
-    nf4 = read("nf4-double", reads=False)
+    nf4 = read("nf4-double", own_layers=False)
     assert float((nf4 - plain).norm() / plain.norm()) < 0.35

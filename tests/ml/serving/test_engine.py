@@ -31,7 +31,7 @@ Sealed = tuple[bytes, bytes, dict[str, Any]]
 def sealed(base_folder: Path) -> Sealed:
     """Return (configuration, weights, fingerprint) as evaluation would seal them, read in another model."""
     config, weights, _, _ = make_adapter(base_folder, 1)
-    theirs = load_base(base_folder, quantisation="nf4-double", compute_dtype="float32", device="cpu", reads=True)
+    theirs = load_base(base_folder, quantisation="nf4-double", compute_dtype="float32", device="cpu", own_layers=True)
     slots = AdapterSlots(theirs)
     slots.load("evaluated", config, weights)
     with slots.using("evaluated"):

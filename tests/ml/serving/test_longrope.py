@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _load(folder: Path) -> LoadedBase:
     machine.use_determinism(7)
-    return load_base(folder, quantisation="none", compute_dtype="float32", device="cpu", reads=True)
+    return load_base(folder, quantisation="none", compute_dtype="float32", device="cpu", own_layers=True)
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_the_library_s_modules_are_shown_each_sequence_by_itself(
     """For methods that go through them, whose base has no layers by hand: losses beside a longer row, and drawing."""
     machine.use_determinism(7)
     base = load_base(folder, quantisation="none", compute_dtype="float32", device="cpu")
-    assert base.apart and not base.library
+    assert base.reads_sequences_separately and not base.uses_library_modules
     prompt = base.chat.encode(base.chat.render(MESSAGES))
     assert list(draw_tokens(base, None, prompt, InferenceRequest(MESSAGES, COUNT), COUNT)) == likeliest(prompt, COUNT)
     long = [7 * number % 300 + 3 for number in range(2 * (base.longest_short or 0))]

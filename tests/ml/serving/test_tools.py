@@ -33,7 +33,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> ServingEngine:
     """Return an engine whose bare base answers, since constraints on answers do not depend on an adapter."""
     machine.use_determinism(7)
     folder = build_base(tmp_path_factory.mktemp("tools") / "base", template=HERMES, max_position_embeddings=1024)
-    return ServingEngine(load_base(folder, quantisation="none", compute_dtype="float32", device="cpu", reads=True))
+    return ServingEngine(load_base(folder, quantisation="none", compute_dtype="float32", device="cpu", own_layers=True))
 
 
 def wanted(**members: Any) -> InferenceRequest:
@@ -117,7 +117,7 @@ def test_what_cannot_be_held_to_is_refused_before_the_answer(
 
 def test_a_base_without_tools_refuses_them_and_holds_to_schemas(base_folder: Path) -> None:
     engine = ServingEngine(
-        load_base(base_folder, quantisation="none", compute_dtype="float32", device="cpu", reads=True)
+        load_base(base_folder, quantisation="none", compute_dtype="float32", device="cpu", own_layers=True)
     )
     with pytest.raises(BadInput, match="expected a template that takes tools, got one that does not write them"):
         engine.start("1", None, wanted(tools=TOOLS))

@@ -41,7 +41,7 @@ def run(base_folder: Path, dataset: Path) -> Run:
         def keep(training: checkpoint.TrainingState) -> None:
             kept[training.step] = checkpoint.encode_checkpoint(training)
 
-        ended = loop.train(base, attached, rows, recipe, lambda step: None, keep=keep, **window)
+        ended = loop.train(base, attached, rows, recipe, lambda step: None, save_checkpoint=keep, **window)
         return methods.encode_adapter(attached, "tiny")[0], kept, ended
 
     return train

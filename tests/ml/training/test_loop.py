@@ -185,7 +185,7 @@ def test_the_head_is_the_same_in_chunks_trained_or_not(monkeypatch: pytest.Monke
     gradients = []
     for trained in (False, True):
         one, head = hidden.clone().requires_grad_(), weight.clone().requires_grad_(trained)
-        losses = loss.token_losses(one, Head(head), targets)
+        losses = loss.token_losses(Head(head), one, targets)
         assert torch.allclose(losses, torch.nn.functional.cross_entropy(hidden @ weight.T, targets, reduction="none"))
         (losses * torch.arange(8)).sum().backward()
         gradients.append(one.grad)
@@ -213,7 +213,7 @@ def test_the_logits_of_a_long_sequence_never_stand_in_memory_whole(trained: bool
     """Neither forward nor backward, whether or not the head is trained."""
     hidden, weight = torch.randn(5 * loss.LOGIT_CHUNK, 8, requires_grad=True), torch.randn(97, 8, requires_grad=trained)
     with _Logits(97) as seen:
-        loss.token_losses(hidden, Head(weight), torch.zeros(len(hidden), dtype=torch.long)).sum().backward()
+        loss.token_losses(Head(weight), hidden, torch.zeros(len(hidden), dtype=torch.long)).sum().backward()
     assert 0 < seen.rows <= loss.LOGIT_CHUNK
 
 

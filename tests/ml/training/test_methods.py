@@ -69,7 +69,7 @@ def train(base_folder: Path, dataset: Path) -> Train:
         key = json.dumps(recipe, sort_keys=True)
         if key not in made:
             machine.use_determinism(recipe["seed"])
-            base = load(base_folder, recipe, trainable=method == "full")
+            base = load(base_folder, recipe, trains_weights=method == "full")
             rows = tokenize_rows(data.load_rows(dataset, data.TRAIN), base.chat, max_length=128)
             attached = methods.attach_adapter(base, recipe)
             ended = loop.train(base, attached, rows, recipe, lambda step: None)
@@ -80,11 +80,11 @@ def train(base_folder: Path, dataset: Path) -> Train:
     return run
 
 
-def load(folder: Path, recipe: dict[str, Any], *, trainable: bool = False) -> LoadedBase:
+def load(folder: Path, recipe: dict[str, Any], *, trains_weights: bool = False) -> LoadedBase:
     if recipe["quantisation"] == "gptq":
         folder = packed_twin(folder)
     tuple_ = {key: recipe[key] for key in ("quantisation", "compute_dtype", "device")}
-    return load_base(folder, **tuple_, trainable=trainable, packs=METHODS[recipe["method"]].plain)
+    return load_base(folder, **tuple_, trains_weights=trains_weights, may_repack=METHODS[recipe["method"]].plain)
 
 
 def read_logits(base: LoadedBase) -> torch.Tensor:
@@ -219,7 +219,7 @@ def _untouched(model: Any, recipe: Mapping[str, Any]) -> Any:
 
 @pytest.mark.parametrize("method", ["full", "olora", "qlora"])
 def test_nothing_hangs_on_the_model_that_its_library_did_not_put_there(base_folder: Path, method: str) -> None:
-    base = load(base_folder, recipe_of(method, "none"), trainable=method == "full")
+    base = load(base_folder, recipe_of(method, "none"), trains_weights=method == "full")
     before = set(vars(base.model))
     slots = AdapterSlots(base)
     assert set(vars(base.model)) == before
@@ -247,7 +247,7 @@ def test_a_method_that_did_not_move_is_no_result(base_folder: Path, dataset: Pat
     """IA3 begins as ones, PiSSA's B is not zero, full's weights are the base's: each is told from its own beginning."""
     for method, quantisation in (("qlora", "nf4-double"), ("ia3", "none"), ("pissa", "none"), ("full", "none")):
         recipe = recipe_of(method, quantisation, learning_rate="0.0", epochs=1)
-        base = load(base_folder, recipe, trainable=method == "full")
+        base = load(base_folder, recipe, trains_weights=method == "full")
         rows = tokenize_rows(data.load_rows(dataset, data.TRAIN), base.chat, max_length=128)
         attached = methods.attach_adapter(base, recipe)
         with pytest.raises(Unavailable, match=r"learning_rate 0\.0: expected a changed adapter after \d+ steps"):
@@ -280,7 +280,7 @@ def test_full_trains_in_float32_and_is_kept_in_the_dtype_that_evaluates_it(train
 def test_every_weight_of_a_base_gets_the_gradient_of_the_plain_loss(base_folder: Path, dataset: Path) -> None:
     """The head too, which is the embedding's own tensor here: a loss that is quick for adapters must not lose it."""
     recipe = recipe_of("full", "none")
-    base = load(base_folder, recipe, trainable=True)
+    base = load(base_folder, recipe, trains_weights=True)
     model = methods.attach_adapter(base, recipe).model
     sample = tokenize_rows(data.load_rows(dataset, data.TRAIN), base.chat, max_length=128)[0]
     loop.sample_losses(base, loop.begin_decoder(base, recipe), [sample]).sum().backward()

@@ -35,8 +35,10 @@ Load = Callable[[str], LoadedBase]
 def load(base_folder: Path) -> Load:
     def run(method: str = "qlora") -> LoadedBase:
         machine.use_determinism(7)
-        packs = method != "dora"
-        return load_base(base_folder, quantisation="nf4-double", compute_dtype="float32", device="cpu", packs=packs)
+        may_repack = method != "dora"
+        return load_base(
+            base_folder, quantisation="nf4-double", compute_dtype="float32", device="cpu", may_repack=may_repack
+        )
 
     return run
 
@@ -122,7 +124,7 @@ def test_a_run_begins_at_the_base_itself_and_comes_to_prefer_what_was_chosen(loa
 @pytest.mark.thorough
 def test_a_resumed_run_has_the_bytes_of_one_that_was_not_interrupted(load: Load) -> None:
     kept: list[bytes] = []
-    whole, steps, training = train(load("qlora"), keep=lambda one: kept.append(encode_checkpoint(one)))
+    whole, steps, training = train(load("qlora"), save_checkpoint=lambda one: kept.append(encode_checkpoint(one)))
     resumed, again, end = train(load("qlora"), start=kept[0])
     assert 0 < len(again) < len(steps)
     assert encode_checkpoint(end) == encode_checkpoint(training)
@@ -137,7 +139,7 @@ def test_an_evaluation_prefers_by_the_reward_over_the_base_and_the_base_by_likel
 ) -> None:
     attached, _, _ = train(load("qlora"))
     weights, config = methods.encode_adapter(attached, "tiny")
-    base = load_base(base_folder, quantisation="nf4-double", compute_dtype="float32", device="cpu", reads=True)
+    base = load_base(base_folder, quantisation="nf4-double", compute_dtype="float32", device="cpu", own_layers=True)
     samples, about = pairs(base), DatasetDescription("preference", ())
     slots = AdapterSlots(base)
     slots.load("adapter", config, weights)

@@ -192,7 +192,7 @@ def test_a_resumed_private_run_has_the_bytes_of_one_that_was_not_interrupted(pre
     def keep(training: TrainingState) -> None:
         kept.append(encode_checkpoint(training))
 
-    steps, training, adapter = train(prepare(PRIVATE), PRIVATE, keep=keep)
+    steps, training, adapter = train(prepare(PRIVATE), PRIVATE, save_checkpoint=keep)
     again, end, resumed = train(prepare(PRIVATE | {"seed": PRIVATE["seed"]}), PRIVATE, start=kept[0])
     assert 0 < len(again) < len(steps) and resumed == adapter
     assert encode_checkpoint(end) == encode_checkpoint(training)

@@ -55,7 +55,15 @@ def run(base_folder: Path, dataset: Path) -> Run:
             kept[training.step] = checkpoint.encode_checkpoint(training)
 
         ended = loop.train(
-            base, attached, rows, recipe, steps.append, keep=keep, start=start, stop=stop, validation=validation
+            base,
+            attached,
+            rows,
+            recipe,
+            steps.append,
+            save_checkpoint=keep,
+            start=start,
+            stop=stop,
+            validation=validation,
         )
         loss.use_best(ended)
         return methods.encode_adapter(attached, "tiny")[0], kept, steps, ended

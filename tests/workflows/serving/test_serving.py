@@ -59,7 +59,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
 
 
 def _probe(folder: Path, adapter: Path) -> dict[str, Any]:
-    base = load_base(folder, quantisation="nf4-double", compute_dtype="bfloat16", device="cpu", reads=True)
+    base = load_base(folder, quantisation="nf4-double", compute_dtype="bfloat16", device="cpu", own_layers=True)
     plain, held = read_fingerprint(base), AdapterSlots(base)
     held.load("a", *((adapter / name).read_bytes() for name in ("adapter_config.json", "adapter_model.safetensors")))
     with held.using("a"):
