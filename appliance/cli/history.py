@@ -26,10 +26,8 @@ from appliance.cli.support.output import (
 from appliance.errors import BadInput
 
 if TYPE_CHECKING:
-    from appliance.api.log import EffectiveAccess
     from appliance.client.questions import ProvedAnswer, RowAnswer
-    from appliance.domain.core.records.serving import Slot
-    from appliance.domain.queries.effective_access import AccessCandidate, UnitAccess
+    from appliance.domain.queries.effective_access import UnitAccess
     from appliance.domain.queries.rows import DatasetUses
 
 
@@ -104,6 +102,8 @@ def _say_proved(caller: Caller, entries: int, log_size: int) -> None:
 
 def _print_span(caller: Caller, unit: str, at: str | None, since: str | None, until: str | None) -> None:
     from appliance.client.questions import effective_access_between
+    from appliance.domain.queries.effective_access import UnitAccess
+    from appliance.domain.queries.periods import describe_period
 
     now = datetime.now(UTC)
     begin = parse_point(since, "since", now, end_of_day=False)
@@ -116,25 +116,15 @@ def _print_span(caller: Caller, unit: str, at: str | None, since: str | None, un
     else:
         print_facts([("unit", unit), ("from", during.since), ("until", during.until)])
         for proved in periods:
+            answer = proved.found.answer
+            assert isinstance(answer, UnitAccess)  # a span begins with the log
             print_line("")
-            _print_period(proved.found)
+            print_line(f"from {answer.at}, as of entry {proved.found.as_of}:")
+            for label, text in describe_period(answer):
+                print_facts([(f"  {label}", text)])
     named = {named.entry for proved in periods for named in proved.found.rests_on}
     _say_proved(caller, len(named), max(proved.log_size for proved in periods))
     say(f"An answer with all its reasons: appliance ledger effective-access {unit} --at TIME")
-
-
-def _print_period(found: EffectiveAccess) -> None:
-    """Print the beginning of a period, what could be loaded with its approvals, and one line for each refusal."""
-    from appliance.domain.queries.effective_access import UnitAccess
-    from appliance.domain.queries.periods import describe_period
-
-    answer = found.answer
-    assert isinstance(answer, UnitAccess)  # a span begins with the log
-    print_line(f"from {answer.at}, as of entry {found.as_of}:")
-    for served_model, text in describe_period(answer):
-        print_facts([(f"  {served_model}", text)])
-    if not answer.served_models and not answer.exported:
-        print_line("  nothing: no adapter was released to it")
 
 
 def _count_text(entries: int) -> str:
@@ -142,6 +132,8 @@ def _count_text(entries: int) -> str:
 
 
 def _print_answer(answer: UnitAccess, proved: ProvedAnswer) -> None:
+    from appliance.domain.queries.periods import describe_access
+
     found, names = proved.found, proved.names
     times = {named.entry: named.time for named in found.rests_on}
     enrolled = "" if answer.enrolled is not None else ", which was not an enrolled unit at that time"
@@ -153,29 +145,10 @@ def _print_answer(answer: UnitAccess, proved: ProvedAnswer) -> None:
             ("asked for", _requirement_text(answer)),
         ]
     )
-    for model in answer.served_models:
-        candidate, release = model.candidate, model.release
+    for title, facts in describe_access(answer, names, times):
         print_line("")
-        print_line(
-            f"{model.served_model}: {'could load' if model.effective_access else 'could not load'} {candidate.adapter}"
-        )
-        text = f"entry {release.index}, {times[release.index]}, {release.kind} by {release.signer}"
-        facts = [(f"  {label}", value) for label, value in _candidate(candidate, names, times)]
-        print_facts([("  released", text), *facts, ("  was loaded", _slot(model.slot))])
-    for one in answer.exported:
-        print_line("")
-        print_line(
-            f"{one.served_model}: could load {one.adapter} until {one.valid_until} from an exported folder, "
-            f"entry {one.index}; no revocation reaches it"
-        )
-        print_facts([("  manifest", one.manifest), ("  exported", f"entry {one.index}, {times[one.index]}")])
-    for other in answer.others:
-        print_line("")
-        print_line(f"not released: could not load {other.adapter}")
-        print_facts((f"  {label}", value) for label, value in _candidate(other, names, times))
-    if not answer.served_models and not answer.others:
-        print_line("")
-        print_line("nothing: no adapter was released to it or approved for it")
+        print_line(title)
+        print_facts((f"  {label}", text) for label, text in facts)
     print_line("")
     print_facts([("rests on entries", ", ".join(str(named.entry) for named in found.rests_on))])
 
@@ -185,31 +158,6 @@ def _requirement_text(answer: UnitAccess) -> str:
     functions = f"{answer.required.distinct_functions} different review functions"
     wanted = f"{answer.required.reviewers} valid approvals of {functions}"
     return f"{wanted}, among them {fields}" if fields else wanted
-
-
-def _candidate(candidate: AccessCandidate, names: dict[str, str], times: dict[int, str]) -> Iterator[tuple[str, str]]:
-    yield "manifest", f"{candidate.manifest}, sealed by entry {candidate.sealed}"
-    for one in candidate.reviews:
-        review, refusal = one.record, one.status.refusal
-        printed = names.get(one.printed_name or "")
-        when = f", {times[review.index]}" if review.index in times else ""
-        who = review.reviewer if printed is None else f"{review.reviewer} ({printed})"
-        until = "" if review.valid_until is None else f", until {review.valid_until}"
-        counted = "" if refusal is None else f"\nno longer valid: {refusal}"
-        yield (
-            {"approve": "approved", "reject": "rejected"}.get(review.decision, review.decision),
-            f"entry {review.index}{when}, by {who}, for {review.review_function}{until}{counted}",
-        )
-    for reason in map(str, candidate.reasons):
-        yield "refused", reason
-
-
-def _slot(slot: Slot | None) -> str:
-    if slot is None:
-        return "nothing"
-    if slot.loaded is None:
-        return f"not yet: {slot.adapter} was admitted by entry {slot.admitted}"
-    return f"{slot.adapter}, entry {slot.loaded}, admitted by entry {slot.admitted}"
 
 
 def _members(value: dict[str, Any]) -> Iterator[tuple[str, object]]:

@@ -295,10 +295,12 @@ def test_an_auditor_learns_from_the_export_alone_what_a_unit_could_load(
     )
     code, out, _ = run(capsys, *query, "--at", len(files.site.entries) - 1)
     assert code == 0
-    assert "  labels: could load clauses@1 (sha256:" in out and "approved by rita for privacy, entry" in out
+    assert "  labels: could load clauses@1\n" in out and "    manifest: sha256:" in out
+    assert re.search(r"    approved: entry \d+, by rita, for privacy, until", out)
     released = next(parse_entry(d).index for d in files.site.entries if parse_entry(d).type == "release.activated")
     code, out, _ = run(capsys, *query, "--at", released - 1)
-    assert code == 0 and "could not load clauses@1: No release names adapter clauses@1 for this unit." in out
+    assert code == 0 and "  not released: could not load clauses@1\n" in out
+    assert "    refused: No release names adapter clauses@1 for this unit." in out
     code, out, _ = run(capsys, *query, "--at", "2026-01-15T09:30:00.000Z", "--json")
     assert code == 0 and json.loads(out)["effective_access"]["served_models"] == []
     for at in ("2026-01-15", "2026-01-15T10:30+01:00", "2026-01-15 09:30:00Z"):

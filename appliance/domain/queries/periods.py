@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from appliance.domain.core.names import Time, Value
+from appliance.domain.core.records.serving import Slot
 from appliance.domain.core.state import State
 from appliance.domain.queries.effective_access import (
     ACCESS_KINDS,
@@ -183,42 +184,17 @@ def describe_answer(answer: UnitAccess | BeforeLog | Span) -> Iterator[str]:
         yield f"  nothing: the log begins on {answer.log_begins}"
         return
     if isinstance(answer, Span):
-        yield from _describe_span(answer)
+        yield f"could load     {answer.unit} from {answer.since} until {answer.until}"
+        for period in answer.periods:
+            yield f"  from {period.answer.at}, as of entry {period.as_of}:"
+            yield from (f"    {label}: {text}" for label, text in describe_period(period.answer))
         return
     yield f"could load     {answer.unit} at {answer.at}, under policy {answer.policy}"
     if answer.enrolled is None:
         yield "  it was not an enrolled unit at that time"
-    for model in answer.served_models:
-        candidate, release = model.candidate, model.release
-        verb = "could load" if model.effective_access else "could not load"
-        described = f"{candidate.adapter} ({candidate.manifest}), sealed by entry {candidate.sealed}"
-        yield f"  {model.served_model}: {verb} {described}"
-        yield f"    released by {release.signer}, entry {release.index} ({release.kind})"
-        for one in candidate.reviews:
-            review, refusal = one.record, one.status.refusal
-            decided = {"approve": "approved", "reject": "rejected"}.get(review.decision, review.decision)
-            until = "" if review.valid_until is None else f", until {review.valid_until}"
-            decision = f"{decided} by {review.reviewer} for {review.review_function}, entry {review.index}{until}"
-            yield f"    {decision}{f'; {refusal}' if refusal else ''}"
-        yield from (f"    refused: {reason}" for reason in candidate.reasons)
-        if model.slot is not None and model.slot.loaded is not None:
-            yield f"    it had loaded {model.slot.adapter}, entry {model.slot.loaded}"
-    for export in answer.exported:
-        yield f"  {export.served_model}: could load {export.adapter} ({export.manifest}) until {export.valid_until}"
-        yield f"    from an exported folder, entry {export.index}; no revocation reaches it"
-    for other in answer.others:
-        yield f"  could not load {other.adapter}: {' '.join(map(str, other.reasons))}"
-    if not answer.served_models:
-        yield "  nothing: no adapter was released to it"
-
-
-def _describe_span(span: Span) -> Iterator[str]:
-    yield f"could load     {span.unit} from {span.since} until {span.until}"
-    for period in span.periods:
-        yield f"  from {period.answer.at}, as of entry {period.as_of}:"
-        yield from (f"    {served_model}: {text}" for served_model, text in describe_period(period.answer))
-        if not period.answer.served_models and not period.answer.exported:
-            yield "    nothing: no adapter was released to it"
+    for title, facts in describe_access(answer, {}, {}):
+        yield f"  {title}"
+        yield from (f"    {label}: {text}" for label, text in facts)
 
 
 def describe_period(answer: UnitAccess) -> Iterator[tuple[str, str]]:
@@ -236,3 +212,61 @@ def describe_period(answer: UnitAccess) -> Iterator[tuple[str, str]]:
     for export in answer.exported:
         source = f"from an exported folder, entry {export.index}, until {export.valid_until}"
         yield export.served_model, f"could load {export.adapter} {source}"
+    if not answer.served_models and not answer.exported:
+        yield "nothing", "no adapter was released to it"
+
+
+Facts = list[tuple[str, str]]
+"""Labels and texts."""
+
+
+def describe_access(
+    answer: UnitAccess, names: Mapping[str, str], times: Mapping[int, str]
+) -> Iterator[tuple[str, Facts]]:
+    """Yield a title and facts for each served model, each exported folder and each other adapter.
+
+    `names` has the known printed names by their commitments, and `times` the known times of entries.
+    """
+
+    def entry(index: int) -> str:
+        return f"entry {index}, {times[index]}" if index in times else f"entry {index}"
+
+    def describe_candidate(candidate: AccessCandidate) -> Facts:
+        facts = [("manifest", f"{candidate.manifest}, sealed by entry {candidate.sealed}")]
+        for one in candidate.reviews:
+            review, refusal = one.record, one.status.refusal
+            printed = names.get(one.printed_name or "")
+            who = review.reviewer if printed is None else f"{review.reviewer} ({printed})"
+            until = "" if review.valid_until is None else f", until {review.valid_until}"
+            invalid = "" if refusal is None else f"; no longer valid: {refusal}"
+            decided = {"approve": "approved", "reject": "rejected"}.get(review.decision, review.decision)
+            text = f"{entry(review.index)}, by {who}, for {review.review_function}{until}{invalid}"
+            facts.append((decided, text))
+        return facts + [("refused", str(reason)) for reason in candidate.reasons]
+
+    for model in answer.served_models:
+        release, verb = model.release, "could load" if model.effective_access else "could not load"
+        released = ("released", f"{entry(release.index)}, {release.kind} by {release.signer}")
+        loaded = ("was loaded", _describe_loaded(model.slot))
+        yield (
+            f"{model.served_model}: {verb} {model.candidate.adapter}",
+            [released, *describe_candidate(model.candidate), loaded],
+        )
+    for export in answer.exported:
+        yield (
+            f"{export.served_model}: could load {export.adapter} until {export.valid_until} from an exported folder, "
+            f"entry {export.index}; no revocation reaches it",
+            [("manifest", export.manifest), ("exported", entry(export.index))],
+        )
+    for other in answer.others:
+        yield f"not released: could not load {other.adapter}", describe_candidate(other)
+    if not answer.served_models and not answer.others:
+        yield "nothing: no adapter was released to it or approved for it", []
+
+
+def _describe_loaded(slot: Slot | None) -> str:
+    if slot is None:
+        return "nothing"
+    if slot.loaded is None:
+        return f"not yet: {slot.adapter} was admitted by entry {slot.admitted}"
+    return f"{slot.adapter}, entry {slot.loaded}, admitted by entry {slot.admitted}"
