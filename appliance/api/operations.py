@@ -101,9 +101,9 @@ class LogRow(Value):
 
 
 class WitnessRow(Value):
-    """A witness of the valid policy. Before its first cosignature, the values of the last one are None.
+    """A witness of the valid policy. Values of its last cosignature are None if it has made none.
 
-    `counts` is true while the last one is recent enough for the policy, and `entry` recorded it.
+    `counts` is true while that cosignature is recent enough for the policy, and `entry` is the entry that recorded it.
     """
 
     name: str

@@ -265,7 +265,7 @@ _CHECKED = (
     "is_validation_set",
     "blind",
 )
-"""Terms of which a check depends."""
+"""Terms that a check uses."""
 
 
 def check_rows(connection: Connection, terms: RowTerms, sources: Sequence[ImportSource], *, keep: bool) -> RowFindings:

@@ -48,7 +48,7 @@ def quarantine_base(context: WorkerContext, base: Base, message: str) -> int:
     return appended.entry.index
 
 
-class SealedFolder(NamedTuple):
+class NamedFolder(NamedTuple):
     """A sealed folder that an entry names."""
 
     subject: str
@@ -57,23 +57,29 @@ class SealedFolder(NamedTuple):
     """True if the subject was revoked, so that the folder may be missing."""
 
 
-def list_sealed_folders(state: State, *, quarantined: bool = False) -> list[SealedFolder]:
-    """Return the sealed folders that entries name. Quarantined ones, which were moved away, are left out by default."""
+def list_sealed_folders(state: State, *, quarantined: bool = False) -> list[NamedFolder]:
+    """Return the sealed folders that entries name. Quarantined ones, which were moved away, are left out by default.
+
+    Entries may be appended meanwhile.
+    """
     return [
         *(
-            SealedFolder(f"base:{name}", base.digest, base.revoked is not None)
-            for name, base in state.bases.items()
+            NamedFolder(f"base:{name}", base.digest, base.revoked is not None)
+            for name, base in tuple(state.bases.items())
             if quarantined or base.quarantined is None
         ),
         *(
-            SealedFolder(f"adapter:{name}", adapter.manifest, adapter.revoked is not None)
-            for name, adapter in state.adapters.items()
+            NamedFolder(f"adapter:{name}", adapter.manifest, adapter.revoked is not None)
+            for name, adapter in tuple(state.adapters.items())
             if quarantined or adapter.quarantined is None
         ),
         *(
-            SealedFolder(f"{kind}:{name}", found.digest, found.revoked is not None)
-            for kind, table in (("dataset", state.datasets), ("validation-set", state.validation_sets))
-            for name, found in table.items()
+            NamedFolder(f"dataset:{name}", dataset.digest, dataset.revoked is not None)
+            for name, dataset in tuple(state.datasets.items())
+        ),
+        *(
+            NamedFolder(f"validation-set:{name}", found.digest, found.revoked is not None)
+            for name, found in tuple(state.validation_sets.items())
         ),
     ]
 

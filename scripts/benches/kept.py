@@ -33,7 +33,7 @@ _BATCH = 5_000
 class ExportFile:
     """The export of a log, written in one pass: what is known only at the end is put in its place at the end.
 
-    The same bytes as `formats.export.write_export` gives, which reads a log twice.
+    The same bytes as `formats.log.export.write_export` gives, which reads a log twice.
     """
 
     def __init__(self, path: Path, log: Synthetic) -> None:

@@ -35,7 +35,7 @@ def record(name: str = "Pydantic", days: float = 1, ecosystem: str = "PyPI", **a
     }
 
 
-def span(*events: dict[str, str], kind: str = "ECOSYSTEM") -> dict[str, Any]:
+def span(*events: dict[str, str | None], kind: str = "ECOSYSTEM") -> dict[str, Any]:
     return {"ranges": [{"type": kind, "events": list(events)}]}
 
 
@@ -174,6 +174,8 @@ def test_an_export_of_all_records_is_a_zip(tmp_path: Path, capsys: pytest.Captur
         [{**record(), "withdrawn": "2026-01-01T00:00:00Z"}],
         [{**record(), "modified": "yesterday"}],
         [{**record(), "modified": "2026-01-01T00:00:00"}],
+        [{**record(), "modified": "1700000000"}],
+        [record(**span({"introduced": "0", "fixed": None}))],
         [{**record(), "affected": "all"}],
         [record(versions="1.0")],
         [record(ranges=[{"type": "ECOSYSTEM"}])],
@@ -185,6 +187,20 @@ def test_a_file_that_compares_nothing_is_an_error(
 ) -> None:
     told = checked(capsys, tmp_path / "a.json", records)
     assert told.code == 2 and not told.out and "advisories" in told.err
+
+
+def test_a_record_with_a_field_twice_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The second value could hide what is affected."""
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps(record(**span({"introduced": "0"})))[:-1] + ', "affected": []}')
+    told = type_alone(capsys, "advisories", "check", str(file))
+    assert told.code == 2 and "expected every key once, got 'affected' twice" in one_line(told.err)
+
+
+def test_ranges_of_commits_are_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    versions = span({"introduced": "0"}, {"fixed": NEXT})["ranges"]
+    one = record(ranges=[{"type": "GIT"}, *versions])
+    assert checked(capsys, tmp_path / "a.json", one).code == 3
 
 
 def test_an_ecosystem_may_name_its_registry(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_every_reader_says_what_each_review_decided_and_what_it_counts_for(open_
     assert all(state in one_line(shown) for state in (*states[:2], "; valid (reported)"))
     answer = json.loads(desk.as_("audrey", "ledger", "effective-access", "legal", "--json").out)
     (candidate,) = answer["others"]
-    assert [(r["state"], r["superseded_by"]) for r in candidate["reviews"]] == [
+    assert [(r["status"]["state"], r["status"]["superseded_by"]) for r in candidate["reviews"]] == [
         (r["state"], r["superseded_by"]) for r in rows
     ]
 

@@ -39,6 +39,7 @@ OTHERS = {
     "domain.queries.review.changes.read_object": "reads an entry that the rules accepted",
     "domain.queries.review.page.read_import": "reads an entry that the rules accepted",
     "domain.queries.review.page.read_version": "reads an entry that the rules accepted",
+    "formats.core.fields.parse_record": "in parse_manifest and parse_index, for each of their rows",
     "ml.inference.adapters.parse_adapter": "its weights are read by safetensors, whose headers have a row",
     "web.console.core.page.parse_query": "each page's address in the console's part of scripts/fuzz",
     "web.operations.health.parse_feed_page": "in the operations listener's part of scripts/fuzz",

@@ -371,10 +371,10 @@ def test_an_auditor_learns_of_the_folder_that_no_revocation_reaches(
     files.export.write_bytes(export_of(site))
     query = (files.export, "--trust", files.trust, "--effective-access", "legal", "--at")
     code, out, _ = run(capsys, *query, len(site.entries) - 1)
-    assert code == 0 and "  labels: could not load clauses@1 (sha256:" in out
+    assert code == 0 and "  labels: could not load clauses@1\n" in out
     until = add_seconds(exported.time, 3_600)
     said = f"from an exported folder, entry {exported.index}; no revocation reaches it"
-    assert f"until {until}\n    {said}\n" in out
+    assert f"until {until} {said}\n" in out
     code, out, _ = run(capsys, *query, len(site.entries) - 1, "--json")
     (one,) = json.loads(out)["effective_access"]["exported"]
     assert (one["adapter"], one["index"], one["valid_until"]) == ("clauses@1", exported.index, until)

@@ -7,6 +7,7 @@ import json
 import re
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -221,7 +222,7 @@ def test_a_classification_may_follow_calls() -> None:
 class Answered:
     """As much of an answer as is written out."""
 
-    request, manifest = "r1", "sha256:0"
+    request, loaded = "r1", SimpleNamespace(row=SimpleNamespace(manifest="sha256:0"))
 
 
 class Told:

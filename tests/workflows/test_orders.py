@@ -38,7 +38,7 @@ from appliance.formats.core.timestamp import encode_time
 from appliance.formats.log.checkpoint import open_checkpoint
 from appliance.formats.log.trust import Trust
 from appliance.formats.signatures.dsse import encode_envelope
-from appliance.store.database.engine import migrate, open_engine, using_engine
+from appliance.store.database.engine import migrate, open_engine
 from appliance.store.ledger.keys import HeldLogKeys
 from appliance.store.ledger.ledger import Ledger
 from appliance.workflows import orders
@@ -116,8 +116,7 @@ class Desk:
         checkpoint, texts = self.ledger.signed_texts()
         now = encode_time(self.context.clock())
         moment = Moment(self.ledger.database_url, {}, self.ledger.seen, checkpoint, trust, now)
-        with using_engine(moment.database, read_only=True) as log:
-            report, local = examine(log, moment, texts)
+        report, local = examine(moment, texts)
         return report.verdict, report.cedar_policies, [*report.findings, *local]
 
 

@@ -75,7 +75,7 @@ COMMANDS = {
     "order": CommandEntry(
         "Administrators",
         ("orders",),
-        "List, show, check, countersign and withdraw orders that wait for a second administrator.",
+        "List, show, countersign and withdraw orders that wait for a second administrator, and check files of orders.",
         "guides/administrators/",
     ),
     "policy": CommandEntry(
@@ -338,7 +338,9 @@ base = _group("base", example="appliance base list")
 dataset = _group("dataset", example="appliance dataset list")
 imports = _group("import", example="appliance import list")
 validation_set = _group(
-    "validation-set", example="appliance validation-set list", more="Adapters are evaluated on them and never trained."
+    "validation-set",
+    example="appliance validation-set list",
+    more="Adapters are evaluated on validation sets, and never trained on them.",
 )
 recipe = _group("recipe", example="appliance recipe new --output recipe.yaml")
 run = _group("run", example="appliance run start recipe.yaml --follow")

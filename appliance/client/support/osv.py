@@ -5,13 +5,23 @@ Only what decides whether a version is affected is read; other fields are left o
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from datetime import datetime
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from appliance.domain.core.names import explain
 from appliance.errors import BadInput
-from appliance.formats.core.canonical import check_values
+from appliance.formats.core.canonical import parse_json
+from appliance.formats.core.fields import show
 
 MOST_VALUES = 500_000
 """Largest number of JSON values in one record, or in a file of several."""
@@ -32,18 +42,29 @@ class AffectedPackage(_Part):
 
 
 class RangeEvent(_Part):
-    """A version at which a range begins or ends: one of the fields is set."""
+    """A version at which a range begins or ends. One of the fields is set."""
 
     introduced: str | None = None
     fixed: str | None = None
     last_affected: str | None = None
     limit: str | None = None
 
+    @model_validator(mode="after")
+    def _check_versions(self) -> Self:
+        if any(getattr(self, name) is None for name in self.model_fields_set):
+            raise ValueError("expected a version as text, got null")
+        return self
 
-class AffectedRange(_Part):
-    """A range of versions, or of commits if its type is GIT."""
 
-    type: str = ""
+class CommitRange(_Part):
+    """A range of commits, whose events are not read."""
+
+    type: Literal["GIT"]
+
+
+class VersionRange(_Part):
+    """A range of versions."""
+
     events: tuple[RangeEvent, ...]
 
 
@@ -52,12 +73,23 @@ class AffectedLibrary(_Part):
 
     package: AffectedPackage = AffectedPackage()
     versions: tuple[str, ...] = ()
-    ranges: tuple[AffectedRange, ...] = ()
+    ranges: tuple[Annotated[CommitRange | VersionRange, Field(union_mode="left_to_right")], ...] = ()
 
     @property
     def version_ranges(self) -> list[tuple[RangeEvent, ...]]:
         """Return the events of each range of versions."""
-        return [one.events for one in self.ranges if one.type != "GIT"]
+        return [one.events for one in self.ranges if isinstance(one, VersionRange)]
+
+
+def _parse_time(value: Any) -> datetime:
+    """Parse a time of RFC 3339. Pydantic would also take seconds since 1970."""
+    try:
+        time = datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        time = None
+    if time is None or time.tzinfo is None:
+        raise ValueError(f"expected a time of RFC 3339, got {show(value)}")
+    return time
 
 
 class Advisory(_Part):
@@ -65,7 +97,7 @@ class Advisory(_Part):
 
     id: str
     aliases: tuple[str, ...] = ()
-    modified: AwareDatetime
+    modified: Annotated[datetime, BeforeValidator(_parse_time)]
     withdrawn: Any = None
     summary: str | None = None
     details: str | None = None
@@ -77,15 +109,15 @@ class Advisory(_Part):
         return (self.summary or self.details or "").strip().partition("\n")[0][:_MOST_SUMMARY]
 
 
-_RECORDS = TypeAdapter(tuple[Advisory, ...])
-
-
 def parse_advisories(data: bytes) -> tuple[Advisory, ...]:
     """Parse one record, or an array of records."""
-    check_values(data, "advisories", MOST_VALUES)
+    value = parse_json(data, "advisories", MOST_VALUES)
+    return tuple(_parse_record(record) for record in (value if isinstance(value, list) else [value]))
+
+
+def _parse_record(record: Any) -> Advisory:
     try:
-        if data.lstrip().startswith(b"["):
-            return _RECORDS.validate_json(data)
-        return (Advisory.model_validate_json(data),)
+        return Advisory.model_validate_json(json.dumps(record))
     except ValidationError as error:
-        raise BadInput(f"advisories: {explain(error)}") from None
+        name = record.get("id") if isinstance(record, dict) else record
+        raise BadInput(f"advisories, {show(name)}: {explain(error)}") from None

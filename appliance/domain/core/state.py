@@ -65,12 +65,14 @@ class Table(Generic[V]):
         voids_clearances: bool = False,
         of_records: bool = False,
         has_names: bool = False,
+        expected: str = "a recorded one",
     ) -> None:
         """Create an empty table.
 
         `voids_clearances`: every approval depends on these rows, beside its own adapter and release. A change of one of
         them makes all earlier clearances invalid. `of_records`: records that can be archived have rows here.
-        `has_names`: the identifiers are names that messages may list.
+        `has_names`: the identifiers are names that messages may list. `expected`: the words of a message for a row
+        that exists, such as "a sealed one".
         """
         self.kind = kind
         self.row = row
@@ -80,6 +82,7 @@ class Table(Generic[V]):
         self._voids_clearances = voids_clearances
         self.of_records = of_records
         self._has_names = has_names
+        self._expected = expected
 
     def get(self, key: str) -> V | None:
         """Return the row of a key, or None."""
@@ -93,7 +96,7 @@ class Table(Generic[V]):
         row = self.get(key)
         if row is None:
             known = tuple(self._rows) if self._has_names else ()
-            raise NotFound(unknown_word(self.kind.replace("-", " "), key[:80], known, "a recorded one"))
+            raise NotFound(unknown_word(self.kind.replace("-", " "), key[:80], known, self._expected))
         return row
 
     def put(self, key: str, value: V | None) -> None:
@@ -234,18 +237,29 @@ class State:
         self.identities: Table[Identity] = Table("identity", Identity, self._journal)
         """Subjects of the identity provider to which people are bound, by the person's name."""
         self.pending: Table[PendingOrder] = Table("pending", PendingOrder, self._journal)
-        self.imports: Table[Import] = Table("import", Import, self._journal)
-        self.bases: Table[Base] = Table("base", Base, self._journal, voids_clearances=True, has_names=True)
-        self.datasets: Table[Dataset] = Table("dataset", Dataset, self._journal, voids_clearances=True, has_names=True)
+        self.imports: Table[Import] = Table("import", Import, self._journal, expected="one that was ordered")
+        self.bases: Table[Base] = Table(
+            "base", Base, self._journal, voids_clearances=True, has_names=True, expected="an imported one"
+        )
+        self.datasets: Table[Dataset] = Table(
+            "dataset", Dataset, self._journal, voids_clearances=True, has_names=True, expected="an imported one"
+        )
         self.validation_sets: Table[ValidationSet] = Table(
-            "validation-set", ValidationSet, self._journal, voids_clearances=True, has_names=True
+            "validation-set",
+            ValidationSet,
+            self._journal,
+            voids_clearances=True,
+            has_names=True,
+            expected="an imported one",
         )
         self.runs: Table[Run] = Table("run", Run, self._journal)
         self.training_checkpoints: Table[TrainingCheckpoint] = Table(
             "training-checkpoint", TrainingCheckpoint, self._journal
         )
         self.replays: Table[Replay] = Table("replay", Replay, self._journal, of_records=True)
-        self.adapters: Table[Adapter] = Table("adapter", Adapter, self._journal, has_names=True)
+        self.adapters: Table[Adapter] = Table(
+            "adapter", Adapter, self._journal, has_names=True, expected="a sealed one"
+        )
         self.delegations: Table[Delegation] = Table("delegation", Delegation, self._journal)
         self.evaluations: Table[AdapterEvaluation] = Table("evaluation", AdapterEvaluation, self._journal)
         """Evaluations by adapter."""

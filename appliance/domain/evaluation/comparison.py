@@ -188,7 +188,7 @@ def _shift(units: Units, bound: Fraction) -> list[int]:
     ]
 
 
-def test_regression(metric: str, pairs: PairedValues) -> Test:
+def find_regression(metric: str, pairs: PairedValues) -> Test:
     """Test if the adapter is worse: McNemar's exact test for the accuracy of independent items, else the t test."""
     if metric == ACCURACY and not pairs.units.clustered:
         counts = pairs.counts
@@ -266,7 +266,7 @@ def evaluate_slices(gates: GatesFile, gate: Gate, pairs: PairedValues) -> tuple[
     """
     parts = [(by, value, pairs.select(places)) for by, value, places in _split(gate.slices, pairs)]
     tests = [
-        test_regression(gate.metric, part) if len(part.items) >= gates.least_slice else None for _, _, part in parts
+        find_regression(gate.metric, part) if len(part.items) >= gates.least_slice else None for _, _, part in parts
     ]
     adjusted = iter(distributions.adjust([test.p for test in tests if test is not None]))
     alpha = Fraction(gates.alpha)

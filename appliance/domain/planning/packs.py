@@ -50,7 +50,10 @@ def split_into_packs(
 
 
 def count_common(sequences: Sequence[Sequence[int]]) -> int:
-    """Return the number of leading tokens that all sequences share: as many as the first and the last in order."""
+    """Return the number of leading tokens that all sequences share.
+
+    In lexicographic order all sequences lie between the first and the last, so what these two share, all share.
+    """
     first, last = min(map(tuple, sequences), default=()), max(map(tuple, sequences), default=())
     return next((place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
 

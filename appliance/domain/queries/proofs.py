@@ -260,7 +260,7 @@ def describe_proven(proven: VerifiedEntry) -> list[tuple[str, str]]:
     return [
         ("verdict", "verified"),
         ("entry", f"{entry.index}, {entry.type} by {entry.actor} at {entry.time}: {entry.outcome}"),
-        ("about", ", ".join(entry.subjects) or "the log itself"),
+        ("about", ", ".join(entry.subjects) or "the appliance itself"),
         ("proved", f"in a log of {' and of '.join(map(str, proven.sizes))} entries"),
         ("witnesses", "; ".join(cosigned) or "none: the proof does not exclude a second history of this log"),
         ("documents", ", ".join(f"{role} {digest}" for role, digest in entry.documents.items()) or "none"),

@@ -35,7 +35,9 @@ def parse_recipe(data: Mapping[str, Any]) -> Recipe:
     for key, value in data.items():
         if key == "privacy" and isinstance(value, Mapping):
             values[key] = {
-                name: _read_fraction(f"privacy, {name}", one, found) if name in PrivacyParameters.model_fields else one
+                str(name): _read_fraction(f"privacy, {name}", one, found)
+                if name in PrivacyParameters.model_fields
+                else one
                 for name, one in value.items()
             }
         elif key in _FRACTIONS:

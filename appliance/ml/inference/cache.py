@@ -158,7 +158,7 @@ class PrefillAttention:
     def attend(
         self, number: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scoring: Scoring
     ) -> torch.Tensor:
-        """Return causal attention over the cached tokens and the chunk, and cache the chunk (`Seen`)."""
+        """Return causal attention over the cached tokens and the chunk, and cache the chunk (`PassAttention`)."""
         keys, values = self._cache.layer(number, key)
         keys[self._blocks, :, self._offsets] = key.float()
         values[self._blocks, :, self._offsets] = value.float()
@@ -178,7 +178,7 @@ class PathAttention:
     def attend(
         self, number: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scoring: Scoring
     ) -> torch.Tensor:
-        """Return causal attention over the cached tokens and each path itself (`Seen`)."""
+        """Return causal attention over the cached tokens and each path itself (`PassAttention`)."""
         held = [read_held(one, self._held, self._held.length, query.dtype) for one in self._cache.layer(number, key)]
         parts = [torch.split(tensor.transpose(0, 1), self._sizes, dim=1) for tensor in (query, key, value)]
         outputs = [
@@ -209,7 +209,7 @@ class DecodeAttention:
     def attend(
         self, number: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scoring: Scoring
     ) -> torch.Tensor:
-        """Return the attention output for the library's modules (`Seen`)."""
+        """Return the attention output for the library's modules (`PassAttention`)."""
         return self.read(number, query.float(), key.float(), value.float(), scoring).to(query.dtype)
 
     def read(

@@ -53,13 +53,13 @@ class FusedLayer:
     window: int | None
 
 
-class _Part(ctypes.Structure):
+class _FusedPart(ctypes.Structure):
     _fields_ = (("product", Product), ("group", KernelGroup))
 
 
 class _FusedLayer(ctypes.Structure):
     _fields_ = (
-        *((name, _Part) for name in _PARTS),
+        *((name, _FusedPart) for name in _PARTS),
         *((name, ctypes.c_void_p) for name in (*_NORMS, "cosine", "sine", "keys", "values")),
         *((name, ctypes.c_int64) for name in ("turned", "window")),
     )
@@ -107,7 +107,7 @@ class FusedLayers:
         self._layers = (_FusedLayer * len(layers))()
         for made, layer in zip(self._layers, layers, strict=True):
             for name, product, group in zip(_PARTS, layer.products, layer.groups, strict=True):
-                setattr(made, name, _Part(product.product, groups[group]))
+                setattr(made, name, _FusedPart(product.product, groups[group]))
             for name, weight in zip(_NORMS, layer.norms, strict=True):
                 setattr(made, name, _address(weight))
             made.window = _ALL_KEYS if layer.window is None else layer.window

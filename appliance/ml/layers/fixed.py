@@ -49,7 +49,7 @@ Held = dict[int, tuple[torch.Tensor, torch.Tensor]]
 
 
 class TreeAttention:
-    """Attention over a tree of segments; implements `Seen`.
+    """Attention over a tree of segments; implements `PassAttention`.
 
     `start` is the first token of this pass. `held` has the keys and values of the tokens before it and receives those
     of the new ones. Without `held` all tokens are read at once and none are stored.

@@ -152,7 +152,7 @@ def attend(
     rows: Any = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Compute attention for one row: by `segments`, or by `rows` (see `Seen`), otherwise plain causal.
+    """Compute attention for one row: by `segments`, or by `rows` (see `PassAttention`), otherwise plain causal.
 
     `query` is [1, heads, tokens, size], `key` and `value` are [1, key heads, tokens, size], and the result is [1,
     tokens, heads, size].

@@ -101,6 +101,16 @@ def rebuild_projections(connection: Connection, seen: KnownHead) -> None:
     advance(connection, log_state, size, seen, lambda index, changes: write_projections(connection, index, changes))
 
 
+def check_database(log: Engine, seen: KnownHead) -> list[str]:
+    """Return findings on the schema, on rights and on the projections."""
+    with reading(log) as connection:
+        findings = check_guards(connection)
+        try:
+            return [*findings, *check_projections(connection, seen)]
+        except Tampered as error:
+            return [*findings, f"projections: expected a log that they follow from, got: {error.message}"]
+
+
 def check_guards(connection: Connection) -> list[str]:
     """Return findings on the schema (missing, changed or unexpected objects) and on the rights of the service's
     role."""

@@ -14,7 +14,7 @@ from appliance.store.files.artifacts import Artifacts
 from appliance.store.files.keyring import Keyring
 from appliance.store.ledger.keys import ServiceKeys
 from appliance.workflows.data.folders import secret_name
-from appliance.workflows.integrity import SealedFolder, list_sealed_folders
+from appliance.workflows.integrity import NamedFolder, list_sealed_folders
 from appliance.workflows.releases.exports import read_signatures
 from appliance.workflows.serving.serve import DIGEST_KEY
 
@@ -60,7 +60,7 @@ def check_keys(keys: ServiceKeys, keyring: Keyring, artifacts: Artifacts, state:
             raise Tampered(f"{named.subject}: {error.message}") from None
 
 
-def _check_adapter(artifacts: Artifacts, state: State, named: SealedFolder) -> None:
+def _check_adapter(artifacts: Artifacts, state: State, named: NamedFolder) -> None:
     manifest = artifacts.read_manifest(named.digest)
     files = {file.path: file.digest for file in manifest.files} | {MANIFEST_PATH: named.digest}
     adapter = state.adapters.require(named.subject.removeprefix("adapter:"))

@@ -158,7 +158,7 @@ class Progress:
         """
         stream = self.read_own(key, owner) if key.startswith(f"{kind}:{owner}:") else None
         if stream is None:
-            raise NotFound(f"{kind}: expected the key of one that {owner} started, got {show(key)}")
+            raise NotFound(f"{kind}: expected the key of a {kind} that {owner} started, got {show(key)}")
         return stream
 
     def list_open(self) -> tuple[str, ...]:

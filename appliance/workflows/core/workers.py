@@ -195,6 +195,7 @@ def failure(frame: dict[str, Any]) -> ApplianceError:
 
 def ask_program(
     module: str,
+    task: str,
     lines: Iterable[bytes],
     parse: Callable[[dict[str, Any]], Parsed],
     *,
@@ -203,6 +204,8 @@ def ask_program(
     cancelled: Callable[[], bool],
 ) -> Parsed:
     """Run a program that answers one question, and return its parsed reply (see `run_program`).
+
+    `task` says what it computes, for messages.
 
     Raises:
         Unavailable: The reply is incomplete (code `program-ended`).
@@ -215,7 +218,7 @@ def ask_program(
             return parse(reply)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         got = type(error).__name__
-        raise Unavailable(f"{module}: expected a whole reply, got {got}", code="program-ended") from None
+        raise Unavailable(f"{task}: expected a whole reply, got {got}", code="program-ended") from None
     raise failure(reply["failure"])
 
 

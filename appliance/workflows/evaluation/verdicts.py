@@ -199,7 +199,9 @@ def _compute(context: LedgerContext, question: VerdictInput, key: str, cancelled
     """Compute the conclusion in the separate program, and raise the failure that it reports."""
     log = context.logs / f"{key}-evaluation.log"
     lines = encode_question(question)
-    return ask_program(PROGRAM, lines, _parse_conclusion, log=log, most_bytes=MOST_BYTES, cancelled=cancelled)
+    return ask_program(
+        PROGRAM, "verdict", lines, _parse_conclusion, log=log, most_bytes=MOST_BYTES, cancelled=cancelled
+    )
 
 
 def _parse_conclusion(reply: dict[str, Any]) -> Conclusion:

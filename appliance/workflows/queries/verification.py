@@ -65,7 +65,9 @@ def _verify(context: RunContext, trust: Trust | None, cancelled: Callable[[], bo
     )
     log = context.logs / "verification.log"
     lines = encode_moment(moment, texts)
-    report, local = ask_program(PROGRAM, lines, _parse, log=log, most_bytes=MOST_BYTES, cancelled=cancelled)
+    report, local = ask_program(
+        PROGRAM, "verification", lines, _parse, log=log, most_bytes=MOST_BYTES, cancelled=cancelled
+    )
     local += _check_artifacts(context, cancelled)
     local += _check_evaluations(context, cancelled)
     found = dict(report) | ({"verdict": "failed"} if local else {})
@@ -101,7 +103,7 @@ def _check_artifacts(context: RunContext, cancelled: Callable[[], bool]) -> list
         try:
             context.artifacts.check(digest)
         except ApplianceError as error:
-            findings.append(f"{subject}: {error.message}")
+            findings.append(f"{subject.replace(':', ' ', 1)}: {error.message}")
     for digest in sorted(checkpoints.kept_digests(context)):
         try:
             context.checkpoints.read(digest)

@@ -11,23 +11,21 @@ import os
 import resource
 import sys
 from base64 import b64decode, b64encode
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO
 
-from sqlalchemy import Connection, Engine
-
 from appliance.access.cedar import CedarPolicies
 from appliance.domain.audit.report import MAX_FINDINGS, Report, require_cedar_policies
 from appliance.domain.audit.verify import verify_log
-from appliance.errors import ApplianceError, Tampered, Unavailable
+from appliance.errors import ApplianceError, Unavailable
 from appliance.formats.core.commitment import Disclosure, encode_disclosure, parse_disclosure
 from appliance.formats.log.checkpoint import claimed_size
 from appliance.formats.log.trust import Trust, encode_trust, parse_trust
 from appliance.sandbox.program import END, answer_once, end_with_service
 from appliance.store.database.engine import using_engine
-from appliance.store.ledger.checks import check_guards, check_projections, find_document, read_log, reading
+from appliance.store.ledger.checks import check_database, find_document, read_log
 from appliance.store.ledger.log_state import KnownHead
 
 MOST_CHARACTERS = 4_000
@@ -79,43 +77,35 @@ def parse_moment(line: bytes) -> Moment:
     )
 
 
-def examine(log: Engine, moment: Moment, texts: Iterable[Disclosure]) -> tuple[Report, list[str]]:
+def examine(moment: Moment, texts: Iterable[Disclosure]) -> tuple[Report, list[str]]:
     """Return the report over the log, and the findings on the rest of the database."""
-    entries = partial(read_log, log, 0, claimed_size(moment.checkpoint))
-    report = verify_log(
-        entries(),
-        partial(_find_document, log),
-        texts,
-        moment.checkpoint,
-        moment.trust,
-        now=moment.now,
-        replay=lambda policy: CedarPolicies.confine(policy).decide,
-        again=entries,
-    )
-    report = require_cedar_policies(report, accepted=False)
-    with reading(log) as connection:
-        return report, _shorten([*check_guards(connection), *_check_projections(connection, moment.seen)])
+    with using_engine(moment.database, read_only=True) as log:
+        entries = partial(read_log, log, 0, claimed_size(moment.checkpoint))
+        report = verify_log(
+            entries(),
+            partial(_read_document, partial(find_document, log)),
+            texts,
+            moment.checkpoint,
+            moment.trust,
+            now=moment.now,
+            replay=lambda policy: CedarPolicies.confine(policy).decide,
+            again=entries,
+        )
+        return require_cedar_policies(report, accepted=False), _shorten(check_database(log, moment.seen))
 
 
-def _find_document(log: Engine, digest: str) -> bytes | None:
+def _read_document(read: Callable[[str], bytes], digest: str) -> bytes | None:
     """Return the document, or None if its bytes are wrong, which the report says.
 
     Raises:
         Unavailable: The database does not respond, which is no finding.
     """
     try:
-        return find_document(log, digest)
+        return read(digest)
     except Unavailable:
         raise
     except ApplianceError:
         return None
-
-
-def _check_projections(connection: Connection, seen: KnownHead) -> list[str]:
-    try:
-        return check_projections(connection, seen)
-    except Tampered as error:
-        return [f"projections: expected a log that they follow from, got: {error.message}"]
 
 
 def _shorten(findings: list[str]) -> list[str]:
@@ -131,8 +121,7 @@ def answer(source: BinaryIO) -> dict[str, Any]:
     moment = parse_moment(_read_line(source))
     os.environ.update(moment.variables)
     try:
-        with using_engine(moment.database, read_only=True) as log:
-            report, local = examine(log, moment, _receive_texts(source))
+        report, local = examine(moment, _receive_texts(source))
         return {"report": report.model_dump(mode="json"), "local": local}
     except MemoryError:
         raise Unavailable("verification: expected enough memory, got too little", code="out-of-memory") from None

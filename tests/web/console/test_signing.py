@@ -707,7 +707,8 @@ def test_a_delegate_finds_what_to_decide_and_decides_in_the_reviewers_place(desk
         ("dana", "received", "dana decides in the place of others"),
     ):
         (held,) = browser.get(f"/people/{name}.json").json()[side]
-        assert (held["review_function"], held["delegator"], held["delegate"], held["ended"]) == (
+        delegation = held["delegation"]
+        assert (delegation["review_function"], delegation["delegator"], delegation["delegate"], held["ended"]) == (
             "privacy",
             "rita",
             "dana",

@@ -182,12 +182,8 @@ def _list_evaluated_before(state: State, adapter: Adapter) -> Iterator[Evaluated
 
 def _list_other_runs(state: State, adapter: Adapter) -> list[Run]:
     """Return the other runs on the adapter's dataset."""
-    own = state.runs.get(adapter.run)
-    return [
-        run
-        for run in state.runs.values()
-        if own is not None and run.dataset_digest == own.dataset_digest and run.id != own.id
-    ]
+    own = state.runs.require(adapter.run)
+    return [run for run in state.runs.values() if run.dataset_digest == own.dataset_digest and run.id != own.id]
 
 
 def list_trained_before(state: State, adapter: Adapter) -> TrainedBefore:

@@ -103,7 +103,8 @@ class CsvTable(NamedTuple):
 def columns(field: str = "rows", *names: str) -> Callable[[Any], CsvTable]:
     """Return a function that makes the table of a page from the rows in a field of its value.
 
-    The columns are the named fields of the rows, or all of them. A name such as `run.id` is of a field's own field.
+    The columns are the named fields of the rows, or all of them. `run.id` names the field `id` of the field
+    `run`.
     """
 
     def table(value: PageValue) -> CsvTable:
@@ -157,7 +158,8 @@ class Viewer:
 class Page:
     """A page of the console.
 
-    `value` is called with the context, the viewer and the parsed query. Its folder and name are those of the template.
+    `value` is called with the context, the viewer and the parsed query. The template has the name of
+    this function, in the folder of its module.
     `group` and `symbol` place the page in the navigation; one without a group is linked from other pages. `opens` takes
     a value and whether all of it is sent, and returns the adapter whose review page is shown and the parts that are
     shown.
