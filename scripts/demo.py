@@ -160,7 +160,7 @@ def found(demo: Demo) -> None:
         words = ("key", "new", str(PEOPLE / f"{name}.key"), "--passphrase-file", str(secret))
         demo.run(*words, quiet=not shown, show=shown)
     print("    ... and so does everybody else")
-    demo.title("Two administrators found the appliance; the trust file is kept elsewhere")
+    demo.title("Two administrators set up the appliance; the trust file is kept elsewhere")
     pairs = [f"{name}={PEOPLE / name}.pub" for name in ("anna", "ben")]
     demo.run(
         *("init", "--origin", "appliance.example/demo", "--output", str(TRUST)),
@@ -201,7 +201,7 @@ def make(demo: Demo, source: Path) -> None:
     demo.title("What the gates decided: a paired test on the held-out rows, computed again from each row's item")
     demo.run("gate", "explain", "clauses@1", person="rob")
     demo.run("gate", "check", "clauses@1", person="rob", quiet=True)
-    demo.prove("The verdict, computed again by a reviewer", "the same; a failed one could not be approved")
+    demo.prove("The verdict, computed again by a reviewer", "the same; a failed one would stop the release")
 
 
 def entry_of(value: dict[str, object]) -> dict[str, dict[str, dict[str, str]]]:
@@ -263,7 +263,7 @@ def evaluate(demo: Demo) -> None:
         demo.run(*words, person=name, quiet=True)
     activate = ("release", "activate", "clauses@1", "--unit", "legal", "--served-model", "labels")
     demo.run(*activate, person="lou", expect=3)
-    demo.prove("An open finding that blocks", "stops the release that everybody approved")
+    demo.prove("An open finding that blocks", "stops a release that both reviewers approved")
     demo.title("The finder closes it with what the retest showed, and the unit's release owner activates")
     demo.run("finding", "close", "clauses@1", entry, "--evidence", "No name in 424 rows.", person="rita", quiet=True)
     demo.run(*activate, person="lou", quiet=True)
@@ -279,7 +279,7 @@ def answer(demo: Demo) -> str:
         sys.exit(f"demo: expected an answer, got {status}: {body}")
     text = body["choices"][0]["message"]["content"]  # type: ignore[index]
     print(f"    POST /v1/chat/completions, model 'labels':\n    {CLAUSE}\n    -> {text}")
-    demo.prove("The approved adapter serves the unit", f"answered {text!r}; request and answer are entries")
+    demo.prove("The approved adapter serves the unit", f"answered {text!r}; entries name request and answer")
     status, body = demo.ask(token, "payroll", CLAUSE)
     print(f"    model 'payroll' (not released to this unit): {status} {body['error']['message']}")  # type: ignore[index]
     demo.prove("An adapter that is not released to the unit", f"is not served (HTTP {status})")
@@ -295,7 +295,7 @@ def attack(demo: Demo, token: str) -> None:
         sys.exit("demo: expected the database to refuse, it did not")
     except sqlite3.DatabaseError as error:
         print(f"    the database itself refuses: {error}")
-    demo.prove("An UPDATE on the ledger", "refused by the database")
+    demo.prove("A changed row of the log", "refused by the database")
     demo.stop_service()
     edited, flipped = PLACE / "copy-edited", PLACE / "copy-flipped"
     for copy in (edited, flipped):
@@ -318,7 +318,7 @@ def attack(demo: Demo, token: str) -> None:
     if refused.returncode != 6 or "entry 5" not in refused.stderr:
         sys.exit(f"demo: expected the service to refuse (6), got {refused.returncode}: {refused.stderr}")
     print("$ appliance serve\n" + indent(refused.stderr))
-    demo.prove("An edit around the refusal", "the service does not start, and names the entry")
+    demo.prove("A change without the database's protection", "the service does not start, and names the entry")
     demo.title("... and somebody changes one byte of the adapter, on another copy")
     weights = next(path for path in flipped.glob("artifacts/*/adapter_model.safetensors"))
     weights.chmod(0o600)
@@ -334,7 +334,7 @@ def attack(demo: Demo, token: str) -> None:
     demo.run("ledger", "log", "--type", "adapter.quarantined", person="axel")
     demo.stop_service()
     demo.home = HOME
-    demo.prove("One byte of the adapter changed on disk", "not loaded, quarantined, recorded")
+    demo.prove("One byte of the adapter changed on disk", "not loaded, set aside, recorded")
 
 
 def audit(demo: Demo) -> None:
@@ -349,7 +349,7 @@ def audit(demo: Demo) -> None:
     print(indent(done.stdout + done.stderr))
     if done.returncode:
         sys.exit(f"demo: expected a verified ledger, got exit code {done.returncode}")
-    demo.prove("The whole ledger, from bytes alone", "verified against the trust file kept elsewhere")
+    demo.prove("The exported log, without the service", "verified with the trust file kept elsewhere")
 
 
 def summary(demo: Demo) -> None:
