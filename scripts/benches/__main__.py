@@ -79,7 +79,7 @@ def _measure_ledger(folder: Path, given: argparse.Namespace) -> Iterator[Row]:
     plan = ledger.QUICK if given.quick else ledger.FULL
     if given.largest is not None and not given.quick:
         plan = replace(plan, largest=given.largest)
-    return ledger.growth(folder, plan) if given.growth else ledger.measure(folder, plan)
+    return ledger.measure_growth(folder, plan) if given.growth else ledger.measure(folder, plan)
 
 
 BENCHES: dict[str, Measure] = {

@@ -1,4 +1,4 @@
-"""Appends: a lone one and many that wait at once, on SQLite and on PostgreSQL, beside what the disk alone takes."""
+"""Benches of appends by one writer and by 64, on SQLite and on PostgreSQL, beside a bare INSERT and fdatasync."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from appliance.domain.core.entry import EntryDraft
 from appliance.store.database.engine import migrate, open_engine
 from appliance.store.ledger.ledger import Ledger
 from scripts.benches.logs import WRITES, Log, Requests, clock_after, open_ledger, replay
-from scripts.benches.measure import Row, interleaved, row, sync_ms
+from scripts.benches.measure import Row, measure_interleaved, row, sync_ms
 from scripts.benches.synthetic import Synthetic
 from scripts.kit import postgres
 
 WRITERS = 64
-_LONE_AT_MOST = 8
-"""Bare INSERTs with their commit that a lone append may take."""
+_ALONE_AT_MOST = 8
+"""Goal: the time of an append by one writer, as a multiple of a bare INSERT with its commit."""
 _ENTRY_BYTES = 690
 
 
 @dataclass
 class Timed:
-    """Own CPU time and wall time of one act, in µs."""
+    """CPU time of this process and wall time of each call, in µs."""
 
     cpu: list[float] = field(default_factory=list)
     wall: list[float] = field(default_factory=list)
@@ -43,8 +43,8 @@ class Timed:
         self.wall.append((time.perf_counter() - wall) * 1e6)
 
 
-class Bare:
-    """One fsync a commit and nothing else: an `INSERT` of an entry's bytes under the ledger's own pragmas."""
+class BareInserts:
+    """A SQLite table with an entry's bytes in each row, under the pragmas of the ledger. Each commit syncs once."""
 
     def __init__(self, path: Path) -> None:
         self._connection = sqlite3.connect(path, isolation_level=None)
@@ -63,12 +63,12 @@ class Bare:
         self._connection.close()
 
 
-def lone(log: Log, folder: Path, rounds: int, count: int) -> list[Row]:
-    """Measure lone durable appends of each typical entry, bare commits and bare syncs."""
+def measure_one_writer(log: Log, folder: Path, rounds: int, count: int) -> list[Row]:
+    """Measure durable appends of typical entries by one writer, bare commits and bare syncs."""
     requests = Requests(log.ledger, seed=1)
     beats, pairs, bares, syncs = Timed(), Timed(), Timed(), Timed()
 
-    with closing(Bare(folder / "bare.db")) as bare:
+    with closing(BareInserts(folder / "bare.db")) as bare:
         for _ in range(rounds):
             for _ in range(count):
                 beats.time(partial(log.ledger.append, requests.heartbeat()))
@@ -76,19 +76,19 @@ def lone(log: Log, folder: Path, rounds: int, count: int) -> list[Row]:
                     pairs.time(partial(log.ledger.append, draft))
                 bares.time(bare.append)
             syncs.wall += [ms * 1e3 for ms in sync_ms(folder, count)]
-    return lone_rows(beats, pairs, bares, statistics.median(syncs.wall))
+    return one_writer_rows(beats, pairs, bares, statistics.median(syncs.wall))
 
 
-def lone_rows(beats: Timed, pairs: Timed, bares: Timed, sync_us: float) -> list[Row]:
-    """Each median against that of the bare INSERTs of the same run."""
+def one_writer_rows(beats: Timed, pairs: Timed, bares: Timed, sync_us: float) -> list[Row]:
+    """Return a row for each median, against that of the bare INSERTs of the same run."""
     middle = statistics.median
 
     def against_bare(name: str, ours: list[float], theirs: list[float]) -> Row:
         return row(
-            *(f"lone append, {name}", middle(ours), "µs"),
+            *(f"append by one writer, {name}", middle(ours), "µs"),
             against="bare INSERT + commit",
             theirs=middle(theirs),
-            ratio_at_most=_LONE_AT_MOST,
+            ratio_at_most=_ALONE_AT_MOST,
         )
 
     return [
@@ -99,8 +99,8 @@ def lone_rows(beats: Timed, pairs: Timed, bares: Timed, sync_us: float) -> list[
     ]
 
 
-def rate_of(ledger: Ledger, batches: list[list[EntryDraft]]) -> tuple[float, float]:
-    """Return (durable appends a second, own CPU µs an append), with one thread for each batch of drafts."""
+def time_appends(ledger: Ledger, batches: list[list[EntryDraft]]) -> tuple[float, float]:
+    """Append with a thread for each batch. Return durable appends a second, and µs of own CPU time an append."""
     start = threading.Barrier(len(batches) + 1)
 
     def write(drafts: list[EntryDraft]) -> None:
@@ -120,27 +120,27 @@ def rate_of(ledger: Ledger, batches: list[list[EntryDraft]]) -> tuple[float, flo
 
 
 class Rates:
-    """One service's writers, alone and together; drafts are made before the clock runs."""
+    """The append rates of one writer and of 64 at once in one service. Drafts are made before the time is taken."""
 
     def __init__(self, ledger: Ledger, *, alone: int, each: int) -> None:
-        """Set the numbers of pairs that the lone writer and each of the 64 append in a round."""
+        """`alone`, `each`: the pairs of entries that one writer alone, and each of 64, append in a round."""
         self._ledger, self._requests = ledger, Requests(ledger, seed=2)
         self._pairs = {1: alone, WRITERS: each}
         self.cpu_us: dict[int, list[float]] = {1: [], WRITERS: []}
 
     def measure(self, writers: int, pairs: int | None = None) -> list[float]:
-        """Durable appends a second, of so many pairs a writer."""
+        """Return the durable appends a second. `pairs` replaces the number of pairs of each writer."""
         each = self._pairs[writers] if pairs is None else pairs
         made = [[self._requests.pair() for _ in range(each)] for _ in range(writers)]
-        rate, cpu = rate_of(self._ledger, [[draft for pair in pairs for draft in pair] for pairs in made])
+        rate, cpu = time_appends(self._ledger, [[draft for pair in pairs for draft in pair] for pairs in made])
         self.cpu_us[writers].append(cpu)
         return [rate]
 
 
-def many(log: Log, folder: Path, rounds: int, *, alone: int, each: int) -> list[Row]:
-    """64 writers in one service against the lone writer, the disk's sync beside them."""
+def measure_many_writers(log: Log, folder: Path, rounds: int, *, alone: int, each: int) -> list[Row]:
+    """Measure 64 writers in one service against one writer, and the disk's sync."""
     rates = Rates(log.ledger, alone=alone, each=each)
-    found = interleaved(
+    found = measure_interleaved(
         rounds,
         together=lambda: rates.measure(WRITERS),
         alone=lambda: rates.measure(1),
@@ -151,37 +151,37 @@ def many(log: Log, folder: Path, rounds: int, *, alone: int, each: int) -> list[
         row(
             f"durable appends, {WRITERS} writers, SQLite",
             *(found["together"], "1/s"),
-            against="the lone writer",
+            against="one writer",
             theirs=found["alone"],
             ratio=found.ratio("together", "alone"),
             at_least=5_000,
             ratio_at_least=10 if slow else None,
-            note="mark 10,000" + ("" if slow else "; 10× only where a sync takes over 2 ms"),
+            note="reference 10,000" + ("" if slow else "; 10× only where a sync takes over 2 ms"),
         ),
         row(
             f"own CPU an append, {WRITERS} writers",
             *(statistics.median(rates.cpu_us[WRITERS]), "µs"),
-            against="the lone writer",
+            against="one writer",
             theirs=statistics.median(rates.cpu_us[1]),
         ),
         row("disk: write + fdatasync of 4 KiB", found["sync"], "ms"),
     ]
 
 
-def on_postgresql(rounds: int, *, alone: int, each: int) -> list[Row]:
-    """Measure the same on a PostgreSQL of our own that syncs. Without PostgreSQL there are no rows."""
+def measure_postgresql(rounds: int, *, alone: int, each: int) -> list[Row]:
+    """Measure 64 writers on a temporary PostgreSQL that syncs. Return no rows where PostgreSQL is not installed."""
     try:
         binaries = postgres.find_binaries()
         with _ledger_on_postgresql(binaries) as ledger:
             rates = Rates(ledger, alone=alone, each=each)
-            found = interleaved(rounds, together=lambda: rates.measure(WRITERS), alone=lambda: rates.measure(1))
+            found = measure_interleaved(rounds, together=lambda: rates.measure(WRITERS), alone=lambda: rates.measure(1))
     except postgres.Missing:
         return []
     name = f"durable appends, {WRITERS} writers, PostgreSQL"
     return [
         row(
             *(name, found["together"], "1/s"),
-            against="the lone writer",
+            against="one writer",
             theirs=found["alone"],
             ratio=found.ratio("together", "alone"),
         )
@@ -192,7 +192,7 @@ def on_postgresql(rounds: int, *, alone: int, each: int) -> list[Row]:
 def _ledger_on_postgresql(binaries: Path) -> Iterator[Ledger]:
     log = Synthetic(Synthetic.MIN_SIZE)
     with ExitStack() as stack:
-        # The tests' server may lose what it has; this one may not.
+        # Servers of tests run without fsync. This one syncs, since the bench measures durable appends.
         stack.enter_context(patch.dict(postgres._SETTINGS, fsync="on"))
         server = stack.enter_context(postgres.run_server(binaries))
         name = server.create_database()

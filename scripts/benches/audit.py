@@ -1,9 +1,9 @@
-"""`scripts/bench audit`: what an audit of one training run could show of a run with and without noise, simulated.
+"""`scripts/bench audit`: simulates which epsilon an audit of one training run could show, with and without noise.
 
-Steinke, Nasr and Jagielski, 2023 (https://arxiv.org/abs/2305.08846): a coin decides for each of `CANARIES` rows whether
-it is trained on; the auditor guesses the coins, and the number of right guesses gives a lower bound on epsilon. This
-auditor sees more than any adapter shows: each canary has a direction of its own in the gradient, and the auditor sees
-that direction of every noised sum. No model is trained, and nothing of the appliance is audited.
+The method is that of Steinke, Nasr and Jagielski, 2023 (https://arxiv.org/abs/2305.08846). Whether a run trains on a
+row is decided by a coin, for each of `CANARIES` rows. The auditor guesses the coins. The number of right guesses gives
+a lower bound on epsilon. The simulated auditor knows more than an adapter reveals: each canary has its own direction in
+the gradient, and the auditor sees this direction of every noised sum. The simulation trains no model.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ GUESSES = (40, 100, 400)
 
 
 @dataclass(frozen=True)
-class Found:
-    """`lower`: of each simulated run the epsilon that its guesses show, at least."""
+class AuditedRuns:
+    """Simulated runs with one epsilon. `lower`: the lower bound on epsilon of each run."""
 
     epsilon: str | None
     noise: str
@@ -41,7 +41,8 @@ def main(arguments: list[str]) -> None:
     print("\n".join(table([simulate(epsilon, guesses, runs) for epsilon in EPSILONS for guesses in GUESSES])))
 
 
-def simulate(epsilon: str | None, guesses: int, runs: int, seed: int = 1) -> Found:
+def simulate(epsilon: str | None, guesses: int, runs: int, seed: int = 1) -> AuditedRuns:
+    """Simulate runs with an epsilon (None: without noise), of which the auditor guesses the given number of coins."""
     drawn = numpy.random.default_rng(seed)
     noise = "0" if epsilon is None else find_noise(ROWS, ROWS_A_STEP, STEPS, epsilon, DELTA)
     delta = 0.0 if epsilon is None else float(DELTA)
@@ -53,11 +54,11 @@ def simulate(epsilon: str | None, guesses: int, runs: int, seed: int = 1) -> Fou
         order, half = numpy.argsort(score), guesses // 2
         right = int((trained[order[:half]] == 0).sum() + (trained[order[-half:]] == 1).sum())
         lower.append(bound_epsilon(CANARIES, 2 * half, right, delta))
-    return Found(epsilon, noise, guesses, tuple(lower))
+    return AuditedRuns(epsilon, noise, guesses, tuple(lower))
 
 
 def bound_epsilon(canaries: int, guesses: int, right: int, delta: float) -> float:
-    """Return the largest epsilon that so many right guesses refute, at `CONFIDENCE`."""
+    """Return the largest epsilon that this number of right guesses refutes at the confidence `CONFIDENCE`."""
     low, high = 0.0, 20.0
     if _chance(canaries, guesses, right, low, delta) > 1 - CONFIDENCE:
         return low
@@ -71,7 +72,7 @@ def bound_epsilon(canaries: int, guesses: int, right: int, delta: float) -> floa
 
 
 def _chance(canaries: int, guesses: int, right: int, epsilon: float, delta: float) -> float:
-    """At most so likely are that many right guesses under (epsilon, delta): the paper's theorem 5.2."""
+    """Return an upper bound on the probability of this many right guesses under (epsilon, delta): theorem 5.2."""
     each = _binomial(guesses, 1 / (1 + math.exp(-epsilon)))
     alpha = total = 0.0
     for more in range(1, right + 1):
@@ -81,13 +82,14 @@ def _chance(canaries: int, guesses: int, right: int, epsilon: float, delta: floa
 
 
 def _binomial(count: int, chance: float) -> list[float]:
-    """Return the probability of each number of successes."""
+    """Return the probability of each number of successes, from 0 to `count`."""
     log, other = math.log(chance), math.log1p(-chance)
     ways = [math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1) for k in range(count + 1)]
     return [math.exp(way + k * log + (count - k) * other) for k, way in enumerate(ways)]
 
 
-def table(found: list[Found]) -> list[str]:
+def table(found: list[AuditedRuns]) -> list[str]:
+    """Return the lines of a table in Markdown."""
     lines = ["| stated epsilon | noise | guesses | shown, median | shown, most |", "| --- " * 5 + "|"]
     for one in found:
         cells = [one.epsilon or "none", one.noise, str(one.guesses)]

@@ -1,8 +1,7 @@
-"""Time of a backup and its restore with a long log and ten adapters, and the pace that 16 streams keep meanwhile.
+"""Benches of a backup and its restore, with a long log and ten adapters, and of 16 streams during a backup.
 
-The service runs as it is. Beside streams, backups are made with the quota of processor time that their unit has.
-Streams alone, and streams while a backup is made, take turns. Each backup goes to a folder of its own, so that all is
-written.
+Beside streams, a backup has the quota of processor time of its systemd unit. Rounds with streams alone and rounds with
+streams during a backup take turns. Each backup has a folder of its own, so no earlier one saves it work.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from appliance.workflows.core.record import append
 from appliance.workflows.releases.exports import admit
 from scripts.benches import models, serving_home
 from scripts.benches.logs import Requests
-from scripts.benches.measure import Row, interleaved, row
+from scripts.benches.measure import Row, measure_interleaved, row
 from scripts.benches.programs import start_program
 from scripts.benches.serving_client import UnitsClient
 from scripts.benches.serving_home import UNITS, Home
@@ -43,7 +42,7 @@ _CONTROLLER, _PERIOD_US = Path("/sys/fs/cgroup/cpu"), 100_000
 
 @dataclass(frozen=True)
 class Plan:
-    """The measurements. `tokens` are those of each stream in one measured piece."""
+    """Amounts of a measurement. `tokens`: of each stream in one measured piece."""
 
     model: models.Model
     entries: int
@@ -53,10 +52,10 @@ class Plan:
 
 @contextmanager
 def _as_the_unit() -> Iterator[list[str]]:
-    """Yield the words before a command that give it the quota of processor time of appliance-backup.service.
+    """Yield the words before a command that limit it to the processor quota of appliance-backup.service.
 
     Raises:
-        RuntimeError: neither systemd nor a writable controller of cgroup v1 can limit a command.
+        RuntimeError: The machine has no systemd and no writable controller of cgroup v1.
     """
     found = re.search(r"^CPUQuota=(\d+)%$", _UNIT.read_text(), re.MULTILINE)
     assert found, "the unit has a quota"
@@ -69,7 +68,7 @@ def _as_the_unit() -> Iterator[list[str]]:
         (group / "cpu.cfs_period_us").write_text(str(_PERIOD_US))
         (group / "cpu.cfs_quota_us").write_text(str(int(found[1]) * _PERIOD_US // 100))
     except OSError as error:
-        raise RuntimeError(f"{group}: expected systemd or a writable cgroup, got {error.strerror}") from None
+        raise RuntimeError(f"{group}: cannot limit a command without systemd: {error.strerror}") from None
     try:
         yield ["sh", "-c", f'echo $$ >{group}/cgroup.procs && exec "$@"', "sh"]
     finally:
@@ -77,6 +76,7 @@ def _as_the_unit() -> Iterator[list[str]]:
 
 
 def measure(folder: Path, plan: Plan) -> Iterator[Row]:
+    """Yield the rows of backups and of a restore."""
     identities = [x25519.Identity.generate() for _ in range(3)]
     keys = [str(identity.to_public()) for identity in identities]
     recipients = {"APPLIANCE_BACKUP_RECIPIENTS": keys[0], "APPLIANCE_BACKUP_KEY_RECIPIENTS": ",".join(keys[1:])}
@@ -94,7 +94,7 @@ def measure(folder: Path, plan: Plan) -> Iterator[Row]:
 
 
 def _fill(site: Appliance, folder: Path, plan: Plan) -> None:
-    """Make ten released adapters, the first eight for the units of the streams, and requests up to the size."""
+    """Release ten adapters, the first eight for the units of the streams, and append requests up to the log's size."""
     base = plan.model.convert(folder)
     adapters = list(make_adapters(str(base), folder, [RANK] * ADAPTERS))
     with start_program(base, "cpu", "ours") as ours, serving_home.opened(site) as home:
@@ -102,7 +102,7 @@ def _fill(site: Appliance, folder: Path, plan: Plan) -> None:
         home.import_dataset()
         for number, path in enumerate(adapters):
             unit = UNITS[number % len(UNITS)]
-            adapter = home.seal(path, f"own-{number}", ours.told("logit_fingerprint", folder=str(path)))
+            adapter = home.seal(path, f"own-{number}", ours.request("logit_fingerprint", folder=str(path)))
             home.approve(adapter, unit)
             home.release(adapter, unit, "own" if number < len(UNITS) else "other")
         for unit in UNITS:
@@ -111,7 +111,7 @@ def _fill(site: Appliance, folder: Path, plan: Plan) -> None:
 
 
 def _load(home: Home, unit: str) -> None:
-    """Record that the unit's slot answers. No engine runs, and the next start of the service empties the slot."""
+    """Record that the unit's adapter is loaded, without an engine. The next start of the service unloads it."""
     admitted = admit(home.context, unit, "own")
     loaded = AdapterLoaded(
         unit=unit,
@@ -148,9 +148,9 @@ def _backups(site: Appliance, folder: Path, plan: Plan) -> Iterator[Row]:
             while not made.done():
                 rates.append(_rate(client, plan.tokens))
         took.append(made.result())
-        return rates[:-1] or rates  # the last piece had no backup beside it to its end
+        return rates[:-1] or rates  # the backup ended during the last piece
 
-    found = interleaved(plan.rounds, alone=alone, beside=beside)
+    found = measure_interleaved(plan.rounds, alone=alone, beside=beside)
     yield row(
         f"a backup of {plan.entries:,} entries, {ADAPTERS} adapters, beside {STREAMS} streams, slowest of {len(took)}",
         max(took),
@@ -167,8 +167,8 @@ def _backups(site: Appliance, folder: Path, plan: Plan) -> Iterator[Row]:
     size = sum(path.stat().st_size for path in (folder / "backups-0").rglob("*") if path.is_file())
     yield row("the backup on disk", size / 1e6, "MB")
     words = ("backup", "create", str(folder / "backups"))
-    yield row("the same backup without streams and quota", _type(site, *words), "s")
-    yield row("another one into the same folder, new are the log and the keyring", _type(site, *words), "s")
+    yield row("the same backup without streams and quota", _time_command(site, *words), "s")
+    yield row("the next backup in the same folder, which adds log and keyring", _time_command(site, *words), "s")
 
 
 def _rate(client: UnitsClient, tokens: int) -> float:
@@ -180,7 +180,7 @@ def _rate(client: UnitsClient, tokens: int) -> float:
 def _create(site: Appliance, backups: Path) -> float:
     """Make a backup as the unit does and return the seconds that it took."""
     with _as_the_unit() as words:
-        return _type(site, "backup", "create", str(backups), before=words)
+        return _time_command(site, "backup", "create", str(backups), before=words)
 
 
 def _restore(site: Appliance, folder: Path, identities: list[str]) -> Row:
@@ -192,18 +192,20 @@ def _restore(site: Appliance, folder: Path, identities: list[str]) -> Row:
         path.touch(0o600)
         path.write_text(identity + "\n")
         options += ["--identity", str(path)]
-    took = _type(site, "backup", "restore", str(backups), name, "--folder", str(folder / "restored"), *options)
+    took = _time_command(site, "backup", "restore", str(backups), name, "--folder", str(folder / "restored"), *options)
     return row("the restore of one", took, "s", at_most=RESTORE_S)
 
 
-def _type(site: Appliance, *words: str, before: Sequence[str] = ()) -> float:
-    """Run a command of the appliance, and return its seconds."""
+def _time_command(site: Appliance, *words: str, before: Sequence[str] = ()) -> float:
+    """Run a command of the appliance, and return its seconds.
+
+    Raises:
+        RuntimeError: The command failed.
+    """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "APPLIANCE_HOME": str(site.home), **site.environment}
     command = [*before, sys.executable, "-m", "appliance", *words]
     began = time.perf_counter()
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True)
     if done.returncode:
-        raise RuntimeError(
-            f"{' '.join(words)}: expected success, got {done.returncode}: {done.stderr.decode()[-2000:]}"
-        )
+        raise RuntimeError(f"{' '.join(words)} failed with {done.returncode}: {done.stderr.decode()[-2000:]}")
     return time.perf_counter() - began

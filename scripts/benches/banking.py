@@ -1,7 +1,6 @@
-"""The shared parts of the benches on banking77: options, rows, a resolved recipe, and the workers as child processes.
+"""What the benches on banking77 share: options, rows, a resolved recipe, and child processes with the workers' code.
 
-A child is one of the two workers, without its sandbox: one trains, one evaluates the base and what was trained on the
-same held-out questions.
+A child process trains, or evaluates the base and the result on the same held-out questions, without a sandbox.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ F = TypeVar("F")
 
 @dataclass(frozen=True)
 class Sizes:
-    """The first so many intents in the alphabet's order, and so many questions of each."""
+    """Numbers of rows. `labels`: the first intents in alphabetical order. `train`, `held_out`: questions of each."""
 
     labels: int
     train: int
@@ -47,28 +46,28 @@ def parse(name: str, about: str, quick: str, arguments: Sequence[str], *more: tu
         parser.add_argument(option, **words)
     given = parser.parse_args(arguments)
     if not (given.data / "train.csv").is_file():
-        sys.exit(f"bench {name}: expected banking77 in {given.data}, got nothing; say where it is with --data")
+        sys.exit(f"bench {name}: {given.data} has no train.csv; name the folder of banking77 with --data")
     return given
 
 
-def tell(
+def measure_and_print(
     given: Any, sizes: Sizes, measure: Callable[[dict[str, str]], Iterator[F]], table: Callable[[list[F]], list[str]]
 ) -> None:
-    """Each row on stderr as it is measured, and in the JSON; all of them as Markdown at the end."""
+    """Measure, and print a table in Markdown. Each row is printed to stderr and written as JSON once it is measured."""
     found: list[F] = []
     with tempfile.TemporaryDirectory(prefix="appliance-bench-") as scratch:
         for one in measure(prepare(given.base, given.data, given.folder or Path(scratch), sizes)):
             found.append(one)
             print(f"bench: {table([one])[2]}", file=sys.stderr, flush=True)
             if given.json:
-                # A bench that ends before its last row has written the others.
+                # Written after each row, so that an interrupted bench keeps the earlier ones.
                 rows = json.dumps([asdict(row) for row in found], indent=1)  # type: ignore[call-overload]
                 given.json.write_text(rows + "\n", encoding="utf-8")
     print("\n".join([*(f"- {line}" for line in describe_machine(Path.cwd())), "", *table(found)]))
 
 
 def prepare(source: Path | None, data: Path, folder: Path, sizes: Sizes) -> dict[str, str]:
-    """Convert the base and render the rows. Return their folders."""
+    """Convert the base and render the rows unless they are there, and return their folders as `base` and `dataset`."""
     base = models.convert(source, folder) if source else models.SMOLLM2.convert(folder)
     dataset = folder / f"rows-{sizes.labels}-{sizes.train}-{sizes.held_out}"
     if not dataset.is_dir():
@@ -77,7 +76,7 @@ def prepare(source: Path | None, data: Path, folder: Path, sizes: Sizes) -> dict
 
 
 def write_rows(source: Path, base: Path, folder: Path, sizes: Sizes) -> None:
-    """banking77's own split: questions to train on from one file, to evaluate by from the other."""
+    """Render rows by banking77's own split: train.csv has the training rows, test.csv the held-out rows."""
     from appliance.domain.data.kinds import DatasetDescription
     from appliance.ml.data import rows as data
     from appliance.ml.data.sources import parse_source
@@ -119,14 +118,15 @@ def make_recipe(places: dict[str, str], chosen: dict[str, Any]) -> dict[str, Any
 
 
 def run_child(task: dict[str, Any]) -> dict[str, Any]:
+    """Run a task in a child process, and return its result."""
     command = [sys.executable, "-m", "scripts.benches.banking", json.dumps(task)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 
-class _Quiet:
-    """A link without a listener."""
+class _SilentLink:
+    """A worker's link to a service that sends the task and discards all messages."""
 
     def __init__(self, task: dict[str, Any]) -> None:
         self._task = task
@@ -146,7 +146,7 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
     from appliance.ml.training import checkpoint
     from appliance.worker import evaluate, train
 
-    link: Any = _Quiet(task | {"sets": [], "shipped": [], "answers": False, "seconds": 0.0})
+    link: Any = _SilentLink(task | {"sets": [], "shipped": [], "answers": False, "seconds": 0.0})
     if task["work"] == "pace":
         return {"pairs": _time_pairs(task)}
     if task["work"] == "evaluate":
@@ -165,7 +165,7 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def _time_pairs(task: dict[str, Any]) -> list[tuple[float, float]]:
-    """Seconds of a step of `recipe` and of one of `other` on the same rows, in turns, in one process."""
+    """Return pairs of seconds: a step of `recipe` and one of `other` on the same rows, in one process."""
     import time
 
     from appliance.ml.training.loop import train

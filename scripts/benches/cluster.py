@@ -1,5 +1,7 @@
-"""The cost of a job beyond Slurm itself, from the order to the entry that its worker is ready; and two ranks compared
-with one process, at the same number of threads. It needs a real Slurm (scripts/kit/slurm.py) and root.
+"""`scripts/bench slurm`: what a job costs beyond Slurm itself, and two ranks beside one process.
+
+The cost is from the order to the entry `run.started`. Ranks and process have the same number of threads. The bench
+starts a real Slurm (scripts/kit/slurm.py), and needs root.
 """
 
 from __future__ import annotations
@@ -7,7 +9,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,18 +22,18 @@ from scripts.kit.slurm import Slurm, start_slurm
 from scripts.kit.tiny_model import build_base, clauses, write_csv
 
 OVERHEAD_S = 2.0
-"""The goal, beyond Slurm's own."""
+"""Goal: seconds of a job beyond those of Slurm."""
 RANKS_SHARE = 0.9
 SHORT = {"epochs": 1, "batch_size": 8}
 LONG = {"epochs": 30, "batch_size": 16, "save_steps": 1000}
 LONG_OF_MODEL = {"epochs": 2, "batch_size": 16, "save_steps": 1000, "base": "model", "dataset": "banking@1"}
 MODEL_ROWS = 320
-_LOOK_S = 0.01
+_POLL_S = 0.01
 _WAIT_S = 60.0
 
 
 def measure(folder: Path, rounds: int, model: models.Model | None) -> Iterator[Row]:
-    """Ranks are compared on the tests' small model, and on `model` on questions of banking77."""
+    """Yield the rows. Ranks are compared on the tests' small model, and on `model` with questions of banking77."""
     slurm = start_slurm(folder / "slurm")
     site: Appliance | None = None
     try:
@@ -39,7 +41,7 @@ def measure(folder: Path, rounds: int, model: models.Model | None) -> Iterator[R
         alone, whole = [], []
         for number in range(rounds):
             alone.append(_submit_alone(folder, slurm))
-            whole.append(_order(site, f"far-{number}"))
+            whole.append(_order(site, f"slurm-{number}"))
         own = statistics.median(one - other for one, other in zip(whole, alone, strict=True))
         yield row("Slurm's own: sbatch until the job's first command", statistics.median(alone), "s")
         yield row("from the order until run.started", statistics.median(whole), "s")
@@ -48,7 +50,7 @@ def measure(folder: Path, rounds: int, model: models.Model | None) -> Iterator[R
         if model is not None:
             base = models.as_shipped(model.convert(folder / "model"))
             _import(site, base, _questions(), "model", "banking")
-            yield _compare_ranks(site, model.said, rounds, LONG_OF_MODEL)
+            yield _compare_ranks(site, model.title, rounds, LONG_OF_MODEL)
     finally:
         if site is not None and site.service is not None:
             site.stop()
@@ -66,7 +68,7 @@ def _found(folder: Path, slurm: Slurm) -> Appliance:
 def _import(site: Appliance, base: Path, rows: bytes, name: str = "tiny", dataset: str = "clauses") -> None:
     for add in (partial(site.import_base, base, name), partial(site.import_dataset, rows, dataset, name)):
         if (found := add())["status"] != "finished":
-            raise RuntimeError(f"bench: expected a base and a dataset, got {found}")
+            raise RuntimeError(f"bench: an import did not finish: {found}")
 
 
 def _questions() -> bytes:
@@ -95,16 +97,16 @@ def _order(site: Appliance, name: str) -> float:
     return took
 
 
-def _compare_ranks(site: Appliance, said: str, rounds: int, recipe: dict[str, Any]) -> Row:
-    """In pairs, one after the other: what else the machine does changes from minute to minute."""
+def _compare_ranks(site: Appliance, title: str, rounds: int, recipe: dict[str, Any]) -> Row:
+    """Return the row of the median pair. The runs of a pair follow each other, since the machine's load varies."""
     name = str(recipe.get("base", "tiny"))
     pairs = [[_train(site, f"{name}-{ranks}-{n}", ranks, recipe) for ranks in (1, 2)] for n in range(rounds)]
     one, two = sorted(pairs, key=lambda pair: pair[1] / pair[0])[len(pairs) // 2]
-    return row(f"two ranks, {said}", two, "tokens/s", against="one process", theirs=one, ratio_at_least=RANKS_SHARE)
+    return row(f"two ranks, {title}", two, "tokens/s", against="one process", theirs=one, ratio_at_least=RANKS_SHARE)
 
 
 def _train(site: Appliance, name: str, processes: int, recipe: dict[str, Any]) -> float:
-    """Tokens a second of the steps, here; each rank has its share of the machine's threads."""
+    """Train on this machine, and return tokens a second without the first quarter of the steps."""
     run = str(site.order(site.train_order(name, processes=processes, **recipe))["result"]["run"])
     _await_sealed(site, run)
     lines = site.ask("GET", f"/v1/runs/{run}/steps", "olga")
@@ -116,12 +118,12 @@ def _train(site: Appliance, name: str, processes: int, recipe: dict[str, Any]) -
 def _await_sealed(site: Appliance, run: str) -> None:
     found = site.wait_run(run)
     if found["status"] != "sealed":
-        raise RuntimeError(f"bench: expected a sealed run, got {found['status']}: {found['detail']}")
+        raise RuntimeError(f"bench: run {run} was not sealed: {found['status']}: {found['detail']}")
 
 
-def _wait(fact: Any) -> None:
+def _wait(is_done: Callable[[], bool]) -> None:
     deadline = time.monotonic() + _WAIT_S
-    while not fact():
+    while not is_done():
         if time.monotonic() > deadline:
-            raise RuntimeError("bench: expected Slurm to start the job, got nothing")
-        time.sleep(_LOOK_S)
+            raise RuntimeError(f"bench: Slurm did not start the job within {_WAIT_S:.0f} s")
+        time.sleep(_POLL_S)

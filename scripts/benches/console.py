@@ -1,7 +1,7 @@
-"""Times of the console's pages over a large log, and the bytes that a browser loads for the first of them.
+"""`scripts/bench console`: times of the console's pages over a large log, and the bytes of a browser's first page.
 
-The console answers in this process, over a synthetic log. Beside the log's own runs and adapters there are as many
-more as are asked for, in the state and in the projections.
+The console answers in this process, over a synthetic log. More runs and adapters than the log has are inserted into the
+state and the projections.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from appliance.web.console.core.events import RecentEntries
 from appliance.web.core.auth import CallerAuthenticator
 from appliance.workflows.core.context import Context
 from appliance.workflows.lifecycle.running import tune_garbage_collector
-from scripts.benches.kept import keep
+from scripts.benches.log_files import write_log
 from scripts.benches.logs import clock_after, open_ledger
 from scripts.benches.measure import Row, row, wall_ms
 from scripts.benches.synthetic import Synthetic
@@ -51,6 +51,8 @@ _ASSET = re.compile(r'(?:href|src)="(/static/[^"#]+)')
 
 @dataclass(frozen=True)
 class Plan:
+    """Amounts of a measurement. `runs`: runs and adapters that are inserted. `rounds`: requests of each page."""
+
     entries: int
     runs: int
     rounds: int
@@ -76,7 +78,7 @@ def large_pages(size: int) -> tuple[str, ...]:
 
 
 def pages(size: int) -> tuple[str, ...]:
-    """Return every page, and of those that search or look back what costs most, in a log of that size."""
+    """Return an address of every page. Pages that search or look back have the most expensive queries for that size."""
     half = size // 2
     return (
         *large_pages(size),
@@ -91,7 +93,7 @@ def pages(size: int) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Site:
-    """`size`: of the log."""
+    """A console with a signed-in reviewer. `size`: entries of the log."""
 
     context: Context
     client: TestClient
@@ -103,10 +105,10 @@ class Site:
 
 @contextmanager
 def open_site(folder: Path, plan: Plan) -> Iterator[Site]:
-    """Open a console over a log of that length, with a person who is signed in."""
+    """Make a log and open a console over it, with a reviewer who is signed in."""
     log = Synthetic(plan.entries)
     database, home = folder / "log.db", folder / "home"
-    keep(log, database=database)
+    write_log(log, database=database)
     people = [wiring.Person(name, generate_ed25519().spki) for name in ("anna", "ben")]
     settings = load_settings(home, {})
     policy = assemble_policy("default", {path.name: path.read_bytes() for path in _POLICY.iterdir()})
@@ -127,7 +129,7 @@ def open_site(folder: Path, plan: Plan) -> Iterator[Site]:
 
 
 def _multiply(ledger: Ledger, database: Path, plan: Plan) -> None:
-    """Insert copies of the first run and adapter, as many as the plan says."""
+    """Insert copies of the first run and adapter, `plan.runs` of each."""
     state = ledger.state
     run, adapter = state.runs.values()[0], state.adapters.values()[0]
     rows = []
@@ -158,12 +160,13 @@ def _signed_in(context: Context) -> TestClient:
 
 
 def first_page_bytes(site: Site) -> int:
-    """Return the bytes that a browser with an empty cache gets for the first page: the page and the files it names."""
+    """Return the bytes of the first page and of the files that it names: what an empty cache loads."""
     text = site.get("/home").text
     return len(text.encode()) + sum(len(site.get(path).content) for path in {*_ASSET.findall(text)})
 
 
 def measure(folder: Path, plan: Plan) -> Iterator[Row]:
+    """Yield the row of the first page, a row for each page, and one for all."""
     with open_site(folder, plan) as site:
         at = f"{plan.entries:,} entries, {plan.runs:,} runs"
         yield row(f"first page, {at}", first_page_bytes(site) / 1e3, "kB", at_most=FIRST_PAGE_BYTES / 1e3)

@@ -1,7 +1,7 @@
-"""People at the console while units are answered: each loads a page in so many seconds, and streams lose little.
+"""`scripts/bench console --people N`: the rate of 16 streams while people load pages of the console.
 
-The service runs as it is, with its console on a port of its own. Streams alone, and streams while people look, take
-turns. The people are one thread here, which sends what browsers send for a page whose files they have: its HTML.
+Rounds with streams alone and rounds with people at the console take turns. The people are threads of this process. They
+request only the HTML of a page, as a browser does that has its other files in the cache.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from scripts.benches import models, serving_home
-from scripts.benches.measure import Row, interleaved, row
+from scripts.benches.measure import Row, measure_interleaved, row
 from scripts.benches.programs import start_program
 from scripts.benches.serving_client import UnitsClient
 from scripts.benches.serving_home import UNITS
@@ -30,7 +30,7 @@ from scripts.kit.appliance import Appliance, found_site
 from scripts.kit.ports import free_port
 
 STREAMS, PAGE_S, RANK = 16, 20.0, 16
-MOST_LOST = 0.95
+KEPT_RATE = 0.95
 PAGES = {
     "olga": ("/home", "/runs", "/runs/r-000001", "/data", "/imports"),
     "rita": ("/home", "/reviews", "/adapters", "/adapters/own-unit-0@1", "/adapters/own-unit-0@1?tab=quality"),
@@ -43,6 +43,8 @@ PAGES = {
 
 @dataclass(frozen=True)
 class Plan:
+    """Amounts of a measurement. `tokens`: of each stream in a round."""
+
     model: models.Model
     people: int
     rounds: int
@@ -50,6 +52,7 @@ class Plan:
 
 
 def measure(folder: Path, plan: Plan) -> Iterator[Row]:
+    """Yield the rows of the streams and of the pages."""
     site = found_site(folder / "home", free_port())
     port = free_port()
     site.environment["APPLIANCE_CONSOLE"] = f"127.0.0.1:{port}"
@@ -71,7 +74,7 @@ def _fill(site: Appliance, folder: Path, plan: Plan) -> None:
         home.import_base(base)
         home.import_dataset()
         for unit, path in zip(UNITS, adapters, strict=True):
-            adapter = home.seal(Path(path), f"own-{unit}", ours.told("logit_fingerprint", folder=path))
+            adapter = home.seal(Path(path), f"own-{unit}", ours.request("logit_fingerprint", folder=path))
             home.approve(adapter, unit)
             home.release(adapter, unit, "own")
 
@@ -84,14 +87,14 @@ def _beside(site: Appliance, people: People, plan: Plan) -> Iterator[Row]:
     def alone() -> list[float]:
         return [_rate(client, plan.tokens)]
 
-    def looked_at() -> list[float]:
-        with people.looking():
+    def with_people() -> list[float]:
+        with people.load_pages():
             return [_rate(client, plan.tokens)]
 
-    found = interleaved(plan.rounds, alone=alone, beside=looked_at)
+    found = measure_interleaved(plan.rounds, alone=alone, beside=with_people)
     took = sorted(people.took)
     if len(took) < 2:
-        raise RuntimeError(f"expected pages while streams were answered, got {len(took)}: ask for more tokens")
+        raise RuntimeError(f"only {len(took)} pages were loaded during the streams: use more tokens")
     yield row(
         *(
             f"tokens a second, {STREAMS} streams, {plan.people} people each a page in {PAGE_S:.0f} s",
@@ -101,21 +104,21 @@ def _beside(site: Appliance, people: People, plan: Plan) -> Iterator[Row]:
         against="nobody at the console",
         theirs=found["alone"],
         ratio=found.ratio("beside", "alone"),
-        ratio_at_least=MOST_LOST,
+        ratio_at_least=KEPT_RATE,
     )
     yield row(f"a page meanwhile, p50 of {len(took)}", statistics.median(took), "ms")
     yield row("a page meanwhile, p95", took[round(0.95 * (len(took) - 1))], "ms")
 
 
 def _rate(client: UnitsClient, tokens: int) -> float:
-    """Tokens a second of sixteen streams, two for each unit."""
+    """Return the tokens a second of sixteen streams, two for each unit."""
     began = time.perf_counter()
     drawn = client.stream(UNITS * (STREAMS // len(UNITS)), tokens)
     return drawn / (time.perf_counter() - began)
 
 
 class People:
-    """Each has a session of their own, opened as the command line opens it. `took`: of each page, in milliseconds."""
+    """Signed-in people who load pages. `took`: milliseconds of each page."""
 
     def __init__(self, site: Appliance, port: int, count: int) -> None:
         self._port = port
@@ -124,14 +127,14 @@ class People:
         self.took: list[float] = []
 
     def _sign_in(self, site: Appliance, name: str) -> str:
-        """Sign in by a link, which a statement of the key opens, and return the cookie."""
+        """Sign in by a link, as `appliance console --open` does, and return the session's cookie."""
         url = str(site.ask("POST", "/v1/console/links", name)["url"])
-        site.sessions.pop(name, None)  # the browser has it now
+        site.sessions.pop(name, None)  # the link has moved the session to the browser
         own = {"Content-Type": "application/x-www-form-urlencoded", "Sec-Fetch-Site": "same-origin"}
         status, headers, text = self._request("POST", urlsplit(url).path, own)
         found = re.match(r"([^=]+=[^;]+)", headers.get("set-cookie", ""))
         if status != 303 or found is None:
-            raise RuntimeError(f"sign-in of {name}: expected a cookie, got {status}: {text[:300]!r}")
+            raise RuntimeError(f"{name} could not sign in: {status}: {text[:300]!r}")
         return found[1]
 
     def _request(self, method: str, path: str, headers: dict[str, str]) -> tuple[int, dict[str, str], bytes]:
@@ -141,8 +144,12 @@ class People:
             return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
 
     @contextmanager
-    def looking(self) -> Iterator[None]:
-        """They load pages for as long as this lasts, evenly spread; RuntimeError where one was refused."""
+    def load_pages(self) -> Iterator[None]:
+        """Load pages, evenly spread, until the context ends.
+
+        Raises:
+            RuntimeError: A page was refused.
+        """
         ended, wrong = threading.Event(), []
 
         def load(number: int) -> None:
@@ -169,4 +176,4 @@ class People:
             ended.set()
             thread.join()
         if wrong:
-            raise RuntimeError(f"expected every page, got: {wrong[0]}")
+            raise RuntimeError(f"a page was refused: {wrong[0]}")

@@ -1,5 +1,4 @@
-"""`scripts/bench hosts`: processes that append to one PostgreSQL, against one; and the delay until one has read
-another's entries."""
+"""`scripts/bench hosts`: appends of several processes to one PostgreSQL, and the time until one has another's entry."""
 
 from __future__ import annotations
 
@@ -29,19 +28,20 @@ _FORK = multiprocessing.get_context("fork")
 
 @dataclass(frozen=True)
 class Plan:
-    """Pairs of entries that each of a process's writers appends, and how often a process reads another's entry."""
+    """Amounts of a measurement. `pairs`: of entries, by each writer. `followed`: entries whose delay is measured."""
 
     writers: int
     pairs: int
     rounds: int
-    heard: int
+    followed: int
 
 
-QUICK = Plan(writers=16, pairs=20, rounds=2, heard=50)
-FULL = Plan(writers=64, pairs=40, rounds=5, heard=300)
+QUICK = Plan(writers=16, pairs=20, rounds=2, followed=50)
+FULL = Plan(writers=64, pairs=40, rounds=5, followed=300)
 
 
 def measure(plan: Plan) -> Iterator[Row]:
+    """Yield the rows of the appends and of the delay."""
     log = Synthetic(Synthetic.MIN_SIZE)
     with _database(log) as url:
         alone, together = [], []
@@ -57,14 +57,14 @@ def measure(plan: Plan) -> Iterator[Row]:
             ratio=statistics.median(together) / statistics.median(alone),
             ratio_at_least=0.4,
         )
-        waits = sorted(_hear(log, url, plan.heard))
+        waits = sorted(_follow(log, url, plan.followed))
         yield row("an entry of one process is known to another, median", statistics.median(waits), "ms")
         yield row("the same, 99 of 100", waits[len(waits) * 99 // 100], "ms", at_most=1_000)
 
 
 @contextmanager
 def _database(log: Synthetic) -> Iterator[str]:
-    """Run a server of our own that syncs, with the log in it."""
+    """Run a temporary PostgreSQL that syncs, with the log in a database, and yield its URL."""
     with ExitStack() as stack:
         stack.enter_context(patch.dict(postgres._SETTINGS, fsync="on"))
         server = stack.enter_context(postgres.run_server(postgres.find_binaries()))
@@ -93,7 +93,7 @@ def _opened(log: Synthetic, url: str, name: str) -> Iterator[tuple[Processes, Le
 
 
 def _rate(log: Synthetic, url: str, count: int, plan: Plan) -> float:
-    """Entries a second of all of them, from when the first begins until the last has ended."""
+    """Return the entries a second of all processes, from the first one's start to the last one's end."""
     start = _FORK.Barrier(count)
     pipes, children = [], []
     for number in range(count):
@@ -111,7 +111,7 @@ def _rate(log: Synthetic, url: str, count: int, plan: Plan) -> float:
 
 
 def _append(
-    log: Synthetic, url: str, name: str, seed: int, start: Barrier, others: bool, plan: Plan, told: Connection
+    log: Synthetic, url: str, name: str, seed: int, start: Barrier, others: bool, plan: Plan, result: Connection
 ) -> None:
     with _opened(log, url, name) as (_, ledger):
         ledger.notifies_others = others
@@ -128,22 +128,22 @@ def _append(
         with ThreadPoolExecutor(plan.writers) as pool:
             for one in [pool.submit(write, pairs) for pairs in batches]:  # type: ignore[arg-type]
                 one.result()
-        told.send((began, time.monotonic()))
+        result.send((began, time.monotonic()))
 
 
-def _hear(log: Synthetic, url: str, count: int) -> list[float]:
-    """Milliseconds from an append, before its commit, until a process that follows has applied the entry."""
+def _follow(log: Synthetic, url: str, count: int) -> list[float]:
+    """Return the milliseconds from the call of an append until a follower has applied the entry."""
     with _opened(log, url, "writer") as (_, writer), _opened(log, url, "follower") as (processes, follower):
         writer.notifies_others = True
         sizes: dict[int, float] = {}
-        heard, over = threading.Event(), threading.Event()
+        applied, over = threading.Event(), threading.Event()
 
         def follow() -> None:
-            with closing(processes.watch_commits(1.0)) as news:
-                for is_told in news:
-                    if is_told and follower.refresh():
+            with closing(processes.watch_commits(1.0)) as notices:
+                for has_commit in notices:
+                    if has_commit and follower.refresh():
                         sizes[follower.state.size] = time.monotonic()
-                        heard.set()
+                        applied.set()
                     if over.is_set():
                         return
 
@@ -152,13 +152,13 @@ def _hear(log: Synthetic, url: str, count: int) -> list[float]:
         requests, waits = Requests(writer, 7), []
         time.sleep(1)
         for _ in range(count):
-            heard.clear()
+            applied.clear()
             began = time.monotonic()
             size = writer.append(requests.heartbeat()).entry.index + 1
             while size not in sizes:
-                if not heard.wait(5):
-                    raise RuntimeError(f"entry {size - 1}: expected to be heard of within 5 s")
-                heard.clear()
+                if not applied.wait(5):
+                    raise RuntimeError(f"entry {size - 1}: the follower did not apply it within 5 s")
+                applied.clear()
             waits.append((sizes[size] - began) * 1e3)
         over.set()
         writer.append(requests.heartbeat())

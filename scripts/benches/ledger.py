@@ -1,4 +1,4 @@
-"""`scripts/bench ledger`: every measure of the ledger side by side, in one run on one disk."""
+"""`scripts/bench ledger`: all benches of the ledger, in one run on one disk."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from typing import Any
 from scripts.benches import appends, peer, reading, verifying
 from scripts.benches.appends import Timed
 from scripts.benches.logs import Log, Requests, open_log
-from scripts.benches.measure import Measure, Row, interleaved, row
+from scripts.benches.measure import Measure, Row, measure_interleaved, row
 
 GROWTH = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Amounts of a measurement. `size` is the log that all but the growth is measured on; the growth goes up to
-    `largest`, or is left out for 0. Counts are those of one round."""
+    """Amounts of a measurement. `size`: entries of the log. `largest`: entries of the largest log of the growth bench,
+    which 0 leaves out. Counts are those of one round.
+    """
 
     size: int
     largest: int
     rounds: int
     appends: int
     turns: int
-    """Rounds of what waits for the disk: many and short, since its pace changes while one measures."""
+    """Rounds of the benches that wait for the disk. They are many and short, since the speed of a disk varies."""
     alone: int
     each: int
     proofs: int
@@ -39,22 +40,22 @@ FULL = Plan(size=1_000_000, largest=1_000_000, rounds=5, appends=200, turns=40, 
 
 
 def measure(folder: Path, plan: Plan) -> Iterator[Row]:
-    """Every row, as it is found."""
+    """Yield the rows of all benches as they are measured."""
     with open_log(folder, plan.size) as log:
-        yield from appends.lone(log, folder, plan.rounds, plan.appends)
-        yield from appends.many(log, folder, plan.turns, alone=plan.alone, each=plan.each)
+        yield from appends.measure_one_writer(log, folder, plan.rounds, plan.appends)
+        yield from appends.measure_many_writers(log, folder, plan.turns, alone=plan.alone, each=plan.each)
         if plan.postgresql:
-            yield from appends.on_postgresql(plan.turns, alone=plan.alone, each=plan.each)
-        yield from reading.proofs(log, plan.rounds, plan.proofs)
-        yield from reading.ask(log, plan.rounds, 10)
-        yield from verifying.whole(log, folder, plan.rounds)
-        yield from peer.beside_pymerkle(log, folder, plan.turns, alone=plan.alone, proofs=plan.proofs // 10 + 1)
+            yield from appends.measure_postgresql(plan.turns, alone=plan.alone, each=plan.each)
+        yield from reading.measure_proofs(log, plan.rounds, plan.proofs)
+        yield from reading.measure_searches(log, plan.rounds, 10)
+        yield from verifying.measure_whole(log, folder, plan.rounds)
+        yield from peer.measure_beside_pymerkle(log, folder, plan.turns, alone=plan.alone, proofs=plan.proofs // 10 + 1)
         if plan.largest:
-            yield from growth(folder, plan, log)
+            yield from measure_growth(folder, plan, log)
 
 
-def growth(folder: Path, plan: Plan, known: Log | None = None) -> Iterator[Row]:
-    """Each cost at each size, the sizes taking turns, beside the cost at the smallest."""
+def measure_growth(folder: Path, plan: Plan, known: Log | None = None) -> Iterator[Row]:
+    """Yield each cost at each size beside the cost at the smallest size. The sizes take turns."""
     with ExitStack() as stack:
         sizes = [size for size in GROWTH if size <= plan.largest]
         logs = [
@@ -62,8 +63,10 @@ def growth(folder: Path, plan: Plan, known: Log | None = None) -> Iterator[Row]:
         ]
         costs: dict[tuple[str, str], list[float]] = {
             ("own CPU of an append", "µs"): _over(logs, plan.rounds, lambda log: _append_cpu(log, plan.appends)),
-            ("inclusion proof", "ms"): _over(logs, plan.rounds, lambda log: reading.inclusion(log, plan.proofs)),
-            ("slowest question", "ms"): _over(logs, plan.rounds, lambda log: lambda: reading.slowest_question(log)),
+            ("inclusion proof", "ms"): _over(
+                logs, plan.rounds, lambda log: reading.measure_inclusion(log, plan.proofs)
+            ),
+            ("slowest question", "ms"): _over(logs, plan.rounds, lambda log: lambda: reading.time_slowest_search(log)),
         }
         runs = [verifying.verify(log) for log in logs]
         costs["verification, an entry", "µs"] = [
@@ -82,7 +85,7 @@ def growth(folder: Path, plan: Plan, known: Log | None = None) -> Iterator[Row]:
 
 def _over(logs: list[Log], rounds: int, measure_of: Any) -> list[float]:
     measures: dict[str, Measure] = {str(log.size): measure_of(log) for log in logs}
-    found = interleaved(rounds, **measures)
+    found = measure_interleaved(rounds, **measures)
     return [found[str(log.size)] for log in logs]
 
 

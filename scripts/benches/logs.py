@@ -1,4 +1,4 @@
-"""Logs of a size to measure on: export, trust file and database in a folder, and the ledger over it."""
+"""Synthetic logs of a given size to measure on: a ledger, with its export, trust file and database in a folder."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from appliance.store.ledger.keys import HeldLogKeys
 from appliance.store.ledger.ledger import Ledger
 from appliance.store.ledger.snapshots import Snapshots
 from appliance.workflows.lifecycle.running import tune_garbage_collector
-from scripts.benches.kept import keep
+from scripts.benches.log_files import write_log
 from scripts.benches.measure import wall_ms
-from scripts.benches.signed import Made
+from scripts.benches.signed_site import Made
 from scripts.benches.synthetic import Synthetic
 
 WRITES = 1_200
-"""Commits after which SQLite begins its write-ahead log from the front again, as in every service that has run for some
-minutes: at first each commit also makes the file longer, which costs as much again."""
+"""Commits after which SQLite writes its write-ahead log from the front again, as it does in a service that has run for
+minutes. Until then each commit also makes the file longer, which doubles its cost."""
 
 
 @dataclass(frozen=True)
 class Log:
-    """A log of `size` entries as it was made; what the measures append comes on top in the database alone."""
+    """A log that was made with `size` entries. The measures append more to the database only, not to the export."""
 
     size: int
     export: Path
@@ -48,7 +48,7 @@ class Log:
     load_us: float
     """Microseconds for each entry that a service replays at its start."""
     resume_us: float
-    """The same where the service before it has sealed its state."""
+    """Microseconds an entry for a start from the state snapshot that the service before it has sealed."""
 
 
 @contextmanager
@@ -56,7 +56,7 @@ def open_log(folder: Path, size: int) -> Iterator[Log]:
     """Make a log (about 60 µs and 2 KB an entry), load it, and remove it at the end."""
     log = Synthetic(size)
     export, trust, database = (folder / f"{size}.{kind}" for kind in ("tar", "json", "db"))
-    keep(log, export=export, database=database)
+    write_log(log, export=export, database=database)
     trust.write_bytes(encode_trust(log.trust))
     try:
         snapshots = partial(Snapshots, folder / f"{size}.snapshot", origin=log.origin, code=digest_bytes(b"this"))
@@ -82,6 +82,7 @@ def _open(log: Synthetic, database: Path, snapshots: Callable[..., Snapshots]) -
 def open_ledger(
     log: Synthetic, engine: Engine, clock: Callable[[], datetime], snapshots: Snapshots | None = None
 ) -> Ledger:
+    """Return the ledger of a synthetic log in a database."""
     key, keys = vkey_of(log.origin, log.signer), HeldLogKeys(lambda _vkey: log.signer)
     return Ledger(engine, origin=log.origin, log_key=key, keys=keys, clock=clock, snapshots=snapshots)
 
@@ -103,6 +104,7 @@ def replay(log: Synthetic, engine: Engine) -> Ledger:
 
 
 def draft_of(made: Made) -> EntryDraft:
+    """Return the draft whose append makes this entry again."""
     entry: Entry = parse_entry(made.data)
     return EntryDraft(
         type=entry.type,
@@ -117,7 +119,7 @@ def draft_of(made: Made) -> EntryDraft:
 
 
 class Requests:
-    """Drafts that a serving appliance appends all day; each request is new."""
+    """Drafts of the entries that a service appends while it serves units: heartbeats, and pairs for new requests."""
 
     def __init__(self, ledger: Ledger, seed: int) -> None:
         self._slots = [slot for _, slot in ledger.state.slots.items() if slot.loaded is not None]

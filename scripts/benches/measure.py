@@ -1,4 +1,4 @@
-"""The shared parts of every bench: rows, medians of interleaved rounds, a description of the machine, and the table."""
+"""What every bench shares: rows of a table, medians of interleaved rounds, and a description of the machine."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from itertools import chain
 from pathlib import Path
 
 Measure = Callable[[], list[float]]
-"""Takes one round's samples."""
+"""Returns the samples of one round."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One measure. `ratio` is ours over theirs; `met` is None where there is no goal, or none that binds here."""
+    """A measured figure beside its peer. `ratio` is ours / theirs; `met` is None if the figure has no goal."""
 
     name: str
     ours: float
@@ -62,29 +62,30 @@ def row(
     return Row(name, ours, unit, against, theirs, ratio, goal, met)
 
 
-class Found(dict[str, float]):
-    """The median of every measure's samples, by name."""
+class Medians(dict[str, float]):
+    """The median of all samples of each measure, by the measure's name."""
 
     def __init__(self, samples: dict[str, list[list[float]]]) -> None:
         super().__init__((name, statistics.median(chain(*rounds))) for name, rounds in samples.items())
         self._rounds = {name: [statistics.median(one) for one in rounds] for name, rounds in samples.items()}
 
     def ratio(self, ours: str, theirs: str) -> float:
-        """Return the median of the rounds' ratios, so that a change of the disk's pace between rounds has no effect."""
+        """Return the median of the rounds' ratios, so that a disk that slows down between rounds changes little."""
         return statistics.median(a / b for a, b in zip(self._rounds[ours], self._rounds[theirs], strict=True))
 
 
-def interleaved(rounds: int, **measures: Measure) -> Found:
-    """All measures take turns, so that a slow moment hits each alike."""
+def measure_interleaved(rounds: int, **measures: Measure) -> Medians:
+    """Run all measures once in each round, so that a slow moment of the machine affects each of them."""
     samples: dict[str, list[list[float]]] = {name: [] for name in measures}
     for number in range(rounds):
-        # Forwards and backwards in turn: nobody always comes after the same neighbour.
+        # Every second round runs backwards, so that no measure always follows the same one.
         for name in list(measures)[:: -1 if number % 2 else 1]:
             samples[name].append(measures[name]())
-    return Found(samples)
+    return Medians(samples)
 
 
 def wall_ms(act: Callable[[], object]) -> float:
+    """Return the milliseconds that a call takes."""
     began = time.perf_counter()
     act()
     return (time.perf_counter() - began) * 1e3
@@ -105,7 +106,7 @@ def sync_ms(folder: Path, count: int = 50) -> list[float]:
 
 
 def describe_machine(folder: Path) -> list[str]:
-    """Cores, memory, kernel and disk; nothing that names the machine."""
+    """Return lines about cores, memory, kernel and disk. They do not name the machine."""
     cpu = next(iter(_values(Path("/proc/cpuinfo"), "model name")), platform.machine())
     memory_kib = next((int(text.split()[0]) for text in _values(Path("/proc/meminfo"), "MemTotal")), 0)
     cores = len(os.sched_getaffinity(0))
@@ -152,13 +153,14 @@ def _cells(one: Row) -> tuple[str, ...]:
 
 
 def _number(value: float | None) -> str:
-    """Three significant digits; thousands whole and with commas."""
+    """Return the number with three significant digits, from 100 on as an integer with commas."""
     if value is None:
         return ""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def plain_table(rows: Sequence[Row]) -> str:
+    """Return the rows as a table of aligned columns."""
     lines = [_HEADS, *map(_cells, rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(_HEADS))]
     return "\n".join(
@@ -171,5 +173,6 @@ def plain_table(rows: Sequence[Row]) -> str:
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
+    """Return the rows as a table in Markdown."""
     rule = ["---:" if head in _RIGHT else "---" for head in _HEADS]
     return "\n".join(f"| {' | '.join(line)} |" for line in (_HEADS, rule, *map(_cells, rows)))

@@ -1,8 +1,7 @@
-"""`scripts/bench methods`: every method on the same rows of banking77, as the workers train and evaluate them.
+"""`scripts/bench methods`: trains and evaluates every method on the same rows of banking77, by the code of the workers.
 
-Each is two processes of its own: one trains (its time and its peak memory are the row's), one evaluates the base and
-what was trained on the same held-out questions. Values that a recipe leaves open are resolved as for any run, so the
-table shows what a recipe of three lines and a method gives.
+Each method has two processes. One trains; its time and peak memory are in the table. The other evaluates the base and
+the result on the same held-out questions. Values that a recipe leaves open are resolved as for any run.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.domain.recipe.methods import METHODS
-from scripts.benches.banking import Sizes, make_recipe, parse, run_child, tell
+from scripts.benches.banking import Sizes, make_recipe, measure_and_print, parse, run_child
 
 PAIRS = [(name, method.quantisations[0], "adamw") for name, method in METHODS.items()]
 PAIRS += [("lora", "int8", "adamw"), ("qlora", "nf4-double", "adamw-8bit"), ("full", "none", "adamw-8bit")]
@@ -24,8 +23,8 @@ FULL_SIZES, QUICK_SIZES = Sizes(16, 20, 13), Sizes(8, 10, 10)
 
 
 @dataclass(frozen=True)
-class Found:
-    """One row: tokens of prompts and answers a second; bytes at the worst moment of the training process."""
+class MethodResult:
+    """Quality and cost of a method. `tokens_s`: tokens of prompts and answers that it trains on a second."""
 
     method: str
     quantisation: str
@@ -50,16 +49,16 @@ def main(arguments: list[str]) -> None:
     given = parse("methods", "Train every method on banking77.", quick, arguments, ("--only", only))
     sizes, pairs = (QUICK_SIZES, QUICK) if given.quick else (FULL_SIZES, PAIRS)
     pairs = [pair for pair in pairs if not given.only or ":".join(pair) in given.only]
-    tell(given, sizes, partial(_measure, pairs), table)
+    measure_and_print(given, sizes, partial(_measure, pairs), table)
 
 
-def _measure(pairs: list[tuple[str, str, str]], places: dict[str, str]) -> Iterator[Found]:
+def _measure(pairs: list[tuple[str, str, str]], places: dict[str, str]) -> Iterator[MethodResult]:
     for pair in pairs:
         with tempfile.TemporaryDirectory(prefix="appliance-bench-") as name:
             task = {**places, "recipe": _recipe(places, *pair), "output": name, "checkpoints": name, "adapter": name}
             trained, evaluated = run_child(task | {"work": "train"}), run_child(task | {"work": "evaluate"})
             saved = (Path(name) / METHODS[pair[0]].weights).stat().st_size
-        yield Found(
+        yield MethodResult(
             *pair,
             learning_rate=task["recipe"]["learning_rate"],
             trained_weights=trained["trained_weights"],
@@ -81,8 +80,8 @@ def _recipe(places: dict[str, str], method: str, quantisation: str, optimiser: s
     return make_recipe(places, {"epochs": 1, **chosen})
 
 
-def table(found: list[Found]) -> list[str]:
-    """Markdown; quality and cost also as shares of full fine-tuning's, where that was measured."""
+def table(found: list[MethodResult]) -> list[str]:
+    """Return the lines of a table in Markdown. Shares are of full fine-tuning, if it was measured."""
     full = next((one for one in found if (one.method, one.optimiser) == ("full", "adamw")), None)
     lines = [
         "| method | base | optimiser | rate | trained weights | accuracy | macro-F1 | of full | tokens/s | "

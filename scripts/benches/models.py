@@ -1,6 +1,6 @@
-"""The models of `scripts/bench train|serve|plan --model`: as an import leaves them, and as llama.cpp reads them.
+"""The models of `scripts/bench train|serve|plan --model`, as imported bases and as GGUF files for llama.cpp.
 
-What takes long to get or make is kept in `.cache`.
+Downloads and models that take long to build are cached in `.cache`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,18 @@ CACHE = ROOT / ".cache"
 
 @dataclass(frozen=True)
 class Model:
-    """`start_s`: the goal from an activation to the first answer while no engine runs, in seconds."""
+    """A model to measure with.
+
+    `title`: the name in tables. `start_s`: the goal for the seconds from an activation to the first answer, while no
+    engine runs.
+    """
 
     name: str
-    said: str
+    title: str
     start_s: float
 
     def convert(self, folder: Path) -> Path:
-        """Make the base as an import leaves it, once in the folder."""
+        """Return the base as an import makes it. Make it in the folder unless it is there."""
         return convert(self._source(), folder)
 
     def find_gguf(self) -> Path:
@@ -42,11 +46,11 @@ class Model:
         """Return the model as a publisher ships it: a GGUF file or a folder."""
         if self.name == "smollm2":
             return fetch(CACHE)
-        made = CACHE / "llama-1b"
-        if made.is_dir():
-            return made
+        folder = CACHE / "llama-1b"
+        if folder.is_dir():
+            return folder
         with tempfile.TemporaryDirectory(prefix="appliance-bench-") as scratch:
-            return build_llama(made, convert(fetch(CACHE), Path(scratch)))
+            return build_llama(folder, convert(fetch(CACHE), Path(scratch)))
 
 
 SMOLLM2 = Model("smollm2", "SmolLM2, 135 million", start_s=3)
@@ -55,7 +59,10 @@ MODELS = {one.name: one for one in (SMOLLM2, BILLION)}
 
 
 def convert(source: Path, folder: Path) -> Path:
-    """Convert a base into the folder as an import does, once, by a process whose memory is not the bench's."""
+    """Convert a model into `folder/base` as an import does, unless it is there.
+
+    A process of its own converts, so that its memory is not counted as the bench's.
+    """
     base = folder / "base"
     if not base.is_dir():
         base.mkdir(parents=True)
@@ -63,12 +70,12 @@ def convert(source: Path, folder: Path) -> Path:
         command = [sys.executable, "-c", code, str(source), str(base)]
         done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
         if done.returncode:
-            raise SystemExit(f"bench: {source.name}: expected a base that can be imported, got: {done.stderr[-2000:]}")
+            raise SystemExit(f"bench: {source.name} could not be converted: {done.stderr[-2000:]}")
     return base
 
 
 def as_shipped(base: Path) -> Path:
-    """Make the base once as a publisher would ship it, beside it: an import adds its weights in NF4."""
+    """Return a folder beside the base with the publisher's files alone, without the NF4 weights that an import adds."""
     folder = base.with_name("shipped")
     if not folder.is_dir():
         folder.mkdir()

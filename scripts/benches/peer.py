@@ -1,4 +1,4 @@
-"""Append and proof beside pymerkle, which keeps a Merkle tree in SQLite: the same entries, batches of equal size."""
+"""Benches of appends and proofs beside pymerkle, which keeps a Merkle tree in SQLite: equal entries and batches."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from appliance.domain.core.entry import EntryDraft
 from appliance.store.ledger.search_index import BLOCK
 from scripts.benches.appends import Rates
 from scripts.benches.logs import Log, Requests
-from scripts.benches.measure import Found, Row, interleaved, row, wall_ms
-from scripts.benches.reading import inclusion
+from scripts.benches.measure import Medians, Row, measure_interleaved, row, wall_ms
+from scripts.benches.reading import measure_inclusion
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = ROOT / ".venv-bench" / "bin" / "python"
 """The environment that `scripts/bench` makes from the extra `bench`."""
-_QUICKER, _PROVED = 3, 2.8
-"""Times pymerkle: a batch, or a proof; and a batch with a proof of each of its entries."""
+_GOAL, _GOAL_WITH_PROOFS = 3, 2.8
+"""Goals, as multiples of pymerkle's rate: for a batch or a proof, and for a batch with a proof of each entry."""
 _BATCH, _BATCHES = 64, BLOCK // 64
-"""Entries a batch, and batches a turn: so many that each turn of ours files as many entries as it appends."""
+"""Entries of a batch, and batches of a turn. A turn fills one block of the search index."""
 
 
 class Peer:
@@ -36,7 +36,7 @@ class Peer:
         print(json.dumps({"do": do, **arguments}), file=self._program.stdin, flush=True)
         answer: list[float] = json.loads(self._program.stdout.readline() or "[]")
         if not answer:
-            raise RuntimeError(f"pymerkle, {do}: expected an answer, got the end of its process")
+            raise RuntimeError(f"pymerkle, {do}: the process ended before it answered; see its error output")
         return answer
 
 
@@ -53,7 +53,7 @@ def _started(path: Path, *journal: str) -> Iterator[Peer]:
 
 
 class Batches:
-    """Ours: entries that one caller hands over at once. Drafts are made before the clock runs."""
+    """Batches that one caller appends to our ledger. Drafts are made before the time is taken."""
 
     def __init__(self, log: Log) -> None:
         self._ledger, self._requests = log.ledger, Requests(log.ledger, seed=5)
@@ -62,12 +62,12 @@ class Batches:
         return [draft for _ in range(_BATCH // 2) for draft in self._requests.pair()]
 
     def append(self, count: int) -> list[float]:
-        """So many batches, each in one durable transaction."""
+        """Return the ms of appending `count` batches, each in one durable transaction."""
         made = [self._make() for _ in range(count)]
         return [wall_ms(lambda: [self._ledger.append_all(drafts) for drafts in made])]
 
     def append_and_prove(self, count: int) -> list[float]:
-        """So many batches, and after each the proof of each of it in the tree that it made."""
+        """Return the ms of appending `count` batches, and of proving each entry in the tree after its batch."""
         made = [self._make() for _ in range(count)]
 
         def act(drafts: list[EntryDraft]) -> None:
@@ -79,23 +79,23 @@ class Batches:
         return [wall_ms(lambda: [act(drafts) for drafts in made])]
 
 
-def beside_pymerkle(log: Log, folder: Path, rounds: int, *, alone: int, proofs: int) -> list[Row]:
-    """No row where the environment with pymerkle could not be made."""
+def measure_beside_pymerkle(log: Log, folder: Path, rounds: int, *, alone: int, proofs: int) -> list[Row]:
+    """Measure rates beside pymerkle. Return no rows where its environment could not be made."""
     if not PYTHON.exists():
         return []
     rates, batches = Rates(log.ledger, alone=alone, each=0), Batches(log)
     with _started(folder / "pymerkle.db", "wal") as peer, _started(folder / "journal.db") as plain:
         peer("fill", export=str(log.export))
-        cold = interleaved(1, ours=inclusion(log, 10), theirs=lambda: peer("prove", count=3, cold=True))
+        cold = measure_interleaved(1, ours=measure_inclusion(log, 10), theirs=lambda: peer("prove", count=3, cold=True))
         peer("warm")
-        found = interleaved(
+        found = measure_interleaved(
             rounds,
             plain_alone=lambda: _rates(plain("append", batch=1, count=2 * alone), 2 * alone),
             alone=lambda: rates.measure(1),
             their_alone=lambda: _rates(peer("append", batch=1, count=2 * alone), 2 * alone),
             batch=lambda: _rates(batches.append(_BATCHES), _BATCH * _BATCHES),
             their_batch=lambda: _rates(peer("append", batch=_BATCH, count=_BATCHES), _BATCH * _BATCHES),
-            proof=lambda: _rates(inclusion(log, proofs)(), 1),
+            proof=lambda: _rates(measure_inclusion(log, proofs)(), 1),
             their_proof=lambda: _rates(peer("prove", count=proofs, cold=False), 1),
             both=lambda: _rates(batches.append_and_prove(_BATCHES), _BATCH * _BATCHES),
             their_both=lambda: _rates(peer("append_and_prove", batch=_BATCH, count=_BATCHES), _BATCH * _BATCHES),
@@ -105,8 +105,8 @@ def beside_pymerkle(log: Log, folder: Path, rounds: int, *, alone: int, proofs: 
     return [*peer_rows(found, at), row(first, cold["ours"], "ms", against="pymerkle", theirs=cold["theirs"])]
 
 
-def peer_rows(found: Found, at: str) -> list[Row]:
-    """Each of our rates against theirs; `at`: the log's size in words."""
+def peer_rows(found: Medians, at: str) -> list[Row]:
+    """Return the rows of our rates against pymerkle's. `at`: the size of the log, as in "9 entries"."""
 
     def against(name: str, ours: str, theirs: str, goal: float | None = None) -> Row:
         return row(
@@ -120,9 +120,9 @@ def peer_rows(found: Found, at: str) -> list[Row]:
     return [
         against("appends one by one, pymerkle's own rollback journal", "alone", "plain_alone"),
         against("appends one by one", "alone", "their_alone"),
-        against(f"appends, {_BATCH} in one call", "batch", "their_batch", _QUICKER),
-        against(f"inclusion proofs, {at}", "proof", "their_proof", _QUICKER),
-        against(f"appends, {_BATCH} in one call, and a proof of each, {at}", "both", "their_both", _PROVED),
+        against(f"appends, {_BATCH} in one call", "batch", "their_batch", _GOAL),
+        against(f"inclusion proofs, {at}", "proof", "their_proof", _GOAL),
+        against(f"appends, {_BATCH} in one call, and a proof of each, {at}", "both", "their_both", _GOAL_WITH_PROOFS),
     ]
 
 

@@ -1,7 +1,7 @@
-"""`scripts/bench plan`: compares the plan with measured values, configuration by configuration, on this machine.
+"""`scripts/bench plan`: compares planned memory and time of training with measured values on this machine.
 
-Each is trained for a few steps in a process of its own, over a base named on the command line, with rows of many
-lengths. The plan uses what an import measures: the base's dimensions and quantiles of the lengths, not the rows.
+Each configuration is trained for a few steps in a process of its own, on a base that the command line names, with rows
+of many lengths. The plan uses only what an import measures: the base's dimensions, and quantiles of the lengths.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Configuration:
-    """Differences from the recipe's defaults; rows have a quarter of `length` tokens up to all of them."""
+    """Differences from the recipe's defaults. Rows have from a quarter of `length` up to `length` tokens."""
 
     length: int
     recipe: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        told = [f"{key} {value}" for key, value in self.recipe.items() if key != "method"]
-        return ", ".join([self.recipe.get("method", "qlora"), f"rows of up to {self.length} tokens", *told])
+        changes = [f"{key} {value}" for key, value in self.recipe.items() if key != "method"]
+        return ", ".join([self.recipe.get("method", "qlora"), f"rows of up to {self.length} tokens", *changes])
 
 
 QUICK = (
@@ -77,7 +77,7 @@ BILLION = (
     Configuration(128, {"batch_size": 4, "rank": 64}),
     Configuration(256, {"method": "lora", "batch_size": 2, "gradient_checkpointing": "layer"}),
 )
-"""Without full fine-tuning: weights, gradients and the optimiser's state would take 19 GB."""
+"""Full fine-tuning is left out: weights, gradients and the optimiser's state would take 19 GB."""
 CONFIGURATIONS = {"smollm2": (QUICK, FULL), "1b": (BILLION_QUICK, BILLION)}
 
 
@@ -120,11 +120,11 @@ def measure(base: Path, configurations: Sequence[Configuration]) -> Iterator[Row
     sizes = [abs(error) * 100 for error in errors]
     yield row("mean error", statistics.fmean(sizes), "%", at_most=15)
     yield row("worst error", max(sizes), "%", at_most=30)
-    yield row("furthest under what was measured", max(0.0, -min(errors) * 100), "%", at_most=0)
+    yield row("largest underestimate", max(0.0, -min(errors) * 100), "%", at_most=0)
 
 
 def prepare(base: Path, one: Configuration) -> tuple[Subject, ResolvedRecipe, list[int]]:
-    """Return the facts that the plan has, and the lengths of the rows, which it lacks."""
+    """Return the facts for the plan, the resolved recipe, and the lengths of the rows, which the plan does not get."""
     config = json.loads((base / "config.json").read_bytes())
     written = {"name": "bench", "base": "base", "dataset": "rows@1", "purpose": "baseline", "device": "cpu"}
     written |= {"epochs": 1, "gradient_checkpointing": "none", **one.recipe}
@@ -146,7 +146,7 @@ def prepare(base: Path, one: Configuration) -> tuple[Subject, ResolvedRecipe, li
 
 
 def read_shape(base: Path, config: dict[str, Any]) -> DecoderShape:
-    """Read the dimensions from the base's configuration, and count weights by its files' headers, without NF4's."""
+    """Read the dimensions from the base's configuration, and count the weights from its files, without those in NF4."""
     files = sorted(base.glob("model*.safetensors"))
     headers = [json.loads(_header(path)) for path in files]
     shapes = [one["shape"] for header in headers for name, one in header.items() if name != "__metadata__"]
@@ -170,6 +170,7 @@ def _header(path: Path) -> bytes:
 
 
 def run_one(base: Path, recipe: ResolvedRecipe, lengths: list[int]) -> dict[str, Any]:
+    """Train once in a process of its own, and return its figures."""
     task = {
         "base": str(base),
         "recipe": recipe.model_dump(mode="json"),
@@ -180,6 +181,6 @@ def run_one(base: Path, recipe: ResolvedRecipe, lengths: list[int]) -> dict[str,
     command = [sys.executable, "-m", "scripts.benches.plan_worker", json.dumps(task)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     if done.returncode:
-        raise SystemExit(f"bench: {recipe.method}: expected a result, got: {done.stderr[-500:]}")
+        raise SystemExit(f"bench: training by {recipe.method} failed: {done.stderr[-500:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found

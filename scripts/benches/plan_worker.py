@@ -1,6 +1,6 @@
-"""One training run in a process of its own, by the functions that the training worker calls; prints its peaks.
+"""Runs one training by the functions that the training worker calls, and prints its memory peaks as a JSON object.
 
-The rows are random: a run's memory depends on their lengths, not on their contents.
+The rows are random, since a run's memory depends on their lengths only.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ def main() -> None:
 
 
 def draw_samples(lengths: list[int], shared: int, answer: int, words: int) -> list[Sample]:
+    """Return rows of random tokens below `words`. The first `shared` are equal; the last `answer` are trained."""
     draw = random.Random(1)
     common = [draw.randrange(words) for _ in range(shared)]
     rows = [[*common, *(draw.randrange(words) for _ in range(length - shared))] for length in lengths]

@@ -1,4 +1,4 @@
-"""`scripts/bench dpo`: preferences beside TRL's DPOTrainer, in processes that take turns."""
+"""`scripts/bench dpo`: training on preferences beside TRL's DPOTrainer, in processes that take turns."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ class _Size:
 
 
 def measure(folder: Path, plan: Plan, *, quick: bool) -> Iterator[Row]:
-    """Tokens are those of prompt and answer, for both answers: what TRL computes. Ours computes each prompt once."""
+    """Yield the rows. Tokens are those of the prompt with each of its two answers, as TRL computes them. Ours computes
+    each prompt once.
+    """
     size = _Size(steps=4, warm_up=1) if quick else _Size(steps=12, warm_up=2)
     base, rows = plan.model.convert(folder), folder / "pairs.jsonl"
     rows.write_text("".join(json.dumps(one) + "\n" for one in _pair(plan.data, size.steps * SIZE)), "utf-8")
@@ -59,7 +61,7 @@ def measure(folder: Path, plan: Plan, *, quick: bool) -> Iterator[Row]:
 
 
 def _pair(data: Path, count: int) -> list[dict[str, Any]]:
-    """Text of contracts: the chosen answer continues it, the rejected one continues another text."""
+    """Return pairs from texts of contracts. The chosen answer continues the prompt, the rejected one follows later."""
     with (data / "cuad/clauses_train.csv").open(encoding="utf-8-sig", newline="") as stream:
         words = [word for one in csv.DictReader(stream) for word in one["text"].split()]
     size = 4 * WORDS

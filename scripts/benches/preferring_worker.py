@@ -1,4 +1,4 @@
-"""One run over preferences in a process of its own, ours or TRL's; prints one JSON object."""
+"""Runs one training on preferences, ours or TRL's, in a process of its own, and prints its figures as a JSON object."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def ours(task: Task) -> dict[str, Any]:
         data.hold_out_sources(sources), base.chat, "preference", instruction="", is_validation_set=True
     )
     samples = tokenize_rows(rendered, base.chat, max_length=recipe["max_length"])
-    # As TRL counts: the prompt with each of its answers.
+    # Tokens are counted as TRL counts them: the prompt with each of its answers.
     sizes = {one.index: one.tokens + one.spans[0][0] for one in samples}
     times, tokens, losses = [time.perf_counter()], [0], [0.0]
 
@@ -52,7 +52,7 @@ def ours(task: Task) -> dict[str, Any]:
 
 
 def trl(task: Task) -> dict[str, Any]:
-    """TRL's DPOTrainer, the adapter switched off as its reference too, with the settings of ours."""
+    """Train with TRL's DPOTrainer and our settings. The base without the adapter is the reference, as in ours."""
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 

@@ -1,7 +1,7 @@
-"""`scripts/bench private`: one recipe on banking77 without privacy and with several epsilons, as the workers train it.
+"""`scripts/bench private`: trains one recipe on banking77 without privacy and with several epsilons.
 
-The recipe without privacy has the same rank, rate, rows a step and epochs, so the difference is what clipping, noise
-and going row by row cost. Time is compared apart: steps of both kinds on the same rows, in turns, in one process.
+Rank, learning rate, rows a step and epochs are equal. So the differences come from clipping, noise and gradients row by
+row. Time is compared in a separate process, which trains steps of both kinds on the same rows in turns.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from scripts.benches.banking import Sizes, make_recipe, parse, run_child, tell
+from scripts.benches.banking import Sizes, make_recipe, measure_and_print, parse, run_child
 
 PACED_ROWS = 16
-"""Rows of a step whose time is compared."""
+"""Rows of each step in the comparison of time."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`rows`: of banking77; `written`: what every recipe says; `pairs`: of steps whose times are compared."""
+    """A measurement. `written`: the fields of every recipe. `pairs`: pairs of steps in the comparison of time."""
 
     rows: Sizes
     epsilons: tuple[str | None, ...]
@@ -43,9 +43,10 @@ QUICK = Plan(
 
 
 @dataclass(frozen=True)
-class Found:
-    """One row; `privacy` of the resolved recipe, None without. `paces`: for each pair of steps, the tokens a second of
-    this recipe over those without privacy."""
+class PrivateResult:
+    """Quality and cost of a recipe. `privacy` is None for a run without privacy. `paces`: for each pair of steps, the
+    tokens a second with privacy as a share of those without.
+    """
 
     privacy: dict[str, str] | None
     rows: int
@@ -62,10 +63,11 @@ def main(arguments: list[str]) -> None:
     small = {"action": "store_true", "help": "480 rows: half an hour on a slow machine of its own"}
     given = parse("private", "What privacy costs on banking77.", quick, arguments, ("--small", small))
     plan = QUICK if given.quick else SMALL if given.small else FULL
-    tell(given, plan.rows, partial(measure, plan), table)
+    measure_and_print(given, plan.rows, partial(measure, plan), table)
 
 
-def measure(plan: Plan, places: dict[str, str]) -> Iterator[Found]:
+def measure(plan: Plan, places: dict[str, str]) -> Iterator[PrivateResult]:
+    """Train and evaluate the recipe with each epsilon, and yield a result for each."""
     plain = _recipe(plan, places, None)
     for epsilon in plan.epsilons:
         with tempfile.TemporaryDirectory(prefix="appliance-bench-") as name:
@@ -77,10 +79,10 @@ def measure(plan: Plan, places: dict[str, str]) -> Iterator[Found]:
             evaluated = run_child(task | {"work": "evaluate"})
         pairs: list[tuple[float, float]] = []
         if epsilon is not None and epsilon == next(one for one in plan.epsilons if one is not None):
-            # How much noise there is does not change how long a step takes.
+            # The amount of noise does not change the time of a step, so one epsilon is enough.
             paced = {"recipe": plain, "other": recipe, "pairs": plan.pairs, "rows": PACED_ROWS}
             pairs = run_child({**places, **paced, "work": "pace"})["pairs"]
-        yield Found(
+        yield PrivateResult(
             privacy=recipe["privacy"],
             rows=rows,
             steps=trained["steps"],
@@ -97,15 +99,15 @@ def _recipe(plan: Plan, places: dict[str, str], epsilon: str | None) -> dict[str
     return make_recipe(places, {"method": "qlora", "save_steps": 1000, **written})
 
 
-def table(found: list[Found]) -> list[str]:
-    """Markdown; the pace as the median of the pairs, with the least and the most."""
+def table(found: list[PrivateResult]) -> list[str]:
+    """Return the lines of a table in Markdown. A pace is the median of the pairs, with the least and the largest."""
     lines = [
         "| epsilon | delta | noise | rows | steps | accuracy | macro-F1 | pace of plain | peak MB | base's accuracy |",
         "| --- " * 10 + "|",
     ]
     for one in found:
-        told = one.privacy or {}
-        cells = [told.get(name, "–") for name in ("epsilon", "delta", "noise")]
+        privacy = one.privacy or {}
+        cells = [privacy.get(name, "–") for name in ("epsilon", "delta", "noise")]
         cells += [str(one.rows), str(one.steps), f"{float(one.accuracy):.3f}", f"{float(one.macro_f1):.3f}"]
         cells += [_pace(one.paces), f"{one.peak_bytes / 1e6:,.0f}", f"{float(one.base_accuracy):.3f}"]
         lines.append(f"| {' | '.join(cells)} |")

@@ -1,9 +1,9 @@
-"""The other side of a comparison: pymerkle's SQLite tree in a process and an environment of its own.
+"""Runs pymerkle's SQLite tree in a process and an environment of its own.
 
-pymerkle is under the GPL, so it runs beside the appliance and nothing here imports it but this program. It reads one
-JSON command a line and answers each with a line of milliseconds. Times are taken in here, so the pipe costs it nothing.
-The tree commits as durably as the ledger: with the argument `wal` by a write-ahead log, as the ledger does, without
-it by SQLite's default rollback journal; both with synchronous=FULL, SQLite's own default.
+pymerkle is under the GPL, so only this program imports it. The program reads a JSON command a line, and answers with a
+line of milliseconds. It takes the times itself, so the pipe adds nothing to them. The tree commits as durably as the
+ledger: with the argument `wal` by a write-ahead log, otherwise by SQLite's default rollback journal, both with
+synchronous=FULL.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from pymerkle import SqliteTree  # type: ignore[import-not-found]
 
 ENTRY_BYTES = 690
 BLOCK = 128
-"""Subtrees of this width and wider are what pymerkle caches."""
+"""Least width of the subtrees that pymerkle caches."""
 
 
 class Worker:
+    """A tree with the commands of the bench. Each command returns milliseconds."""
+
     def __init__(self, path: str, *journal: str) -> None:
         self._tree = SqliteTree(path)
         for pragma in ("synchronous = FULL", *(f"journal_mode = {name}" for name in journal)):
@@ -32,7 +34,7 @@ class Worker:
         self._size = 0
 
     def fill(self, export: str) -> list[float]:
-        """Every entry of an export, in one batch."""
+        """Append every entry of an export in one batch, and return the size of the tree."""
         with tarfile.open(export) as archive:
             lines = archive.extractfile("entries.jsonl")
             assert lines is not None
@@ -40,7 +42,7 @@ class Worker:
         return [float(self._size)]
 
     def append(self, batch: int, count: int) -> list[float]:
-        """So many batches, each in one durable transaction."""
+        """Append `count` batches, each in one durable transaction."""
         made = [[os.urandom(ENTRY_BYTES) for _ in range(batch)] for _ in range(count)]
         return [_ms(lambda: [self._commit(entries) for entries in made])]
 
@@ -64,7 +66,7 @@ class Worker:
         return found
 
     def append_and_prove(self, batch: int, count: int) -> list[float]:
-        """So many batches, and after each the proof of each of it in the tree that it made."""
+        """Append `count` batches, and prove each entry in the tree after its batch."""
         made = [[os.urandom(ENTRY_BYTES) for _ in range(batch)] for _ in range(count)]
 
         def act(entries: list[bytes]) -> None:

@@ -1,4 +1,4 @@
-"""Proofs and questions over an existing ledger."""
+"""Benches of proofs and searches in an existing ledger."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from typing import Any
 
 from appliance.domain.core.entry import parse_entry
 from scripts.benches.logs import Log
-from scripts.benches.measure import Measure, Row, interleaved, row, wall_ms
+from scripts.benches.measure import Measure, Row, measure_interleaved, row, wall_ms
 
-Question = dict[str, Any]
+Search = dict[str, Any]
 
 
-def proofs(log: Log, rounds: int, count: int) -> list[Row]:
-    """Inclusion of random entries in the whole log, and consistency from random earlier sizes to it."""
-    found = interleaved(rounds, inclusion=inclusion(log, count), consistency=consistency(log, count))
+def measure_proofs(log: Log, rounds: int, count: int) -> list[Row]:
+    """Measure inclusion proofs of random entries in the log, and consistency proofs from random smaller sizes."""
+    found = measure_interleaved(
+        rounds, inclusion=measure_inclusion(log, count), consistency=measure_consistency(log, count)
+    )
     at = f"{log.size:,} entries"
     return [
         row(f"inclusion proof, {at}", found["inclusion"], "ms", at_most=2),
@@ -23,22 +25,22 @@ def proofs(log: Log, rounds: int, count: int) -> list[Row]:
     ]
 
 
-def inclusion(log: Log, count: int) -> Measure:
+def measure_inclusion(log: Log, count: int) -> Measure:
     chosen = random.Random(1)
     return lambda: [
         wall_ms(lambda: log.ledger.inclusion_proof(chosen.randrange(log.size), log.size)) for _ in range(count)
     ]
 
 
-def consistency(log: Log, count: int) -> Measure:
+def measure_consistency(log: Log, count: int) -> Measure:
     chosen = random.Random(2)
     return lambda: [
         wall_ms(lambda: log.ledger.consistency_proof(chosen.randrange(1, log.size), log.size)) for _ in range(count)
     ]
 
 
-def questions(log: Log) -> dict[str, Question]:
-    """Return the searches that people make, in pages of 100. The last three find little, and must end as quickly."""
+def list_searches(log: Log) -> dict[str, Search]:
+    """Return searches as people make them, each for a page of 100 entries. The last three find no entry."""
     entry = parse_entry(log.ledger.entry_bytes(log.size // 2))
     later = parse_entry(log.ledger.entry_bytes(min(log.size // 2 + 500, log.size - 1)))
     between = {"since": entry.time, "until": later.time}
@@ -61,17 +63,17 @@ def questions(log: Log) -> dict[str, Question]:
     }
 
 
-def ask(log: Log, rounds: int, count: int) -> list[Row]:
-    """Every question by itself, the slowest one named with the goal that all have."""
-    wanted = questions(log)
-    found = interleaved(rounds, **{name: _asking(log, question, count) for name, question in wanted.items()})
+def measure_searches(log: Log, rounds: int, count: int) -> list[Row]:
+    """Measure every search, one row each."""
+    wanted = list_searches(log)
+    found = measure_interleaved(rounds, **{name: _time_search(log, search, count) for name, search in wanted.items()})
     return [row(f"question: {name}, {log.size:,} entries", ms, "ms", at_most=50) for name, ms in found.items()]
 
 
-def _asking(log: Log, question: Question, count: int) -> Measure:
-    return lambda: [wall_ms(lambda: log.ledger.find(**question)) for _ in range(count)]
+def _time_search(log: Log, search: Search, count: int) -> Measure:
+    return lambda: [wall_ms(lambda: log.ledger.find(**search)) for _ in range(count)]
 
 
-def slowest_question(log: Log) -> list[float]:
-    """Return the time of the slowest question, after each was asked a few times."""
-    return [max(statistics.median(_asking(log, question, 3)()) for question in questions(log).values())]
+def time_slowest_search(log: Log) -> list[float]:
+    """Return the milliseconds of the slowest search, each as the median of three."""
+    return [max(statistics.median(_time_search(log, search, 3)()) for search in list_searches(log).values())]

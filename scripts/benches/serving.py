@@ -1,7 +1,7 @@
-"""`scripts/bench serve`: the engine beside peft, transformers and llama.cpp, and what the service around it costs.
+"""`scripts/bench serve`: the engine beside peft, transformers, llama.cpp and vLLM, and the cost of the service itself.
 
-Every program runs in a process of its own and they take turns; only one works at a time. All of them answer the same
-prompts on the same base with the same adapters, which are random numbers large enough to change every answer.
+Each program has a process of its own, and only one works at a time. All answer the same prompts on the same base with
+the same adapters, whose weights are random numbers large enough to change every answer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any
 
 from scripts.benches import models, serving_llama, serving_prompts, serving_service, serving_start
-from scripts.benches.measure import Found, Row, interleaved, row
+from scripts.benches.measure import Medians, Row, measure_interleaved, row
 from scripts.benches.programs import ROOT, Program, start_program
 from scripts.benches.serving_worker import make_adapters
 
@@ -34,7 +34,7 @@ PROMPTS = (
 
 @dataclass(frozen=True)
 class Plan:
-    """`tokens` are drawn for each stream in each round."""
+    """Amounts of a measurement. `tokens`: of each stream in each round."""
 
     model: models.Model
     device: str
@@ -47,9 +47,9 @@ class Plan:
     vllm: bool = False
     """True to measure vLLM, too, which takes a minute to start."""
     reads: int = 3
-    """Prompts of 512 tokens a turn."""
+    """Prompts of 512 tokens in a turn."""
     starts: int = 1
-    """Engines that are started, to time it."""
+    """Number of timed engine starts."""
 
 
 def quick(model: models.Model, device: str, llama_server: str) -> Plan:
@@ -69,7 +69,7 @@ def full(model: models.Model, device: str, llama_server: str) -> Plan:
 
 
 def measure(folder: Path, plan: Plan) -> Iterator[Row]:
-    """Every row, as it is found."""
+    """Yield the rows as they are measured."""
     base, adapters = _prepare(folder, plan)
     yield from _streams(base, adapters, plan)
     with start_program(base, plan.device, "ours") as ours:
@@ -85,7 +85,7 @@ def measure(folder: Path, plan: Plan) -> Iterator[Row]:
 
 
 def measure_streams(folder: Path, plan: Plan) -> Iterator[Row]:
-    """Streams beside every other server, and one stream, alone."""
+    """Measure only the streams, beside every other server."""
     base, adapters = _prepare(folder, plan)
     yield from _streams(base, adapters, replace(plan, peers=True, vllm=True))
 
@@ -118,7 +118,7 @@ def _through_service(folder: Path, base: Path, adapters: list[str], plan: Plan) 
         paths = [Path(name) for name in adapters]
 
         def fingerprint(path: Path) -> dict[str, Any]:
-            return ours.told("logit_fingerprint", folder=str(path))
+            return ours.request("logit_fingerprint", folder=str(path))
 
         yield from serving_service.measure(folder, base, paths, fingerprint, plan.service)
 
@@ -141,14 +141,14 @@ def _beside_peers(
             "alternate": lambda: peft("alternate", slots=slots, **wanted),
             "names": lambda: peft("mixed", slots=slots, **wanted),
             "batching": lambda: batching("answer", slots=slots, **wanted),
-            **{name: partial(server.told, "answer", slots=slots, **wanted) for name, server in servers.items()},
+            **{name: partial(server.request, "answer", slots=slots, **wanted) for name, server in servers.items()},
         }
 
-    # Once without a clock; continuous batching fits itself to the first that it is asked for.
+    # The first turns are not timed. Continuous batching sizes its memory for the first prompts.
     turns(plan.tokens)["batching"]()
     for turn in turns(4).values():
         turn()
-    found = interleaved(plan.rounds, **{name: _rated(turn) for name, turn in turns(plan.tokens).items()})
+    found = measure_interleaved(plan.rounds, **{name: _rated(turn) for name, turn in turns(plan.tokens).items()})
     gguf = plan.model.find_gguf().stem if "llama" in found else ""
     yield from _rates(found, gguf)
     if "llama" in servers:
@@ -156,15 +156,15 @@ def _beside_peers(
 
 
 def _one_stream(ours: Program, llama: Server, slot: str, gguf: str) -> Iterator[Row]:
-    """One answer with one adapter, its prompt included, beside llama.cpp's server with the same adapter."""
+    """Yield the row of one answer with one adapter, beside llama.cpp's server with the same adapter."""
     wanted: dict[str, Any] = {"prompts": PROMPTS[:1], "slots": [slot], "tokens": serving_prompts.STREAM_TOKENS}
-    found = interleaved(
-        3, ours=_rated(lambda: ours("answer", **wanted)), llama=_rated(lambda: llama.told("answer", **wanted))
+    found = measure_interleaved(
+        3, ours=_rated(lambda: ours("answer", **wanted)), llama=_rated(lambda: llama.request("answer", **wanted))
     )
     yield serving_prompts.stream_row(found, f"llama.cpp's server with that adapter, {gguf.rpartition('.')[2]}")
 
 
-def _rates(found: Found, gguf: str) -> Iterator[Row]:
+def _rates(found: Medians, gguf: str) -> Iterator[Row]:
     name = f"tokens a second, {STREAMS} streams over {ADAPTERS} adapters"
     against: dict[str, tuple[str, float | None]] = {
         "alternate": ("PEFT, one adapter after another (set_adapter), NF4", 4.0),
@@ -174,12 +174,12 @@ def _rates(found: Found, gguf: str) -> Iterator[Row]:
         "llama": (f"llama.cpp's server, {gguf.rpartition('.')[2]}, one adapter a batch", 2.0),
         "vllm": ("vLLM on the CPU, bf16", 1.5),
     }
-    for theirs, (said, goal) in against.items():
+    for theirs, (title, goal) in against.items():
         if theirs not in found:
             continue
         yield row(
             *(name, found["mixed"], "1/s"),
-            against=said,
+            against=title,
             theirs=found[theirs],
             ratio=found.ratio("mixed", theirs),
             ratio_at_least=goal,
@@ -193,16 +193,16 @@ def _rates(found: Found, gguf: str) -> Iterator[Row]:
 
 
 def _alone(ours: Program, machine: Program, base: Path, adapters: list[str], plan: Plan) -> Iterator[Row]:
-    """One stream: how much of what the memory gives is read."""
+    """Yield the rows of one stream: its rate beside the limit of the memory's bandwidth, and prompts."""
     slot = Path(adapters[0]).name
     wanted = {"prompts": [PROMPTS[0]], "slots": [slot], "tokens": 2 * plan.tokens}
-    found = interleaved(
+    found = measure_interleaved(
         plan.rounds, alone=_rated(lambda: ours("answer", **wanted)), bandwidth=lambda: machine("bandwidth")
     )
     read = ours("read_bytes", adapter=slot)[0]
     limit = found["bandwidth"] / read
-    said = f"bandwidth ({found['bandwidth'] / 1e9:.0f} GB/s) over the bytes of a token ({read / MB:.0f} MB)"
-    yield row("tokens a second, one stream, one adapter", found["alone"], "1/s", against=said, theirs=limit)
+    title = f"bandwidth ({found['bandwidth'] / 1e9:.0f} GB/s) over the bytes of a token ({read / MB:.0f} MB)"
+    yield row("tokens a second, one stream, one adapter", found["alone"], "1/s", against=title, theirs=limit)
     yield from serving_prompts.measure_again(ours, slot, max(plan.rounds, 3))
     yield from serving_prompts.measure_stream(ours, Path(adapters[0]), base, plan.model.find_gguf(), plan.rounds)
 
@@ -214,11 +214,11 @@ def _load_cost(ours: Program, adapter: str, plan: Plan) -> Iterator[Row]:
 
 
 def _memory(base: Path, adapters: list[str], plan: Plan) -> Iterator[Row]:
-    """Return the memory that three tasks add to a process, and that three full models add."""
+    """Yield the memory that three adapters add to a process, beside that of three full models."""
     with _programs(base, plan.device, "ours", "full") as running:
 
         def grown(some: list[str]) -> float:
-            """With these adapters more, each of which has answered."""
+            """Load these adapters, let each answer, and return the bytes that the process has grown by."""
             running["ours"]("load", folders=some)
             slots = [Path(name).name for name in some]
             running["ours"]("answer", prompts=[PROMPTS[0]] * len(some), slots=slots, tokens=8)
@@ -236,14 +236,17 @@ def _memory(base: Path, adapters: list[str], plan: Plan) -> Iterator[Row]:
 
 
 def _check_adapters(one: Server, slots: Sequence[str]) -> None:
-    """Every adapter answers in words of its own: a bench of adapters that do nothing would measure the base."""
-    told = [one.told("text", prompt=PROMPTS[0], slot=slot, tokens=16) for slot in [None, *dict.fromkeys(slots)]]
-    if len(set(told)) < len(told):
-        raise RuntimeError(f"adapters: expected {len(told)} different answers with the base's, got {len(set(told))}")
+    """Raise RuntimeError unless every adapter and the base give different answers.
+
+    Adapters without an effect would measure the base.
+    """
+    texts = [one.request("text", prompt=PROMPTS[0], slot=slot, tokens=16) for slot in [None, *dict.fromkeys(slots)]]
+    if len(set(texts)) < len(texts):
+        raise RuntimeError(f"expected {len(texts)} different answers of base and adapters, got {len(set(texts))}")
 
 
 def _rated(turn: Any) -> Any:
-    """Tokens a second of one turn."""
+    """Return a function that runs a turn and returns its tokens a second."""
 
     def rate() -> list[float]:
         seconds, drawn, *_ = turn()
@@ -257,7 +260,7 @@ Server = Program | serving_llama.Server
 
 @contextmanager
 def _servers(base: Path, adapters: list[str], plan: Plan) -> Iterator[dict[str, Server]]:
-    """Other servers of adapters, on a CPU. One that does not start costs its own row, not the table; which is said."""
+    """Start the other servers, on a CPU. One that does not start is left out of the table, with a message."""
     starting: dict[str, AbstractContextManager[Server]] = {
         "llama": serving_llama.serving(
             plan.llama_server, plan.model.find_gguf(), base, [Path(name) for name in adapters], STREAMS
@@ -271,7 +274,7 @@ def _servers(base: Path, adapters: list[str], plan: Plan) -> Iterator[dict[str, 
             try:
                 found[name] = stack.enter_context(one)
             except (OSError, RuntimeError) as error:
-                print(f"bench: no row compares with {name}: {error}", file=sys.stderr)
+                print(f"bench: {name} is left out: {error}", file=sys.stderr)
         yield found
 
 

@@ -1,4 +1,4 @@
-"""The service asked over TCP by units with tokens of their own."""
+"""A client of the units' API over TCP, with a token for each unit."""
 
 from __future__ import annotations
 
@@ -33,28 +33,27 @@ class UnitsClient:
     def stream(self, units: Sequence[str], tokens: int) -> int:
         """Ask for all answers at once and return the number of tokens.
 
-        One thread receives, and parses at the end: the clients run on the service's cores, and their work is not its
-        cost.
+        One thread receives, and parses when all have ended, since the clients share the service's cores.
         """
         with ExitStack() as stack, selectors.DefaultSelector() as ready:
-            told: dict[socket.socket, bytearray] = {}
+            received: dict[socket.socket, bytearray] = {}
             for unit in units:
                 connection = self._connect(stack)
                 self._send(connection, unit, tokens, True, "own")
-                told[connection.sock] = bytearray()
+                received[connection.sock] = bytearray()
                 ready.register(connection.sock, selectors.EVENT_READ)
-            open_ = len(told)
+            open_ = len(received)
             while open_:
                 for key, _ in ready.select():
                     assert isinstance(key.fileobj, socket.socket)
                     data = key.fileobj.recv(1 << 16)
-                    told[key.fileobj] += data
+                    received[key.fileobj] += data
                     if not data:
                         ready.unregister(key.fileobj)
                         open_ -= 1
-            return sum(map(_read_events, told.values()))
+            return sum(map(_read_events, received.values()))
 
-    def tell(self, unit: str, tokens: int, *, served_model: str = "own") -> Iterator[dict[str, Any]]:
+    def stream_events(self, unit: str, tokens: int, *, served_model: str = "own") -> Iterator[dict[str, Any]]:
         """Yield the answer's events as they arrive."""
         with self._pending(unit, tokens, True, served_model) as answer:
             for line in answer:
@@ -82,7 +81,7 @@ class UnitsClient:
 
 
 class _Received:
-    """Bytes as a socket from which an answer is read."""
+    """Received bytes, with the method of a socket that `http.client` reads an answer from."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data

@@ -1,4 +1,4 @@
-"""From the order of an activation to the first answer of what it released, through a service without an engine yet."""
+"""Bench of an activation while no engine runs: from its order to the first answer of the adapter."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COLD = "cold"
 
 
 def measure(site: Appliance, count: int, *, at_most_s: float) -> Iterator[Row]:
-    """As many activations as there are versions. The service is started for each: no engine starts before a request."""
+    """Activate each of `count` versions, and yield the row. The service is started for each, so no engine runs."""
     found = [_activate(site, version) for version in range(1, count + 1)]
     if found:
         name = "from an activation to the first answer, no engine running, through the service"
@@ -25,7 +25,7 @@ def measure(site: Appliance, count: int, *, at_most_s: float) -> Iterator[Row]:
 
 
 def _activate(site: Appliance, version: int) -> float:
-    """Seconds from sending the order to the first text that the unit gets, asked for right after it."""
+    """Return the seconds from sending the order to the first text of a request that is sent right after it."""
     site.start()
     try:
         client, unit = UnitsClient(site), UNITS[0]
@@ -33,7 +33,7 @@ def _activate(site: Appliance, version: int) -> float:
         envelope = site.sign(Activate(unit=unit, served_model=COLD, **terms))
         began = time.perf_counter()
         site.send(envelope)
-        next(event for event in client.tell(unit, 4, served_model=COLD) if find_text(event))
+        next(event for event in client.stream_events(unit, 4, served_model=COLD) if find_text(event))
         return time.perf_counter() - began
     finally:
         site.stop()

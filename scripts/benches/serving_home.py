@@ -1,7 +1,7 @@
-"""A home whose adapters have real signatures and were not trained.
+"""A home with adapters that were signed, reviewed and released, but not trained.
 
-Base, dataset, runs, seals, reviews and releases are entries that the rules accepted one by one; the adapters' bytes are
-given. Admissions, loads and answers on it go through the unchanged service.
+Base, dataset, runs, seals, reviews and releases are entries that the rules accepted one by one. The bytes of the
+adapters are made otherwise. Admissions, loads and answers go through the unchanged service.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ _ROW = b'{"index":0,"split":"held-out"}'
 
 
 def enrol(site: Appliance) -> None:
-    """Eight units and who releases to them, beside the people of any test's site."""
+    """Enrol eight units and their release owner, in addition to the people of a test site."""
     for unit in UNITS:
         site.enrol(unit, "unit")
     site.enrol(OWNER, *(f"release-owner:{unit}" for unit in UNITS))
 
 
 class Home:
-    """Writes to the ledger of a site whose service does not run."""
+    """A home whose service is stopped. It appends entries to the home's ledger."""
 
     def __init__(self, site: Appliance, context: Context) -> None:
         self.context = context
@@ -192,7 +192,7 @@ class Home:
         return self._site.terms(who)
 
     def _order(self, order: Order, *texts: Disclosure, run: str | None = None) -> str:
-        """Signed by its person and recorded as the service does; its digest."""
+        """Sign an order as its person, record it as the service does, and return its digest."""
         envelope = self._site.sign(order)
         policy = self.context.ledger.state.site.policy
         kinds: dict[str, type[Ordered]] = {

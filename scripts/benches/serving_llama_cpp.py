@@ -1,4 +1,4 @@
-"""llama.cpp in a process of its own, through llama-cpp-python; it is imported in an environment of its own."""
+"""llama.cpp through llama-cpp-python, as a peer of the serving bench. It has an environment of its own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class LlamaCpp:
-    """A GGUF file on the CPU: as many threads as cores, everything else as it comes. `base` is the file's path."""
+    """A GGUF file on the CPU, with a thread for each core and otherwise default settings. `base`: the file's path."""
 
     def __init__(self, base: str, device: str, quantisation: str) -> None:
         self._base = base
@@ -23,29 +23,29 @@ class LlamaCpp:
         return Llama(self._base, lora_path=adapter, **settings)
 
     def load(self, adapter: str) -> list[float]:
-        """From here on with this adapter, a GGUF file."""
+        """Load the model again with an adapter, which is a GGUF file."""
         self._model = self._load(adapter)
         return [1.0]
 
     def draw(self, ids: list[int], tokens: int) -> list[float]:
-        """One greedy answer of so many tokens, its prompt included: [seconds, tokens drawn]."""
+        """Answer greedily with `tokens` tokens. Return [seconds with those of the prompt, tokens drawn]."""
         self._model.reset()
         began = time.perf_counter()
         drawn = list(islice(self._model.generate(ids, temp=0.0), tokens))
         return [time.perf_counter() - began, float(len(drawn))]
 
     def logits(self, ids: list[int]) -> list[float]:
-        """Behind the last of these tokens."""
+        """Return the logits after the last of these tokens."""
         self._model.reset()
         self._model.eval(ids)
         found: list[float] = self._model._ctx.get_logits_ith(-1)[: self._model.n_vocab()]
         return found
 
     def read(self, ids: list[int], count: int) -> list[float]:
-        """So many times the same prompt, up to the logits behind it; seconds each."""
+        """Read the prompt `count` times, up to the logits after it. Return the seconds of each."""
         found = []
         for _ in range(count):
-            # The next evaluation drops what is kept behind the place 0.
+            # After a reset, the next evaluation discards the cache.
             self._model.reset()
             began = time.perf_counter()
             self._model.eval(ids)

@@ -1,4 +1,4 @@
-"""PEFT and transformers' continuous batching as the serving bench's peers."""
+"""PEFT and transformers' continuous batching, as peers of the serving bench."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Numbers = list[float]
 
 
 class Peft:
-    """PEFT over transformers, decoding by hand: greedy, a growing cache, the head for the last token alone."""
+    """PEFT over transformers with a decoding loop of our own: greedy, with a cache, logits for the last token only."""
 
     def __init__(self, base: str, device: str, quantisation: str) -> None:
         import torch
@@ -28,7 +28,7 @@ class Peft:
 
         first, *others = folders
         name = Path(first).name
-        # Adapters in the compute dtype: quicker for peft than the float32 that it would make of them.
+        # Adapters in the compute dtype make peft faster than the float32 that it would convert them to.
         options: dict[str, Any] = {"autocast_adapter_dtype": False}
         self._model = PeftModel.from_pretrained(self._model, first, adapter_name=name, **options)
         for other in others:
@@ -40,7 +40,7 @@ class Peft:
         return [float(len(folders))]
 
     def alternate(self, prompts: list[str], slots: list[str], tokens: int) -> Numbers:
-        """One adapter after another, each with its own prompts in one batch."""
+        """Answer with one adapter after another, the prompts of each in one batch."""
         began, drawn = time.perf_counter(), 0
         for slot in dict.fromkeys(slots):
             self._model.set_adapter(slot)
@@ -49,7 +49,7 @@ class Peft:
         return [time.perf_counter() - began, float(drawn)]
 
     def mixed(self, prompts: list[str], slots: list[str], tokens: int) -> Numbers:
-        """All in one batch, each with its own adapter."""
+        """Answer all prompts in one batch, each with its own adapter."""
         began = time.perf_counter()
         drawn = self._decode(prompts, tokens, adapter_names=slots)
         return [time.perf_counter() - began, float(drawn)]
@@ -62,7 +62,7 @@ class Peft:
         self._tokenizer.padding_side = "left"
         filled = self._tokenizer.pad({"input_ids": wanted}, return_tensors="pt").to(self._device)
         ids, mask = filled["input_ids"], filled["attention_mask"]
-        # Prompts of one length need no mask, and attention is quicker without.
+        # Prompts of one length need no mask. Attention is faster without one.
         padded = not bool(mask.all())
         cache, drawn = DynamicCache(), 0
         with torch.inference_mode():
@@ -84,7 +84,7 @@ class Peft:
 
 
 class Batching:
-    """transformers' continuous batching over peft with one adapter; it takes no adapter by request."""
+    """transformers' continuous batching over peft with one adapter, since requests cannot choose an adapter."""
 
     def __init__(self, base: str, device: str, quantisation: str) -> None:
         self._peft = Peft(base, device, quantisation)
@@ -96,7 +96,7 @@ class Batching:
         return loaded
 
     def answer(self, prompts: list[str], slots: list[str], tokens: int) -> Numbers:
-        """Answer the prompts by a manager that is started once, with a configuration that just fits them."""
+        """Answer the prompts. The manager is started at the first call, with room for exactly these prompts."""
         from transformers import ContinuousBatchingConfig, GenerationConfig
 
         wanted = [_render(self._peft._tokenizer, prompt) for prompt in prompts]
@@ -121,7 +121,7 @@ class Batching:
         while names:
             result = self._manager.get_result(timeout=60)
             if result is None or result.error:
-                raise RuntimeError(f"continuous batching: expected an answer, got {result and result.error}")
+                raise RuntimeError(f"continuous batching failed: {result and result.error}")
             if result.is_finished():
                 names.discard(result.request_id)
                 drawn += len(result.generated_tokens)

@@ -1,4 +1,4 @@
-"""A prompt of 512 tokens: our engine beside llama.cpp, which reads the same weights in 4 bits."""
+"""Benches of a prompt of 512 tokens and of one stream, beside llama.cpp with the same weights in 4 bits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import correlation, median
 
 from scripts.benches import serving_llama
-from scripts.benches.measure import Found, Row, interleaved, row
+from scripts.benches.measure import Medians, Row, measure_interleaved, row
 from scripts.benches.programs import ROOT, Program, start_program
 
 LLAMA = ROOT / ".venv-bench-llama" / "bin" / "python"
@@ -23,33 +23,38 @@ STREAM_TOKENS, STREAM_PROMPT = 128, 48
 
 
 def measure(ours: Program, gguf: Path, *, rounds: int, reads: int) -> Iterator[Row]:
-    """Measure `reads` of the prompt in each turn. Without llama.cpp the row has no comparison; stderr says so."""
+    """Yield the row of the prompt, which is read `reads` times a turn. Without llama.cpp the row has no comparison."""
     draw = random.Random(1)
-    # Ordinary tokens of any vocabulary: the first ones may have a meaning of their own.
+    # The first tokens of a vocabulary can be special, so they are left out.
     ids = [draw.randrange(100, WORDS) for _ in range(TOKENS)]
     name = f"a prompt of {TOKENS} tokens: tokens a second"
     if not LLAMA.exists():
-        print(f"bench: {name}: no row compares with llama.cpp: there is no {LLAMA.parents[1].name}", file=sys.stderr)
-        found = interleaved(rounds, ours=lambda: _rate(ours, ids, reads))
+        print(f"bench: {name}: llama.cpp is left out, since there is no {LLAMA.parents[1].name}", file=sys.stderr)
+        found = measure_interleaved(rounds, ours=lambda: _rate(ours, ids, reads))
         yield row(name, found["ours"], "1/s")
         return
     with start_program(gguf, "cpu", "llama", LLAMA) as llama:
         for one in (ours, llama):
             one("read", ids=ids, count=1)
-        found = interleaved(rounds, ours=lambda: _rate(ours, ids, reads), llama=lambda: _rate(llama, ids, reads))
+        found = measure_interleaved(
+            rounds, ours=lambda: _rate(ours, ids, reads), llama=lambda: _rate(llama, ids, reads)
+        )
     yield row(
         *(name, found["ours"], "1/s"),
         against=f"llama.cpp, {gguf.stem.rpartition('.')[2]}",
         theirs=found["llama"],
         ratio=found.ratio("ours", "llama"),
         ratio_at_least=0.8,
-        note="mark 1.0×",
+        note="reference 1.0×",
     )
 
 
 def measure_stream(ours: Program, adapter: Path, base: Path, gguf: Path, rounds: int) -> Iterator[Row]:
-    """One answer with one adapter, beside llama.cpp with the same; nothing where that is not installed, or where its
-    logits say that it does not apply the adapter as we do, which is said."""
+    """Yield the row of one answer with one adapter, beside llama.cpp with the same adapter.
+
+    Yield none if llama.cpp is not installed, or if its logits show that it applies the adapter in another way; that is
+    printed.
+    """
     if not LLAMA.exists():
         return
     prompt = "Name the parties, what each of them owes to the other, and the date by which it is due, in one sentence."
@@ -58,12 +63,12 @@ def measure_stream(ours: Program, adapter: Path, base: Path, gguf: Path, rounds:
         serving_llama.write_adapter(adapter, base, file)
         ids = random.Random(1).sample(range(100, WORDS), STREAM_PROMPT)
         expected = ours("logits", ids=ids, slot=adapter.name)
-        bare = correlation(expected, llama("logits", ids=ids))
+        without = correlation(expected, llama("logits", ids=ids))
         llama("load", adapter=str(file))
         adapted = correlation(expected, llama("logits", ids=ids))
-        if not applies_adapter(bare, adapted):
-            said = f"expected logits nearer to ours with it, got correlations of {adapted:.3f} and without {bare:.3f}"
-            print(f"bench: one stream: no row compares with llama.cpp and its adapter: {said}", file=sys.stderr)
+        if not applies_adapter(without, adapted):
+            reason = f"with the adapter its logits correlate with ours by {adapted:.3f}, without it by {without:.3f}"
+            print(f"bench: one stream: llama.cpp is left out: {reason}", file=sys.stderr)
             return
         turns = {
             "ours": lambda: ours("answer", prompts=[prompt], slots=[adapter.name], tokens=STREAM_TOKENS),
@@ -71,11 +76,11 @@ def measure_stream(ours: Program, adapter: Path, base: Path, gguf: Path, rounds:
         }
         for turn in turns.values():
             turn()
-        found = interleaved(max(rounds, 3), **{name: partial(_drawn, turn) for name, turn in turns.items()})
+        found = measure_interleaved(max(rounds, 3), **{name: partial(_drawn, turn) for name, turn in turns.items()})
     yield stream_row(found, f"llama.cpp with that adapter in float32, {gguf.stem.rpartition('.')[2]}; ours bf16, NF4")
 
 
-def stream_row(found: Found, against: str) -> Row:
+def stream_row(found: Medians, against: str) -> Row:
     """Return the row that compares the turns `ours` and `llama`."""
     return row(
         *(f"tokens a second, one stream of {STREAM_TOKENS} tokens, one adapter", found["ours"], "1/s"),
@@ -83,15 +88,15 @@ def stream_row(found: Found, against: str) -> Row:
         theirs=found["llama"],
         ratio=found.ratio("ours", "llama"),
         ratio_at_least=0.5,
-        note="mark 1.0×",
+        note="reference 1.0×",
     )
 
 
 def measure_again(ours: Program, slot: str, rounds: int) -> Iterator[Row]:
-    """Measure a second prompt whose first 400 tokens are those of the first one."""
+    """Yield the row of a second prompt with the same first 400 words as the first one."""
     draw = random.Random(1)
     firsts, seconds, read = [], [], 0
-    # Words of one token or a few: more than 400 of them together, and three whole pieces.
+    # Each word has one token or a few. So the beginning has at least 400 tokens, which are three cached pieces.
     for _ in range(rounds + 1):
         beginning = " ".join(draw.choices(WORDS_OF_LAW, k=ALIKE))
         first, _, _, second, tokens, kept = ours("again", beginning=beginning, ends=["who pays?", "when?"], slot=slot)
@@ -107,12 +112,13 @@ def measure_again(ours: Program, slot: str, rounds: int) -> Iterator[Row]:
     )
 
 
-def applies_adapter(bare: float, adapted: float) -> bool:
+def applies_adapter(without: float, adapted: float) -> bool:
     """Return True if llama.cpp applies the adapter as we do, by the correlation of its logits with ours.
 
-    With SmolLM2: 0.70 without it, 0.84 with it; 0.71 with the rows of q and k in another order, 0.63 with another one.
+    Measured with SmolLM2: 0.70 without the adapter, 0.84 with it, 0.71 with its q and k in another order, 0.63 with
+    another adapter.
     """
-    return 1 - adapted < 0.75 * (1 - bare)
+    return 1 - adapted < 0.75 * (1 - without)
 
 
 def _drawn(turn: Callable[[], list[float]]) -> list[float]:

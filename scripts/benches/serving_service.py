@@ -1,7 +1,7 @@
-"""The cost of the service around the engine: tokens, times and memory through its API, compared with its engine alone.
+"""Benches of the service around the engine: rates, times and memory through its API, beside the engine alone.
 
-Two copies of one home: on one the service runs as it is and is asked over TCP by units with tokens of their own; the
-other's engine is called directly, without authentication, ledger or record. They take turns.
+There are two copies of one home. On one, the service runs, and units send requests over TCP. On the other, the engine
+is called directly, without authentication and ledger. They take turns.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from appliance.workflows.core.context import Frame
 from appliance.workflows.releases.exports import admit
 from appliance.workflows.serving.engine import EngineProcess, expect
 from scripts.benches import serving_cold, serving_home
-from scripts.benches.measure import Row, interleaved, row, sync_ms, wall_ms
+from scripts.benches.measure import Row, measure_interleaved, row, sync_ms, wall_ms
 from scripts.benches.serving_client import PROMPT, UnitsClient, find_text
 from scripts.benches.serving_cold import COLD
 from scripts.benches.serving_home import BASE, OWNER, UNITS, Home
@@ -37,7 +37,7 @@ STREAMS, MB, TURN = 16, 1e6, "turn"
 
 @dataclass(frozen=True)
 class Plan:
-    """`known` adapters are in the ledger, `hot` of them answer. What is 0 is left out."""
+    """Amounts of a measurement; 0 leaves a part out. `known`: adapters in the ledger. `hot`: those that answer."""
 
     rounds: int
     tokens: int
@@ -47,9 +47,9 @@ class Plan:
     known: int
     hot: int
     cold: int
-    """Activations that are timed while no engine runs."""
+    """Number of timed activations while no engine runs."""
     start_s: float = 3
-    """Most seconds of such an activation until its first answer."""
+    """Goal: seconds of such an activation until the first answer."""
 
 
 QUICK = Plan(rounds=1, tokens=32, lone=30, revocations=6, rollbacks=4, known=60, hot=20, cold=1)
@@ -91,9 +91,7 @@ def _fill(
     read_fingerprint: Callable[[Path], dict[str, Any]],
     plan: Plan,
 ) -> Iterator[Row]:
-    """Each unit's own adapter, one served model in two versions, those to be revoked, and as many others as are to be
-    known.
-    """
+    """Release each unit's own adapter, one served model in two versions, and adapters of rank 1 as the plan says."""
     probes = {path: read_fingerprint(path) for path in adapters}
     with serving_home.opened(site) as home:
         home.import_base(base)
@@ -103,7 +101,7 @@ def _fill(
         for path in adapters[:2] if plan.rollbacks else ():
             _release(home, path, TURN, probes[path], UNITS[0], TURN)
         for _ in range(plan.cold):
-            # Approved, and activated only when that is timed.
+            # Approved now, and activated when the activation is timed.
             home.approve(home.seal(adapters[0], COLD, probes[adapters[0]]), UNITS[0])
         if plan.revocations or plan.known:
             yield from _fill_small(site, home, folder, base, read_fingerprint, plan)
@@ -117,7 +115,7 @@ def _fill_small(
     read_fingerprint: Callable[[Path], dict[str, Any]],
     plan: Plan,
 ) -> Iterator[Row]:
-    """Adapters of rank 1: those to be revoked, and those that are only known."""
+    """Release adapters of rank 1: those that will be revoked, and those that are only in the ledger."""
     small_folder = folder / "small"
     small_folder.mkdir()
     small = next(make_adapters(str(base), small_folder, [1]))
@@ -154,8 +152,8 @@ def _engine(home: Home) -> EngineProcess:
     return EngineProcess(home.context, home.context.artifacts.path(base.digest), base.digest, recipe, lambda: None)
 
 
-class Given:
-    """A store whose folder was read before."""
+class LoadedArtifacts:
+    """A store that returns files which were read before, so that a measured admission does not read them."""
 
     def __init__(self, artifacts: Artifacts, files: dict[str, bytes]) -> None:
         self._files = files
@@ -166,7 +164,7 @@ class Given:
 
 
 def _admission(home: Home, engine: EngineProcess, plan: Plan) -> Iterator[Row]:
-    """Hash, signatures, proofs and the entry, over bytes in memory, beside reading these and loading them, in turns."""
+    """Yield the time of an admission of bytes in memory, beside reading and loading them."""
     context, unit = home.context, UNITS[0]
     adapter = context.ledger.state.adapters.get(f"own-{unit}@1")
     assert adapter is not None
@@ -176,7 +174,7 @@ def _admission(home: Home, engine: EngineProcess, plan: Plan) -> Iterator[Row]:
         read = wall_ms(lambda: files.append(context.artifacts.read_folder(adapter.manifest)))  # noqa: B023
         load = wall_ms(lambda: engine.load(f"{number}", files[0]))  # noqa: B023
         engine.unload(f"{number}")
-        given = replace(context, artifacts=Given(context.artifacts, files[0]))  # type: ignore[arg-type]
+        given = replace(context, artifacts=LoadedArtifacts(context.artifacts, files[0]))  # type: ignore[arg-type]
         found["load"].append(read + load)
         found["admit"].append(wall_ms(lambda: admit(given, unit, "own")))  # noqa: B023
     yield row(
@@ -192,7 +190,7 @@ def _admission(home: Home, engine: EngineProcess, plan: Plan) -> Iterator[Row]:
 
 
 class Direct:
-    """The engine, asked by threads as the service asks it."""
+    """An engine that threads call as the service does."""
 
     def __init__(self, home: Home, engine: EngineProcess) -> None:
         self._engine, self._count = engine, 0
@@ -204,9 +202,9 @@ class Direct:
     def ask(self, unit: str, tokens: int) -> int:
         self._count += 1
         parameters = {"messages": [{"role": "user", "content": PROMPT}], "max_tokens": tokens, "temperature": 0.0}
-        name, heard = f"{unit}-{self._count}-{threading.get_ident()}", queue.SimpleQueue[Frame | None]()
-        self._engine.ask(name, unit, "generate", parameters, heard.put)
-        while (frame := expect(heard.get(), "token", "done"))["frame"] == "token":
+        name, frames = f"{unit}-{self._count}-{threading.get_ident()}", queue.SimpleQueue[Frame | None]()
+        self._engine.ask(name, unit, "generate", parameters, frames.put)
+        while (frame := expect(frames.get(), "token", "done"))["frame"] == "token":
             continue
         self._engine.leave(name, ended=True)
         return int(frame["completion_tokens"])
@@ -216,15 +214,15 @@ def _share(folder: Path, site: Appliance, direct: Direct, plan: Plan) -> Iterato
     client = UnitsClient(site)
     for unit in UNITS:
         assert client.ask(unit, 4) == direct.ask(unit, 4)
-    found = interleaved(
+    found = measure_interleaved(
         plan.rounds,
         direct=lambda: [_rate(lambda unit: direct.ask(unit, plan.tokens))],
         whole=lambda: [_rate(lambda unit: client.ask(unit, plan.tokens))],
         streamed=lambda: [_rate_together(lambda units: client.stream(units, plan.tokens))],
     )
-    for name, said in (("whole", "answers whole"), ("streamed", "answers streamed")):
+    for name, title in (("whole", "answers whole"), ("streamed", "answers streamed")):
         yield row(
-            *(f"tokens a second through the service, {STREAMS} streams, {said}", found[name], "1/s"),
+            *(f"tokens a second through the service, {STREAMS} streams, {title}", found[name], "1/s"),
             against="the engine called directly",
             theirs=found["direct"],
             ratio=found.ratio(name, "direct"),
@@ -234,7 +232,7 @@ def _share(folder: Path, site: Appliance, direct: Direct, plan: Plan) -> Iterato
 
 
 def _rate(ask: Callable[[str], int]) -> float:
-    """Tokens a second of sixteen streams, two for each unit, each asked by a thread of its own."""
+    """Return the tokens a second of sixteen requests at once, two for each unit, each from a thread of its own."""
     with ThreadPoolExecutor(STREAMS) as threads:
         return _rate_together(lambda units: sum(threads.map(ask, units)))
 
@@ -246,7 +244,7 @@ def _rate_together(ask: Callable[[Sequence[str]], int]) -> float:
 
 
 def _latency(folder: Path, client: UnitsClient, direct: Direct, plan: Plan) -> Iterator[Row]:
-    """Answers of one token, one at a time: what a request waits for beside the engine."""
+    """Yield the latency of answers of one token, one at a time, beside the engine called directly."""
     ours, theirs, syncs = [], [], []
     for number in range(plan.lone):
         unit = UNITS[number % len(UNITS)]
@@ -264,6 +262,7 @@ def _latency(folder: Path, client: UnitsClient, direct: Direct, plan: Plan) -> I
 
 
 def p99(samples: list[float]) -> float:
+    """Return the 99th percentile."""
     return quantiles(samples, n=100, method="inclusive")[-1]
 
 
@@ -271,7 +270,7 @@ def p99(samples: list[float]) -> float:
 
 
 def _hot(site: Appliance, plan: Plan) -> Iterator[Row]:
-    """First and second answers of many adapters: what is not in a slot is admitted and loaded."""
+    """Yield the times of first answers, for which an adapter is admitted and loaded, and of second answers."""
     client, first, second = UnitsClient(site), [], []
     served_models = [(UNITS[number % 8], f"known-{number}") for number in range(plan.hot)]
     for unit, served_model in served_models:
@@ -284,7 +283,7 @@ def _hot(site: Appliance, plan: Plan) -> Iterator[Row]:
 
 @contextmanager
 def _others(client: UnitsClient) -> Iterator[None]:
-    """Other units' streams continue all the while."""
+    """Keep a stream of each unit running until the context ends."""
     ended = threading.Event()
 
     def work(unit: str) -> None:
@@ -303,12 +302,12 @@ def _others(client: UnitsClient) -> Iterator[None]:
 
 
 def _revocations(site: Appliance, plan: Plan) -> Iterator[Row]:
-    """From the moment at which the order is sent to the last token that the unit gets, beside eight other streams."""
+    """Yield the times from sending a revocation to the last token that the unit gets, beside eight other streams."""
     client, found = UnitsClient(site), []
     with _others(client):
         for number in range(plan.revocations):
             found.append(_revoke(site, client, UNITS[number % 8], f"revoked-{number}"))
-    last, cut = ([one[member] for one in found] for member in (0, 1))
+    last, cut = zip(*found, strict=True)
     yield row(
         f"from the order of a revocation to the last token, p99 of {plan.revocations}", p99(last), "ms", at_most=250
     )
@@ -318,33 +317,33 @@ def _revocations(site: Appliance, plan: Plan) -> Iterator[Row]:
 
 
 def _revoke(site: Appliance, client: UnitsClient, unit: str, served_model: str) -> tuple[float, float]:
-    """ms to the last token, and to the event that says that the answer was cut off."""
-    told: list[float] = []
-    flowing = threading.Event()
+    """Return the ms to the last token, and to the event that says that the answer was cut off."""
+    times: list[float] = []
+    has_tokens = threading.Event()
 
     def listen() -> None:
-        for event in client.tell(unit, 1000, served_model=served_model):
-            told.append(time.perf_counter())
+        for event in client.stream_events(unit, 1000, served_model=served_model):
+            times.append(time.perf_counter())
             if "error" in event:
                 return
-            if len(told) > 3:
-                flowing.set()
-        raise AssertionError(f"{served_model}: expected its answer to be cut off, got its end")
+            if len(times) > 3:
+                has_tokens.set()
+        raise AssertionError(f"{served_model}: the answer ended before it was cut off")
 
     with ThreadPoolExecutor(1) as thread:
-        heard = thread.submit(listen)
-        if not flowing.wait(60):
-            raise RuntimeError(f"{served_model}: expected tokens, got none")
+        listening = thread.submit(listen)
+        if not has_tokens.wait(60):
+            raise RuntimeError(f"{served_model}: no token came within 60 s")
         envelope = site.sign(RevokeAdapter(**site.on(f"{served_model}@1"), **site.terms("rita")))
         began = time.perf_counter()
         site.send(envelope)
-        heard.result(60)
-    *_, last, cut = (max(0.0, (at - began) * 1e3) for at in told)
+        listening.result(60)
+    *_, last, cut = (max(0.0, (at - began) * 1e3) for at in times)
     return last, cut
 
 
 def _rollbacks(site: Appliance, plan: Plan) -> Iterator[Row]:
-    """From the moment at which the order is sent to the earlier version's first token, asked for right after it."""
+    """Yield the time from sending a rollback to the earlier version's first token, of a request right after it."""
     client, found, unit = UnitsClient(site), [], UNITS[0]
     for number in range(plan.rollbacks):
         client.ask(unit, 2, served_model=TURN)
@@ -353,7 +352,7 @@ def _rollbacks(site: Appliance, plan: Plan) -> Iterator[Row]:
         envelope = site.sign(kind(unit=unit, served_model=TURN, **terms))
         began = time.perf_counter()
         site.send(envelope)
-        next(event for event in client.tell(unit, 4, served_model=TURN) if find_text(event))
+        next(event for event in client.stream_events(unit, 4, served_model=TURN) if find_text(event))
         if kind is Rollback:
             found.append((time.perf_counter() - began) * 1e3)
     name = f"from the order of a rollback to the earlier version's first token, slowest of {len(found)}"

@@ -1,4 +1,4 @@
-"""One start of an engine in a process of its own, by the functions that the serving worker calls; prints its parts."""
+"""Starts an engine by the functions that the serving worker calls, and prints the seconds of each part as JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any  # noqa: E402
 def main() -> None:
     task: dict[str, Any] = json.loads(sys.argv[1])
     times = [task["began"], BEGAN]
-    importlib.import_module("appliance.worker.serve")  # First: it says how torch's threads wait.
+    importlib.import_module("appliance.worker.serve")  # before torch, since it sets how torch's threads wait
     from appliance.ml.inference.request import InferenceRequest
     from appliance.ml.model import machine
     from appliance.ml.model.base import load_base

@@ -1,4 +1,4 @@
-"""vLLM on the CPU as the serving bench's peer; it is imported in an environment of its own."""
+"""vLLM on the CPU, as a peer of the serving bench. It has an environment of its own."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ SETTINGS = {
 
 
 class Vllm:
-    """vLLM's engine in this process, the base in bf16: on a CPU it has no NF4."""
+    """vLLM's engine in this process, with the base in bf16, since it has no NF4 on a CPU."""
 
     def __init__(self, base: str, device: str, quantisation: str) -> None:
         os.environ |= SETTINGS
         from vllm import LLM
 
-        # Prompts are computed each time, as by the others.
+        # No prefix caching, so that each prompt is computed, as by the others.
         self._model = LLM(
             base,
             dtype="bfloat16",
@@ -46,10 +46,10 @@ class Vllm:
         return [float(len(folders))]
 
     def answer(self, prompts: list[str], slots: list[str | None], tokens: int) -> list[float]:
-        """All streams at once: [seconds, tokens drawn]."""
+        """Answer all prompts at once. Return [seconds, tokens drawn]."""
         began = time.perf_counter()
-        told = self._chat(prompts, slots, tokens)
-        return [time.perf_counter() - began, float(sum(len(one.outputs[0].token_ids) for one in told))]
+        answers = self._chat(prompts, slots, tokens)
+        return [time.perf_counter() - began, float(sum(len(one.outputs[0].token_ids) for one in answers))]
 
     def text(self, prompt: str, slot: str | None, tokens: int) -> str:
         text: str = self._chat([prompt], [slot], tokens)[0].outputs[0].text

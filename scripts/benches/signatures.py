@@ -10,7 +10,7 @@ from appliance.formats.log.checkpoint import Checkpoint, open_checkpoint, sign_c
 from appliance.formats.log.note import vkey_of
 from appliance.formats.signatures.keys import Signer, generate_ed25519
 from appliance.formats.signatures.ml_dsa import generate_ml_dsa
-from scripts.benches.measure import Row, interleaved, row
+from scripts.benches.measure import Row, measure_interleaved, row
 
 FULL, QUICK = 1_000, 100
 """Checkpoints of a round."""
@@ -36,7 +36,7 @@ def measure(count: int, rounds: int) -> Iterator[Row]:
     keys = {name: [vkey_of(ORIGIN, signer) for signer in signers] for name, signers in kinds.items()}
     acts = {f"sign_{name}": partial(sign_checkpoint, checkpoint, *kinds[name]) for name in kinds}
     acts |= {f"open_{name}": partial(open_checkpoint, notes[name], *keys[name]) for name in kinds}
-    found = interleaved(rounds, **{name: partial(_time, count, act) for name, act in acts.items()})
+    found = measure_interleaved(rounds, **{name: partial(_time, count, act) for name, act in acts.items()})
     for act, words in (("sign", "signing a checkpoint"), ("open", "verifying a checkpoint")):
         yield row(
             f"{words} by ML-DSA-65 and Ed25519", found[f"{act}_both"], "ms", against="Ed25519 alone",

@@ -1,8 +1,8 @@
-"""Synthetic logs for benches and tests: fully valid, of any length, made as a stream.
+"""Synthetic logs for benches and tests: valid, of any length, made as a stream in constant memory.
 
-What people sign is made one by one through the rules (`signed`). What units and the service append between (requests,
-heartbeats, refusals) are copies of one entry for each kind, chained and hashed in sequence. The verifier and the ledger
-accept them as any others. Memory does not grow with the entries.
+The entries that people sign are made one by one by the rules (`signed_site`). The entries of units and of the service
+between them (requests, heartbeats, refusals) are copies of one entry of each kind, chained and hashed in sequence. The
+verifier and the ledger accept these logs like any other.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from appliance.domain.serving.requests import RequestRefused, name_request
 from appliance.formats.core.merkle import EMPTY_ROOT, hash_leaf, hash_node
 from appliance.formats.core.timestamp import encode_time, parse_time
 from appliance.formats.log.checkpoint import Checkpoint, sign_checkpoint
-from scripts.benches.signed import STEP_MS, Made, SignedSite
+from scripts.benches.signed_site import STEP_MS, Made, SignedSite
 from scripts.kit.log_builder import ORIGIN
 
 _HEARTBEAT_EVERY = 120
@@ -30,7 +30,7 @@ _FAILURES = 0.02
 _IN_FLIGHT = 8
 _DAY_MS = 86_400_000
 
-# What stands in the copied entries where each copy has its own.
+# Placeholders in the template of a copied entry, for the values that each copy has of its own.
 _REQUEST, _COMMITMENT, _LEAF = "a" * 32, "hmac-sha256:" + "b" * 64, "sha256:" + "d" * 64
 _TIME, _INDEX = "2001-01-01T00:00:00.000Z", 4_294_967_291
 _VARYING = (
@@ -43,7 +43,7 @@ _VARYING = (
 
 
 class _Copied:
-    """Entries of one kind that differ in index, time, predecessor, request and commitment alone."""
+    """A template for entries of one kind, which differ only in index, time, predecessor, request and commitment."""
 
     def __init__(self, site: SignedSite, event: Event, **changes: Any) -> None:
         fixed = {"index": _INDEX, "time": _TIME, "prev": _LEAF, "source": "tcp"}
@@ -61,7 +61,7 @@ class _Copied:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Slot:
-    """An adapter that serves a unit: how its requests begin, end and fail. Equal to itself alone."""
+    """An adapter that serves a unit, with the templates of its requests' entries. Compared by identity."""
 
     admitted: _Copied
     finished: _Copied
@@ -84,14 +84,14 @@ class _Slot:
 
 
 class Synthetic:
-    """A log of `size` entries. The share `signed` of those after the beginning are orders, spread evenly.
+    """A log of `size` entries. After the set-up, the share `signed` of the entries are orders, spread evenly.
 
-    `entries` gives each one once, in order; `checkpoint` is over those given so far; `leaf` and `time`
-    are the last one's, `index` is the next one's.
+    `entries` yields each entry once, in order. `checkpoint` covers the entries that were yielded so far. `leaf` and
+    `time` are those of the last entry, `index` is that of the next.
     """
 
     MIN_SIZE = 100
-    """The staff is enrolled and the first adapter released to every unit before the first request."""
+    """Least size: the people are enrolled and the first adapter is released to every unit before the first request."""
 
     def __init__(self, size: int, *, signed: float = 0.01, seed: int = 0) -> None:
         if size < self.MIN_SIZE:
@@ -122,7 +122,7 @@ class Synthetic:
         return sign_checkpoint(Checkpoint(self.origin, self.index, root), self.signer)
 
     def _all(self) -> Iterator[Made]:
-        for _ in self._site.staff():
+        for _ in self._site.enrol_people():
             pass
         for _ in self._site.cycle(1):
             pass
@@ -133,7 +133,7 @@ class Synthetic:
         filler = self._filler()
         while True:
             if self.orders < self._signed * (self.index - began):
-                self._site.go_on(self.index, self.leaf, self.time)
+                self._site.skip_to(self.index, self.leaf, self.time)
                 next(steps)
                 yield from self._take_signed()
             yield next(filler)
@@ -149,7 +149,7 @@ class Synthetic:
         self._clock_ms = round(parse_time(self.time).timestamp() * 1000)
 
     def _give(self, made: Made) -> Made:
-        """Return the entry with the nodes that it completes."""
+        """Append the entry to the tree, and return it with the nodes that it completes."""
         top, place, stack = made.leaf, made.index, self._stack
         made.nodes.append(top)
         while place & 1:
@@ -160,7 +160,7 @@ class Synthetic:
         return made
 
     def _filler(self) -> Iterator[Made]:
-        """Yield requests of every slot, several at a time, with a heartbeat or a refusal now and then."""
+        """Yield entries of requests of all slots, up to eight at a time, and of heartbeats and refusals."""
         refused = RequestRefused(unit="sales", application=None, served_model=None, code="not-found", count=1)
         others = {_HEARTBEAT_EVERY: _Copied(self._site, Heartbeat()), _REFUSAL_EVERY: _Copied(self._site, refused)}
         chance = self._random.random
@@ -170,7 +170,7 @@ class Synthetic:
                 yield self._copy(rare, "")
             elif self._open and (len(self._open) == _IN_FLIGHT or chance() < 0.5):
                 slot, request = self._open.popleft()
-                # What was being answered when its slot was emptied is cut off.
+                # A request fails if its slot was emptied meanwhile.
                 fails = chance() < _FAILURES or slot not in self._serving
                 yield self._copy(slot.failed if fails else slot.finished, request)
             else:

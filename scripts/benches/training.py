@@ -1,4 +1,4 @@
-"""`scripts/bench train`: the loop beside TRL, transformers' Trainer and soup-cli, in processes that take turns."""
+"""`scripts/bench train`: the training loop beside TRL, transformers' Trainer and soup-cli, in separate processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from scripts.benches import models, recorded
+from scripts.benches import models, service_overhead
 from scripts.benches.measure import Row, row
 from scripts.benches.recipe import RECIPE
 
@@ -21,24 +21,24 @@ ROOT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("training_worker.py")
 PEERS = {"trl": ROOT / ".venv-bench-trl", "soup": ROOT / ".venv-bench-soup"}
 """The environments that `scripts/bench` makes from the extras `bench-trl` and `bench-soup`."""
-UNBOUND = ("trainer", "soup")
-"""Peers against which there is no goal: they run in the first round alone."""
+PEERS_WITHOUT_GOAL = ("trainer", "soup")
+"""Peers against which there is no goal. They run in the first round only."""
 DATASETS = {
-    # The held-out questions: what an evaluation reads. Its speed is compared with that of training on the same rows.
+    # The held-out questions, since an evaluation reads them. Its speed is compared with training on the same rows.
     "banking77": ("banking77/test.csv", "text", "category"),
     "CUAD": ("cuad/clauses_train.csv", "text", "category"),
 }
 DATA = ROOT.parent / "shared" / "data"
-RECORDED_FILE = "banking77/train.csv"
-RECORDED = 8_000
-"""Rows of it: two epochs of them take about ten minutes on two cores."""
+SERVICE_FILE = "banking77/train.csv"
+SERVICE_ROWS = 8_000
+"""Rows of that file for a run through the service. Two epochs take about ten minutes on two cores."""
 EVALUATED = 32
-"""Rows that nobody trains on: what the final losses are of."""
+"""Rows outside the training rows, for the final losses."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`steps` are optimiser steps of sixteen rows by dataset, of which the first `warm_up` are not counted."""
+    """A measurement. `steps`: optimiser steps of 16 rows, by dataset; the first `warm_up` are not counted."""
 
     model: models.Model
     data: Path
@@ -46,22 +46,22 @@ class Plan:
     rounds: int
     steps: dict[str, int]
     checkpointing: bool
-    """Also both with gradient checkpointing."""
+    """True to measure ours and TRL with gradient checkpointing, too."""
     peers: bool
-    """Also what has no goal, once: the plain Trainer and soup-cli."""
+    """True to measure the peers without a goal, too, once."""
     starts: int
-    """First steps that are timed."""
-    recorded: int
-    """Epochs of a run with its record on `RECORDED` rows of banking77, beside the bare loop; 0 for none."""
+    """Number of timed starts, each until its first step."""
+    service_epochs: int
+    """Epochs of a run through the service, beside the bare loop; 0 leaves it out."""
     lengths: tuple[int, ...]
     ranks: tuple[int, ...]
     warm_up: int = 2
     plain: bool = True
-    """Also TRL as it comes: every token trained, nothing packed."""
+    """True to measure TRL with its defaults, too: it trains every token, and packs nothing."""
     evaluated: int = EVALUATED
-    """Rows that the final losses are of; 0 for no losses."""
+    """Rows for the final losses; 0 leaves them out."""
     packed_goal: float = 2.2
-    """Times the tokens a second of TRL, packed, answers only."""
+    """Goal: our tokens a second, as a multiple of TRL's with packing and a loss on answers only."""
 
 
 def quick(model: models.Model, data: Path, device: str) -> Plan:
@@ -76,7 +76,7 @@ def quick(model: models.Model, data: Path, device: str) -> Plan:
         checkpointing=False,
         peers=False,
         starts=1,
-        recorded=0,
+        service_epochs=0,
         lengths=(1024,),
         ranks=(),
     )
@@ -94,14 +94,14 @@ def full(model: models.Model, data: Path, device: str) -> Plan:
         checkpointing=True,
         peers=True,
         starts=3,
-        recorded=2,
+        service_epochs=2,
         lengths=(128, 512, 1024, 2048, 4096),
         ranks=(4, 16, 64),
     )
 
 
 def _billion(data: Path, device: str) -> Plan:
-    """Beside TRL at its best alone, and without losses: random weights learn nothing meaningful."""
+    """Return the plan of the large model: TRL with packing only, and no losses, since its weights are random."""
     return Plan(
         models.BILLION,
         data,
@@ -111,7 +111,7 @@ def _billion(data: Path, device: str) -> Plan:
         checkpointing=False,
         peers=False,
         starts=0,
-        recorded=0,
+        service_epochs=0,
         lengths=(),
         ranks=(),
         plain=False,
@@ -130,17 +130,17 @@ class Runs:
         if result is not None:
             self.found.setdefault(name, []).append(result)
 
-    def median(self, name: str, member: str) -> float:
-        return median(one[member] for one in self.found[name])
+    def median(self, name: str, field: str) -> float:
+        return median(one[field] for one in self.found[name])
 
-    def ratio(self, ours: str, theirs: str, member: str) -> float:
+    def ratio(self, ours: str, theirs: str, field: str) -> float:
         """Return the median of the rounds' ratios. A program may have run in the first rounds only."""
         pairs = zip(self.found[ours], self.found[theirs], strict=False)
-        return median(one[member] / other[member] for one, other in pairs)
+        return median(one[field] / other[field] for one, other in pairs)
 
 
 def measure(folder: Path, plan: Plan) -> Iterator[Row]:
-    """Every row, as it is found."""
+    """Yield the rows as they are measured."""
     base = plan.model.convert(folder)
     bench = _Bench(base, folder, plan)
     limit = bench.run("limit", "limit")
@@ -150,19 +150,19 @@ def measure(folder: Path, plan: Plan) -> Iterator[Row]:
         yield from _beside_peers(bench, name, limit["operations_a_second"])
     yield from _first_step(bench)
     yield from _shape(bench)
-    if plan.recorded:
-        rows = bench.read_file(RECORDED_FILE, "text", "category")[:RECORDED]
-        yield from recorded.measure(folder, base, rows, epochs=plan.recorded, rounds=1)
+    if plan.service_epochs:
+        rows = bench.read_file(SERVICE_FILE, "text", "category")[:SERVICE_ROWS]
+        yield from service_overhead.measure(folder, base, rows, epochs=plan.service_epochs, rounds=1)
 
 
 def _beside_peers(bench: _Bench, dataset: str, limit: float) -> Iterator[Row]:
-    rows, evaluated = bench.cut(dataset)
+    rows, evaluated = bench.write_rows(dataset)
     data = {"rows": str(rows), "evaluated": str(evaluated)}
     programs, runs = _list_programs(bench, dataset), Runs()
     for number in range(bench.plan.rounds):
         for name in list(programs)[:: -1 if number % 2 else 1]:
             kind, more = programs[name]
-            if number and kind in UNBOUND:
+            if number and kind in PEERS_WITHOUT_GOAL:
                 continue
             runs.take(name, bench.run(name, kind, **data, **more))
     if "ours" not in runs.found:
@@ -173,12 +173,12 @@ def _beside_peers(bench: _Bench, dataset: str, limit: float) -> Iterator[Row]:
     yield row(f"{dataset}: operations over the matrix limit", share, "", at_least=0.4)
     for name, found in runs.found.items():
         if found[0]["loss"] is not None:
-            said = f"{dataset}: loss of {bench.plan.evaluated} other rows afterwards, {name}"
-            yield row(said, runs.median(name, "loss"), "nats")
+            title = f"{dataset}: loss of {bench.plan.evaluated} other rows afterwards, {name}"
+            yield row(title, runs.median(name, "loss"), "nats")
 
 
 def _list_programs(bench: _Bench, dataset: str) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Return the programs of each round by their name in the table: the worker's kind, and its task's own fields."""
+    """Return the programs of each round by their name in the table, as kind and further fields of the task."""
     again = {"recipe": {"gradient_checkpointing": "layer"}}
     programs: dict[str, tuple[str, dict[str, Any]]] = {"ours": ("ours", {})}
     if dataset == "banking77":
@@ -244,7 +244,7 @@ def _compare(runs: Runs, dataset: str, packed_goal: float) -> Iterator[Row]:
 def _first_step(bench: _Bench) -> Iterator[Row]:
     if not bench.plan.starts:
         return
-    rows, evaluated = bench.cut("banking77", steps=1)
+    rows, evaluated = bench.write_rows("banking77", steps=1)
     runs = Runs()
     for _ in range(bench.plan.starts):
         runs.take("load", bench.run("load", "load"))
@@ -264,21 +264,21 @@ def _first_step(bench: _Bench) -> Iterator[Row]:
 
 
 def _shape(bench: _Bench) -> Iterator[Row]:
-    """Cost against length and rank, of rows that are all as long."""
+    """Yield the cost by length of rows and by rank. All rows of a run have the same length."""
     for length in bench.plan.lengths:
-        yield from bench.alone(f"rows of {length:,} tokens", length, 16)
+        yield from bench.measure_alone(f"rows of {length:,} tokens", length, 16)
     for rank in bench.plan.ranks:
-        yield from bench.alone(f"rank {rank}", 512, rank)
+        yield from bench.measure_alone(f"rank {rank}", 512, rank)
 
 
 class _Bench:
-    """Starts the processes, and cuts the data that they read."""
+    """A measurement in progress: it writes the data and starts the processes that read it."""
 
     def __init__(self, base: Path, folder: Path, plan: Plan) -> None:
         self.plan = plan
         self._base, self._folder = base, folder
         config = json.loads((base / "config.json").read_text("utf-8"))
-        # Of frozen weights: two operations forward and two for the gradient of the input; a weight's own has none.
+        # A frozen weight takes two operations forward and two for the gradient of the input. It has no gradient itself.
         width, wide = config["hidden_size"], config["intermediate_size"]
         head = width // config["num_attention_heads"]
         attention = 2 * width * width + 2 * width * head * config["num_key_value_heads"]
@@ -291,8 +291,8 @@ class _Bench:
         with (self.plan.data / name).open(encoding="utf-8-sig", newline="") as stream:
             return [{"text": one[text], "label": one[label]} for one in csv.DictReader(stream)]
 
-    def cut(self, dataset: str, steps: int | None = None) -> tuple[Path, Path]:
-        """Write rows to train on and rows to evaluate, both spread over the whole file."""
+    def write_rows(self, dataset: str, steps: int | None = None) -> tuple[Path, Path]:
+        """Write training rows and evaluation rows, both spread over the whole file, and return the two paths."""
         rows = self.read(dataset)
         count = (steps or self.plan.steps[dataset]) * RECIPE["batch_size"]
         evaluated = self.plan.evaluated
@@ -304,7 +304,7 @@ class _Bench:
         path.write_text("".join(json.dumps(one) + "\n" for one in rows), "utf-8")
         return path
 
-    def alone(self, name: str, length: int, rank: int) -> Iterator[Row]:
+    def measure_alone(self, name: str, length: int, rank: int) -> Iterator[Row]:
         words = (self.plan.data / "cuad/master_clauses.csv").read_text("utf-8-sig").split()
         # About three tokens for two words of contracts; the worker cuts the text to the length.
         rows = [{"text": " ".join(words[at * length : (at + 1) * length]), "label": "yes"} for at in range(8)]
@@ -317,7 +317,9 @@ class _Bench:
             yield row(f"{name}: peak memory", found["peak_bytes"] / 1e6, "MB")
 
     def run(self, name: str, kind: str, *, recipe: dict[str, Any] | None = None, **more: Any) -> dict[str, Any] | None:
-        """One run; None where the environment is missing or the program ends otherwise than well, which is said."""
+        """Run a program once and return its result. Return None if its environment is missing or if it fails; a failure
+        is printed.
+        """
         peer = {"trl": "trl", "trainer": "trl", "soup": "soup"}.get(kind)
         task = {"kind": kind, "base": str(self._base), "device": self.plan.device, **more}
         task["warm_up"] = self.plan.warm_up
@@ -327,7 +329,7 @@ class _Bench:
 def run_worker(
     worker: Path, name: str, peer: str | None, task: dict[str, Any], recipe: dict[str, Any]
 ) -> dict[str, Any] | None:
-    """One run of a worker's program in a peer's environment, or in ours; as `_Bench.run` says."""
+    """Run a worker's program in a peer's environment, or in ours, as `_Bench.run` does."""
     python = PEERS[peer] / "bin" / "python" if peer else Path(sys.executable)
     if not python.exists():
         return None

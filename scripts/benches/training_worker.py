@@ -1,8 +1,8 @@
-"""One training run in a process of its own, ours or a peer's; prints one JSON object.
+"""Runs one training, ours or a peer's, in a process of its own, and prints its figures as a JSON object.
 
-Ours is the bare loop: the same functions that the training worker calls, without service, sandbox and record. The peers
-run in the environment that `scripts/bench` makes for them; what is recorded of them is hooked into transformers'
-Trainer, which all three build on. Every run counts the tokens of its samples, never padding.
+Ours is the bare loop: the functions that the training worker calls, without service and sandbox. The peers run in the
+environment that `scripts/bench` makes for them. All three use transformers' Trainer, so a hook in it takes their times.
+Every run counts the tokens of its rows without padding.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def peak_bytes(task: Task) -> int:
 
 
 def ours(task: Task) -> dict[str, Any]:
-    # Its settings come before torch, as in a worker.
+    # `machine` is imported before torch, since it sets what torch reads at its import.
     from appliance.ml.model import machine
     from appliance.ml.training import methods  # isort: skip
     import torch
@@ -69,9 +69,9 @@ def ours(task: Task) -> dict[str, Any]:
 
 
 def evaluate(task: Task) -> dict[str, Any]:
-    """Loss and likeliest label of every row, by the function of an evaluation, on the base without an adapter.
+    """Compute loss and likeliest label of every row on the base, by the function that evaluations use.
 
-    One pass over as many rows as a step has comes first and is not counted.
+    The rows of one step come first and are not counted.
     """
     from appliance.ml.evaluation.labels import LabelTree, evaluate_rows
 
@@ -81,7 +81,7 @@ def evaluate(task: Task) -> dict[str, Any]:
     tree = LabelTree([base.chat.encode(base.chat.answer(label)) for label in task["labels"]])
 
     def evaluate(some: list[Any]) -> int:
-        """Tokens of the rows, each counted once."""
+        """Evaluate rows, and return the number of their tokens."""
         evaluated = evaluate_rows(
             base, some, [one.spans[0][0] for one in some], [tree] * len(some), lambda rows, tokens: None
         )
@@ -113,7 +113,7 @@ def _read_samples(chat: Any, task: Task, path: str) -> list[Any]:
 
     def tokenize(index: int, row: dict[str, str]) -> Sample:
         if cut := task.get("cut"):
-            # A row of just so many tokens, an eighth of them trained.
+            # A row of exactly `cut` tokens, of which the last eighth is trained.
             return Sample(index, tuple(chat.encode(row["text"])[:cut]), ((cut - cut // 8, cut),))
         prompt = chat.render([{"role": "user", "content": row["text"]}])
         parts = ((prompt, chat.answer(row["label"])),)
@@ -163,7 +163,7 @@ def limit(task: Task) -> dict[str, Any]:
 
 
 def trl(task: Task) -> dict[str, Any]:
-    """TRL's SFTTrainer: every token trained and nothing packed, as it comes; or packed, answers alone."""
+    """Train with TRL's SFTTrainer: by its defaults (every token, no packing), or packed with a loss on answers only."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
@@ -187,7 +187,7 @@ def trl(task: Task) -> dict[str, Any]:
 
 
 def trainer(task: Task) -> dict[str, Any]:
-    """Train with transformers' Trainer and peft, padded to the longest row, on answers alone."""
+    """Train with transformers' Trainer and peft, padded to the longest row, with a loss on answers only."""
     import torch
     from peft import get_peft_model
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
@@ -206,7 +206,7 @@ def trainer(task: Task) -> dict[str, Any]:
 
 
 def soup(task: Task) -> dict[str, Any]:
-    """soup-cli, through its own command, with the settings of its file."""
+    """Train with soup-cli by its own command and a settings file."""
     import yaml
     from soup_cli.cli import app
 
@@ -238,7 +238,7 @@ def soup(task: Task) -> dict[str, Any]:
 
 
 class Recorder:
-    """When each optimiser step ended, and how many tokens that are no padding had gone in by then."""
+    """The time at the end of each optimiser step, and the number of tokens without padding until then."""
 
     def __init__(self) -> None:
         import transformers
@@ -269,10 +269,10 @@ WARM_UP = 2
 
 
 def describe_run(task: Task, times: list[float], tokens: list[int], loss: float | None) -> dict[str, Any]:
-    # Steps that are not counted: allocators and caches fill.
+    # The first steps are not counted, since allocators and caches are still filling.
     first = task.get("warm_up", WARM_UP)
     if len(times) - 1 <= first:
-        raise RuntimeError(f"steps: expected more than the {first} that are not counted, got {len(times) - 1}")
+        raise RuntimeError(f"expected more than {first} steps, which are not counted, got {len(times) - 1}")
     rate = (tokens[-1] - tokens[first]) / (times[-1] - times[first])
     return {"tokens_a_second": rate, "first_step_s": times[1] - BEGAN, "loss": loss, "steps": len(times) - 1}
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from scripts.benches.measure import Row, interleaved, row
+from scripts.benches.measure import Row, measure_interleaved, row
 from scripts.benches.programs import ROOT, start_program
 from scripts.benches.recipe import RECIPE
 from scripts.benches.serving_worker import make_adapters
@@ -104,7 +104,7 @@ def measure_serving(base: Path, folder: Path, size: Size, device: str) -> Iterat
 
         for turn in rated(2).values():
             turn()  # Once without a clock: kernels are loaded and allocators fill.
-        found = interleaved(size.rounds, **rated(size.tokens))
+        found = measure_interleaved(size.rounds, **rated(size.tokens))
     name = f"serving, tokens a second, {size.streams} streams over {size.adapters} adapters"
     for theirs, said, goal in (
         ("names", "peft, mixed batch (adapter_names)", 5.0),

@@ -17,8 +17,8 @@ Times = NDArray[np.float64]
 @dataclass(frozen=True)
 class Costs:
     turn_s: float = 0.70e-3
-    """A turn at the ledger: lock, catch-up, signature, commit. `bench ledger`, lone append on PostgreSQL: 1,245 a
-    second, less one entry."""
+    """Seconds of an append without its entry: lock, catch-up, signature, commit. `bench ledger`: 1,245 appends a second
+    by one writer on PostgreSQL."""
     entry_s: float = 0.107e-3
     """Each entry of a turn. `bench ledger`, 64 writers on PostgreSQL: 8,522 a second."""
     fold_s: float = 43e-6

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from scripts.benches import ledger, peer, verifying
-from scripts.benches.appends import Timed, lone_rows
+from scripts.benches.appends import Timed, one_writer_rows
 from scripts.benches.logs import open_log
-from scripts.benches.measure import Found, Row, interleaved, markdown_table, plain_table, row, write_json
+from scripts.benches.measure import Medians, Row, markdown_table, measure_interleaved, plain_table, row, write_json
 
 TINY = ledger.Plan(size=200, largest=1_000, rounds=1, appends=2, turns=1, alone=2, each=1, proofs=2, postgresql=False)
 COLUMNS = ["name", "ours", "unit", "against", "theirs", "ratio", "goal", "met"]
@@ -31,7 +31,7 @@ def named(rows: list[Row], part: str) -> list[Row]:
 
 @pytest.mark.outside
 def test_every_measure_that_was_promised_has_its_row_and_its_goal(rows: list[Row]) -> None:
-    assert [one.goal for one in named(rows, "lone append, ")] == ["≤ 8×"] * 3
+    assert [one.goal for one in named(rows, "append by one writer, ")] == ["≤ 8×"] * 3
     assert "≥ 5,000" in str(named(rows, "64 writers, SQLite")[0].goal)
     assert named(rows, "inclusion proof, 200 entries")[0].goal == "≤ 2"
     assert named(rows, "offline verification")[0].goal == "80× only from 1,000,000 entries"
@@ -61,7 +61,7 @@ def test_the_comparison_is_left_out_where_pymerkle_cannot_be_had(
 ) -> None:
     monkeypatch.setattr(peer, "PYTHON", tmp_path / "none")
     with open_log(tmp_path, 100) as log:
-        assert peer.beside_pymerkle(log, tmp_path, 1, alone=1, proofs=1) == []
+        assert peer.measure_beside_pymerkle(log, tmp_path, 1, alone=1, proofs=1) == []
 
 
 @pytest.mark.thorough
@@ -86,9 +86,9 @@ def test_a_row_says_whether_every_bound_holds() -> None:
 @pytest.mark.parametrize(("bare_us", "met"), [(20.0, [True, True, True]), (11.0, [False, False, True])])
 def test_a_lone_append_is_evaluated_by_the_bare_inserts_of_its_own_run(bare_us: float, met: list[bool]) -> None:
     beats, pairs, bares = Timed([100, 150, 400], [0]), Timed([160], [160]), Timed([bare_us], [20])
-    lone = lone_rows(beats, pairs, bares, sync_us=10)
-    assert [(one.ours, one.theirs) for one in lone] == [(150, bare_us), (160, bare_us), (160, 20), (20, 10)]
-    assert [one.met for one in lone] == [*met, None]
+    writer_rows = one_writer_rows(beats, pairs, bares, sync_us=10)
+    assert [(one.ours, one.theirs) for one in writer_rows] == [(150, bare_us), (160, bare_us), (160, 20), (20, 10)]
+    assert [one.met for one in writer_rows] == [*met, None]
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_appends_with_proofs_are_evaluated_by_the_median_of_each_turns_own_ratio
     samples = {name: [[1.0]] * 3 for name in others}
     samples["both"] = [[ratio * speed] for ratio, speed in zip(proved, pace, strict=True)]
     samples["their_both"] = [[speed] for speed in pace]
-    found = peer.peer_rows(Found(samples), "9 entries")
+    found = peer.peer_rows(Medians(samples), "9 entries")
     assert [one.met for one in found] == [None, None, False, False, met]
     assert found[-1].goal == "≥ 2.8×"
 
@@ -128,7 +128,7 @@ def test_measures_take_turns_and_give_medians() -> None:
         order.append(name)
         return [len(order)]
 
-    found = interleaved(3, a=lambda: one("a"), b=lambda: one("b"))
+    found = measure_interleaved(3, a=lambda: one("a"), b=lambda: one("b"))
     assert order == ["a", "b", "b", "a", "a", "b"]
     assert found == {"a": 4, "b": 3}
     assert found.ratio("a", "b") == 5 / 6  # of 1/2, 4/3 and 5/6

@@ -8,17 +8,17 @@ import pytest
 
 from appliance.domain.recipe.methods import METHODS
 from scripts.benches.banking import Sizes, prepare
-from scripts.benches.methods import PAIRS, Found, _recipe, table
+from scripts.benches.methods import PAIRS, MethodResult, _recipe, table
 from scripts.kit.tiny_model import build_base
 
 
-def found(method: str, optimiser: str = "adamw", **values: object) -> Found:
+def found(method: str, optimiser: str = "adamw", **values: object) -> MethodResult:
     defaults: dict[str, object] = {
         **{"learning_rate": "0.001", "trained_weights": 10, "steps": 2, "accuracy": "0.8", "macro_f1": "0.8"},
         **{"base_accuracy": "0.1", "held_out": 10, "final_loss": "0.1", "seconds": 10.0, "tokens_s": 5.0},
         **{"peak_bytes": 4_000_000, "saved_bytes": 1_000_000},
     }
-    return Found(method, METHODS[method].quantisations[0], optimiser, **defaults | values)  # type: ignore[arg-type]
+    return MethodResult(method, METHODS[method].quantisations[0], optimiser, **defaults | values)  # type: ignore[arg-type]
 
 
 def test_every_method_is_measured_and_shown_as_a_share_of_full_fine_tuning() -> None:

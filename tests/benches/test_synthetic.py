@@ -25,9 +25,9 @@ from appliance.store.database.tables import metadata
 from appliance.store.ledger.checks import check_guards
 from appliance.store.ledger.ledger import Ledger
 from appliance.verifier import load_trust, verify_export
-from scripts.benches.kept import DatabaseFile, keep
+from scripts.benches.log_files import DatabaseFile, write_log
 from scripts.benches.logs import clock_after, draft_of, open_ledger
-from scripts.benches.signed import Made
+from scripts.benches.signed_site import Made
 from scripts.benches.synthetic import Synthetic
 
 NOW = "2026-11-24T12:00:00.000Z"
@@ -90,7 +90,7 @@ def test_the_export_is_byte_for_byte_that_of_the_product(tmp_path: Path) -> None
             yield entry
 
     log.entries = noted  # type: ignore[method-assign]
-    keep(log, export=path)
+    write_log(log, export=path)
     found, known = contents(made), texts(made)
     chunks = write_export(
         origin=log.origin,
@@ -106,7 +106,7 @@ def test_the_export_is_byte_for_byte_that_of_the_product(tmp_path: Path) -> None
 @pytest.mark.thorough
 def test_the_auditors_program_verifies_the_export(tmp_path: Path) -> None:
     log = Synthetic(SIZE, signed=SHARE)
-    keep(log, export=tmp_path / "ledger.tar")
+    write_log(log, export=tmp_path / "ledger.tar")
     (tmp_path / "trust.json").write_bytes(encode_trust(log.trust))
     report = verify_export(
         tmp_path / "ledger.tar", load_trust(tmp_path / "trust.json"), NOW, without_cedar_policies=True
@@ -140,7 +140,7 @@ def _rows(path: Path, table: str) -> list[Any]:
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Synthetic, Path]:
     log, path = Synthetic(SIZE, signed=SHARE), tmp_path_factory.mktemp("filled") / "ledger.db"
-    keep(log, database=path)
+    write_log(log, database=path)
     return log, path
 
 

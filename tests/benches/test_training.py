@@ -34,7 +34,7 @@ def test_rows_to_train_on_and_rows_to_evaluate_by_are_others(tmp_path: Path) -> 
     bench = training._Bench(base, tmp_path, training.quick(models.SMOLLM2, tmp_path, "cpu"))
     assert bench.operations == 4 * 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
     for name in training.DATASETS:
-        rows, evaluated = (path.read_text().splitlines() for path in bench.cut(name, steps=6))
+        rows, evaluated = (path.read_text().splitlines() for path in bench.write_rows(name, steps=6))
         assert (len(rows), len(evaluated)) == (6 * 16, training.EVALUATED)
         assert not set(rows) & set(evaluated)
 

@@ -1,7 +1,7 @@
-"""The signed part of a synthetic log, made one entry at a time through the rules, with real keys.
+"""The entries of a synthetic log that people sign, with real keys. Each is applied by the rules, as in a service.
 
-A cycle takes one adapter from its dataset to every unit: one session, 27 orders by four people (Ed25519 and ECDSA
-P-256), a run, a seal, and an admission and a load for each unit.
+A cycle takes one adapter from its dataset to every unit: a session, 27 orders by four people (Ed25519 and ECDSA P-256),
+a run, a sealed adapter, and an admission and a load for each unit.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _APPROVED_S = 300 * 86_400
 
 
 class Made(NamedTuple):
-    """One entry, with everything that lies beside it. `nodes` are those that it completes, its leaf first."""
+    """An entry with its documents, disclosures and changes. `nodes`: the tree nodes that it completes, leaf first."""
 
     index: int
     data: bytes
@@ -67,7 +67,7 @@ class Made(NamedTuple):
 
 
 class SignedSite(LogBuilder):
-    """The builder's site, with keys that a seed decides; what it appends is taken away, not kept."""
+    """A site whose keys follow from a seed. It keeps entries only until `take` returns them."""
 
     def __init__(self, seed: int) -> None:
         self._seeded = random.Random(f"keys {seed}")
@@ -109,14 +109,13 @@ class SignedSite(LogBuilder):
             self.state.orders.set(digest, None)
         return made
 
-    def go_on(self, size: int, last_leaf: bytes, time: str) -> None:
-        """Advance the state to a later entry of the log, as if the entries between had changed nothing else."""
+    def skip_to(self, size: int, last_leaf: bytes, time: str) -> None:
+        """Set the state to a later end of the log. The entries between must have changed nothing else of it."""
         self.state.size, self.state.last_leaf, self.state.last_time = size, f"sha256:{last_leaf.hex()}", time
         self.now = add_milliseconds(time, STEP_MS)
 
-    # A cycle: one adapter from its dataset to every unit. Yields after each order.
-
-    def staff(self) -> Iterator[None]:
+    def enrol_people(self) -> Iterator[None]:
+        """Enrol the people and units, and import the base. Yield after each order."""
         for name, roles in PEOPLE.items():
             self.enrol(name, *roles)
             yield
@@ -124,6 +123,7 @@ class SignedSite(LogBuilder):
         yield
 
     def cycle(self, version: int) -> Iterator[None]:
+        """Make a version of the adapter and release it to every unit. Yield after each order."""
         served_model = SERVED_MODELS[version % len(SERVED_MODELS)]
         self._open_session()
         self._import_dataset(version)

@@ -1,10 +1,11 @@
-"""Measures how far a window of steps, trained again on another kind of machine, ends from its recorded end.
+"""Measures by how much a training step window differs when it is trained again on another kind of machine.
 
-    python -m scripts.benches.replayed BASE ROWS.csv --text COLUMN --label COLUMN
+    python -m scripts.benches.replay_difference BASE ROWS.csv --text COLUMN --label COLUMN
 
-BASE is a GGUF file or a folder of safetensors. Each column is a process of its own on this machine: with another number
-of threads, or another instruction set for torch and oneDNN. Other columns change the training, which must give a larger
-difference: one answer, the learning rate, the seed. The printed share is that of `compare_checkpoints`.
+BASE is a GGUF file or a folder of safetensors. Each column of the printed table is a process of its own on this
+machine, with another number of threads or another instruction set for torch and oneDNN. The last columns change the
+training itself (one answer, the learning rate, the seed), which must give a larger difference. A cell is the share
+that `compare_checkpoints` returns.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ RECIPE: dict[str, Any] = {
 }
 LABELS = 8
 KINDS: dict[str, dict[str, str]] = {
-    "as it is": {},
+    "unchanged": {},
     "one thread": {"THREADS": "1"},
     "AVX2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
     "no vector instructions": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"},
@@ -64,7 +65,7 @@ def main() -> None:
     parser.add_argument("rows", type=Path)
     parser.add_argument("--text", default="text")
     parser.add_argument("--label", default="label")
-    parser.add_argument("--count", type=int, default=240, help="so many rows, of the first eight labels")
+    parser.add_argument("--count", type=int, default=240, help="number of rows, of the first eight labels")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--windows", type=int, nargs="+", default=[0, 5, 10, 20], help="recorded steps")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -81,7 +82,7 @@ def _measure(given: argparse.Namespace, folder: Path) -> None:
     recipe = {**RECIPE, "save_steps": 1000, "base": "base", "compute_dtype": given.dtype}
     task = {"base": str(base), "dataset": str(dataset), "recipe": recipe, "windows": given.windows}
     recorded = folder / "recorded"
-    _child(given, KINDS["as it is"], {**task, "output": str(recorded), "recorded": None})
+    _child(given, KINDS["unchanged"], {**task, "output": str(recorded), "recorded": None})
     columns = [*KINDS, *OTHERS]
     print("| window | " + " | ".join(columns) + " |\n|" + " --- |" * (len(columns) + 1), flush=True)
     found = {}
@@ -130,7 +131,7 @@ def _prepare(given: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
     data.write_rows(rows, about, dataset, bytes(32))
     (folder / "relabelled").mkdir()
     first = next(row for row in rows if row.split == data.TRAIN)
-    # As many tokens: otherwise the states' counts tell the two apart already.
+    # The other answer has as many tokens. With another length, the counts in the states would already differ.
     size = len(chat.encode(first.answer))
     other = next(row for row in rows if row.answer != first.answer and len(chat.encode(row.answer)) == size)
     relabelled = replace(first, answer=other.answer, parts=((first.parts[0][0], other.parts[0][1]),))
@@ -141,14 +142,16 @@ def _prepare(given: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
 
 def _child(given: argparse.Namespace, environment: dict[str, str], task: dict[str, Any]) -> None:
     Path(task["output"]).mkdir()
-    command = [sys.executable, "-m", "scripts.benches.replayed", str(given.base), str(given.rows)]
+    command = [sys.executable, "-m", "scripts.benches.replay_difference", str(given.base), str(given.rows)]
     subprocess.run([*command, "--child", json.dumps(task)], env={**os.environ, **environment}, check=True)
 
 
 def _train(
     base: str, dataset: str, recipe: dict[str, Any], windows: list[int], output: str, recorded: str | None
 ) -> None:
-    """Record the state at each step of `windows`, or train each window from recorded states and compare."""
+    """Record the state at each step of `windows`. With `recorded`, train each window from the states in that folder,
+    and write by how much the results differ.
+    """
     from appliance.ml.training import checkpoint, loop
     from appliance.worker.training import prepare
 

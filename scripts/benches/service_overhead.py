@@ -1,11 +1,12 @@
-"""The cost of the record: a run through the service, in its sandbox, beside the same loop bare.
+"""Measures what the service, its sandbox and its records add to a run, beside the bare training loop.
 
-Both read the same sealed base and dataset and train the same resolved recipe. The bare run is a process that does what
-the training worker does: base, rows, steps, weights written; it keeps no training checkpoint, and no service
-reads its output.
+Both runs read the same sealed base and dataset, and train by the same resolved recipe. The bare run is a process that
+does what the training worker does: it loads the base and the rows, trains, and writes the weights. It writes no
+training checkpoint, and no service reads its output.
 
-Two equal runs of ten minutes, one after the other, differ by more than the cost to be measured. So both run at once and
-take turns of some seconds: while one runs, every process of the other is stopped. Only its own turns count for each.
+Two equal runs of ten minutes, one after the other, differ by more than the cost to be measured. So both are started
+together and take turns of some seconds: while the processes of one run, those of the other are stopped. The time of a
+run is the sum of its own turns.
 """
 
 from __future__ import annotations
@@ -41,23 +42,23 @@ TURN_S = 4.0
 
 @dataclass
 class Side:
-    """A process with all that come from it. `wait` waits for at most so many seconds and says whether it is done."""
+    """A process and its descendants. `wait` waits for the given seconds at most, and returns True if it is done."""
 
     pid: int
     wait: Callable[[float], bool]
     turns: list[tuple[float, float]] = field(default_factory=list)
-    """Seconds since the epoch at which each began and ended."""
+    """Begin and end of each turn, in seconds since the epoch."""
 
     def signal(self, number: int) -> None:
         _signal(self.pid, number)
 
-    def went_on(self, since: float, until: float) -> float:
-        """For how many of the seconds between the two moments it was its turn."""
+    def running_s(self, since: float, until: float) -> float:
+        """Return the seconds between two times in which it was this side's turn."""
         return sum(max(0.0, min(end, until) - max(begin, since)) for begin, end in self.turns)
 
 
 def _signal(pid: int, number: int) -> None:
-    """Parents first, so that a stopped one starts no other."""
+    """Send a signal to a process, then to its descendants: a parent that is stopped starts no more children."""
     with suppress(ProcessLookupError, FileNotFoundError):
         os.kill(pid, number)
         for thread in Path(f"/proc/{pid}/task").iterdir():
@@ -66,7 +67,7 @@ def _signal(pid: int, number: int) -> None:
 
 
 def take_turns(sides: list[Side]) -> None:
-    """Run the sides in turns until all are done; a side that is done takes no more turns."""
+    """Let the sides run in turns until all are done."""
     for side in sides:
         side.signal(signal.SIGSTOP)
     left = list(sides)
@@ -85,7 +86,7 @@ def take_turns(sides: list[Side]) -> None:
 
 
 def measure(folder: Path, base: Path, rows: list[dict[str, str]], *, epochs: int, rounds: int) -> Iterator[Row]:
-    """`rows` have a text and a label each; the last few are held out, so that an evaluation ends soon."""
+    """Yield the row of the comparison. `rows` have `text` and `label`; the last 8 are held out for the evaluation."""
     with ExitStack() as stack:
         site = found_site(folder / "home", free_port())
         stack.callback(site.stop)
@@ -111,7 +112,7 @@ def measure(folder: Path, base: Path, rows: list[dict[str, str]], *, epochs: int
 
 def _expect_imported(found: dict[str, Any]) -> None:
     if found["status"] != "finished":
-        raise RuntimeError(f"expected an import that succeeds, got {found}")
+        raise RuntimeError(f"the import did not finish: {found}")
 
 
 def _csv(rows: list[dict[str, str]]) -> bytes:
@@ -129,13 +130,13 @@ def _order(site: Appliance, epochs: int) -> Any:
 
 
 def _train_both(site: Appliance, epochs: int, output: Path) -> tuple[float, float]:
-    """Seconds of its own turns that the recorded run took, and the bare one."""
+    """Return the seconds of the run through the service and of the bare run, each in its own turns."""
     order, done = _order(site, epochs), Event()
     assert site.service is not None
     with _start_bare(site, order, output) as process:
-        recorded = Side(site.service.pid, done.wait)
+        service = Side(site.service.pid, done.wait)
         bare = Side(process.pid, lambda seconds: _has_ended(process, seconds))
-        turns = Thread(target=take_turns, args=([recorded, bare],))
+        turns = Thread(target=take_turns, args=([service, bare],))
         turns.start()
         try:
             spans = _train(site, order)
@@ -147,8 +148,8 @@ def _train_both(site: Appliance, epochs: int, output: Path) -> tuple[float, floa
             turns.join()
     if process.returncode:
         raise RuntimeError(f"the bare run ended with {process.returncode}")
-    ours = sum(recorded.went_on(since, until) for since, until in spans)
-    return ours, bare.went_on(0.0, time.time())
+    ours = sum(service.running_s(since, until) for since, until in spans)
+    return ours, bare.running_s(0.0, time.time())
 
 
 def _has_ended(process: subprocess.Popen[bytes], timeout_s: float) -> bool:
@@ -158,10 +159,12 @@ def _has_ended(process: subprocess.Popen[bytes], timeout_s: float) -> bool:
 
 
 def _train(site: Appliance, order: Any) -> list[tuple[float, float]]:
-    """From when to when the run was trained and sealed; between the two spans its adapter was evaluated: from
-    `run.finished` to what its worker says last."""
+    """Train a run, and return two spans of time: its training, and the rest after its evaluation until its seal.
+
+    The evaluation lasts from the entry `run.finished` to the last message of its worker.
+    """
     run, after, evaluated = site.order(order)["result"]["run"], 0, 0.0
-    # Looking more often takes time from the run. A session lasts a quarter of an hour.
+    # Frequent requests would take time from the run. A session lasts 15 minutes, so a new one starts every 10.
     began = time.monotonic()
     while site.get(f"/v1/runs/{run}")["status"] in ("queued", "running"):
         if time.monotonic() - began > 600:
@@ -174,7 +177,7 @@ def _train(site: Appliance, order: Any) -> list[tuple[float, float]]:
             evaluated = time.time()
     ended = time.time()
     if found["status"] != "sealed" or not evaluated:
-        raise RuntimeError(f"run {run}: expected a sealed adapter, got {found}: {site.log()[-2000:]}")
+        raise RuntimeError(f"run {run} was not sealed: {found}: {site.log()[-2000:]}")
     entries = {entry["type"]: entry for entry in site.entries(subject=f"run:{run}")}
     ordered, finished = (_seconds(entries[kind]["time"]) for kind in ("run.requested", "run.finished"))
     return [(ordered, finished), (evaluated, ended)]

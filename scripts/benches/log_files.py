@@ -1,4 +1,4 @@
-"""Stores a synthetic log: as the auditor's file, and as the rows that the ledger itself would have written."""
+"""Writes a synthetic log as an export and as a SQLite database with the rows that the ledger would have written."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from appliance.store.database.engine import connect_writer, migrate, open_engine
 from appliance.store.ledger import rows
 from appliance.store.ledger.rows import LogHead
 from appliance.store.ledger.search_index import BLOCK, index_block, keys_of, list_rows
-from scripts.benches.signed import Made
+from scripts.benches.signed_site import Made
 from scripts.benches.synthetic import Synthetic
 
 _BLOCK = tarfile.BLOCKSIZE
@@ -31,9 +31,9 @@ _BATCH = 5_000
 
 
 class ExportFile:
-    """The export of a log, written in one pass: what is known only at the end is put in its place at the end.
+    """An export of a log, written in one pass. `close` fills in the parts whose sizes are known only at the end.
 
-    The same bytes as `formats.log.export.write_export` gives, which reads a log twice.
+    The bytes are those of `formats.log.export.write_export`, which reads a log twice.
     """
 
     def __init__(self, path: Path, log: Synthetic) -> None:
@@ -82,8 +82,10 @@ def _tar_header(name: str, size: int) -> bytes:
 
 
 class DatabaseFile:
-    """A migrated SQLite database that is filled in one transaction; what lies in another order than the log's, keys and
-    indexes, is sorted at the end."""
+    """A migrated SQLite database that is filled in one transaction.
+
+    Search keys and indexes have another order than the log, so `close` writes them.
+    """
 
     def __init__(self, path: Path, log: Synthetic) -> None:
         self._log = log
@@ -101,7 +103,7 @@ class DatabaseFile:
         self._stored: set[bytes] = set()
 
     def _drop_indexes(self) -> list[str]:
-        """Drop the indexes of the large tables that filling does not need. Return the statements to make them again."""
+        """Drop the indexes of the table of documents, and return the statements that make them again."""
         found = self._driver.execute(
             "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL "
             "AND tbl_name = 'entry_documents'"
@@ -125,9 +127,10 @@ class DatabaseFile:
                 self._driver.executemany("INSERT INTO unsorted VALUES (?, ?, ?)", filed)
                 self._keys.clear()
         for made in (made for made in batch if made.documents or made.changes):
-            self._insert_what_lies_beside(made)
+            self._insert_attachments(made)
 
-    def _insert_what_lies_beside(self, made: Made) -> None:
+    def _insert_attachments(self, made: Made) -> None:
+        """Insert the documents, the projections and the disclosures of an entry."""
         bound = {role: raw_digest(digest_bytes(data)) for role, data in made.documents.items()}
         new = {digest: made.documents[role] for role, digest in bound.items() if digest not in self._stored}
         self._stored.update(new)
@@ -139,12 +142,12 @@ class DatabaseFile:
             rows.insert_disclosures(self._connection, made.disclosures)
 
     def _insert(self, table: Table, values: Iterable[tuple[object, ...]]) -> None:
-        """Values in the order of the table's columns."""
+        """Insert rows, whose values have the order of the table's columns."""
         places = ", ".join("?" for _ in table.columns)
         self._driver.executemany(f'INSERT INTO "{table.name}" VALUES ({places})', values)  # noqa: S608
 
     def close(self) -> None:
-        """Keys, head and checkpoint; afterwards the file is as a service would have left it."""
+        """Write keys, head, checkpoint and indexes. The file is then as a service leaves it."""
         self._flush()
         self._driver.execute("INSERT INTO entry_keys SELECT * FROM unsorted ORDER BY key, block")
         before, head = rows.read_head(self._connection), LogHead(self._log.index, self._log.leaf)
@@ -159,12 +162,12 @@ class DatabaseFile:
 
 
 def _entry_row(made: Made) -> tuple[object, ...]:
-    """In the order of the table's columns."""
+    """Return the row of an entry, in the order of the table's columns."""
     return made.index, made.time, b"".join(made.nodes), made.data
 
 
-def keep(log: Synthetic, *, export: Path | None = None, database: Path | None = None) -> None:
-    """Make the whole log and write it to each place, in one pass."""
+def write_log(log: Synthetic, *, export: Path | None = None, database: Path | None = None) -> None:
+    """Make the whole log, and write it to the export and to the database that are given, in one pass."""
     places: list[ExportFile | DatabaseFile] = []
     places += [ExportFile(export, log)] if export else []
     places += [DatabaseFile(database, log)] if database else []
