@@ -47,5 +47,7 @@ def test_a_private_bench_trains_evaluates_and_times_pairs_of_steps(
 
 
 def test_a_bench_without_its_rows_says_where_they_are_expected(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"bench methods: expected banking77 in .*, got nothing; say where it is"):
+    with pytest.raises(
+        SystemExit, match=r"bench methods: .* has no train.csv; name the folder of banking77 with --data"
+    ):
         parse("methods", "", "", ["--data", str(tmp_path)])

@@ -63,4 +63,4 @@ def test_the_larger_model_is_trained_beside_trl_packed_with_its_own_goal(tmp_pat
     plans = [make(models.BILLION, tmp_path, "cpu") for make in (training.quick, training.full)]
     assert [one.packed_goal for one in plans] == [2.5, 2.5]
     assert all(one.steps["banking77"] > one.warm_up for one in plans), "a step is counted"
-    assert not any(one.plain or one.peers or one.evaluated or one.starts or one.recorded for one in plans)
+    assert not any(one.plain or one.peers or one.evaluated or one.starts or one.service_epochs for one in plans)
