@@ -237,7 +237,7 @@ def invite(
     """
     from appliance.client.people import find_dropped_passkey
     from appliance.client.support.browsers import find_console
-    from appliance.domain.governance.invitations import describe_dropped
+    from appliance.domain.governance.invitations import describe_dropped_passkey
     from appliance.formats.core.digest import digest_bytes
     from appliance.formats.core.fields import encode_base64url
 
@@ -248,7 +248,9 @@ def invite(
     reading = caller.reading()
     site = console or find_console(reading)
     keyid = find_dropped_passkey(reading, caller.anchor, name)
-    receipt = sign_and_submit(caller, proposal, [] if keyid is None else [f"warning: {describe_dropped(name, keyid)}"])
+    receipt = sign_and_submit(
+        caller, proposal, [] if keyid is None else [f"warning: {describe_dropped_passkey(name, keyid)}"]
+    )
     address = f"{site.rstrip('/')}/invitation#{encode_base64url(secret)}"
     if caller.json:
         print_json({**asdict(receipt), "address": address, "until": end})

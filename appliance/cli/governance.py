@@ -115,10 +115,10 @@ def test(caller: Caller, folder: Path) -> None:
 def diff(caller: Caller, folder: Path) -> None:
     """Compare a policy set with the valid one: parameters, Cedar policies and schema, as a unified diff."""
     from appliance.client.policies import current_policy, load_policy
-    from appliance.domain.governance.policies import differences
+    from appliance.domain.governance.policies import list_diff_lines
 
     old, new = current_policy(caller.reading()), load_policy(folder)
-    changes = differences(old.policy, new.policy)
+    changes = list_diff_lines(old.policy, new.policy)
     if caller.json:
         print_json({"current": old.digest, "other": new.digest, "diff": changes})
         return
@@ -144,7 +144,8 @@ def show_rules(caller: Caller) -> None:
 def raise_(caller: Caller, version: int) -> None:
     """Raise the rules version after an upgrade. Needs two administrators. It cannot be undone.
 
-    An older build refuses the log from then on. Earlier entries keep their verdict.
+    Earlier entries are still checked by the version that was valid when they were recorded. An older build refuses
+    the log from then on.
     """
     order_action(caller, "raise-rules", {"rules": version}, f"rules version {version} is valid")
 

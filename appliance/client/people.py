@@ -34,8 +34,8 @@ from appliance.domain.core.records.people import Key, Principal
 from appliance.domain.core.records.serving import Release
 from appliance.domain.core.words import unknown_word
 from appliance.domain.governance.invitations import InvitationAccepted, InvitationWithdrawn, PersonInvited
-from appliance.domain.governance.keys import describe_proof
-from appliance.domain.governance.passkeys import scope_of
+from appliance.domain.governance.keys import derive_key_fields
+from appliance.domain.governance.passkeys import make_passkey_scope
 from appliance.domain.governance.people import MOST_PEOPLE, Enrolment, join_proofs
 from appliance.errors import ApplianceError, BadInput, NotFound, Tampered, refuse
 from appliance.formats.core.commitment import disclose
@@ -153,7 +153,9 @@ def read_enrolments(folder: Path, origin: str) -> OrderInput:
             problems.append(f"{newcomer.name}: {error.message}")
             continue
         printed = disclose(newcomer.printed_name, secrets.token_bytes(32))
-        proved = {name: one.value for name, one in describe_proof(statement, parse_envelope(data).pae_digest).items()}
+        proved = {
+            name: one.value for name, one in derive_key_fields(statement, parse_envelope(data).pae_digest).items()
+        }
         try:
             values = {**proved, "printed_name": printed.commitment, "roles": newcomer.roles}
             people.append(Enrolment.model_validate(values))
@@ -213,7 +215,7 @@ def read_passkey_proof(path: Path, origin: str, name: str) -> tuple[bytes, Passk
     for what, expected, got in (("log", origin, statement.origin), ("principal", name, statement.signer)):
         if got != expected:
             raise BadInput(f"proof of a passkey, {what}: expected {expected}, got {got}; make another in the console")
-    verify_envelope(envelope, base64.b64decode(statement.key), scope_of(statement))
+    verify_envelope(envelope, base64.b64decode(statement.key), make_passkey_scope(statement))
     return data, statement
 
 

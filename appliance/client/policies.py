@@ -16,13 +16,13 @@ from appliance.domain.core.names import encode_value
 from appliance.domain.core.policy import PolicySet, parse_policy
 from appliance.domain.governance.log_control import ResetClock
 from appliance.domain.governance.policies import (
-    ADOPTED,
+    ADOPTED_FILES,
     PARAMETERS,
     POLICIES,
     SCHEMA,
     TESTS,
     assemble_policy,
-    differences,
+    list_diff_lines,
 )
 from appliance.errors import BadInput, NotFound, Tampered
 from appliance.formats.core.digest import digest_bytes
@@ -53,7 +53,7 @@ def load_policy(path: Path) -> PolicyDocument:
         data = read_file(path, "policy set", 2 * _MAX_BYTES).removesuffix(b"\n")
         return PolicyDocument(data, parse_policy(data))
     if not path.is_dir():
-        raise NotFound(f"policy set, {path}: expected a folder with {', '.join(ADOPTED)}, got nothing")
+        raise NotFound(f"policy set, {path}: expected a folder with {', '.join(ADOPTED_FILES)}, got nothing")
     shipped = find_folder("policies") / "default" / SCHEMA
     found = sorted(path.iterdir())
     files = {file.name: read_file(file, "policy set", _MAX_BYTES) for file in (shipped, *found)}
@@ -108,7 +108,7 @@ def list_ordered_changes(connection: Connection, proved: Pending) -> tuple[list[
 
 
 def _list_changes(old: PolicySet, new: PolicySet) -> list[str]:
-    return differences(old, new) or ["No text differs from the valid set."]
+    return list_diff_lines(old, new) or ["No text differs from the valid set."]
 
 
 def run_cases(connection: Connection, path: Path) -> tuple[PolicyTestResult, ...]:

@@ -26,23 +26,23 @@ from appliance.domain.core.signatures import (
 from appliance.domain.core.state import State
 from appliance.domain.governance.identities import (
     SessionIdentity,
-    end_of_identity,
     find_required_provider,
+    find_session_end,
     make_session_identity,
     refuse_claims,
     refuse_identity,
-    require_token,
+    refuse_missing_token,
 )
 from appliance.domain.governance.log_control import RaiseRules, RotateLogKey
-from appliance.domain.governance.policies import AdoptPolicy, find_signers, too_few_signers
+from appliance.domain.governance.policies import AdoptPolicy, list_policy_signers, refuse_too_few_signers
 from appliance.domain.governance.post_quantum import AddPostQuantumKeys
 from appliance.domain.governance.service import Heartbeat, ServiceStopped
 from appliance.domain.governance.sessions import (
-    MAX_NAMED,
+    MAX_NAMES_PER_REFUSAL,
     AuthRefused,
     SessionClosed,
     SessionOpened,
-    rests_on_ended_binding,
+    has_ended_binding,
 )
 from appliance.domain.serving.requests import RequestRefused
 from appliance.domain.serving.tokens import APPLICATION_UNKNOWN, accept_issued, application_ended
@@ -151,7 +151,7 @@ def check_statement(context: LedgerContext, data: bytes, source: str, identity_t
         return CheckedStatement(data, statement, source, None, statement.expires_at)
     what = f"session of {principal.name}"
     if identity_token is None:
-        raise Denied(what, refusals=require_token(principal.name, provider), code="identity-required")
+        raise Denied(what, refusals=refuse_missing_token(principal.name, provider), code="identity-required")
     try:
         token = read_identity_token(provider, identity_token)
         if reasons := refuse_claims(state, provider, principal.name, token.claims, parsed.pae_digest, now):
@@ -162,7 +162,7 @@ def check_statement(context: LedgerContext, data: bytes, source: str, identity_t
     except Denied as error:
         error.claimed = (principal.name, parsed.signature.keyid)
         raise
-    ends = min(statement.expires_at, end_of_identity(provider, identity))
+    ends = min(statement.expires_at, find_session_end(provider, identity))
     return CheckedStatement(data, statement, source, identity, ends)
 
 
@@ -321,7 +321,7 @@ def _find_end_reason(state: State, row: SessionRow, now: str) -> str | None:
         return f"expected a valid principal, got {row.principal}, who was revoked"
     if key is None or key_ended(state, key, now) is not None:
         return f"expected one by a valid key, got one by {row.keyid}, which has ended"
-    if rests_on_ended_binding(state, row.principal, row.entry):
+    if has_ended_binding(state, row.principal, row.entry):
         return f"expected one by the present identity of {row.principal}, got one by an earlier identity"
     if any(row.entry <= reset.index for reset in state.site.resets):
         return "expected one opened since the clock was reset, got an earlier one"
@@ -375,8 +375,8 @@ def _drafts(context: LedgerContext, refusals: Refusals) -> Iterator[EntryDraft]:
             AuthRefused(
                 count=refusals.unauthenticated,
                 since=refusals.since,
-                principals=tuple(names[:MAX_NAMED]),
-                keys=tuple(keys[:MAX_NAMED]),
+                principals=tuple(names[:MAX_NAMES_PER_REFUSAL]),
+                keys=tuple(keys[:MAX_NAMES_PER_REFUSAL]),
             )
         )
     for (unit, code, application, served_model), count in sorted(refusals.units.items()):
@@ -440,8 +440,8 @@ def _check_policy(context: LedgerContext, order: AdoptPolicy, data: bytes) -> No
         raise BadInput(f"order adopt-policy, document policy: expected {order.policy}, got {got}")
     state = context.ledger.state
     policy, now, single = parse_policy(data), context.now(state), state.site.single_administrator
-    signers = find_signers(state, policy.parameters, now)
-    reasons = tuple(too_few_signers(state, signers))
+    signers = list_policy_signers(state, policy.parameters, now)
+    reasons = tuple(refuse_too_few_signers(state, signers))
 
     def try_set() -> None:
         with CedarPolicies.for_adoption(policy) as site:

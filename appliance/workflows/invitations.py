@@ -7,8 +7,8 @@ import base64
 from appliance.domain.core.credentials import PasskeyPossession, parse_credential
 from appliance.domain.core.records.people import Invitation
 from appliance.domain.core.state import State
-from appliance.domain.governance.invitations import InvitationAccepted, list_newcomer_problems
-from appliance.domain.governance.passkeys import scope_of
+from appliance.domain.governance.invitations import InvitationAccepted, refuse_invited_passkey
+from appliance.domain.governance.passkeys import make_passkey_scope
 from appliance.errors import BadInput, Denied, NotAuthenticated, NotFound
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.signatures.dsse import Envelope, encode_envelope, verify_envelope
@@ -78,11 +78,11 @@ def accept_invitation(
     if (statement.signer, statement.origins) != (row.name, origins):
         got = f"got one of {statement.signer} at {', '.join(statement.origins)}"
         raise BadInput(f"proof of a passkey: expected one of {row.name} at {', '.join(origins)}, {got}")
-    verify_envelope(proof, base64.b64decode(statement.key), scope_of(statement))
+    verify_envelope(proof, base64.b64decode(statement.key), make_passkey_scope(statement))
     if row.accepted is not None:
         return row
     state = context.ledger.state
-    if reasons := list_newcomer_problems(state, row, statement):
+    if reasons := refuse_invited_passkey(state, row, statement):
         raise Denied(f"passkey of {row.name}", refusals=reasons)
     body, documents = (
         InvitationAccepted(principal=row.name, keyid=statement.keyid),

@@ -15,7 +15,7 @@ from appliance.domain.core.order import Order
 from appliance.domain.core.records.people import PendingOrder
 from appliance.domain.core.signatures import EXPIRED, AcceptedOrder, check_signer, open_envelope
 from appliance.domain.core.state import State
-from appliance.domain.governance.countersignature import Countersign, OrderPending, OrderRefused, has_too_many_waiting
+from appliance.domain.governance.countersignature import Countersign, OrderPending, OrderRefused, refuse_excess_order
 from appliance.domain.governance.keys import RevokeKey
 from appliance.domain.governance.people import RevokePrincipal
 from appliance.domain.retention import ArchiveLog, Erase
@@ -305,7 +305,7 @@ def _find_reasons(context: LedgerContext, order: Order, state: State, now: str) 
         return tuple(refused)
     reasons = list_refusal_reasons(state, order, now)
     if not reasons and _has_to_wait(state, order, order):
-        reasons = has_too_many_waiting(state, order, now)
+        reasons = refuse_excess_order(state, order, now)
     return (*reasons, *_find_policy_reasons(context, (order,), state, now))
 
 

@@ -14,7 +14,7 @@ from appliance.access.cedar import POLICY_FORBIDS, CedarPolicies
 from appliance.access.requests import sample_requests
 from appliance.domain.core.names import encode_value
 from appliance.domain.core.policy import Parameters, PolicySet, parse_policy
-from appliance.domain.governance.policies import ADOPTED, SCHEMA, assemble_policy
+from appliance.domain.governance.policies import ADOPTED_FILES, SCHEMA, assemble_policy
 from appliance.errors import BadInput
 from scripts.references.schema import render_schema
 
@@ -95,7 +95,7 @@ def test_the_strict_example_tightens_and_never_loosens() -> None:
 # Assembling.
 
 
-@pytest.mark.parametrize("name", ADOPTED)
+@pytest.mark.parametrize("name", ADOPTED_FILES)
 def test_a_missing_file_is_named(name: str) -> None:
     with pytest.raises(BadInput, match=f"got none of {name}"):
         assemble_policy("site", {key: data for key, data in DEFAULT.items() if key != name})

@@ -29,7 +29,7 @@ def test_two_administrators_raise_the_rules_and_everybody_sees_since_when(open_d
     }  # fmt: skip
     first = desk.as_("anna", "rules", "raise", str(LATER), "--yes")
     assert first.code == 0, first.err
-    assert "This cannot be taken back" in first.err
+    assert "This cannot be undone" in first.err
     assert desk.site.state.site.rules == NEWEST_RULES
     line = next(line for line in first.err.splitlines() if line.startswith("next: "))
     second = desk.as_("ben", *line.partition("appliance ")[2].split(), "--yes")

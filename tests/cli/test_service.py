@@ -451,7 +451,7 @@ def test_an_order_that_has_expired_waits_for_nobody(open_desk: Callable[[str], D
     site = desk.site
     site.pend(site.order(Grant, "anna", principal="olga", role="reviewer:cost"))
     later = encode_time(datetime.now(UTC) + timedelta(days=30))
-    from appliance.domain.governance.countersignature import waiting_orders
+    from appliance.domain.governance.countersignature import list_waiting_orders
 
-    assert [one.signer for one in waiting_orders(site.state, site.now, "ben")] == ["anna"]
-    assert waiting_orders(site.state, later, "ben") == []
+    assert [one.signer for one in list_waiting_orders(site.state, site.now, "ben")] == ["anna"]
+    assert list_waiting_orders(site.state, later, "ben") == []

@@ -14,7 +14,7 @@ from appliance.client import policies
 from appliance.client.support import files, orders
 from appliance.domain.core.names import encode_value
 from appliance.domain.governance.countersignature import Countersign
-from appliance.domain.governance.policies import ADOPTED, AdoptPolicy, differences
+from appliance.domain.governance.policies import ADOPTED_FILES, AdoptPolicy, list_diff_lines
 from appliance.errors import BadInput, Conflict, Denied, NotFound, RateLimited, Tampered, Unavailable
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.digest import digest_bytes
@@ -82,11 +82,11 @@ def test_the_set_in_force_is_believed_by_its_bytes_alone(open_office: Callable[.
 
 
 def test_differences_name_what_was_and_what_would_be(tmp_path: Path) -> None:
-    changes = differences(policy_set(), policies.load_policy(_folder(tmp_path, reviewers=3)).policy)
+    changes = list_diff_lines(policy_set(), policies.load_policy(_folder(tmp_path, reviewers=3)).policy)
     assert '-  "reviewers": 2,' in changes
     assert '+  "reviewers": 3,' in changes
     assert "+permit(principal, action, resource);" in changes
-    assert differences(policy_set(), policy_set()) == []
+    assert list_diff_lines(policy_set(), policy_set()) == []
 
 
 @pytest.mark.thorough
@@ -97,7 +97,7 @@ def test_long_texts_are_compared_in_linear_time() -> None:
     old = old.model_copy(update={"cedar": "\n".join(["// equal", *lines, "// end"])})
     new = new.model_copy(update={"cedar": "\n".join(["// equal", *lines[::-1], "// end"])})
     began = time.process_time()
-    changes = differences(old, new)
+    changes = list_diff_lines(old, new)
     assert time.process_time() - began < 1.0
     assert changes[2] == "@@ -2,30000 +2,30000 @@"
     assert (changes[3], changes[-1], len(changes)) == ("-// 0", "+// 0", 60_003)
@@ -147,7 +147,7 @@ def test_the_set_in_force_is_written_to_a_folder_that_is_that_very_set(
     folder = tmp_path / found.policy.name
     assert policies.write_policy(folder, found) == found.digest
     assert policies.load_policy(folder) == found
-    assert {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()} == dict.fromkeys(ADOPTED, 0o644)
+    assert {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()} == dict.fromkeys(ADOPTED_FILES, 0o644)
     assert policies.write_policy(tmp_path / "other", found) != found.digest, "a set is named as its folder"
 
 

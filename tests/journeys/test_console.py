@@ -16,7 +16,7 @@ import pytest
 
 from appliance.domain.core.credentials import PasskeyPossession, parse_credential
 from appliance.domain.core.names import encode_value
-from appliance.domain.governance.passkeys import PASSKEY_MEMBERS, EnrolPasskey
+from appliance.domain.governance.passkeys import PASSKEY_FIELDS, EnrolPasskey
 from appliance.domain.governance.policies import AdoptPolicy, assemble_policy
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.signatures.dsse import parse_envelope
@@ -156,7 +156,7 @@ def administrators(desk: Desk) -> None:
         proof = desk.make_passkey(name)
         envelope = parse_envelope(proof)
         said = parse_credential(PasskeyPossession, envelope.payload)
-        values = {member: getattr(said, member) for member in ("key", "keyid", *PASSKEY_MEMBERS)}
+        values = {member: getattr(said, member) for member in ("key", "keyid", *PASSKEY_FIELDS)}
         terms = desk.site.terms("anna")
         order = EnrolPasskey(principal=name, possession=envelope.pae_digest, **values, **terms)
         desk.site.countersign(str(desk.site.order(order, possession=proof)["order"]))

@@ -252,7 +252,7 @@ def test_an_administrator_has_one_policy_set_tried_at_a_time(found: Found) -> No
 
 
 def test_one_waiting_order_too_many_is_refused_by_an_entry(found: Found, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(countersignature, "MOST_WAITING", 1)
+    monkeypatch.setattr(countersignature, "MAX_WAITING_ORDERS", 1)
     desk = found(policy())
     waiting = desk.propose_enrolment("olga", "operator")
     order, documents = desk.site.enrolment("otto", ("operator",))

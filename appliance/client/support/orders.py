@@ -33,7 +33,7 @@ from appliance.domain.core.lookup import Lookup, OrderInput
 from appliance.domain.core.order import Order, encode_order
 from appliance.domain.core.records.people import Key
 from appliance.domain.governance.countersignature import Countersign, OrderPending, OrderRefused
-from appliance.domain.governance.passkeys import scope_of
+from appliance.domain.governance.passkeys import make_passkey_scope
 from appliance.domain.recipe.parsing import parse_recipe
 from appliance.domain.recipe.recipe import resolve_recipe
 from appliance.domain.runs.training import Train
@@ -314,7 +314,7 @@ def proved_key(path: Path, order: Order) -> Holder:
     if (statement.signer, statement.origin) != (order.signer, order.origin):
         expected, got = f"{order.signer} at {order.origin}", f"{statement.signer} at {statement.origin}"
         raise BadInput(f"proof of a passkey, {path}: expected that of {expected}, got that of {got}")
-    spki, scope = base64.b64decode(statement.key), scope_of(statement)
+    spki, scope = base64.b64decode(statement.key), make_passkey_scope(statement)
     verify_envelope(envelope, spki, scope)
     return spki, scope
 

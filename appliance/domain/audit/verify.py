@@ -22,7 +22,7 @@ from appliance.domain.core.names import Time
 from appliance.domain.core.records.people import Key
 from appliance.domain.core.state import State
 from appliance.domain.governance.post_quantum import PostQuantumKeysAdded
-from appliance.domain.governance.restoration import LogRestored, step_of
+from appliance.domain.governance.restoration import LogRestored, make_step_back
 from appliance.domain.governance.service import Initialized
 from appliance.domain.retention import LogArchived
 from appliance.domain.witnesses import CheckpointCosigned
@@ -156,7 +156,7 @@ class Audit:
             note = self._documents(entry.documents["note"]) or b""
             seen, rule = parse_checkpoint(parse_note(note).text), "witness"
         elif isinstance(body, LogRestored):
-            seen, rule = step_of(self.state.site, self.state.site.restorations[-1]).kept, "restoration"
+            seen, rule = make_step_back(self.state.site, self.state.site.restorations[-1]).kept, "restoration"
         else:
             return
         proof = [b64decode(step) for step in body.proof]

@@ -17,10 +17,9 @@ from appliance.formats.core.canonical import parse_canonical
 from appliance.formats.core.fields import parse_list
 
 RECOVER_ADMINISTRATOR = "recover-administrator"
-"""Action of the recovery of an administrator, which waits before it can be countersigned."""
-MOST_WAITING = 100
-"""Largest number of one signer's orders that wait for a second administrator at a time."""
-
+"""Action that recovers an administrator. Its orders wait for a time before they can be countersigned."""
+MAX_WAITING_ORDERS = 100
+"""Largest number of orders of one signer that can wait for a second administrator at the same time."""
 
 ORDER_NOT_PENDING = RefusalCode(
     "order-not-pending",
@@ -57,7 +56,10 @@ RECOVERY_TOO_EARLY = RefusalCode(
 
 
 class Countersign(Order):
-    """An order that countersigns a pending order, which it names by the digest of its PAE."""
+    """An order to countersign a pending order.
+
+    `order` is the digest of the pending order's DSSE pre-authentication encoding (PAE).
+    """
 
     action = "countersign"
     order: Digest
@@ -67,7 +69,7 @@ class Countersign(Order):
 
 
 class WithdrawOrder(Order):
-    """An order of the person who signed a pending order that it ends without effect."""
+    """An order by which a person withdraws a pending order that they signed. `order` is its digest."""
 
     action = "withdraw-order"
     order: Digest
@@ -85,10 +87,11 @@ class OrderWithdrawn(Ordered):
 class OrderRefused(Event):
     """The event of a refused order.
 
-    `refusals` are those of the rules and policies. They are empty if something beside the order was refused, such as a
-    document; then `code` is the reason.
+    `refusals` are the refusal reasons of rules and policies. They are empty if something else was refused, such as a
+    document that was submitted with the order. Then `code` is the error code of that refusal.
 
-    `withheld` is a canonical array of those of the order's commitments whose texts are not stored beside the log.
+    The document `withheld` is a canonical JSON array. It lists the order's commitments whose texts are not stored
+    beside the log.
     """
 
     type = "order.refused"
@@ -119,7 +122,7 @@ def authorise_countersign(state: State, order: Countersign, signer: Principal, n
     pending = state.pending.get(order.order)
     if pending is None:
         return [ORDER_NOT_PENDING(digest=Rejected(order.order))]
-    reasons = refuse_without_role(signer, *countersigner_roles(pending.action))
+    reasons = refuse_without_role(signer, *list_countersigner_roles(pending.action))
     if pending.signer == order.signer:
         reasons.append(SAME_ADMINISTRATOR(f"principal:{pending.signer}"))
     if pending.expires_at <= now:
@@ -130,50 +133,53 @@ def authorise_countersign(state: State, order: Countersign, signer: Principal, n
 
 
 def authorise_withdraw_order(state: State, order: WithdrawOrder, signer: Principal, now: Time) -> Reasons:
-    """Return the refusal reasons of the withdrawal of a pending order, which its own signer alone can withdraw."""
+    """Return the refusal reasons of the withdrawal of a pending order. Only its signer can withdraw it."""
     pending = state.pending.get(order.order)
     if pending is not None and pending.signer == signer.name:
         return []
     if pending is None and signer.has("administrator"):
         return [ORDER_NOT_PENDING(digest=Rejected(order.order))]
-    needed = ("who signed it",)  # also for an order that is unknown, since others may not learn which orders wait
+    # Unknown orders get the same reason, so that other people cannot find out which orders are pending.
+    needed = ("who signed it",)
     return [refuse_role(signer.name, signer.roles, needed, needed)]
 
 
-def countersigner_roles(action: str) -> tuple[str, ...]:
+def list_countersigner_roles(action: str) -> tuple[str, ...]:
     """Return the roles that can countersign an order of this action."""
     return ("administrator", "recovery") if action == RECOVER_ADMINISTRATOR else ("administrator",)
 
 
 def find_recovery_start(state: State, pending: PendingOrder) -> Time:
-    """Return the time from which on a recovery can be countersigned: after half of the longest lifetime of an order.
+    """Return the time from which on a recovery can be countersigned.
 
-    It is counted from the order's entry, since the signer chooses the order's own time.
+    It is half of the longest lifetime of an order after the time of the log entry that recorded the recovery. The time
+    in the order itself is not used, because its signer chooses it.
     """
     return add_seconds(pending.recorded_at, state.parameters.order_lifetime_s // 2)
 
 
 def has_valid_key(state: State, name: str, now: Time) -> bool:
-    """Return True if a key of this person or unit may sign something new."""
+    """Return True if this person or unit has a key that can sign new statements."""
     return any(key.principal == name and key.is_valid(now) for key in state.keys.values())
 
 
-def has_too_many_waiting(state: State, order: Order, now: Time) -> Reasons:
-    """Return the refusal reason of one more pending order of this signer, if there is one.
+def refuse_excess_order(state: State, order: Order, now: Time) -> Reasons:
+    """Return the refusal reason if the order's signer already has `MAX_WAITING_ORDERS` pending orders.
 
-    An order that sets the log's time is dated by the host's clock, so its signer's expired orders count, too.
+    Expired orders are not counted, unless this order sets the log's time: then `now` is the time of the host's clock,
+    to which the expiry of the other orders cannot be compared.
     """
     own = [pending for pending in state.pending.values() if pending.signer == order.signer]
     waiting = sum(order.sets_time or pending.expires_at > now for pending in own)
-    if waiting < MOST_WAITING:
+    if waiting < MAX_WAITING_ORDERS:
         return []
-    return [TOO_MANY_WAITING(f"principal:{order.signer}", waiting=waiting, limit=MOST_WAITING)]
+    return [TOO_MANY_WAITING(f"principal:{order.signer}", waiting=waiting, limit=MAX_WAITING_ORDERS)]
 
 
-def waiting_orders(state: State, now: Time, countersigner: str | None = None) -> list[PendingOrder]:
-    """Return the orders that a second person can still sign; with `countersigner`, those that this one can.
+def list_waiting_orders(state: State, now: Time, countersigner: str | None = None) -> list[PendingOrder]:
+    """Return the pending orders that a second person can countersign, or those that `countersigner` can.
 
-    Orders whose key may not sign any more are left out.
+    Orders that have expired, or whose signing key is no longer valid, are left out.
     """
     unexpired = (pending for pending in state.pending.values() if pending.expires_at > now)
     waiting = [pending for pending in unexpired if not refuse_ended_key(state, pending, now)]
@@ -182,31 +188,40 @@ def waiting_orders(state: State, now: Time, countersigner: str | None = None) ->
     person = state.principals.get(countersigner)
     if person is None or person.revoked is not None:
         return []
-    return [one for one in waiting if one.signer != countersigner and _has_any(person, countersigner_roles(one.action))]
+    return [
+        pending
+        for pending in waiting
+        if pending.signer != countersigner and _has_any_role(person, list_countersigner_roles(pending.action))
+    ]
 
 
 def refuse_ended_key(state: State, pending: PendingOrder, now: Time) -> Reasons:
-    """Return the refusal reason of a pending order whose key has ended, such as a stolen one that was revoked."""
+    """Return the refusal reason of a pending order whose signing key is no longer valid, such as a revoked one."""
     key = state.keys.get(pending.keyid)
     ended = None if key is None else key_ended(state, key, now)
     return [] if ended is None else [ended]
 
 
 def list_countersigners(state: State, order: Order) -> tuple[str, ...]:
-    """Return the names of those who can countersign an order that waits."""
-    roles = countersigner_roles(order.action)
+    """Return the names of the principals who can countersign an order, sorted."""
+    roles = list_countersigner_roles(order.action)
     people = state.principals.values()
-    return tuple(sorted(person.name for person in people if _has_any(person, roles) and person.name != order.signer))
+    return tuple(
+        sorted(person.name for person in people if _has_any_role(person, roles) and person.name != order.signer)
+    )
 
 
-def _has_any(person: Principal, roles: tuple[str, ...]) -> bool:
+def _has_any_role(person: Principal, roles: tuple[str, ...]) -> bool:
     return any(person.has(role) for role in roles)
 
 
 def apply_pending_order(case: Case) -> Changes:
-    """Record an order that one administrator signed and that needs a second, and drop those that have expired.
+    """Record an order that waits for a second administrator, and drop the pending orders that have expired.
 
-    An order that sets the log's time drops none: the orders that wait beside it are dated by the host's clock.
+    An order that sets the log's time drops none: its entry has the time of the host's clock, to which the expiry of
+    the other orders cannot be compared.
+
+    Raises: Denied if the site has a single administrator, or the signer has too many pending orders.
     """
     accepted, now = case.accepted, case.entry.time
     order = accepted.order
@@ -216,7 +231,7 @@ def apply_pending_order(case: Case) -> Changes:
         "two",
         "a single one, who needs no second",
     )
-    if reasons := has_too_many_waiting(case.state, order, now):
+    if reasons := refuse_excess_order(case.state, order, now):
         raise Denied(f"order {order.action} by {order.signer}", refusals=reasons)
     expired = [] if order.sets_time else [other for other in case.state.pending.values() if other.expires_at <= now]
     pending = PendingOrder(
@@ -236,12 +251,15 @@ def apply_pending_order(case: Case) -> Changes:
 
 
 def apply_withdrawal(case: Case) -> Changes:
-    """Drop the order that was pending. Its texts stay, as those of an order that expired."""
+    """Drop the pending order. The texts that belong to it stay, as those of an expired order do."""
     return [(case.state.pending, case.order(WithdrawOrder).order, None)]
 
 
 def apply_order_refusal(case: Case) -> Changes:
-    """Apply a refusal. It contains an authentic order, so that the service cannot invent refusals."""
+    """Check that a refusal contains the signed order that it refuses, and bind the order's texts to the entry.
+
+    So the service cannot invent refusals.
+    """
     body = case.of(OrderRefused)
     accepted = case.reader.read(case.state, case.documents["order"], case.entry.time)
     case.require(accepted.digest == body.order, "order", body.order, accepted.digest)

@@ -39,7 +39,8 @@ DELEGATE_HAS_ROLE = RefusalCode(
 class Delegate(Order):
     """An order to delegate a review function to a person.
 
-    It replaces an earlier delegation of the same review function to the same person. Without a time it ends that one.
+    It replaces an earlier delegation of the same review function to the same person. If `until` is None, the order ends
+    the earlier delegation at once.
     """
 
     action = "delegate"
@@ -62,8 +63,8 @@ class ReviewDelegated(Ordered):
 def authorise_delegate(state: State, order: Delegate, signer: Principal, now: Time) -> Reasons:
     """Return the refusal reasons of a delegation.
 
-    The signer must hold the review function by role, so that a delegate cannot delegate it further. People who make
-    adapters cannot be delegates.
+    The action's `signers` require that the signer has the review function as a role, so a delegate cannot delegate it
+    further. People who make adapters cannot be delegates.
     """
     if order.until is None:
         key = delegation_key(order.signer, order.principal, order.review_function)
@@ -78,9 +79,9 @@ def authorise_delegate(state: State, order: Delegate, signer: Principal, now: Ti
 
 
 def refuse_delegate(state: State, name: str) -> Reasons:
-    """Return the reasons for which a person cannot decide in another's place.
+    """Return the refusal reasons of a delegate whose roles exclude reviews for another person.
 
-    They are checked when a review function is delegated, and again at each decision.
+    The rules check them when a review function is delegated, and again at each decision of the delegate.
     """
     person = state.principals.get(name)
     roles = () if person is None else person.roles

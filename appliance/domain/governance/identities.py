@@ -1,7 +1,7 @@
 """Identities of people at the site's identity provider, and the ID tokens with which they open sessions.
 
-An ID token adds to a signature and never replaces one. Its nonce is the digest of the signed statement of the session,
-so a token opens one session of one browser or program.
+A session needs a signed statement in each case, and an ID token in addition if policy requires one. The token's nonce
+is the digest of the session's signed statement, so a token opens one session of one browser or program.
 """
 
 from __future__ import annotations
@@ -147,15 +147,15 @@ def authorise_bind_identity(state: State, order: BindIdentity, signer: Principal
         reasons.append(ISSUER_ALMOST_SAME(expected=provider.issuer, got=Rejected(order.issuer)))
     for row in state.identities.values():
         holder = state.principals.get(row.principal)
-        same = (row.issuer, row.subject) == (order.issuer, order.subject) and row.principal != order.principal
-        if same and holder is not None and holder.revoked is None:
+        is_taken = (row.issuer, row.subject) == (order.issuer, order.subject) and row.principal != order.principal
+        if is_taken and holder is not None and holder.revoked is None:
             reasons.append(SUBJECT_TAKEN(f"principal:{row.principal}"))
     return reasons
 
 
-def _is_almost_same(expected: str, given: str) -> bool:
-    """Return True for two addresses that differ only in a slash at the end or in upper case."""
-    return given != expected and given.rstrip("/").lower() == expected.rstrip("/").lower()
+def _is_almost_same(expected: str, named: str) -> bool:
+    """Return True if two different addresses are equal except for slashes at the end and upper case."""
+    return named != expected and named.rstrip("/").lower() == expected.rstrip("/").lower()
 
 
 def authorise_unbind_identity(state: State, order: UnbindIdentity, signer: Principal, now: Time) -> Reasons:
@@ -179,9 +179,9 @@ def apply_identity_removal(case: Case) -> Changes:
 
 
 class SessionIdentity(Canonical):
-    """The ID token that a session rests on: its digest, key and times, and the entry that bound its subject.
+    """The ID token by which a session was opened: its digest, key and times, and the entry that bound its subject.
 
-    It has no other claim of the token, so that the log gets no personal data.
+    The other claims are left out, so that the log gets no personal data.
     """
 
     issuer: ProviderAddress
@@ -197,7 +197,7 @@ Seconds = Annotated[int, Field(ge=0, le=253_402_300_799)]
 
 
 class Claims(BaseModel):
-    """The claims of an ID token that decide. All others are ignored."""
+    """The claims of an ID token that are checked. All others are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
@@ -213,22 +213,23 @@ class Claims(BaseModel):
 
 @dataclass(frozen=True)
 class VerifiedToken:
-    """An ID token whose signature verifies under the provider's key `kid`. `digest` is that of its text."""
+    """An ID token whose signature was verified with the provider's key `kid`. `digest` is the digest of its text."""
 
     kid: str
     claims: Claims
     digest: Digest
 
 
-def _time_of(seconds: int) -> Time:
+def _encode_seconds(seconds: int) -> Time:
     return encode_time(datetime.fromtimestamp(seconds, UTC))
 
 
 def find_required_provider(state: State, principal: Principal, source: str) -> IdentityProvider | None:
     """Return the provider whose ID token the principal needs for a session from this source, or None.
 
-    Units need none. Administrators who use the socket on the service's own machine need none either, so that they can
-    change the policy while the provider is unavailable. A recovery key there needs none, since it is no person's.
+    Units never need one. Administrators and recovery keys need none at the Unix socket on the service's own machine:
+    administrators can then change the policy while the provider is unavailable, and a recovery key is not bound to a
+    person.
     """
     is_local = source == "unix" or source.startswith("unix:")
     is_exempt = principal.has("administrator") or principal.has("recovery")
@@ -237,15 +238,22 @@ def find_required_provider(state: State, principal: Principal, source: str) -> I
     return state.parameters.identity_provider
 
 
-def list_unbound(state: State, provider: IdentityProvider) -> list[str]:
-    """Return the people who are bound to no subject of the provider, by name. A recovery key is no person."""
+def list_unbound_people(state: State, provider: IdentityProvider) -> list[str]:
+    """Return the sorted names of the valid people who are not bound to a subject of the provider.
+
+    Units and recovery keys are left out, because they need no identity.
+    """
     bound = {row.principal for row in state.identities.values() if row.issuer == provider.issuer}
-    others = ("unit", "recovery")
-    people = [one for one in state.principals.values() if one.revoked is None and not set(one.roles) & set(others)]
+    exempt_roles = ("unit", "recovery")
+    people = [
+        person
+        for person in state.principals.values()
+        if person.revoked is None and not set(person.roles) & set(exempt_roles)
+    ]
     return sorted(person.name for person in people if person.name not in bound)
 
 
-def require_token(principal: str, provider: IdentityProvider) -> Reasons:
+def refuse_missing_token(principal: str, provider: IdentityProvider) -> Reasons:
     """Return the refusal reason of a session without an ID token."""
     return [IDENTITY_REQUIRED(f"principal:{principal}", issuer=provider.issuer)]
 
@@ -253,9 +261,9 @@ def require_token(principal: str, provider: IdentityProvider) -> Reasons:
 def refuse_claims(
     state: State, provider: IdentityProvider, principal: str, claims: Claims, nonce: str, now: Time
 ) -> Reasons:
-    """Return the refusal reasons of an ID token of another issuer, client, sign-in or subject, or one not yet valid.
+    """Return the refusal reasons of an ID token's issuer, audience, nonce, start time (`nbf`) and subject.
 
-    `refuse_identity` checks the claims that the log records.
+    `refuse_identity` checks the claims that the log records, such as the expiry.
     """
     audience = (claims.aud,) if isinstance(claims.aud, str) else claims.aud
     reasons = [
@@ -268,8 +276,8 @@ def refuse_claims(
         )
         if got != expected
     ]
-    if claims.nbf is not None and _time_of(claims.nbf) > add_seconds(now, state.parameters.clock_skew_s):
-        reasons.append(IDENTITY_IN_FUTURE(issued=_time_of(claims.nbf), now=now))
+    if claims.nbf is not None and _encode_seconds(claims.nbf) > add_seconds(now, state.parameters.clock_skew_s):
+        reasons.append(IDENTITY_IN_FUTURE(issued=_encode_seconds(claims.nbf), now=now))
     row = state.identities.get(principal)
     if row is None or row.issuer != provider.issuer:
         subject = Rejected(claims.sub[:255])
@@ -280,7 +288,7 @@ def refuse_claims(
 
 
 def make_session_identity(state: State, principal: str, token: VerifiedToken) -> SessionIdentity:
-    """Return the record of an ID token whose claims nothing refuses."""
+    """Return the record of an ID token for the log. `refuse_claims` must have accepted the token."""
     claims, row = token.claims, state.identities.get(principal)
     assert row is not None
     return SessionIdentity(
@@ -288,8 +296,8 @@ def make_session_identity(state: State, principal: str, token: VerifiedToken) ->
         binding=row.index,
         key=token.kid,
         token=token.digest,
-        issued_at=_time_of(claims.iat),
-        expires_at=_time_of(claims.exp),
+        issued_at=_encode_seconds(claims.iat),
+        expires_at=_encode_seconds(claims.exp),
     )
 
 
@@ -307,13 +315,13 @@ def refuse_identity(
         reasons.append(IDENTITY_TOKEN_INVALID(problem="policy has no key of its identifier (kid)"))
     if identity.issued_at > add_seconds(now, state.parameters.clock_skew_s):
         reasons.append(IDENTITY_IN_FUTURE(issued=identity.issued_at, now=now))
-    if (ends := end_of_identity(provider, identity)) <= now:
+    if (ends := find_session_end(provider, identity)) <= now:
         reasons.append(IDENTITY_NOT_FRESH(issued=identity.issued_at, ends=ends, now=now))
     return reasons
 
 
-def end_of_identity(provider: IdentityProvider, identity: SessionIdentity) -> Time:
-    """Return the time at which a session by this ID token ends: the token's expiry, or earlier by policy."""
+def find_session_end(provider: IdentityProvider, identity: SessionIdentity) -> Time:
+    """Return the end of a session by this ID token: the token's expiry, or the end of policy's lifetime if earlier."""
     return min(identity.expires_at, add_seconds(identity.issued_at, provider.lifetime_s))
 
 

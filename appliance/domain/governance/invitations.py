@@ -1,7 +1,8 @@
 """Invitations of people who have no key: the person makes a passkey in a browser, and two administrators enrol it.
 
-An administrator signs the invitation, which holds the digest of a secret. The secret is in the address that the person
-opens. The proof of their passkey becomes an entry once. The enrolment is an order of two administrators like any other.
+An administrator signs the invitation, which contains the digest of a secret. The secret is in the address that the
+person opens. An entry of the log records the proof of their passkey; each invitation allows one such entry. Then two
+administrators sign the enrolment, as they do for other people.
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ from appliance.domain.core.state import State
 from appliance.domain.governance.passkeys import (
     PASSKEY_EXAMPLE,
     EnrolPasskey,
-    check_new_passkey,
     check_passkey_possession,
     complete_passkey,
-    passkey_key,
-    scope_of,
+    make_passkey_row,
+    make_passkey_scope,
+    refuse_new_passkey,
 )
-from appliance.domain.governance.people import enrolled_person, list_name_problems
+from appliance.domain.governance.people import make_enrolment_changes, refuse_newcomer
 from appliance.errors import RefusalCode, Rejected
 from appliance.formats.core.digest import short_code
 from appliance.formats.signatures.dsse import parse_envelope, verify_envelope
 
-LONGEST_S = 3_600
-"""Longest time in seconds between an invitation and its end."""
+MAX_INVITATION_S = 3_600
+"""Largest number of seconds between an invitation and its end."""
 
 INVITATION_END = RefusalCode(
     "invitation-end-out-of-range",
@@ -124,9 +125,9 @@ class InvitationWithdrawn(Ordered):
 
 
 class InvitationAccepted(Event):
-    """The event of the passkey that an invited person made. It enrols nobody.
+    """The event of the passkey that an invited person made. The person is not enrolled by it.
 
-    `possession` is the passkey's own proof.
+    The document `possession` is the passkey's proof of possession.
     """
 
     type = "invitation.accepted"
@@ -147,19 +148,19 @@ class EnrolledWithPasskey(Countersigned):
 
 def authorise_invite(state: State, order: Invite, signer: Principal, now: Time) -> Reasons:
     """Return the refusal reasons of an invitation."""
-    reasons = list_name_problems(state, order.principal, order.roles)
+    reasons = refuse_newcomer(state, order.principal, order.roles)
     if "unit" in order.roles:
         reasons.append(UNIT_INVITED())
     if any(row.secret == order.secret for row in state.invitations.values()):
         reasons.append(INVITATION_SECRET_USED())
-    latest = add_seconds(now, LONGEST_S)
+    latest = add_seconds(now, MAX_INVITATION_S)
     if not now < order.until <= latest:
         reasons.append(INVITATION_END(now=now, latest=latest, until=order.until))
     return reasons
 
 
 def authorise_withdraw_invitation(state: State, order: WithdrawInvitation, signer: Principal, now: Time) -> Reasons:
-    """Return the refusal reasons of the withdrawal of an invitation, which every administrator can withdraw."""
+    """Return the refusal reasons of the withdrawal of an invitation. Every administrator can withdraw it."""
     row = state.invitations.get(order.principal)
     is_valid = row is not None and row.is_valid(now) and order.principal not in state.principals
     return [] if is_valid else [INVITATION_NOT_VALID(name=Rejected(order.principal))]
@@ -168,17 +169,18 @@ def authorise_withdraw_invitation(state: State, order: WithdrawInvitation, signe
 def authorise_enrol_with_passkey(state: State, order: EnrolWithPasskey, signer: Principal, now: Time) -> Reasons:
     """Return the refusal reasons of the enrolment of a person with a passkey.
 
-    A passkey of a withdrawn or an earlier invitation is dropped, so an order that was made before is refused as well.
+    If the name has an invitation, the passkey must be the one by which that invitation was accepted. So an order with
+    the passkey of a withdrawn or replaced invitation is refused.
     """
-    reasons = list_name_problems(state, order.principal, order.roles)
+    reasons = refuse_newcomer(state, order.principal, order.roles)
     row = state.invitations.get(order.principal)
     if row is not None and row.keyid != order.keyid:
         reasons.append(PASSKEY_NOT_INVITED(name=order.principal))
-    return reasons + ([UNIT_INVITED()] if "unit" in order.roles else []) + check_new_passkey(state, order)
+    return reasons + ([UNIT_INVITED()] if "unit" in order.roles else []) + refuse_new_passkey(state, order)
 
 
-def describe_dropped(name: str, keyid: Digest) -> str:
-    """Return the effect of another invitation of a name whose person has made a passkey."""
+def describe_dropped_passkey(name: str, keyid: Digest) -> str:
+    """Return the sentence which warns that a new invitation drops the passkey `keyid` of this name."""
     return (
         f"{name} has made the passkey with the short code {short_code(keyid)} by an earlier invitation. "
         f"This invitation drops it: {name} makes another one."
@@ -186,7 +188,7 @@ def describe_dropped(name: str, keyid: Digest) -> str:
 
 
 def apply_invitation(case: Case) -> Changes:
-    """Apply an invitation."""
+    """Record an invitation, and drop pending orders that enrol the name with the passkey of an earlier one."""
     order = case.order(Invite)
     row = Invitation(
         name=order.principal,
@@ -210,13 +212,17 @@ def apply_invitation_withdrawal(case: Case) -> Changes:
 
 
 def _drop_enrolments(state: State, name: str) -> Changes:
-    """Drop the orders that wait to enrol this person with a passkey, because the passkey is dropped."""
-    waiting = (one for one in state.pending.values() if one.action == EnrolWithPasskey.action)
-    return [(state.pending, one.digest, None) for one in waiting if f"principal:{name}" in one.about]
+    """Return the changes that drop pending orders to enrol this person with a passkey."""
+    waiting = (pending for pending in state.pending.values() if pending.action == EnrolWithPasskey.action)
+    return [(state.pending, pending.digest, None) for pending in waiting if f"principal:{name}" in pending.about]
 
 
 def apply_acceptance(case: Case) -> Changes:
-    """Apply the proof of an invited person's passkey. An invitation is accepted once, and before its end."""
+    """Record the passkey of an invited person after checking its proof.
+
+    Raises: Denied if the invitation was used, was withdrawn or has expired, or the passkey is not allowed; Tampered if
+        the proof's signature is invalid.
+    """
     body, state = case.of(InvitationAccepted), case.state
     row = state.invitations.get(body.principal)
     case.require(row is not None and row.is_unused, "invitation", "one that is open", body.principal)
@@ -224,25 +230,25 @@ def apply_acceptance(case: Case) -> Changes:
     case.require(case.entry.time < row.until, "time", f"a time before {row.until}", case.entry.time)
     envelope = parse_envelope(case.documents["possession"])
     proof = parse_credential(PasskeyPossession, envelope.payload)
-    found = (proof.origin, proof.signer, proof.keyid, envelope.signature.keyid)
-    case.require(found == (state.site.origin, row.name, body.keyid, body.keyid), "possession", row.name, found)
-    verify_envelope(envelope, base64.b64decode(proof.key), scope_of(proof))
-    reasons = list_newcomer_problems(state, row, proof)
+    proved = (proof.origin, proof.signer, proof.keyid, envelope.signature.keyid)
+    case.require(proved == (state.site.origin, row.name, body.keyid, body.keyid), "possession", row.name, proved)
+    verify_envelope(envelope, base64.b64decode(proof.key), make_passkey_scope(proof))
+    reasons = refuse_invited_passkey(state, row, proof)
     case.require(not reasons, "possession", "a newcomer's passkey that policy allows", "; ".join(map(str, reasons)))
     accepted = row.model_copy(update={"accepted": case.entry.index, "keyid": body.keyid})
     return [(state.invitations, row.name, accepted)]
 
 
-def list_newcomer_problems(state: State, row: Invitation, proof: PasskeyPossession) -> Reasons:
+def refuse_invited_passkey(state: State, row: Invitation, proof: PasskeyPossession) -> Reasons:
     """Return the refusal reasons of an invited person's passkey."""
-    return list_name_problems(state, row.name, row.roles) + check_new_passkey(state, proof)
+    return refuse_newcomer(state, row.name, row.roles) + refuse_new_passkey(state, proof)
 
 
 def apply_enrolment_with_passkey(case: Case) -> Changes:
     """Apply the enrolment of a person with a passkey. The invitation, if there was one, ends."""
     order, state = case.order(EnrolWithPasskey), case.state
-    person, _ = enrolled_person(case, order.principal, order.printed_name, order.roles, order.key, order.keyid)
-    changes: Changes = [person, (state.keys, order.keyid, passkey_key(case, order))]
+    person, _ = make_enrolment_changes(case, order.principal, order.printed_name, order.roles, order.key, order.keyid)
+    changes: Changes = [person, (state.keys, order.keyid, make_passkey_row(case, order))]
     if order.principal in state.invitations:
         changes.append((state.invitations, order.principal, None))
     return changes

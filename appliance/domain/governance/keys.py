@@ -24,10 +24,10 @@ from appliance.errors import ApplianceError, BadInput, Denied, RefusalCode, Reje
 from appliance.formats.signatures.dsse import parse_envelope, verify_envelope
 from appliance.formats.signatures.keys import keyid_of
 
-MOST_ROTATIONS = 8
-"""Largest number of a person's rotations in `ROTATION_PERIOD_S`."""
+MAX_ROTATIONS = 8
+"""Largest number of key rotations of one person within `ROTATION_PERIOD_S`."""
 ROTATION_PERIOD_S = 86_400
-"""Seconds in which a person's rotations are counted."""
+"""Length in seconds of the period in which a person's rotations are counted."""
 
 KEY_TAKEN = RefusalCode(
     "key-taken",
@@ -83,7 +83,7 @@ OVERLAP_TOO_LONG = RefusalCode(
 
 
 class ProvedKey(Value):
-    """A person's key in an order about several, with the proof that somebody holds it."""
+    """A key in an order about several people, with the digest of the key's proof of possession."""
 
     principal: Identifier
     key: Base64 = Field(description="SubjectPublicKeyInfo, DER")
@@ -108,21 +108,21 @@ class NewKey(Order):
         return ((f"principal:{self.principal}", self.keyid),)
 
 
-def complete_key(given: OrderInput, lookup: Lookup) -> Completed:
-    """Return the fields that describe a new key, from the proof of possession that is sent beside the order."""
-    envelope = parse_envelope(given.documents.get("possession", b""))
+def complete_key(order_input: OrderInput, lookup: Lookup) -> Completed:
+    """Return the fields that describe a new key, from the proof of possession that is sent with the order."""
+    envelope = parse_envelope(order_input.documents.get("possession", b""))
     proof = parse_credential(Possession, envelope.payload)
-    return describe_proof(proof, envelope.pae_digest)
+    return derive_key_fields(proof, envelope.pae_digest)
 
 
-def describe_proof(proof: Possession, digest: str) -> dict[str, ProvenValue[Any]]:
+def derive_key_fields(proof: Possession, digest: str) -> dict[str, ProvenValue[Any]]:
     """Return the fields of an order that a proof of possession determines. `digest` identifies the proof."""
-    found = {"principal": proof.signer, "key": proof.key, "keyid": proof.keyid, "possession": digest}
-    return {name: ProvenValue(value) for name, value in found.items()}
+    fields = {"principal": proof.signer, "key": proof.key, "keyid": proof.keyid, "possession": digest}
+    return {name: ProvenValue(value) for name, value in fields.items()}
 
 
 class ReplaceKey(NewKey):
-    """An administrators' order to replace a person's lost key. The old keys end at once."""
+    """An order of two administrators to replace a person's keys by a new one. The old keys end at once."""
 
     action = "replace-key"
 
@@ -135,7 +135,10 @@ class RotateKey(NewKey):
 
 
 class RevokeKey(Order):
-    """An order to revoke a key. With `since`, what it signed in that entry or later is invalid."""
+    """An order to revoke a key.
+
+    What the key signed in the entry `since` or later is invalid. If `since` is None, its earlier signatures stay valid.
+    """
 
     action = "revoke-key"
     principal: Identifier
@@ -153,7 +156,8 @@ class RevokeKey(Order):
 class KeyEnrolled(Countersigned):
     """The event of a new key.
 
-    `order` is the person's own `rotate-key`, or countersigns the `replace-key` in `countersigned`.
+    The document `order` is the person's own `rotate-key` order, or the countersignature of a `replace-key` order. The
+    latter is in the document `countersigned`.
     """
 
     type = "key.enrolled"
@@ -167,19 +171,21 @@ class KeyRevoked(Ordered):
 
 
 def check_possession(case: Case, order: NewKey | ProvedKey, data: bytes) -> None:
-    """Check that the new key signed, for this log and this name, the proof that the order binds.
+    """Check that `data` is the proof of possession that the order names, and that the new key signed it.
 
-    Raises: BadInput if the proof and the order differ; Tampered if the signature does not hold.
+    The proof must be for this log, this principal and this key.
+
+    Raises: BadInput if the proof and the order differ; Tampered if the signature is invalid.
     """
     envelope = parse_envelope(data)
     possession = parse_credential(Possession, envelope.payload)
-    found = (possession.origin, possession.signer, possession.key, possession.keyid, envelope.pae_digest)
+    proved = (possession.origin, possession.signer, possession.key, possession.keyid, envelope.pae_digest)
     expected = (case.state.site.origin, order.principal, order.key, order.keyid, order.possession)
-    if found != expected:
-        raise BadInput(f"proof of possession of {order.principal}: expected {expected}, got {found}")
+    label = f"proof of possession of {order.principal}"
+    if proved != expected:
+        raise BadInput(f"{label}: expected {expected}, got {proved}")
     if (keyid := envelope.signature.keyid) != order.keyid:
-        what = f"proof of possession of {order.principal}"
-        raise BadInput(f"{what}: expected a signature by {order.keyid}, got one by {keyid}")
+        raise BadInput(f"{label}: expected a signature by {order.keyid}, got one by {keyid}")
     verify_envelope(envelope, base64.b64decode(order.key))
 
 
@@ -187,10 +193,10 @@ POSSESSION = Attachment("possession", check_possession)
 """The attachment of an order that enrols a key: the key's proof of possession."""
 
 
-def check_new_key(state: State, order: NewKey | ProvedKey | Possession) -> Reasons:
-    """Return the refusal reasons of a key that is in the log already, is malformed or has another key id.
+def refuse_new_key(state: State, order: NewKey | ProvedKey | Possession) -> Reasons:
+    """Return the refusal reasons of a key that the log contains already, is malformed, or differs from its key id.
 
-    The reasons do not name the key's owner, since a unit may not read about other units.
+    The reasons leave out the key's owner, because a unit must not read about other units.
     """
     reasons = []
     if order.keyid in state.keys or any(row.keyid == order.keyid for row in state.applications.values()):
@@ -205,17 +211,17 @@ def check_new_key(state: State, order: NewKey | ProvedKey | Possession) -> Reaso
 
 
 def authorise_replace_key(state: State, order: ReplaceKey, signer: Principal, now: Time) -> Reasons:
-    """Return the refusal reasons of a replacement."""
-    return check_new_key(state, order) + require_enrolled(state, order.principal)
+    """Return the refusal reasons of the replacement of a person's keys."""
+    return refuse_new_key(state, order) + require_enrolled(state, order.principal)
 
 
 def authorise_rotate_key(state: State, order: RotateKey, signer: Principal, now: Time) -> Reasons:
     """Return the refusal reasons of a rotation."""
     return [
         *_refuse_recovery_key(signer),
-        *check_new_key(state, order),
-        *check_overlap(state, order.old_until, now),
-        *check_rotations(state, order.principal, now),
+        *refuse_new_key(state, order),
+        *refuse_overlap(state, order.old_until, now),
+        *refuse_rotation(state, order.principal, now),
     ]
 
 
@@ -226,8 +232,8 @@ def authorise_revoke_key(state: State, order: RevokeKey, signer: Principal, now:
         return [KEY_UNKNOWN(keyid=Rejected(order.keyid))]
     reasons = _refuse_recovery_key(signer)
     start = key.distrusted
-    # A second revocation is allowed if it distrusts more: the person who stole the key may have rotated it and then
-    # revoked it.
+    # A second revocation is allowed if it makes more signatures or keys invalid: a person who stole the key may have
+    # rotated to another key and then revoked this one.
     if (
         start is not None
         and (order.since is None or order.since >= start)
@@ -240,54 +246,62 @@ def authorise_revoke_key(state: State, order: RevokeKey, signer: Principal, now:
 
 
 def _refuse_recovery_key(signer: Principal) -> Reasons:
-    """Return the refusal reason of a recovery key that signs about itself.
+    """Return the refusal reason if the signer is a recovery key, which cannot sign orders about keys.
 
-    Otherwise a person who stole it could revoke it, or replace it by another key, before its owners find out.
+    Otherwise a person who stole it could revoke it, or replace it by another key, before its owners notice the theft.
     """
     return [RECOVERY_KEY_STAYS(f"principal:{signer.name}")] if signer.has("recovery") else []
 
 
-def check_rotations(state: State, name: str, now: Time) -> Reasons:
+def refuse_rotation(state: State, name: str, now: Time) -> Reasons:
     """Return the refusal reason of one more rotation if the person has rotated too often in the last day."""
     since = add_seconds(now, -ROTATION_PERIOD_S)
     keys = [key for key in state.keys.values() if key.principal == name and key.rotated_from is not None]
-    if sum(since < key.enrolled_at <= now for key in keys) < MOST_ROTATIONS:
+    if sum(since < key.enrolled_at <= now for key in keys) < MAX_ROTATIONS:
         return []
-    return [TOO_MANY_ROTATIONS(f"principal:{name}", limit=MOST_ROTATIONS)]
+    return [TOO_MANY_ROTATIONS(f"principal:{name}", limit=MAX_ROTATIONS)]
 
 
-def check_overlap(state: State, until: Time, now: Time) -> Reasons:
+def refuse_overlap(state: State, until: Time, now: Time) -> Reasons:
     """Return the refusal reason of an end of the old keys that is later than policy allows."""
     limit = add_seconds(now, state.parameters.key_overlap_s)
     return [OVERLAP_TOO_LONG(latest=limit, until=until)] if until > limit else []
 
 
-def new_key(case: Case, name: str, spki: str, keyid: str) -> Key:
-    """Return the row of a key that the case's entry enrols."""
+def make_key_row(case: Case, name: str, spki: str, keyid: str) -> Key:
+    """Return the state's row of a key that the current entry enrols for the principal `name`.
+
+    `spki` is the public key as SubjectPublicKeyInfo (DER, base64).
+    """
     entry = case.entry
     return Key(keyid=keyid, spki=spki, principal=name, enrolled=entry.index, enrolled_at=entry.time)
 
 
 def apply_key_enrolment(case: Case) -> Changes:
-    """Apply a new key. The old keys end at once, or at the time that a rotation names. A rotation ends no passkeys."""
+    """Enrol a new key and end the principal's old keys.
+
+    A replacement ends all of them at once. A rotation ends them at its `old_until`, except passkeys, which stay valid.
+    """
     changes: Changes = []
     order = case.order(NewKey)
     until = order.old_until if isinstance(order, RotateKey) else None
-    principal = _principal(case, order.principal)
+    principal = _get_principal(case, order.principal)
     for key in case.state.keys.values():
         if key.principal != principal.name or (until is not None and key.passkey is not None):
             continue
         if key.is_valid(case.entry.time):
-            # A rotation does not prolong a key that an earlier one ends.
+            # A rotation does not extend the validity of a key that an earlier rotation ends.
             ends = {"revoked": case.entry.index} if until is None else {"until": min(until, key.until or until)}
             changes.append((case.state.keys, key.keyid, key.model_copy(update=ends)))
     rotated_from = case.accepted.keyid if isinstance(order, RotateKey) else None
-    enrolled = new_key(case, order.principal, order.key, order.keyid).model_copy(update={"rotated_from": rotated_from})
+    enrolled = make_key_row(case, order.principal, order.key, order.keyid).model_copy(
+        update={"rotated_from": rotated_from}
+    )
     changes.append((case.state.keys, order.keyid, enrolled))
     return [*changes, (case.state.principals, principal.name, principal.model_copy(update={"keyid": order.keyid}))]
 
 
-def _principal(case: Case, name: str) -> Principal:
+def _get_principal(case: Case, name: str) -> Principal:
     principal = case.state.principals.get(name)
     if principal is None:
         raise Denied(f"entry {case.entry.index}: principal: expected a valid one, got {name}")
@@ -295,24 +309,29 @@ def _principal(case: Case, name: str) -> Principal:
 
 
 def apply_key_revocation(case: Case) -> Changes:
-    """Apply the revocation of a key. Its earlier signatures stay valid, except those that the order distrusts."""
+    """Revoke a key, and the keys that were rotated from it after its first invalid entry.
+
+    The key's earlier signatures stay valid, except those in the order's `since` entry or later.
+    """
     order, index = case.order(RevokeKey), case.entry.index
     key = case.state.keys.get(order.keyid)
     if key is None:
         raise Denied(f"entry {index}: key: expected an enrolled one, got {order.keyid}")
     since = index if order.since is None else order.since
     distrusted = since if key.distrusted is None else min(since, key.distrusted)
-    # The signing key is spared: otherwise an owner who rotated, and then revokes the old key, would be locked out.
+    # The key that signs the order stays valid, so that an owner can rotate and then revoke the old key.
     also_ended = list_keys_rotated_from(case.state, key.keyid, distrusted, spared=case.accepted.keyid)
-    case.require(
-        bool(also_ended) or distrusted != key.distrusted, "key", "one that counts", f"{key.keyid}, which does not"
-    )
+    has_effect = bool(also_ended) or distrusted != key.distrusted
+    case.require(has_effect, "key", "one that the order changes", f"{key.keyid}, which is revoked already")
     ends = {key.keyid: distrusted} | {later.keyid: later.enrolled for later in also_ended}
     return [(case.state.keys, other.keyid, _revoke(other, index, ends[other.keyid])) for other in (key, *also_ended)]
 
 
 def _revoke(key: Key, index: int, distrusted: int) -> Key:
-    """Return the key as revoked by this entry, unless an earlier one did, and distrusted from a given entry on."""
+    """Return the key as revoked, with invalid signatures from the entry `distrusted` on.
+
+    A key that was revoked before keeps the entry of that revocation; otherwise it becomes `index`.
+    """
     revoked = index if key.revoked is None else key.revoked
     return key.model_copy(update={"revoked": revoked, "distrusted": distrusted})
 

@@ -1,8 +1,8 @@
 """Orders about the log itself: reset of its clock, version of its rules, and rotation of its key.
 
-Two administrators set the log's time back after its clock ran ahead, by an order that is valid for one entry of one
-log. Everything that had expired by then stays expired. The rule of the reset's entry corrects the dates that the log
-itself recorded (`clock_reset`). Dates that people and witnesses signed stay, and are compared with `Site.time_for`.
+Two administrators set the log's time back after its clock ran ahead. Their order is valid for one entry of one log.
+Everything that had expired by then stays expired. The rule of the reset's entry corrects the dates that the log itself
+recorded (`apply_clock_reset`). Dates that people and witnesses signed stay; `Site.time_for` is compared with them.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from appliance.domain.core.records.site import (
 from appliance.domain.core.roles import Reasons
 from appliance.domain.core.signatures import check_lifetime
 from appliance.domain.core.state import State
-from appliance.domain.governance.keys import check_overlap
+from appliance.domain.governance.keys import refuse_overlap
 from appliance.errors import BadInput, RefusalCode, Rejected
 from appliance.formats.log.note import is_post_quantum, parse_vkey
 
-K = TypeVar("K", Key, LogKey)
-R = TypeVar("R", Key, Principal, Restoration, Slot, WitnessRecord)
+KeyRow = TypeVar("KeyRow", Key, LogKey)
+DatedRow = TypeVar("DatedRow", Key, Principal, Restoration, Slot, WitnessRecord)
 
 
 LAST_ENTRY_DIFFERS = RefusalCode(
@@ -96,40 +96,44 @@ class ClockReset(Countersigned):
 
 
 def authorise_reset_clock(state: State, order: ResetClock, signer: Principal, now: Time) -> Reasons:
-    """Return the refusal reasons of a reset. The rule of the entry checks the new time, which only the entry has."""
+    """Return the refusal reasons of a reset. `apply_clock_reset` checks the new time, which only the entry has."""
     if order.last == state.last_time:
         return []
     return [LAST_ENTRY_DIFFERS(last=order.last, time=state.last_time)]
 
 
 def apply_clock_reset(case: Case) -> Changes:
-    """Apply a reset of the clock.
+    """Set the log's time back to that of the current entry, and limit all recorded dates to it.
 
-    Both orders are valid at the new time; the countersignature has been checked at it already.
+    Issued tokens and pending orders end. The order must be valid at the new time; the countersignature was checked
+    against that time before.
+
+    Raises: Denied if the new time is not before the last entry's by more than the policy's clock skew, or the order has
+        expired at it.
     """
     state, order, now = case.state, case.order(ResetClock), case.entry.time
     reached, skew_s = state.last_time, state.parameters.clock_skew_s
-    behind = add_seconds(now, skew_s) < reached
-    case.require(behind, "clock", f"a time more than {skew_s} s before the last entry's, {reached}", now)
+    is_behind = add_seconds(now, skew_s) < reached
+    case.require(is_behind, "clock", f"a time more than {skew_s} s before the last entry's, {reached}", now)
     check_lifetime(
         "order reset-clock", order.issued_at, order.expires_at, now, state, state.parameters.order_lifetime_s
     )
     reset = ClockResetRecord(index=case.entry.index, reached=reached, time=now)
-    log_keys = tuple(_limit_key(key, reset, state.parameters.key_overlap_s) for key in state.site.log_keys)
-    # Otherwise everything signed before the date of an earlier restoration would be refused until that date.
+    log_keys = tuple(_limit_key_end(key, reset, state.parameters.key_overlap_s) for key in state.site.log_keys)
+    # Statements signed before the date of a restoration are refused. With a later date, new ones would be refused, too.
     restorations = tuple(_limit_time(row, "time", now) for row in state.site.restorations)
     resets = (*state.site.resets, reset)
     site = state.site.model_copy(update={"resets": resets, "log_keys": log_keys, "restorations": restorations})
-    # They are invalid from now on, and each would block a new token of its application until its date.
+    # Issued tokens are invalid from now on. If they stayed, each would block a new token of its application.
     tokens: Changes = [(state.issued_tokens, key, None) for key, _ in state.issued_tokens.items()]
-    return [(state.sites, "site", site), *tokens, *_end_keys_and_orders(state, reset), *_redate(state, now)]
+    return [(state.sites, "site", site), *tokens, *_end_keys_and_orders(state, reset), *_limit_dates(state, now)]
 
 
-def _limit_key(key: K, reset: ClockResetRecord, overlap_s: int) -> K:
+def _limit_key_end(key: KeyRow, reset: ClockResetRecord, overlap_s: int) -> KeyRow:
     """Return a key with the end that it has after the reset.
 
-    A key that had ended by the time that was reached ends now at the latest. A key that was replaced while the clock
-    was ahead ends as if it were replaced now, since a key of the log cannot be ended in another way.
+    A key that had ended by the last time before the reset ends now at the latest. A key whose end is still later was
+    replaced while the clock was ahead. It ends as if it were replaced now, since a key of the log has no other end.
     """
     if key.until is None or key.until <= reset.time:
         return key
@@ -138,23 +142,22 @@ def _limit_key(key: K, reset: ClockResetRecord, overlap_s: int) -> K:
 
 
 def _end_keys_and_orders(state: State, reset: ClockResetRecord) -> Changes:
-    """Return the changes of keys that had ended, and the removal of every pending order.
+    """Return the changes that limit the dates of keys, and that drop all pending orders.
 
-    Pending orders were issued before the reset.
+    All pending orders were issued before the reset.
     """
     now, overlap_s = reset.time, state.parameters.key_overlap_s
-    ends = ((key, _limit_key(key, reset, overlap_s)) for key in state.keys.values())
+    ends = ((key, _limit_key_end(key, reset, overlap_s)) for key in state.keys.values())
     changed = ((key, _limit_time(ended, "enrolled_at", now)) for key, ended in ends)
     changes: Changes = [(state.keys, key.keyid, ended) for key, ended in changed if ended is not key]
     return [*changes, *((state.pending, pending.digest, None) for pending in state.pending.values())]
 
 
-def _redate(state: State, now: Time) -> Changes:
-    """Return the changes that date everything before the reset at the present time, if its date is later.
+def _limit_dates(state: State, now: Time) -> Changes:
+    """Return the changes that replace each recorded date after `now` by `now`.
 
-    Otherwise a person enrolled meanwhile could not sign before that date, a unit whose tokens were revoked could send
-    no requests, a cosignature would be valid for too long, a text could not be erased, and a daily count would begin
-    anew.
+    With the later dates, a person who was revoked or whose tokens were revoked would be treated by a future date, a
+    cosignature would be valid for too long, a text could not be erased, and a daily count would begin again.
     """
     changes: Changes = []
     for person in state.principals.values():
@@ -172,8 +175,8 @@ def _redate(state: State, now: Time) -> Changes:
     return changes
 
 
-def _limit_time(row: R, name: str, now: Time) -> R:
-    """Return the row with the time in this field limited to now."""
+def _limit_time(row: DatedRow, name: str, now: Time) -> DatedRow:
+    """Return the row with the time in its field `name` limited to `now`. None stays None."""
     time = getattr(row, name)
     return row if time is None or time <= now else row.model_copy(update={name: now})
 
@@ -201,11 +204,11 @@ CLOCK_ACTIONS = (
         example_values={"signer": "anna", "last": NOW},
     ),
 )
-"""Registry rows of the reset of the clock."""
+"""Definition of the action that resets the clock."""
 
 
 class RaiseRules(Order):
-    """An order to evaluate entries by this version of the rules from its own entry on."""
+    """An order to check later entries by version `rules` of the rules."""
 
     action = "raise-rules"
     rules: int = Field(ge=2, le=1_000_000)
@@ -221,9 +224,9 @@ class RulesRaised(Countersigned):
 
 
 def authorise_raise_rules(state: State, order: RaiseRules, signer: Principal, now: Time) -> Reasons:
-    """Return the refusal reasons of a later rules version.
+    """Return the refusal reason if the version is not later than the valid one.
 
-    A build that does not implement the version refuses the log's next entry, so it is not checked here.
+    Builds that do not implement the version are no reason: they refuse the log's next entry.
     """
     if order.rules > state.site.rules:
         return []
@@ -253,8 +256,8 @@ RULES_ACTIONS = (
         title="Raise the rules version",
         authorise=authorise_raise_rules,
         signers=("administrator",),
-        meaning="From now on entries are checked by this version of the rules. This cannot be taken back. Earlier "
-        "entries keep their verdict.",
+        meaning="From now on new entries are checked by this version of the rules. Earlier entries are still checked "
+        "by the version that was valid when they were recorded. This cannot be undone.",
         event=RulesRaised,
         apply=apply_rules_version,
         two_administrators=True,
@@ -263,13 +266,13 @@ RULES_ACTIONS = (
         example_values={"signer": "anna", "rules": 2},
     ),
 )
-"""Registry rows of the rules version."""
+"""Definition of the action that raises the rules version."""
 
 
 class RotateLogKey(Order):
-    """An order to sign the log's checkpoints with a new key. The old keys also sign them until a time.
+    """An order to sign the log's checkpoints with a new key. The keys that it replaces also sign until `old_until`.
 
-    A key of ML-DSA-65 replaces those of ML-DSA-65, and another key replaces the others.
+    `log_key` is a C2SP vkey. A key of ML-DSA-65 replaces those of ML-DSA-65, and another key replaces the others.
     """
 
     action = "rotate-log-key"
@@ -286,8 +289,11 @@ class LogKeyRotated(Countersigned):
     type = "log-key.rotated"
 
 
-def refuse_log_key(state: State, vkey: str) -> Reasons:
-    """Return the refusal reasons of a log key: it must have the log's name, be new, and belong to no witness."""
+def refuse_new_log_key(state: State, vkey: str) -> Reasons:
+    """Return the refusal reasons of a new log key.
+
+    It must be a valid vkey with the log's name that this log has not had and that no witness has.
+    """
     try:
         name = parse_vkey(vkey).name
     except BadInput:
@@ -300,23 +306,23 @@ def refuse_log_key(state: State, vkey: str) -> Reasons:
 
 def authorise_rotate_log_key(state: State, order: RotateLogKey, signer: Principal, now: Time) -> Reasons:
     """Return the refusal reasons of a rotation of the log's key."""
-    reasons = refuse_log_key(state, order.log_key)
+    reasons = refuse_new_log_key(state, order.log_key)
     if not reasons and is_post_quantum(order.log_key) and state.site.post_quantum_log_key is None:
         reasons.append(POST_QUANTUM_KEY_MISSING())
-    return reasons + check_overlap(state, order.old_until, now)
+    return reasons + refuse_overlap(state, order.old_until, now)
 
 
 def apply_log_key_rotation(case: Case) -> Changes:
     """Apply a rotation of the log's key."""
     order, site = case.order(RotateLogKey), case.state.site
-    kind = is_post_quantum(order.log_key)
-    old = tuple(
+    is_new_post_quantum = is_post_quantum(order.log_key)
+    old_keys = tuple(
         key.model_copy(update={"until": order.old_until})
-        if key.until is None and is_post_quantum(key.vkey) == kind
+        if key.until is None and is_post_quantum(key.vkey) == is_new_post_quantum
         else key
         for key in site.log_keys
     )
-    keys = (*old, LogKey(vkey=order.log_key, since=case.entry.index))
+    keys = (*old_keys, LogKey(vkey=order.log_key, since=case.entry.index))
     return [(case.state.sites, "site", site.model_copy(update={"log_keys": keys}))]
 
 
@@ -344,4 +350,4 @@ LOG_KEY_ACTIONS = (
         example_values={"signer": "anna", "log_key": _NEW_LOG_KEY},
     ),
 )
-"""Registry rows of the rotation of the log's key."""
+"""Definition of the action that rotates the log's key."""

@@ -1,6 +1,7 @@
-"""Passkeys: further keys of a person or unit, each in an authenticator, which sign by assertions at enrolled origins.
+"""Passkeys: further keys of a person or unit. Each is in an authenticator and signs at its enrolled origins only.
 
-The people of a unit sign in to the console with its passkeys. Its programs use its key file: a passkey signs no token.
+The people of a unit sign in to the console with the unit's passkeys. A unit's programs use its key file, because a
+passkey cannot sign tokens.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from appliance.domain.core.records.people import Key, Passkey, Principal
 from appliance.domain.core.roles import Reasons, require_enrolled
 from appliance.domain.core.signatures import refuse_passkey_scope
 from appliance.domain.core.state import State
-from appliance.domain.governance.keys import NewKey, check_new_key, describe_proof, new_key
+from appliance.domain.governance.keys import NewKey, derive_key_fields, make_key_row, refuse_new_key
 from appliance.errors import BadInput, RefusalCode, Rejected
 from appliance.formats.signatures.dsse import parse_envelope, verify_envelope
 from appliance.formats.signatures.webauthn import PasskeyScope, is_passkey_key
 
-PASSKEY_PLACE = RefusalCode(
+PASSKEY_ADDRESS_INVALID = RefusalCode(
     "passkey-address-invalid",
     "order",
     "The passkey is for an address at which no browser can use it: {detail}.",
@@ -69,72 +70,76 @@ class PasskeyEnrolled(Countersigned):
     documents = ("order", "possession")
 
 
-PASSKEY_MEMBERS = ("passkey", "credential_id", "rp_id", "origins", "backup_eligible")
+PASSKEY_FIELDS = ("passkey", "credential_id", "rp_id", "origins", "backup_eligible")
 """Fields of an order that describe its passkey."""
-_PROVED = ("key", "keyid", *PASSKEY_MEMBERS)
-"""Fields that the passkey signed in its proof, and that the order repeats."""
+_PROVED_FIELDS = ("key", "keyid", *PASSKEY_FIELDS)
+"""Fields of an order that must equal those of the proof, which the passkey signed."""
 
 
-def complete_passkey(given: OrderInput, lookup: Lookup) -> Completed:
-    """Return the fields that describe a passkey, from its own proof, which is sent beside the order."""
-    envelope = parse_envelope(given.documents.get("possession", b""))
+def complete_passkey(order_input: OrderInput, lookup: Lookup) -> Completed:
+    """Return the fields that describe a passkey, from its proof of possession that is sent with the order."""
+    envelope = parse_envelope(order_input.documents.get("possession", b""))
     proof = parse_credential(PasskeyPossession, envelope.payload)
-    own = {name: ProvenValue(getattr(proof, name)) for name in PASSKEY_MEMBERS}
-    return {**describe_proof(proof, envelope.pae_digest), **own}
+    passkey_fields = {name: ProvenValue(getattr(proof, name)) for name in PASSKEY_FIELDS}
+    return {**derive_key_fields(proof, envelope.pae_digest), **passkey_fields}
 
 
 def check_passkey_possession(case: Case, order: EnrolPasskey, data: bytes) -> None:
-    """Check that the passkey signed its proof for this log, this principal and one of these origins.
+    """Check that the passkey signed its proof for this log, this principal and one of the order's origins.
 
-    Raises: BadInput if the proof and the order differ; Tampered if the assertion does not hold.
+    Raises: BadInput if the proof and the order differ; Tampered if the assertion is invalid.
     """
     envelope = parse_envelope(data)
     proof = parse_credential(PasskeyPossession, envelope.payload)
-    what = f"proof of possession of {order.principal}"
+    label = f"proof of possession of {order.principal}"
     expected = {"origin": case.state.site.origin, "signer": order.principal, "possession": order.possession}
-    expected |= {name: getattr(order, name) for name in _PROVED}
-    found = {"origin": proof.origin, "signer": proof.signer, "possession": envelope.pae_digest}
-    found |= {name: getattr(proof, name) for name in _PROVED}
-    for name, value in expected.items():
-        if found[name] != value:
-            raise BadInput(f"{what}, {name}: expected {value}, got {found[name]}")
-    verify_envelope(envelope, base64.b64decode(order.key), scope_of(order))
+    expected |= {name: getattr(order, name) for name in _PROVED_FIELDS}
+    proved = {"origin": proof.origin, "signer": proof.signer, "possession": envelope.pae_digest}
+    proved |= {name: getattr(proof, name) for name in _PROVED_FIELDS}
+    for name, expected_value in expected.items():
+        if proved[name] != expected_value:
+            raise BadInput(f"{label}, {name}: expected {expected_value}, got {proved[name]}")
+    verify_envelope(envelope, base64.b64decode(order.key), make_passkey_scope(order))
 
 
-def scope_of(order: EnrolPasskey | PasskeyPossession) -> PasskeyScope:
-    """Return the origins and the host at which the passkey's assertions are valid.
+def make_passkey_scope(order: EnrolPasskey | PasskeyPossession) -> PasskeyScope:
+    """Return the scope of a passkey: the host (`rp_id`) and the origins at which its assertions are valid.
 
-    Raises: BadInput if no browser would make an assertion there.
+    Raises: BadInput if no browser makes assertions at these addresses.
     """
     return PasskeyScope(order.rp_id, order.origins, order.backup_eligible)
 
 
 def authorise_enrol_passkey(state: State, order: EnrolPasskey, signer: Principal, now: Time) -> Reasons:
     """Return the refusal reasons of the enrolment of a passkey."""
-    return require_enrolled(state, order.principal) + check_new_passkey(state, order)
+    return require_enrolled(state, order.principal) + refuse_new_passkey(state, order)
 
 
-def check_new_passkey(state: State, order: EnrolPasskey | PasskeyPossession) -> Reasons:
-    """Return the refusal reasons of a passkey that the log has, is of another kind, or that policy does not allow."""
-    reasons = check_new_key(state, order) + _check_key_kind(order) + _check_unique(state, order)
+def refuse_new_passkey(state: State, order: EnrolPasskey | PasskeyPossession) -> Reasons:
+    """Return the refusal reasons of a passkey.
+
+    They are an enrolled or malformed key, another kind of key, a name or credential id in use, and a scope that is
+    invalid or that policy does not allow.
+    """
+    reasons = refuse_new_key(state, order) + _check_key_kind(order) + _check_unique(state, order)
     try:
-        return reasons + refuse_passkey_scope(state.parameters, scope_of(order))
+        return reasons + refuse_passkey_scope(state.parameters, make_passkey_scope(order))
     except BadInput as error:
-        return [*reasons, PASSKEY_PLACE(detail=Rejected(error.message))]
+        return [*reasons, PASSKEY_ADDRESS_INVALID(detail=Rejected(error.message))]
 
 
 def _check_key_kind(order: EnrolPasskey | PasskeyPossession) -> Reasons:
     try:
         is_passkey = is_passkey_key(base64.b64decode(order.key))
     except BadInput:
-        return []  # check_new_key reports it
+        return []  # refuse_new_key reports it
     return [] if is_passkey else [NOT_A_PASSKEY()]
 
 
 def _check_unique(state: State, order: EnrolPasskey | PasskeyPossession) -> Reasons:
-    """Return the refusal reasons of a name that the principal used before, or a credential id that the log has."""
+    """Return the refusal reasons of a credential id that the log has, and a name that the principal used before."""
     reasons = []
-    for key in passkeys_of(state):
+    for key in list_passkeys(state):
         assert key.passkey is not None
         if key.passkey.credential_id == order.credential_id:
             reasons.append(CREDENTIAL_TAKEN(keyid=key.keyid))
@@ -144,7 +149,7 @@ def _check_unique(state: State, order: EnrolPasskey | PasskeyPossession) -> Reas
     return reasons
 
 
-def passkeys_of(state: State, principal: str | None = None) -> list[Key]:
+def list_passkeys(state: State, principal: str | None = None) -> list[Key]:
     """Return every passkey that was ever enrolled; with `principal`, those of this principal."""
     return [
         key
@@ -156,11 +161,11 @@ def passkeys_of(state: State, principal: str | None = None) -> list[Key]:
 def apply_passkey_enrolment(case: Case) -> Changes:
     """Apply the enrolment of a passkey."""
     order = case.order(EnrolPasskey)
-    return [(case.state.keys, order.keyid, passkey_key(case, order))]
+    return [(case.state.keys, order.keyid, make_passkey_row(case, order))]
 
 
-def passkey_key(case: Case, order: EnrolPasskey) -> Key:
-    """Return the row of a passkey's key."""
+def make_passkey_row(case: Case, order: EnrolPasskey) -> Key:
+    """Return the state's row of the passkey that the current entry enrols."""
     passkey = Passkey(
         name=order.passkey,
         credential_id=order.credential_id,
@@ -168,7 +173,7 @@ def passkey_key(case: Case, order: EnrolPasskey) -> Key:
         origins=order.origins,
         backup_eligible=order.backup_eligible,
     )
-    key = new_key(case, order.principal, order.key, order.keyid)
+    key = make_key_row(case, order.principal, order.key, order.keyid)
     return key.model_copy(update={"passkey": passkey})
 
 

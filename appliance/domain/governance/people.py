@@ -22,18 +22,17 @@ from appliance.domain.governance.keys import (
     POSSESSION,
     NewKey,
     ProvedKey,
-    check_new_key,
     check_possession,
     complete_key,
-    new_key,
+    make_key_row,
+    refuse_new_key,
 )
 from appliance.errors import Denied, RefusalCode, Rejected
 from appliance.formats.core.canonical import encode_canonical, parse_canonical
 from appliance.formats.core.fields import parse_list
 
 MOST_PEOPLE = 24
-"""Largest number of people in one order: the entry is indexed under each, and an entry has at most 32 subjects."""
-
+"""Largest number of people in one order. Each is a subject of the entry, which can have 32 subjects."""
 
 NAME_TAKEN = RefusalCode(
     "name-taken", "order", "The name {id} belongs to an enrolled or revoked principal for ever.", "Choose another name."
@@ -94,7 +93,7 @@ class EnrolSeveral(Order):
         return super().commitments() | names
 
     def each(self) -> tuple[Enrol, ...]:
-        """Return the orders that would enrol each of them alone."""
+        """Return one `Enrol` order for each person."""
         header = {name: getattr(self, name) for name in Order.model_fields}
         return tuple(Enrol(**header, **person.__dict__) for person in self.people)
 
@@ -141,7 +140,8 @@ class PrincipalEnrolled(Countersigned):
 class PrincipalsEnrolled(Countersigned):
     """The event of the enrolment of several people and units.
 
-    `possessions` is an array of the proofs, in the order of the order's `people`.
+    The document `possessions` is a canonical JSON array of the proofs of possession. It has the same sequence as the
+    order's `people`.
     """
 
     type = "principals.enrolled"
@@ -149,7 +149,7 @@ class PrincipalsEnrolled(Countersigned):
 
 
 class RoleGranted(Countersigned):
-    """The event of a new role."""
+    """The event of a grant of one more role to a principal."""
 
     type = "principal.granted"
 
@@ -161,15 +161,15 @@ class RoleRemoved(Countersigned):
 
 
 class PrincipalRevoked(Ordered):
-    """The event of a revocation."""
+    """The event of the revocation of a person or unit."""
 
     type = "principal.revoked"
 
 
 def check_possessions(case: Case, order: EnrolSeveral, data: bytes) -> None:
-    """Check that there is one proof of possession for each person, each by the person's key and for the person's name.
+    """Check that `data` contains a valid proof of possession for each person, made by their key for their name.
 
-    Raises: Denied for another number of proofs; BadInput or Tampered for a proof that does not hold.
+    Raises: Denied for another number of proofs; BadInput or Tampered for an invalid proof.
     """
     proofs = split_proofs(data)
     case.require(len(proofs) == len(order.people), "possessions", f"{len(order.people)} proofs", len(proofs))
@@ -178,49 +178,49 @@ def check_possessions(case: Case, order: EnrolSeveral, data: bytes) -> None:
 
 
 def split_proofs(data: bytes) -> list[bytes]:
-    """Return the envelopes of a document `possessions`, which is a canonical array."""
+    """Return the envelopes in a document `possessions`, which is a canonical JSON array."""
     return [encode_canonical(proof) for proof in parse_list(parse_canonical(data), "possessions")]
 
 
 def join_proofs(proofs: Iterable[bytes]) -> bytes:
-    """Return the document `possessions` of these envelopes."""
+    """Return the document `possessions` that contains these envelopes."""
     return encode_canonical([parse_canonical(proof) for proof in proofs])
 
 
 def authorise_enrol(state: State, order: Enrol, signer: Principal, now: Time) -> Reasons:
     """Return the refusal reasons of an enrolment."""
-    return _list_enrolment_problems(state, order)
+    return _refuse_enrolment(state, order)
 
 
 def authorise_enrol_several(state: State, order: EnrolSeveral, signer: Principal, now: Time) -> Reasons:
-    """Return the refusal reasons of each enrolment, and of a key that occurs more than once."""
-    reasons = [reason for person in order.people for reason in _list_enrolment_problems(state, person)]
-    # Names are unique already, since they are subjects of the order's statement.
+    """Return the refusal reasons of all enrolments in the order, and of a key that occurs more than once."""
+    reasons = [reason for person in order.people for reason in _refuse_enrolment(state, person)]
+    # Names are unique, since they are subjects of the order's statement.
     keys = Counter(person.keyid for person in order.people)
-    reasons += [KEY_REPEATED(name=Rejected(one.principal)) for one in order.people if keys[one.keyid] > 1]
+    reasons += [KEY_REPEATED(name=Rejected(person.principal)) for person in order.people if keys[person.keyid] > 1]
     return reasons
 
 
-def _list_enrolment_problems(state: State, person: Enrol | Enrolment) -> Reasons:
-    return list_name_problems(state, person.principal, person.roles) + check_new_key(state, person)
+def _refuse_enrolment(state: State, person: Enrol | Enrolment) -> Reasons:
+    return refuse_newcomer(state, person.principal, person.roles) + refuse_new_key(state, person)
 
 
-def list_name_problems(state: State, name: str, roles: tuple[str, ...]) -> Reasons:
+def refuse_newcomer(state: State, name: str, roles: tuple[str, ...]) -> Reasons:
     """Return the refusal reasons of a newcomer's name and roles."""
     reasons = exclusive_roles(Rejected(name), roles)
     if name in state.principals:
         reasons.append(NAME_TAKEN(f"principal:{name}"))
-    return reasons + refuse_service_name(name) + _check_owned_units(state, Rejected(name), roles)
+    return reasons + refuse_service_name(name) + _refuse_owned_units(state, Rejected(name), roles)
 
 
 def refuse_service_name(name: str) -> Reasons:
-    """Return the refusal reason of a name that equals the service's own actor."""
+    """Return the refusal reason of a name that is reserved for the service itself."""
     return [NAME_OF_SERVICE(f"principal:{name}")] if name == SERVICE else []
 
 
 def authorise_grant(state: State, order: Grant, signer: Principal, now: Time) -> Reasons:
     """Return the refusal reasons of a grant."""
-    reasons = _check_owned_units(state, Rejected(order.principal), (order.role,))
+    reasons = _refuse_owned_units(state, Rejected(order.principal), (order.role,))
     principal = state.principals.get(order.principal)
     if principal is None or principal.revoked is not None:
         return [*reasons, *require_enrolled(state, order.principal)]
@@ -230,7 +230,7 @@ def authorise_grant(state: State, order: Grant, signer: Principal, now: Time) ->
 
 
 def authorise_remove_role(state: State, order: RemoveRole, signer: Principal, now: Time) -> Reasons:
-    """Return the refusal reasons of the removal of a role. The last role stays: a revocation ends it."""
+    """Return the refusal reasons of the removal of a role. A principal's only role cannot be removed."""
     principal = state.principals.get(order.principal)
     if principal is None or principal.revoked is not None:
         return require_enrolled(state, order.principal)
@@ -240,7 +240,7 @@ def authorise_remove_role(state: State, order: RemoveRole, signer: Principal, no
     return [LAST_ROLE(subject, role=order.role)] if len(principal.roles) == 1 else []
 
 
-def _check_owned_units(state: State, name: Rejected, roles: tuple[str, ...]) -> Reasons:
+def _refuse_owned_units(state: State, name: Rejected, roles: tuple[str, ...]) -> Reasons:
     reasons = []
     for role in roles:
         kind, _, unit = role.partition(":")
@@ -254,10 +254,14 @@ def authorise_revoke_principal(state: State, order: RevokePrincipal, signer: Pri
     return require_enrolled(state, order.principal)
 
 
-def enrolled_person(
+def make_enrolment_changes(
     case: Case, name: str, printed_name: str | None, roles: tuple[str, ...], spki: str, keyid: str
 ) -> Changes:
-    """Return the rows of a new principal and its key."""
+    """Return the changes that add a principal and its key to the state.
+
+    `printed_name` is the commitment to the person's full name, or None for administrators of the log's first entry.
+    `spki` is the public key as SubjectPublicKeyInfo (DER, base64).
+    """
     index = case.entry.index
     return [
         (
@@ -265,14 +269,14 @@ def enrolled_person(
             name,
             Principal(name=name, printed_name=printed_name, roles=roles, keyid=keyid, enrolled=index),
         ),
-        (case.state.keys, keyid, new_key(case, name, spki, keyid)),
+        (case.state.keys, keyid, make_key_row(case, name, spki, keyid)),
     ]
 
 
 def apply_enrolment(case: Case) -> Changes:
     """Apply the enrolment of one person or unit."""
     order = case.order(Enrol)
-    return enrolled_person(case, order.principal, order.printed_name, order.roles, order.key, order.keyid)
+    return make_enrolment_changes(case, order.principal, order.printed_name, order.roles, order.key, order.keyid)
 
 
 def apply_enrolments(case: Case) -> Changes:
@@ -280,7 +284,7 @@ def apply_enrolments(case: Case) -> Changes:
     return [
         change
         for person in case.order(EnrolSeveral).people
-        for change in enrolled_person(
+        for change in make_enrolment_changes(
             case, person.principal, person.printed_name, person.roles, person.key, person.keyid
         )
     ]
@@ -293,7 +297,7 @@ def apply_grant(case: Case) -> Changes:
 
 
 def apply_role_removal(case: Case) -> Changes:
-    """Apply the removal of a role. What the person decided in that role is invalid while they lack it."""
+    """Apply the removal of a role. The person's decisions in that role are invalid until they get it again."""
     order = case.order(RemoveRole)
     return _change_roles(case, order.principal, lambda roles: tuple(role for role in roles if role != order.role))
 
@@ -307,7 +311,7 @@ def _change_roles(case: Case, name: str, change: Callable[[tuple[str, ...]], tup
 
 
 def apply_principal_revocation(case: Case) -> Changes:
-    """Apply a revocation, which needs one administrator. The name and the keys cannot be used again."""
+    """Revoke a person or unit with all keys. The name and the keys cannot be enrolled again."""
     order = case.order(RevokePrincipal)
     state, index = case.state, case.entry.index
     principal = state.principals.get(order.principal)

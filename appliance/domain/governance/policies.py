@@ -36,7 +36,7 @@ TOO_FEW_SIGNERS = RefusalCode(
 
 
 class AdoptPolicy(Order):
-    """An order to adopt a policy set, which it names by digest."""
+    """An order to adopt a policy set. `policy` is the digest of the set, which is sent with the order."""
 
     action = "adopt-policy"
     policy: Digest = entered(kind="document")
@@ -45,9 +45,9 @@ class AdoptPolicy(Order):
         return ((f"policy:{self.policy}", self.policy),)
 
 
-def complete_adoption(given: OrderInput, lookup: Lookup) -> Completed:
-    """Return the digest of the policy set beside the order."""
-    return {"policy": ProvenValue(digest_bytes(given.documents.get("policy", b"")))}
+def complete_adoption(order_input: OrderInput, lookup: Lookup) -> Completed:
+    """Return the digest of the policy set that is sent with the order."""
+    return {"policy": ProvenValue(digest_bytes(order_input.documents.get("policy", b"")))}
 
 
 class PolicyAdopted(Countersigned):
@@ -58,21 +58,21 @@ class PolicyAdopted(Countersigned):
 
 
 def authorise_adopt_policy(state: State, order: AdoptPolicy, signer: Principal, now: Time) -> Reasons:
-    """Return no refusal reasons: every administrator may adopt a policy set that is well-formed."""
+    """Return no refusal reasons: administrators may adopt every well-formed policy set."""
     return []
 
 
-def check_witnesses(log_keys: list[str], policy: PolicySet) -> None:
+def require_foreign_witnesses(log_keys: list[str], policy: PolicySet) -> None:
     """Raise Denied if a witness of the policy set has a key of the log."""
     if reasons := own_witnesses(log_keys, policy.parameters):
         raise Denied("policy set", refusals=reasons)
 
 
-def find_signers(state: State, parameters: Parameters, now: Time) -> list[Principal]:
-    """Return the administrators who can change the policy under these parameters, which may differ from the valid ones.
+def list_policy_signers(state: State, parameters: Parameters, now: Time) -> list[Principal]:
+    """Return the administrators who could change the policy if `parameters` were valid.
 
-    They have a key that may sign. With an identity provider it is a key file: if the provider is unavailable, sessions
-    open only on the service's own machine, where no passkey signs.
+    Each has a valid key that these parameters allow. If they have an identity provider, it must be a key file: while
+    the provider is unavailable, sessions open only on the service's own machine, where passkeys cannot sign.
     """
     names = {
         key.principal
@@ -86,8 +86,11 @@ def find_signers(state: State, parameters: Parameters, now: Time) -> list[Princi
     return [person for person in state.principals.values() if person.has("administrator") and person.name in names]
 
 
-def too_few_signers(state: State, signers: Sequence[Principal]) -> Reasons:
-    """Return the refusal reason if these administrators are too few to adopt another set."""
+def refuse_too_few_signers(state: State, signers: Sequence[Principal]) -> Reasons:
+    """Return the refusal reason if `signers` are too few administrators to adopt another policy set.
+
+    A site needs two, or one if it was founded with a single administrator.
+    """
     least = 1 if state.site.single_administrator else 2
     if len(signers) >= least:
         return []
@@ -96,12 +99,12 @@ def too_few_signers(state: State, signers: Sequence[Principal]) -> Reasons:
 
 
 def check_policy(case: Case, order: AdoptPolicy, data: bytes) -> None:
-    """Check that the document is the set that the order names, and that none of its witnesses is the log itself.
+    """Check that the document is the policy set that the order names, and that no witness in it has a key of the log.
 
-    Raises: Denied otherwise; BadInput for a malformed set.
+    Raises: Denied if a check fails; BadInput for a malformed set.
     """
     case.require(digest_bytes(data) == order.policy, "policy", order.policy, digest_bytes(data))
-    check_witnesses([key.vkey for key in case.state.site.log_keys], parse_policy(data))
+    require_foreign_witnesses([key.vkey for key in case.state.site.log_keys], parse_policy(data))
 
 
 def apply_policy_adoption(case: Case) -> Changes:
@@ -113,7 +116,7 @@ def apply_policy_adoption(case: Case) -> Changes:
 
 
 class PolicyEntity(Entity):
-    """A policy set. Its id is its digest, too."""
+    """A policy set. `digest` equals its id."""
 
     digest: str
 
@@ -142,49 +145,55 @@ ACTIONS = (
 
 
 PARAMETERS, POLICIES, SCHEMA, TESTS = "parameters.json", "policies.cedar", "schema.cedarschema", "tests.json"
-ADOPTED = (PARAMETERS, POLICIES, SCHEMA)
-"""Files of a policy folder that are adopted."""
-BESIDE = (TESTS, "README.md")
-"""Files that a policy folder may contain and that are not adopted."""
+ADOPTED_FILES = (PARAMETERS, POLICIES, SCHEMA)
+"""Files of a policy folder that become part of the policy set."""
+OPTIONAL_FILES = (TESTS, "README.md")
+"""Files that a policy folder may contain and that do not become part of the policy set."""
 
 
 def assemble_policy(name: str, files: Mapping[str, bytes]) -> PolicySet:
-    """Return the policy set of a folder's files (name to bytes). `access` checks that the policies are valid Cedar.
+    """Return the policy set `name` made of a folder's files, given as bytes by file name.
 
-    Raises: BadInput for a missing file, and for a file that would be ignored.
+    The package `access` checks that the policies are valid Cedar.
+
+    Raises: BadInput for a missing, unknown or malformed file.
     """
-    missing, unknown = sorted(set(ADOPTED) - set(files)), sorted(set(files) - {*ADOPTED, *BESIDE})
+    missing, unknown = sorted(set(ADOPTED_FILES) - set(files)), sorted(set(files) - {*ADOPTED_FILES, *OPTIONAL_FILES})
     if missing:
-        raise BadInput(f"policy set {name}, files: expected {', '.join(ADOPTED)}, got none of {', '.join(missing)}")
+        raise BadInput(
+            f"policy set {name}, files: expected {', '.join(ADOPTED_FILES)}, got none of {', '.join(missing)}"
+        )
     if unknown:
-        raise BadInput(f"policy set {name}, files: expected {', '.join(ADOPTED + BESIDE)}, got {', '.join(unknown)}")
+        raise BadInput(
+            f"policy set {name}, files: expected {', '.join(ADOPTED_FILES + OPTIONAL_FILES)}, got {', '.join(unknown)}"
+        )
     try:
         return PolicySet(
             name=name,
             parameters=parse_file(Parameters, files[PARAMETERS], f"policy set {name}, {PARAMETERS}"),
-            cedar=_text(files[POLICIES], f"policy set {name}, {POLICIES}"),
-            cedar_schema=_text(files[SCHEMA], f"policy set {name}, {SCHEMA}"),
+            cedar=_decode_text(files[POLICIES], f"policy set {name}, {POLICIES}"),
+            cedar_schema=_decode_text(files[SCHEMA], f"policy set {name}, {SCHEMA}"),
         )
     except ValidationError as error:
         raise BadInput(f"policy set {name}: {explain(error)}") from None
 
 
-def _text(data: bytes, what: str) -> str:
+def _decode_text(data: bytes, what: str) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise BadInput(f"{what}, byte {error.start}: expected UTF-8, got {error.reason}") from None
 
 
-_MOST_PAIRS = 4_000_000
-"""Largest product of the numbers of lines of two texts that are compared line by line."""
+_MAX_LINE_PAIRS = 4_000_000
+"""Largest product of the numbers of lines of two texts for which an exact diff is computed."""
 
 
 class PolicyChange(Value):
     """A difference between two policy sets.
 
-    `what` is a parameter, a named part of one (such as a tier), a Cedar policy, or the schema. `before` or `now` is
-    None if that set has none.
+    `what` names a parameter, a named item of a parameter (such as a tier), a Cedar policy, or the schema. `before` is
+    its text in the old set and `now` its text in the new set. They are None if the set does not contain it.
     """
 
     what: str
@@ -193,16 +202,16 @@ class PolicyChange(Value):
 
 
 def describe_changes(old: PolicySet, new: PolicySet) -> tuple[PolicyChange, ...]:
-    """Return each difference between the sets once."""
-    before, now = old.parameters.model_dump(mode="json"), new.parameters.model_dump(mode="json")
-    found: list[PolicyChange] = []
-    for name in now:
-        found += _compare_parameter(name.replace("_", " "), before[name], now[name])
-    ours, theirs = _policies(old.cedar), _policies(new.cedar)
-    for name in dict.fromkeys((*ours, *theirs)):
-        found += _compare(f"Cedar policy {name}", ours.get(name), theirs.get(name))
+    """Return the differences between two policy sets: parameters first, then Cedar policies, then the schema."""
+    old_parameters, new_parameters = old.parameters.model_dump(mode="json"), new.parameters.model_dump(mode="json")
+    changes: list[PolicyChange] = []
+    for name in new_parameters:
+        changes += _compare_parameter(name.replace("_", " "), old_parameters[name], new_parameters[name])
+    old_policies, new_policies = _split_policies(old.cedar), _split_policies(new.cedar)
+    for name in dict.fromkeys((*old_policies, *new_policies)):
+        changes += _compare(f"Cedar policy {name}", old_policies.get(name), new_policies.get(name))
     return (
-        *found,
+        *changes,
         *_compare(
             "schema",
             _describe_length(old.cedar_schema),
@@ -212,8 +221,8 @@ def describe_changes(old: PolicySet, new: PolicySet) -> tuple[PolicyChange, ...]
     )
 
 
-def differences(old: PolicySet, new: PolicySet) -> list[str]:
-    """Return unified diffs: one over the parameters, one over the Cedar text, one over its schema."""
+def list_diff_lines(old: PolicySet, new: PolicySet) -> list[str]:
+    """Return the lines of three unified diffs: of the parameters, of the Cedar policies, and of the schema."""
     lines: list[str] = []
     for what, before, after in (
         (PARAMETERS, _format_parameters(old.parameters.model_dump()), _format_parameters(new.parameters.model_dump())),
@@ -228,15 +237,15 @@ def differences(old: PolicySet, new: PolicySet) -> list[str]:
 def _diff(before: list[str], after: list[str], was: str, now: str) -> Iterable[str]:
     """Return a unified diff.
 
-    Two long texts have one hunk, from the first line that differs to the last: comparing the lines between these takes
-    time proportional to the product of their numbers.
+    If the product of their numbers of lines exceeds `_MAX_LINE_PAIRS`, the diff has one hunk from the first line that
+    differs to the last. An exact comparison takes time proportional to that product.
     """
-    if before == after or len(before) * len(after) <= _MOST_PAIRS:
+    if before == after or len(before) * len(after) <= _MAX_LINE_PAIRS:
         return difflib.unified_diff(before, after, was, now, lineterm="")
-    first = _count_equal(before, after)
-    last = _count_equal(before[first:][::-1], after[first:][::-1])
-    old, new = before[first : len(before) - last], after[first : len(after) - last]
-    head = (f"--- {was}", f"+++ {now}", f"@@ -{first + 1},{len(old)} +{first + 1},{len(new)} @@")
+    equal_at_start = _count_equal(before, after)
+    equal_at_end = _count_equal(before[equal_at_start:][::-1], after[equal_at_start:][::-1])
+    old, new = before[equal_at_start : len(before) - equal_at_end], after[equal_at_start : len(after) - equal_at_end]
+    head = (f"--- {was}", f"+++ {now}", f"@@ -{equal_at_start + 1},{len(old)} +{equal_at_start + 1},{len(new)} @@")
     return (*head, *(f"-{line}" for line in old), *(f"+{line}" for line in new))
 
 
@@ -246,16 +255,18 @@ def _count_equal(first: Sequence[str], second: Sequence[str]) -> int:
 
 
 def _compare_parameter(label: str, before: Any, now: Any) -> list[PolicyChange]:
-    if _is_named(before) and _is_named(now):
-        ours, theirs = ({item["name"]: item for item in value} for value in (before, now))
-        parts: list[PolicyChange] = []
-        for name in dict.fromkeys((*ours, *theirs)):
-            parts += _compare(f"{label}: {name}", _format_value(ours.get(name)), _format_value(theirs.get(name)))
-        return parts
+    if _is_list_of_named(before) and _is_list_of_named(now):
+        old_items, new_items = ({item["name"]: item for item in value} for value in (before, now))
+        changes: list[PolicyChange] = []
+        for name in dict.fromkeys((*old_items, *new_items)):
+            changes += _compare(
+                f"{label}: {name}", _format_value(old_items.get(name)), _format_value(new_items.get(name))
+            )
+        return changes
     return _compare(label, _format_value(before), _format_value(now), before == now)
 
 
-def _is_named(value: Any) -> bool:
+def _is_list_of_named(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, dict) and "name" in item for item in value)
 
 
@@ -276,15 +287,15 @@ def _format_value(value: Any) -> str | None:
     return str(value)
 
 
-def _policies(cedar: str) -> dict[str, str]:
-    """Return each policy's text by its `@id`. Text before the first `@id` is compared only by the text diff."""
+def _split_policies(cedar: str) -> dict[str, str]:
+    """Return each policy's text by its `@id`, without comments and layout. Text before the first `@id` is left out."""
     starts = list(POLICY_ID.finditer(cedar))
     ends = (*(found.start() for found in starts), len(cedar))[1:]
     return {found[1]: _strip_layout(cedar[found.end() : end]) for found, end in zip(starts, ends, strict=True)}
 
 
 def _strip_layout(text: str) -> str:
-    """Return the text without comments and line layout, as Cedar reads it."""
+    """Return the text on one line, without indentation and without lines that contain only a comment."""
     lines = (line.strip() for line in text.split("\n"))
     return " ".join(line for line in lines if line and not line.startswith("//"))
 

@@ -1,7 +1,7 @@
 """The names of Cedar policies in the text of a policy set.
 
-It imports nothing of the domain, because the process that reads untrusted Cedar text (`appliance/access/program.py`)
-imports this module and starts for each policy set that is checked.
+This module imports only the standard library. The process that reads untrusted Cedar text
+(`appliance/access/program.py`) imports it and starts once for each policy set, so the start must be fast.
 """
 
 from __future__ import annotations
@@ -13,5 +13,5 @@ POLICY_ID = re.compile(r'^[ \t]*@id\("([^"\n]*)"\)', re.MULTILINE)
 
 
 def list_policy_ids(cedar: str) -> list[str]:
-    """Return the `@id` at the start of each policy's text, in order. The text of an adopted set has no other policy."""
+    """Return the `@id` of each policy in the text, in order. In an adopted set every policy has one."""
     return POLICY_ID.findall(cedar)

@@ -1,7 +1,7 @@
-"""The order that adds post-quantum keys: from its entry on ML-DSA-65 signs each checkpoint and each adapter, too.
+"""The order that adds post-quantum keys to a log that was founded without them.
 
-Both signatures must be valid from then on. The keys of Ed25519 and ECDSA stay, since witnesses and public programs
-verify those. Without this order, a log has the keys from its first entry on or does not have them.
+From its entry on, each checkpoint and each adapter has a second signature by an ML-DSA-65 key, and both signatures must
+be valid. The Ed25519 and ECDSA keys stay, since witnesses and public programs verify their signatures.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from appliance.domain.core.records.people import Principal
 from appliance.domain.core.records.site import MOST_VKEY_CHARACTERS, AdapterKey, LogKey
 from appliance.domain.core.roles import Reasons
 from appliance.domain.core.state import State
-from appliance.domain.governance.log_control import refuse_log_key
+from appliance.domain.governance.log_control import refuse_new_log_key
 from appliance.errors import RefusalCode
 from appliance.formats.log.note import is_post_quantum, vkey_of
 from appliance.formats.signatures.ml_dsa import PUBLIC_BYTES, is_ml_dsa, ml_dsa_spki
@@ -40,14 +40,17 @@ POST_QUANTUM_KEY_INVALID = RefusalCode(
 
 
 class PostQuantumKeys(Canonical):
-    """The ML-DSA-65 keys of the log, as a vkey, and of the adapters, as an SPKI."""
+    """The ML-DSA-65 keys of a log.
+
+    `log_key` signs checkpoints and is a C2SP vkey. `adapter_key` signs adapters and is a SubjectPublicKeyInfo (DER).
+    """
 
     log_key: str = Field(max_length=MOST_VKEY_CHARACTERS)
     adapter_key: Base64
 
 
 class AddPostQuantumKeys(Order):
-    """An order to have checkpoints and adapters signed by ML-DSA-65 as well, with these keys."""
+    """An order to sign checkpoints and adapters with these ML-DSA-65 keys in addition to the present keys."""
 
     action = "add-post-quantum-keys"
     log_key: str = Field(max_length=MOST_VKEY_CHARACTERS)
@@ -64,16 +67,16 @@ class PostQuantumKeysAdded(Countersigned):
 
 
 def is_post_quantum_adapter_key(key: str) -> bool:
-    """Return True if the base64 is an ML-DSA-65 key."""
+    """Return True if `key`, a SubjectPublicKeyInfo in base64, is an ML-DSA-65 key."""
     return is_ml_dsa(base64.b64decode(key))
 
 
 def authorise_add_post_quantum_keys(state: State, order: AddPostQuantumKeys, signer: Principal, now: Time) -> Reasons:
-    """Return the refusal reasons of post-quantum keys: the log has some, or one of the keys is not of ML-DSA-65."""
+    """Return the refusal reasons of post-quantum keys: the log has such keys, or one of the new keys is invalid."""
     before = state.site.post_quantum_adapter_key
     if before is not None:
         return [POST_QUANTUM_ADDED(entry=before.since)]
-    reasons = refuse_log_key(state, order.log_key)
+    reasons = refuse_new_log_key(state, order.log_key)
     if not reasons and not is_post_quantum(order.log_key):
         reasons.append(POST_QUANTUM_KEY_INVALID(use="checkpoints"))
     if not is_post_quantum_adapter_key(order.adapter_key):
@@ -82,7 +85,7 @@ def authorise_add_post_quantum_keys(state: State, order: AddPostQuantumKeys, sig
 
 
 def apply_post_quantum_keys(case: Case) -> Changes:
-    """Add the keys."""
+    """Add the post-quantum keys to the site."""
     order, site, index = case.order(AddPostQuantumKeys), case.state.site, case.entry.index
     added = {
         "log_keys": (*site.log_keys, LogKey(vkey=order.log_key, since=index)),
@@ -117,4 +120,4 @@ ACTIONS = (
         },
     ),
 )
-"""Registry row of the post-quantum keys."""
+"""Definition of the action that adds post-quantum keys."""

@@ -1,4 +1,4 @@
-"""Recovery keys: keys outside daily use that name a new administrator when too few administrators have theirs."""
+"""Recovery keys: keys kept in a safe. They enrol a new administrator if too few administrators have their keys."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from appliance.domain.core.records.people import Principal
 from appliance.domain.core.roles import Reasons
 from appliance.domain.core.state import State
 from appliance.domain.governance.countersignature import RECOVER_ADMINISTRATOR
-from appliance.domain.governance.keys import POSSESSION, NewKey, check_new_key, complete_key
-from appliance.domain.governance.people import enrolled_person, list_name_problems
+from appliance.domain.governance.keys import POSSESSION, NewKey, complete_key, refuse_new_key
+from appliance.domain.governance.people import make_enrolment_changes, refuse_newcomer
 from appliance.errors import RefusalCode
 
 RECOVERY_NEEDS_TWO = RefusalCode(
@@ -41,7 +41,7 @@ class AdministratorRecovered(Countersigned):
 
 def authorise_recover(state: State, order: RecoverAdministrator, signer: Principal, now: Time) -> Reasons:
     """Return the refusal reasons of a recovery."""
-    reasons = list_name_problems(state, order.principal, ("administrator",)) + check_new_key(state, order)
+    reasons = refuse_newcomer(state, order.principal, ("administrator",)) + refuse_new_key(state, order)
     return [*reasons, RECOVERY_NEEDS_TWO()] if state.site.single_administrator else reasons
 
 
@@ -49,7 +49,7 @@ def apply_recovery(case: Case) -> Changes:
     """Apply the enrolment of the administrator."""
     order = case.order(RecoverAdministrator)
     roles = ("administrator",)
-    return enrolled_person(case, order.principal, order.printed_name, roles, order.key, order.keyid)
+    return make_enrolment_changes(case, order.principal, order.printed_name, roles, order.key, order.keyid)
 
 
 def _describe_newcomer(state: State, order: RecoverAdministrator, signer: Principal) -> PrincipalEntity:

@@ -1,8 +1,8 @@
 """Restorations: two administrators accept that the log gives up entries that others may have seen.
 
 After a restore of an older backup, clients and witnesses have seen more entries than the log has. The order names the
-entries that stay (`kept`) and the newest checkpoint that is given up (`lost`), which a key of the log signed. So a
-client or witness with a checkpoint between the two can distinguish the restored log from a forged one.
+size and root of the log that stays (`kept`), and the newest signed checkpoint that is given up (`lost`). So a client or
+witness with a checkpoint between the two can distinguish the restored log from a forged one.
 
 The entries that are given up may have revoked something: an approval, a token, a key. So the entry suspends every
 version that was approved for a unit or served it, ends all tokens, and drops the orders that were pending. Statements
@@ -60,7 +60,8 @@ ENROLLED_SINCE = RefusalCode(
 class RestoreLog(Order):
     """An order to continue the log from its first `kept_size` entries and to give up the checkpoint `lost`.
 
-    `lost` is the digest of a note that a key of the log signed, of `lost_size` entries with the root `lost_root`.
+    `lost` is the digest of the checkpoint's signed note. That checkpoint has `lost_size` entries and the root
+    `lost_root`.
     """
 
     action = "restore-log"
@@ -85,34 +86,37 @@ class LogRestored(Countersigned):
     proof: tuple[Base64, ...] = Field(max_length=63)
 
 
-def step_of(site: Site, restoration: Restoration) -> StepBack:
-    """Return the step of the log that a restoration orders."""
+def make_step_back(site: Site, restoration: Restoration) -> StepBack:
+    """Return the step back of the log that a restoration orders."""
     kept = Checkpoint(site.origin, restoration.kept_size, raw_digest(restoration.kept_root))
     lost = Checkpoint(site.origin, restoration.lost_size, raw_digest(restoration.lost_root))
     return StepBack(kept, lost, restoration.ordered_at)
 
 
 def find_restoration(site: Site, note: bytes, seen_at_s: float) -> Restoration:
-    """Return the restoration that gives up a checkpoint.
+    """Return the restoration that gives up the checkpoint in `note`.
 
-    `seen_at_s` is the time at which its holder got the note, in seconds since 1970.
+    `seen_at_s` is the time in seconds since 1970 at which a client or witness received the note.
 
-    Raises: Tampered if there is none, with the reason of the latest one.
+    Raises: Tampered if there is none, with the reason for which the last restoration does not apply.
     """
-    refused = Tampered("restoration: expected one of this log, got none", code="restoration-refused")
+    refusal = Tampered("restoration: expected one of this log, got none", code="restoration-refused")
     for restoration in site.restorations:
         try:
             seen = open_checkpoint(note, *site.checkpoint_keys(restoration.kept_size))
-            step_of(site, restoration).check(seen, seen_at_s)
+            make_step_back(site, restoration).check(seen, seen_at_s)
         except Tampered as error:
-            refused = error
+            refusal = error
         else:
             return restoration
-    raise refused
+    raise refusal
 
 
 def authorise_restoration(state: State, order: RestoreLog, signer: Principal, now: Time) -> Reasons:
-    """Return the refusal reasons of a restoration. The service and the verifier have the tree, and check the root."""
+    """Return the refusal reasons of a restoration.
+
+    The root `kept_root` is not checked here. The service and the verifier check it, because they have the tree.
+    """
     reasons = []
     if order.kept_size > state.size:
         reasons.append(KEPT_BEYOND_LOG(kept=order.kept_size, size=state.size))
@@ -125,21 +129,25 @@ def _refuse_enrolled_since(name: str, entry: int, kept: int) -> Reasons:
     return [] if entry < kept else [ENROLLED_SINCE(f"principal:{name}", entry=entry, kept=kept)]
 
 
-def check_lost(case: Case, order: RestoreLog, data: bytes) -> None:
-    """Check that the document is the note that the order gives up, signed by the keys that the log had at `kept_size`.
+def check_lost_checkpoint(case: Case, order: RestoreLog, data: bytes) -> None:
+    """Check that `data` is the note of the checkpoint that the order gives up.
 
-    A key that was replaced by then does not count: somebody who stole it could claim entries that the log never had.
+    Its signatures must be valid under the keys that the log had at `kept_size` entries. A key that had been replaced
+    before is not accepted: a person who stole it could claim entries that the log never had.
 
-    Raises: Denied or Tampered otherwise.
+    Raises: Denied if the note is not the one that the order names; Tampered if a signature is invalid.
     """
     case.require(digest_bytes(data) == order.lost, "lost", order.lost, digest_bytes(data))
     lost = open_checkpoint(data, *case.state.site.checkpoint_keys(order.kept_size))
-    named = (order.lost_size, order.lost_root)
-    case.require((lost.size, f"sha256:{lost.root.hex()}") == named, "lost", named, (lost.size, lost.root.hex()))
+    expected = (order.lost_size, order.lost_root)
+    case.require((lost.size, f"sha256:{lost.root.hex()}") == expected, "lost", expected, (lost.size, lost.root.hex()))
 
 
 def apply_restoration(case: Case) -> Changes:
-    """Apply a restoration. Both keys must have been enrolled by entries that the log keeps."""
+    """Record a restoration, end all tokens and pending orders, and suspend every version that may serve.
+
+    Raises: Denied if a key that signed or countersigned the order was not enrolled by an entry that the log keeps.
+    """
     state, order, site = case.state, case.order(RestoreLog), case.state.site
     signed = [case.accepted]
     if "countersigned" in case.documents:
@@ -160,28 +168,31 @@ def apply_restoration(case: Case) -> Changes:
     changes: Changes = [(state.sites, "site", changed)]
     changes += [(state.pending, pending.digest, None) for pending in state.pending.values()]
     changes += [(state.issued_tokens, key, None) for key, _ in state.issued_tokens.items()]
-    for name, units in _list_serving(state).items():
+    for name, units in _list_units_by_adapter(state).items():
         adapter = state.adapters.get(name)
         if adapter is not None and adapter.revoked is None:
             changes.append((state.adapters, name, _suspend(case, adapter, sorted(units))))
     return changes
 
 
-def _list_serving(state: State) -> dict[str, set[str]]:
-    """Return the units for which each adapter was approved or that it served, by adapter."""
-    found: dict[str, set[str]] = {}
+def _list_units_by_adapter(state: State) -> dict[str, set[str]]:
+    """Return the units for which each adapter was approved or that it served, by the adapter's name."""
+    units: dict[str, set[str]] = {}
     for name, adapter in state.adapters.items():
         for review in adapter.reviews:
             if review.approves:
-                found.setdefault(name, set()).add(review.unit)
+                units.setdefault(name, set()).add(review.unit)
     for release in state.releases.values():
         for step in release.history:
-            found.setdefault(step.adapter, set()).add(release.unit)
-    return found
+            units.setdefault(step.adapter, set()).add(release.unit)
+    return units
 
 
 def _suspend(case: Case, adapter: Adapter, units: list[str]) -> Adapter:
-    """Return the adapter suspended for the units. Their release owners, or two administrators, lift that."""
+    """Return the adapter suspended for the units.
+
+    A unit's release owner, or two administrators, can lift each suspension.
+    """
     suspensions = tuple(
         Suspension(
             index=case.entry.index,
@@ -230,7 +241,7 @@ ACTIONS = (
         event=LogRestored,
         apply=apply_restoration,
         two_administrators=True,
-        attachment=Attachment("lost", check_lost),
+        attachment=Attachment("lost", check_lost_checkpoint),
         recheck_slots=True,
         facts=ActionFacts(RestorationEntity, _describe),
         example_values={

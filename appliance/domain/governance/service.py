@@ -16,8 +16,8 @@ from appliance.domain.core.policy import parse_policy
 from appliance.domain.core.records.serving import ServiceProcess
 from appliance.domain.core.records.site import AdapterKey, LogKey, Site
 from appliance.domain.core.words import form
-from appliance.domain.governance.people import enrolled_person
-from appliance.domain.governance.policies import check_witnesses
+from appliance.domain.governance.people import make_enrolment_changes
+from appliance.domain.governance.policies import require_foreign_witnesses
 from appliance.domain.governance.post_quantum import PostQuantumKeys, is_post_quantum_adapter_key
 from appliance.errors import Denied
 from appliance.formats.core.digest import digest_bytes
@@ -59,8 +59,8 @@ class Initialized(Event):
 class ServiceStarted(Event):
     """The event of a start of a service process.
 
-    `process` is its name, where several processes serve the log. `epoch` counts how often the name was taken or
-    withdrawn; it grows with each start.
+    `process` is the name of the process if several processes serve the log, otherwise None. `epoch` is given with the
+    name. It is higher at each start under the same name.
     """
 
     type = "service.started"
@@ -86,10 +86,11 @@ class ServiceStopped(Event):
 
 
 class ProcessLost(Event):
-    """The event by which another process takes over from a process that shows no sign of life.
+    """The event by which one process records that another process has stopped without a `service.stopped` event.
 
-    `last_contact` is the time of its last contact by the database's clock. The entry withdraws its epoch, so that it
-    can append nothing more. It sends no responses later than five seconds after its last contact.
+    `last_contact` is the lost process's last contact with the database, by the database's clock. The entry withdraws
+    the `epoch` of the lost process, so that it can append no more entries. A process stops sending responses five
+    seconds after its last contact.
     """
 
     type = "process.lost"
@@ -109,7 +110,10 @@ class Heartbeat(Event):
 
 
 def apply_initialisation(case: Case) -> Changes:
-    """Apply the log's first entry: its keys, its administrators and its first policy set."""
+    """Apply the log's first entry: its keys, its administrators and its first policy set.
+
+    Raises: Denied, BadInput or Tampered if the entry contradicts itself or contains a malformed key or policy set.
+    """
     body = case.of(Initialized)
     names = [person.name for person in body.administrators]
     keyids = [person.keyid for person in body.administrators]
@@ -119,22 +123,22 @@ def apply_initialisation(case: Case) -> Changes:
     case.require(
         body.single_administrator == (len(names) == 1), "administrators", "two, or one declared as single", len(names)
     )
-    second = body.post_quantum
-    log_keys = [body.log_key, *([] if second is None else [second.log_key])]
+    post_quantum = body.post_quantum
+    log_keys = [body.log_key, *([] if post_quantum is None else [post_quantum.log_key])]
     for vkey in log_keys:
         log_name = parse_vkey(vkey).name
         case.require(log_name == body.origin, "log key", f"the key of {body.origin}", log_name)
     parse_spki(base64.b64decode(body.adapter_key))
-    if second is not None:
-        are_valid = is_post_quantum(second.log_key) and is_post_quantum_adapter_key(second.adapter_key)
+    if post_quantum is not None:
+        are_valid = is_post_quantum(post_quantum.log_key) and is_post_quantum_adapter_key(post_quantum.adapter_key)
         case.require(are_valid, "post-quantum keys", "keys of ML-DSA-65", "another kind")
     policy = parse_policy(case.documents["policy"])
-    check_witnesses(log_keys, policy)
+    require_foreign_witnesses(log_keys, policy)
     site = Site(
         origin=body.origin,
         log_keys=tuple(LogKey(vkey=vkey, since=0) for vkey in log_keys),
         adapter_key=body.adapter_key,
-        post_quantum_adapter_key=None if second is None else AdapterKey(key=second.adapter_key, since=0),
+        post_quantum_adapter_key=None if post_quantum is None else AdapterKey(key=post_quantum.adapter_key, since=0),
         single_administrator=body.single_administrator,
         policy=digest_bytes(case.documents["policy"]),
         parameters=policy.parameters,
@@ -142,15 +146,16 @@ def apply_initialisation(case: Case) -> Changes:
     changes: Changes = [(case.state.sites, "site", site)]
     for person in body.administrators:
         case.require(keyid_of(base64.b64decode(person.key)) == person.keyid, "key", person.keyid, "another key")
-        changes += enrolled_person(case, person.name, None, ("administrator",), person.key, person.keyid)
+        changes += make_enrolment_changes(case, person.name, None, ("administrator",), person.key, person.keyid)
     return changes
 
 
 def apply_service_start(case: Case) -> Changes:
-    """Apply a start. A new process has no slots; other entries close requests and runs that a crash left open.
+    """Apply the start of a process.
 
-    A process without a name is the only one. A process with a name empties its own slots and those of a process without
-    one.
+    A process without a name is the only one: its start ends all others and empties all slots. The start of a named
+    process empties the slots under its name and those of a process without a name. Other entries close the requests
+    and runs that a crash left open.
     """
     body, state = case.of(ServiceStarted), case.state
     case.require((body.process is None) == (body.epoch is None), "epoch", "one beside a process's name", body.epoch)
@@ -160,21 +165,24 @@ def apply_service_start(case: Case) -> Changes:
             *(_end_process(case, row) for row in state.processes.values() if row.ended is None),
         ]
     before = state.processes.get(body.process)
-    least = 1 if before is None else before.epoch + 1
-    case.require(body.epoch >= least, "epoch", f"at least {least}", body.epoch)
+    lowest_epoch = 1 if before is None else before.epoch + 1
+    case.require(body.epoch >= lowest_epoch, "epoch", f"at least {lowest_epoch}", body.epoch)
     row = ServiceProcess(name=body.process, epoch=body.epoch, since=case.entry.index)
     return [*_empty_slots(case, (None, body.process)), (state.processes, body.process, row)]
 
 
 def apply_service_stop(case: Case) -> Changes:
-    """Apply a stop: the process ends and its slots become empty."""
+    """Apply an orderly stop: a named process ends, and the slots of the process become empty."""
     body = case.of(ServiceStopped)
     ended = [] if body.process is None else [_end_process(case, _require_running(case, body.process))]
     return [*ended, *_empty_slots(case, (body.process,))]
 
 
 def apply_process_loss(case: Case) -> Changes:
-    """Apply the loss of a process, which can happen once in each epoch."""
+    """Apply the loss of a process: it ends and its slots become empty.
+
+    Raises: Denied if no process with this name and epoch runs.
+    """
     body = case.of(ProcessLost)
     row = _require_running(case, body.process)
     case.require(body.epoch == row.epoch, "epoch", row.epoch, body.epoch)
@@ -194,9 +202,10 @@ def _end_process(case: Case, row: ServiceProcess) -> Change:
 
 
 def _empty_slots(case: Case, processes: Collection[str | None] | None = None) -> Changes:
-    """Return the changes that empty the slots of these processes, or of all.
+    """Return the changes that empty the slots of these processes, or of all if `processes` is None.
 
-    Their open requests are marked as cut: they can end, but not successfully.
+    Their open requests are marked as cut off: they can end, but not successfully. In `processes`, None is the process
+    without a name.
     """
     state = case.state
     slots: Changes = [

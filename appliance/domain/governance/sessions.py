@@ -13,23 +13,23 @@ from appliance.domain.core.signatures import accept_session
 from appliance.domain.core.state import State
 from appliance.domain.governance.identities import (
     SessionIdentity,
-    end_of_identity,
     find_required_provider,
+    find_session_end,
     refuse_identity,
 )
 from appliance.errors import Denied
 
-MAX_NAMED = 16
-"""Largest number of principals, and of keys, that one entry of refused attempts names."""
-KEPT_S = 600
-"""Seconds after its expiry in which a session can still be closed.
+MAX_NAMES_PER_REFUSAL = 16
+"""Largest number of principals, and of keys, in one `auth.refused` entry."""
+CLOSABLE_S = 600
+"""Seconds for which a session can be closed after its expiry.
 
-They allow for the time between the service's check and the entry's own time.
+A session can expire between the service's check and the time of the entry that closes it.
 """
 
 
 class SessionOpened(Event):
-    """The event of a new reading session. `identity` is the ID token that it rests on, where policy requires one."""
+    """The event of a new reading session. `identity` describes its ID token; it is None if policy requires none."""
 
     type = "session.opened"
     actor_kind = "signer of the session"
@@ -38,9 +38,10 @@ class SessionOpened(Event):
 
 
 class SessionClosed(Event):
-    """The event of a session that its person or an administrator closed before it expired, in a session of their own.
+    """The event of a session that its person or an administrator closed before it expired.
 
-    `opened` is the entry that opened it. Revoked and expired sessions have no such event.
+    `opened` is the index of the entry that opened the session. Sessions that end by expiry or by a revocation have no
+    such event.
     """
 
     type = "session.closed"
@@ -53,12 +54,12 @@ class SessionClosed(Event):
 
 
 class AuthRefused(Event):
-    """The event of unauthenticated attempts, and of orders that make no entry of their own.
+    """The event of unauthenticated attempts, and of refused orders that get no entry of their own.
 
-    They are counted, so that any number of them is one entry a minute.
+    The service counts them in `count`, so that any number of them makes one entry a minute.
 
     `principals` are the claimed signers that are in the log, and `keys` the claimed keys that are in the log, at most
-    16 of each: unauthenticated callers cannot choose the content of the log.
+    16 of each. Other claims are left out, because unauthenticated callers must not choose the content of the log.
     """
 
     type = "auth.refused"
@@ -66,15 +67,18 @@ class AuthRefused(Event):
     outcomes = ("denied",)
     count: int = Field(ge=1)
     since: Time
-    principals: tuple[Identifier, ...] = Field(max_length=MAX_NAMED)
-    keys: tuple[Digest, ...] = Field(max_length=MAX_NAMED)
+    principals: tuple[Identifier, ...] = Field(max_length=MAX_NAMES_PER_REFUSAL)
+    keys: tuple[Digest, ...] = Field(max_length=MAX_NAMES_PER_REFUSAL)
 
     def about(self) -> tuple[str, ...]:
         return tuple(f"principal:{name}" for name in self.principals)
 
 
 def apply_session_opening(case: Case) -> Changes:
-    """Apply the opening of a session, which has an identity exactly if policy requires one."""
+    """Record a new session after checking its signature and, if policy requires one, its identity.
+
+    Raises: Denied if the session or its identity is invalid, or has an identity that policy does not require.
+    """
     state, now, identity = case.state, case.entry.time, case.of(SessionOpened).identity
     session, principal = accept_session(state, case.documents["session"], now)
     case.require(case.entry.actor == principal.name == session.signer, "actor", session.signer, case.entry.actor)
@@ -84,21 +88,24 @@ def apply_session_opening(case: Case) -> Changes:
     if provider is not None and identity is not None:
         if reasons := refuse_identity(state, provider, principal.name, identity, now):
             raise Denied(f"{case.place}: identity", refusals=reasons)
-        ends = min(ends, end_of_identity(provider, identity))
+        ends = min(ends, find_session_end(provider, identity))
     binding = None if identity is None else identity.binding
     row = OpenSession(entry=case.entry.index, expires_at=ends, binding=binding)
-    open_sessions = _list_open(state, principal.name, add_seconds(now, -KEPT_S))
+    open_sessions = _list_open_sessions(state, principal.name, add_seconds(now, -CLOSABLE_S))
     return [(state.sessions, principal.name, OpenSessions(open=(*open_sessions, row)))]
 
 
-def _list_open(state: State, principal: str, since: Time) -> tuple[OpenSession, ...]:
-    """Return the person's sessions that were not closed and expire after that time."""
+def _list_open_sessions(state: State, principal: str, since: Time) -> tuple[OpenSession, ...]:
+    """Return the principal's sessions that were not closed and that expire after `since`."""
     row = state.sessions.get(principal)
     return () if row is None else tuple(session for session in row.open if session.expires_at > since)
 
 
-def rests_on_ended_binding(state: State, principal: str, entry: int) -> bool:
-    """Return True if the session that this entry opened rests on a binding that was removed or replaced since."""
+def has_ended_binding(state: State, principal: str, entry: int) -> bool:
+    """Return True if the session's identity binding was removed or replaced after the session was opened.
+
+    `entry` is the index of the entry that opened the session.
+    """
     row, identity = state.sessions.get(principal), state.identities.get(principal)
     opened = () if row is None else row.open
     binding = next((session.binding for session in opened if session.entry == entry), None)
@@ -106,10 +113,13 @@ def rests_on_ended_binding(state: State, principal: str, entry: int) -> bool:
 
 
 def apply_session_end(case: Case) -> Changes:
-    """Apply the closing of a session."""
+    """Remove a session that its person or an administrator closes.
+
+    Raises: Denied if the session is not open, or another person closes it.
+    """
     body, actor = case.of(SessionClosed), case.state.principals.get(case.entry.actor)
     case.require(body.principal in case.state.principals, "principal", "one that is enrolled", body.principal)
-    open_sessions = _list_open(case.state, body.principal, add_seconds(case.entry.time, -KEPT_S))
+    open_sessions = _list_open_sessions(case.state, body.principal, add_seconds(case.entry.time, -CLOSABLE_S))
     remaining = tuple(session for session in open_sessions if session.entry != body.opened)
     expected = f"the entry of an open session of {body.principal}"
     case.require(len(remaining) < len(open_sessions), "opened", expected, body.opened)
@@ -120,7 +130,7 @@ def apply_session_end(case: Case) -> Changes:
 
 
 def apply_authentication_refusal(case: Case) -> Changes:
-    """Check that all named principals and keys are in the log; nothing changes."""
+    """Check that all named principals and keys are in the log, sorted and without duplicates. Return no changes."""
     body, state = case.of(AuthRefused), case.state
     for what, named, known in (("principals", body.principals, state.principals), ("keys", body.keys, state.keys)):
         expected = tuple(sorted({name for name in named if name in known}))

@@ -15,7 +15,7 @@ from appliance.domain.core.records.runs import Adapter
 from appliance.domain.core.records.serving import Release
 from appliance.domain.core.state import State
 from appliance.domain.governance.countersignature import has_valid_key
-from appliance.domain.governance.policies import too_few_signers
+from appliance.domain.governance.policies import refuse_too_few_signers
 from appliance.domain.queries.pending import SOON_S, find_approval_end, find_release_end
 from appliance.domain.releases.approval import (
     EMERGENCY_ENDED,
@@ -195,4 +195,4 @@ def find_insufficient_administrators(state: State, now: Time) -> tuple[str, ...]
     """Return the administrators who can sign, if they are too few to enrol a person or to change the policy."""
     people = state.principals.values()
     able = [one for one in people if one.has("administrator") and has_valid_key(state, one.name, now)]
-    return tuple(one.name for one in able) if too_few_signers(state, able) else None
+    return tuple(one.name for one in able) if refuse_too_few_signers(state, able) else None

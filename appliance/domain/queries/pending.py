@@ -15,7 +15,7 @@ from appliance.domain.core.records.people import Principal
 from appliance.domain.core.records.runs import Adapter
 from appliance.domain.core.records.serving import Release
 from appliance.domain.core.state import State, Table
-from appliance.domain.governance.countersignature import waiting_orders
+from appliance.domain.governance.countersignature import list_waiting_orders
 from appliance.domain.governance.invitations import EnrolWithPasskey
 from appliance.domain.releases.approval import (
     approved_by_activator,
@@ -139,7 +139,7 @@ def _list_previews(query: PendingQuery) -> Iterator[PendingItem]:
 
 
 def _list_orders(query: PendingQuery) -> Iterator[PendingItem]:
-    for order in waiting_orders(query.state, query.now, query.person.name):
+    for order in list_waiting_orders(query.state, query.now, query.person.name):
         about = ", ".join(one.removeprefix("principal:") for one in order.about if "sha256:" not in one)
         text = f"{ACTIONS[order.action].title}{f' ({about})' if about else ''}, ordered by {order.signer}"
         yield PendingItem(kind=ORDER, subject=f"order:{order.digest}", text=text)
@@ -149,7 +149,7 @@ def _list_invited(query: PendingQuery) -> Iterator[PendingItem]:
     """Yield the invited people whose passkey an administrator can enrol."""
     if not query.person.has("administrator"):
         return
-    waiting = waiting_orders(query.state, query.now)
+    waiting = list_waiting_orders(query.state, query.now)
     ordered = {one for order in waiting if order.action == EnrolWithPasskey.action for one in order.about}
     for row in query.rows("principal", query.state.invitations):
         is_ordered = f"principal:{row.name}" in ordered

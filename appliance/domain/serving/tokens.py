@@ -33,7 +33,7 @@ from appliance.domain.core.signatures import (
     token_revoked,
 )
 from appliance.domain.core.state import State
-from appliance.domain.governance.keys import POSSESSION, NewKey, check_new_key, complete_key
+from appliance.domain.governance.keys import POSSESSION, NewKey, complete_key, refuse_new_key
 from appliance.errors import Denied, NotAuthenticated, Refusal, RefusalCode, Rejected, Tampered
 from appliance.formats.signatures.dsse import Envelope, parse_envelope, verify_envelope
 
@@ -226,7 +226,7 @@ class TokenIssued(Event):
 
 def authorise_enrol_application(state: State, order: EnrolApplication, signer: Principal, now: Time) -> Reasons:
     """Return the refusal reasons against enrolling an application."""
-    reasons = check_new_key(state, order)
+    reasons = refuse_new_key(state, order)
     if application_key(order.principal, order.application) in state.applications:
         reasons.append(APPLICATION_NAME_TAKEN(f"unit:{order.principal}", name=order.application))
     if len(set(order.served_models)) != len(order.served_models):

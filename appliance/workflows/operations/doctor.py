@@ -15,8 +15,8 @@ from typing import Literal, Protocol
 from appliance.api.operations import Check
 from appliance.domain.core.policy import Parameters
 from appliance.domain.core.state import State
-from appliance.domain.governance.identities import list_unbound
-from appliance.domain.governance.policies import find_signers, too_few_signers
+from appliance.domain.governance.identities import list_unbound_people
+from appliance.domain.governance.policies import list_policy_signers, refuse_too_few_signers
 from appliance.domain.queries.alarms import RULES, find_alarms
 from appliance.domain.queries.measures import BackupAges, Measures
 from appliance.errors import ApplianceError, NotFound, Unavailable
@@ -291,7 +291,7 @@ def check_identities(state: State, now: str) -> Iterator[Check]:
     provider = state.parameters.identity_provider
     if provider is None:
         return
-    unbound = list_unbound(state, provider)
+    unbound = list_unbound_people(state, provider)
     yield make_finding(
         "identities",
         not unbound,
@@ -300,10 +300,10 @@ def check_identities(state: State, now: str) -> Iterator[Check]:
         "have two administrators bind them: appliance identity bind",
         level_if_not="warn",
     )
-    signers = find_signers(state, state.parameters, now)
+    signers = list_policy_signers(state, state.parameters, now)
     yield make_finding(
         "identities, emergency",
-        not too_few_signers(state, signers),
+        not refuse_too_few_signers(state, signers),
         f"administrators with key files: {', '.join(one.name for one in signers) or 'none'}",
         "enough administrators who can change the policy on this machine without the identity provider",
         "have administrators enrol key files (docs/guides/identity.md)",

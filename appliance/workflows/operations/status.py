@@ -28,7 +28,7 @@ from appliance.domain.core.names import Time
 from appliance.domain.core.records.runs import Adapter
 from appliance.domain.core.roles import is_unit
 from appliance.domain.core.state import State
-from appliance.domain.governance.countersignature import waiting_orders
+from appliance.domain.governance.countersignature import list_waiting_orders
 from appliance.domain.queries.alarms import find_alarms
 from appliance.domain.queries.measures import seconds_between
 from appliance.domain.queries.pending import list_pending, list_unreleased
@@ -65,7 +65,7 @@ def status(context: WorkerContext, principal: str) -> Status:
             ),
             witnesses=tuple(describe_witness(state, vkey, now) for vkey in state.parameters.witnesses),
             authorisations=tuple(_list_unauthorised(state)),
-            orders=shown_orders(waiting_orders(state, now)),
+            orders=shown_orders(list_waiting_orders(state, now)),
             reviews=tuple(_review(state, adapter, now) for adapter in _list_unreviewed(state, now)),
             releases=_list_unreleased(state, now),
             yours=tuple(list_pending(state, now, principal, MOST_YOURS)),

@@ -18,7 +18,7 @@ from appliance.domain.core.state import State
 from appliance.domain.governance.countersignature import (
     RECOVER_ADMINISTRATOR,
     find_recovery_start,
-    waiting_orders,
+    list_waiting_orders,
 )
 from appliance.domain.queries.measures import (
     DiskSpace,
@@ -86,7 +86,7 @@ def measure_state(state: State, measures: Measures) -> Measures:
                 find_recovery_start(state, one),
                 one.expires_at,
             )
-            for one in waiting_orders(state, now)
+            for one in list_waiting_orders(state, now)
             if one.action == RECOVER_ADMINISTRATOR
         ),
     )

@@ -16,7 +16,7 @@ from appliance.domain.core.policy import parse_policy
 from appliance.domain.core.records import people as records
 from appliance.domain.core.records.people import Principal
 from appliance.domain.core.roles import refuse_without_role, require_enrolled
-from appliance.domain.governance.countersignature import OrderWithdrawn, refuse_ended_key, waiting_orders
+from appliance.domain.governance.countersignature import OrderWithdrawn, list_waiting_orders, refuse_ended_key
 from appliance.domain.governance.log_control import ResetClock, RulesRaised
 from appliance.domain.queries.unit_reading import UnitReader
 from appliance.errors import Conflict, Denied, NotFound, Refusal
@@ -59,7 +59,7 @@ def _list_unexpired(context: LedgerContext) -> list[records.PendingOrder]:
 def list_waiting(context: LedgerContext, model: type[AnOrder]) -> Iterator[tuple[records.PendingOrder, AnOrder]]:
     """Yield the orders of an action that wait for a second administrator."""
     state = context.ledger.state
-    for pending in waiting_orders(state, context.now(state)):
+    for pending in list_waiting_orders(state, context.now(state)):
         if pending.action == model.action:
             order = ORDERS.parse(parse_envelope(context.ledger.documents_of(pending.index)["order"]).payload)
             if isinstance(order, model):
@@ -162,7 +162,7 @@ def shown_orders(waiting: Iterable[records.PendingOrder]) -> tuple[WaitingOrder,
 def waiting_for(context: LedgerContext, administrator: str) -> tuple[WaitingOrder, ...]:
     """Return the orders of others that this administrator can countersign. There are none for other principals."""
     state = context.ledger.state
-    return shown_orders(waiting_orders(state, context.now(state), administrator))
+    return shown_orders(list_waiting_orders(state, context.now(state), administrator))
 
 
 def policy(context: LedgerContext) -> Policy:

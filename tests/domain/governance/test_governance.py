@@ -33,7 +33,7 @@ from appliance.domain.governance.people import (
 )
 from appliance.domain.governance.policies import AdoptPolicy, PolicyAdopted
 from appliance.domain.governance.service import Administrator, Heartbeat, ServiceStarted, ServiceStopped
-from appliance.domain.governance.sessions import KEPT_S, AuthRefused, SessionClosed, SessionOpened
+from appliance.domain.governance.sessions import CLOSABLE_S, AuthRefused, SessionClosed, SessionOpened
 from appliance.domain.retention import HoldPlaced, PlaceHold
 from appliance.errors import ApplianceError, BadInput, Denied, NotAuthenticated
 from appliance.formats.core.canonical import encode_canonical
@@ -266,7 +266,7 @@ def test_an_order_that_expired_is_dropped_when_the_next_one_waits() -> None:
 
 
 def test_a_signer_has_so_many_waiting_orders_and_others_have_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(countersignature, "MOST_WAITING", 2)
+    monkeypatch.setattr(countersignature, "MAX_WAITING_ORDERS", 2)
     site = stage("staffed")
     site.pend(site.order(Grant, "anna", principal="rita", role="reviewer:cost"))
     order = site.order(Grant, "anna", principal="olga", role="reviewer:safety")
@@ -911,7 +911,7 @@ def test_a_session_that_ran_out_long_ago_is_forgotten() -> None:
     site = stage("staffed")
     began = site.now
     first = open_session(site, "rita")
-    site.now = add_seconds(began, 600 + KEPT_S - 1)
+    site.now = add_seconds(began, 600 + CLOSABLE_S - 1)
     open_session(site, "anna")
     assert opened(site, "rita") == [first]
     with refuses(site, Denied, "opened: expected the entry of an open session of rita"):

@@ -16,10 +16,10 @@ from appliance.domain.governance.identities import (
     IdentityUnbound,
     SessionIdentity,
     UnbindIdentity,
-    list_unbound,
+    list_unbound_people,
 )
-from appliance.domain.governance.policies import find_signers
-from appliance.domain.governance.sessions import SessionOpened, rests_on_ended_binding
+from appliance.domain.governance.policies import list_policy_signers
+from appliance.domain.governance.sessions import SessionOpened, has_ended_binding
 from appliance.errors import BadInput, Denied
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.signatures.dsse import encode_envelope
@@ -101,7 +101,7 @@ def test_a_session_has_an_identity_exactly_if_policy_requires_one() -> None:
     with refuses(site, Denied, "exactly if policy requires it"):
         open_session(site, None, source="unix:1000")  # a reviewer on the service's machine
     site.enrol("vault", "recovery")
-    assert "vault" not in list_unbound(site.state, PROVIDER.pinned())
+    assert "vault" not in list_unbound_people(site.state, PROVIDER.pinned())
     with pytest.raises(Denied, match="one exactly if policy requires it"):
         open_session(site, None, "vault")
     for name, source in (("anna", "unix:1000"), ("anna", "unix"), ("vault", "unix:1000"), ("legal", REMOTE)):
@@ -129,14 +129,14 @@ def test_a_person_without_an_identity_opens_no_session() -> None:
 def test_a_session_ends_when_its_binding_is_removed_or_replaced(replace: bool) -> None:
     site = founded()
     first = open_session(site, identity(site))
-    assert not rests_on_ended_binding(site.state, "rita", first)
+    assert not has_ended_binding(site.state, "rita", first)
     if replace:
         site.bind("rita", "another")
     else:
         site.unbind("rita", "ben")
-    assert rests_on_ended_binding(site.state, "rita", first)
+    assert has_ended_binding(site.state, "rita", first)
     site.bind("rita")
-    assert rests_on_ended_binding(site.state, "rita", first)
+    assert has_ended_binding(site.state, "rita", first)
 
 
 def test_keys_of_the_provider_are_replaced_by_another_policy_set() -> None:
@@ -198,10 +198,10 @@ def test_administrators_need_key_files_while_an_identity_provider_is_pinned() ->
     site = stage("staffed").fork()
     site.enrol_passkey("ben", new_passkey())
     plain, pinned = (policy_set(identity_provider=one).parameters for one in (None, PROVIDER.pinned()))
-    assert [one.name for one in find_signers(site.state, pinned, site.now)] == ["anna", "ben"]
+    assert [one.name for one in list_policy_signers(site.state, pinned, site.now)] == ["anna", "ben"]
     site.revoke_key("ben")
-    assert [one.name for one in find_signers(site.state, plain, site.now)] == ["anna", "ben"]
-    assert [one.name for one in find_signers(site.state, pinned, site.now)] == ["anna"]
+    assert [one.name for one in list_policy_signers(site.state, plain, site.now)] == ["anna", "ben"]
+    assert [one.name for one in list_policy_signers(site.state, pinned, site.now)] == ["anna"]
 
 
 def test_a_policy_set_pins_keys_of_its_algorithms_only() -> None:

@@ -18,7 +18,7 @@ from appliance.domain.core.state import State
 from appliance.domain.data.imports import ImportBase, ImportFailed, ImportRequested
 from appliance.domain.governance.countersignature import Countersign, OrderRefused
 from appliance.domain.governance.keys import (
-    MOST_ROTATIONS,
+    MAX_ROTATIONS,
     ROTATION_PERIOD_S,
     KeyEnrolled,
     KeyRevoked,
@@ -116,7 +116,7 @@ def test_a_rotation_is_the_persons_own_and_its_overlap_is_limited() -> None:
 def test_a_person_rotates_eight_times_a_day() -> None:
     """The cost of a revocation grows with the keys that the revoked one rotated to."""
     site = stage("staffed")
-    for _ in range(MOST_ROTATIONS):
+    for _ in range(MAX_ROTATIONS):
         site.keys["rita"] = site.rotate("rita", site.now)
         site.now = add_seconds(site.now, 1)
     with refuses(site, Denied, "rita has rotated to 8 keys in the last day"):
@@ -342,7 +342,7 @@ def enrolled(site: LogBuilder, signer: Signer) -> int:
 def test_a_long_chain_of_rotations_falls_as_a_whole() -> None:
     site = stage("staffed")
     first, since = site.keys["rita"], site.state.size
-    for _ in range(MOST_ROTATIONS):
+    for _ in range(MAX_ROTATIONS):
         site.keys["rita"] = site.rotate("rita", site.now)
     row = site.state.keys.get(site.keys["rita"].keyid)
     assert row is not None

@@ -13,7 +13,7 @@ from appliance.domain.core.credentials import SessionStatement, UnitToken, encod
 from appliance.domain.core.names import add_seconds
 from appliance.domain.core.signatures import accept_session, accept_token
 from appliance.domain.governance.keys import KeyEnrolled, KeyRevoked, ReplaceKey, RevokeKey
-from appliance.domain.governance.passkeys import PasskeyEnrolled, passkeys_of
+from appliance.domain.governance.passkeys import PasskeyEnrolled, list_passkeys
 from appliance.domain.releases.reviews import ReviewRecorded
 from appliance.errors import BadInput, Conflict, Denied, NotAuthenticated, Tampered
 from appliance.formats.core.fields import encode_base64url
@@ -46,8 +46,8 @@ def test_a_passkey_is_one_more_key_of_its_person() -> None:
     site = stage("staffed")
     before = site.state.principals.get("rita")
     first, second = site.enrol_passkey("rita"), site.enrol_passkey("rita", passkey="phone")
-    assert [key.keyid for key in passkeys_of(site.state, "rita")] == [first.keyid, second.keyid]
-    assert passkeys_of(site.state, "raul") == []
+    assert [key.keyid for key in list_passkeys(site.state, "rita")] == [first.keyid, second.keyid]
+    assert list_passkeys(site.state, "raul") == []
     row = site.state.keys.get(first.keyid)
     assert row is not None and row.scope == first.scope and row.passkey is not None and row.passkey.name == "blue"
     assert site.state.principals.get("rita") == before

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from appliance.domain.core.names import add_seconds
-from appliance.domain.governance.countersignature import list_countersigners, waiting_orders
+from appliance.domain.governance.countersignature import list_countersigners, list_waiting_orders
 from appliance.domain.governance.people import Grant, PrincipalEnrolled, RoleGranted
 from appliance.domain.governance.recovery import AdministratorRecovered
 from appliance.domain.queries.alarms import find_alarms
@@ -133,12 +133,12 @@ def test_a_waiting_recovery_is_an_alarm_and_waits_for_everybody_who_can_sign_it(
     assert alarm.severity == "critical" and "vault ordered to make carl an administrator" in alarm.text
     assert list_countersigners(site.state, order) == ("anna", "ben", "deposit")
     for name, count in (("anna", 1), ("deposit", 1), ("vault", 0), ("olga", 0)):
-        assert len(waiting_orders(site.state, site.now, name)) == count
+        assert len(list_waiting_orders(site.state, site.now, name)) == count
         assert sum(item.kind == ORDER for item in list_pending(site.state, site.now, name)) == count
     # The orders of administrators wait for administrators.
     site.pend(site.order(Grant, "anna", principal="olga", role="reviewer:safety"))
-    assert [one.action for one in waiting_orders(site.state, site.now, "deposit")] == ["recover-administrator"]
-    assert len(waiting_orders(site.state, site.now, "ben")) == 2
+    assert [one.action for one in list_waiting_orders(site.state, site.now, "deposit")] == ["recover-administrator"]
+    assert len(list_waiting_orders(site.state, site.now, "ben")) == 2
 
 
 def test_the_alarm_of_a_recovery_ends_with_the_key_that_signed_it() -> None:
@@ -157,15 +157,15 @@ def test_the_alarm_of_a_recovery_ends_with_the_key_that_signed_it() -> None:
 def test_a_recovery_waits_for_nobody_once_the_key_that_signed_it_is_revoked(is_principal_revoked: bool) -> None:
     site = site_with_keys("vault", "deposit")
     site.pend(*site.recovery_order("carl"))
-    assert len(waiting_orders(site.state, site.now, "anna")) == 1
+    assert len(list_waiting_orders(site.state, site.now, "anna")) == 1
     if is_principal_revoked:
         site.revoke("vault")
     else:
         site.revoke_key("vault", signer="anna")
     for name in ("anna", "ben", "deposit"):
-        assert waiting_orders(site.state, site.now, name) == []
+        assert list_waiting_orders(site.state, site.now, name) == []
         assert not [item for item in list_pending(site.state, site.now, name) if item.kind == ORDER]
-    assert waiting_orders(site.state, site.now) == []
+    assert list_waiting_orders(site.state, site.now) == []
 
 
 def test_a_site_with_a_single_administrator_has_no_recovery() -> None:

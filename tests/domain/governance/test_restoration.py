@@ -9,7 +9,7 @@ import pytest
 
 from appliance.domain.core.names import add_seconds
 from appliance.domain.core.signatures import accept_session
-from appliance.domain.governance.restoration import RestoreLog, step_of
+from appliance.domain.governance.restoration import RestoreLog, make_step_back
 from appliance.domain.governance.service import Heartbeat
 from appliance.domain.releases.approval import find_blockers
 from appliance.errors import ApplianceError, BadInput, Denied, NotAuthenticated, Tampered
@@ -195,7 +195,7 @@ def test_a_reset_of_the_clock_ends_the_date_of_a_restoration() -> None:
 
 def test_a_step_gives_up_exactly_the_checkpoints_between_kept_and_lost() -> None:
     site, other, _ = restored(entries=9)
-    step = step_of(site.state.site, site.state.site.restorations[0])
+    step = make_step_back(site.state.site, site.state.site.restorations[0])
 
     def refuse(size: int, at_s: float = 0.0, log: LogBuilder = other) -> str:
         seen = open_checkpoint(log.checkpoint(size), site.first.log_key)
@@ -223,7 +223,7 @@ def test_a_second_restoration_covers_what_the_first_cannot() -> None:
     site.add(Heartbeat())
     second = lose(site, 30)
     restore(site, second.checkpoint())
-    first, last = (step_of(site.state.site, one) for one in site.state.site.restorations)
+    first, last = (make_step_back(site.state.site, one) for one in site.state.site.restorations)
     assert last.kept.size == early + 1 and last.lost.size == second.state.size
     seen = open_checkpoint(other.checkpoint(), site.first.log_key)
     first.check(seen, 0.0)

@@ -22,7 +22,7 @@ from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import encode_value
 from appliance.domain.core.order import encode_order
 from appliance.domain.governance.keys import KeyRevoked, RevokeKey
-from appliance.domain.governance.passkeys import PASSKEY_MEMBERS, EnrolPasskey, PasskeyEnrolled, passkeys_of
+from appliance.domain.governance.passkeys import PASSKEY_FIELDS, EnrolPasskey, PasskeyEnrolled, list_passkeys
 from appliance.formats.core.commitment import disclose
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.signatures.dsse import pae, parse_envelope
@@ -80,7 +80,7 @@ def enrolled(desk: Console, tab: Tab, name: str, passkey: str = "blue") -> bytes
 def enrol(desk: Console, proof: bytes) -> None:
     envelope = parse_envelope(proof)
     said = parse_credential(PasskeyPossession, envelope.payload)
-    values = {member: getattr(said, member) for member in ("key", "keyid", *PASSKEY_MEMBERS)}
+    values = {member: getattr(said, member) for member in ("key", "keyid", *PASSKEY_FIELDS)}
     order = desk.site.order(EnrolPasskey, "anna", principal=said.signer, possession=envelope.pae_digest, **values)
     desk.site.two(PasskeyEnrolled(policy=desk.site.in_force), order, {"possession": proof})
 
@@ -259,7 +259,7 @@ def test_a_revoked_passkey_signs_nothing(desk: Console, launched: Any) -> None:
     tab.authenticator()
     enrolled(desk, tab, "rita")
     show_review(tab)
-    key = passkeys_of(desk.context.ledger.state, "rita")[0]
+    key = list_passkeys(desk.context.ledger.state, "rita")[0]
     order = desk.site.order(RevokeKey, "anna", principal="rita", keyid=key.keyid, since=None)
     desk.site.ordered(KeyRevoked(policy=desk.site.in_force), order)
     size = desk.context.ledger.state.size
@@ -304,7 +304,7 @@ def test_a_page_on_another_port_of_localhost_gets_an_assertion_that_counts_for_n
     file, csrf = (tab.page.locator(f'input[name="{name}"]').first.input_value() for name in ("file", "csrf"))
     csrf = tab.page.locator('form[action="/signed"] input[name="csrf"]').input_value()
     payload = json.loads(file)["statement"]
-    credential = passkeys_of(desk.context.ledger.state, "rita")[0].passkey
+    credential = list_passkeys(desk.context.ledger.state, "rita")[0].passkey
     assert credential is not None
     with neighbour() as url:
         page = tab.page

@@ -13,7 +13,7 @@ import pytest
 
 from appliance.domain.core.names import encode_value
 from appliance.domain.core.policy import PolicySet
-from appliance.domain.governance.policies import AdoptPolicy, describe_changes, differences
+from appliance.domain.governance.policies import AdoptPolicy, describe_changes, list_diff_lines
 from appliance.errors import BadInput, Denied
 from appliance.formats.core.commitment import disclose
 from appliance.formats.core.digest import digest_bytes
@@ -129,7 +129,7 @@ def test_a_line_that_only_other_programs_end_is_compared_as_cedar_reads_it() -> 
     new = old.model_copy(update={"cedar": hidden})
     (one,) = describe_changes(old, new)
     assert one.what == "Cedar policy no-olga" and "\u2028" in str(one.now)
-    assert any("\u2028when {" in line for line in differences(old, new))
+    assert any("\u2028when {" in line for line in list_diff_lines(old, new))
 
 
 @pytest.mark.thorough

@@ -7,7 +7,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from appliance.domain.core.state import State
-from appliance.domain.governance.passkeys import passkeys_of
+from appliance.domain.governance.passkeys import list_passkeys
 from appliance.domain.queries import pending
 from appliance.domain.queries.alarms import Alarm, find_alarms
 from appliance.domain.queries.pending import PendingItem, list_pending
@@ -171,7 +171,7 @@ def starts_of(query: HomeQuery) -> Iterator[Task]:
     rows = (row for kind in viewer.kinds for row in _BY_ROLE.get(kind, ()))
     for kind, text, path in {row[2]: row for row in rows}.values():
         yield Task(kind=kind, text=text, path=path)
-    if not viewer.is_unit and not passkeys_of(state, viewer.name):
+    if not viewer.is_unit and not list_passkeys(state, viewer.name):
         yield _PASSKEY
 
 

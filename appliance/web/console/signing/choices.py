@@ -13,7 +13,7 @@ from appliance.domain.core.names import EXCLUSIVE_ROLES, PARTED_ROLES
 from appliance.domain.core.records.people import Key, PendingOrder, Principal
 from appliance.domain.core.state import State
 from appliance.domain.data.imports import CancelImport
-from appliance.domain.governance.countersignature import WithdrawOrder, waiting_orders
+from appliance.domain.governance.countersignature import WithdrawOrder, list_waiting_orders
 from appliance.domain.governance.delegations import Delegate, refuse_delegate
 from appliance.domain.governance.invitations import EnrolWithPasskey, Invite, WithdrawInvitation
 from appliance.domain.governance.keys import RevokeKey
@@ -130,7 +130,7 @@ def _orders(query: ChoiceQuery) -> Iterator[Choice]:
 def _list_waiting(query: ChoiceQuery) -> list[PendingOrder]:
     """Return the orders that the viewer can countersign; for a withdrawal, all of the viewer's own."""
     if query.action != WithdrawOrder.action:
-        return waiting_orders(query.state, query.now, query.viewer.name)
+        return list_waiting_orders(query.state, query.now, query.viewer.name)
     own = (one for one in query.state.pending.values() if one.signer == query.viewer.name)
     return [one for one in own if one.expires_at > query.now]
 

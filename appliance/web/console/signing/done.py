@@ -10,7 +10,7 @@ from appliance.domain.actions.registry import ACTIONS, ORDERS
 from appliance.domain.core.entry import Entry, parse_entry
 from appliance.domain.core.order import Order
 from appliance.domain.data.imports import ImportDataset, ImportValidationSet
-from appliance.domain.governance.countersignature import Countersign, list_countersigners, waiting_orders
+from appliance.domain.governance.countersignature import Countersign, list_countersigners, list_waiting_orders
 from appliance.domain.governance.invitations import EnrolWithPasskey, Invite
 from appliance.domain.governance.policies import AdoptPolicy
 from appliance.domain.queries.pending import list_pending
@@ -121,7 +121,7 @@ def signed(context: LedgerContext, viewer: Viewer, query: SignedQuery) -> OrderR
     order = _order_of(context, entry, "order")
     other = _order_of(context, entry, "countersigned") if isinstance(order, Countersign) else None
     meant, now = other or order, context.now(state)
-    waiting = {one.index: one for one in waiting_orders(state, now)}.get(entry.index)
+    waiting = {one.index: one for one in list_waiting_orders(state, now)}.get(entry.index)
     return OrderResult(
         index=entry.index,
         title=ACTIONS[meant.action].title,

@@ -19,7 +19,7 @@ from appliance.domain.core.names import encode_value, list_problems
 from appliance.domain.core.order import Order
 from appliance.domain.data.imports import ImportRows
 from appliance.domain.evaluation.gates import parse_gate_file
-from appliance.domain.governance.countersignature import Countersign, waiting_orders
+from appliance.domain.governance.countersignature import Countersign, list_waiting_orders
 from appliance.domain.governance.invitations import EnrolWithPasskey
 from appliance.domain.governance.policies import AdoptPolicy, assemble_policy
 from appliance.domain.recipe.recipe import Recipe
@@ -162,7 +162,7 @@ def fill_fields(query: ChoiceQuery, given: Mapping[str, str], problems: Mapping[
 
 def _enrols_with_passkey(query: ChoiceQuery, order: str) -> bool:
     """Return True if this order enrols a person with a passkey, or if the order is not chosen and one of them does."""
-    waiting = {one.digest: one.action for one in waiting_orders(query.state, query.now, query.viewer.name)}
+    waiting = {one.digest: one.action for one in list_waiting_orders(query.state, query.now, query.viewer.name)}
     return EnrolWithPasskey.action in ({waiting[order]} if order in waiting else waiting.values())
 
 

@@ -24,7 +24,7 @@ from appliance.domain.core.names import Time
 from appliance.domain.core.order import Order, encode_order
 from appliance.domain.core.records.serving import release_key
 from appliance.domain.governance.countersignature import Countersign
-from appliance.domain.governance.invitations import EnrolWithPasskey, Invite, describe_dropped
+from appliance.domain.governance.invitations import EnrolWithPasskey, Invite, describe_dropped_passkey
 from appliance.domain.governance.policies import AdoptPolicy
 from appliance.domain.releases.activations import Activate, Rollback
 from appliance.domain.releases.previews import TryAdapter, ViewSamples
@@ -451,7 +451,7 @@ def describe_change(context: LedgerContext, order: Order, now: Time) -> tuple[tu
     state = context.ledger.state
     if isinstance(order, Invite):
         row = state.invitations.get(order.principal)
-        return () if row is None or row.keyid is None else (("passkey", describe_dropped(row.name, row.keyid)),)
+        return () if row is None or row.keyid is None else (("passkey", describe_dropped_passkey(row.name, row.keyid)),)
     if not isinstance(order, Activate | Rollback):
         return describe_stop(state, order, now)
     adapter = state.adapters.get(order.name)

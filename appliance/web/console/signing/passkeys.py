@@ -14,7 +14,12 @@ from starlette.routing import Route
 from appliance.domain.core.credentials import PasskeyPossession, encode_credential, parse_credential
 from appliance.domain.core.signatures import key_ended, refuse_passkey_scope
 from appliance.domain.governance.countersignature import list_countersigners
-from appliance.domain.governance.passkeys import PASSKEY_PLACE, EnrolPasskey, passkeys_of, scope_of
+from appliance.domain.governance.passkeys import (
+    PASSKEY_ADDRESS_INVALID,
+    EnrolPasskey,
+    list_passkeys,
+    make_passkey_scope,
+)
 from appliance.errors import BadInput, Denied, Refusal, Rejected
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.core.fields import (
@@ -86,7 +91,7 @@ def passkeys(context: LedgerContext, viewer: Viewer, query: Query) -> Passkeys:
             entry=key.enrolled,
             ended=key_ended(state, key, context.now(state)),
         )
-        for key in passkeys_of(state, viewer.name)
+        for key in list_passkeys(state, viewer.name)
         if key.passkey is not None
     ]
     return Passkeys(passkeys=tuple(rows), waiting=tuple(_waiting(context, viewer)))
@@ -153,7 +158,7 @@ def passkey_routes(desk: Desk) -> list[Route]:
         statement, envelope = read_proof(fields)
         if statement.signer != viewer.name:
             raise Denied(f"proof of a passkey: expected one of {viewer.name}, got one of {statement.signer}")
-        verify_envelope(envelope, parse_base64(statement.key, "key"), scope_of(statement))
+        verify_envelope(envelope, parse_base64(statement.key, "key"), make_passkey_scope(statement))
         headers = desk.named(f"{viewer.name}-{statement.passkey}.proof")
         return Response(encode_envelope(envelope) + b"\n", media_type="application/json", headers=headers)
 
@@ -170,13 +175,13 @@ def refuse_address(context: LedgerContext, url: str) -> tuple[Refusal, ...]:
     try:
         scope = PasskeyScope(rp_id_of(url), (url,), backup_eligible=False)
     except BadInput as error:
-        return (PASSKEY_PLACE(detail=Rejected(error.message)),)
+        return (PASSKEY_ADDRESS_INVALID(detail=Rejected(error.message)),)
     return tuple(refuse_passkey_scope(context.ledger.state.parameters, scope))
 
 
 def describe_creation(desk: Desk, name: str) -> str:
     """Return JSON for the script that creates a passkey of this name: its host, and the passkeys that the name has."""
-    keys = passkeys_of(desk.context.ledger.state, name)
+    keys = list_passkeys(desk.context.ledger.state, name)
     known = [key.passkey.credential_id for key in keys if key.passkey is not None]
     return json.dumps({"rpId": rp_id_of(desk.site.url), "signer": name, "known": known})
 
@@ -205,7 +210,7 @@ def make_statement(desk: Desk, name: str, fields: Mapping[str, str]) -> PasskeyP
         origins=(desk.site.url,),
         backup_eligible=made.backup_eligible,
     )
-    if reasons := refuse_passkey_scope(state.parameters, scope_of(statement)):
+    if reasons := refuse_passkey_scope(state.parameters, make_passkey_scope(statement)):
         raise Denied("new passkey", refusals=reasons)
     return statement
 

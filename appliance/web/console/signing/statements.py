@@ -17,9 +17,9 @@ from appliance.domain.core.records.data import BoundSet, LocalSet
 from appliance.domain.core.records.people import Key
 from appliance.domain.core.signatures import key_ended
 from appliance.domain.core.state import State
-from appliance.domain.governance.passkeys import passkeys_of
+from appliance.domain.governance.passkeys import list_passkeys
 from appliance.domain.governance.people import Enrolment
-from appliance.domain.governance.policies import AdoptPolicy, PolicyChange, describe_changes, differences
+from appliance.domain.governance.policies import AdoptPolicy, PolicyChange, describe_changes, list_diff_lines
 from appliance.domain.queries.review.values import open_parts
 from appliance.domain.recipe.recipe import ResolvedRecipe
 from appliance.domain.releases.reviews import ReviewAdapter
@@ -83,7 +83,7 @@ def list_valid_passkeys(state: State, signer: str, url: str, now: str) -> list[K
     """Return the signer's passkeys that are valid for this console now."""
     return [
         key
-        for key in passkeys_of(state, signer)
+        for key in list_passkeys(state, signer)
         if key.passkey is not None and url in key.passkey.origins and key_ended(state, key, now) is None
     ]
 
@@ -148,7 +148,7 @@ def read_envelope(payload: bytes, form: Mapping[str, str], state: State, signer:
             f"signature: expected a passkey's assertion, got a form without {missing[0]}; a click alone signs nothing",
             code="not-signed",
         )
-    for key in passkeys_of(state, signer):
+    for key in list_passkeys(state, signer):
         if key.passkey is not None and key.passkey.credential_id == form["credential_id"]:
             parts = [parse_base64url(form[name], f"assertion, {name}") for name in ASSERTION_FIELDS[1:]]
             sig = encode_assertion(Assertion(*parts))
@@ -244,5 +244,5 @@ def _compare(context: LedgerContext, proposal: Proposal, order: AdoptPolicy) -> 
     except ApplianceError as error:
         problem = error.message
     return PolicySetComparison(
-        changes=describe_changes(old, new), diff=tuple(differences(old, new)), trial=trial, problem=problem
+        changes=describe_changes(old, new), diff=tuple(list_diff_lines(old, new)), trial=trial, problem=problem
     )
